@@ -1,0 +1,37 @@
+PYTHON ?= python3
+VENV := .venv
+RUN_READY := $(VENV)/.ready-run
+DEV_READY := $(VENV)/.ready-dev
+PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: run test check fix bench clean
+
+run: $(RUN_READY)  ## the whole path on the shipped robot episodes, some minutes on 2 cores
+	$(VENV)/bin/rtp demo --output runs/demo
+
+test: $(DEV_READY)  ## all tests but the minutes-long ones
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+check: $(DEV_READY)  ## lint, format, types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+
+fix: $(DEV_READY)  ## mend what the linter and the formatter can
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(DEV_READY)  ## the minutes-long tests; the speed comparisons are scripts in benchmarks/
+	$(VENV)/bin/python -m pytest -m slow
+
+clean:  ## remove the environment and what the demo wrote
+	rm -rf $(VENV) runs
+
+$(RUN_READY): pyproject.toml constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) --editable .
+	touch $@
+
+$(DEV_READY): $(RUN_READY)
+	$(PIP_INSTALL) --editable '.[dev]'
+	touch $@

@@ -1,0 +1,400 @@
+"""The contracts that every room shares: action space, action transforms, image recipe, batch, contract id.
+
+NumPy and the standard library only, so that a data job can import it without torch.
+
+Two number lines are kept apart. *Physical* values are what the episode store holds (metres, radians, or the source's
+own number where its unit is unknown). *Model* values are what is binned into tokens: physical values after an
+`AffineTransform`, expected in each dimension's [low, high]. With the identity transform the two coincide, as in the
+official RT-1 (facts: robotics_transformer `tokenizers/action_tokenizer.py`; open_x_embodiment `models/rt1.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+EMBEDDING_WIDTH = 512  # Universal Sentence Encoder
+TERMINATE, ARM, BASE = 0, 1, 2  # classes of `terminate_episode`, in the order of the released one-hot
+
+GripperConvention = Literal["+1 closes, -1 opens", "1 is open, 0 is closed", "none"]
+
+
+class ContractMismatch(ValueError):
+    """Two parts that must agree (store, checkpoint, model, server) do not; the message prints both sides."""
+
+
+# --- Actions ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionDimension:
+    """One scalar of an action.
+
+    `low` and `high` bound the *model* value that is binned; `unit` is the unit of the *physical* value.
+    A discrete dimension holds a class number 0 .. `num_classes` - 1 and is never scaled.
+    """
+
+    name: str
+    low: float
+    high: float
+    unit: str
+    num_classes: int = 0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise ValueError(f"action dimension {self.name}: needs finite low < high, got [{self.low}, {self.high}]")
+
+    @property
+    def discrete(self) -> bool:
+        return self.num_classes > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionSpec:
+    """An ordered action space and how it is binned.
+
+    `binning`: "truncate" is the official rule, int((a - low) / (high - low) * (bins - 1)), whose decoded values are on
+    average half a bin too low; "centre" decodes each of `bins` equal cells at its middle.
+    """
+
+    name: str
+    dimensions: tuple[ActionDimension, ...]
+    gripper: GripperConvention
+    bins: int = 256
+    binning: Literal["truncate", "centre"] = "truncate"
+
+    def __post_init__(self) -> None:
+        names = [dimension.name for dimension in self.dimensions]
+        if len(set(names)) != len(names):
+            raise ValueError(f"action space {self.name}: dimension names repeat in {names}")
+        needed = max([2, *(dimension.num_classes for dimension in self.dimensions)])
+        if self.bins < needed:
+            raise ValueError(f"action space {self.name}: bins = {self.bins}, at least {needed} are needed")
+
+    @property
+    def size(self) -> int:
+        return len(self.dimensions)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(dimension.name for dimension in self.dimensions)
+
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """(low, high), float32 (A,), of the model values."""
+        low = np.array([dimension.low for dimension in self.dimensions], np.float32)
+        high = np.array([dimension.high for dimension in self.dimensions], np.float32)
+        return low, high
+
+    def discrete(self) -> np.ndarray:
+        """bool (A,): True where the dimension is a class number."""
+        return np.array([dimension.discrete for dimension in self.dimensions])
+
+    def with_units(self, units: Mapping[str, str]) -> ActionSpec:
+        """The same space with other physical units, e.g. {"world_vector_x": "unitless"}."""
+        dimensions = tuple(replace(d, unit=units.get(d.name, d.unit)) for d in self.dimensions)
+        return replace(self, dimensions=dimensions)
+
+    def same_space(self, other: ActionSpec) -> bool:
+        """Whether values of one can be read as values of the other: names, classes and gripper sign (not the bins)."""
+
+        def meaning(spec: ActionSpec) -> list[tuple[str, int]]:
+            return [(dimension.name, dimension.num_classes) for dimension in spec.dimensions]
+
+        return meaning(self) == meaning(other) and self.gripper == other.gripper
+
+
+def rt1_action_spec(
+    *, bins: int = 256, world_vector_limit: float = 1.0, binning: Literal["truncate", "centre"] = "truncate"
+) -> ActionSpec:
+    """RT-1's 11-D space in the order of the released models, one token a dimension (facts: JAX `rt1.py:286-307`).
+
+    `world_vector_limit` is 1 for RT-1 and 2 for RT-1-X.
+    """
+    limit, half_pi = world_vector_limit, math.pi / 2
+    dimensions = [ActionDimension(name="terminate_episode", low=0, high=2, unit="class", num_classes=3)]
+    dimensions += [ActionDimension(name=f"world_vector_{a}", low=-limit, high=limit, unit="m") for a in "xyz"]
+    dimensions += [ActionDimension(name=f"rotation_delta_{a}", low=-half_pi, high=half_pi, unit="rad") for a in "xyz"]
+    dimensions += [
+        ActionDimension(name="gripper_closedness_action", low=-1, high=1, unit="closedness"),
+        ActionDimension(name="base_displacement_vertical_rotation", low=-math.pi, high=math.pi, unit="rad"),
+    ]
+    dimensions += [ActionDimension(name=f"base_displacement_vector_{a}", low=-1, high=1, unit="m") for a in "xy"]
+    return ActionSpec(
+        name="rt1-11d", dimensions=tuple(dimensions), gripper="+1 closes, -1 opens", bins=bins, binning=binning
+    )
+
+
+def seven_d_action_spec(*, bins: int = 256) -> ActionSpec:
+    """Octo's and OpenVLA's 7-D space: position delta, rotation delta, absolute gripper with 1 = open."""
+    half_pi = math.pi / 2
+    dimensions = [ActionDimension(name=f"position_delta_{a}", low=-1, high=1, unit="m") for a in "xyz"]
+    dimensions += [ActionDimension(name=f"rotation_delta_{a}", low=-half_pi, high=half_pi, unit="rad") for a in "xyz"]
+    dimensions += [ActionDimension(name="gripper_open", low=0, high=1, unit="openness")]
+    return ActionSpec(name="end-effector-7d", dimensions=tuple(dimensions), gripper="1 is open, 0 is closed", bins=bins)
+
+
+# --- Transforms between physical and model values ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionStatistics:
+    """Per-dimension statistics of the physical actions of one store, each a tuple of A floats, over `count` steps."""
+
+    count: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    minimum: tuple[float, ...]
+    maximum: tuple[float, ...]
+    q01: tuple[float, ...]
+    q99: tuple[float, ...]
+
+    def varies(self) -> np.ndarray:
+        """bool (A,): True where the dimension takes more than one value."""
+        return np.asarray(self.maximum) > np.asarray(self.minimum)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AffineTransform:
+    """model = physical * scale + offset, per dimension; invertible because no scale is 0."""
+
+    name: str
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.scale) != len(self.offset):
+            raise ValueError(f"transform {self.name}: {len(self.scale)} scales for {len(self.offset)} offsets")
+        if not all(math.isfinite(s) and s != 0 for s in self.scale):
+            raise ValueError(f"transform {self.name}: every scale must be finite and not 0, got {self.scale}")
+
+    def apply(self, physical: np.ndarray) -> np.ndarray:
+        """float (..., A) physical -> float32 (..., A) model values."""
+        return (np.asarray(physical, np.float64) * self.scale + self.offset).astype(np.float32)
+
+    def invert(self, model: np.ndarray) -> np.ndarray:
+        """float (..., A) model -> float32 (..., A) physical values."""
+        return ((np.asarray(model, np.float64) - self.offset) / self.scale).astype(np.float32)
+
+
+class Scaling(Protocol):
+    """A named way to choose an `AffineTransform` from the statistics of a store."""
+
+    def fit(self, spec: ActionSpec, statistics: ActionStatistics) -> AffineTransform: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Model values are the physical values, as in the official RT-1."""
+
+    def fit(self, spec: ActionSpec, statistics: ActionStatistics) -> AffineTransform:
+        return AffineTransform(name="identity", scale=(1.0,) * spec.size, offset=(0.0,) * spec.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """Maps each continuous dimension's [minimum, maximum] of the store onto [low, high] of the spec."""
+
+    def fit(self, spec: ActionSpec, statistics: ActionStatistics) -> AffineTransform:
+        return _onto_bounds("bounds", spec, statistics.minimum, statistics.maximum)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantiles:
+    """Maps each continuous dimension's [1 %, 99 %] quantiles of the store onto [low, high] of the spec.
+
+    Values beyond the quantiles are clipped by the tokenizer, not here: the transform keeps its inverse.
+    """
+
+    def fit(self, spec: ActionSpec, statistics: ActionStatistics) -> AffineTransform:
+        # A rare command (a gripper closed in under 1 % of the steps) has equal quantiles: fall back on its bounds.
+        low, high = np.array(statistics.q01), np.array(statistics.q99)
+        flat = high - low < 1e-6
+        low, high = np.where(flat, statistics.minimum, low), np.where(flat, statistics.maximum, high)
+        return _onto_bounds("q01-q99", spec, low, high)
+
+
+def _onto_bounds(name: str, spec: ActionSpec, low: Iterable[float], high: Iterable[float]) -> AffineTransform:
+    scale, offset = [], []
+    for dimension, source_low, source_high in zip(spec.dimensions, low, high, strict=True):
+        width = float(source_high) - float(source_low)
+        if dimension.discrete or width < 1e-9:  # a class number, or a constant: nothing to spread over the bins
+            scale.append(1.0)
+            offset.append(0.0)
+        else:
+            scale.append((dimension.high - dimension.low) / width)
+            offset.append(dimension.low - float(source_low) * scale[-1])
+    return AffineTransform(name=name, scale=tuple(scale), offset=tuple(offset))
+
+
+# --- The contract between store, checkpoint, registered model and server ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRecipe:
+    """What was done to a camera frame before the model: "none", or a resize by "pad", "squash" or "crop"."""
+
+    camera: str
+    height: int
+    width: int
+    resize: Literal["none", "pad", "squash", "crop"] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetContract:
+    """One dataset's side of the contract: which dimensions it has, their statistics and the transform applied."""
+
+    name: str
+    version: str
+    control_hz: float
+    action_mask: tuple[bool, ...]
+    units: tuple[str, ...]
+    statistics: ActionStatistics
+    transform: AffineTransform
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """Everything that must agree for an action to mean the same on both sides; `id` names it."""
+
+    action: ActionSpec
+    encoder: str
+    image: ImageRecipe
+    datasets: tuple[DatasetContract, ...]
+
+    @property
+    def id(self) -> str:
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        return json.loads(json.dumps(asdict(self)))
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Contract:
+        return Contract(
+            action=_action_from_json(data["action"]),
+            encoder=data["encoder"],
+            image=ImageRecipe(**data["image"]),
+            datasets=tuple(_dataset_from_json(dataset) for dataset in data["datasets"]),
+        )
+
+    def dataset(self, name: str | None = None) -> DatasetContract:
+        """The named dataset's side, or the only one. Raises ValueError where the name is needed or unknown."""
+        known = [dataset.name for dataset in self.datasets]
+        if name is None and len(known) == 1:
+            return self.datasets[0]
+        for dataset in self.datasets:
+            if dataset.name == name:
+                return dataset
+        raise ValueError(f"dataset {name!r} is not in this contract: name one of {', '.join(known)}")
+
+    def trained_with(self, action: ActionSpec, scaling: Scaling) -> Contract:
+        """The contract of a model with this action space, trained on these stores with this scaling."""
+        datasets = tuple(replace(d, transform=scaling.fit(action, d.statistics)) for d in self.datasets)
+        return replace(self, action=action, datasets=datasets)
+
+    def require_readable(self, store: Contract, *, where: str) -> None:
+        """Raise ContractMismatch unless data under the contract `store` mean what this one (a model's) expects."""
+        theirs, ours = store.datasets[0], None
+        for dataset in self.datasets:
+            ours = dataset if dataset.name == theirs.name else ours
+        sides = [
+            ("action space", self.action.name, store.action.name, self.action.same_space(store.action)),
+            ("encoder", self.encoder, store.encoder, self.encoder == store.encoder),
+            ("image", self.image, store.image, self.image == store.image),
+            ("dataset", [d.name for d in self.datasets], theirs.name, ours is not None),
+        ]
+        if ours is not None:
+            sides += [
+                ("units", ours.units, theirs.units, ours.units == theirs.units),
+                ("action dimensions", ours.action_mask, theirs.action_mask, ours.action_mask == theirs.action_mask),
+            ]
+        wrong = [f"{part}: the model has {mine}, {where} has {other}" for part, mine, other, same in sides if not same]
+        if wrong:
+            raise ContractMismatch(
+                f"contract {self.id} of the model does not fit contract {store.id} of {where}: " + "; ".join(wrong)
+            )
+
+
+def merge_contracts(contracts: Sequence[Contract]) -> Contract:
+    """One contract over several stores of a mixture. Raises ContractMismatch where they cannot be mixed."""
+    first = contracts[0]
+    for other in contracts[1:]:
+        for part in ("encoder", "image"):
+            if getattr(first, part) != getattr(other, part):
+                raise ContractMismatch(
+                    f"stores cannot be mixed: {part} is {getattr(first, part)} in {first.datasets[0].name} "
+                    f"and {getattr(other, part)} in {other.datasets[0].name}; preprocess them alike"
+                )
+        if not first.action.same_space(other.action):
+            raise ContractMismatch(f"stores cannot be mixed: action spaces {first.action.name}, {other.action.name}")
+    return replace(first, datasets=tuple(dataset for contract in contracts for dataset in contract.datasets))
+
+
+def _action_from_json(data: Mapping[str, Any]) -> ActionSpec:
+    return ActionSpec(**{**data, "dimensions": tuple(ActionDimension(**d) for d in data["dimensions"])})
+
+
+def _dataset_from_json(data: Mapping[str, Any]) -> DatasetContract:
+    def tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+
+    statistics = ActionStatistics(**tuples(data["statistics"]))
+    transform = AffineTransform(**tuples(data["transform"]))
+    return DatasetContract(**tuples({**data, "statistics": statistics, "transform": transform}))
+
+
+# --- The batch that the loader hands to a robot policy ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchField:
+    """One key of a batch. Axes: B windows, T steps, F distinct frames, HW pixels, C colours, A actions, D embedding."""
+
+    dtype: str
+    axes: str
+    meaning: str
+
+
+BATCH: dict[str, BatchField] = {
+    "frames": BatchField(dtype="uint8", axes="FHWC", meaning="distinct RGB frames, 0..255, at the store's size"),
+    "frame_index": BatchField(dtype="int64", axes="BT", meaning="row of `frames` for each step; -1: padding, no frame"),
+    "step_mask": BatchField(dtype="bool", axes="BT", meaning="True: a real step; False: padding before the episode"),
+    "loss_mask": BatchField(dtype="bool", axes="BT", meaning="True: trained on (real and not terminal)"),
+    "embedding": BatchField(dtype="float32", axes="BTD", meaning="instruction embedding; zeros on padding"),
+    "action": BatchField(dtype="float32", axes="BTA", meaning="model values (after the transform); zeros on padding"),
+    "action_mask": BatchField(dtype="bool", axes="BA", meaning="True: the dimension exists in the window's dataset"),
+    "sample_id": BatchField(dtype="int64", axes="B", meaning="place in the global sample order"),
+    "crop_key": BatchField(dtype="int64", axes="B", meaning="keys random crops; equal for windows of one segment"),
+    "store": BatchField(dtype="int64", axes="B", meaning="number of the store in the mixture"),
+    "episode": BatchField(dtype="int64", axes="B", meaning="number of the episode in its store"),
+    "step": BatchField(dtype="int64", axes="B", meaning="step, from 0, at which the window ends"),
+}
+
+
+def check_batch(batch: Mapping[str, Any], *, action_size: int) -> None:
+    """Raise ValueError unless `batch` (arrays or tensors) satisfies `BATCH`; tests call it at the loader's exit."""
+    if set(batch) != set(BATCH):
+        missing, extra = sorted(set(BATCH) - set(batch)), sorted(set(batch) - set(BATCH))
+        raise ValueError(f"batch keys: missing {missing}, extra {extra}")
+    sizes = {"A": action_size, "C": 3, "D": EMBEDDING_WIDTH}
+    for key, field in BATCH.items():
+        dtype, shape = str(batch[key].dtype).removeprefix("torch."), tuple(batch[key].shape)
+        if dtype != field.dtype or len(shape) != len(field.axes):
+            raise ValueError(f"batch[{key!r}] is {dtype} {shape}, expected {field.dtype} with axes {field.axes}")
+        for axis, length in zip(field.axes, shape, strict=True):
+            if sizes.setdefault(axis, length) != length:
+                raise ValueError(f"batch[{key!r}] has axis {axis} = {length}, elsewhere it is {sizes[axis]}")
+    index, real = np.asarray(batch["frame_index"]), np.asarray(batch["step_mask"])
+    if (index[real] < 0).any() or (index >= sizes["F"]).any() or (index[~real] != -1).any():
+        raise ValueError("batch['frame_index'] must be a row of frames on real steps and -1 on padding")
+    if np.asarray(batch["loss_mask"])[~real].any():
+        raise ValueError("batch['loss_mask'] is True on padding")
+    for key in ("embedding", "action"):
+        if not np.isfinite(np.asarray(batch[key])).all():
+            raise ValueError(f"batch[{key!r}] holds values that are not finite")

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from preprocessing.loading.sample_order import SampleOrder
+
+ORDERS = st.builds(
+    SampleOrder,
+    num_samples=st.integers(1, 700),
+    seed=st.integers(0, 2**32),
+    lanes=st.sampled_from([1, 6, 24, 48]),
+    block_rows=st.integers(1, 40),
+    mixed_blocks=st.integers(1, 8),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ORDERS, st.integers(0, 3))
+def test_an_epoch_visits_every_row_once(order: SampleOrder, epoch: int) -> None:
+    _, rows = order.rows(epoch * order.num_samples, order.num_samples)
+    assert sorted(rows) == list(range(order.num_samples))
+
+
+@settings(max_examples=40, deadline=None)
+@given(ORDERS, st.integers(0, 2000), st.integers(1, 300), st.sampled_from([1, 2, 3, 6]))
+def test_ranks_partition_the_sequence_of_one_rank(order: SampleOrder, first: int, count: int, world: int) -> None:
+    if order.lanes % world:
+        return
+    ids, rows = order.rows(first, count)
+    parts = [order.rows(first, count, rank=rank, world_size=world) for rank in range(world)]
+    joined_ids = np.concatenate([part[0] for part in parts])
+    joined_rows = np.concatenate([part[1] for part in parts])
+    places = np.argsort(joined_ids)
+    assert (joined_ids[places] == ids).all() and (joined_rows[places] == rows).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(ORDERS, st.integers(0, 1000), st.integers(1, 100), st.integers(1, 100))
+def test_continuing_from_a_position_continues_the_sequence(order: SampleOrder, at: int, first: int, then: int) -> None:
+    whole = order.rows(at, first + then)[1]
+    assert (np.concatenate([order.rows(at, first)[1], order.rows(at + first, then)[1]]) == whole).all()
+
+
+def test_seeds_and_epochs_give_different_orders() -> None:
+    order, other = SampleOrder(num_samples=500, seed=0), SampleOrder(num_samples=500, seed=1)
+    first = order.rows(0, 500)[1]
+    assert (first != other.rows(0, 500)[1]).mean() > 0.9
+    assert (first != order.rows(500, 500)[1]).mean() > 0.9
+    assert (first != np.arange(500)).mean() > 0.9
+
+
+def test_a_batch_holds_nearly_as_many_episodes_as_under_a_full_shuffle() -> None:
+    order = SampleOrder(num_samples=20_000, seed=0)
+    episode_steps, batch = 40, 96
+    ids = order.rows(0, 20_000 // batch * batch)[1].reshape(-1, batch) // episode_steps
+    shuffled = np.random.default_rng(0).permutation(20_000)[: ids.size].reshape(-1, batch) // episode_steps
+    distinct = np.mean([len(np.unique(row)) for row in ids])
+    assert distinct > 0.9 * np.mean([len(np.unique(row)) for row in shuffled])
+
+
+def test_a_billion_samples_cost_nothing_to_name() -> None:
+    order = SampleOrder(num_samples=10**9, seed=0, block_rows=1024)
+    ids, rows = order.rows(987_654_321, 256)
+    assert len(np.unique(rows)) == 256 and rows.max() < 10**9 and ids[0] == 987_654_321
+
+
+def test_a_world_size_that_does_not_fit_is_refused_with_those_that_do() -> None:
+    with pytest.raises(ValueError, match=r"5 workers cannot share 48 lanes evenly: use one of \[1, 2, 3, 4, 6"):
+        SampleOrder(num_samples=10, seed=0).rows(0, 10, rank=0, world_size=5)
