@@ -8,7 +8,6 @@ count of samples consumed.
 
 from __future__ import annotations
 
-import io
 import threading
 import time
 from collections import OrderedDict
@@ -19,11 +18,10 @@ from queue import Full, Queue
 from typing import Any
 
 import numpy as np
-import simplejpeg
 import torch
-from PIL import Image
 
 from preprocessing.episode_store import EpisodeStore
+from preprocessing.images import decode_image
 from preprocessing.loading.sample_order import SampleOrder
 from preprocessing.loading.windows import StepIndex, window_rows
 from rt_models.spec import AffineTransform, merge_contracts
@@ -238,14 +236,6 @@ class Loader:
                 closes = first + self._micro_batch == len(ids)
                 yield batch, position + self._global_batch * closes
             position += self._global_batch
-
-
-def decode_image(encoded: bytes) -> np.ndarray:
-    """uint8 (H, W, 3) from JPEG, or any format that Pillow reads."""
-    if encoded[:2] == b"\xff\xd8":
-        return simplejpeg.decode_jpeg(encoded, colorspace="RGB", fastdct=False, fastupsample=False)
-    with Image.open(io.BytesIO(encoded)) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 def _flag_bits(store: EpisodeStore, names: Sequence[str]) -> int:

@@ -1,0 +1,166 @@
+"""What a training loop knows of the other workers: its rank, its device and a few small agreements between ranks.
+
+`LocalContext` is one process without a process group; `TorchrunContext` is one of several processes that torchrun (or
+a test) started; `RayContext` is a Ray Train worker. None of them moves gradients: that is the engine's work.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+
+class WorkerContext(Protocol):
+    """One worker's view of the run. `report`, `barrier`, `any` and `gather` are collective: every rank calls them."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """Hand the metrics of this moment to whoever launched the run; rank 0's are kept."""
+        ...
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        ...
+
+    def any(self, flag: bool) -> bool:
+        """True on every rank if any rank says True."""
+        ...
+
+    def gather(self, value: Any) -> list[Any]:
+        """The small picklable value of every rank, by rank, on every rank."""
+        ...
+
+    def fork(self) -> WorkerContext:
+        """A context for another thread, whose agreements cannot be mixed up with this one's. Collective."""
+        ...
+
+    def beat(self) -> None:
+        """Tell the watchdog, if there is one, that this worker is alive and at work."""
+        ...
+
+    def close(self) -> None:
+        """Leave the run; the context is of no use afterwards."""
+        ...
+
+
+def default_device(local_rank: int = 0) -> torch.device:
+    """The GPU of this local rank, or the CPU where there is none."""
+    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+class LocalContext:
+    """One process, no process group: every agreement is with oneself."""
+
+    rank = 0
+    world_size = 1
+    local_rank = 0
+
+    def __init__(self, device: torch.device | str | None = None) -> None:
+        self.device = default_device() if device is None else torch.device(device)
+        self.metrics: dict[str, float] = {}
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        self.metrics.update(metrics)
+
+    def barrier(self) -> None:
+        pass
+
+    def any(self, flag: bool) -> bool:
+        return flag
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def fork(self) -> LocalContext:
+        return self
+
+    def beat(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class TorchrunContext:
+    """One of WORLD_SIZE processes with torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT).
+
+    Agreements run over a gloo group of their own: they must neither wait behind nor reorder the gradients on NCCL.
+    """
+
+    def __init__(self, device: torch.device | str | None = None, *, timeout_s: float = 1800) -> None:
+        self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        self.device = default_device(self.local_rank) if device is None else torch.device(device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        self._timeout = timedelta(seconds=timeout_s)
+        self._owns_group = not dist.is_initialized()
+        if self._owns_group:
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=self._timeout)
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.metrics: dict[str, float] = {}
+        self._group = dist.new_group(backend="gloo", timeout=self._timeout)
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        self.metrics.update(metrics)
+
+    def barrier(self) -> None:
+        self.gather(None)
+
+    def any(self, flag: bool) -> bool:
+        # An all-reduce of one byte, not a gather: the loop asks this at every step.
+        votes = torch.tensor([flag], dtype=torch.uint8)
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self._group)
+        self.beat()
+        return bool(votes.item())
+
+    def gather(self, value: Any) -> list[Any]:
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self._group)
+        self.beat()
+        return values
+
+    def fork(self) -> WorkerContext:
+        return _Forked(self)
+
+    def beat(self) -> None:
+        pass
+
+    def close(self) -> None:
+        if self._owns_group and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+class _Forked(TorchrunContext):
+    """The same worker with a gloo group of its own, for another thread."""
+
+    def __init__(self, parent: TorchrunContext) -> None:
+        self.rank, self.world_size = parent.rank, parent.world_size
+        self.local_rank, self.device, self.metrics = parent.local_rank, parent.device, {}
+        self._timeout, self._owns_group = parent._timeout, False
+        self._group = dist.new_group(backend="gloo", timeout=self._timeout)
+
+
+class RayContext(TorchrunContext):
+    """A Ray Train worker. Ray has set up the process group (gloo on CPU, NCCL on GPU) and torchrun's environment."""
+
+    def __init__(self, *, timeout_s: float = 1800) -> None:
+        import ray.train.torch
+
+        super().__init__(ray.train.torch.get_device(), timeout_s=timeout_s)
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """As above; Ray hands it on to Tune. It waits for all ranks: not for every step of a fast loop."""
+        import ray.train
+
+        super().report(metrics)
+        ray.train.report(dict(metrics))

@@ -1,0 +1,115 @@
+"""One connection to Ray a process: a private one on this machine, or a cluster by address.
+
+What was connected before is used as it is and left running; what is started here is shut down at the end.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MEGABYTE = 10**6
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaySession:
+    """How to reach Ray.
+
+    address: of a running cluster ("auto", "host:6379"); None: RAY_ADDRESS if it is set (as inside `ray job submit`),
+        else a Ray of our own on this machine, to which the rest applies.
+    num_cpus: logical CPUs, by default those of the machine; more than there are is allowed.
+    object_store_mb: shared memory for objects between processes.
+    """
+
+    address: str | None = None
+    num_cpus: int | None = None
+    object_store_mb: int = 300
+    dashboard: bool = False
+    log_to_driver: bool = True
+
+
+@contextmanager
+def connect(session: RaySession) -> Iterator[None]:
+    """Be connected to Ray inside the block. Raises ConnectionError (an OSError) if the address does not answer."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = session.address or os.environ.get("RAY_ADDRESS")
+    if address is None:
+        _start(session)
+    else:
+        _join(address, session)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start(session: RaySession) -> None:
+    import ray
+
+    # Ray protects a cluster with a token. One of our own keeps it out of the home folder, where it would lock the
+    # user's next `ray start` and `ray job submit` out of clusters without a token.
+    if os.environ.get("RAY_AUTH_MODE", "token") == "token":
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    with _import_path_inherited():
+        ray.init(
+            address="local",
+            num_cpus=session.num_cpus,
+            object_store_memory=session.object_store_mb * MEGABYTE,
+            include_dashboard=session.dashboard,
+            log_to_driver=session.log_to_driver,
+            logging_level=logging.ERROR,
+            # Without a dashboard Ray Train's helpers warn every second that they cannot ask it.
+            logging_config=ray.LoggingConfig(log_level="ERROR"),
+        )
+    root.setLevel(level)  # Ray's choice is for its own processes, not for this one
+    root.handlers[:] = handlers
+
+
+def _join(address: str, session: RaySession) -> None:
+    import ray
+
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=session.log_to_driver,
+            logging_level=logging.ERROR,
+            runtime_env=_shipped_packages(),
+        )
+    except (ConnectionError, RuntimeError) as error:
+        raise ConnectionError(f"no Ray cluster answers at {address!r}: {error}") from error
+
+
+@contextmanager
+def _import_path_inherited() -> Iterator[None]:
+    """Processes started inside import what this one imports, from a source checkout as from an installed package."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(os.path.abspath(path) for path in sys.path))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def _shipped_packages() -> dict[str, Any] | None:
+    """For a cluster: the packages of a source checkout, unless a submitted job has brought them already."""
+    root = Path(__file__).resolve().parents[1]
+    if root.name in ("site-packages", "dist-packages") or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return None
+    return {"py_modules": sorted(str(path.parent) for path in root.glob("*/__init__.py"))}

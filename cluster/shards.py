@@ -1,0 +1,199 @@
+"""Training state by parameter, cut into pieces: one checkpoint for every engine, ZeRO stage and world size.
+
+A rank writes what it holds: for a parameter's name, a key ("weight", or an optimizer's "exp_avg", ...) and the first
+element of the flattened parameter that the piece covers. Whoever reads asks for any range of elements and never sees
+how it was cut. The pieces are safetensors, the rest is JSON: nothing is ever unpickled.
+
+    shard-00000-of-00002.safetensors    one-dimensional tensors "key:start:name"; numbers as "key:scalar:name"
+    parameters.json                     the shape of every parameter, and which names are tied
+
+This is not DeepSpeed's format: its pickles need trust, and its universal checkpoints reach neither stage 0 nor every
+other stage.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+PARAMETERS = "parameters.json"
+WEIGHT = "weight"
+SCALAR = "scalar"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fragment:
+    """Elements start .. start + size of a flattened parameter, held by this rank.
+
+    owner: the tensor of which they are elements owner_start .. owner_start + size, flattened, and by which the
+        optimizer knows its state: the parameter itself, or a flat buffer of many parameters.
+    written: whether this rank saves them; another rank holds the same where not.
+    """
+
+    name: str
+    owner: Tensor
+    owner_start: int
+    start: int
+    size: int
+    written: bool
+
+    @staticmethod
+    def whole(name: str, parameter: Tensor, *, written: bool) -> Fragment:
+        return Fragment(name=name, owner=parameter, owner_start=0, start=0, size=parameter.numel(), written=written)
+
+    def view(self, of: Tensor) -> Tensor:
+        """The fragment's elements of the owner, or of a tensor shaped like it."""
+        return of.detach().reshape(-1)[self.owner_start : self.owner_start + self.size]
+
+    def assign(self, to: Tensor, values: Tensor) -> None:
+        """Overwrite the fragment's elements of the owner, or of a tensor shaped like it."""
+        with torch.no_grad():
+            if self.size == to.numel():  # a whole parameter, whatever its memory format
+                to.copy_(values.view(to.shape))
+            else:
+                self.view(to).copy_(values)
+
+
+def pieces(fragments: Iterable[Fragment], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """This rank's tensors to save, by "key:start:name"; views of the live state where possible."""
+    result: dict[str, Tensor] = {}
+    elementwise = _elementwise_keys(optimizer)
+    for fragment in fragments:
+        if not fragment.written or fragment.size == 0:
+            continue
+        result[f"{WEIGHT}:{fragment.start}:{fragment.name}"] = fragment.view(fragment.owner)
+        for key, value in optimizer.state.get(fragment.owner, {}).items():
+            if key in elementwise:
+                result[f"{key}:{fragment.start}:{fragment.name}"] = fragment.view(value)
+            else:
+                result[f"{key}:{SCALAR}:{fragment.name}"] = torch.as_tensor(value, dtype=torch.float64).reshape(1)
+    return result
+
+
+def _elementwise_keys(optimizer: torch.optim.Optimizer) -> set[str]:
+    """The optimizer's keys with a value per element, as Adam's moments; its others must be numbers, as Adam's step."""
+    values = [(key, value, owner) for owner, state in optimizer.state.items() for key, value in state.items()]
+    scalar = {key for key, value, owner in values if not isinstance(value, Tensor) or value.shape != owner.shape}
+    for key, value, owner in values:
+        if key in scalar and isinstance(value, Tensor) and value.numel() != 1:
+            raise ValueError(
+                f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for a parameter of shape "
+                f"{tuple(owner.shape)}: only optimizers with a value per element, as Adam, can be checkpointed"
+            )
+    return {key for key, _, _ in values} - scalar
+
+
+def describe(model: nn.Module, shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
+    """The content of parameters.json."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    every = model.named_parameters(remove_duplicate=False)
+    tied = {name: first[id(parameter)] for name, parameter in every if first[id(parameter)] != name}
+    return {"shapes": {name: list(shape) for name, shape in shapes.items()}, "tied": tied}
+
+
+class ShardReader:
+    """Reads any range of any parameter from a folder with the shards of all ranks, whatever wrote them.
+
+    Raises ValueError if the folder holds no such state or not all of it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        if not (folder / PARAMETERS).is_file():
+            raise ValueError(f"{folder} holds no training state: {PARAMETERS} is missing")
+        described = json.loads((folder / PARAMETERS).read_text())
+        self.shapes = {name: torch.Size(shape) for name, shape in described["shapes"].items()}
+        self.tied: dict[str, str] = described["tied"]
+        self._pieces: dict[tuple[str, str], list[tuple[int, int, Any, str]]] = {}
+        self._scalars: dict[str, dict[str, float]] = {}
+        for path in sorted(folder.glob("shard-*.safetensors")):
+            self._index(path)
+
+    def _index(self, path: Path) -> None:
+        file = safe_open(path, framework="pt")
+        for piece in file.keys():  # noqa: SIM118 (not a dictionary)
+            key, start, name = piece.split(":", 2)
+            if start == SCALAR:
+                self._scalars.setdefault(name, {})[key] = file.get_tensor(piece).item()
+                continue
+            size = file.get_slice(piece).get_shape()[0]
+            self._pieces.setdefault((name, key), []).append((int(start), size, file, piece))
+
+    def keys(self, name: str) -> list[str]:
+        """The optimizer's elementwise keys for this parameter."""
+        return sorted(key for owner, key in self._pieces if owner == name and key != WEIGHT)
+
+    def scalars(self, name: str) -> dict[str, float]:
+        """The optimizer's numbers for this parameter."""
+        return self._scalars.get(name, {})
+
+    def read(self, name: str, key: str, start: int, size: int) -> Tensor:
+        """Elements start .. start + size of the flattened parameter, on the CPU."""
+        parts = []
+        at = start
+        for piece_start, piece_size, file, piece in sorted(self._pieces.get((name, key), []), key=lambda p: p[0]):
+            stop = min(piece_start + piece_size, start + size)
+            if piece_start <= at < stop:
+                parts.append(file.get_slice(piece)[at - piece_start : stop - piece_start])
+                at = stop
+        if at != start + size:
+            raise ValueError(f"{self._folder} lacks elements {at} to {start + size} of {key} of {name}")
+        return torch.cat(parts) if parts else torch.empty(0)
+
+    def whole(self, name: str, key: str = WEIGHT) -> Tensor:
+        """The parameter's weight or optimizer state in its shape, on the CPU."""
+        shape = self.shapes[name]
+        return self.read(name, key, 0, shape.numel()).view(shape)
+
+
+def require_same_parameters(reader: ShardReader, shapes: Mapping[str, torch.Size], folder: Path) -> None:
+    """Raise ValueError unless the saved model and this one have the same parameters."""
+    saved = reader.shapes
+    wrong = sorted(name for name in saved.keys() | shapes.keys() if saved.get(name) != shapes.get(name))
+    if wrong:
+        there, here = (tuple(side[wrong[0]]) if wrong[0] in side else "absent" for side in (saved, shapes))
+        raise ValueError(
+            f"{folder} is of another model: {len(wrong)} parameters differ, such as {wrong[0]}, {there} there and "
+            f"{here} here"
+        )
+
+
+def restore(fragments: Iterable[Fragment], optimizer: torch.optim.Optimizer, reader: ShardReader) -> None:
+    """Overwrite the fragments' weights and their optimizer state."""
+    for fragment in fragments:
+        fragment.assign(fragment.owner, reader.read(fragment.name, WEIGHT, fragment.start, fragment.size))
+        keys, scalars = reader.keys(fragment.name), reader.scalars(fragment.name)
+        if keys or scalars:
+            # The optimizer creates its state at the first step; a new one has none to overwrite.
+            state = optimizer.state[fragment.owner]
+            for key in keys:
+                value = state.setdefault(key, torch.zeros_like(fragment.owner, requires_grad=False))
+                fragment.assign(value, reader.read(fragment.name, key, fragment.start, fragment.size))
+            for key, value in scalars.items():
+                state[key] = torch.tensor(value, dtype=torch.float32)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The model's state dictionary, parameters and buffers, from a checkpoint of any engine and world size."""
+    from cluster.state_files import read_tensors
+
+    reader = ShardReader(folder)
+    weights = {name: reader.whole(name) for name in reader.shapes}
+    weights |= {name: weights[first] for name, first in reader.tied.items()}
+    buffers = folder / buffer_file(0)
+    return {**weights, **(read_tensors(buffers) if buffers.exists() else {})}
+
+
+def shard_file(rank: int, world_size: int) -> str:
+    return f"shard-{rank:05d}-of-{world_size:05d}.safetensors"
+
+
+def buffer_file(rank: int) -> str:
+    return f"buffers-{rank:05d}.safetensors"

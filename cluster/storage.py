@@ -1,0 +1,288 @@
+"""Checkpoints in a folder: published whole or not at all, on a shared file system or an object store.
+
+    <root>/step-00000100/            one checkpoint; complete once manifest.json stands in it
+    <root>/.saving-step-00000200/    being written (local roots only); never read, cleared by the next save
+
+Every rank writes its own files; rank 0 publishes when all have done so, on a file system by renaming the folder, on an
+object store (any fsspec URL) by uploading the manifest last. A crash at any moment leaves the earlier ones as they are.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+
+from cluster.context import WorkerContext
+from cluster.manifest import MANIFEST, FileEntry, Manifest, check_entry
+
+log = logging.getLogger(__name__)
+
+Write = Callable[[Path], None]
+SAVING = ".saving-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A complete checkpoint: a local path or URL, the step (finished updates) and the loop's metadata."""
+
+    path: str
+    manifest: Manifest
+
+    @property
+    def step(self) -> int:
+        return self.manifest.step
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        return self.manifest.metadata
+
+
+class CheckpointFolder:
+    """The checkpoints of one training. `root` is a path that all nodes share, or an fsspec URL."""
+
+    def __init__(self, root: str | Path) -> None:
+        self._files, path = fsspec.core.url_to_fs(str(root))
+        self.is_local = "file" in (self._files.protocol if isinstance(self._files.protocol, tuple) else ())
+        self._root = str(Path(path).resolve()) if self.is_local else path.rstrip("/")
+
+    @property
+    def root(self) -> str:
+        """The path, or the URL with its scheme."""
+        return self._root if self.is_local else str(self._files.unstrip_protocol(self._root))
+
+    # --- Reading ---
+
+    def latest(self) -> Checkpoint | None:
+        """The complete checkpoint of the highest step: manifest readable, every file there with its size."""
+        return next((checkpoint for step in reversed(self._steps()) if (checkpoint := self.at(step))), None)
+
+    def all(self) -> list[Checkpoint]:
+        """Every complete checkpoint, by step."""
+        return [checkpoint for step in self._steps() if (checkpoint := self.at(step))]
+
+    def at(self, step: int) -> Checkpoint | None:
+        """The complete checkpoint of this step."""
+        folder = self._folder(step)
+        try:
+            manifest = Manifest.from_bytes(self._files.cat_file(f"{folder}/{MANIFEST}"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            log.warning("checkpoint %s is left out: %s", folder, error)
+            return None
+        there = {path[len(folder) + 1 :]: info["size"] for path, info in self._listing(folder).items()}
+        wrong = [entry.name for entry in manifest.files if there.get(entry.name) != entry.size]
+        if wrong:
+            log.warning("checkpoint %s is left out: %s missing or of another size", folder, ", ".join(wrong))
+            return None
+        return Checkpoint(path=folder if self.is_local else self._files.unstrip_protocol(folder), manifest=manifest)
+
+    def fetch(self, checkpoint: Checkpoint, local: Path) -> Path:
+        """A local folder with the checkpoint's files: its own path on a file system, else a copy below `local`.
+
+        A copy is checked against the digests. Safe to call from several processes of a node at once.
+        """
+        if self.is_local:
+            return Path(checkpoint.path)
+        target = local / PurePosixPath(checkpoint.path).name
+        if not target.is_dir():
+            local.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(prefix=f"{target.name}.partial-", dir=local))
+            self._download(checkpoint, partial)
+            try:
+                partial.rename(target)
+            except OSError:  # another process of this node was first
+                shutil.rmtree(partial)
+        return target
+
+    def verify(self, checkpoint: Checkpoint) -> None:
+        """Raise ValueError if any file's content differs from its digest; reads everything."""
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = self.fetch(checkpoint, Path(scratch))
+            for entry in checkpoint.manifest.files:
+                check_entry(entry, folder)
+
+    # --- Writing ---
+
+    def save(
+        self,
+        step: int,
+        write: Write,
+        context: WorkerContext,
+        metadata: Mapping[str, Any],
+        keep_last: int,
+        keep_best_by: str | None = None,
+    ) -> None:
+        """Publish a checkpoint of this step; collective.
+
+        Each rank's `write` puts its files into an empty folder of its own; names must differ between ranks.
+        Afterwards only the `keep_last` newest remain, and the one with the lowest metadata[keep_best_by].
+        Raises OSError on every rank if any rank could not write, and ValueError if the step was published before.
+        """
+        if keep_last < 1:
+            raise ValueError(f"keep_last = {keep_last}: at least 1 checkpoint must be kept")
+        _agree(context, step, self._prepare, step, on_rank_0=True)
+        entries = _agree(context, step, self._write_own, step, write, context)
+        _agree(context, step, self._publish, Manifest(step=step, metadata=metadata, files=entries), on_rank_0=True)
+        _agree(context, step, self._prune, keep_last, keep_best_by, on_rank_0=True)
+
+    def _prepare(self, step: int) -> tuple[FileEntry, ...]:
+        if self.at(step) is not None:
+            raise ValueError(f"{self._folder(step)} was published before: resume from it, or save in another folder")
+        for leftover in self._leftovers(step):
+            self._remove(leftover)
+        if self.is_local:
+            os.makedirs(self._saving(step))
+        return ()
+
+    def _write_own(self, step: int, write: Write, context: WorkerContext) -> tuple[FileEntry, ...]:
+        """Write and, on an object store, upload this rank's files."""
+        if self.is_local:
+            own = self._saving(step) / f"rank-{context.rank:05d}"
+            own.mkdir()
+            entries = _written(write, own)
+            for entry in entries:
+                _move(own / entry.name, self._saving(step) / entry.name)
+            shutil.rmtree(own)
+            return entries
+        with tempfile.TemporaryDirectory(prefix="checkpoint-") as own:
+            entries = _written(write, Path(own))
+            for entry in entries:
+                self._files.put_file(f"{own}/{entry.name}", f"{self._folder(step)}/{entry.name}")
+        return entries
+
+    def _publish(self, manifest: Manifest) -> tuple[FileEntry, ...]:
+        names = [entry.name for entry in manifest.files]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"several ranks wrote {', '.join(twice)}: each file belongs to one rank")
+        if not self.is_local:
+            self._files.pipe_file(f"{self._folder(manifest.step)}/{MANIFEST}", manifest.to_bytes())
+            return ()
+        saving = self._saving(manifest.step)
+        for entry in manifest.files:
+            if not (saving / entry.name).is_file():
+                raise OSError(f"{entry.name} of another node is not in {self._root}: the nodes must share this folder")
+        _write_durably(saving / MANIFEST, manifest.to_bytes())
+        for folder in [saving, *(path for path in saving.rglob("*") if path.is_dir())]:
+            _sync(folder)
+        saving.rename(self._folder(manifest.step))
+        _sync(Path(self._root))
+        return ()
+
+    def _prune(self, keep_last: int, keep_best_by: str | None) -> tuple[FileEntry, ...]:
+        complete = self.all()
+        kept = {checkpoint.step for checkpoint in complete[-keep_last:]}
+        scored = [(c.metadata[keep_best_by], c.step) for c in complete if keep_best_by and keep_best_by in c.metadata]
+        if scored:
+            kept.add(min(scored)[1])
+        for checkpoint in complete:
+            if checkpoint.step not in kept:
+                self._remove(self._folder(checkpoint.step))
+        return ()
+
+    # --- Places ---
+
+    def _folder(self, step: int) -> str:
+        return f"{self._root}/step-{step:08d}"
+
+    def _saving(self, step: int) -> Path:
+        return Path(self._root, f"{SAVING}step-{step:08d}")
+
+    def _names(self) -> list[str]:
+        self._files.invalidate_cache()
+        try:
+            return sorted(PurePosixPath(path).name for path in self._files.ls(self._root, detail=False))
+        except FileNotFoundError:
+            return []
+
+    def _steps(self) -> list[int]:
+        return sorted(int(match[1]) for name in self._names() if (match := re.fullmatch(r"step-(\d{8,})", name)))
+
+    def _leftovers(self, step: int) -> list[str]:
+        """What a crash left: folders being saved, folders without a manifest, and a broken one of this very step."""
+        saving = [f"{self._root}/{name}" for name in self._names() if name.startswith(SAVING)]
+        folders = [(number, self._folder(number)) for number in self._steps()]
+        return saving + [f for n, f in folders if n == step or not self._files.exists(f"{f}/{MANIFEST}")]
+
+    def _listing(self, folder: str) -> dict[str, dict[str, Any]]:
+        self._files.invalidate_cache()
+        return self._files.find(folder, detail=True)  # pyright: ignore[reportReturnType]
+
+    def _remove(self, folder: str) -> None:
+        """The manifest goes first: what is left of an interrupted removal is no checkpoint."""
+        if self._files.exists(f"{folder}/{MANIFEST}"):
+            self._files.rm_file(f"{folder}/{MANIFEST}")
+        self._files.rm(folder, recursive=True)
+
+    def _download(self, checkpoint: Checkpoint, target: Path) -> None:
+        folder = self._folder(checkpoint.step)
+        for entry in checkpoint.manifest.files:
+            (target / entry.name).parent.mkdir(parents=True, exist_ok=True)
+            self._files.get_file(f"{folder}/{entry.name}", str(target / entry.name))
+            check_entry(entry, target)
+        (target / MANIFEST).write_bytes(checkpoint.manifest.to_bytes())
+
+
+def _agree(
+    context: WorkerContext, step: int, act: Callable[..., tuple[FileEntry, ...]], *args: Any, on_rank_0: bool = False
+) -> tuple[FileEntry, ...]:
+    """Run one stage of a save on every rank, or on rank 0 alone; if it fails anywhere, raise everywhere."""
+    entries: tuple[FileEntry, ...] = ()
+    failure: Exception | None = None
+    if context.rank == 0 or not on_rank_0:
+        try:
+            entries = act(*args)
+        except Exception as error:
+            failure = error
+    outcomes = context.gather((entries, None if failure is None else (type(failure), _told(failure))))
+    for rank, (_, told) in enumerate(outcomes):
+        if told is not None:
+            kind = ValueError if issubclass(told[0], ValueError) else OSError
+            raise kind(f"the checkpoint of step {step} was not saved: {told[1]} (rank {rank})") from failure
+    return tuple(entry for own, _ in outcomes for entry in own)
+
+
+def _told(error: Exception) -> str:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or os.strerror(errno.ENOSPC) in str(error):  # safetensors only passes the words on
+        return f"the disk is full ({error}): free space or keep fewer checkpoints; earlier ones are intact"
+    return str(error) or repr(error)
+
+
+def _written(write: Write, folder: Path) -> tuple[FileEntry, ...]:
+    """Write into the empty folder; its files, on disk for good, with their digests."""
+    write(folder)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in paths:
+        _sync(path)
+    return tuple(FileEntry.of(path, folder) for path in paths)
+
+
+def _move(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.rename(target)
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Force a file or a folder's entries to disk: the manifest must not outlive the files it vouches for."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,204 @@
+"""DeepSpeed's ZeRO as typed configuration: which training state is sharded or offloaded, and the JSON that says so.
+
+Paper: Rajbhandari et al. 2020, arXiv 1910.02054. Per rank, with P parameters, N ranks and fp32 Adam (16 bytes a
+parameter: weight, gradient, two moments): stage 0 holds 16P, stage 1 8P + 8P/N, stage 2 4P + 12P/N, stage 3 16P/N.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from cluster.context import WorkerContext
+from cluster.shards import Fragment
+
+Precision = Literal["fp32", "bf16"]
+MEGA = 10**6
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroConfig:
+    """How far training state is sharded over the ranks.
+
+    stage: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters.
+    offload_optimizer, offload_parameters: keep that state in host memory ("cpu"), parameters only with stage 3.
+    bucket_elements: gradients reduced (and parameters gathered) at a time; each bucket costs 4 bytes an element.
+    overlap: communicate beside the backward pass; needs a GPU, gloo has no overlap.
+    persist_elements: stage 3 leaves parameters smaller than this unsharded.
+    """
+
+    stage: Literal[0, 1, 2, 3] = 1
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    offload_parameters: Literal["none", "cpu"] = "none"
+    bucket_elements: int = 50 * MEGA
+    prefetch_elements: int = 50 * MEGA
+    persist_elements: int = 100_000
+    overlap: bool = True
+
+    def __post_init__(self) -> None:
+        if self.stage not in (0, 1, 2, 3):
+            raise ValueError(f"zero.stage = {self.stage}: ZeRO has the stages 0, 1, 2 and 3")
+        if self.offload_optimizer != "none" and self.stage == 0:
+            raise ValueError("zero.offload_optimizer needs zero.stage 1, 2 or 3, got 0")
+        if self.offload_parameters != "none" and self.stage != 3:
+            raise ValueError(f"zero.offload_parameters needs zero.stage 3, got {self.stage}")
+        if min(self.bucket_elements, self.prefetch_elements) < 1:
+            raise ValueError(
+                f"zero.bucket_elements and zero.prefetch_elements must be at least 1, "
+                f"got {self.bucket_elements} and {self.prefetch_elements}"
+            )
+
+
+def deepspeed_config(
+    zero: ZeroConfig,
+    *,
+    precision: Precision,
+    clip_norm: float,
+    micro_batch: int,
+    accumulation: int,
+    world_size: int,
+    device_type: str,
+) -> dict[str, Any]:
+    """The DeepSpeed configuration, complete and JSON-serialisable; log it beside the run.
+
+    bf16 is torch autocast over fp32 weights, as in the torch engine: BatchNorm statistics and norms stay fp32.
+    """
+    config: dict[str, Any] = {
+        "train_batch_size": micro_batch * accumulation * world_size,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        # Stage 0 has no norm of its own to report: the engine clips there.
+        "gradient_clipping": 0.0 if zero.stage == 0 or clip_norm == float("inf") else clip_norm,
+        "zero_optimization": _zero_section(zero, device_type),
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # the client's torch optimizer, never a compiled one
+        "steps_per_print": 2**31 - 1,
+        "wall_clock_breakdown": False,
+    }
+    if precision == "bf16":
+        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    return config
+
+
+def _zero_section(zero: ZeroConfig, device_type: str) -> dict[str, Any]:
+    section: dict[str, Any] = {
+        "stage": zero.stage,
+        "reduce_bucket_size": zero.bucket_elements,
+        "allgather_bucket_size": zero.bucket_elements,
+        "overlap_comm": zero.overlap and device_type == "cuda",
+        "contiguous_gradients": True,
+    }
+    if zero.stage == 3:
+        section["stage3_prefetch_bucket_size"] = zero.prefetch_elements
+        section["stage3_param_persistence_threshold"] = zero.persist_elements
+    pinned = device_type == "cuda"
+    if zero.offload_optimizer == "cpu":
+        section["offload_optimizer"] = {"device": "cpu", "pin_memory": pinned}
+    if zero.offload_parameters == "cpu":
+        section["offload_param"] = {"device": "cpu", "pin_memory": pinned}
+    return section
+
+
+# --- The calls into DeepSpeed ---
+
+
+def connect(context: WorkerContext) -> None:
+    """Give DeepSpeed the process group of this run (a group of one where there is none), quietly."""
+    environment = {"RANK": context.rank, "WORLD_SIZE": context.world_size, "LOCAL_RANK": context.local_rank}
+    for name, value in environment.items():
+        os.environ.setdefault(name, str(value))
+    if context.device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    # DeepSpeed calls collectives under names that torch is about to rename, with a warning at every step.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
+    __compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled at the first start, 6-31 s
+    backend = "nccl" if context.device.type == "cuda" else "gloo"
+    if not dist.is_initialized():
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def shard(module: nn.Module, config: dict[str, Any]) -> None:
+    """ZeRO-3: leave each rank its part of every parameter, taken from rank 0's values.
+
+    Of a finished model and not while it is built: under `zero.Init` an initialisation that a parent module runs over
+    its children would touch empty tensors and silently do nothing. The price is one whole model in host memory a rank.
+    """
+    import deepspeed
+
+    deepspeed.zero.Init(module=module, config_dict_or_path=config)
+
+
+def initialize(module: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
+    """DeepSpeed's engine around the module."""
+    import deepspeed
+
+    return deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)[0]
+
+
+def gathered(tensor: Tensor, *, modified: bool = False) -> AbstractContextManager[Any]:
+    """Inside, a parameter that ZeRO-3 sharded is whole on every rank; any other tensor is left as it is.
+
+    modified: afterwards every rank takes its part of what rank 0 has made of it.
+    """
+    if not hasattr(tensor, "ds_id"):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([tensor], modifier_rank=0 if modified else None)
+
+
+def shape_of(parameter: Tensor) -> torch.Size:
+    """The shape of the whole parameter, sharded or not."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def fragments_of_stages_1_and_2(optimizer: Any, names: Mapping[int, str]) -> Iterator[Fragment]:
+    """What this rank's optimizer shard holds: one flat buffer a group, which starts and ends inside parameters."""
+    for group, flat in zip(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True):
+        for parameter in group:
+            mapping = parameter._hp_mapping
+            if mapping is not None:
+                yield Fragment(
+                    name=names[id(parameter)],
+                    owner=flat,
+                    owner_start=mapping.hp_fragment_address.start,
+                    start=mapping.lp_fragment_address.start,
+                    size=mapping.hp_fragment_address.numel,
+                    written=True,
+                )
+
+
+def fragments_of_stage_3(optimizer: Any, names: Mapping[int, str], rank: int) -> Iterator[Fragment]:
+    """What this rank's optimizer shard holds: of every parameter the rank-th of equal parts, the last one padded."""
+    for group, flat in zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True):
+        offset = 0
+        for parameter in group:
+            yield _part(parameter, names, flat, offset, rank)
+            offset += parameter.partition_numel()
+
+
+def frozen_fragment_of_stage_3(parameter: Any, names: Mapping[int, str], rank: int) -> Fragment:
+    """As above for a parameter that no optimizer holds."""
+    return _part(parameter, names, parameter.ds_tensor, 0, rank)
+
+
+def _part(parameter: Any, names: Mapping[int, str], owner: Tensor, owner_start: int, rank: int) -> Fragment:
+    start = rank * parameter.partition_numel()
+    size = max(0, min(parameter.partition_numel(), parameter.ds_numel - start))
+    name = names[id(parameter)]
+    return Fragment(name=name, owner=owner, owner_start=owner_start, start=start, size=size, written=True)

@@ -1,0 +1,7 @@
+"""`python -m pipelines`, the same as `rtp`."""
+
+import sys
+
+from pipelines.cli import main
+
+sys.exit(main())

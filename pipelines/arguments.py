@@ -1,0 +1,60 @@
+"""Command lines derived from dataclass types by tyro, with its error boxes shortened to one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from pipelines.serialization import did_you_mean
+
+T = TypeVar("T")
+
+
+class UsageError(ValueError):
+    """The command line cannot be understood; the message is one sentence with the remedy."""
+
+
+def parse(kind: type[T], arguments: Sequence[str], *, prog: str, default: Any = None, description: str = "") -> T:
+    """Build `kind` from command-line arguments; `--help` prints the flags with their units and exits."""
+    options: dict[str, Any] = {
+        "prog": prog,
+        "description": description or None,
+        "config": (tyro.conf.AvoidSubcommands,),
+    }
+    if default is not None:
+        options["default"] = default
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(kind, args=list(arguments), **options)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+    raise UsageError(_sentence(complaint.getvalue(), prog, lambda: _flags(kind, options)))
+
+
+def _sentence(complaint: str, prog: str, flags: Any) -> str:
+    """One sentence from tyro's box: the complaint, and the nearest flag for an unknown one."""
+    lines = [re.sub(r"[\u2500-\u257f]", "", line).strip() for line in complaint.splitlines()]
+    text = " ".join(line for line in lines[1:] if line and "full helptext" not in line)
+    unknown = re.search(r"Unrecognized options?: (--[^\s,=]+)", text)
+    if unknown:
+        return f"{prog}: there is no option {unknown[1]}{_hint(unknown[1], flags())}"
+    return f"{prog}: {text.split('Perhaps you meant')[0].strip() or 'cannot read the arguments'} (see {prog} --help)"
+
+
+def _hint(flag: str, known: list[str]) -> str:
+    hint = did_you_mean(flag, known)
+    return hint if "did you mean" in hint else "; --help lists them"
+
+
+def _flags(kind: Any, options: dict[str, Any]) -> list[str]:
+    page = io.StringIO()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(page):
+        tyro.cli(kind, args=["--help"], **options)
+    return sorted(set(re.findall(r"--[a-z][\w.-]*", page.getvalue())))

@@ -1,0 +1,79 @@
+"""`rtp`: one command a file. Bad input ends with one sentence on stderr and exit code 2, never with a traceback."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from pipelines.serialization import did_you_mean
+
+COMMANDS = {
+    "demo": "the whole path on the shipped robot episodes, some minutes on 2 cores",
+    "simulate": "Meta-World's scripted experts -> an RLDS dataset in TFDS layout",
+    "preprocess": "RLDS shards -> episode store (re-running resumes)",
+    "inspect": "counts, statistics, conventions and pictures of an episode store",
+    "train": "train a recipe on episode stores",
+    "evaluate": "score a checkpoint or registered model on held-out episodes",
+    "register": "put a checkpoint into the MLflow model registry",
+    "serve": "answer camera frames with actions over HTTP",
+    "list": "recipes, datasets and encoders",
+    "doctor": "what this machine has, and what will work on it",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if words else 2
+    name, rest = words[0], words[1:]
+    if name not in COMMANDS:
+        return _fail(f"rtp has no command {name!r}{did_you_mean(name, list(COMMANDS))}")
+    as_json = "--json" in rest
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    try:
+        result = _run(name, [word for word in rest if word != "--json"])
+    except (ValueError, OSError, ImportError) as error:
+        return _fail(_one_sentence(error))
+    except FloatingPointError as error:
+        return _fail(_one_sentence(error), code=1)
+    except KeyboardInterrupt:
+        return _fail("stopped; running the same command again continues where that is possible", code=130)
+    if as_json and result is not None:
+        print(json.dumps(result))
+    return int(result.get("exit_code", 0)) if result else 0
+
+
+def _run(name: str, arguments: list[str]) -> dict[str, Any] | None:
+    module = importlib.import_module(f"pipelines.{_MODULES.get(name, name)}")
+    return module.main(arguments)
+
+
+_MODULES = {"list": "catalogue"}  # a module called list would shadow the builtin for its readers
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(["usage: rtp COMMAND ... [--json] [--help]", "", *lines])
+
+
+def _one_sentence(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.strerror}: {error.filename}"
+    return text
+
+
+def _fail(sentence: str, *, code: int = 2) -> int:
+    print(f"rtp: {sentence}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

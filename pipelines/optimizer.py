@@ -1,0 +1,41 @@
+"""Optimizers as config classes. Norms and biases are never decayed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamConfig:
+    """Adam as the released RT-1 uses it: constant 1e-4, Keras' epsilon (facts: `sequence_agent.py`, notebook c28)."""
+
+    lr: float = 1e-4
+    """Learning rate at the schedule's peak."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-7
+
+    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return torch.optim.Adam(trained, lr=self.lr, betas=self.betas, eps=self.eps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamWConfig:
+    """AdamW with decoupled weight decay on matrices and convolution kernels only."""
+
+    lr: float = 1e-4
+    """Learning rate at the schedule's peak."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+
+    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps)

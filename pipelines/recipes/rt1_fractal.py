@@ -1,0 +1,24 @@
+"""RT-1 as released, on its own data: batch 1024, Adam 1e-4 constant (facts: the released training notebook, c28)."""
+
+from __future__ import annotations
+
+from cluster.engine import DeepSpeedEngineConfig
+from cluster.launch import RayLaunch
+from cluster.zero import ZeroConfig
+from pipelines.experiment import Experiment, LoopConfig
+from pipelines.optimizer import AdamConfig
+from rt_models.rt1 import RT1Config
+from rt_models.spec import Identity
+
+
+def recipe() -> Experiment:
+    """The experiment of this file's name."""
+    return Experiment(
+        name="rt1_fractal",
+        model=RT1Config.rt1(),
+        scaling=Identity(),
+        optimizer=AdamConfig(lr=1e-4, eps=1e-7),
+        engine=DeepSpeedEngineConfig(zero=ZeroConfig(stage=1), precision="bf16", clip_norm=1.0),
+        launch=RayLaunch(num_workers=8, use_gpu=True),
+        loop=LoopConfig(steps=300_000, global_batch=1024, micro_batch=32, checkpoint_every=2000, log_every=50),
+    )

@@ -1,0 +1,118 @@
+"""Frozen dataclasses <-> plain JSON or YAML data, strictly: unknown, missing or mistyped fields are errors with a path.
+
+A field that may hold one of several config classes is written with the class it holds:
+`engine: {type: TorchEngineConfig, precision: bf16}`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses become dicts with their class name under "type"; tuples become lists."""
+    if is_dataclass(value):
+        return {"type": type(value).__name__} | {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, tuple | list):
+        return [to_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: to_plain(item) for key, item in value.items()}
+    return value
+
+
+def from_plain(kind: type[T], data: Any, *, base: T | None = None, path: str = "") -> T:
+    """Build `kind` from plain data; fields not given come from `base`, else from the class's defaults."""
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{path or kind.__name__}: expected a mapping of fields, got {data!r}")
+    hints = typing.get_type_hints(kind)
+    given = {key: value for key, value in data.items() if key != "type"}
+    for key in given:
+        if key not in hints:
+            raise ValueError(f"{_join(path, key)} is not a setting of {kind.__name__}{did_you_mean(key, list(hints))}")
+    values = {}
+    for field in fields(typing.cast(Any, kind)):
+        name = field.name
+        inherited = getattr(base, name) if base is not None else None
+        if name in given:
+            values[name] = _read(hints[name], given[name], inherited, _join(path, name))
+        elif base is not None:
+            values[name] = inherited
+        elif field.default is MISSING and field.default_factory is MISSING:
+            raise ValueError(f"{_join(path, name)} is missing")
+    return kind(**values)
+
+
+def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; lists stay whole."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """The end of an error sentence: the nearest known name, or all of them where none is near."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f": did you mean {near[0]!r}?" if near else f": known are {', '.join(sorted(known))}"
+
+
+def members(hint: Any) -> tuple[Any, ...]:
+    """The alternatives of a union, or the type itself."""
+    return (
+        typing.get_args(hint)
+        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+        else (hint,)
+    )
+
+
+def _read(hint: Any, value: Any, inherited: Any, path: str) -> Any:
+    choices = members(hint)
+    classes: dict[str, Any] = {
+        choice.__name__: choice for choice in choices if isinstance(choice, type) and is_dataclass(choice)
+    }
+    if classes and isinstance(value, Mapping):
+        name = value.get("type", type(inherited).__name__ if inherited is not None else next(iter(classes)))
+        if name not in classes:
+            raise ValueError(f"{path}: no config class {name!r}{did_you_mean(name, list(classes))}")
+        base = inherited if type(inherited) is classes[name] else None
+        return from_plain(classes[name], value, base=base, path=path)
+    for choice in choices:
+        matched, read = _read_leaf(choice, value, path)
+        if matched:
+            return read
+    expected = " or ".join(getattr(choice, "__name__", str(choice)) for choice in choices)
+    raise ValueError(f"{path}: expected {expected}, got {value!r}")
+
+
+def _read_leaf(hint: Any, value: Any, path: str) -> tuple[bool, Any]:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return value in arguments, value
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = (arguments[0],) * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(kinds) != len(value):
+            raise ValueError(f"{path}: expected {len(kinds)} values, got {len(value)}")
+        read = [_read(k, v, None, f"{path}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True))]
+        return True, tuple(read)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool), float(value) if _number(value) else value
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool), value
+    if hint is types.NoneType:
+        return value is None, None
+    return isinstance(hint, type) and isinstance(value, hint), value
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

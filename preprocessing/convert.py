@@ -1,0 +1,348 @@
+"""RLDS shards -> an episode store: one Ray Data task a shard, resumable, with a closing account.
+
+Every shard's Parquet file and report appear atomically, the manifest last. Killed anywhere and run again, a conversion
+does only the missing shards and ends with the same bytes; a finished store is left as it is. Another source, spec or
+setting in the same folder is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from preprocessing import dataset_spec
+from preprocessing.dataset_spec import ACTION_SIZE, DatasetSpec
+from preprocessing.embeddings import Encoder, load_encoder
+from preprocessing.episode_store import (
+    MANIFEST,
+    PROGRESS,
+    ROW_GROUP_ROWS,
+    SCHEMA_VERSION,
+    SourceField,
+    StoreLayout,
+    atomic_write,
+)
+from preprocessing.images import Resize
+from preprocessing.rlds import RldsDataset, SourceShard, open_dataset
+from preprocessing.shard_conversion import ShardTask, convert_shard, report_name
+from preprocessing.store_manifest import write_manifest
+from rt_models.spec import EMBEDDING_WIDTH
+
+_OBJECT_STORE_BYTES = 256 << 20  # only shard numbers and reports travel through it
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """Settings of a conversion."""
+
+    split: str = "train"
+    """Split to convert, as dataset_info.json names it."""
+    dataset: str | None = None
+    """Name of the dataset spec; by default the name that dataset_info.json records."""
+    encoder: str | None = None
+    """Instruction encoder: dataset, use, hash or sentence-transformers:MODEL; by default the vectors that the episodes
+    ship, else use."""
+    use_model: str | None = None
+    """Folder, .tar.gz or URL of the Universal Sentence Encoder's SavedModel; by default TF-Hub's large/5."""
+    image_size: str | None = None
+    """Height x width of stored frames in pixels, such as 256x320; by default frames are stored untouched."""
+    resize: Resize = "pad"
+    """How frames of another size are resized: pad with black (RT-1-X), squash, or crop the middle."""
+    cameras: tuple[str, ...] = ("image",)
+    """Roles of the cameras to store; image is the main one that the models see."""
+    limit: int | None = None
+    """Episodes to convert at most, from the beginning of the split."""
+    check_crc: bool = True
+    """Check the CRC of every record."""
+    workers: int | None = None
+    """Shards converted at once; by default as many as Ray has CPUs, 0 converts in this process without Ray."""
+
+    def __post_init__(self) -> None:
+        self.frame_size()
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"--limit must be at least 1 episode, got {self.limit}")
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"--workers must be 0 or more, got {self.workers}")
+        if "image" not in self.cameras:
+            raise ValueError("--cameras must name image, the main camera")
+
+    def frame_size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels, or None for untouched. Raises ValueError for text that is no size."""
+        if self.image_size is None:
+            return None
+        sides = self.image_size.lower().split("x")
+        if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+            raise ValueError(f"--image-size must be HEIGHTxWIDTH in pixels such as 256x320, got {self.image_size!r}")
+        return int(sides[0]), int(sides[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The closing account of a conversion: episodes_in = episodes_out + quarantined."""
+
+    store: str
+    dataset: str
+    version: str
+    split: str
+    contract: str
+    encoder: str
+    episodes_in: int
+    episodes_out: int
+    quarantined: int
+    steps: int
+    instructions: int
+    shards: int
+    shards_converted: int
+    seconds: float
+
+
+def convert(source: str, out: str, config: ConvertConfig) -> Summary:
+    """Convert one split of the RLDS dataset in folder `source` into a store below `out`; both may be URLs.
+
+    Raises ValueError or OSError with one sentence for what a user can mend.
+    """
+    began = time.monotonic()
+    dataset = open_dataset(source)
+    spec = dataset_spec.load(config.dataset or dataset.name)
+    encoder = _encoder(config, spec, dataset)
+    if encoder is not None:
+        encoder.require()
+    task = _task(dataset, spec, out, config, ships_vectors=encoder is None)
+    settings = _settings(task, config, encoder.id if encoder else spec.embedding_encoder)
+    filesystem, root = fsspec.core.url_to_fs(task.root)
+    if filesystem.exists(f"{root}/{MANIFEST}"):
+        manifest, missing = _finished(filesystem, root, settings), []
+    else:
+        _claim(filesystem, root, settings)
+        missing = [i for i in range(len(task.shards)) if not _is_done(filesystem, root, task, i)]
+        _convert_shards(task, missing, config.workers)
+        manifest = write_manifest(task, settings, encoder, in_process=config.workers == 0)
+    if filesystem.exists(f"{root}/{PROGRESS}"):
+        filesystem.rm(f"{root}/{PROGRESS}", recursive=True)
+    return _summary(task.root, manifest, len(missing), time.monotonic() - began)
+
+
+# --- What to do ---
+
+
+def _encoder(config: ConvertConfig, spec: DatasetSpec, dataset: RldsDataset) -> Encoder | None:
+    """The encoder to compute vectors with, or None for those that the episodes ship."""
+    path = spec.embedding
+    ships = path is not None and path in dataset.step_paths and dataset.feature(path).shape == (EMBEDDING_WIDTH,)
+    name = config.encoder or ("dataset" if ships else "use")
+    if name != "dataset":
+        return load_encoder(name, use_model=config.use_model)
+    if not ships:
+        raise ValueError(f"{dataset.folder} ships no instruction vectors: give --encoder use or another one")
+    return None
+
+
+def _task(
+    dataset: RldsDataset, spec: DatasetSpec, out: str, config: ConvertConfig, *, ships_vectors: bool
+) -> ShardTask:
+    unknown = [role for role in config.cameras if role not in spec.cameras]
+    if unknown:
+        raise ValueError(f"{spec.name} has no camera {unknown[0]!r}: choose of {', '.join(spec.cameras)}")
+    absent = [path for path in spec.paths(config.cameras) if path not in dataset.step_paths + dataset.episode_paths]
+    if absent and absent[0] not in dataset_spec.STEP_FIELDS:
+        raise ValueError(
+            f"spec {spec.name} does not fit {dataset.folder}, which has no field {absent[0]!r}: give another --dataset"
+        )
+    fields = [(path, dataset.feature(path)) for path in spec.source_actions]
+    layout = StoreLayout(
+        cameras=config.cameras,
+        action_size=ACTION_SIZE,
+        proprio_size=len(spec.proprio_names),
+        source=tuple(SourceField(path=path, dtype=f.dtype, shape=f.fixed_shape()) for path, f in fields),
+    )
+    shards = dataset.shards(config.split)
+    limits = _limits(shards, config.limit)
+    used = [i for i, limit in enumerate(limits) if limit != 0]
+    return ShardTask(
+        dataset=dataset,
+        spec=spec,
+        shards=tuple(shards[i] for i in used),
+        limits=tuple(limits[i] for i in used),
+        root=f"{str(out).rstrip('/')}/{spec.name}/{dataset.version}/{config.split}",
+        layout=layout,
+        image_size=config.frame_size(),
+        resize=config.resize,
+        embedding=spec.embedding if ships_vectors else None,
+        check_crc=config.check_crc,
+    )
+
+
+def _limits(shards: tuple[SourceShard, ...], limit: int | None) -> list[int | None]:
+    """Records to read of each shard: None for all, else the first `limit` of the split by the declared counts."""
+    if limit is None:
+        return [None] * len(shards)
+    limits, left = [], limit
+    for shard in shards:
+        limits.append(min(shard.num_records, left))
+        left -= limits[-1]
+    return limits
+
+
+def _settings(task: ShardTask, config: ConvertConfig, encoder: str | None) -> dict[str, Any]:
+    """Everything that decides what the store's bytes will be."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "row_group_rows": ROW_GROUP_ROWS,
+        "dataset": task.spec.name,
+        "version": task.dataset.version,
+        "split": config.split,
+        "spec": task.spec.hash(),
+        "encoder": encoder,
+        "shipped_vectors": task.embedding is not None,
+        "image_size": list(task.image_size) if task.image_size else None,
+        "resize": task.resize if task.image_size else None,
+        "cameras": list(config.cameras),
+        "limit": config.limit,
+        "check_crc": config.check_crc,
+        "source": [[shard.name, shard.num_bytes] for shard in task.shards],
+    }
+
+
+# --- What is there already ---
+
+
+def _finished(filesystem: Any, root: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of the finished store at `root`. Raises ValueError where it is another store, or files are amiss."""
+    manifest = json.loads(filesystem.cat_file(f"{root}/{MANIFEST}"))
+    _require_same(manifest.get("settings", {}), settings, f"{root} holds a finished store made")
+    sizes = {entry["name"].rpartition("/")[2]: entry["size"] for entry in filesystem.ls(root, detail=True)}
+    for shard in manifest["shards"]:
+        if sizes.get(shard["file"]) != shard["bytes"]:
+            raise ValueError(f"{root}/{shard['file']} is missing or cut: delete {root} and preprocess again")
+    return manifest
+
+
+def _claim(filesystem: Any, root: str, settings: dict[str, Any]) -> None:
+    """Begin, or continue what was begun with the same settings."""
+    path, temporary = f"{root}/{PROGRESS}/settings.json", f"{root}/{PROGRESS}"
+    filesystem.makedirs(temporary, exist_ok=True)
+    if filesystem.exists(path):
+        before = json.loads(filesystem.cat_file(path))
+        _require_same(before, settings, f"{root} holds an unfinished conversion begun")
+        return
+    with atomic_write(filesystem, path, temporary=temporary) as file:
+        file.write(json.dumps(settings).encode())
+
+
+def _require_same(before: dict[str, Any], now: dict[str, Any], what: str) -> None:
+    for key, value in now.items():
+        if before.get(key) != value:
+            raise ValueError(
+                f"{what} with another {key} ({_short(before.get(key))}, now {_short(value)}): "
+                f"delete it or give another OUT"
+            )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 60 else f"{text[:57]}..."
+
+
+def _is_done(filesystem: Any, root: str, task: ShardTask, index: int) -> bool:
+    return filesystem.exists(f"{root}/{PROGRESS}/{report_name(index)}") and filesystem.exists(
+        f"{root}/{task.shard_file(index)}"
+    )
+
+
+# --- Doing it ---
+
+
+def _convert_shards(task: ShardTask, missing: list[int], workers: int | None) -> None:
+    columns = (TextColumn("preprocess"), BarColumn(), MofNCompleteColumn(), TextColumn("shards"), TimeElapsedColumn())
+    rate = TextColumn("{task.fields[rate]}")
+    began, episodes, steps = time.monotonic(), 0, 0
+    with Progress(*columns, TimeRemainingColumn(), rate, console=Console(stderr=True)) as bar:
+        line = bar.add_task("preprocess", total=len(task.shards), completed=len(task.shards) - len(missing), rate="")
+        for report in _in_process(task, missing) if workers == 0 else _through_ray(task, missing, workers):
+            episodes, steps = episodes + len(report["episode_lengths"]), steps + report["rows"]
+            seconds = time.monotonic() - began
+            bar.update(line, advance=1, rate=f"{episodes / seconds:.1f} episodes/s  {steps / seconds:.0f} steps/s")
+
+
+def _in_process(task: ShardTask, missing: list[int]) -> Iterator[dict[str, Any]]:
+    for index in missing:
+        yield convert_shard(task, index)
+
+
+def _through_ray(task: ShardTask, missing: list[int], workers: int | None) -> Iterator[dict[str, Any]]:
+    """Reports of the missing shards as they are finished. What a user can mend comes back as text, not as a crash."""
+    if not missing:
+        return
+    import ray.data
+
+    _require_ray(workers)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its execution plans; the bar above says what matters
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    shards = ray.data.from_items([{"index": index} for index in missing], override_num_blocks=len(missing))
+    for row in shards.map(_ShardRow(task), concurrency=workers).iter_rows():
+        result = json.loads(row["result"])
+        if "error" in result:
+            raise ValueError(result["error"])
+        yield result
+
+
+class _ShardRow:
+    """The function that Ray Data maps over shard numbers."""
+
+    def __init__(self, task: ShardTask) -> None:
+        self._task = task
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
+        try:
+            report = convert_shard(self._task, int(row["index"]))
+        except (ValueError, OSError) as error:
+            return {"result": json.dumps({"error": str(error)})}
+        return {"result": json.dumps({"episode_lengths": report["episode_lengths"], "rows": report["rows"]})}
+
+
+def _require_ray(workers: int | None) -> None:
+    """Join the Ray that is running or named by RAY_ADDRESS, else start a small local one."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(log_to_driver=False)
+        return
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else Ray writes a token that later `ray start`s lack
+    ray.init(
+        num_cpus=workers,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        object_store_memory=_OBJECT_STORE_BYTES,
+    )
+
+
+def _summary(root: str, manifest: dict[str, Any], converted: int, seconds: float) -> Summary:
+    counts = manifest["counts"]
+    return Summary(
+        store=root,
+        dataset=manifest["dataset"],
+        version=manifest["version"],
+        split=manifest["split"],
+        contract=manifest["contract_id"],
+        encoder=manifest["encoder"],
+        episodes_in=counts["episodes_in"],
+        episodes_out=counts["episodes_out"],
+        quarantined=counts["quarantined"],
+        steps=counts["steps"],
+        instructions=manifest["instructions"]["rows"],
+        shards=len(manifest["shards"]),
+        shards_converted=converted,
+        seconds=seconds,
+    )

@@ -1,0 +1,303 @@
+"""What a dataset's fields mean: cameras, instruction, actions with units and signs, proprioception, defects.
+
+A `DatasetSpec` is data all the way down, so that it can be hashed, printed and written by hand. Its target is RT-1's
+11-D space (`rt_models.spec.rt1_action_spec`): canonical values are physical where the source's unit is known and marked
+"unitless" where it is not; nothing is rescaled here. Each dataset is one file of `preprocessing/openx/`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from preprocessing.rlds import Episode
+from rt_models.spec import ARM, TERMINATE, rt1_action_spec
+
+GROUPS: dict[str, slice] = {
+    "terminate_episode": slice(0, 1),
+    "world_vector": slice(1, 4),
+    "rotation_delta": slice(4, 7),
+    "gripper_closedness_action": slice(7, 8),
+    "base_displacement_vertical_rotation": slice(8, 9),
+    "base_displacement_vector": slice(9, 11),
+}
+ACTION_SIZE = 11
+STEP_FIELDS = ("is_first", "is_last", "is_terminal")
+USE_LARGE_5 = "universal-sentence-encoder-large/5"
+
+Steps = Mapping[str, Any]
+
+
+# --- Actions ---
+
+
+class ActionPart(Protocol):
+    """How one group of the canonical action follows from the source's step columns."""
+
+    @property
+    def group(self) -> str: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def unit(self) -> str: ...
+    def values(self, steps: Steps) -> np.ndarray:
+        """float (N, width of the group)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    """canonical = source[:, first:first + width] * scale + offset; `unit` is that of the canonical value."""
+
+    group: str
+    path: str
+    unit: str
+    first: int = 0
+    scale: float = 1.0
+    offset: float = 0.0
+
+    def values(self, steps: Steps) -> np.ndarray:
+        width = GROUPS[self.group].stop - GROUPS[self.group].start
+        column = np.asarray(steps[self.path])
+        column = column.reshape(len(column), -1).astype(np.float64)
+        if column.shape[1] < self.first + width:
+            raise ValueError(f"{self.path} has {column.shape[1]} values, {self.group} needs {self.first + width}")
+        return column[:, self.first : self.first + width] * self.scale + self.offset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terminate:
+    """The class of `terminate_episode` from RT-1's one-hot (3,), or from a number that is 1 where the episode ends.
+
+    A one-hot without a 1 is read as "arm": the official argmax would read it as "terminate".
+    """
+
+    path: str
+    group: Literal["terminate_episode"] = "terminate_episode"
+    unit: str = "class"
+
+    def values(self, steps: Steps) -> np.ndarray:
+        column = np.asarray(steps[self.path])
+        column = column.reshape(len(column), -1)
+        if column.shape[1] == 3:
+            return np.where(column.any(axis=1), column.argmax(axis=1), ARM)[:, None]
+        return np.where(column[:, :1] == 1, TERMINATE, ARM)
+
+
+# --- Instructions ---
+
+
+class Instruction(Protocol):
+    """Where the instruction of each step comes from."""
+
+    @property
+    def path(self) -> str: ...
+    def texts(self, episode: Episode) -> list[str]:
+        """One instruction a step."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """A string of every step, or one string of the episode."""
+
+    path: str
+
+    def texts(self, episode: Episode) -> list[str]:
+        if self.path in episode.steps:
+            return [text.decode() for text in episode.steps[self.path]]
+        return [episode.metadata[self.path].decode()] * episode.num_steps
+
+
+# --- Flags ---
+
+
+class Flag(Protocol):
+    """A named bit of every step: something that training may want to leave out. Conversion drops nothing."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def path(self) -> str | None: ...
+    def marks(self, episode: Episode) -> np.ndarray:
+        """bool (N,)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstActionZero:
+    """The first step, where the first `width` values of its action are zero within `tolerance`."""
+
+    path: str
+    width: int
+    tolerance: float = 1e-5
+    name: str = "first_zero_action"
+
+    def marks(self, episode: Episode) -> np.ndarray:
+        action = np.asarray(episode.steps[self.path]).reshape(episode.num_steps, -1)[:, : self.width]
+        return (np.arange(episode.num_steps) == 0) & (np.abs(action) < self.tolerance).all(axis=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeIs:
+    """Every step of an episode whose boolean field `path` equals `value`."""
+
+    name: str
+    path: str
+    value: bool
+
+    def marks(self, episode: Episode) -> np.ndarray:
+        return np.full(episode.num_steps, bool(episode.metadata[self.path]) == self.value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Always:
+    """Every step: a defect of the whole dataset, such as one constant instruction."""
+
+    name: str
+    path: str | None = None
+
+    def marks(self, episode: Episode) -> np.ndarray:
+        return np.ones(episode.num_steps, bool)
+
+
+# --- The whole ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proprio:
+    """A proprioceptive column: `names` and `units` of its (flattened) values."""
+
+    path: str
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.units):
+            raise ValueError(f"proprio {self.path}: {len(self.names)} names for {len(self.units)} units")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """One dataset. `cameras` maps a role to a path, the main camera's role is "image".
+
+    `embedding` is the path of vectors that the episodes ship and `embedding_encoder` what made them. `action` says how
+    the canonical values follow; `source_actions` are the paths kept verbatim. `gripper` says what the canonical number
+    commands: "absolute" a closedness to hold, "relative" a change (0 = none). `notes` are known defects, for readers.
+    """
+
+    name: str
+    cameras: Mapping[str, str]
+    instruction: Instruction
+    embedding: str | None = None
+    embedding_encoder: str | None = None
+    action: tuple[ActionPart, ...]
+    source_actions: tuple[str, ...]
+    gripper: Literal["absolute", "relative", "none"]
+    control_hz: float
+    proprio: tuple[Proprio, ...] = ()
+    flags: tuple[Flag, ...] = ()
+    notes: str = ""
+
+    def __post_init__(self) -> None:
+        if "image" not in self.cameras:
+            raise ValueError(f"dataset spec {self.name}: the main camera's role must be 'image'")
+        if (self.embedding is None) != (self.embedding_encoder is None):
+            raise ValueError(f"dataset spec {self.name}: embedding and embedding_encoder go together")
+        groups = [part.group for part in self.action]
+        unknown = [group for group in groups if group not in GROUPS]
+        if unknown or len(set(groups)) != len(groups):
+            raise ValueError(f"dataset spec {self.name}: action groups {groups}, each at most once of {list(GROUPS)}")
+        if len({flag.name for flag in self.flags}) != len(self.flags) or len(self.flags) > 32:
+            raise ValueError(f"dataset spec {self.name}: at most 32 flags of different names")
+
+    @property
+    def action_mask(self) -> tuple[bool, ...]:
+        """(11,): True where the dataset has the dimension."""
+        mask = np.zeros(ACTION_SIZE, bool)
+        for part in self.action:
+            mask[GROUPS[part.group]] = True
+        return tuple(mask.tolist())
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """(11,): physical units of the canonical values; RT-1's own on dimensions that the dataset lacks."""
+        units = [dimension.unit for dimension in rt1_action_spec().dimensions]
+        for part in self.action:
+            group = GROUPS[part.group]
+            units[group] = [part.unit] * (group.stop - group.start)
+        return tuple(units)
+
+    @property
+    def proprio_names(self) -> tuple[str, ...]:
+        return tuple(f"{p.path.rpartition('/')[2]}/{name}" for p in self.proprio for name in p.names)
+
+    @property
+    def proprio_units(self) -> tuple[str, ...]:
+        return tuple(unit for p in self.proprio for unit in p.units)
+
+    def paths(self, cameras: tuple[str, ...]) -> tuple[str, ...]:
+        """Every field that conversion reads, with these cameras."""
+        found = [*STEP_FIELDS, *(self.cameras[role] for role in cameras), self.instruction.path, *self.source_actions]
+        found += [part.path for part in (*self.action, *self.proprio)]
+        found += [flag.path for flag in self.flags if flag.path]
+        return tuple(dict.fromkeys(found))
+
+    def standardize(self, steps: Steps) -> np.ndarray:
+        """float32 (N, 11) canonical physical actions; dimensions that the dataset lacks are 0 (terminate: "arm").
+
+        Raises ValueError for values that are not finite.
+        """
+        num_steps = len(steps[self.action[0].path])
+        action_NA = np.zeros((num_steps, ACTION_SIZE), np.float32)
+        action_NA[:, 0] = ARM
+        for part in self.action:
+            action_NA[:, GROUPS[part.group]] = part.values(steps)
+        if not np.isfinite(action_NA).all():
+            step = int(np.flatnonzero(~np.isfinite(action_NA).all(axis=1))[0])
+            raise ValueError(f"the action of step {step} is not finite")
+        return action_NA
+
+    def proprioception(self, steps: Steps) -> np.ndarray:
+        """float32 (N, P), in the order of `proprio_names`."""
+        columns = [np.asarray(steps[p.path], np.float32) for p in self.proprio]
+        flat = [column.reshape(len(column), -1) for column in columns]
+        for field, column in zip(self.proprio, flat, strict=True):
+            if column.shape[1] != len(field.names):
+                raise ValueError(f"{field.path} has {column.shape[1]} values, its spec names {len(field.names)}")
+        return np.concatenate(flat, axis=1) if flat else np.zeros((len(steps["is_first"]), 0), np.float32)
+
+    def flag_bits(self, episode: Episode) -> np.ndarray:
+        """uint32 (N,): bit i is set where flag i holds."""
+        bits = np.zeros(episode.num_steps, np.uint32)
+        for number, flag in enumerate(self.flags):
+            bits |= flag.marks(episode).astype(np.uint32) << np.uint32(number)
+        return bits
+
+    def hash(self) -> str:
+        """A short id of everything declared but the notes."""
+        return hashlib.sha256(repr(replace(self, notes="")).encode()).hexdigest()[:16]
+
+
+def names() -> list[str]:
+    """The datasets that have a spec, by file name."""
+    import preprocessing.openx
+
+    return sorted(module.name for module in pkgutil.iter_modules(preprocessing.openx.__path__))
+
+
+def load(name: str) -> DatasetSpec:
+    """The spec of a dataset. Raises ValueError with the nearest name where there is none."""
+    known = names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}, or" if near else "give --dataset NAME with"
+        raise ValueError(f"there is no dataset spec {name!r}: {hint} one of {', '.join(known)}")
+    return importlib.import_module(f"preprocessing.openx.{name}").SPEC

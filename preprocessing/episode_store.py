@@ -1,0 +1,330 @@
+"""The episode store: one row a step in Parquet, an instruction table, and a manifest that is written last.
+
+`<root>/<dataset>/<version>/<split>/` holds `shard-00000-of-0000N.parquet` (one a source shard, episodes in order, the
+frames of an episode adjacent, row groups of a fixed number of rows), `instructions.parquet`, `quarantine.jsonl` and
+`manifest.json`. A folder without a manifest is no store. Every path may be local or a URL that fsspec knows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from rt_models.spec import EMBEDDING_WIDTH, Contract
+
+SCHEMA_VERSION = 1
+ROW_GROUP_ROWS = 128
+MANIFEST, INSTRUCTIONS, QUARANTINE, PROGRESS = "manifest.json", "instructions.parquet", "quarantine.jsonl", ".progress"
+_OPEN_FILES = 64
+
+INSTRUCTION_SCHEMA = pa.schema(
+    {
+        "id": pa.int64(),
+        "text": pa.string(),
+        "encoder": pa.string(),
+        "embedding": pa.list_(pa.float32(), EMBEDDING_WIDTH),
+    }
+)
+
+
+# --- Columns ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceField:
+    """An action field of the source kept verbatim; `shape` is that of one step, flattened in the store."""
+
+    path: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def column(self) -> str:
+        return f"source/{self.path}"
+
+    @property
+    def arrow(self) -> pa.DataType:
+        value = pa.from_numpy_dtype(np.dtype(self.dtype))
+        return pa.list_(value, int(np.prod(self.shape))) if self.shape else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreLayout:
+    """The columns of a store. `cameras` are roles; the main one is "image"."""
+
+    cameras: tuple[str, ...]
+    action_size: int
+    proprio_size: int
+    source: tuple[SourceField, ...]
+
+    def schema(self) -> pa.Schema:
+        columns: dict[str, pa.DataType] = {
+            "episode": pa.int32(),
+            "record": pa.int64(),
+            "step": pa.int32(),
+            "is_first": pa.bool_(),
+            "is_last": pa.bool_(),
+            "is_terminal": pa.bool_(),
+            "flags": pa.uint32(),
+            "reward": pa.float32(),
+            "instruction": pa.int64(),
+            **{image_column(role): pa.binary() for role in self.cameras},
+            "action": pa.list_(pa.float32(), self.action_size),
+        }
+        if self.proprio_size:
+            columns["proprio"] = pa.list_(pa.float32(), self.proprio_size)
+        return pa.schema(columns | {field.column: field.arrow for field in self.source})
+
+
+def image_column(role: str) -> str:
+    """The column of a camera: "image" for the main one, "image_<role>" for another."""
+    return "image" if role == "image" else f"image_{role}"
+
+
+def fixed_lists(values: np.ndarray) -> pa.FixedSizeListArray:
+    """An array (N, ...) as N lists of its flattened rows."""
+    flat = np.ascontiguousarray(values).reshape(len(values), -1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
+
+
+def instruction_id(text: str, vector: bytes = b"") -> int:
+    """The first 8 bytes of SHA-256 over the text and, where episodes ship vectors, the vector's bytes."""
+    digest = hashlib.sha256(text.encode() + b"\0" + vector if vector else text.encode()).digest()
+    return int.from_bytes(digest[:8], "little", signed=True)
+
+
+# --- Writing ---
+
+
+def is_local(filesystem: Any) -> bool:
+    return isinstance(filesystem, LocalFileSystem)
+
+
+@contextmanager
+def atomic_write(filesystem: Any, path: str, *, temporary: str) -> Iterator[HashingFile]:
+    """A file that appears at `path` whole or not at all. `temporary` is a folder of the same file system.
+
+    Object stores publish an upload when it is complete; it is spooled on the local disk until then.
+    """
+    local = is_local(filesystem)
+    partial = f"{temporary if local else tempfile.gettempdir()}/{uuid.uuid4().hex}.partial"
+    try:
+        with open(partial, "xb") as file:
+            yield HashingFile(file)
+        if local:
+            os.replace(partial, path)
+        else:
+            filesystem.put_file(partial, path)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+class HashingFile:
+    """A sequential binary file for writers that hashes what passes through."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._hash, self.num_bytes, self.closed = file, hashlib.sha256(), 0, False
+
+    def write(self, data: bytes) -> int:
+        self._hash.update(data)
+        self.num_bytes += memoryview(data).nbytes
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        return self.num_bytes
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+
+class ShardWriter:
+    """Writes step tables as one Parquet file whose row groups all have `ROW_GROUP_ROWS` rows, but for the last.
+
+    Encoded images are stored as they are; the other columns are compressed with zstd. Memory: one row group.
+    """
+
+    def __init__(self, file: HashingFile, schema: pa.Schema) -> None:
+        self._pending, self._rows = [], 0
+        encoded = {column for column in schema.names if schema.field(column).type == pa.binary()}
+        leaves = [f"{c}.list.element" if pa.types.is_fixed_size_list(schema.field(c).type) else c for c in schema.names]
+        self._writer = pq.ParquetWriter(
+            pa.PythonFile(file, mode="w"),
+            schema,
+            compression={leaf: "NONE" if leaf in encoded else "ZSTD" for leaf in leaves},  # type: ignore[arg-type]
+            use_dictionary=False,
+            write_statistics=False,
+        )
+        self.rows = 0
+
+    def append(self, table: pa.Table) -> None:
+        self._pending.append(table)
+        self._rows += table.num_rows
+        self.rows += table.num_rows
+        if self._rows >= ROW_GROUP_ROWS:
+            self._flush(self._rows - self._rows % ROW_GROUP_ROWS)
+
+    def close(self) -> None:
+        self._flush(self._rows)
+        self._writer.close()
+
+    def _flush(self, rows: int) -> None:
+        if rows:
+            table = pa.concat_tables(self._pending)
+            self._writer.write_table(table.slice(0, rows), row_group_size=ROW_GROUP_ROWS)
+            self._pending, self._rows = [table.slice(rows)], self._rows - rows
+
+
+# --- Reading ---
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shard:
+    """One Parquet file: `episode_lengths` int32 (E,) in steps, in row order."""
+
+    path: str
+    rows: int
+    row_group_rows: int
+    episode_lengths: np.ndarray
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EpisodeStore:
+    """A finished store. `instruction_ids` int64 (N,) are sorted; texts and `embeddings` float32 (N, 512) follow."""
+
+    root: str
+    manifest: dict[str, Any]
+    contract: Contract
+    shards: tuple[Shard, ...]
+    instruction_ids: np.ndarray
+    instruction_texts: list[str]
+    embeddings: np.ndarray
+    filesystem: Any
+    _files: _ShardFiles = field(repr=False)
+
+    @staticmethod
+    def open(path: str, split: str | None = None) -> EpisodeStore:
+        """Open the store at `path`, or the only one (of `split`, if given) below it.
+
+        Raises FileNotFoundError or ValueError with the remedy where there is none, or more than one.
+        """
+        filesystem, root = fsspec.core.url_to_fs(str(path))
+        root = _find(filesystem, root.rstrip("/"), str(path), split)
+        manifest = json.loads(filesystem.cat_file(f"{root}/{MANIFEST}"))
+        if manifest.get("schema_version") != SCHEMA_VERSION:
+            version = manifest.get("schema_version")
+            raise ValueError(
+                f"{path} is a store of schema {version}, this code reads {SCHEMA_VERSION}: preprocess again"
+            )
+        with filesystem.open(f"{root}/{INSTRUCTIONS}", "rb") as file:
+            table = pq.read_table(file)
+        shards = tuple(_shard(root, entry, manifest["row_group_rows"]) for entry in manifest["shards"])
+        return EpisodeStore(
+            root=root if is_local(filesystem) else filesystem.unstrip_protocol(root),
+            manifest=manifest,
+            contract=Contract.from_json(manifest["contract"]),
+            shards=shards,
+            instruction_ids=table["id"].to_numpy(),
+            instruction_texts=table["text"].to_pylist(),
+            embeddings=embedding_matrix(table),
+            filesystem=filesystem,
+            _files=_ShardFiles(filesystem, [shard.path for shard in shards]),
+        )
+
+    def read_rows(self, shard: int, row_group: int, columns: Sequence[str]) -> pa.Table:
+        """One row group of one shard: rows row_group * row_group_rows and on, in order."""
+        return self._files.open(shard).read_row_group(row_group, columns=list(columns))
+
+    def verify(self) -> None:
+        """Read every file and compare checksums and row counts. Raises ValueError naming the first that differs."""
+        files = [(shard.path, shard.sha256) for shard in self.shards]
+        files.append((f"{self.root}/{INSTRUCTIONS}", self.manifest["instructions"]["sha256"]))
+        for path, expected in files:
+            if _file_sha256(self.filesystem, path) != expected:
+                raise ValueError(
+                    f"{path} differs from its checksum in {MANIFEST}: delete the store and preprocess again"
+                )
+        for number, shard in enumerate(self.shards):
+            rows = self._files.open(number).metadata.num_rows
+            if not rows == shard.rows == int(shard.episode_lengths.sum()):
+                raise ValueError(f"{shard.path} holds {rows} rows, {MANIFEST} says {shard.rows}: preprocess again")
+
+
+class _ShardFiles:
+    """Parquet files of a store by number: all footers are kept, at most `_OPEN_FILES` files are open."""
+
+    def __init__(self, filesystem: Any, paths: list[str]) -> None:
+        self._filesystem, self._paths = filesystem, paths
+        self._footers: dict[int, pq.FileMetaData] = {}
+        self.open = lru_cache(_OPEN_FILES)(self._open)
+
+    def _open(self, number: int) -> pq.ParquetFile:
+        path = self._paths[number]
+        source = path if is_local(self._filesystem) else self._filesystem.open(path, "rb")
+        file = pq.ParquetFile(source, metadata=self._footers.get(number), pre_buffer=True)
+        self._footers[number] = file.metadata
+        return file
+
+
+def embedding_matrix(table: pa.Table) -> np.ndarray:
+    """float32 (N, 512) of an instruction table."""
+    flat = table["embedding"].combine_chunks().flatten()
+    return np.asarray(flat, np.float32).reshape(table.num_rows, EMBEDDING_WIDTH)
+
+
+def _find(filesystem: Any, root: str, path: str, split: str | None) -> str:
+    if not filesystem.exists(root):
+        raise FileNotFoundError(f"{path} does not exist: give a folder that rtp preprocess wrote")
+    patterns = [f"{root}/{'*/' * depth}" for depth in range(4)]
+    found = [hit[: -len(MANIFEST) - 1] for p in patterns for hit in filesystem.glob(p + MANIFEST)]
+    stores = [store for store in sorted(found) if split is None or store.rpartition("/")[2] == split]
+    if len(stores) == 1:
+        return stores[0]
+    if stores:
+        listed = ", ".join(store[len(root) + 1 :] for store in stores)
+        raise ValueError(f"{path} holds {len(stores)} stores: give one of {listed}")
+    if any(filesystem.glob(p + PROGRESS) for p in patterns):
+        raise ValueError(f"{path} holds an unfinished store: run the same rtp preprocess again to finish it")
+    if found:
+        listed = ", ".join(store.rpartition("/")[2] for store in sorted(found))
+        raise ValueError(f"{path} holds no store of split {split!r}, only {listed}")
+    raise ValueError(f"{path} holds no episode store (no {MANIFEST}): make one with rtp preprocess")
+
+
+def _shard(root: str, entry: dict[str, Any], row_group_rows: int) -> Shard:
+    return Shard(
+        path=f"{root}/{entry['file']}",
+        rows=entry["rows"],
+        row_group_rows=row_group_rows,
+        episode_lengths=np.array(entry["episode_lengths"], np.int32),
+        sha256=entry["sha256"],
+    )
+
+
+def _file_sha256(filesystem: Any, path: str) -> str:
+    if not filesystem.exists(path):
+        raise ValueError(f"{path} is missing: delete the store and preprocess again")
+    digest = hashlib.sha256()
+    with filesystem.open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,37 @@
+"""BridgeData V2 (WidowX, 5 Hz) as converted by its authors to RLDS, called bridge_orig by Octo and OpenVLA.
+
+Source: facts of the Octo and OpenVLA repositories. The flat action is [dx, dy, dz (m), droll, dpitch, dyaw (rad),
+gripper], the gripper absolute with 1 = open. There is no terminate dimension.
+"""
+
+from preprocessing.dataset_spec import USE_LARGE_5, DatasetSpec, FirstActionZero, Linear, Proprio, Text
+
+SPEC = DatasetSpec(
+    name="bridge_dataset",
+    cameras={
+        "image": "observation/image_0",
+        "1": "observation/image_1",
+        "2": "observation/image_2",
+        "3": "observation/image_3",
+    },
+    instruction=Text(path="language_instruction"),
+    embedding="language_embedding",
+    embedding_encoder=USE_LARGE_5,
+    action=(
+        Linear(group="world_vector", path="action", unit="m"),
+        Linear(group="rotation_delta", path="action", first=3, unit="rad"),
+        Linear(group="gripper_closedness_action", path="action", first=6, scale=-2, offset=1, unit="closedness"),
+    ),
+    source_actions=("action",),
+    gripper="absolute",
+    control_hz=5,
+    proprio=(
+        Proprio(
+            path="observation/state",
+            names=("x", "y", "z", "roll", "pitch", "yaw", "gripper"),
+            units=("m", "m", "m", "rad", "rad", "rad", "openness"),
+        ),
+    ),
+    flags=(FirstActionZero(path="action", width=6),),
+    notes="The first action of an episode is zero. has_image_0..3 may be False although the images are there.",
+)

@@ -1,0 +1,218 @@
+"""RLDS datasets in TFDS layout -> episodes, without TensorFlow.
+
+`open_dataset` reads features.json and dataset_info.json of a version folder; `RldsDataset.episodes` streams its shards
+record by record. An episode is a set of columns over its steps; images stay encoded. A damaged record comes out as a
+`Corrupt` in its place, so that nothing is lost in silence: Episodes + Corrupts of a shard never number fewer than the
+records that dataset_info.json declares.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import fsspec
+
+from preprocessing.tf_example import parse
+from preprocessing.tfds_features import Feature, flatten
+from preprocessing.tfrecord import Damage, Record, read_records
+
+_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+_STEPS = "steps/"
+_READ_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Episode:
+    """One record: `steps` maps a path such as "observation/image" to a column over `num_steps` steps.
+
+    A column is an array (num_steps, ...), or a list of bytes (images, texts), or a list of arrays where sizes vary.
+    `metadata` maps the episode's own fields, such as "episode_metadata/file_path", to their values. `crc` is the masked
+    CRC32C of the record.
+    """
+
+    shard: str
+    record: int
+    offset: int
+    crc: int
+    num_steps: int
+    steps: dict[str, Any]
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corrupt:
+    """A record that cannot be read; `offset` in bytes is where it begins in the shard file."""
+
+    shard: str
+    record: int
+    offset: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceShard:
+    """One file of a split; `num_records` is what dataset_info.json declares, `num_bytes` the size once it was found."""
+
+    path: str
+    name: str
+    num_records: int
+    num_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RldsDataset:
+    """A version folder. `features` are the leaves of features.json by record key, `splits` the declared shards."""
+
+    folder: str
+    name: str
+    version: str
+    features: Mapping[str, Feature]
+    splits: Mapping[str, tuple[SourceShard, ...]]
+
+    @property
+    def step_paths(self) -> tuple[str, ...]:
+        """Paths of the step columns, such as "observation/image"."""
+        return tuple(key.removeprefix(_STEPS) for key in self.features if key.startswith(_STEPS))
+
+    @property
+    def episode_paths(self) -> tuple[str, ...]:
+        """Paths of the episode's own fields, such as "episode_metadata/file_path"."""
+        return tuple(key for key in self.features if not key.startswith(_STEPS))
+
+    def feature(self, path: str) -> Feature:
+        """The feature of a step path, or of an episode field."""
+        return self.features.get(_STEPS + path) or self.features[path]
+
+    def shards(self, split: str) -> tuple[SourceShard, ...]:
+        """The files of `split`. Raises ValueError for an unknown split, FileNotFoundError naming a missing file."""
+        if split not in self.splits:
+            known = ", ".join(self.splits) or "none"
+            raise ValueError(f"{self.folder} has no split {split!r}: dataset_info.json names {known}")
+        filesystem, root = fsspec.core.url_to_fs(self.folder)
+        sizes = {entry["name"].rpartition("/")[2]: entry["size"] for entry in filesystem.ls(root, detail=True)}
+        found = []
+        for shard in self.splits[split]:
+            if shard.name not in sizes:
+                raise FileNotFoundError(
+                    f"split {split!r} of {self.folder} lacks its file {shard.name}: download it, or ask another --split"
+                )
+            found.append(replace(shard, num_bytes=sizes[shard.name]))
+        return tuple(found)
+
+    def episodes(
+        self, split: str, *, paths: Collection[str] | None = None, check_crc: bool = True
+    ) -> Iterator[Episode | Corrupt]:
+        """Every record of a split in file order."""
+        for shard in self.shards(split):
+            yield from self.read_shard(shard, paths=paths, check_crc=check_crc)
+
+    def read_shard(
+        self, shard: SourceShard, *, paths: Collection[str] | None = None, check_crc: bool = True
+    ) -> Iterator[Episode | Corrupt]:
+        """Every record of one file, streaming. `paths` (of steps and of the episode) limits what is decoded.
+
+        `check_crc=False` skips the CRC of payloads.
+        """
+        wanted = self._wanted(paths)
+        filesystem, path = fsspec.core.url_to_fs(shard.path)
+        size, number = filesystem.size(path), -1
+        with filesystem.open(path, "rb", block_size=_READ_BYTES) as file:
+            for number, item in enumerate(read_records(file, size, check_crc=check_crc)):
+                yield _episode(item, shard.name, number, wanted)
+        for missing in range(number + 1, shard.num_records):
+            reason = f"missing: dataset_info.json declares {shard.num_records} records, the file holds {number + 1}"
+            yield Corrupt(shard=shard.name, record=missing, offset=size, reason=reason)
+
+    def _wanted(self, paths: Collection[str] | None) -> list[Feature]:
+        if paths is None:
+            return list(self.features.values())
+        unknown = [path for path in paths if path not in self.features and _STEPS + path not in self.features]
+        if unknown:
+            have = ", ".join(sorted(key.removeprefix(_STEPS) for key in self.features))
+            raise ValueError(f"{self.folder} has no field {unknown[0]!r}: features.json has {have}")
+        return [self.feature(path) for path in paths]
+
+
+def open_dataset(folder: str) -> RldsDataset:
+    """Open a version folder such as bridge_dataset/1.0.0, local or a URL.
+
+    Raises FileNotFoundError where the folder does not exist and ValueError where it holds no RLDS dataset.
+    """
+    folder = str(folder).rstrip("/")
+    filesystem, root = fsspec.core.url_to_fs(folder)
+    if not filesystem.isdir(root):
+        what = "is a file, not a folder" if filesystem.exists(root) else "does not exist"
+        raise FileNotFoundError(f"{folder} {what}: give the version folder of a TFDS dataset, with features.json")
+    tree, info = (_json(filesystem, folder, root, name) for name in ("features.json", "dataset_info.json"))
+    features = flatten(tree)
+    if not any(key.startswith(_STEPS) for key in features):
+        have = ", ".join(sorted({key.partition("/")[0] for key in features}))
+        raise ValueError(f"{folder} holds no episodes: its features.json has no `steps`, only {have}")
+    name = str(info.get("name") or folder.split("/")[-2])
+    version = str(info.get("version") or folder.rpartition("/")[2])
+    splits = {split["name"]: _shards(folder, name, info, split) for split in info.get("splits", [])}
+    return RldsDataset(folder=folder, name=name, version=version, features=features, splits=splits)
+
+
+def _json(filesystem: Any, folder: str, root: str, name: str) -> dict[str, Any]:
+    try:
+        return json.loads(filesystem.cat_file(f"{root}/{name}"))
+    except FileNotFoundError:
+        inside = sorted(path.rstrip("/").rpartition("/")[2] for path in filesystem.ls(root, detail=False))
+        versions = [child for child in inside if re.fullmatch(r"\d+\.\d+\.\d+", child)]
+        hint = f"give its version folder {folder}/{versions[-1]}" if versions else "give a version folder that has one"
+        raise ValueError(f"{folder} is not a TFDS dataset, it has no {name}: {hint}") from None
+    except ValueError as error:
+        raise ValueError(f"{folder}/{name} cannot be read as JSON ({error}): download it again") from None
+
+
+def _shards(folder: str, name: str, info: Mapping[str, Any], split: Mapping[str, Any]) -> tuple[SourceShard, ...]:
+    """The split's files; the real downloads of Open-X are tfrecord although their metadata may say array_record."""
+    lengths = [int(length) for length in split.get("shardLengths", [])]
+    template = split.get("filepathTemplate") or _TEMPLATE
+    digits = max(5, len(str(len(lengths))))
+    names = []
+    for index in range(len(lengths)):
+        values = {
+            "DATASET": name,
+            "SPLIT": split["name"],
+            "FILEFORMAT": "tfrecord",
+            "SHARD_INDEX": f"{index:0{digits}d}",
+            "NUM_SHARDS": f"{len(lengths):0{digits}d}",
+            "SHARD_X_OF_Y": f"{index:0{digits}d}-of-{len(lengths):0{digits}d}",
+        }
+        names.append(re.sub(r"\{(\w+)\}", lambda found, values=values: values.get(found[1], found[0]), template))
+    return tuple(
+        SourceShard(path=f"{folder}/{file}", name=file, num_records=count)
+        for file, count in zip(names, lengths, strict=True)
+    )
+
+
+def _episode(item: Record | Damage, shard: str, number: int, wanted: list[Feature]) -> Episode | Corrupt:
+    if isinstance(item, Damage):
+        return Corrupt(shard=shard, record=number, offset=item.offset, reason=item.reason)
+    try:
+        example = parse(item.payload)
+        values = {feature.key: feature.read(example) for feature in wanted}
+        steps = {key.removeprefix(_STEPS): value for key, value in values.items() if key.startswith(_STEPS)}
+        num_steps = _num_steps(steps)
+    except (ValueError, KeyError, IndexError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+        return Corrupt(shard=shard, record=number, offset=item.offset, reason=reason)
+    metadata = {key: value for key, value in values.items() if not key.startswith(_STEPS)}
+    place = {"shard": shard, "record": number, "offset": item.offset, "crc": item.crc}
+    return Episode(**place, num_steps=num_steps, steps=steps, metadata=metadata)
+
+
+def _num_steps(steps: Mapping[str, Any]) -> int:
+    lengths = {path: len(column) for path, column in steps.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"the columns disagree on the number of steps: {lengths}")
+    num_steps = next(iter(lengths.values()), 0)
+    if num_steps == 0:
+        raise ValueError("the episode has no steps")
+    return num_steps

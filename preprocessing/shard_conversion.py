@@ -1,0 +1,233 @@
+"""One source shard -> one Parquet shard, streaming record by record; knows nothing of Ray.
+
+A record that cannot be read, or whose values its spec refuses, goes to quarantine with its reason. What the shard
+contributes to the manifest is written beside it as JSON, last: that file means "this shard is done".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from preprocessing.dataset_spec import ACTION_SIZE, STEP_FIELDS, DatasetSpec
+from preprocessing.episode_store import (
+    INSTRUCTION_SCHEMA,
+    PROGRESS,
+    ShardWriter,
+    StoreLayout,
+    atomic_write,
+    fixed_lists,
+    image_column,
+    instruction_id,
+)
+from preprocessing.images import Resize, image_size, reencode
+from preprocessing.rlds import Corrupt, Episode, RldsDataset, SourceShard
+from preprocessing.statistics import Moments
+
+_STATISTICS_ROWS = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """What all shards of a conversion share. `root` is the store's folder; `limits` are records to read a shard.
+
+    `embedding` is the path of shipped vectors to keep, or None where an encoder computes them afterwards.
+    """
+
+    dataset: RldsDataset
+    spec: DatasetSpec
+    shards: tuple[SourceShard, ...]
+    limits: tuple[int | None, ...]
+    root: str
+    layout: StoreLayout
+    image_size: tuple[int, int] | None
+    resize: Resize
+    embedding: str | None
+    check_crc: bool
+
+    def shard_file(self, index: int) -> str:
+        return f"shard-{index:05d}-of-{len(self.shards):05d}.parquet"
+
+    def paths(self) -> tuple[str, ...]:
+        """Fields to decode: what the spec needs, the vectors, and the step fields that the dataset has."""
+        optional = [path for path in (*STEP_FIELDS, "reward") if path in self.dataset.step_paths]
+        needed = [path for path in self.spec.paths(self.layout.cameras) if path not in STEP_FIELDS]
+        return tuple(dict.fromkeys([*needed, *optional, *([self.embedding] if self.embedding else [])]))
+
+
+def report_name(index: int) -> str:
+    """A shard's report in the progress folder: what it adds to the manifest. Its presence means the shard is done."""
+    return f"{index:05d}.json"
+
+
+def instructions_name(index: int) -> str:
+    """A shard's distinct instructions in the progress folder."""
+    return f"{index:05d}-instructions.parquet"
+
+
+def convert_shard(task: ShardTask, index: int) -> dict[str, Any]:
+    """Write shard `index` and its report; the report. ValueError where frames differ in size and none is asked."""
+    filesystem, root = fsspec.core.url_to_fs(task.root)
+    progress, source, shard = f"{root}/{PROGRESS}", task.shards[index], _Shard(task)
+    with atomic_write(filesystem, f"{root}/{task.shard_file(index)}", temporary=progress) as file:
+        writer = ShardWriter(file, task.layout.schema())
+        records = task.dataset.read_shard(source, paths=task.paths(), check_crc=task.check_crc)
+        for item in islice(records, task.limits[index]):
+            table = shard.take(item)
+            if table is not None:
+                writer.append(table)
+        writer.close()
+    with atomic_write(filesystem, f"{progress}/{instructions_name(index)}", temporary=progress) as table_file:
+        pq.write_table(shard.instructions.table(), pa.PythonFile(table_file, mode="w"))
+    written = {"file": task.shard_file(index), "rows": writer.rows, "bytes": file.num_bytes, "sha256": file.sha256}
+    report = written | {"source": source.name, "source_bytes": source.num_bytes} | shard.report()
+    with atomic_write(filesystem, f"{progress}/{report_name(index)}", temporary=progress) as report_file:
+        report_file.write(json.dumps(report).encode())
+    return report
+
+
+class _Shard:
+    """What accumulates over the records of one shard."""
+
+    def __init__(self, task: ShardTask) -> None:
+        self._task, self._schema = task, task.layout.schema()
+        self.instructions = _Instructions()
+        self._fingerprint, self._num_records = hashlib.sha256(), 0
+        self._lengths: list[int] = []
+        self._quarantine: list[dict[str, Any]] = []
+        self._frame_size: tuple[int, int] | None = None
+        self._moments, self._recent = Moments.empty(ACTION_SIZE), []
+
+    def take(self, item: Episode | Corrupt) -> pa.Table | None:
+        """The rows of a record, or None where it goes to quarantine."""
+        self._num_records += 1
+        self._fingerprint.update(f"{item.offset}:{item.crc if isinstance(item, Episode) else item.reason};".encode())
+        if isinstance(item, Corrupt):
+            self._leave_out(item, item.reason)
+            return None
+        try:
+            images = _images(self._task, item)
+            sizes = {image_size(encoded) for encoded in images["image"]}
+            columns = self._columns(item) | {image_column(role): pa.array(c, pa.binary()) for role, c in images.items()}
+        except ValueError as error:
+            self._leave_out(item, " ".join(str(error).split()))
+            return None
+        self._require_one_size(item, sizes)
+        table = pa.table([columns[name] for name in self._schema.names], schema=self._schema)
+        self._lengths.append(item.num_steps)
+        self._count_statistics(table)
+        return table
+
+    def report(self) -> dict[str, Any]:
+        self._merge_recent()
+        return {
+            "source_records": self._num_records,
+            "source_sha256_of_crcs": self._fingerprint.hexdigest(),
+            "episode_lengths": self._lengths,
+            "quarantine": self._quarantine,
+            "frame_size": self._frame_size,
+            "moments": self._moments.to_json(),
+        }
+
+    def _leave_out(self, item: Episode | Corrupt, reason: str) -> None:
+        place = {"shard": item.shard, "record": item.record, "offset": item.offset}
+        self._quarantine.append(place | {"reason": reason})
+
+    def _columns(self, episode: Episode) -> dict[str, pa.Array]:
+        """Every column but the images. Raises ValueError for values that the spec refuses."""
+        spec, steps, count = self._task.spec, episode.steps, episode.num_steps
+        action = spec.standardize(steps)
+        proprio = spec.proprioception(steps) if self._task.layout.proprio_size else None
+        place = np.arange(count, dtype=np.int32)
+        vectors = steps[self._task.embedding] if self._task.embedding else None
+        reward = steps.get("reward")
+        columns = {
+            "episode": pa.array(np.full(count, len(self._lengths), np.int32)),
+            "record": pa.array(np.full(count, episode.record, np.int64)),
+            "step": pa.array(place),
+            "is_first": pa.array(np.asarray(steps.get("is_first", place == 0), bool)),
+            "is_last": pa.array(np.asarray(steps.get("is_last", place == count - 1), bool)),
+            "is_terminal": pa.array(np.asarray(steps.get("is_terminal", np.zeros(count, bool)), bool)),
+            "flags": pa.array(spec.flag_bits(episode)),
+            "reward": pa.nulls(count, pa.float32()) if reward is None else pa.array(np.asarray(reward, np.float32)),
+            "instruction": pa.array(self.instructions.ids(spec.instruction.texts(episode), vectors)),
+            "action": fixed_lists(action),
+            "proprio": None if proprio is None else fixed_lists(proprio),
+        }
+        for field in self._task.layout.source:
+            values = np.asarray(steps[field.path])
+            columns[field.column] = fixed_lists(values) if field.shape else pa.array(values)
+        return columns
+
+    def _require_one_size(self, episode: Episode, sizes: set[tuple[int, int]]) -> None:
+        known = sizes | ({self._frame_size} if self._frame_size else set())
+        if len(known) > 1:
+            raise ValueError(
+                f"frames differ in size, {size_text(sorted(known))} in record {episode.record} of {episode.shard}: "
+                f"give --image-size HxW"
+            )
+        self._frame_size = known.pop()
+
+    def _count_statistics(self, table: pa.Table) -> None:
+        terminal = table["is_terminal"].to_numpy()
+        action = table["action"].combine_chunks().flatten().to_numpy().reshape(-1, ACTION_SIZE)
+        self._recent.append(action[~terminal])
+        if sum(map(len, self._recent)) >= _STATISTICS_ROWS:
+            self._merge_recent()
+
+    def _merge_recent(self) -> None:
+        if self._recent:
+            self._moments, self._recent = self._moments.merged(Moments.of(np.concatenate(self._recent))), []
+
+
+class _Instructions:
+    """The distinct instructions seen, each with the vector it was shipped with, if any."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, bytes], int] = {}
+
+    def ids(self, texts: list[str], vectors: np.ndarray | None) -> np.ndarray:
+        """int64 (N,). Raises ValueError for vectors that are not finite."""
+        if vectors is not None and not np.isfinite(vectors).all():
+            raise ValueError("the instruction embedding holds values that are not finite")
+        shipped = [b""] * len(texts) if vectors is None else [vector.tobytes() for vector in vectors]
+        return np.array([self._id(text, vector) for text, vector in zip(texts, shipped, strict=True)])
+
+    def table(self) -> pa.Table:
+        """Rows of INSTRUCTION_SCHEMA by id, without encoder; without embedding too where none was shipped."""
+        ordered = sorted(self._known.items(), key=lambda entry: entry[1])
+        vectors = [np.frombuffer(vector, np.float32) if vector else None for (_, vector), _ in ordered]
+        columns = {
+            "id": [number for _, number in ordered],
+            "text": [text for (text, _), _ in ordered],
+            "encoder": [None] * len(ordered),
+            "embedding": vectors,
+        }
+        return pa.table(columns, schema=INSTRUCTION_SCHEMA)
+
+    def _id(self, text: str, vector: bytes) -> int:
+        found = self._known.get((text, vector))
+        if found is None:
+            found = self._known[text, vector] = instruction_id(text, vector)
+        return found
+
+
+def _images(task: ShardTask, episode: Episode) -> dict[str, list[bytes]]:
+    """Encoded frames of every camera, at the asked size."""
+    found = {role: episode.steps[task.spec.cameras[role]] for role in task.layout.cameras}
+    if task.image_size is None:
+        return found
+    height, width = task.image_size
+    return {role: [reencode(frame, height, width, task.resize) for frame in column] for role, column in found.items()}
+
+
+def size_text(sizes: list[tuple[int, int]]) -> str:
+    return " and ".join(f"{height}x{width}" for height, width in sizes)

@@ -1,0 +1,185 @@
+"""features.json of a TFDS dataset, and the values of its features from tf.train.Example records.
+
+Covered: FeaturesDict and Dataset nesting, Sequence, Tensor and Scalar (raw, bytes and zlib encodings, every dtype TFDS
+writes), Text, ClassLabel, Image and Video as encoded bytes, one or several unknown dimensions. Images stay encoded.
+The layout of the lists in a record follows tensorflow_datasets 4.9 (`core/example_serializer.py`).
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from preprocessing.tf_example import Example
+
+Encoding = Literal["none", "bytes", "zlib"]
+Dimensions = tuple[int | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feature:
+    """A leaf of features.json: `shape` of one value (None: unknown), `outer` dimensions that sequences around it add.
+
+    `kind` "image" and "text" are one byte string a value, whatever `shape` the decoded image has.
+    """
+
+    key: str
+    kind: Literal["tensor", "image", "text"]
+    shape: Dimensions
+    dtype: str
+    encoding: Encoding = "none"
+    outer: Dimensions = ()
+
+    @property
+    def is_bytes(self) -> bool:
+        return self.kind != "tensor" or self.dtype == "string"
+
+    def fixed_shape(self) -> tuple[int, ...]:
+        """The shape of one step's value. Raises ValueError where a dimension is unknown."""
+        shape = (*self.outer[1:], *self.shape)
+        if None in shape or self.is_bytes:
+            raise ValueError(f"{self.key} has no fixed numeric shape: it cannot be kept as an action field")
+        return tuple(size for size in shape if size is not None)
+
+    def read(self, example: Example) -> Any:
+        """The value: an array, a scalar, bytes, or a list of these along an unknown or byte-valued dimension."""
+        stored = () if self.kind != "tensor" or self.encoding != "none" else self.shape
+        if self.encoding != "none" and self.shape.count(None) > 1:
+            return self._dynamic(example)
+        value = _unflatten(example, self.key, (*self.outer, *stored), self._flat)
+        if self.encoding == "none":
+            return value
+        return _each(value, len(self.outer), lambda data: self._decoded(data, self.shape))
+
+    def _dynamic(self, example: Example) -> Any:
+        """Encoded tensors with several unknown dimensions carry their shape beside them."""
+        rank = len(self.shape)
+        values = example.bytes(f"{self.key}/value")
+        shapes = example.ints(f"{self.key}/shape").reshape(-1, rank)
+        if len(values) != len(shapes):
+            raise ValueError(f"{self.key} has {len(values)} values and {len(shapes)} shapes")
+        decoded = [self._decoded(data, tuple(shape)) for data, shape in zip(values, shapes, strict=True)]
+        return decoded if self.outer else decoded[0]
+
+    def _decoded(self, data: bytes, shape: Dimensions) -> np.ndarray:
+        """The tensor that TFDS packed into bytes."""
+        if self.encoding == "zlib":
+            data = _decompress(data, self.key)
+        values = np.frombuffer(data, np.bool_ if self.dtype == "bool" else np.dtype(self.dtype))
+        return values.reshape([-1 if size is None else size for size in shape])
+
+    def _flat(self, example: Example, key: str) -> Any:
+        """The list as it lies in the record: an array, or a list of bytes."""
+        if self.is_bytes or self.encoding != "none":
+            return example.bytes(key)
+        if np.issubdtype(np.dtype(self.dtype), np.floating):
+            return example.floats(key).astype(self.dtype, copy=False)
+        return example.ints(key).astype(self.dtype, copy=False)
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Feature]:
+    """Leaves of features.json by their key in the records, e.g. "steps/observation/image".
+
+    Raises ValueError for a feature class that records of episodes cannot hold here.
+    """
+    return {feature.key: feature for feature in _leaves(tree, "", ())}
+
+
+def _leaves(node: Mapping[str, Any], key: str, outer: Dimensions) -> Iterator[Feature]:
+    name = str(node.get("pythonClassName", "")).rpartition(".")[2]
+    if "featuresDict" in node:
+        for child, inner in node["featuresDict"]["features"].items():
+            yield from _leaves(inner, f"{key}/{child}" if key else child, outer)
+    elif "sequence" in node:
+        length = int(node["sequence"].get("length", -1))
+        yield from _leaves(node["sequence"]["feature"], key, (*outer, None if length < 0 else length))
+    elif "tensor" in node:
+        body = node["tensor"]
+        encoding = body.get("encoding") or "none"
+        yield Feature(
+            key=key, kind="tensor", shape=_shape(body), dtype=_dtype(body, key), encoding=encoding, outer=outer
+        )
+    elif "image" in node:
+        yield Feature(key=key, kind="image", shape=_shape(node["image"]), dtype=_dtype(node["image"], key), outer=outer)
+    elif "video" in node:
+        frames, *shape = _shape(node["video"])
+        yield Feature(key=key, kind="image", shape=tuple(shape), dtype="uint8", outer=(*outer, frames))
+    elif "text" in node or name == "Text":
+        yield Feature(key=key, kind="text", shape=(), dtype="string", outer=outer)
+    elif "classLabel" in node or name == "ClassLabel":
+        yield Feature(key=key, kind="tensor", shape=(), dtype="int64", outer=outer)
+    else:
+        raise ValueError(f"features.json: {key or 'the root'} is a {name or 'feature without a class'}, not supported")
+
+
+def _shape(body: Mapping[str, Any]) -> Dimensions:
+    sizes = [int(size) for size in body.get("shape", {}).get("dimensions", [])]
+    return tuple(None if size < 0 else size for size in sizes)
+
+
+def _dtype(body: Mapping[str, Any], key: str) -> str:
+    dtype = str(body.get("dtype", ""))
+    if dtype in ("string", "object"):
+        return "string"
+    try:
+        return np.dtype(dtype).name
+    except TypeError:
+        raise ValueError(f"features.json: {key} has dtype {dtype!r}, which NumPy does not know") from None
+
+
+def _unflatten(example: Example, key: str, shape: Dimensions, flat: Any) -> Any:
+    """Give the flat list of a record its shape; ragged dimensions become lists.
+
+    TFDS writes nested sequences as flat values with the lengths of their rows, level by level, even where all rows of a
+    level are declared equally long.
+    """
+    if key in example:
+        return _reshaped(flat(example, key), key, shape)
+    levels = [level for level in range(len(shape)) if f"{key}/ragged_row_lengths_{level}" in example]
+    if not levels:
+        if None in shape:  # an empty sequence may be left out
+            return []
+        raise ValueError(f"{key} is missing")
+    values: Any = _reshaped(flat(example, f"{key}/ragged_flat_values"), key, (None, *shape[len(levels) + 1 :]))
+    for level in reversed(levels):
+        ends = np.cumsum(example.ints(f"{key}/ragged_row_lengths_{level}"))
+        if len(values) != (ends[-1] if len(ends) else 0):
+            raise ValueError(f"{key} has {len(values)} values where its row lengths say {ends[-1:]}")
+        values = [values[start:stop] for start, stop in zip([0, *ends[:-1]], ends, strict=True)]
+    return np.stack(values) if None not in shape[1:] and isinstance(values[0], np.ndarray) else values
+
+
+def _reshaped(values: Any, key: str, shape: Dimensions) -> Any:
+    """`values` in `shape` with at most one unknown dimension; a list stays a list where it is one-dimensional."""
+    known = math.prod(size for size in shape if size is not None)
+    count = len(values)
+    fits = count == known if None not in shape else shape.count(None) == 1 and known > 0 and count % known == 0
+    if not fits:
+        raise ValueError(f"{key} has {count} values, which does not fit shape {shape}")
+    if isinstance(values, list):
+        if len(shape) == 1:
+            return values
+        values = np.array([*values, None], object)[:-1]  # the None keeps NumPy from making fixed-width strings
+    shaped = values.reshape([-1 if size is None else size for size in shape])
+    return shaped if shape else shaped[()]
+
+
+def _each(value: Any, depth: int, decode: Any) -> Any:
+    """Apply `decode` to the byte strings under `depth` levels of lists, stacking equal shapes."""
+    if depth == 0:
+        return decode(value)
+    parts = [_each(item, depth - 1, decode) for item in value]
+    same = len({getattr(part, "shape", None) for part in parts}) == 1 and isinstance(parts[0], np.ndarray)
+    return np.stack(parts) if same else parts
+
+
+def _decompress(data: bytes, key: str) -> bytes:
+    try:
+        return zlib.decompress(data)
+    except zlib.error as error:
+        raise ValueError(f"{key}: {error}") from None

@@ -1,0 +1,139 @@
+"""Batch normalisation whose statistics are an explicit choice, with flax's running averages.
+
+- "frozen": the stored averages, in training too. For pretrained backbones; from scratch the signal dies.
+- "per_rank": the statistics of the rank's own frames, as torch's data parallelism does silently. The result then
+  depends on the number of ranks, and the stored averages are those of rank 0.
+- "synchronised": the statistics of all ranks' frames, as in the official JAX code. Exact for any number of ranks, also
+  with unequal numbers of frames. torch's SyncBatchNorm refuses CPU tensors; this one runs on any backend.
+
+The running variance is the biased one, as in flax (torch keeps the unbiased one: another number in small batches).
+
+Axes: N frames, C channels, HW pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchNormConfig:
+    """Where the statistics come from, and how fast the running averages follow."""
+
+    statistics: Literal["frozen", "per_rank", "synchronised"] = "synchronised"
+    """Frames that a training step normalises by: none (stored averages), this worker's, or all workers'."""
+    momentum: float = 0.99
+    """Share of the old value kept in the running averages (flax's sense; torch's is 1 minus this)."""
+    eps: float = 1e-3
+
+    def build(self, num_channels: int) -> BatchNorm:
+        return BatchNorm(self, num_channels)
+
+
+class BatchNorm(nn.Module):
+    """float (N, C, H, W) -> the same shape."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, config: BatchNormConfig, num_channels: int) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+        self.register_buffer("running_mean", torch.zeros(num_channels))
+        self.register_buffer("running_var", torch.ones(num_channels))
+        self.updates_averages = True
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BatchNorm:
+        # In bf16 the averages would stand still: one hundredth of a change is below its eighth bit.
+        before = {"running_mean": self.running_mean, "running_var": self.running_var}
+        super()._apply(fn, recurse)
+        for name, average in before.items():
+            moved = getattr(self, name)
+            if moved.dtype in (torch.bfloat16, torch.float16):
+                setattr(self, name, average.to(moved.device))
+        return self
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        if not self.training or self.config.statistics == "frozen":
+            mean, var = self.running_mean, self.running_var
+            return F.batch_norm(x_NCHW, mean, var, *self._affine(), False, 0.0, self.config.eps)
+        if self.config.statistics == "synchronised" and dist.is_initialized() and dist.get_world_size() > 1:
+            y_NCHW, mean, var = self._synchronised(x_NCHW)
+        else:
+            y_NCHW, mean, var = self._local(x_NCHW)
+        if self.updates_averages:
+            with torch.no_grad():
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), 1 - self.config.momentum)
+                self.running_var.lerp_(var.to(self.running_var.dtype), 1 - self.config.momentum)
+        return y_NCHW
+
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        return self.weight.to(self.running_mean.dtype), self.bias.to(self.running_mean.dtype)
+
+    def _local(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(output, mean, biased variance) by torch's fused kernel, which reports the variance unbiased."""
+        mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+        y_NCHW = F.batch_norm(x_NCHW, mean, var, *self._affine(), True, 1.0, self.config.eps)
+        count = x_NCHW.numel() // x_NCHW.shape[1]
+        return y_NCHW, mean, var * ((count - 1) / count)
+
+    @torch.compiler.disable()
+    def _synchronised(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return _SynchronisedNorm.apply(x_NCHW, self.weight, self.bias, self.config.eps)  # type: ignore[return-value]
+
+
+class _SynchronisedNorm(torch.autograd.Function):
+    """Normalisation by the statistics of all ranks; its gradient is that of the sum of the ranks' losses."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        wide = x if x.dtype == torch.float64 else x.float()
+        count = torch.full((1,), wide.numel() / wide.shape[1], dtype=wide.dtype, device=x.device)
+        total = torch.cat([wide.sum((0, 2, 3)), count])
+        dist.all_reduce(total)
+        count, mean = total[-1], total[:-1] / total[-1]
+        # A second round for the squares: E[x^2] - E[x]^2 in one round cancels where the mean is large.
+        centred = wide - mean[:, None, None]
+        square = centred.square().sum((0, 2, 3))
+        dist.all_reduce(square)
+        var = square / count
+        scale = torch.rsqrt(var + eps)
+        ctx.save_for_backward(x, weight, mean, scale, count)
+        ctx.mark_non_differentiable(mean, var)
+        y = centred * (scale * weight)[:, None, None] + bias[:, None, None]
+        return y.to(x.dtype), mean, var
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, mean, scale, count = ctx.saved_tensors
+        dy = gradients[0].to(mean.dtype)
+        normal = (x.to(mean.dtype) - mean[:, None, None]) * scale[:, None, None]
+        sums = torch.stack([dy.sum((0, 2, 3)), (dy * normal).sum((0, 2, 3))])
+        dbias, dweight = sums.clone()
+        dist.all_reduce(sums)
+        mean_dy, mean_dyn = sums / count
+        dx = (dy - mean_dy[:, None, None] - normal * mean_dyn[:, None, None]) * (scale * weight)[:, None, None]
+        return dx.to(x.dtype), dweight.to(weight.dtype), dbias.to(weight.dtype), None
+
+
+@contextlib.contextmanager
+def averages_untouched(module: nn.Module) -> Iterator[None]:
+    """Running averages stay as they are: recomputing a checkpointed block would otherwise count its frames twice."""
+    norms = [part for part in module.modules() if isinstance(part, BatchNorm)]
+    for norm in norms:
+        norm.updates_averages = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.updates_averages = True

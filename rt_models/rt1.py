@@ -1,0 +1,352 @@
+"""RT-1: frames and an instruction in, logits of the next action's tokens out (arXiv 2212.06817).
+
+Read in the order a window travels: config -> image tokenizer (FiLM EfficientNet, 1x1 projection, TokenLearner) ->
+transformer -> loss. `RT1Config.rt1()` is the TensorFlow release, `.rt1_jax()` and `.rt1x()` are the JAX ones,
+`.small()` learns on two CPU cores and `.tiny()` is for tests.
+
+Axes: B windows, T steps, N images, HWC pixels, D embedding or token width, K image tokens, A actions, V bins, P
+positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from rt_models.action_tokens import encode
+from rt_models.batch_norm import BatchNormConfig
+from rt_models.efficientnet import EfficientNetConfig, Film, Stage
+from rt_models.input_checks import require_batch, require_embeddings, require_images
+from rt_models.input_stage import InputConfig, prepare, resize
+from rt_models.layers import GlorotLinear, LecunConv1x1
+from rt_models.sequence import Answered, Layout
+from rt_models.spec import EMBEDDING_WIDTH, ActionSpec, rt1_action_spec
+from rt_models.transformer import LAYER_NORM_EPS, OneHotLinear, TransformerConfig
+from rt_models.vit import ViTConfig
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How the numbers are computed; none of it changes what the model is."""
+
+    precision: Literal["as_is", "bf16"] = "as_is"
+    """"bf16": autocast of matrix products and convolutions; the loss stays in float32."""
+    memory_format: Literal["channels_last", "contiguous"] = "channels_last"
+    activation_checkpointing: Literal["off", "blocks"] = "off"
+    """"blocks": the backbone's blocks are computed a second time in the backward pass, to save memory."""
+    compile: bool = False
+    """torch.compile of the tokenizer and the transformer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RT1Config:
+    """A complete RT-1. The field defaults are those of `rt1()`."""
+
+    backbone: EfficientNetConfig | ViTConfig = field(default_factory=lambda: EfficientNetConfig(padding="tf_fixed"))
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    input: InputConfig = field(default_factory=InputConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    num_steps: int = 6
+    """Frames of history, the present one included."""
+    num_image_tokens: int = 8
+    """Tokens per frame; without TokenLearner the number of positions of the feature map."""
+    token_learner: bool = True
+    feature_width: int = 512
+    """Width of an image token before the transformer."""
+    conditioning: Literal["film", "none"] = "film"
+    """Whether the instruction reaches the backbone. "none" is a model that cannot hear."""
+    image_channels: Literal["rgb", "rgb+mask"] = "rgb"
+    """"rgb+mask": a fourth channel in [0, 1] marks the objects meant (MOO, arXiv 2303.00905)."""
+    previous_actions: Literal["zeros", "one_hot"] = "zeros"
+    """What action positions hold: nothing, or the tokens of the actions of earlier steps."""
+    loss_on: Literal["all", "last"] = "all"
+    """Steps of a window that are trained on."""
+    bins: int = 256
+    world_vector_limit: float = 1.0
+    """Bound of the arm's model-space displacement per step: 1 for RT-1, 2 for RT-1-X."""
+    binning: Literal["truncate", "centre"] = "truncate"
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1 or self.num_image_tokens < 1:
+            raise ValueError(
+                f"num_steps {self.num_steps} and num_image_tokens {self.num_image_tokens} must be at least 1"
+            )
+        positions = self.backbone.grid(self.input.image_size) ** 2
+        if not self.token_learner and self.num_image_tokens != positions:
+            raise ValueError(
+                f"without TokenLearner every position is a token: num_image_tokens must be {positions} "
+                f"at image_size {self.input.image_size}, got {self.num_image_tokens}"
+            )
+        if self.previous_actions == "one_hot" and self.transformer.mask == "jax":
+            raise ValueError("previous_actions one_hot needs transformer.mask tf: under the jax mask nobody sees them")
+        self.action_spec()
+
+    @staticmethod
+    def rt1() -> RT1Config:
+        """The TensorFlow release: 9x9 positions, linear feed-forward with bias, its mask."""
+        return RT1Config()
+
+    @staticmethod
+    def rt1_jax() -> RT1Config:
+        """RT-1 in JAX: 10x10 positions, SwiGLU, a mask under which no action position is seen."""
+        return RT1Config(
+            backbone=EfficientNetConfig(), transformer=TransformerConfig(feed_forward="swiglu", mask="jax")
+        )
+
+    @staticmethod
+    def rt1x() -> RT1Config:
+        """RT-1-X: 15 frames of 81 tokens, 512 bins, heads of 256, world vector up to 2."""
+        return RT1Config(
+            backbone=EfficientNetConfig(),
+            transformer=TransformerConfig(feed_forward="swiglu", mask="jax", key_size=256),
+            num_steps=15,
+            num_image_tokens=81,
+            bins=512,
+            world_vector_limit=2.0,
+        )
+
+    @staticmethod
+    def small() -> RT1Config:
+        """A million parameters and images of 64 pixels: learns a thousand frames in minutes on two CPU cores."""
+        stages = (
+            Stage(expansion=1, kernel=3, stride=2, channels=24, num_blocks=1),
+            Stage(expansion=4, kernel=5, stride=2, channels=48, num_blocks=2),
+            Stage(expansion=4, kernel=3, stride=1, channels=64, num_blocks=2),
+        )
+        return RT1Config(
+            backbone=EfficientNetConfig(
+                stem_channels=16,
+                stages=stages,
+                head_channels=192,
+                stochastic_depth=0.0,
+                batch_norm=BatchNormConfig(momentum=0.9),
+            ),
+            transformer=TransformerConfig(
+                num_layers=3,
+                num_heads=4,
+                key_size=32,
+                width=128,
+                hidden=128,
+                feed_forward="swiglu",
+                mask="jax",
+                dropout=0.0,
+            ),
+            input=InputConfig(image_size=64),
+            feature_width=128,
+        )
+
+    @staticmethod
+    def tiny() -> RT1Config:
+        """The whole architecture in milliseconds, for tests."""
+        stages = (
+            Stage(expansion=1, kernel=3, stride=1, channels=8, num_blocks=1),
+            Stage(expansion=2, kernel=5, stride=2, channels=8, num_blocks=2),
+        )
+        return RT1Config(
+            backbone=EfficientNetConfig(stem_channels=8, stages=stages, head_channels=16, stochastic_depth=0.0),
+            transformer=TransformerConfig(
+                num_layers=2,
+                num_heads=2,
+                key_size=8,
+                width=16,
+                hidden=16,
+                feed_forward="swiglu",
+                mask="jax",
+                dropout=0.0,
+            ),
+            input=InputConfig(image_size=16),
+            num_steps=3,
+            num_image_tokens=4,
+            feature_width=16,
+        )
+
+    def action_spec(self) -> ActionSpec:
+        return rt1_action_spec(bins=self.bins, world_vector_limit=self.world_vector_limit, binning=self.binning)
+
+    def num_channels(self) -> int:
+        return 4 if self.image_channels == "rgb+mask" else 3
+
+    def layout(self) -> Layout:
+        return Layout(
+            num_steps=self.num_steps,
+            num_image_tokens=self.num_image_tokens,
+            num_action_tokens=self.action_spec().size,
+        )
+
+    def build(self) -> RT1:
+        """The model with fresh parameters, drawn from torch's global generator."""
+        model = RT1(self)
+        if self.compute.compile:
+            model.tokenizer.compile()
+            model.transformer.compile()
+        return model
+
+
+class TokenLearner(nn.Module):
+    """float (N, P, D) features -> (N, K, D): each token a convex combination of positions (Ryoo et al., 2021; v1.1)."""
+
+    def __init__(self, width: int, num_tokens: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.hidden = GlorotLinear(width, 64)
+        self.scores = GlorotLinear(64, num_tokens)
+
+    def forward(self, x_NPD: Tensor) -> Tensor:
+        scores_NPK = self.scores(F.gelu(self.hidden(self.norm(x_NPD)), approximate="tanh"))
+        # The weights come from normalised features, what they weigh does not.
+        return torch.einsum("npk,npd->nkd", scores_NPK.softmax(dim=1), x_NPD)
+
+
+class ImageTokenizer(nn.Module):
+    """float (N, H, W, C) images in [0, 1] and (N, D) embeddings -> (N, K, D) tokens."""
+
+    mean_C: Tensor
+    std_C: Tensor
+
+    def __init__(self, config: RT1Config) -> None:
+        super().__init__()
+        channels = config.num_channels()
+        last = config.compute.memory_format == "channels_last"
+        self.memory_format = torch.channels_last if last else torch.contiguous_format
+        embedding_width = EMBEDDING_WIDTH if config.conditioning == "film" else 0
+        self.backbone = config.backbone.build(
+            in_channels=channels,
+            image_size=config.input.image_size,
+            embedding_width=embedding_width,
+            checkpoint_blocks=config.compute.activation_checkpointing == "blocks",
+        )
+        self.projection = LecunConv1x1(config.backbone.out_channels(), config.feature_width)
+        self.film = Film(config.feature_width, embedding_width) if embedding_width else None
+        self.learner = TokenLearner(config.feature_width, config.num_image_tokens) if config.token_learner else None
+        for name, values in (("mean_C", (*IMAGENET_MEAN, 0.0)), ("std_C", (*IMAGENET_STD, 1.0))):
+            numbers = torch.from_numpy(np.array(values[:channels], np.float32))
+            self.register_buffer(name, numbers, persistent=False)
+
+    def forward(self, image_NHWC: Tensor, embedding_ND: Tensor, key_N: Tensor | None = None) -> Tensor:
+        """`key_N` int64 keys what is random in training."""
+        x_NHWC = (image_NHWC - self.mean_C) / self.std_C
+        x_NCHW = x_NHWC.permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format)
+        x_NCHW = self.projection(self.backbone(x_NCHW, embedding_ND, key_N))
+        if self.film is not None:
+            x_NCHW = self.film(x_NCHW, embedding_ND)
+        x_NPD = rearrange(x_NCHW, "n d h w -> n (h w) d")
+        return x_NPD if self.learner is None else self.learner(x_NPD)
+
+
+class RT1(nn.Module):
+    """`RT1Config.build()` makes one. `spec` is its action space."""
+
+    def __init__(self, config: RT1Config) -> None:
+        super().__init__()
+        self.config, self.spec = config, config.action_spec()
+        self.tokenizer = ImageTokenizer(config)
+        self.transformer = config.transformer.build(config.layout(), in_width=config.feature_width, bins=config.bins)
+        one_hot = config.previous_actions == "one_hot"
+        self.action_embedding = OneHotLinear(config.bins, config.feature_width) if one_hot else None
+        self.check_inputs = False
+        """Also look for values out of range off the CPU, where it makes every forward wait for the device."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.transformer.output.weight.dtype
+
+    def forward(self, image_BTHWC: Tensor, embedding_BTD: Tensor, action_tokens_BTA: Tensor | None = None) -> Tensor:
+        """float (B, T, A, V) logits of the actions of all steps.
+
+        `image_BTHWC` float in [0, 1] at model resolution, not cropped; `embedding_BTD` float (B, T, 512);
+        `action_tokens_BTA` int64, needed where `previous_actions` is "one_hot" (the last step's are not looked at).
+        Raises ValueError for another shape, dtype or range.
+        """
+        return self.action_logits(self.image_tokens(image_BTHWC, embedding_BTD), action_tokens_BTA)
+
+    def image_tokens(self, image_BTHWC: Tensor, embedding_BTD: Tensor) -> Tensor:
+        """float (B, T, K, D) tokens of each frame; no frame's tokens depend on another frame (in evaluation)."""
+        check = self.check_inputs or image_BTHWC.device.type == "cpu"
+        size, channels = self.config.input.image_size, self.config.num_channels()
+        require_images(image_BTHWC, size=size, channels=channels, check_values=check)
+        require_embeddings(embedding_BTD, leading=tuple(image_BTHWC.shape[:2]), check_values=check)
+        batch = image_BTHWC.shape[0]
+        image_NHWC = image_BTHWC.flatten(0, 1).to(self.dtype)
+        key_N = torch.randint(2**62, (len(image_NHWC),), device=image_NHWC.device) if self.training else None
+        with self._autocast(image_NHWC.device):
+            tokens_NKD = self.tokenizer(image_NHWC, embedding_BTD.flatten(0, 1).to(self.dtype), key_N)
+        return rearrange(tokens_NKD, "(b t) k d -> b t k d", b=batch)
+
+    def action_logits(
+        self,
+        tokens_BTKD: Tensor,
+        action_tokens_BTA: Tensor | None = None,
+        step_mask_BT: Tensor | None = None,
+        answered: Answered = "all",
+    ) -> Tensor:
+        """float (B, T, A, V) logits, or (B, 1, A, V) of the last step, from image tokens; the transformer alone.
+
+        Steps where `step_mask_BT` is False are padding: no real step's logits depend on what they hold.
+        """
+        steps, tokens = self.config.num_steps, self.config.num_image_tokens
+        if tokens_BTKD.dim() != 4 or tokens_BTKD.shape[1:3] != (steps, tokens):
+            raise ValueError(
+                f"a window of this model has {steps} steps of {tokens} image tokens, got {tuple(tokens_BTKD.shape)}"
+            )
+        with self._autocast(tokens_BTKD.device):
+            contents = self._action_contents(action_tokens_BTA)
+            return self.transformer(tokens_BTKD, contents, step_mask_BT, answered)
+
+    def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Scalar cross-entropy of a batch of `rt_models.spec.BATCH`; crops in training mode only.
+
+        Each window counts sum over (t, a) of its masked cross-entropies / (trained steps T x dimensions it has); the
+        loss is the mean over windows. The denominators do not depend on how many steps are padding, so every step
+        weighs the same and the mean of equal-sized rank batches is the loss of the whole batch.
+        """
+        logits_BTAV = self._batch_logits(batch, augment=self.training, answered=self.config.loss_on)
+        trained_steps = logits_BTAV.shape[1]
+        target_BTA = encode(batch["action"][:, -trained_steps:], self.spec)
+        wide = logits_BTAV if logits_BTAV.dtype == torch.float64 else logits_BTAV.float()
+        ce_BTA = F.cross_entropy(wide.permute(0, 3, 1, 2), target_BTA, reduction="none")
+        weight_BTA = batch["loss_mask"][:, -trained_steps:, None] & batch["action_mask"][:, None, :]
+        dims_B = batch["action_mask"].sum(dim=1).clamp(min=1)
+        return ((ce_BTA * weight_BTA).sum(dim=(1, 2)) / (trained_steps * dims_B)).mean()
+
+    def predict(self, batch: Mapping[str, Tensor], answered: Answered = "all") -> Tensor:
+        """float (B, T, A, V) logits of a batch of `rt_models.spec.BATCH`, not cropped; padding's mean nothing."""
+        return self._batch_logits(batch, augment=False, answered=answered)
+
+    def encode_frames(self, frames_NHWC: Tensor, embedding_ND: Tensor) -> Tensor:
+        """float (N, K, D) tokens of uint8 frames of any size, without crop; the image half of a control step."""
+        image_NHWC = resize(frames_NHWC.to(self.dtype) / 255, self.config.input.image_size)
+        return self.image_tokens(image_NHWC[:, None], embedding_ND[:, None])[:, 0]
+
+    def _batch_logits(self, batch: Mapping[str, Tensor], *, augment: bool, answered: Answered) -> Tensor:
+        require_batch(batch, num_steps=self.config.num_steps, channels=self.config.num_channels())
+        images = prepare(batch, self.config.input, augment=augment, dtype=self.dtype)
+        with self._autocast(images.image_NHWC.device):
+            tokens_NKD = self.tokenizer(images.image_NHWC, images.embedding_ND, images.key_N)
+        # Padding has no image: it takes the row of zeros appended here, which place -1 points at.
+        with_zeros = torch.cat([tokens_NKD, tokens_NKD.new_zeros(1, *tokens_NKD.shape[1:])])
+        tokens_BTKD = with_zeros[images.place_BT]
+        action_tokens = encode(batch["action"], self.spec) if self.action_embedding is not None else None
+        return self.action_logits(tokens_BTKD, action_tokens, batch["step_mask"], answered)
+
+    def _action_contents(self, action_tokens_BTA: Tensor | None) -> Tensor | None:
+        """The contents of action positions: the actions' embeddings, token 0's at the last step (facts: JAX)."""
+        if self.action_embedding is None:
+            return None
+        if action_tokens_BTA is None:
+            raise ValueError("this model sees previous actions: give the action tokens int64 (B, T, A) of the window")
+        tokens_BTA = action_tokens_BTA.clone()
+        tokens_BTA[:, -1] = 0
+        return self.action_embedding(tokens_BTA)
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.config.compute.precision == "bf16")

@@ -1,0 +1,97 @@
+"""A vision transformer in EfficientNet's place: the tokenizer's alternative backbone (Dosovitskiy et al., 2021).
+
+The instruction modulates it as it does EfficientNet: FiLM after every block. The defaults are the widths of ViT-S.
+
+Axes: N frames, C or D channels, HW patches, P positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from rt_models.efficientnet import Film
+from rt_models.layers import LecunLinear, PatchConv
+from rt_models.recompute import recomputed
+from rt_models.transformer import LAYER_NORM_EPS, Attention, TransformerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """Sizes of a FiLM vision transformer."""
+
+    patch_size: int = 20
+    """Pixels; must divide the image size."""
+    width: int = 384
+    num_layers: int = 12
+    num_heads: int = 6
+    hidden: int = 1536
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise ValueError(f"backbone.width {self.width} is not a multiple of backbone.num_heads {self.num_heads}")
+
+    def build(self, *, in_channels: int, image_size: int, embedding_width: int, checkpoint_blocks: bool = False) -> ViT:
+        """`embedding_width` 0 leaves FiLM out."""
+        return ViT(self, in_channels, self.grid(image_size), embedding_width, checkpoint_blocks)
+
+    def out_channels(self) -> int:
+        return self.width
+
+    def grid(self, image_size: int) -> int:
+        """Rows (and columns) of patches of a square image."""
+        if image_size % self.patch_size:
+            raise ValueError(f"image_size {image_size} is not a multiple of backbone.patch_size {self.patch_size}")
+        return image_size // self.patch_size
+
+
+class ViTBlock(nn.Module):
+    """Pre-norm attention and GELU feed-forward over all patches, then FiLM."""
+
+    def __init__(self, config: ViTConfig, embedding_width: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+        heads, width = config.num_heads, config.width
+        self.attention = Attention(
+            TransformerConfig(num_heads=heads, key_size=width // heads, width=width, dropout=0.0)
+        )
+        self.feed_forward_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.hidden, self.out = LecunLinear(width, config.hidden), LecunLinear(config.hidden, width)
+        self.film = Film(width, embedding_width) if embedding_width else None
+
+    def forward(self, x_NDHW: Tensor, embedding_ND: Tensor) -> Tensor:
+        x_NPD = rearrange(x_NDHW, "n d h w -> n (h w) d")
+        normal_NPD = self.attention_norm(x_NPD)
+        x_NPD = x_NPD + self.attention(normal_NPD, normal_NPD, None)
+        x_NPD = x_NPD + self.out(F.gelu(self.hidden(self.feed_forward_norm(x_NPD)), approximate="tanh"))
+        x_NDHW = rearrange(x_NPD, "n (h w) d -> n d h w", h=x_NDHW.shape[2])
+        return x_NDHW if self.film is None else self.film(x_NDHW, embedding_ND)
+
+
+class ViT(nn.Module):
+    """float (N, C, H, W) normalised images and (N, D) embeddings -> float (N, width, h, w) features."""
+
+    def __init__(
+        self, config: ViTConfig, in_channels: int, grid: int, embedding_width: int, checkpoint_blocks: bool
+    ) -> None:
+        super().__init__()
+        self.checkpoint_blocks = checkpoint_blocks
+        self.patches = PatchConv(in_channels, config.width, config.patch_size)
+        self.position = nn.Parameter(torch.empty(config.width, grid, grid))
+        nn.init.trunc_normal_(self.position, std=0.02)
+        self.blocks = nn.ModuleList(ViTBlock(config, embedding_width) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+
+    def forward(self, image_NCHW: Tensor, embedding_ND: Tensor, key_N: Tensor | None = None) -> Tensor:
+        """`key_N` is taken for EfficientNet's sake: nothing here is random."""
+        x_NDHW = self.patches(image_NCHW) + self.position
+        for block in self.blocks:
+            if self.checkpoint_blocks and self.training:
+                x_NDHW = recomputed(block, x_NDHW, embedding_ND)
+            else:
+                x_NDHW = block(x_NDHW, embedding_ND)
+        return self.norm(x_NDHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

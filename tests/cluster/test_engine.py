@@ -1,0 +1,238 @@
+"""The engines: one curve whatever the engine, stage or number of ranks; saved and continued bit for bit."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from ranks import WIDTH, Net, optimizer_of, run_ranks, train
+
+from cluster.context import LocalContext, WorkerContext
+from cluster.engine import DeepSpeedEngineConfig, TorchEngineConfig, check_batch_size
+from cluster.shards import read_weights
+from cluster.storage import CheckpointFolder
+from cluster.zero import ZeroConfig
+
+STAGES: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
+CONFIGS: dict[str, Any] = {
+    "torch": TorchEngineConfig(clip_norm=0.5),
+    **{f"zero-{s}": DeepSpeedEngineConfig(zero=ZeroConfig(stage=s, persist_elements=1), clip_norm=0.5) for s in STAGES},
+}
+UPDATES, SAVED_AT = 30, 4
+SAVED = f"step-{SAVED_AT:08d}"
+
+
+def built(config: Any, context: WorkerContext) -> Any:
+    engine = config.build(context, micro_batch=4, accumulation=16 // 4 // context.world_size)
+    torch.manual_seed(context.rank)  # every rank draws other weights: rank 0's count
+    engine.build(Net, optimizer_of)
+    return engine
+
+
+def trained(name: str, context: WorkerContext, root: Path) -> dict[str, Any]:
+    """Train with a checkpoint on the way, then continue from it with a new engine."""
+    engine, folder = built(CONFIGS[name], context), CheckpointFolder(root / name)
+    curve = train(engine, range(SAVED_AT))
+    folder.save(SAVED_AT, engine.save, context, {}, 1)
+    curve += train(engine, range(SAVED_AT, UPDATES))
+    state = engine.consolidated_state_dict()
+    with engine.evaluate_mode() as model:
+        prediction = model.predict(torch.ones(1, WIDTH)).tolist()
+    engine.close()
+    resumed, checkpoint = built(CONFIGS[name], context), folder.latest()
+    assert checkpoint is not None
+    resumed.load(folder.fetch(checkpoint, root))
+    seen = resumed._model.seen.item()
+    again = train(resumed, range(SAVED_AT, UPDATES))
+    result = {"curve": curve, "state": state, "prediction": prediction, "seen": seen, "resumed": again}
+    result["resumed_state"] = resumed.consolidated_state_dict()
+    resumed.close()
+    return result
+
+
+def continued(name: str, context: WorkerContext, folder: Path) -> list[list[float]]:
+    engine = built(CONFIGS[name], context)
+    engine.load(folder)
+    curve = train(engine, range(SAVED_AT, SAVED_AT + 4))
+    engine.close()
+    return curve
+
+
+def all_trained(context: WorkerContext, root: Path, saved_by_one: Path) -> dict[str, Any]:
+    return {
+        name: {**trained(name, context, root), "from_one_rank": continued(name, context, saved_by_one)}
+        for name in CONFIGS
+    }
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("one_rank")
+    return {**trained("torch", LocalContext("cpu"), root), "saved": root / "torch" / SAVED}
+
+
+@pytest.fixture(scope="module")
+def saved_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("two_ranks")
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory, reference: Any, saved_by_two: Path) -> Any:
+    return run_ranks(all_trained, 2, tmp_path_factory.mktemp("results"), saved_by_two, reference["saved"])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_two_ranks_train_as_one(name: str, reference: Any, two_ranks: Any) -> None:
+    curve = torch.tensor(two_ranks[0][name]["curve"])
+    torch.testing.assert_close(curve, torch.tensor(reference["curve"]), rtol=1e-4, atol=0)
+    assert (curve[:, 1] > 0.5).any() and curve[-1, 0] < curve[0, 0]  # clipping was at work, and learning
+    assert two_ranks[0][name]["curve"] == two_ranks[1][name]["curve"]
+
+
+@pytest.mark.parametrize("name", list(CONFIGS)[1:])
+def test_one_rank_trains_as_plain_torch(name: str, reference: Any, tmp_path: Path) -> None:
+    curve = torch.tensor(trained(name, LocalContext("cpu"), tmp_path)["curve"])
+    torch.testing.assert_close(curve, torch.tensor(reference["curve"]), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_resumed_continues_bit_for_bit(name: str, two_ranks: Any) -> None:
+    for rank in two_ranks:
+        assert rank[name]["resumed"] == rank[name]["curve"][SAVED_AT:]
+    first = two_ranks[0][name]
+    assert all(torch.equal(first["state"][key], value) for key, value in first["resumed_state"].items())
+    assert two_ranks[1][name]["seen"] != first["seen"]  # each rank its own buffers
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_consolidated_state_is_the_bare_model(name: str, two_ranks: Any) -> None:
+    state, prediction = two_ranks[0][name]["state"], two_ranks[0][name]["prediction"]
+    model = Net()
+    model.load_state_dict(state)
+    with torch.no_grad():
+        torch.testing.assert_close(model.predict(torch.ones(1, WIDTH)), torch.tensor(prediction))
+    assert two_ranks[1][name]["state"] is None and two_ranks[1][name]["prediction"] == prediction
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_gradient_that_is_not_finite_changes_nothing(name: str) -> None:
+    engine = built(CONFIGS[name], LocalContext("cpu"))
+    train(engine, range(2))
+    before = engine.consolidated_state_dict()
+    for poison in (0.0, 0.0, math.nan, 0.0):
+        batch = {"x": torch.ones(4, WIDTH), "y": torch.full((4, WIDTH), poison)}
+        engine.backward(engine.forward(batch))
+        norm = engine.step()
+    assert norm is not None and not math.isfinite(norm)
+    after = engine.consolidated_state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before if key != "seen")
+    assert all(math.isfinite(value) for update in train(engine, range(2, 4)) for value in update)
+    engine.close()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_snapshot_is_not_moved_by_training(name: str, tmp_path: Path) -> None:
+    engine, folder, context = built(CONFIGS[name], LocalContext("cpu")), CheckpointFolder(tmp_path), LocalContext("cpu")
+    train(engine, range(2))
+    write = engine.snapshot()
+    expected = train(engine, range(2, 4))
+    folder.save(2, write, context, {}, 1)
+    engine.close()
+    engine, checkpoint = built(CONFIGS[name], context), folder.latest()
+    assert checkpoint is not None
+    engine.load(folder.fetch(checkpoint, tmp_path))
+    assert train(engine, range(2, 4)) == expected
+
+
+@pytest.mark.parametrize("zero", [None, 1, 3])
+def test_bf16_learns_with_weights_in_fp32(zero: Any) -> None:
+    where = TorchEngineConfig(precision="bf16")
+    engine = built(
+        where if zero is None else DeepSpeedEngineConfig(zero=ZeroConfig(stage=zero), precision="bf16"),
+        LocalContext("cpu"),
+    )
+    seen: list[torch.dtype] = []
+    engine._model.body[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    curve = train(engine, range(10))
+    assert curve[-1][0] < curve[0][0] and set(seen) == {torch.bfloat16}
+    assert {value.dtype for value in engine.consolidated_state_dict().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("saved", CONFIGS)
+@pytest.mark.usefixtures("two_ranks")
+def test_any_engine_continues_any_checkpoint(name: str, saved: str, reference: Any, saved_by_two: Path) -> None:
+    """From two ranks to one, from every engine and stage to every other."""
+    curve = torch.tensor(continued(name, LocalContext("cpu"), saved_by_two / saved / SAVED))
+    expected = torch.tensor(reference["curve"][SAVED_AT : SAVED_AT + 4])
+    torch.testing.assert_close(curve, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_one_rank_continues_as_two(name: str, reference: Any, two_ranks: Any) -> None:
+    curve = torch.tensor(two_ranks[0][name]["from_one_rank"])
+    expected = torch.tensor(reference["curve"][SAVED_AT : SAVED_AT + 4])
+    torch.testing.assert_close(curve, expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.usefixtures("two_ranks")
+def test_weights_are_read_without_an_engine(name: str, saved_by_two: Path) -> None:
+    weights = read_weights(saved_by_two / name / SAVED)
+    model = Net()
+    model.load_state_dict(weights)
+    engine = built(CONFIGS[name], LocalContext("cpu"))
+    engine.load(saved_by_two / name / SAVED)
+    state = engine.consolidated_state_dict()
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+
+
+def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    engine = built(CONFIGS["torch"], LocalContext("cpu"))
+    engine.save(tmp_path)
+    other = CONFIGS["torch"].build(LocalContext("cpu"), micro_batch=4, accumulation=1)
+    other.build(OtherNet, optimizer_of)
+    with pytest.raises(
+        ValueError, match=r"another model: 1 parameters differ, such as scale, \(8,\) there and \(1,\) here"
+    ):
+        other.load(tmp_path)
+    with pytest.raises(ValueError, match="holds no training state"):
+        other.load(tmp_path / "absent")
+    (tmp_path / "shard-00000-of-00001.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"lacks elements 0 to 8 of weight of scale"):
+        engine.load(tmp_path)
+
+
+class OtherNet(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+
+SIZE = st.integers(1, 64)
+
+
+@given(micro_batch=SIZE, accumulation=SIZE, world_size=SIZE, off=st.integers(-100, 100))
+def test_batch_arithmetic(micro_batch: int, accumulation: int, world_size: int, off: int) -> None:
+    product = micro_batch * accumulation * world_size
+    if off == 0:
+        check_batch_size(product, micro_batch, accumulation, world_size)
+    else:
+        equation = f"{micro_batch} \\* accumulation {accumulation} \\* world size {world_size} = {product}"
+        with pytest.raises(ValueError, match=equation):
+            check_batch_size(product + off, micro_batch, accumulation, world_size)
+
+
+def test_settings_that_cannot_work_are_refused() -> None:
+    with pytest.raises(ValueError, match="fp16"):
+        TorchEngineConfig(precision="fp16").build(LocalContext("cpu"), micro_batch=1, accumulation=1)  # pyright: ignore
+    with pytest.raises(ValueError, match="clip_norm"):
+        DeepSpeedEngineConfig(clip_norm=0)
+    with pytest.raises(ValueError, match=r"offload_parameters needs zero\.stage 3"):
+        ZeroConfig(stage=2, offload_parameters="cpu")

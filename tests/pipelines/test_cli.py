@@ -1,0 +1,112 @@
+"""Bad input on the real command line: exit code 2, one sentence with the remedy, no traceback, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.catalogue import load_recipe, recipe_names
+from pipelines.cli import COMMANDS, main
+from pipelines.serialization import from_plain, to_plain
+from pipelines.train import parse_arguments
+
+SAMPLE = Path(__file__).resolve().parents[2] / "examples/metaworld_sample/1.0.0"
+
+
+def sentence(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What a failing command prints: exactly one line on stderr."""
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1 and "Traceback" not in captured.err, captured.err
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], ["no command 'trian'", "did you mean 'train'?"]),
+        (["train"], ["name a recipe first", "rt1_metaworld"]),
+        (["train", "rt1_metawrld", "--data", "x", "--output", "y"], ["did you mean 'rt1_metaworld'?"]),
+        (["train", "rt1_metaworld", "--output", "y"], ["--data"]),
+        (
+            ["train", "rt1_metaworld", "--data", "x", "--output", "y", "--optimizer.lrr", "1"],
+            ["no option --optimizer.lrr", "did you mean '--optimizer.lr'?"],
+        ),
+        (["train", "rt1_metaworld", "--data", "x", "--output", "y", "--loop.steps", "many"], ["--loop.steps", "many"]),
+        (["train", "rt1_metaworld", "--data", "x", "--output", "y", "--engine", "Torch"], ["no config class 'Torch'"]),
+        (["train", "rt1_metaworld", "--data", "x", "--output", "y", "--config", "no.yaml"], ["no.yaml"]),
+        (["evaluate", "nowhere", "--data", "x"], ["no complete checkpoint in nowhere"]),
+        (["list", "extra"], ["takes no arguments"]),
+    ],
+)
+def test_one_sentence_for_a_mistake(
+    arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    printed = sentence(capsys, *arguments)
+    assert all(word in printed for word in words), printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_store_is_named_and_nothing_is_written(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    printed = sentence(capsys, "train", "rt1_metaworld", "--data", "stores/none", "--output", "run")
+    assert "stores/none" in printed and "rtp preprocess" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_that_does_not_divide_prints_the_whole_equation(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--data", "x", "--output", "y", "--loop.global_batch", "30"]
+    printed = sentence(capsys, "train", "rt1_metaworld", *flags)
+    assert "loop.global_batch 30 = loop.micro_batch 16 x accumulation x 2 workers" in printed
+
+
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in COMMANDS:
+        if command in ("list", "doctor"):
+            continue
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        assert stop.value.code in (0, None)
+        assert "usage: rtp" in capsys.readouterr().out
+
+
+def test_json_is_the_last_line() -> None:
+    command = [sys.executable, "-m", "pipelines", "list", "--json"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert json.loads(printed.splitlines()[-1])["recipes"] == recipe_names()
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipes_survive_the_way_into_a_checkpoint_and_back(name: str) -> None:
+    experiment = load_recipe(name)
+    assert experiment.name == name
+    assert from_plain(type(experiment), json.loads(json.dumps(to_plain(experiment)))) == experiment
+    experiment.accumulation(experiment.launch.most)
+
+
+def test_flags_lie_over_the_overlay_which_lies_over_the_recipe(tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("optimizer: {lr: 0.5, weight_decay: 0.25}\nengine: {type: TorchEngineConfig}\n")
+    flags = ["--config", str(overlay), "--optimizer.lr", "0.125", "--engine.precision", "bf16"]
+    given = parse_arguments(["rt1_metaworld", "--data", "a", "b", "--output", "c", *flags]).experiment
+    assert (given.optimizer.lr, given.optimizer.weight_decay) == (0.125, 0.25)  # type: ignore[union-attr]
+    assert type(given.engine).__name__ == "TorchEngineConfig" and given.engine.precision == "bf16"
+
+
+def test_an_overlay_with_an_unknown_setting_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("loop: {step: 3}\n")
+    flags = ["--data", "x", "--output", str(tmp_path / "y"), "--config", str(overlay)]
+    printed = sentence(capsys, "train", "rt1_metaworld", *flags)
+    assert "loop.step is not a setting of LoopConfig: did you mean 'steps'?" in printed

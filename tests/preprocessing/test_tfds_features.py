@@ -1,0 +1,130 @@
+"""Values of every kind of feature equal those that tensorflow_datasets was given to write."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf import json_format
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from tensorflow_datasets.core import example_serializer
+from tensorflow_datasets.core import features as tfds_features
+from tensorflow_datasets.proto import tf_example_pb2
+
+from preprocessing.rlds import open_dataset
+from preprocessing.tf_example import parse
+from preprocessing.tfds_features import Feature, flatten
+
+DTYPES = ("bool", "uint8", "int8", "int32", "int64", "uint16", "uint64", "float32", "float64", "float16")
+
+
+def written(features: Any, value: Any) -> tuple[dict[str, Feature], Any]:
+    payload = example_serializer.ExampleSerializer(features.get_serialized_info()).serialize_example(
+        features.encode_example(value)
+    )
+    return flatten(json.loads(json_format.MessageToJson(features.to_proto()))), parse(payload)
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> tuple[str, list[np.ndarray]]:
+    dtype = draw(st.sampled_from(DTYPES))
+    shape = draw(hnp.array_shapes(min_dims=0, max_dims=2, max_side=3))
+    values = hnp.arrays(dtype, shape, elements=_elements(dtype))
+    return dtype, draw(st.lists(values, min_size=1, max_size=4))
+
+
+def _elements(dtype: str) -> st.SearchStrategy | None:
+    return st.floats(-1000, 1000, width=16) if dtype.startswith("float") else None
+
+
+@settings(max_examples=60, deadline=None)
+@given(tensors())
+def test_tensors_of_steps(drawn: tuple[str, list[np.ndarray]]) -> None:
+    dtype, values = drawn
+    tensor = tfds_features.Tensor(shape=values[0].shape, dtype=np.dtype(dtype))
+    features = tfds_features.FeaturesDict({"steps": tfds_features.Dataset({"x": tensor}), "once": tensor})
+    leaves, example = written(features, {"steps": [{"x": value} for value in values], "once": values[0]})
+    found = leaves["steps/x"].read(example)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, np.stack(values))
+    np.testing.assert_array_equal(leaves["once"].read(example), values[0])
+
+
+@pytest.mark.parametrize("encoding", ["zlib", "bytes"])
+@pytest.mark.parametrize("shape", [(2, 3), (None, 3), (None, None)])
+def test_encoded_tensors_of_the_episode(encoding: str, shape: tuple[int | None, ...]) -> None:
+    value = np.arange(6, dtype=np.float32).reshape(2, 3)
+    tensor = tfds_features.Tensor(shape=shape, dtype=np.float32, encoding=encoding)
+    leaves, example = written(tfds_features.FeaturesDict({"x": tensor}), {"x": value})
+    np.testing.assert_array_equal(leaves["x"].read(example), value)
+
+
+def test_encoded_tensors_of_steps_as_kuka_has_them() -> None:
+    # tensorflow_datasets cannot write these; the released files hold one compressed string a step.
+    values = np.arange(14, dtype=np.float32).reshape(2, 7)
+    message = tf_example_pb2.Example()
+    message.features.feature["steps/pose"].bytes_list.value.extend(zlib.compress(row.tobytes()) for row in values)
+    feature = Feature(key="steps/pose", kind="tensor", shape=(7,), dtype="float32", encoding="zlib", outer=(None,))
+    np.testing.assert_array_equal(feature.read(parse(message.SerializeToString())), values)
+    message.features.feature["steps/pose"].bytes_list.value[1] = b"not zlib"
+    with pytest.raises(ValueError, match="steps/pose: Error -3"):
+        feature.read(parse(message.SerializeToString()))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(st.text("aé", max_size=3), max_size=3), min_size=1, max_size=4))
+def test_ragged_texts_of_steps(texts: list[list[str]]) -> None:
+    inner = tfds_features.Sequence(tfds_features.Text())
+    features = tfds_features.FeaturesDict({"steps": tfds_features.Dataset({"names": inner})})
+    leaves, example = written(features, {"steps": [{"names": row} for row in texts]})
+    found = leaves["steps/names"].read(example)
+    assert [list(row) for row in found] == [[text.encode() for text in row] for row in texts]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=4))
+def test_ragged_tensors_of_steps(lengths: list[int]) -> None:
+    rows = [np.arange(2 * n, dtype=np.float32).reshape(n, 2) for n in lengths]
+    inner = tfds_features.Sequence(tfds_features.Tensor(shape=(2,), dtype=np.float32))
+    features = tfds_features.FeaturesDict({"steps": tfds_features.Dataset({"points": inner})})
+    leaves, example = written(features, {"steps": [{"points": row} for row in rows]})
+    for found, row in zip(leaves["steps/points"].read(example), rows, strict=True):
+        np.testing.assert_array_equal(found, row)
+
+
+def test_texts_labels_and_nesting() -> None:
+    label = tfds_features.ClassLabel(names=["a", "b"])
+    inner = {
+        "deep": {"text": tfds_features.Text(), "label": label, "fixed": tfds_features.Sequence(np.int32, length=2)}
+    }
+    features = tfds_features.FeaturesDict({"steps": tfds_features.Dataset(inner), "id": tfds_features.Text()})
+    steps = [
+        {"deep": {"text": "x", "label": "b", "fixed": [1, 2]}},
+        {"deep": {"text": "é", "label": 0, "fixed": [3, 4]}},
+    ]
+    leaves, example = written(features, {"steps": steps, "id": "e1"})
+    assert leaves["id"].read(example) == b"e1"
+    assert leaves["steps/deep/text"].read(example) == [b"x", "é".encode()]
+    assert leaves["steps/deep/label"].read(example).tolist() == [1, 0]
+    assert leaves["steps/deep/fixed"].read(example).tolist() == [[1, 2], [3, 4]]
+
+
+def test_every_open_x_schema_is_understood(shared_dir: Path) -> None:
+    folders = sorted((shared_dir / "data/openx_metadata").glob("*/*/features.json"))
+    assert len(folders) >= 25
+    for folder in folders:
+        assert {"is_first", "is_last", "is_terminal"} <= set(open_dataset(str(folder.parent)).step_paths)
+
+
+def test_a_count_that_does_not_fit_the_shape_is_refused() -> None:
+    message = tf_example_pb2.Example()
+    message.features.feature["steps/action"].float_list.value.extend([1.0] * 8)
+    feature = Feature(key="steps/action", kind="tensor", shape=(7,), dtype="float32", outer=(None,))
+    with pytest.raises(ValueError, match="steps/action has 8 values"):
+        feature.read(parse(message.SerializeToString()))
