@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
+from cluster.watchdog import Watchdog
+
 
 class WorkerContext(Protocol):
     """One worker's view of the run. `report`, `barrier`, `any` and `gather` are collective: every rank calls them."""
@@ -151,11 +153,15 @@ class _Forked(TorchrunContext):
 
 
 class RayContext(TorchrunContext):
-    """A Ray Train worker. Ray has set up the process group (gloo on CPU, NCCL on GPU) and torchrun's environment."""
+    """A Ray Train worker. Ray has set up the process group (gloo on CPU, NCCL on GPU) and torchrun's environment.
 
-    def __init__(self, *, timeout_s: float = 1800) -> None:
+    hang_timeout_s: end this worker if it has not beaten for so long; Ray then starts the workers again.
+    """
+
+    def __init__(self, *, timeout_s: float = 1800, hang_timeout_s: float = 1800) -> None:
         import ray.train.torch
 
+        self._watchdog = Watchdog(hang_timeout_s)
         super().__init__(ray.train.torch.get_device(), timeout_s=timeout_s)
 
     def report(self, metrics: Mapping[str, float]) -> None:
@@ -164,3 +170,11 @@ class RayContext(TorchrunContext):
 
         super().report(metrics)
         ray.train.report(dict(metrics))
+        self.beat()
+
+    def beat(self) -> None:
+        self._watchdog.beat()
+
+    def close(self) -> None:
+        self._watchdog.close()
+        super().close()

@@ -10,35 +10,21 @@ Neither engine knows of schedules, data or stopping: that is the training loop.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from cluster import zero
 from cluster.context import WorkerContext
-from cluster.shards import (
-    PARAMETERS,
-    Fragment,
-    ShardReader,
-    buffer_file,
-    describe,
-    pieces,
-    require_same_parameters,
-    restore,
-    shard_file,
-)
-from cluster.state_files import host_copy, read_tensors, write_files
-from cluster.zero import Precision, ZeroConfig, deepspeed_config
-
-ModelFactory = Callable[[], nn.Module]
-OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
+from cluster.engine_base import EngineBase, EngineConfig, Entry, ModelFactory, OptimizerFactory, broadcast
+from cluster.shards import Fragment, ShardReader
+from cluster.zero import ZeroConfig, deepspeed_config
 
 
 class Engine(Protocol):
@@ -105,165 +91,33 @@ def check_batch_size(global_batch: int, micro_batch: int, accumulation: int, wor
         )
 
 
-def _check_precision(precision: str, device: torch.device) -> None:
-    if precision not in ("fp32", "bf16"):
-        raise ValueError(f"precision {precision!r} is not supported: use fp32, or bf16 (fp16 would need loss scaling)")
-    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise ValueError(f"precision bf16: {torch.cuda.get_device_name(device)} has no bf16 units; use fp32")
-
-
-def _check_clip_norm(clip_norm: float) -> None:
-    if not clip_norm > 0:
-        raise ValueError(f"clip_norm = {clip_norm}: must be above 0; infinity turns clipping off")
-
-
-class _Entry(nn.Module):
-    """Calls a method of the model from `forward`, the only door through which DDP's and ZeRO's hooks run."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self.model, method)(*args, **kwargs)
-
-
-class _EngineBase:
-    """What both engines share: precision, evaluation mode, the learning rate and writing state."""
-
-    name: str
-    _model: nn.Module
-    _entry: nn.Module
-    _optimizer: torch.optim.Optimizer
-
-    def __init__(self, context: WorkerContext, precision: Precision, clip_norm: float, accumulation: int) -> None:
-        _check_precision(precision, context.device)
-        self.context = context
-        self._precision = precision
-        self._clip_norm = clip_norm
-        self._accumulation = accumulation
-        self._micro_batches = 0
-
-    def set_learning_rate(self, learning_rate: float) -> None:
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
-
-    @contextmanager
-    def evaluate_mode(self) -> Iterator[Any]:
-        self._entry.eval()
-        try:
-            with torch.no_grad(), self._autocast():
-                yield self._evaluated_model()
-        finally:
-            self._entry.train()
-
-    def _evaluated_model(self) -> Any:
-        return self._model
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self._precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.context.device.type, dtype=torch.bfloat16)
-
-    def _at_boundary(self) -> bool:
-        """Whether the micro-batch at hand is the last of its update."""
-        return (self._micro_batches + 1) % self._accumulation == 0
-
-    def _clip_and_check(self) -> tuple[float, bool]:
-        """(gradient norm before clipping, whether it is finite); a gradient that is not is dropped."""
-        norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._clip_norm).item()
-        if not math.isfinite(norm):
-            self._optimizer.zero_grad(set_to_none=True)
-        return norm, math.isfinite(norm)
-
-    def save(self, folder: Path) -> None:
-        write_files(folder, self._files())
-
-    def snapshot(self) -> Callable[[Path], None]:
-        files = host_copy(self._files())
-        return lambda folder: write_files(folder, files)
-
-    def _files(self) -> dict[str, Any]:
-        """This rank's files by name, of live tensors."""
-        assert self._micro_batches % self._accumulation == 0, "a checkpoint is taken at an update's end"
-        rank, world_size = self.context.rank, self.context.world_size
-        fragments = self._fragments()
-        files: dict[str, Any] = {shard_file(rank, world_size): pieces(fragments, self._optimizer)}
-        if rank == 0:
-            files[PARAMETERS] = describe(self._model, self._shapes())
-        buffers = _persistent_buffers(self._model)
-        if buffers:  # of every rank: BatchNorm statistics that are not synchronised differ
-            files[buffer_file(rank)] = buffers
-        return files
-
-    def load(self, folder: Path) -> None:
-        reader = ShardReader(folder)
-        require_same_parameters(reader, self._shapes(), folder)
-        restore(self._fragments(), self._optimizer, reader)
-        own, first = folder / buffer_file(self.context.rank), folder / buffer_file(0)
-        same_world = (folder / shard_file(self.context.rank, self.context.world_size)).exists()
-        if first.exists():
-            self._model.load_state_dict(read_tensors(own if same_world else first), strict=False)
-        self._spread_weights(reader)
-
-    def _shapes(self) -> dict[str, torch.Size]:
-        return {name: zero.shape_of(parameter) for name, parameter in self._model.named_parameters()}
-
-    def _fragments(self) -> list[Fragment]:
-        """What this rank holds of the training state; here all of it, and the ranks share the writing."""
-        parameters = enumerate(self._model.named_parameters())
-        rank, world_size = self.context.rank, self.context.world_size
-        return [Fragment.whole(n, p, written=i % world_size == rank) for i, (n, p) in parameters]
-
-    def _spread_weights(self, reader: ShardReader) -> None:
-        """After a load: bring the model's weights in line with the fragments, where they are two things."""
-
-
-def _persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
-    saved = model.state_dict(keep_vars=True)
-    return {name: buffer for name, buffer in model.named_buffers() if name in saved}
-
-
-def _broadcast(tensors: Iterator[Tensor], context: WorkerContext) -> None:
-    if context.world_size > 1:
-        for tensor in tensors:
-            dist.broadcast(tensor.detach(), src=0)
-
-
 # --- PyTorch ---
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorchEngineConfig:
-    """Plain PyTorch; DDP on several ranks. `clip_norm` bounds the global gradient norm."""
-
-    precision: Precision = "fp32"
-    clip_norm: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check_clip_norm(self.clip_norm)
+class TorchEngineConfig(EngineConfig):
+    """Plain PyTorch; DDP on several ranks."""
 
     def build(self, context: WorkerContext, *, micro_batch: int, accumulation: int) -> TorchEngine:
-        return TorchEngine(context, self.precision, self.clip_norm, accumulation)
+        return TorchEngine(context, self, accumulation)
 
 
-class TorchEngine(_EngineBase):
+class TorchEngine(EngineBase):
     """The reference engine: it needs neither Ray nor DeepSpeed. See `Engine`."""
-
-    name = "torch"
 
     def build(self, model_factory: ModelFactory, optimizer_factory: OptimizerFactory) -> nn.Module:
         self._model = model_factory().to(self.context.device)
-        _broadcast(self._model.parameters(), self.context)
-        _broadcast(self._model.buffers(), self.context)
+        broadcast(self._model.parameters(), self.context)
+        broadcast(self._model.buffers(), self.context)
         self._optimizer = optimizer_factory(self._model)
-        self._entry = self._wrapped = _Entry(self._model)
+        self._entry = self._wrapped = Entry(self._model)
         if self.context.world_size > 1:
             # Buffers are the model's affair: it freezes or synchronises them, or each rank keeps its own.
             self._wrapped = nn.parallel.DistributedDataParallel(self._entry, init_sync=False, broadcast_buffers=False)
         return self._model
 
     def forward(self, batch: Any) -> Tensor:
+        self.context.beat()
         with self._synchronise_at_boundary(), self._autocast():
             return self._wrapped("loss", batch)
 
@@ -281,9 +135,10 @@ class TorchEngine(_EngineBase):
         self._micro_batches += 1
         if not boundary:
             return None
-        norm, finite = self._clip_and_check()
-        if finite:
+        norm = self._clip()
+        if math.isfinite(norm):
             self._optimizer.step()
+            self._average()
         self._optimizer.zero_grad(set_to_none=True)
         return norm
 
@@ -300,29 +155,22 @@ class TorchEngine(_EngineBase):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepSpeedEngineConfig:
-    """ZeRO. `clip_norm` bounds the global gradient norm."""
+class DeepSpeedEngineConfig(EngineConfig):
+    """DeepSpeed with the given share of ZeRO."""
 
     zero: ZeroConfig = field(default_factory=ZeroConfig)
-    precision: Precision = "fp32"
-    clip_norm: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check_clip_norm(self.clip_norm)
 
     def build(self, context: WorkerContext, *, micro_batch: int, accumulation: int) -> DeepSpeedEngine:
         return DeepSpeedEngine(context, self, micro_batch, accumulation)
 
 
-class DeepSpeedEngine(_EngineBase):
+class DeepSpeedEngine(EngineBase):
     """ZeRO stages 0 to 3 with the client's torch optimizer. See `Engine`."""
-
-    name = "deepspeed"
 
     def __init__(
         self, context: WorkerContext, config: DeepSpeedEngineConfig, micro_batch: int, accumulation: int
     ) -> None:
-        super().__init__(context, config.precision, config.clip_norm, accumulation)
+        super().__init__(context, config, accumulation)
         self._stage: Literal[0, 1, 2, 3] = config.zero.stage
         self.deepspeed_config = deepspeed_config(
             config.zero,
@@ -337,20 +185,21 @@ class DeepSpeedEngine(_EngineBase):
     def build(self, model_factory: ModelFactory, optimizer_factory: OptimizerFactory) -> nn.Module:
         zero.connect(self.context)
         self._model = model_factory()
-        self._entry = _Entry(self._model)
+        self._entry = Entry(self._model)
         self._optimizer = optimizer_factory(self._model)  # first: it may group parameters by their shapes
         if self._stage == 3:
             zero.shard(self._entry, self.deepspeed_config)
         self._model.to(self.context.device)
         if self._stage < 3:
-            _broadcast(self._model.parameters(), self.context)
-        _broadcast(self._model.buffers(), self.context)
+            broadcast(self._model.parameters(), self.context)
+        broadcast(self._model.buffers(), self.context)
         self._engine = zero.initialize(self._entry, self._optimizer, self.deepspeed_config)
         if self._stage > 0:
             self._optimizer = self._engine.optimizer.optimizer  # over DeepSpeed's flat buffers
         return self._model
 
     def forward(self, batch: Any) -> Tensor:
+        self.context.beat()
         self._engine.set_gradient_accumulation_boundary(self._at_boundary())
         return self._engine("loss", batch)
 
@@ -360,10 +209,13 @@ class DeepSpeedEngine(_EngineBase):
     def step(self) -> float | None:
         boundary = self._at_boundary()
         self._micro_batches += 1
-        norm = self._clip_and_check()[0] if boundary and self._stage == 0 else None
+        norm = self._clip() if boundary and self._stage == 0 else None
         self._engine.step()
-        if boundary and norm is None:
-            norm = float(self._engine.get_global_grad_norm())
+        if not boundary:
+            return None
+        norm = float(self._engine.get_global_grad_norm()) if norm is None else norm
+        if math.isfinite(norm):
+            self._average()
         return norm
 
     def _evaluated_model(self) -> Any:

@@ -37,6 +37,7 @@ class RayLaunch:
     max_failures: how often the workers are started again after one died; -1 without limit.
     storage_path: where Ray Train keeps its own small state; on several nodes a shared path or URL.
     collective_timeout_s: how long a worker waits for the others before it gives up.
+    hang_timeout_s: how long a worker may go without a micro-batch or an agreement before it is ended as hung.
     """
 
     num_workers: int | tuple[int, int] = 1
@@ -46,6 +47,7 @@ class RayLaunch:
     max_failures: int = 0
     storage_path: str | None = None
     collective_timeout_s: float = 1800
+    hang_timeout_s: float = 1800
 
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.most or self.cpus_per_worker < 1:
@@ -109,7 +111,7 @@ def _work(task: dict[str, Any]) -> dict[str, Any]:
     launch: RayLaunch = task["launch"]
     torch.set_num_threads(launch.cpus_per_worker)
     logging.getLogger().setLevel(logging.WARNING)  # Ray's processes are at ERROR (see session.py)
-    context = RayContext(timeout_s=launch.collective_timeout_s)
+    context = RayContext(timeout_s=launch.collective_timeout_s, hang_timeout_s=launch.hang_timeout_s)
     try:
         returned = task["function"](context, task["config"])
         return {**context.metrics, **(returned or {})}

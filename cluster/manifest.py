@@ -1,4 +1,4 @@
-"""The list of a checkpoint's files with their sizes and SHA-256 digests, written last: with it a checkpoint is complete."""
+"""The list of a checkpoint's files, sizes and SHA-256 digests. Written last: with it a checkpoint is complete."""
 
 from __future__ import annotations
 

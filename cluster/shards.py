@@ -1,8 +1,8 @@
 """Training state by parameter, cut into pieces: one checkpoint for every engine, ZeRO stage and world size.
 
-A rank writes what it holds: for a parameter's name, a key ("weight", or an optimizer's "exp_avg", ...) and the first
-element of the flattened parameter that the piece covers. Whoever reads asks for any range of elements and never sees
-how it was cut. The pieces are safetensors, the rest is JSON: nothing is ever unpickled.
+A rank writes what it holds: for a parameter's name, a key ("weight", "average", or an optimizer's "exp_avg", ...) and
+the first element of the flattened parameter that the piece covers. Whoever reads asks for any range of elements and
+never sees how it was cut. The pieces are safetensors, the rest is JSON: nothing is ever unpickled.
 
     shard-00000-of-00002.safetensors    one-dimensional tensors "key:start:name"; numbers as "key:scalar:name"
     parameters.json                     the shape of every parameter, and which names are tied
@@ -14,7 +14,7 @@ other stage.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from cluster.state_files import read_tensors
+
 PARAMETERS = "parameters.json"
 WEIGHT = "weight"
+AVERAGE = "average"
 SCALAR = "scalar"
 
 
@@ -153,23 +156,25 @@ class ShardReader:
         return self.read(name, key, 0, shape.numel()).view(shape)
 
 
-def require_same_parameters(reader: ShardReader, shapes: Mapping[str, torch.Size], folder: Path) -> None:
-    """Raise ValueError unless the saved model and this one have the same parameters."""
-    saved = reader.shapes
-    wrong = sorted(name for name in saved.keys() | shapes.keys() if saved.get(name) != shapes.get(name))
+def require_same_shapes(saved: Mapping[str, torch.Size], here: Mapping[str, torch.Size], folder: Path) -> None:
+    """Raise ValueError unless the saved model and this one have the same tensors."""
+    wrong = sorted(name for name in saved.keys() | here.keys() if saved.get(name) != here.get(name))
     if wrong:
-        there, here = (tuple(side[wrong[0]]) if wrong[0] in side else "absent" for side in (saved, shapes))
+        there, ours = (tuple(side[wrong[0]]) if wrong[0] in side else "absent" for side in (saved, here))
         raise ValueError(
-            f"{folder} is of another model: {len(wrong)} parameters differ, such as {wrong[0]}, {there} there and "
-            f"{here} here"
+            f"{folder} is of another model: {len(wrong)} tensors differ, such as {wrong[0]}, {there} there and "
+            f"{ours} here"
         )
 
 
-def restore(fragments: Iterable[Fragment], optimizer: torch.optim.Optimizer, reader: ShardReader) -> None:
-    """Overwrite the fragments' weights and their optimizer state."""
+def restore(
+    fragments: Iterable[Fragment], optimizer: torch.optim.Optimizer, reader: ShardReader, without: Container[str] = ()
+) -> None:
+    """Overwrite the fragments' weights and their optimizer state, but for the keys `without`."""
     for fragment in fragments:
         fragment.assign(fragment.owner, reader.read(fragment.name, WEIGHT, fragment.start, fragment.size))
-        keys, scalars = reader.keys(fragment.name), reader.scalars(fragment.name)
+        keys = [key for key in reader.keys(fragment.name) if key not in without]
+        scalars = reader.scalars(fragment.name)
         if keys or scalars:
             # The optimizer creates its state at the first step; a new one has none to overwrite.
             state = optimizer.state[fragment.owner]
@@ -180,12 +185,16 @@ def restore(fragments: Iterable[Fragment], optimizer: torch.optim.Optimizer, rea
                 state[key] = torch.tensor(value, dtype=torch.float32)
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The model's state dictionary, parameters and buffers, from a checkpoint of any engine and world size."""
-    from cluster.state_files import read_tensors
+def read_weights(folder: Path, *, averaged: bool = False) -> dict[str, Tensor]:
+    """The model's state dictionary, parameters and buffers, from a checkpoint of any engine and world size.
 
+    averaged: the running average of the weights, where they have one. Raises ValueError if none has.
+    """
     reader = ShardReader(folder)
-    weights = {name: reader.whole(name) for name in reader.shapes}
+    averages = {name for name in reader.shapes if averaged and AVERAGE in reader.keys(name)}
+    if averaged and not averages:
+        raise ValueError(f"{folder} holds no averaged weights: the training had ema_decay 0")
+    weights = {name: reader.whole(name, AVERAGE if name in averages else WEIGHT) for name in reader.shapes}
     weights |= {name: weights[first] for name, first in reader.tied.items()}
     buffers = folder / buffer_file(0)
     return {**weights, **(read_tensors(buffers) if buffers.exists() else {})}

@@ -15,7 +15,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -74,7 +75,8 @@ class CheckpointFolder:
         """The complete checkpoint of this step."""
         folder = self._folder(step)
         try:
-            manifest = Manifest.from_bytes(self._files.cat_file(f"{folder}/{MANIFEST}"))
+            with self._reached():
+                manifest = Manifest.from_bytes(self._files.cat_file(f"{folder}/{MANIFEST}"))
         except FileNotFoundError:
             return None
         except ValueError as error:
@@ -132,8 +134,13 @@ class CheckpointFolder:
         if keep_last < 1:
             raise ValueError(f"keep_last = {keep_last}: at least 1 checkpoint must be kept")
         _agree(context, step, self._prepare, step, on_rank_0=True)
-        entries = _agree(context, step, self._write_own, step, write, context)
-        _agree(context, step, self._publish, Manifest(step=step, metadata=metadata, files=entries), on_rank_0=True)
+        try:
+            entries = _agree(context, step, self._write_own, step, write, context)
+            _agree(context, step, self._publish, Manifest(step=step, metadata=metadata, files=entries), on_rank_0=True)
+        except (ValueError, OSError):
+            if context.rank == 0 and self.is_local:
+                shutil.rmtree(self._saving(step), ignore_errors=True)  # gives a full disk its room back
+            raise
         _agree(context, step, self._prune, keep_last, keep_best_by, on_rank_0=True)
 
     def _prepare(self, step: int) -> tuple[FileEntry, ...]:
@@ -202,9 +209,20 @@ class CheckpointFolder:
     def _names(self) -> list[str]:
         self._files.invalidate_cache()
         try:
-            return sorted(PurePosixPath(path).name for path in self._files.ls(self._root, detail=False))
+            with self._reached():
+                return sorted(PurePosixPath(path).name for path in self._files.ls(self._root, detail=False))
         except FileNotFoundError:
             return []
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Turns an object store's own kinds of error into an OSError that names the store."""
+        try:
+            yield
+        except (OSError, ValueError):
+            raise
+        except Exception as error:
+            raise ConnectionError(f"the checkpoints in {self.root} cannot be reached: {error}") from error
 
     def _steps(self) -> list[int]:
         return sorted(int(match[1]) for name in self._names() if (match := re.fullmatch(r"step-(\d{8,})", name)))
@@ -217,19 +235,22 @@ class CheckpointFolder:
 
     def _listing(self, folder: str) -> dict[str, dict[str, Any]]:
         self._files.invalidate_cache()
-        return self._files.find(folder, detail=True)  # pyright: ignore[reportReturnType]
+        with self._reached():
+            return self._files.find(folder, detail=True)  # pyright: ignore[reportReturnType]
 
     def _remove(self, folder: str) -> None:
         """The manifest goes first: what is left of an interrupted removal is no checkpoint."""
         if self._files.exists(f"{folder}/{MANIFEST}"):
             self._files.rm_file(f"{folder}/{MANIFEST}")
-        self._files.rm(folder, recursive=True)
+        if self._files.exists(folder):  # an object store has no empty folders
+            self._files.rm(folder, recursive=True)
 
     def _download(self, checkpoint: Checkpoint, target: Path) -> None:
         folder = self._folder(checkpoint.step)
         for entry in checkpoint.manifest.files:
             (target / entry.name).parent.mkdir(parents=True, exist_ok=True)
-            self._files.get_file(f"{folder}/{entry.name}", str(target / entry.name))
+            with self._reached():
+                self._files.get_file(f"{folder}/{entry.name}", str(target / entry.name))
             check_entry(entry, target)
         (target / MANIFEST).write_bytes(checkpoint.manifest.to_bytes())
 

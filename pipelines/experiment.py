@@ -24,6 +24,8 @@ class LoopConfig:
     """Windows per optimizer step, over all workers."""
     micro_batch: int = 32
     """Windows per forward pass of one worker."""
+    segment_windows: int = 1
+    """Neighbouring windows drawn together: they share frames and one crop, and each frame is encoded once."""
     lanes: int = 48
     """Lanes of the sample order; the number of workers must divide it."""
     seed: int = 0
@@ -39,7 +41,8 @@ class LoopConfig:
     """Windows of the validation stores that a validation loss is taken over."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "global_batch", "micro_batch", "lanes", "log_every", "checkpoint_every", "keep_last"):
+        positive = ("steps", "global_batch", "micro_batch", "segment_windows", "lanes", "log_every", "checkpoint_every")
+        for name in (*positive, "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"loop.{name} must be at least 1, got {getattr(self, name)}")
 

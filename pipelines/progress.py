@@ -19,6 +19,7 @@ _POLL_S = 0.5
 def following(output: str, num_steps: int) -> Iterator[None]:
     """Show a bar for the run in `output` while the body runs; on stderr, so that --json stays clean."""
     console = Console(stderr=True)
+    console = console if console.is_terminal else Console(stderr=True, width=110)
     columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[last]}"), console=console) as bar:
         task = bar.add_task("train", total=num_steps, last="starting workers")

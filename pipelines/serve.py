@@ -66,14 +66,24 @@ class RobotPolicy(PythonModel):
             policy = self._robots[robot, dataset]
         else:
             policy = self._robots[robot, dataset] = self._policy(dataset)
-        return policy.act(frame, instruction).values.astype(float).tolist()
+        values = self._contract.dataset(dataset).completed(policy.act(frame, instruction).values)
+        return values.astype(float).tolist()
 
     def _policy(self, dataset: str) -> Policy:
         return Policy(self._model, transform=self._contract.dataset(dataset).transform, encode=self._embedding)
 
     def _embedding(self, text: str) -> np.ndarray:
         """The training stores' vector of a known instruction, else the encoder's."""
-        return self._known[text] if text in self._known else embed_texts(self._contract.encoder, [text])[0]
+        if text in self._known:
+            return self._known[text]
+        encoder = self._contract.encoder
+        try:
+            return embed_texts(encoder, [text])[0]
+        except (ValueError, OSError, ImportError) as error:
+            raise ValueError(
+                f"instruction {text!r} is not one of the {len(self._known)} that this policy was trained on, and its "
+                f"encoder {encoder} cannot run here ({error}): send a known instruction"
+            ) from error
 
 
 def camera_frame(image: bytes, recipe: ImageRecipe) -> np.ndarray:

@@ -30,7 +30,6 @@ from pipelines.serialization import flatten, to_plain
 from pipelines.tracking import TrainingRun
 from preprocessing.episode_store import EpisodeStore
 from preprocessing.loading.loader import Batch, Loader, WindowReader
-from preprocessing.loading.sample_order import SampleOrder
 from rt_models.spec import Contract, merge_contracts
 
 
@@ -124,7 +123,12 @@ class _Session:
             self.engine.backward(loss)
             gradient_norm = self.engine.step()
             losses.append(loss.detach())
-        return torch.stack(losses).mean(), float(gradient_norm)
+        if not math.isfinite(gradient_norm):
+            raise FloatingPointError(
+                f"the gradient norm is {gradient_norm} at step {self.step + 1} (loss {float(losses[-1])}): lower "
+                f"optimizer.lr or look at the data with rtp inspect; the last checkpoint is still good"
+            )
+        return torch.stack(losses).mean(), gradient_norm
 
     def _metrics(
         self, losses: list[torch.Tensor], gradient_norm: float, seconds: float, waited_s: float
@@ -132,11 +136,6 @@ class _Session:
         """Means over the steps since the last line and over all ranks."""
         mine = (float(torch.stack(losses).float().mean()), waited_s / seconds)
         loss, waiting = np.mean(self.context.gather(mine), axis=0)
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss} at step {self.step}: lower optimizer.lr or look at the data with rtp inspect; "
-                f"the last checkpoint is still good"
-            )
         windows = len(losses) * self.loop.global_batch / seconds
         rate = self.experiment.optimizer.lr * self.experiment.schedule.factor(self.step - 1, self.loop.steps)
         return {
@@ -196,6 +195,7 @@ class _Session:
 
     def _write_rank(self, folder: Path) -> None:
         """This rank's part of a checkpoint: engine state, random state and, from rank 0, the whole model."""
+        (folder / "engine").mkdir()
         self.engine.save(folder / "engine")
         torch.save({"cpu": torch.get_rng_state()}, folder / f"random-{self.context.rank:05d}.pt")
         weights = self.engine.consolidated_state_dict()
@@ -226,10 +226,11 @@ class _Session:
                 torch.set_rng_state(torch.load(random, weights_only=True)["cpu"])
 
     def _build_loader(self) -> Loader:
-        order = SampleOrder(num_samples=self.reader.index.num_rows, seed=self.loop.seed, lanes=self.loop.lanes)
         return Loader(
             self.reader,
-            order,
+            seed=self.loop.seed,
+            lanes=self.loop.lanes,
+            segment_windows=self.loop.segment_windows,
             global_batch=self.loop.global_batch,
             micro_batch=self.loop.micro_batch,
             rank=self.context.rank,
@@ -299,7 +300,11 @@ def _require_same_run(found: Checkpoint, contract: Contract, experiment: Experim
         )
     before = flatten(found.metadata["experiment"])
     now = flatten(to_plain(replace(experiment)))
-    fixed = [key for key in now if key.startswith(("model.", "loop.seed", "loop.lanes", "loop.global_batch"))]
+    fixed = [
+        key
+        for key in now
+        if key.startswith(("model.", "loop.seed", "loop.lanes", "loop.global_batch", "loop.segment_windows"))
+    ]
     changed = [key for key in fixed if before.get(key) != now[key]]
     if changed:
         key = changed[0]

@@ -114,9 +114,9 @@ def convert(source: str, out: str, config: ConvertConfig) -> Summary:
     dataset = open_dataset(source)
     spec = dataset_spec.load(config.dataset or dataset.name)
     encoder = _encoder(config, spec, dataset)
+    task = _task(dataset, spec, out, config, ships_vectors=encoder is None)
     if encoder is not None:
         encoder.require()
-    task = _task(dataset, spec, out, config, ships_vectors=encoder is None)
     settings = _settings(task, config, encoder.id if encoder else spec.embedding_encoder)
     filesystem, root = fsspec.core.url_to_fs(task.root)
     if filesystem.exists(f"{root}/{MANIFEST}"):
@@ -288,7 +288,8 @@ def _through_ray(task: ShardTask, missing: list[int], workers: int | None) -> It
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its execution plans; the bar above says what matters
     ray.data.DataContext.get_current().enable_progress_bars = False
     shards = ray.data.from_items([{"index": index} for index in missing], override_num_blocks=len(missing))
-    for row in shards.map(_ShardRow(task), concurrency=workers).iter_rows():
+    concurrency = min(workers, len(missing)) if workers else None
+    for row in shards.map(_ShardRow(task), concurrency=concurrency).iter_rows():
         result = json.loads(row["result"])
         if "error" in result:
             raise ValueError(result["error"])

@@ -30,7 +30,6 @@ GROUPS: dict[str, slice] = {
 }
 ACTION_SIZE = 11
 STEP_FIELDS = ("is_first", "is_last", "is_terminal")
-USE_LARGE_5 = "universal-sentence-encoder-large/5"
 
 Steps = Mapping[str, Any]
 
@@ -39,37 +38,46 @@ Steps = Mapping[str, Any]
 
 
 class ActionPart(Protocol):
-    """How one group of the canonical action follows from the source's step columns."""
+    """How one group of the canonical action, or its first `width` dimensions, follows from the step columns."""
 
     @property
     def group(self) -> str: ...
+    @property
+    def width(self) -> int: ...
     @property
     def path(self) -> str: ...
     @property
     def unit(self) -> str: ...
     def values(self, steps: Steps) -> np.ndarray:
-        """float (N, width of the group)."""
+        """float (N, width)."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Linear:
-    """canonical = source[:, first:first + width] * scale + offset; `unit` is that of the canonical value."""
+    """canonical = source[:, first:first + width] * scale + offset; `unit` is that of the canonical value.
+
+    `width` 0 is the whole group.
+    """
 
     group: str
     path: str
     unit: str
     first: int = 0
+    width: int = 0
     scale: float = 1.0
     offset: float = 0.0
 
+    def __post_init__(self) -> None:
+        whole = GROUPS.get(self.group, slice(0, 0))
+        object.__setattr__(self, "width", self.width or whole.stop - whole.start)
+
     def values(self, steps: Steps) -> np.ndarray:
-        width = GROUPS[self.group].stop - GROUPS[self.group].start
         column = np.asarray(steps[self.path])
         column = column.reshape(len(column), -1).astype(np.float64)
-        if column.shape[1] < self.first + width:
-            raise ValueError(f"{self.path} has {column.shape[1]} values, {self.group} needs {self.first + width}")
-        return column[:, self.first : self.first + width] * self.scale + self.offset
+        if column.shape[1] < self.first + self.width:
+            raise ValueError(f"{self.path} has {column.shape[1]} values, {self.group} needs {self.first + self.width}")
+        return column[:, self.first : self.first + self.width] * self.scale + self.offset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +89,7 @@ class Terminate:
 
     path: str
     group: Literal["terminate_episode"] = "terminate_episode"
+    width: Literal[1] = 1
     unit: str = "class"
 
     def values(self, steps: Steps) -> np.ndarray:
@@ -89,6 +98,16 @@ class Terminate:
         if column.shape[1] == 3:
             return np.where(column.any(axis=1), column.argmax(axis=1), ARM)[:, None]
         return np.where(column[:, :1] == 1, TERMINATE, ARM)
+
+
+RT1_ACTION: tuple[ActionPart, ...] = (
+    Terminate(path="action/terminate_episode"),
+    Linear(group="world_vector", path="action/world_vector", unit="m"),
+    Linear(group="rotation_delta", path="action/rotation_delta", unit="rad"),
+    Linear(group="gripper_closedness_action", path="action/gripper_closedness_action", unit="closedness"),
+    Linear(group="base_displacement_vertical_rotation", path="action/base_displacement_vertical_rotation", unit="rad"),
+    Linear(group="base_displacement_vector", path="action/base_displacement_vector", unit="m"),
+)
 
 
 # --- Instructions ---
@@ -114,6 +133,32 @@ class Text:
         if self.path in episode.steps:
             return [text.decode() for text in episode.steps[self.path]]
         return [episode.metadata[self.path].decode()] * episode.num_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaddedBytes:
+    """UTF-8 bytes as integers of every step, padded with zeros, as Language Table has them."""
+
+    path: str
+
+    def texts(self, episode: Episode) -> list[str]:
+        column = np.asarray(episode.steps[self.path]).astype(np.uint8)
+        return [row.tobytes().rstrip(b"\0").decode() for row in column]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskCode:
+    """An instruction made from the episode's task code: "lift-any" becomes "lift any"."""
+
+    path: str
+
+    def texts(self, episode: Episode) -> list[str]:
+        code = episode.metadata[self.path].decode()
+        return [" ".join(code.replace("_", " ").replace("-", " ").split())] * episode.num_steps
+
+
+OXE_INSTRUCTION = Text(path="observation/natural_language_instruction")
+OXE_EMBEDDING = "observation/natural_language_embedding"
 
 
 # --- Flags ---
@@ -146,15 +191,17 @@ class FirstActionZero:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpisodeIs:
-    """Every step of an episode whose boolean field `path` equals `value`."""
+class Equals:
+    """Steps whose field `path` equals `value`; a field of the episode marks all of its steps or none."""
 
     name: str
     path: str
-    value: bool
+    value: float
 
     def marks(self, episode: Episode) -> np.ndarray:
-        return np.full(episode.num_steps, bool(episode.metadata[self.path]) == self.value)
+        if self.path in episode.steps:
+            return np.asarray(episode.steps[self.path]).reshape(episode.num_steps, -1)[:, 0] == self.value
+        return np.full(episode.num_steps, bool(episode.metadata[self.path] == self.value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +209,7 @@ class Always:
     """Every step: a defect of the whole dataset, such as one constant instruction."""
 
     name: str
-    path: str | None = None
+    path: None = None
 
     def marks(self, episode: Episode) -> np.ndarray:
         return np.ones(episode.num_steps, bool)
@@ -190,7 +237,8 @@ class DatasetSpec:
 
     `embedding` is the path of vectors that the episodes ship and `embedding_encoder` what made them. `action` says how
     the canonical values follow; `source_actions` are the paths kept verbatim. `gripper` says what the canonical number
-    commands: "absolute" a closedness to hold, "relative" a change (0 = none). `notes` are known defects, for readers.
+    commands: "absolute" a closedness to hold, "relative" a change (0 = none). `control_hz` is in steps a second, or the
+    path of the episode's field that records it. `notes` are known defects, for readers.
     """
 
     name: str
@@ -201,7 +249,7 @@ class DatasetSpec:
     action: tuple[ActionPart, ...]
     source_actions: tuple[str, ...]
     gripper: Literal["absolute", "relative", "none"]
-    control_hz: float
+    control_hz: float | str
     proprio: tuple[Proprio, ...] = ()
     flags: tuple[Flag, ...] = ()
     notes: str = ""
@@ -213,7 +261,7 @@ class DatasetSpec:
             raise ValueError(f"dataset spec {self.name}: embedding and embedding_encoder go together")
         groups = [part.group for part in self.action]
         unknown = [group for group in groups if group not in GROUPS]
-        if unknown or len(set(groups)) != len(groups):
+        if unknown or not groups or len(set(groups)) != len(groups):
             raise ValueError(f"dataset spec {self.name}: action groups {groups}, each at most once of {list(GROUPS)}")
         if len({flag.name for flag in self.flags}) != len(self.flags) or len(self.flags) > 32:
             raise ValueError(f"dataset spec {self.name}: at most 32 flags of different names")
@@ -223,7 +271,7 @@ class DatasetSpec:
         """(11,): True where the dataset has the dimension."""
         mask = np.zeros(ACTION_SIZE, bool)
         for part in self.action:
-            mask[GROUPS[part.group]] = True
+            mask[_place(part)] = True
         return tuple(mask.tolist())
 
     @property
@@ -231,8 +279,7 @@ class DatasetSpec:
         """(11,): physical units of the canonical values; RT-1's own on dimensions that the dataset lacks."""
         units = [dimension.unit for dimension in rt1_action_spec().dimensions]
         for part in self.action:
-            group = GROUPS[part.group]
-            units[group] = [part.unit] * (group.stop - group.start)
+            units[_place(part)] = [part.unit] * part.width
         return tuple(units)
 
     @property
@@ -248,6 +295,7 @@ class DatasetSpec:
         found = [*STEP_FIELDS, *(self.cameras[role] for role in cameras), self.instruction.path, *self.source_actions]
         found += [part.path for part in (*self.action, *self.proprio)]
         found += [flag.path for flag in self.flags if flag.path]
+        found += [self.control_hz] if isinstance(self.control_hz, str) else []
         return tuple(dict.fromkeys(found))
 
     def standardize(self, steps: Steps) -> np.ndarray:
@@ -259,7 +307,7 @@ class DatasetSpec:
         action_NA = np.zeros((num_steps, ACTION_SIZE), np.float32)
         action_NA[:, 0] = ARM
         for part in self.action:
-            action_NA[:, GROUPS[part.group]] = part.values(steps)
+            action_NA[:, _place(part)] = part.values(steps)
         if not np.isfinite(action_NA).all():
             step = int(np.flatnonzero(~np.isfinite(action_NA).all(axis=1))[0])
             raise ValueError(f"the action of step {step} is not finite")
@@ -274,6 +322,11 @@ class DatasetSpec:
                 raise ValueError(f"{field.path} has {column.shape[1]} values, its spec names {len(field.names)}")
         return np.concatenate(flat, axis=1) if flat else np.zeros((len(steps["is_first"]), 0), np.float32)
 
+    def rate_hz(self, episode: Episode) -> float:
+        """Steps a second of this episode."""
+        recorded = self.control_hz
+        return float(episode.metadata[recorded]) if isinstance(recorded, str) else float(recorded)
+
     def flag_bits(self, episode: Episode) -> np.ndarray:
         """uint32 (N,): bit i is set where flag i holds."""
         bits = np.zeros(episode.num_steps, np.uint32)
@@ -284,6 +337,12 @@ class DatasetSpec:
     def hash(self) -> str:
         """A short id of everything declared but the notes."""
         return hashlib.sha256(repr(replace(self, notes="")).encode()).hexdigest()[:16]
+
+
+def _place(part: ActionPart) -> slice:
+    """The canonical dimensions that a part fills."""
+    start = GROUPS[part.group].start
+    return slice(start, start + part.width)
 
 
 def names() -> list[str]:

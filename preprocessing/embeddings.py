@@ -27,6 +27,7 @@ from rt_models.spec import EMBEDDING_WIDTH
 ENCODERS = ("dataset", "use", "hash", "sentence-transformers:MODEL")
 HASH_ENCODER = "hash-512"
 USE_ENCODER = "universal-sentence-encoder-large/5"
+_USE_FAMILY = "universal-sentence-encoder"
 _TFHUB = "https://tfhub.dev/google/"
 _SENTENCE_TRANSFORMERS = "sentence-transformers:"
 _BATCH = 64
@@ -138,8 +139,9 @@ def load_encoder(name: str, *, use_model: str | None = None) -> Encoder:
     """The encoder a user names or a contract records. Raises ValueError for an unknown one."""
     if name in ("hash", HASH_ENCODER):
         return HashEncoder()
-    if name in ("use", USE_ENCODER):
-        return UseEncoder(model=use_model) if use_model else UseEncoder()
+    if name == "use" or name.startswith(_USE_FAMILY):
+        name = USE_ENCODER if name == "use" else name
+        return UseEncoder(model=use_model or _TFHUB + name, id=name)
     if name.startswith(_SENTENCE_TRANSFORMERS) and name != _SENTENCE_TRANSFORMERS:
         return SentenceTransformersEncoder(model=name.removeprefix(_SENTENCE_TRANSFORMERS))
     raise ValueError(f"there is no instruction encoder {name!r}: choose one of {', '.join(ENCODERS)}")

@@ -182,8 +182,12 @@ class ShardWriter:
         if self._rows >= ROW_GROUP_ROWS:
             self._flush(self._rows - self._rows % ROW_GROUP_ROWS)
 
-    def close(self) -> None:
-        self._flush(self._rows)
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is None:
+            self._flush(self._rows)
         self._writer.close()
 
     def _flush(self, rows: int) -> None:
@@ -253,6 +257,20 @@ class EpisodeStore:
     def read_rows(self, shard: int, row_group: int, columns: Sequence[str]) -> pa.Table:
         """One row group of one shard: rows row_group * row_group_rows and on, in order."""
         return self._files.open(shard).read_row_group(row_group, columns=list(columns))
+
+    def read_shard(self, shard: int, columns: Sequence[str]) -> pa.Table:
+        """Every row of one shard; meant for narrow columns."""
+        return self._files.open(shard).read(columns=list(columns))
+
+    def read_episode(self, shard: int, episode: int, columns: Sequence[str]) -> pa.Table:
+        """The rows of one episode, by its number within the shard."""
+        ends = np.cumsum(self.shards[shard].episode_lengths)
+        stop, length = int(ends[episode]), int(self.shards[shard].episode_lengths[episode])
+        group_rows = self.shards[shard].row_group_rows
+        first = (stop - length) // group_rows
+        groups = list(range(first, -(-stop // group_rows)))
+        table = self._files.open(shard).read_row_groups(groups, columns=list(columns))
+        return table.slice(stop - length - first * group_rows, length)
 
     def verify(self) -> None:
         """Read every file and compare checksums and row counts. Raises ValueError naming the first that differs."""

@@ -55,7 +55,7 @@ def resize_image(image_HWC: np.ndarray, height: int, width: int, how: Resize) ->
         return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
     ratios = height / source_height, width / source_width
     if how == "crop":
-        box_height, box_width = height / max(ratios), width / max(ratios)
+        box_height, box_width = min(height / max(ratios), source_height), min(width / max(ratios), source_width)
         top, left = (source_height - box_height) / 2, (source_width - box_width) / 2
         box = (left, top, left + box_width, top + box_height)
         return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, box=box))

@@ -1,8 +1,8 @@
 """Episodes out: an RLDS dataset in TFDS layout, written without TensorFlow.
 
 `<folder>/features.json`, `dataset_info.json` and `<name>-<split>.tfrecord-00000-of-0000N`, readable by
-`tfds.builder_from_directory(folder)` and by `preprocessing.rlds`. TFDS's own feature objects encode an episode (they need
-no TensorFlow); the framing and the metadata are written here. The same episodes give the same bytes.
+`tfds.builder_from_directory(folder)` and by `preprocessing.rlds`. TFDS's own feature objects encode an episode (they
+need no TensorFlow); the framing and the metadata are written here. The same episodes give the same bytes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import shutil
 import struct
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class SplitPlan:
     def shard_lengths(self) -> list[int]:
         """Episodes of each shard, in order."""
         bounds = [index * self.num_episodes // self.num_shards for index in range(self.num_shards + 1)]
-        return [stop - start for start, stop in zip(bounds, bounds[1:], strict=False)]
+        return [stop - start for start, stop in pairwise(bounds)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +57,7 @@ class RldsWriter:
     features: FeaturesDict
     description: str
     citation: str = ""
-    redistribution: str = ""
-    """Licence, for `redistributionInfo`."""
-    _serializer: ExampleSerializer = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_serializer", ExampleSerializer(self.features.get_serialized_info()))
+    license: str = ""
 
     def write(self, root: Path, splits: Mapping[str, SplitPlan]) -> Path:
         """Write `<root>/<name>/<version>` and return it; the folder appears whole or not at all.
@@ -75,7 +71,7 @@ class RldsWriter:
         unfinished = folder.with_name(f".{self.version}-{uuid.uuid4().hex[:8]}")
         try:
             unfinished.mkdir()
-            self.features.save_config(unfinished)
+            self.features.save_config(str(unfinished))
             infos = [self._write_split(unfinished, split, plan) for split, plan in splits.items()]
             (unfinished / "dataset_info.json").write_text(json.dumps(self._info(infos), indent=2, sort_keys=True))
             unfinished.rename(folder)
@@ -85,7 +81,8 @@ class RldsWriter:
 
     def serialize(self, episode: Mapping[str, Any]) -> bytes:
         """The tf.train.Example of one episode, its features in the order of their names."""
-        example = self._serializer.get_tf_example(self.features.encode_example(episode))
+        layout: Any = self.features.get_serialized_info()
+        example = ExampleSerializer(layout).get_tf_example(self.features.encode_example(episode))
         return example.SerializeToString(deterministic=True)
 
     def _write_split(self, folder: Path, split: str, plan: SplitPlan) -> dict[str, Any]:
@@ -115,7 +112,7 @@ class RldsWriter:
             "fileFormat": "tfrecord",
             "moduleName": f"{self.name}.{self.name}",
             "name": self.name,
-            "redistributionInfo": {"license": self.redistribution},
+            "redistributionInfo": {"license": self.license},
             "releaseNotes": {self.version: "Initial release."},
             "splits": splits,
             "version": self.version,

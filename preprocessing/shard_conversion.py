@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 
 from preprocessing.dataset_spec import ACTION_SIZE, STEP_FIELDS, DatasetSpec
 from preprocessing.episode_store import (
-    INSTRUCTION_SCHEMA,
     PROGRESS,
     ShardWriter,
     StoreLayout,
@@ -78,13 +77,12 @@ def convert_shard(task: ShardTask, index: int) -> dict[str, Any]:
     filesystem, root = fsspec.core.url_to_fs(task.root)
     progress, source, shard = f"{root}/{PROGRESS}", task.shards[index], _Shard(task)
     with atomic_write(filesystem, f"{root}/{task.shard_file(index)}", temporary=progress) as file:
-        writer = ShardWriter(file, task.layout.schema())
         records = task.dataset.read_shard(source, paths=task.paths(), check_crc=task.check_crc)
-        for item in islice(records, task.limits[index]):
-            table = shard.take(item)
-            if table is not None:
-                writer.append(table)
-        writer.close()
+        with ShardWriter(file, task.layout.schema()) as writer:
+            for item in islice(records, task.limits[index]):
+                table = shard.take(item)
+                if table is not None:
+                    writer.append(table)
     with atomic_write(filesystem, f"{progress}/{instructions_name(index)}", temporary=progress) as table_file:
         pq.write_table(shard.instructions.table(), pa.PythonFile(table_file, mode="w"))
     written = {"file": task.shard_file(index), "rows": writer.rows, "bytes": file.num_bytes, "sha256": file.sha256}
@@ -104,6 +102,7 @@ class _Shard:
         self._lengths: list[int] = []
         self._quarantine: list[dict[str, Any]] = []
         self._frame_size: tuple[int, int] | None = None
+        self._rates_hz: set[float] = set()
         self._moments, self._recent = Moments.empty(ACTION_SIZE), []
 
     def take(self, item: Episode | Corrupt) -> pa.Table | None:
@@ -121,6 +120,7 @@ class _Shard:
             self._leave_out(item, " ".join(str(error).split()))
             return None
         self._require_one_size(item, sizes)
+        self._rates_hz.add(self._task.spec.rate_hz(item))
         table = pa.table([columns[name] for name in self._schema.names], schema=self._schema)
         self._lengths.append(item.num_steps)
         self._count_statistics(table)
@@ -134,6 +134,7 @@ class _Shard:
             "episode_lengths": self._lengths,
             "quarantine": self._quarantine,
             "frame_size": self._frame_size,
+            "rates_hz": sorted(self._rates_hz),
             "moments": self._moments.to_json(),
         }
 
@@ -202,16 +203,15 @@ class _Instructions:
         return np.array([self._id(text, vector) for text, vector in zip(texts, shipped, strict=True)])
 
     def table(self) -> pa.Table:
-        """Rows of INSTRUCTION_SCHEMA by id, without encoder; without embedding too where none was shipped."""
+        """id, text and vector (the shipped float32s as bytes; empty where none was) by id."""
         ordered = sorted(self._known.items(), key=lambda entry: entry[1])
-        vectors = [np.frombuffer(vector, np.float32) if vector else None for (_, vector), _ in ordered]
-        columns = {
-            "id": [number for _, number in ordered],
-            "text": [text for (text, _), _ in ordered],
-            "encoder": [None] * len(ordered),
-            "embedding": vectors,
-        }
-        return pa.table(columns, schema=INSTRUCTION_SCHEMA)
+        return pa.table(
+            {
+                "id": pa.array([number for _, number in ordered], pa.int64()),
+                "text": pa.array([text for (text, _), _ in ordered], pa.string()),
+                "vector": pa.array([vector for (_, vector), _ in ordered], pa.binary()),
+            }
+        )
 
     def _id(self, text: str, vector: bytes) -> int:
         found = self._known.get((text, vector))

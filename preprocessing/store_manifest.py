@@ -28,7 +28,15 @@ from preprocessing.episode_store import (
 )
 from preprocessing.shard_conversion import ShardTask, instructions_name, report_name, size_text
 from preprocessing.statistics import Moments, tiny_ranges
-from rt_models.spec import ActionStatistics, Contract, DatasetContract, Identity, ImageRecipe, rt1_action_spec
+from rt_models.spec import (
+    EMBEDDING_WIDTH,
+    ActionStatistics,
+    Contract,
+    DatasetContract,
+    Identity,
+    ImageRecipe,
+    rt1_action_spec,
+)
 
 
 def write_manifest(
@@ -49,14 +57,14 @@ def write_manifest(
         for report in reports:
             quarantine.write("".join(json.dumps(line) + "\n" for line in report.pop("quarantine")).encode())
     statistics = moments.statistics()
-    contract = _contract(task, settings["encoder"], _image(task, reports), statistics)
+    contract = _contract(task, settings["encoder"], _image(task, reports), _control_hz(reports), statistics)
     manifest = {
         "schema_version": settings["schema_version"],
         "dataset": task.spec.name,
         "version": task.dataset.version,
         "split": settings["split"],
         "counts": counts,
-        "control_hz": task.spec.control_hz,
+        "control_hz": contract.datasets[0].control_hz,
         "encoder": settings["encoder"],
         "contract_id": contract.id,
         "contract": contract.to_json(),
@@ -69,7 +77,7 @@ def write_manifest(
         **_columns(task.spec, task),
         "row_group_rows": settings["row_group_rows"],
         "instructions": {"file": INSTRUCTIONS, "rows": table.num_rows, "sha256": instructions.sha256},
-        "shards": [{key: value for key, value in report.items() if key != "frame_size"} for report in reports],
+        "shards": [_without(report, "frame_size", "rates_hz") for report in reports],
         "settings": settings,
     }
     with atomic_write(filesystem, f"{root}/{MANIFEST}", temporary=temporary) as file:
@@ -112,9 +120,10 @@ def _instructions(
     table = table.take(np.flatnonzero(np.diff(ids, prepend=ids[:1] - 1)))
     if encoder is not None:
         vectors = _embedded(encoder, table["text"].to_pylist(), in_process=in_process)
-        table = table.set_column(3, INSTRUCTION_SCHEMA.field("embedding"), fixed_lists(vectors))
+    else:
+        vectors = np.frombuffer(b"".join(table["vector"].to_pylist()), np.float32).reshape(-1, EMBEDDING_WIDTH)
     encoders = pa.array([encoder_id] * table.num_rows, pa.string())
-    return table.set_column(2, INSTRUCTION_SCHEMA.field("encoder"), encoders).cast(INSTRUCTION_SCHEMA)
+    return pa.table([table["id"], table["text"], encoders, fixed_lists(vectors)], schema=INSTRUCTION_SCHEMA)
 
 
 def _blobs(filesystem: Any, folder: str, count: int) -> Iterator[bytes]:
@@ -141,13 +150,28 @@ def _image(task: ShardTask, reports: list[dict[str, Any]]) -> ImageRecipe:
     return ImageRecipe(camera="image", height=height, width=width, resize=task.resize if task.image_size else "none")
 
 
-def _contract(task: ShardTask, encoder: str, image: ImageRecipe, statistics: ActionStatistics) -> Contract:
+def _control_hz(reports: list[dict[str, Any]]) -> float:
+    rates_hz = sorted({rate for report in reports for rate in report["rates_hz"]})
+    if len(rates_hz) > 1:
+        raise ValueError(
+            f"episodes were recorded at different rates, {rates_hz} Hz: a store holds one, split the source"
+        )
+    return rates_hz[0]
+
+
+def _without(report: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in report.items() if key not in keys}
+
+
+def _contract(
+    task: ShardTask, encoder: str, image: ImageRecipe, control_hz: float, statistics: ActionStatistics
+) -> Contract:
     spec = task.spec
     action = rt1_action_spec().with_units(dict(zip(rt1_action_spec().names, spec.units, strict=True)))
     dataset = DatasetContract(
         name=spec.name,
         version=task.dataset.version,
-        control_hz=float(spec.control_hz),
+        control_hz=control_hz,
         action_mask=spec.action_mask,
         units=spec.units,
         statistics=statistics,

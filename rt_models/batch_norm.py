@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -49,8 +50,9 @@ class BatchNorm(nn.Module):
         self.config = config
         self.weight = nn.Parameter(torch.ones(num_channels))
         self.bias = nn.Parameter(torch.zeros(num_channels))
-        self.register_buffer("running_mean", torch.zeros(num_channels))
-        self.register_buffer("running_var", torch.ones(num_channels))
+        # By way of NumPy: ZeRO-3 turns what torch's own constructors make inside it into its parameters' precision.
+        self.register_buffer("running_mean", torch.from_numpy(np.zeros(num_channels, np.float32)))
+        self.register_buffer("running_var", torch.from_numpy(np.ones(num_channels, np.float32)))
         self.updates_averages = True
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BatchNorm:

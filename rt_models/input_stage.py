@@ -68,7 +68,7 @@ def prepare(batch: Mapping[str, Tensor], config: InputConfig, *, augment: bool, 
     if cropped:
         frames_NHWC = pad_crop(frames_NHWC, crop_M[first_N], seed=config.crop_seed)
     image_NHWC = resize(frames_NHWC.to(dtype) / 255, config.image_size)
-    return Images(image_NHWC=image_NHWC, embedding_ND=embedding_MD[first_N].to(dtype), key_N=key_N, place_BT=place_BT)
+    return Images(image_NHWC=image_NHWC, embedding_ND=embedding_MD[first_N], key_N=key_N, place_BT=place_BT)
 
 
 def borders(height: int) -> tuple[int, int]:

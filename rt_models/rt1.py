@@ -11,11 +11,10 @@ positions.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -44,8 +43,8 @@ class ComputeConfig:
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
     activation_checkpointing: Literal["off", "blocks"] = "off"
     """"blocks": the backbone's blocks are computed a second time in the backward pass, to save memory."""
-    compile: bool = False
-    """torch.compile of the tokenizer and the transformer."""
+    compile: Literal["off", "inductor", "aot_eager"] = "off"
+    """torch.compile of the tokenizer and the transformer, with this backend."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,9 +185,9 @@ class RT1Config:
     def build(self) -> RT1:
         """The model with fresh parameters, drawn from torch's global generator."""
         model = RT1(self)
-        if self.compute.compile:
-            model.tokenizer.compile()
-            model.transformer.compile()
+        if self.compute.compile != "off":
+            model.tokenizer.compile(backend=self.compute.compile)
+            model.transformer.compile(backend=self.compute.compile)
         return model
 
 
@@ -210,9 +209,6 @@ class TokenLearner(nn.Module):
 class ImageTokenizer(nn.Module):
     """float (N, H, W, C) images in [0, 1] and (N, D) embeddings -> (N, K, D) tokens."""
 
-    mean_C: Tensor
-    std_C: Tensor
-
     def __init__(self, config: RT1Config) -> None:
         super().__init__()
         channels = config.num_channels()
@@ -228,13 +224,14 @@ class ImageTokenizer(nn.Module):
         self.projection = LecunConv1x1(config.backbone.out_channels(), config.feature_width)
         self.film = Film(config.feature_width, embedding_width) if embedding_width else None
         self.learner = TokenLearner(config.feature_width, config.num_image_tokens) if config.token_learner else None
-        for name, values in (("mean_C", (*IMAGENET_MEAN, 0.0)), ("std_C", (*IMAGENET_STD, 1.0))):
-            numbers = torch.from_numpy(np.array(values[:channels], np.float32))
-            self.register_buffer(name, numbers, persistent=False)
 
     def forward(self, image_NHWC: Tensor, embedding_ND: Tensor, key_N: Tensor | None = None) -> Tensor:
         """`key_N` int64 keys what is random in training."""
-        x_NHWC = (image_NHWC - self.mean_C) / self.std_C
+        # Pixels are normalised in their own precision and cast after: bf16 would keep seven bits of each.
+        channels = image_NHWC.shape[-1]
+        mean_C = image_NHWC.new_tensor((*IMAGENET_MEAN, 0.0)[:channels])
+        std_C = image_NHWC.new_tensor((*IMAGENET_STD, 1.0)[:channels])
+        x_NHWC = ((image_NHWC - mean_C) / std_C).to(self.projection.weight.dtype)
         x_NCHW = x_NHWC.permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format)
         x_NCHW = self.projection(self.backbone(x_NCHW, embedding_ND, key_N))
         if self.film is not None:
@@ -276,7 +273,7 @@ class RT1(nn.Module):
         require_images(image_BTHWC, size=size, channels=channels, check_values=check)
         require_embeddings(embedding_BTD, leading=tuple(image_BTHWC.shape[:2]), check_values=check)
         batch = image_BTHWC.shape[0]
-        image_NHWC = image_BTHWC.flatten(0, 1).to(self.dtype)
+        image_NHWC = image_BTHWC.flatten(0, 1).to(self._pixel_dtype())
         key_N = torch.randint(2**62, (len(image_NHWC),), device=image_NHWC.device) if self.training else None
         with self._autocast(image_NHWC.device):
             tokens_NKD = self.tokenizer(image_NHWC, embedding_BTD.flatten(0, 1).to(self.dtype), key_N)
@@ -324,14 +321,14 @@ class RT1(nn.Module):
 
     def encode_frames(self, frames_NHWC: Tensor, embedding_ND: Tensor) -> Tensor:
         """float (N, K, D) tokens of uint8 frames of any size, without crop; the image half of a control step."""
-        image_NHWC = resize(frames_NHWC.to(self.dtype) / 255, self.config.input.image_size)
+        image_NHWC = resize(frames_NHWC.to(self._pixel_dtype()) / 255, self.config.input.image_size)
         return self.image_tokens(image_NHWC[:, None], embedding_ND[:, None])[:, 0]
 
     def _batch_logits(self, batch: Mapping[str, Tensor], *, augment: bool, answered: Answered) -> Tensor:
         require_batch(batch, num_steps=self.config.num_steps, channels=self.config.num_channels())
-        images = prepare(batch, self.config.input, augment=augment, dtype=self.dtype)
+        images = prepare(batch, self.config.input, augment=augment, dtype=self._pixel_dtype())
         with self._autocast(images.image_NHWC.device):
-            tokens_NKD = self.tokenizer(images.image_NHWC, images.embedding_ND, images.key_N)
+            tokens_NKD = self.tokenizer(images.image_NHWC, images.embedding_ND.to(self.dtype), images.key_N)
         # Padding has no image: it takes the row of zeros appended here, which place -1 points at.
         with_zeros = torch.cat([tokens_NKD, tokens_NKD.new_zeros(1, *tokens_NKD.shape[1:])])
         tokens_BTKD = with_zeros[images.place_BT]
@@ -348,5 +345,9 @@ class RT1(nn.Module):
         tokens_BTA[:, -1] = 0
         return self.action_embedding(tokens_BTA)
 
+    def _pixel_dtype(self) -> torch.dtype:
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
     def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.config.compute.precision == "bf16")
+        # Nothing for "as_is": a disabled autocast here would turn off one that the caller has around the model.
+        return torch.autocast(device.type, torch.bfloat16) if self.config.compute.precision == "bf16" else nullcontext()

@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
@@ -103,10 +103,8 @@ class ActionSpec:
     def same_space(self, other: ActionSpec) -> bool:
         """Whether values of one can be read as values of the other: names, classes and gripper sign (not the bins)."""
 
-        def meaning(spec: ActionSpec) -> list[tuple[str, int]]:
-            return [(dimension.name, dimension.num_classes) for dimension in spec.dimensions]
-
-        return meaning(self) == meaning(other) and self.gripper == other.gripper
+        mine, theirs = ([(d.name, d.num_classes) for d in spec.dimensions] for spec in (self, other))
+        return mine == theirs and self.gripper == other.gripper
 
 
 def rt1_action_spec(
@@ -182,12 +180,6 @@ class AffineTransform:
         return ((np.asarray(model, np.float64) - self.offset) / self.scale).astype(np.float32)
 
 
-class Scaling(Protocol):
-    """A named way to choose an `AffineTransform` from the statistics of a store."""
-
-    def fit(self, spec: ActionSpec, statistics: ActionStatistics) -> AffineTransform: ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Identity:
     """Model values are the physical values, as in the official RT-1."""
@@ -217,6 +209,9 @@ class Quantiles:
         flat = high - low < 1e-6
         low, high = np.where(flat, statistics.minimum, low), np.where(flat, statistics.maximum, high)
         return _onto_bounds("q01-q99", spec, low, high)
+
+
+Scaling = Identity | Bounds | Quantiles  # the named ways to choose a transform from a store's statistics
 
 
 def _onto_bounds(name: str, spec: ActionSpec, low: Iterable[float], high: Iterable[float]) -> AffineTransform:
@@ -257,6 +252,14 @@ class DatasetContract:
     statistics: ActionStatistics
     transform: AffineTransform
 
+    def completed(self, physical: np.ndarray) -> np.ndarray:
+        """Physical actions (..., A) with the store's constant in dimensions that the dataset does not have.
+
+        A model was never trained on those: what it says there (a base that turns, an episode that ends) is noise.
+        """
+        constant = np.asarray(self.statistics.mean, np.float32)
+        return np.where(self.action_mask, physical, constant).astype(np.float32)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Contract:
@@ -276,8 +279,9 @@ class Contract:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Contract:
+        dimensions = tuple(ActionDimension(**dimension) for dimension in data["action"]["dimensions"])
         return Contract(
-            action=_action_from_json(data["action"]),
+            action=ActionSpec(**{**data["action"], "dimensions": dimensions}),
             encoder=data["encoder"],
             image=ImageRecipe(**data["image"]),
             datasets=tuple(_dataset_from_json(dataset) for dataset in data["datasets"]),
@@ -334,10 +338,6 @@ def merge_contracts(contracts: Sequence[Contract]) -> Contract:
         if not first.action.same_space(other.action):
             raise ContractMismatch(f"stores cannot be mixed: action spaces {first.action.name}, {other.action.name}")
     return replace(first, datasets=tuple(dataset for contract in contracts for dataset in contract.datasets))
-
-
-def _action_from_json(data: Mapping[str, Any]) -> ActionSpec:
-    return ActionSpec(**{**data, "dimensions": tuple(ActionDimension(**d) for d in data["dimensions"])})
 
 
 def _dataset_from_json(data: Mapping[str, Any]) -> DatasetContract:

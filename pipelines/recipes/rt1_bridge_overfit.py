@@ -23,5 +23,5 @@ def recipe() -> Experiment:
         schedule=CosineSchedule(warmup_steps=20, final_factor=0.01),
         engine=TorchEngineConfig(clip_norm=1.0),
         launch=InProcess(),
-        loop=LoopConfig(steps=1500, global_batch=16, micro_batch=16, checkpoint_every=500, log_every=25),
+        loop=LoopConfig(steps=600, global_batch=16, micro_batch=16, checkpoint_every=300, log_every=25),
     )

@@ -23,7 +23,7 @@ import torch
 from preprocessing.episode_store import EpisodeStore
 from preprocessing.images import decode_image
 from preprocessing.loading.sample_order import SampleOrder
-from preprocessing.loading.windows import StepIndex, window_rows
+from preprocessing.loading.windows import PADDING, StepIndex, window_rows
 from rt_models.spec import AffineTransform, merge_contracts
 
 Batch = dict[str, torch.Tensor]
@@ -80,11 +80,11 @@ class WindowReader:
         self._frames = _Lru(config.memory_mb * 2**20 * 3 // 4)
         self._pool = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode")
 
-    def read(self, sample_ids: np.ndarray, rows: np.ndarray) -> Batch:
-        """The batch of the windows that end at `rows` (B,), named `sample_ids` (B,)."""
+    def read(self, sample_ids: np.ndarray, rows: np.ndarray, crop_keys: np.ndarray | None = None) -> Batch:
+        """The batch of the windows that end at `rows` (B,), named `sample_ids` (B,); a row of -1 is all padding."""
         rows_BT = window_rows(self.index, rows, self.num_steps)
         distinct, inverse = np.unique(rows_BT, return_inverse=True)
-        padded = int(distinct[0] < 0)
+        padded = int(distinct[0] == PADDING)
         steps = self._steps(distinct[padded:])
         index_BT = inverse.reshape(rows_BT.shape) - padded
         real_BT = index_BT >= 0
@@ -101,7 +101,7 @@ class WindowReader:
             "action": np.where(real_BT[..., None], steps["action"][index_BT], np.float32(0)),
             "action_mask": masks[store_B],
             "sample_id": sample_ids,
-            "crop_key": sample_ids,
+            "crop_key": sample_ids if crop_keys is None else crop_keys,
             "store": store_B,
             "episode": episode_B - self._first_episode[store_B],
             "step": step_B,
@@ -165,37 +165,44 @@ class WindowReader:
 
 
 class Loader:
-    """The rank's micro-batches of the run, without end, beginning after `position` samples.
+    """The rank's micro-batches of the run, without end, beginning after `position` windows.
 
-    Each global batch is the next `global_batch` samples of the order; the rank's part of it is handed out in
+    Each global batch is the next `global_batch` windows of the order; the rank's part of it is handed out in
     `micro_batch`-sized pieces. `state()` is the position after the last piece handed out that closed a global batch.
+    With `segment_windows` > 1 the order is one of segments of so many neighbouring windows, which share frames and one
+    crop, so that a model can encode each frame once.
     """
 
     def __init__(
         self,
         reader: WindowReader,
-        order: SampleOrder,
         *,
+        seed: int,
+        lanes: int,
         global_batch: int,
         micro_batch: int,
+        segment_windows: int = 1,
         rank: int = 0,
         world_size: int = 1,
         position: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        order.require_world_size(world_size)
-        if global_batch % (micro_batch * world_size):
+        if global_batch % (micro_batch * world_size) or micro_batch % segment_windows:
             raise ValueError(
-                f"global batch {global_batch} is not a multiple of micro-batch {micro_batch} x {world_size} workers"
+                f"global batch {global_batch} must be a multiple of micro-batch {micro_batch} x {world_size} workers, "
+                f"and the micro-batch of {segment_windows} windows a segment"
             )
-        self._reader, self._order = reader, order
+        num_segments = -(-reader.index.num_rows // segment_windows)
+        self._order = SampleOrder(num_samples=num_segments, seed=seed, lanes=lanes)
+        self._order.require_world_size(world_size)
+        self._reader, self._segment_windows = reader, segment_windows
         self._global_batch, self._micro_batch = global_batch, micro_batch
         self._rank, self._world_size = rank, world_size
         self._position, self._pin_memory = position, pin_memory
         self.waited_s = 0.0
 
     def state(self) -> dict[str, int]:
-        """The position: how many samples of the run have been handed out, over all ranks."""
+        """The position: how many windows of the run have been handed out, over all ranks."""
         return {"sample": self._position}
 
     def __iter__(self) -> Iterator[Batch]:
@@ -227,15 +234,29 @@ class Loader:
     def _micro_batches(self) -> Iterator[tuple[Batch, int]]:
         position = self._position
         while True:
-            ids, rows = self._order.rows(position, self._global_batch, rank=self._rank, world_size=self._world_size)
-            for first in range(0, len(ids), self._micro_batch):
-                piece = slice(first, first + self._micro_batch)
-                batch = self._reader.read(ids[piece], rows[piece])
+            samples = self._samples(position)
+            for first in range(0, len(samples[0]), self._micro_batch):
+                batch = self._reader.read(*(column[first : first + self._micro_batch] for column in samples))
                 if self._pin_memory:
                     batch = {key: value.pin_memory() for key, value in batch.items()}
-                closes = first + self._micro_batch == len(ids)
+                closes = first + self._micro_batch == len(samples[0])
                 yield batch, position + self._global_batch * closes
             position += self._global_batch
+
+    def _samples(self, position: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(sample ids, rows, crop keys) of the rank's windows of one global batch: its segments, window by window.
+
+        A segment is `segment_windows` neighbouring rows; the store's last one may reach beyond the end, where there is
+        padding instead, so that an epoch still trains on every window once.
+        """
+        size = self._segment_windows
+        ids, segments = self._order.rows(
+            position // size, self._global_batch // size, rank=self._rank, world_size=self._world_size
+        )
+        inside = np.arange(size)
+        rows = (segments[:, None] * size + inside).ravel()
+        rows = np.where(rows < self._reader.index.num_rows, rows, PADDING)
+        return (ids[:, None] * size + inside).ravel(), rows, np.repeat(ids * size, size)
 
 
 def _flag_bits(store: EpisodeStore, names: Sequence[str]) -> int:

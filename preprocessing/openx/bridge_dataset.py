@@ -4,7 +4,8 @@ Source: facts of the Octo and OpenVLA repositories. The flat action is [dx, dy, 
 gripper], the gripper absolute with 1 = open. There is no terminate dimension.
 """
 
-from preprocessing.dataset_spec import USE_LARGE_5, DatasetSpec, FirstActionZero, Linear, Proprio, Text
+from preprocessing.dataset_spec import DatasetSpec, FirstActionZero, Linear, Proprio, Text
+from preprocessing.embeddings import USE_ENCODER
 
 SPEC = DatasetSpec(
     name="bridge_dataset",
@@ -16,7 +17,7 @@ SPEC = DatasetSpec(
     },
     instruction=Text(path="language_instruction"),
     embedding="language_embedding",
-    embedding_encoder=USE_LARGE_5,
+    embedding_encoder=USE_ENCODER,
     action=(
         Linear(group="world_vector", path="action", unit="m"),
         Linear(group="rotation_delta", path="action", first=3, unit="rad"),

@@ -1,4 +1,4 @@
-"""Meta-World's scripted experts recorded by `rtp simulate` (Sawyer, 20 Hz): the dataset that ships with this project.
+"""Meta-World's scripted experts recorded by `rtp simulate` (Sawyer): the dataset that ships with this project.
 
 `world_vector` is the commanded displacement of the hand in metres, summed over the simulator's 80 Hz steps within one
 recorded step; the gripper is Meta-World's own command, +1 close, -1 open. Rotation and base do not exist.
@@ -25,6 +25,6 @@ SPEC = DatasetSpec(
         "action/metaworld_action",
     ),
     gripper="absolute",
-    control_hz=20,
+    control_hz="episode_metadata/control_hz",
     proprio=(Proprio(path="observation/state", names=("x", "y", "z", "gripper"), units=("m", "m", "m", "openness")),),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ranks import WIDTH, Net, optimizer_of, run_ranks, train
 
+from cluster.background import BackgroundSaver
 from cluster.context import LocalContext, WorkerContext
 from cluster.engine import DeepSpeedEngineConfig, TorchEngineConfig, check_batch_size
 from cluster.shards import read_weights
@@ -20,11 +22,14 @@ from cluster.zero import ZeroConfig
 
 STAGES: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
 CONFIGS: dict[str, Any] = {
-    "torch": TorchEngineConfig(clip_norm=0.5),
-    **{f"zero-{s}": DeepSpeedEngineConfig(zero=ZeroConfig(stage=s, persist_elements=1), clip_norm=0.5) for s in STAGES},
+    "torch": TorchEngineConfig(clip_norm=0.5, ema_decay=0.8),
+    **{
+        f"zero-{s}": DeepSpeedEngineConfig(zero=ZeroConfig(stage=s, persist_elements=1), clip_norm=0.5, ema_decay=0.8)
+        for s in STAGES
+    },
 }
 UPDATES, SAVED_AT = 30, 4
-SAVED = f"step-{SAVED_AT:08d}"
+SAVED, LAST = f"step-{SAVED_AT:08d}", f"step-{UPDATES:08d}"
 
 
 def built(config: Any, context: WorkerContext) -> Any:
@@ -35,17 +40,21 @@ def built(config: Any, context: WorkerContext) -> Any:
 
 
 def trained(name: str, context: WorkerContext, root: Path) -> dict[str, Any]:
-    """Train with a checkpoint on the way, then continue from it with a new engine."""
+    """Train with a checkpoint published on the way, by another thread; then continue from it with a new engine."""
     engine, folder = built(CONFIGS[name], context), CheckpointFolder(root / name)
+    saver = BackgroundSaver(folder, context)
     curve = train(engine, range(SAVED_AT))
-    folder.save(SAVED_AT, engine.save, context, {}, 1)
+    saver.save(SAVED_AT, engine.snapshot(), {}, 2)
     curve += train(engine, range(SAVED_AT, UPDATES))
+    saver.close()
+    folder.save(UPDATES, engine.save, context, {}, 2)
     state = engine.consolidated_state_dict()
     with engine.evaluate_mode() as model:
         prediction = model.predict(torch.ones(1, WIDTH)).tolist()
     engine.close()
-    resumed, checkpoint = built(CONFIGS[name], context), folder.latest()
+    resumed, checkpoint = built(CONFIGS[name], context), folder.at(SAVED_AT)
     assert checkpoint is not None
+    folder.verify(checkpoint)
     resumed.load(folder.fetch(checkpoint, root))
     seen = resumed._model.seen.item()
     again = train(resumed, range(SAVED_AT, UPDATES))
@@ -74,7 +83,11 @@ def all_trained(context: WorkerContext, root: Path, saved_by_one: Path) -> dict[
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("one_rank")
-    return {**trained("torch", LocalContext("cpu"), root), "saved": root / "torch" / SAVED}
+    return {
+        **trained("torch", LocalContext("cpu"), root),
+        "saved": root / "torch" / SAVED,
+        "last": root / "torch" / LAST,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -136,18 +149,27 @@ def test_gradient_that_is_not_finite_changes_nothing(name: str) -> None:
     engine.close()
 
 
+def test_average_follows_the_weights() -> None:
+    engine = built(CONFIGS["torch"], LocalContext("cpu"))
+    expected: dict[str, torch.Tensor] = {}
+    for update in range(5):
+        train(engine, range(update, update + 1))
+        weights: dict[str, torch.Tensor] = engine.consolidated_state_dict()
+        expected = {key: expected.get(key, value) * 0.8 + value * 0.2 for key, value in weights.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        engine.save(Path(folder))
+        average = read_weights(Path(folder), averaged=True)
+    torch.testing.assert_close(average["body.0.weight"], expected["body.0.weight"])
+    assert torch.equal(average["frozen.weight"], weights["frozen.weight"])
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-def test_snapshot_is_not_moved_by_training(name: str, tmp_path: Path) -> None:
-    engine, folder, context = built(CONFIGS[name], LocalContext("cpu")), CheckpointFolder(tmp_path), LocalContext("cpu")
-    train(engine, range(2))
-    write = engine.snapshot()
-    expected = train(engine, range(2, 4))
-    folder.save(2, write, context, {}, 1)
-    engine.close()
-    engine, checkpoint = built(CONFIGS[name], context), folder.latest()
-    assert checkpoint is not None
-    engine.load(folder.fetch(checkpoint, tmp_path))
-    assert train(engine, range(2, 4)) == expected
+@pytest.mark.usefixtures("two_ranks")
+def test_average_is_the_same_for_every_engine(name: str, saved_by_two: Path, reference: Any) -> None:
+    one, two = (read_weights(f, averaged=True) for f in (reference["last"], saved_by_two / name / LAST))
+    two["seen"] = one["seen"]  # a rank's own
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(two["scale"], read_weights(saved_by_two / name / LAST)["scale"])
 
 
 @pytest.mark.parametrize("zero", [None, 1, 3])
@@ -199,7 +221,7 @@ def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     other = CONFIGS["torch"].build(LocalContext("cpu"), micro_batch=4, accumulation=1)
     other.build(OtherNet, optimizer_of)
     with pytest.raises(
-        ValueError, match=r"another model: 1 parameters differ, such as scale, \(8,\) there and \(1,\) here"
+        ValueError, match=r"another model: 1 tensors differ, such as scale, \(8,\) there and \(1,\) here"
     ):
         other.load(tmp_path)
     with pytest.raises(ValueError, match="holds no training state"):

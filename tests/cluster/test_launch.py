@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from cluster.storage import CheckpointFolder
 from cluster.zero import ZeroConfig
 
 UPDATES = 6
+ONCE = {2: "killed", 4: "hung"}  # what befalls rank 1 after which update, each once
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,37 +32,46 @@ def shared_ray() -> Iterator[None]:
         yield
 
 
-def train_with_checkpoints(context: WorkerContext, config: dict[str, Any]) -> dict[str, Any]:
-    """Train, save after every update, resume from the latest; rank 1 is killed once where the config says so."""
+def new_engine(context: WorkerContext) -> Any:
     torch.manual_seed(0)
     zero = DeepSpeedEngineConfig(zero=ZeroConfig(stage=1))
-    engine: Any = zero.build(context, micro_batch=4, accumulation=2)
+    engine: Any = zero.build(context, micro_batch=4, accumulation=4 // context.world_size)
     engine.build(Net, optimizer_of)
-    folder = CheckpointFolder(config["folder"])
+    return engine
+
+
+def train_with_accidents(context: WorkerContext, config: dict[str, Any]) -> dict[str, Any]:
+    """Train, save after every update, resume from the latest; after some updates rank 1 meets an accident, once."""
+    place = Path(config["folder"])
+    folder = CheckpointFolder(place / "checkpoints")
     latest = folder.latest()
-    done, curve = 0, []
-    if latest is not None:
-        engine.load(folder.fetch(latest, Path(config["folder"])))
-        done, curve = latest.step, latest.metadata["curve"]
-    for update in range(done, UPDATES):
+    engine = new_engine(context)
+    if latest is None:
+        curve, undisturbed = [], train(engine, range(UPDATES))
+        engine = new_engine(context)
+    else:
+        curve, undisturbed = latest.metadata["curve"], latest.metadata["undisturbed"]
+        engine.load(folder.fetch(latest, place))
+    for update in range(len(curve), UPDATES):
         curve = [*curve, *train(engine, range(update, update + 1))]
-        folder.save(update + 1, engine.save, context, {"curve": curve}, keep_last=2)
-        marker = Path(config["folder"], "killed")
-        if context.rank == 1 and update + 1 == config["kill_after"] and not marker.exists():
-            marker.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+        folder.save(update + 1, engine.save, context, {"curve": curve, "undisturbed": undisturbed}, keep_last=2)
+        accident = place / ONCE.get(update + 1, "")
+        if context.rank == 1 and not accident.exists():
+            accident.touch()
+            if accident.name == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(1000)
     context.report({"loss": curve[-1][0]})
-    return {"curve": curve, "resumed_at": done}
+    return {"curve": curve, "undisturbed": undisturbed}
 
 
-def test_killed_worker_changes_nothing(tmp_path: Path) -> None:
-    two = RayLaunch(num_workers=2, max_failures=1)
-    undisturbed = launch(train_with_checkpoints, {"folder": str(tmp_path / "a"), "kill_after": 0}, two)
-    disturbed = launch(train_with_checkpoints, {"folder": str(tmp_path / "b"), "kill_after": 3}, two)
-    assert (undisturbed["resumed_at"], disturbed["resumed_at"]) == (0, 3)
-    assert disturbed["curve"] == undisturbed["curve"]  # to the last digit
-    assert undisturbed["loss"] == undisturbed["curve"][-1][0]
-    assert [checkpoint.step for checkpoint in CheckpointFolder(tmp_path / "b").all()] == [5, 6]
+def test_dead_and_hung_workers_change_nothing(tmp_path: Path) -> None:
+    run = RayLaunch(num_workers=2, max_failures=2, hang_timeout_s=4)
+    result = launch(train_with_accidents, {"folder": str(tmp_path)}, run)
+    assert all((tmp_path / accident).exists() for accident in ONCE.values())
+    assert result["curve"] == result["undisturbed"] and len(result["curve"]) == UPDATES  # to the last digit
+    assert result["loss"] == result["curve"][-1][0]
+    assert [checkpoint.step for checkpoint in CheckpointFolder(tmp_path / "checkpoints").all()] == [5, 6]
 
 
 def ask(context: WorkerContext, config: dict[str, Any]) -> dict[str, Any]:
@@ -76,13 +87,14 @@ def ask(context: WorkerContext, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_workers_agree() -> None:
-    answer = launch(ask, {}, RayLaunch(num_workers=2))
+def test_as_many_workers_as_there_is_room_for() -> None:
+    """Room for two of one to three; they agree with each other."""
+    answer = launch(ask, {}, RayLaunch(num_workers=(1, 3), cpus_per_worker=2))
     assert answer == {
         "ranks": [0, 1],
         "any": [True, False],
         "forked": [0, 1],
-        "threads": 1,
+        "threads": 2,
         "backend": "gloo",
         "device": "cpu",
     }

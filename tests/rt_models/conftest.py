@@ -1,83 +1,12 @@
-"""A small synthetic episode cut into windows, as the loader would hand them over."""
+"""One thread and one seed for every test: small tensors gain nothing from threads, and a failure should come again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
-
-from rt_models.rt1 import RT1Config
-from rt_models.spec import EMBEDDING_WIDTH, check_batch
-
-MakeBatch = Callable[..., dict[str, Tensor]]
 
 
 @pytest.fixture(autouse=True)
 def _one_thread_fixed_seed() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-
-
-@pytest.fixture(scope="session")
-def make_batch() -> MakeBatch:
-    """make_batch(config, ends, ...): the windows of one random episode that end at these steps."""
-    return _make_batch
-
-
-def _make_batch(
-    config: RT1Config,
-    ends: Sequence[int],
-    *,
-    crop_keys: Sequence[int] | None = None,
-    frame_size: tuple[int, int] = (20, 24),
-    episode_steps: int = 9,
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    """Padding before the episode, a terminal last step, and two action dimensions that the dataset lacks."""
-    random = np.random.default_rng(seed)
-    spec, ends = config.action_spec(), np.asarray(ends)
-    frames = random.integers(0, 256, (episode_steps, *frame_size, config.num_channels()), dtype=np.uint8)
-    low, high = spec.bounds()
-    actions = random.uniform(low, high, (episode_steps, spec.size)).astype(np.float32)
-    actions[:, 0] = random.integers(0, 3, episode_steps)
-    embedding = (random.standard_normal(EMBEDDING_WIDTH) / 20).astype(np.float32)
-    step = ends[:, None] + np.arange(1 - config.num_steps, 1)
-    real = step >= 0
-    arrays = {
-        "frames": frames,
-        "frame_index": np.where(real, step, -1),
-        "step_mask": real,
-        "loss_mask": real & (step < episode_steps - 1),
-        "embedding": np.where(real[..., None], embedding, np.float32(0)),
-        "action": np.where(real[..., None], actions[step], np.float32(0)),
-        "action_mask": np.tile(np.arange(spec.size) < spec.size - 2, (len(ends), 1)),
-        "sample_id": np.arange(len(ends)),
-        "crop_key": np.arange(len(ends)) if crop_keys is None else np.asarray(crop_keys),
-        "store": np.zeros(len(ends), np.int64),
-        "episode": np.zeros(len(ends), np.int64),
-        "step": ends,
-    }
-    batch = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-    if config.num_channels() == 3:
-        check_batch(batch, action_size=spec.size)
-    return batch
-
-
-@pytest.fixture(scope="session")
-def stirred() -> Callable[[torch.nn.Module], torch.nn.Module]:
-    """Move every parameter and average off its first value: a fresh FiLM is zero and would hide what depends on it."""
-
-    def stir(model: torch.nn.Module, scale: float = 0.1) -> torch.nn.Module:
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for value in model.parameters():
-                value.add_(scale * torch.randn(value.shape, generator=generator, dtype=value.dtype))
-            for name, value in model.named_buffers():
-                if name.endswith(("running_mean", "running_var")):
-                    value.add_(0.1 * torch.rand(value.shape, generator=generator, dtype=value.dtype))
-        return model
-
-    return stir

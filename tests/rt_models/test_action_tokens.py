@@ -64,7 +64,9 @@ def test_only_the_upper_bound_itself_is_in_the_last_bin() -> None:
 @given(spec=lines, share=st.floats(0, 1, width=32))
 def test_decode_of_encode_is_within_one_bin(spec: ActionSpec, share: float) -> None:
     dimension = spec.dimensions[0]
-    value = torch.tensor([dimension.low + share * (dimension.high - dimension.low)]).clamp(dimension.low, dimension.high)
+    value = torch.tensor([dimension.low + share * (dimension.high - dimension.low)]).clamp(
+        dimension.low, dimension.high
+    )
     width = dimension.high - dimension.low
     bin_width = width / (spec.bins - 1) if spec.binning == "truncate" else width / spec.bins / 2
     assert abs(decode(encode(value, spec), spec) - value).item() <= bin_width + 1e-5
@@ -80,7 +82,7 @@ def test_centres_encode_to_their_own_bin(spec: ActionSpec) -> None:
 def test_encoding_is_monotone_and_stays_in_range(spec: ActionSpec, values: list[float]) -> None:
     tokens = encode(torch.tensor(sorted(values))[:, None], spec).flatten()
     assert (tokens.diff() >= 0).all()
-    assert 0 <= int(tokens.min()) and int(tokens.max()) < spec.bins
+    assert int(tokens.min()) >= 0 and int(tokens.max()) < spec.bins
 
 
 @pytest.mark.parametrize(("binning", "bias_bins"), [("truncate", -0.5), ("centre", 0.0)])

@@ -52,8 +52,10 @@ def rank_main(rank: int, folder: str, statistics: str) -> None:
 
 
 def test_synchronised_ranks_equal_the_whole_batch_in_value_gradient_and_averages(tmp_path: Path) -> None:
-    ranks = len(FRAMES_OF_RANK)
-    mp.start_processes(rank_main, (str(tmp_path), "synchronised"), nprocs=ranks, start_method="fork")
+    # A server that has imported torch once forks the ranks; forking here would be unsafe beside the threads of others.
+    mp.get_context("forkserver").set_forkserver_preload(["rt_models.batch_norm"])
+    arguments, ranks = (str(tmp_path), "synchronised"), len(FRAMES_OF_RANK)
+    mp.start_processes(rank_main, arguments, nprocs=ranks, start_method="forkserver")
     whole = run(perturbed(BatchNormConfig()), frames(), cotangents())
     ranks = [dict(np.load(tmp_path / f"{rank}.npz")) for rank in range(len(FRAMES_OF_RANK))]
     for name in ("y", "dx"):
@@ -96,7 +98,9 @@ def test_averages_stay_in_float32_when_the_model_goes_to_bf16() -> None:
         norm.running_mean.fill_(0.1234567)
     norm.to(torch.bfloat16)
     assert norm.weight.dtype == torch.bfloat16
-    assert norm.running_mean.dtype == torch.float32 and norm.running_mean[0].item() == pytest.approx(0.1234567, abs=1e-8)
+    assert norm.running_mean.dtype == torch.float32 and norm.running_mean[0].item() == pytest.approx(
+        0.1234567, abs=1e-8
+    )
     y = norm.train()(frames().to(torch.bfloat16))
     assert y.dtype == torch.bfloat16 and norm.running_mean[0].item() != pytest.approx(0.1234567, abs=1e-4)
 

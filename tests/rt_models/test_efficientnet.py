@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from rt1_windows import stirred
 
 from rt_models.efficientnet import Conv, EfficientNet, EfficientNetConfig, Film, MBConv, Stage, padding
 from rt_models.rt1 import RT1Config
@@ -58,7 +57,7 @@ def test_a_convolution_pads_as_its_rule_says(rule: str) -> None:
     torch.testing.assert_close(conv(image), expected)
 
 
-def test_film_starts_as_the_identity_and_comes_after_the_residual(stirred: Callable[[nn.Module], nn.Module]) -> None:
+def test_film_starts_as_the_identity_and_comes_after_the_residual() -> None:
     image, embedding = inputs()
     model = tiny()
     without = tiny(embedding_width=0)
@@ -119,9 +118,7 @@ def test_rates_grow_from_zero_at_the_first_block_to_just_below_the_asked_one() -
     assert rates == pytest.approx([0.2 * number / 26 for number in range(26)])
 
 
-def test_recomputed_blocks_give_the_same_gradients_and_count_each_frame_once_in_the_averages(
-    stirred: Callable[[nn.Module], nn.Module],
-) -> None:
+def test_recomputed_blocks_give_the_same_gradients_and_count_each_frame_once_in_the_averages() -> None:
     plain = stirred(tiny(replace(TINY, stochastic_depth=0.5))).train()
     recomputing = copy.deepcopy(plain)
     recomputing.checkpoint_blocks = True

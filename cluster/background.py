@@ -1,0 +1,53 @@
+"""Publishing checkpoints beside the training: the loop pays for a copy to host memory, another thread for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from cluster.context import WorkerContext
+from cluster.storage import CheckpointFolder
+
+
+class BackgroundSaver:
+    """Publishes one checkpoint at a time from a thread of its own. All methods are collective.
+
+    A failure comes up at the next call, on every rank; the checkpoints before it are intact.
+    """
+
+    def __init__(self, folder: CheckpointFolder, context: WorkerContext) -> None:
+        self._folder = folder
+        self._context = context.fork()
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(
+        self,
+        step: int,
+        write: Callable[[Path], None],
+        metadata: Mapping[str, Any],
+        keep_last: int,
+        keep_best_by: str | None = None,
+    ) -> None:
+        """As `CheckpointFolder.save`, returning at once; `write` is an engine's `snapshot()`.
+
+        Waits for the one before: more than one copy of the state in memory would be one too many.
+        """
+        self.wait()
+        arguments = (step, write, self._context, metadata, keep_last, keep_best_by)
+        self._pending = self._pool.submit(self._folder.save, *arguments)
+
+    def wait(self) -> None:
+        """Until the last checkpoint is published. Raises what hindered it."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Wait, then end the thread."""
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown()

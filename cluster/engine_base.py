@@ -1,0 +1,191 @@
+"""What the engines share: precision, evaluation, averaged weights, and this rank's part of a checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from cluster.context import WorkerContext
+from cluster.shards import (
+    AVERAGE,
+    PARAMETERS,
+    Fragment,
+    ShardReader,
+    buffer_file,
+    describe,
+    pieces,
+    require_same_shapes,
+    restore,
+    shard_file,
+)
+from cluster.state_files import host_copy, read_tensors, write_files
+from cluster.zero import Precision, shape_of
+
+ModelFactory = Callable[[], nn.Module]
+OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Settings of every engine.
+
+    precision: "bf16" runs the model under autocast; weights and optimizer stay fp32.
+    clip_norm: bound of the global gradient norm; infinity turns clipping off.
+    ema_decay: of a running average of the weights, kept and sharded as optimizer state; 0 keeps none.
+    """
+
+    precision: Precision = "fp32"
+    clip_norm: float = 1.0
+    ema_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision {self.precision!r}: use fp32 or bf16 (fp16 would need loss scaling)")
+        if not self.clip_norm > 0:
+            raise ValueError(f"clip_norm = {self.clip_norm}: must be above 0; infinity turns clipping off")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay = {self.ema_decay}: must be at least 0 (no average) and below 1")
+
+
+class Entry(nn.Module):
+    """Calls a method of the model from `forward`, the only door through which DDP's and ZeRO's hooks run."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.model, method)(*args, **kwargs)
+
+
+class EngineBase:
+    """An engine but for forward, backward and update; by default each rank holds the whole training state."""
+
+    _model: nn.Module
+    _entry: nn.Module
+    _optimizer: torch.optim.Optimizer
+
+    def __init__(self, context: WorkerContext, config: EngineConfig, accumulation: int) -> None:
+        _require_bf16(config.precision, context.device)
+        self.context = context
+        self._config = config
+        self._accumulation = accumulation
+        self._micro_batches = 0
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+
+    @contextmanager
+    def evaluate_mode(self) -> Iterator[Any]:
+        self._entry.eval()
+        try:
+            with torch.no_grad(), self._autocast():
+                yield self._evaluated_model()
+        finally:
+            self._entry.train()
+
+    def _evaluated_model(self) -> Any:
+        return self._model
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._config.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.context.device.type, dtype=torch.bfloat16)
+
+    # --- An update ---
+
+    def _at_boundary(self) -> bool:
+        """Whether the micro-batch at hand is the last of its update."""
+        return (self._micro_batches + 1) % self._accumulation == 0
+
+    def _clip(self) -> float:
+        """The gradient norm before clipping. A gradient that is not finite is dropped: the update does nothing."""
+        norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._config.clip_norm).item()
+        if not math.isfinite(norm):
+            self._optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _average(self) -> None:
+        """After an update: move the average towards the weights. It starts as the weights after the first update."""
+        keep = self._config.ema_decay
+        for owner, state in self._optimizer.state.items() if keep > 0 else ():
+            if AVERAGE in state:
+                state[AVERAGE].lerp_(owner.detach(), 1 - keep)
+            else:
+                state[AVERAGE] = owner.detach().clone()
+
+    # --- Checkpoints ---
+
+    def save(self, folder: Path) -> None:
+        write_files(folder, self._files())
+
+    def snapshot(self) -> Callable[[Path], None]:
+        files = host_copy(self._files())
+        return lambda folder: write_files(folder, files)
+
+    def _files(self) -> dict[str, Any]:
+        """This rank's files by name, of live tensors."""
+        assert self._micro_batches % self._accumulation == 0, "a checkpoint is taken at an update's end"
+        rank, world_size = self.context.rank, self.context.world_size
+        files: dict[str, Any] = {shard_file(rank, world_size): pieces(self._fragments(), self._optimizer)}
+        if rank == 0:
+            files[PARAMETERS] = describe(self._model, self._shapes())
+        buffers = _persistent_buffers(self._model)
+        if buffers:  # of every rank: BatchNorm statistics that are not synchronised differ
+            files[buffer_file(rank)] = buffers
+        return files
+
+    def load(self, folder: Path) -> None:
+        reader = ShardReader(folder)
+        require_same_shapes(reader.shapes, self._shapes(), folder)
+        self._load_buffers(folder)
+        restore(self._fragments(), self._optimizer, reader, without=() if self._config.ema_decay > 0 else (AVERAGE,))
+        self._spread_weights(reader)
+
+    def _load_buffers(self, folder: Path) -> None:
+        """This rank's own, if the world size is the same; rank 0's stand for all if not."""
+        same_world = (folder / shard_file(self.context.rank, self.context.world_size)).exists()
+        path = folder / buffer_file(self.context.rank if same_world else 0)
+        saved = read_tensors(path) if path.exists() else {}
+        here = _persistent_buffers(self._model)
+        require_same_shapes({n: b.shape for n, b in saved.items()}, {n: b.shape for n, b in here.items()}, folder)
+        for name, buffer in here.items():
+            buffer.copy_(saved[name])
+
+    def _shapes(self) -> dict[str, torch.Size]:
+        return {name: shape_of(parameter) for name, parameter in self._model.named_parameters()}
+
+    def _fragments(self) -> list[Fragment]:
+        """What this rank holds of the training state; here all of it, and the ranks share the writing."""
+        parameters = enumerate(self._model.named_parameters())
+        rank, world_size = self.context.rank, self.context.world_size
+        return [Fragment.whole(n, p, written=i % world_size == rank) for i, (n, p) in parameters]
+
+    def _spread_weights(self, reader: ShardReader) -> None:
+        """After a load: bring the model's weights in line with the fragments, where they are two things."""
+
+
+def broadcast(tensors: Iterable[Tensor], context: WorkerContext) -> None:
+    """Overwrite the tensors with rank 0's."""
+    if context.world_size > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), src=0)
+
+
+def _persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
+    saved = model.state_dict(keep_vars=True)
+    return {name: buffer for name, buffer in model.named_buffers() if name in saved}
+
+
+def _require_bf16(precision: Precision, device: torch.device) -> None:
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(f"precision bf16: {torch.cuda.get_device_name(device)} cannot compute in it; use fp32")

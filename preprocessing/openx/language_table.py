@@ -1,0 +1,21 @@
+"""Language Table (xArm, 10 Hz): pushing blocks in a plane, the real robot.
+
+Source: facts of the Octo repository; no features.json was at hand. The instruction is a row of byte values and no
+vector is shipped; the action is a change of the planar set point in metres.
+"""
+
+from preprocessing.dataset_spec import DatasetSpec, Linear, PaddedBytes, Proprio
+
+SPEC = DatasetSpec(
+    name="language_table",
+    cameras={"image": "observation/rgb"},
+    instruction=PaddedBytes(path="observation/instruction"),
+    action=(Linear(group="world_vector", path="action", width=2, unit="m"),),
+    source_actions=("action",),
+    gripper="none",
+    control_hz=10,
+    proprio=(
+        Proprio(path="observation/effector_translation", names=("x", "y"), units=("m", "m")),
+        Proprio(path="observation/effector_target_translation", names=("x", "y"), units=("m", "m")),
+    ),
+)

@@ -1,0 +1,38 @@
+"""Door opening (Hello Stretch, 3 Hz), seen from the wrist.
+
+Source: features.json of version 0.1.0 and facts of the Octo and RT-1-X repositories. The action is a velocity of
+undocumented scale, about +-0.07; the gripper is relative; there is no proprioception.
+"""
+
+from preprocessing.dataset_spec import (
+    OXE_EMBEDDING,
+    OXE_INSTRUCTION,
+    Always,
+    DatasetSpec,
+    Linear,
+    Terminate,
+)
+from preprocessing.embeddings import USE_ENCODER
+
+SPEC = DatasetSpec(
+    name="nyu_door_opening_surprising_effectiveness",
+    cameras={"image": "observation/image"},
+    instruction=OXE_INSTRUCTION,
+    embedding=OXE_EMBEDDING,
+    embedding_encoder=USE_ENCODER,
+    action=(
+        Terminate(path="action/terminate_episode"),
+        Linear(group="world_vector", path="action/world_vector", unit="unitless"),
+        Linear(group="rotation_delta", path="action/rotation_delta", unit="unitless"),
+        Linear(group="gripper_closedness_action", path="action/gripper_closedness_action", unit="closedness"),
+    ),
+    source_actions=(
+        "action/terminate_episode",
+        "action/world_vector",
+        "action/rotation_delta",
+        "action/gripper_closedness_action",
+    ),
+    gripper="relative",
+    control_hz=3,
+    flags=(Always(name="uninformative_instruction"),),
+)

@@ -1,0 +1,38 @@
+"""RoboTurk (Sawyer, 10 Hz), teleoperated by telephone.
+
+Source: features.json of version 0.1.0 and facts of the Octo and RT-1-X repositories. The gripper is absolute; there is
+no proprioception and no documented scale.
+"""
+
+from preprocessing.dataset_spec import (
+    OXE_EMBEDDING,
+    OXE_INSTRUCTION,
+    Always,
+    DatasetSpec,
+    Linear,
+    Terminate,
+)
+from preprocessing.embeddings import USE_ENCODER
+
+SPEC = DatasetSpec(
+    name="roboturk",
+    cameras={"image": "observation/front_rgb"},
+    instruction=OXE_INSTRUCTION,
+    embedding=OXE_EMBEDDING,
+    embedding_encoder=USE_ENCODER,
+    action=(
+        Terminate(path="action/terminate_episode"),
+        Linear(group="world_vector", path="action/world_vector", unit="unitless"),
+        Linear(group="rotation_delta", path="action/rotation_delta", unit="unitless"),
+        Linear(group="gripper_closedness_action", path="action/gripper_closedness_action", unit="closedness"),
+    ),
+    source_actions=(
+        "action/terminate_episode",
+        "action/world_vector",
+        "action/rotation_delta",
+        "action/gripper_closedness_action",
+    ),
+    gripper="absolute",
+    control_hz=10,
+    flags=(Always(name="uninformative_instruction"),),
+)

@@ -1,0 +1,56 @@
+"""Task-Agnostic Robot Play (Franka, 15 Hz).
+
+Source: features.json of version 0.1.0 and facts of the Octo and RT-1-X repositories. Of three recorded actions the
+relative one in the robot's base frame is canonical; its scale is not documented. Rotations stay in the source's order.
+"""
+
+from preprocessing.dataset_spec import (
+    OXE_EMBEDDING,
+    OXE_INSTRUCTION,
+    DatasetSpec,
+    Linear,
+    Proprio,
+    Terminate,
+)
+from preprocessing.embeddings import USE_ENCODER
+
+SPEC = DatasetSpec(
+    name="taco_play",
+    cameras={"image": "observation/rgb_static", "gripper": "observation/rgb_gripper"},
+    instruction=OXE_INSTRUCTION,
+    embedding=OXE_EMBEDDING,
+    embedding_encoder=USE_ENCODER,
+    action=(
+        Terminate(path="action/terminate_episode"),
+        Linear(group="world_vector", path="action/rel_actions_world", unit="unitless"),
+        Linear(group="rotation_delta", path="action/rel_actions_world", first=3, unit="unitless"),
+        Linear(group="gripper_closedness_action", path="action/rel_actions_world", first=6, unit="closedness"),
+    ),
+    source_actions=(
+        "action/terminate_episode",
+        "action/rel_actions_world",
+        "action/rel_actions_gripper",
+        "action/actions",
+    ),
+    gripper="absolute",
+    control_hz=15,
+    proprio=(
+        Proprio(
+            path="observation/robot_obs",
+            names=(
+                "x",
+                "y",
+                "z",
+                "euler_0",
+                "euler_1",
+                "euler_2",
+                "width",
+                *(f"joint_{i}" for i in range(7)),
+                "gripper_action",
+            ),
+            units=("m",) * 3 + ("rad",) * 3 + ("m",) + ("rad",) * 7 + ("closedness",),
+        ),
+    ),
+    notes="Gripper sign: features.json says -1 open, 1 close, as taken here; Octo and OpenVLA read 1 as open. "
+    "The rotation is said to be yaw, pitch, roll. RT-1-X trained on the absolute `actions` instead.",
+)

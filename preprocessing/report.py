@@ -1,0 +1,210 @@
+"""What an episode store holds, as plain data (`summary`) and as one self-contained HTML page (`page`).
+
+Counts read only narrow columns. Pictures and histograms are taken from episodes and row groups spread evenly over the
+store, and the page says how many.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from preprocessing import charts
+from preprocessing.episode_store import QUARANTINE, EpisodeStore
+from preprocessing.images import image_size, reencode
+
+_FRAMES, _FRAME_HEIGHT = 10, 96  # of a film strip
+_HISTOGRAM_GROUPS = 512
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24 }
+table { border-collapse: collapse; margin: .5rem 0; font-variant-numeric: tabular-nums }
+th, td { padding: .2rem .7rem; border-bottom: 1px solid #d0d7de; text-align: right }
+th:first-child, td:first-child, td.text { text-align: left }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
+.grid { display: flex; flex-wrap: wrap; gap: 1rem } .muted { color: #57606a }
+"""
+
+
+def summary(store: EpisodeStore) -> dict[str, Any]:
+    """Counts, statistics with units, instructions, flags and quarantine of a store."""
+    manifest, dataset = store.manifest, store.contract.datasets[0]
+    instructions, flags = _usage(store)
+    lengths = np.concatenate([shard.episode_lengths for shard in store.shards])
+    statistics = dataset.statistics
+    dimensions = {
+        name: {
+            "unit": unit,
+            "mean": statistics.mean[i],
+            "std": statistics.std[i],
+            "min": statistics.minimum[i],
+            "q01": statistics.q01[i],
+            "q99": statistics.q99[i],
+            "max": statistics.maximum[i],
+            "note": manifest["statistics"]["hardly_vary"].get(name, ""),
+        }
+        for i, (name, unit) in enumerate(zip(store.contract.action.names, dataset.units, strict=True))
+        if dataset.action_mask[i]
+    }
+    return {
+        "store": store.root,
+        **{key: manifest[key] for key in ("dataset", "version", "split", "contract_id", "encoder", "control_hz")},
+        "image": f"{store.contract.image.height}x{store.contract.image.width}",
+        "resize": store.contract.image.resize,
+        "gripper": manifest["gripper"],
+        "counts": manifest["counts"],
+        "bytes": sum(shard["bytes"] for shard in manifest["shards"]),
+        "episode_steps": {"min": int(lengths.min()), "median": float(np.median(lengths)), "max": int(lengths.max())},
+        "dimensions": dimensions,
+        "dimensions_lacking": [
+            n for n, has in zip(store.contract.action.names, dataset.action_mask, strict=True) if not has
+        ],
+        "instructions": instructions,
+        "flags": flags,
+        "quarantine": dict(Counter(line["reason"] for line in quarantine(store)).most_common()),
+        "notes": manifest["notes"],
+    }
+
+
+def text(found: dict[str, Any]) -> str:
+    """A summary to read in a terminal."""
+    counts, steps = found["counts"], found["episode_steps"]
+    lines = [
+        f"{found['store']}  contract {found['contract_id']}",
+        f"{found['dataset']} {found['version']} {found['split']}: episodes in {counts['episodes_in']} = "
+        f"out {counts['episodes_out']} + quarantined {counts['quarantined']}; {counts['steps']} steps, "
+        f"{found['bytes'] / 1e6:.1f} MB",
+        f"frames {found['image']} (resize {found['resize']}), {found['control_hz']:g} Hz, gripper {found['gripper']}, "
+        f"{steps['min']} to {steps['max']} steps an episode (median {steps['median']:g})",
+        "",
+        f"{'dimension':<38}{'unit':<12}" + "".join(f"{name:>11}" for name in _NUMBERS),
+    ]
+    for name, row in found["dimensions"].items():
+        numbers = "".join(f"{row[key]:>11.4g}" for key in _NUMBERS)
+        lines.append(f"{name:<38}{row['unit']:<12}{numbers}  {row['note']}".rstrip())
+    if found["dimensions_lacking"]:
+        lines.append(f"not in this dataset: {', '.join(found['dimensions_lacking'])}")
+    lines += ["", f"{len(found['instructions'])} distinct instructions ({found['encoder']}), by steps:"]
+    lines += [f"{count:>8}  {instruction!r}" for instruction, count in list(found["instructions"].items())[:10]]
+    for title in ("flags", "quarantine"):
+        lines += [f"{title}: {name} {count}" for name, count in found[title].items()]
+    return "\n".join([*lines, *([f"notes: {found['notes']}"] if found["notes"] else [])])
+
+
+_NUMBERS = ("mean", "std", "min", "q01", "q99", "max")
+
+
+def page(store: EpisodeStore, found: dict[str, Any], *, episodes: int = 12) -> str:
+    """The HTML page about `store`, whose summary is `found`, with this many episodes as film strips."""
+    title = f"{found['dataset']} {found['version']} {found['split']}"
+    numbers = [
+        [n, r["unit"], *(f"{r[key]:.4g}" for key in _NUMBERS), r["note"]] for n, r in found["dimensions"].items()
+    ]
+    total = max(found["counts"]["steps"], 1)
+    used = [[name, count, f"{100 * count / total:.1f} %"] for name, count in list(found["instructions"].items())[:200]]
+    refused = [[line["shard"], line["record"], line["offset"], line["reason"]] for line in quarantine(store)[:1000]]
+    lengths = np.concatenate([shard.episode_lengths for shard in store.shards])
+    facts = {key: found[key] for key in ("encoder", "control_hz", "image", "resize", "gripper", "contract_id", "notes")}
+    sections = [
+        f"<h1>{html.escape(title)}</h1>",
+        _table(["", ""], [*found["counts"].items(), *facts.items()]),
+        "<h2>Actions, physical values</h2>",
+        _table(["dimension", "unit", *_NUMBERS, ""], numbers),
+        f'<p class="muted">not in this dataset: {html.escape(", ".join(found["dimensions_lacking"]) or "none")}</p>',
+        _histograms(store),
+        "<h2>Steps an episode</h2>",
+        charts.histogram(lengths, width=640),
+        f"<h2>{len(found['instructions'])} distinct instructions</h2>",
+        _table(["instruction", "steps", "share"], used),
+        "<h2>Flags</h2>",
+        _table(["flag", "steps"], list(found["flags"].items())),
+        f"<h2>Quarantine: {found['counts']['quarantined']}</h2>",
+        _table(["shard", "record", "offset in bytes", "reason"], refused),
+        "<h2>Episodes</h2>",
+        film_strips(store, limit=episodes),
+    ]
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(sections)}</body></html>'
+
+
+def film_strips(store: EpisodeStore, *, limit: int = 8) -> str:
+    """HTML of episodes spread evenly over the store: instruction, frames, and the actions that vary in the store."""
+    places = [(s, e) for s, shard in enumerate(store.shards) for e in range(len(shard.episode_lengths))]
+    chosen = np.unique(np.linspace(0, len(places) - 1, min(limit, len(places))).astype(int))
+    return "".join(_film_strip(store, *places[i]) for i in chosen)
+
+
+def quarantine(store: EpisodeStore) -> list[dict[str, Any]]:
+    """The lines of quarantine.jsonl: shard, record, offset in bytes, reason."""
+    blob = store.filesystem.cat_file(f"{store.root}/{QUARANTINE}")
+    return [json.loads(line) for line in blob.decode().splitlines()]
+
+
+def _film_strip(store: EpisodeStore, shard: int, episode: int) -> str:
+    table = store.read_episode(shard, episode, ["image", "action", "instruction"])
+    picked = np.unique(np.linspace(0, table.num_rows - 1, min(_FRAMES, table.num_rows)).astype(int))
+    frames = "".join(_picture(table["image"][int(i)].as_py()) for i in picked)
+    said = {store.instruction_texts[i] for i in np.searchsorted(store.instruction_ids, table["instruction"].to_numpy())}
+    action_NA = table["action"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
+    dataset = store.contract.datasets[0]
+    shown = np.flatnonzero(np.array(dataset.action_mask) & dataset.statistics.varies())
+    curves = charts.lines({store.contract.action.names[i]: action_NA[:, i] for i in shown}) if len(shown) else ""
+    heading = html.escape(" / ".join(sorted(said)) or "(no instruction)")
+    return (
+        f'<section style="margin:1.5rem 0"><div><b>{heading}</b> <small>shard {shard}, episode {episode}, '
+        f"{table.num_rows} steps</small></div>"
+        f'<div style="display:flex;gap:2px;margin:.3rem 0">{frames}</div>{curves}</section>'
+    )
+
+
+def _picture(encoded: bytes) -> str:
+    height, width = image_size(encoded)
+    if height > _FRAME_HEIGHT:
+        encoded = reencode(encoded, _FRAME_HEIGHT, max(round(width * _FRAME_HEIGHT / height), 1), "squash")
+    kind = "png" if encoded.startswith(b"\x89PNG") else "jpeg"
+    data = base64.b64encode(encoded).decode()
+    return f'<img alt="" style="height:{_FRAME_HEIGHT}px" src="data:image/{kind};base64,{data}">'
+
+
+def _histograms(store: EpisodeStore) -> str:
+    groups = [(s, g) for s, shard in enumerate(store.shards) for g in range(-(-shard.rows // shard.row_group_rows))]
+    chosen = np.unique(np.linspace(0, len(groups) - 1, min(_HISTOGRAM_GROUPS, len(groups))).astype(int))
+    tables = [store.read_rows(groups[i][0], groups[i][1], ["action"])["action"].combine_chunks() for i in chosen]
+    action_NA = np.concatenate([table.flatten() for table in tables]).reshape(-1, store.contract.action.size)
+    dataset = store.contract.datasets[0]
+    charted = [
+        f"<div>{html.escape(f'{name} [{dataset.units[i]}]')}<br>{charts.histogram(action_NA[:, i])}</div>"
+        for i, name in enumerate(store.contract.action.names)
+        if dataset.action_mask[i]
+    ]
+    note = f'<p class="muted">{len(action_NA)} steps, heights on a square-root scale</p>'
+    return f'<div class="grid">{"".join(charted)}</div>{note}'
+
+
+def _usage(store: EpisodeStore) -> tuple[dict[str, int], dict[str, int]]:
+    """(steps of each instruction, most used first; steps that carry each flag)."""
+    used: Counter[int] = Counter()
+    flagged = dict.fromkeys(store.manifest["flag_names"], 0)
+    for shard in range(len(store.shards)):
+        table = store.read_shard(shard, ["instruction", "flags"])
+        ids, counts = np.unique(table["instruction"].to_numpy(), return_counts=True)
+        used.update(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
+        bits = table["flags"].to_numpy()
+        for number, name in enumerate(flagged):
+            flagged[name] += int(((bits >> np.uint32(number)) & 1).sum())
+    texts = dict(zip(store.instruction_ids.tolist(), store.instruction_texts, strict=True))
+    by_text: Counter[str] = Counter()
+    for number, count in used.items():  # one text may have been shipped with several vectors
+        by_text[texts[number]] += count
+    return dict(by_text.most_common()), flagged
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>" if body else '<p class="muted">none</p>'

@@ -1,0 +1,112 @@
+"""Training state in pieces: however it was cut when it was written, any range reads back as it was."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from cluster.shards import (
+    PARAMETERS,
+    Fragment,
+    ShardReader,
+    describe,
+    pieces,
+    read_weights,
+    restore,
+    shard_file,
+)
+from cluster.state_files import host_copy, write_files
+
+
+class Tied(nn.Module):
+    """Odd sizes, a scalar, and two names for one parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(7, 3)
+        self.head = nn.Linear(3, 7, bias=False)
+        self.head.weight = self.table.weight
+        self.gain = nn.Parameter(torch.tensor(2.0))
+        self.shift = nn.Parameter(torch.randn(5))
+
+
+def stepped(model: Tied) -> torch.optim.Optimizer:
+    """An optimizer with two steps of state."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for _ in range(2):
+        (model.head(model.table.weight).sum() * model.gain + model.shift.square().sum()).backward()
+        optimizer.step()
+    return optimizer
+
+
+def cut(model: Tied, cuts: list[int], rank: int) -> list[Fragment]:
+    """The rank-th part of every parameter cut at the given elements."""
+    fragments = []
+    for name, parameter in model.named_parameters():
+        edges = sorted({min(c, parameter.numel()) for c in cuts} | {0, parameter.numel()})
+        for number, (start, stop) in enumerate(itertools.pairwise(edges)):
+            where: dict[str, Any] = {"owner_start": start, "start": start, "size": stop - start}
+            fragments.append(Fragment(name=name, owner=parameter, written=number % 2 == rank, **where))
+    return fragments
+
+
+@settings(max_examples=30, deadline=None)
+@given(cuts=st.lists(st.integers(0, 21), max_size=4), data=st.data())
+def test_any_cut_reads_back(cuts: list[int], data: st.DataObject) -> None:
+    model = Tied()
+    optimizer = stepped(model)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for rank in range(2):
+            files = {shard_file(rank, 2): pieces(cut(model, cuts, rank), optimizer)}
+            write_files(folder, host_copy(files) if data.draw(st.booleans(), label="copied first") else files)
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        write_files(folder, {PARAMETERS: describe(model, shapes)})
+        start = data.draw(st.integers(0, 21))
+        size = data.draw(st.integers(0, 21 - start))
+        reader = ShardReader(folder)
+        moment = optimizer.state[model.table.weight]["exp_avg"]
+        assert torch.equal(reader.read("table.weight", "exp_avg", start, size), moment.flatten()[start : start + size])
+
+        loaded = Tied()
+        loaded.load_state_dict(read_weights(folder))  # strict: the tied name is there too
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+
+        other = Tied()
+        fresh = torch.optim.AdamW(other.parameters(), lr=0.1)
+        restore(cut(other, cuts[::-1], 0), fresh, reader)
+        for (_, a), (_, b) in zip(sorted_state(model, optimizer), sorted_state(other, fresh), strict=True):
+            assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+
+
+def sorted_state(model: Tied, optimizer: torch.optim.Optimizer) -> list[tuple[str, Any]]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    pairs = [(f"{names[id(p)]}.{key}", value) for p, state in optimizer.state.items() for key, value in state.items()]
+    return sorted(pairs, key=lambda pair: pair[0])
+
+
+def test_missing_piece_is_named(tmp_path: Path) -> None:
+    model = Tied()
+    optimizer = stepped(model)
+    write_files(tmp_path, {shard_file(0, 2): pieces(cut(model, [4], 0), optimizer)})
+    write_files(tmp_path, {PARAMETERS: describe(model, {n: p.shape for n, p in model.named_parameters()})})
+    with pytest.raises(ValueError, match="lacks elements 4 to 5 of weight of shift"):
+        read_weights(tmp_path)
+
+
+def test_optimizer_that_cannot_be_cut_is_refused() -> None:
+    model = nn.Linear(4, 4)
+    optimizer = torch.optim.Adafactor(model.parameters())
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    fragments = [Fragment.whole(name, parameter, written=True) for name, parameter in model.named_parameters()]
+    with pytest.raises(ValueError, match="only optimizers with a value per element"):
+        pieces(fragments, optimizer)

@@ -1,0 +1,164 @@
+"""The loader over a real store, made from the shipped episodes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from preprocessing.convert import ConvertConfig, convert
+from preprocessing.episode_store import EpisodeStore
+from preprocessing.loading.loader import Batch, Loader, LoaderConfig, WindowReader
+from rt_models.spec import AffineTransform, check_batch
+
+SAMPLE = Path(__file__).resolve().parents[3] / "examples/metaworld_sample/1.0.0"
+STEPS = 4
+DOUBLE = AffineTransform(name="double", scale=(2.0,) * 11, offset=(1.0,) * 11)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> EpisodeStore:
+    config = ConvertConfig(split="val", encoder="hash", workers=0)
+    return EpisodeStore.open(convert(str(SAMPLE), str(tmp_path_factory.mktemp("store")), config).store)
+
+
+@pytest.fixture(scope="module")
+def reader(store: EpisodeStore) -> Iterator[WindowReader]:
+    with closing(WindowReader([store], [DOUBLE], num_steps=STEPS, config=LoaderConfig())) as reader:
+        yield reader
+
+
+def batches(reader: WindowReader, count: int, **settings: int) -> list[tuple[Batch, int]]:
+    """The first `count` batches with the position after each."""
+    defaults = {"seed": 3, "lanes": 6, "global_batch": 12, "micro_batch": 4}
+    loader = Loader(reader, **(defaults | settings))  # type: ignore[arg-type]
+    with closing(iter(loader)) as stream:  # type: ignore[type-var]
+        return [(batch, loader.state()["sample"]) for batch in itertools.islice(stream, count)]
+
+
+def windows(batch: Batch) -> list[tuple[int, int, int]]:
+    """(sample id, episode, step) of each window."""
+    return list(zip(*(batch[key].tolist() for key in ("sample_id", "episode", "step")), strict=True))
+
+
+def test_every_batch_keeps_the_contract(reader: WindowReader) -> None:
+    for batch, _ in batches(reader, 10):
+        check_batch(batch, action_size=11)
+
+
+def test_a_window_holds_what_the_rows_of_the_store_hold(reader: WindowReader, store: EpisodeStore) -> None:
+    table = store.read_rows(0, 0, ["image", "action", "instruction", "episode", "step", "is_terminal"])
+    batch = reader.read(np.arange(table.num_rows), np.arange(table.num_rows))
+    rows = table.to_pylist()
+    for end in range(table.num_rows):
+        assert (batch["episode"][end], batch["step"][end]) == (rows[end]["episode"], rows[end]["step"])
+        for t in range(STEPS):
+            row, frame = end - STEPS + 1 + t, int(batch["frame_index"][end, t])
+            real = row >= 0 and rows[row]["episode"] == rows[end]["episode"]
+            assert bool(batch["step_mask"][end, t]) == real
+            if not real:
+                continue
+            decoded = simplejpeg.decode_jpeg(rows[row]["image"], fastdct=False, fastupsample=False)
+            assert (batch["frames"][frame].numpy() == decoded).all()
+            np.testing.assert_allclose(batch["action"][end, t], np.array(rows[row]["action"]) * 2 + 1, rtol=1e-6)
+            place = list(store.instruction_ids).index(rows[row]["instruction"])
+            assert (batch["embedding"][end, t].numpy() == store.embeddings[place]).all()
+            assert bool(batch["loss_mask"][end, t]) == (not rows[row]["is_terminal"])
+
+
+@pytest.mark.parametrize("segment_windows", [1, 2, 4])
+def test_an_epoch_hands_out_every_window_once(reader: WindowReader, segment_windows: int) -> None:
+    total = reader.index.num_rows
+    epoch = -(-total // segment_windows) * segment_windows
+    found = [w for b, _ in batches(reader, -(-epoch // 4), segment_windows=segment_windows) for w in windows(b)]
+    ends = [(episode, step) for sample, episode, step in found if sample < epoch and step >= 0]
+    assert len(ends) == len(set(ends)) == total
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    world=st.sampled_from([1, 2, 3]),
+    stop=st.integers(1, 6),
+    then=st.sampled_from([1, 2, 3]),
+    segment_windows=st.sampled_from([1, 2]),
+)
+def test_a_run_continued_on_other_workers_is_the_same_run(
+    reader: WindowReader, world: int, stop: int, then: int, segment_windows: int
+) -> None:
+    def run(workers: int, position: int, steps: int) -> list[list[tuple[int, int, int]]]:
+        """The windows of each global batch, in order of sample id."""
+        pieces = [
+            batches(
+                reader,
+                steps * 12 // workers // 2,
+                micro_batch=2,
+                rank=rank,
+                world_size=workers,
+                position=position,
+                segment_windows=segment_windows,
+            )
+            for rank in range(workers)
+        ]
+        per_step = 12 // workers // 2
+        return [
+            sorted(
+                w
+                for rank in pieces
+                for batch, _ in rank[step * per_step : (step + 1) * per_step]
+                for w in windows(batch)
+            )
+            for step in range(steps)
+        ]
+
+    undisturbed = run(1, 0, 8)
+    assert run(world, 0, stop) + run(then, stop * 12, 8 - stop) == undisturbed
+
+
+def test_the_position_moves_when_a_global_batch_is_complete(reader: WindowReader) -> None:
+    assert [position for _, position in batches(reader, 6)] == [0, 0, 12, 12, 12, 24]
+
+
+def test_windows_of_a_segment_share_frames_and_crop(reader: WindowReader) -> None:
+    (batch, _), *_ = batches(reader, 1, segment_windows=4)
+    assert len(set(batch["crop_key"].tolist())) == 1
+    assert len(batch["frames"]) < int(batch["step_mask"].sum())
+
+
+def test_memory_stays_within_the_budget(store: EpisodeStore) -> None:
+    config = LoaderConfig(memory_mb=1)
+    with closing(WindowReader([store], [DOUBLE], num_steps=STEPS, config=config)) as reader:
+        batches(reader, 60)
+        assert reader._frames._held <= 0.75 * 2**20 and len(reader._frames._entries) > 1
+
+
+def test_an_error_in_the_background_reaches_the_training(store: EpisodeStore, tmp_path: Path) -> None:
+    broken = EpisodeStore.open(store.root)
+    with closing(WindowReader([broken], [DOUBLE], num_steps=STEPS, config=LoaderConfig())) as reader:
+        object.__setattr__(broken, "read_rows", lambda *_: (_ for _ in ()).throw(OSError("the disk is gone")))
+        with pytest.raises(OSError, match="the disk is gone"):
+            batches(reader, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"world_size": 4, "global_batch": 16}, "4 workers cannot share 6 lanes evenly"),
+        ({"global_batch": 10}, "global batch 10 must be a multiple of micro-batch 4 x 1 workers"),
+        ({"segment_windows": 3}, "the micro-batch of 3 windows a segment"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(reader: WindowReader, settings: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        batches(reader, 1, **settings)
+
+
+def test_an_unknown_flag_is_refused(store: EpisodeStore) -> None:
+    with pytest.raises(ValueError, match="has no step flag 'nonsense'"):
+        WindowReader([store], [DOUBLE], num_steps=STEPS, config=LoaderConfig(mask_flags=("nonsense",)))

@@ -1,0 +1,301 @@
+"""The conversion: real Bridge episodes, damage accounted for, killed and resumed, with and without Ray."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from preprocessing.convert import ConvertConfig, Summary, convert
+from preprocessing.episode_store import EpisodeStore
+from preprocessing.images import decode_image, image_size
+from preprocessing.rlds import Episode, open_dataset
+
+HERE = ConvertConfig(workers=0)
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def rows(store: EpisodeStore) -> dict[str, list]:
+    table = pq.read_table([shard.path for shard in store.shards])
+    return table.to_pydict()
+
+
+def balanced(summary: Summary) -> bool:
+    return summary.episodes_in == summary.episodes_out + summary.quarantined
+
+
+@pytest.fixture
+def bridge(shared_dir: Path) -> Path:
+    return shared_dir / "data/bridge_dataset/1.0.0"
+
+
+def test_the_real_bridge_episodes(bridge: Path, tmp_path: Path) -> None:
+    summary = convert(str(bridge), str(tmp_path), HERE)
+    assert (summary.episodes_in, summary.episodes_out, summary.quarantined) == (25, 25, 0)
+    assert (summary.steps, summary.instructions) == (250, 4)
+    store = EpisodeStore.open(str(tmp_path))
+    store.verify()
+    found = rows(store)
+    vectors = dict(zip(store.instruction_ids.tolist(), store.embeddings, strict=True))
+    texts = dict(zip(store.instruction_ids.tolist(), store.instruction_texts, strict=True))
+    row = 0
+    for number, episode in enumerate(open_dataset(str(bridge)).episodes("train")):
+        assert isinstance(episode, Episode)
+        for step in range(episode.num_steps):
+            assert (found["episode"][row], found["record"][row], found["step"][row]) == (number, number, step)
+            assert found["image"][row] == episode.steps["observation/image_0"][step]
+            assert texts[found["instruction"][row]].encode() == episode.steps["language_instruction"][step]
+            np.testing.assert_array_equal(vectors[found["instruction"][row]], episode.steps["language_embedding"][step])
+            np.testing.assert_array_equal(found["source/action"][row], episode.steps["action"][step])
+            np.testing.assert_array_equal(found["proprio"][row], episode.steps["observation/state"][step])
+            row += 1
+    assert row == 250
+    # By hand from the second record: [-0.0017841698, ..., -0.19557068] keeps its units, gripper 1 = open becomes -1.
+    expected = [1, -1.7841698e-03, 1.5979254e-04, 2.4016541e-03, 3.3817787e-02, -1.4594038e-02, -1.9557068e-01, -1]
+    np.testing.assert_allclose(found["action"][1], [*expected, 0, 0, 0], rtol=1e-6)
+    assert sum(found["flags"]) == sum(
+        flag for flag, step in zip(found["flags"], found["step"], strict=True) if step == 0
+    )
+    statistics = store.contract.datasets[0].statistics
+    np.testing.assert_allclose(statistics.mean, np.mean(found["action"], axis=0), atol=1e-9)
+    assert store.contract.encoder == "universal-sentence-encoder-large/5"
+    assert (store.contract.image.height, store.contract.image.width, store.contract.image.resize) == (64, 64, "none")
+
+
+def test_a_finished_store_is_left_alone_and_guards_its_settings(
+    make_bridge: Callable[..., Path], tmp_path: Path
+) -> None:
+    source, out = str(make_bridge([5], [6, 7])), tmp_path / "out"
+    first = convert(source, str(out), HERE)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    again = convert(source, str(out), HERE)
+    assert (first.shards_converted, again.shards_converted) == (2, 0)
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    with pytest.raises(ValueError, match=r"finished store made with another encoder .*, now \"hash-512\""):
+        convert(source, str(out), ConvertConfig(workers=0, encoder="hash"))
+    next(out.rglob("shard-00001*")).write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"shard-00001-of-00002.parquet is missing or cut: delete"):
+        convert(source, str(out), HERE)
+
+
+def test_only_missing_shards_are_done_and_the_bytes_are_the_same(
+    make_bridge: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = str(make_bridge([5, 3], [6], [7]))
+    convert(source, str(tmp_path / "whole"), HERE)
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("preprocessing.convert.write_manifest", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, str(tmp_path / "cut"), HERE)
+    monkeypatch.undo()
+    root = tmp_path / "cut/bridge_dataset/1.0.0/train"
+    (root / ".progress/00001.json").unlink()
+    kept = (root / "shard-00000-of-00003.parquet").stat().st_mtime_ns
+    with pytest.raises(ValueError, match="unfinished"):
+        EpisodeStore.open(str(tmp_path / "cut"))
+    with pytest.raises(ValueError, match="unfinished conversion begun with another image_size"):
+        convert(source, str(tmp_path / "cut"), ConvertConfig(workers=0, image_size="8x8"))
+    assert convert(source, str(tmp_path / "cut"), HERE).shards_converted == 1
+    assert (root / "shard-00000-of-00003.parquet").stat().st_mtime_ns == kept
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+_CONVERT = "import sys; from preprocessing.convert import *; convert(*sys.argv[1:], ConvertConfig(workers=0))"
+
+
+def test_killed_anywhere_and_run_again(make_bridge: Callable[..., Path], tmp_path: Path) -> None:
+    source = str(make_bridge(*([20] * 6 for _ in range(10))))
+    convert(source, str(tmp_path / "whole"), HERE)
+    command, out = [sys.executable, "-c", _CONVERT, source, str(tmp_path / "killed")], tmp_path / "killed"
+    began = []
+    for after_s in (0.0, 0.02, 0.05):
+        process = subprocess.Popen(command, cwd=Path(__file__).resolve().parents[2], stderr=subprocess.DEVNULL)
+        while not list(out.rglob("*.json")) and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(after_s)
+        process.send_signal(signal.SIGKILL)
+        began.append(process.wait() == -signal.SIGKILL)
+    assert any(began)
+    convert(source, str(out), HERE)
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_ray_writes_the_same_bytes(make_bridge: Callable[..., Path], tmp_path: Path) -> None:
+    source = str(make_bridge([5, 3], [6], [7]))
+    convert(source, str(tmp_path / "here"), ConvertConfig(workers=0, encoder="hash"))
+    summary = convert(source, str(tmp_path / "ray"), ConvertConfig(workers=2, encoder="hash"))
+    assert summary.shards_converted == 3
+    assert files(tmp_path / "ray") == files(tmp_path / "here")
+    bad = make_bridge([5], [6], name="bad")
+    file = next(bad.glob("*-00001-of-*"))
+    shutil.copy(make_bridge([4], size=(8, 8), name="small").glob("*.tfrecord*").__next__(), file)
+    with pytest.raises(ValueError, match=r"differ in size between shards, 8x8 and 16x24: give --image-size"):
+        convert(str(bad), str(tmp_path / "bad"), ConvertConfig(workers=2))
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    """(intact, to be damaged) copies of a dataset of two shards with 4 and 3 episodes."""
+    from conftest import bridge_episode, bridge_features, write_dataset  # type: ignore[import-not-found]
+
+    folder = tmp_path_factory.mktemp("damage")
+    rng = np.random.default_rng(1)
+    episodes = [[bridge_episode(rng, 2) for _ in range(count)] for count in (4, 3)]
+    intact = write_dataset(folder / "intact", "bridge_dataset", bridge_features(), episodes)
+    shutil.copytree(intact, folder / "damaged")
+    yield intact, folder / "damaged"
+
+
+CHANGES = st.lists(
+    st.tuples(st.integers(0, 1), st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=16)), max_size=4
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=CHANGES, cut=st.floats(0.3, 1), check_crc=st.booleans())
+def test_whatever_is_damaged_every_record_is_accounted_for(
+    sources: tuple[Path, Path], tmp_path: Path, changes: list[tuple[int, float, bytes]], cut: float, check_crc: bool
+) -> None:
+    intact, damaged = sources
+    for index in range(2):
+        name = f"bridge_dataset-train.tfrecord-{index:05d}-of-00002"
+        data = bytearray((intact / name).read_bytes())
+        for _, place, noise in (change for change in changes if change[0] == index):
+            start = int(place * len(data))
+            data[start : start + len(noise)] = noise[: len(data) - start]
+        (damaged / name).write_bytes(data[: int(cut * len(data))] if index else data)
+    out = tmp_path / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    summary = convert(str(damaged), str(out), ConvertConfig(workers=0, check_crc=check_crc))
+    assert balanced(summary)
+    assert summary.episodes_in == 7 if check_crc else summary.episodes_in >= 7
+    store = EpisodeStore.open(str(out))
+    store.verify()
+    lines = [json.loads(line) for line in Path(store.root, "quarantine.jsonl").read_text().splitlines()]
+    assert len(lines) == summary.quarantined
+    assert all(line["reason"] and line["offset"] >= 0 and line["shard"].startswith("bridge_") for line in lines)
+    assert summary.steps == sum(shard.rows for shard in store.shards)
+
+
+def test_a_damaged_record_leaves_the_rest_of_its_shard(make_bridge: Callable[..., Path], tmp_path: Path) -> None:
+    source = make_bridge([3, 4, 5])
+    file = next(source.glob("*.tfrecord*"))
+    data = bytearray(file.read_bytes())
+    second = 16 + int.from_bytes(data[:8], "little")
+    data[second + 500] ^= 1
+    file.write_bytes(data)
+    summary = convert(str(source), str(tmp_path / "out"), HERE)
+    assert (summary.episodes_in, summary.episodes_out, summary.quarantined, summary.steps) == (3, 2, 1, 8)
+    store = EpisodeStore.open(str(tmp_path / "out"))
+    (line,) = [json.loads(line) for line in Path(store.root, "quarantine.jsonl").read_text().splitlines()]
+    assert (line["shard"], line["record"], line["offset"]) == (file.name, 1, second)
+    assert "CRC" in line["reason"]
+    assert rows(store)["record"] == [0] * 3 + [2] * 5 and rows(store)["episode"] == [0] * 3 + [1] * 5
+
+
+def test_a_shard_that_is_all_quarantined_is_an_empty_file(make_bridge: Callable[..., Path], tmp_path: Path) -> None:
+    source = make_bridge([3], [4])
+    next(source.glob("*-00000-of-*")).write_bytes(b"\0" * 100)
+    summary = convert(str(source), str(tmp_path / "out"), HERE)
+    assert (summary.episodes_in, summary.quarantined, summary.steps) == (2, 1, 4)
+    store = EpisodeStore.open(str(tmp_path / "out"))
+    assert [shard.rows for shard in store.shards] == [0, 4]
+    store.verify()
+
+
+def test_nothing_readable_is_an_error_and_leaves_no_store(make_bridge: Callable[..., Path], tmp_path: Path) -> None:
+    source = make_bridge([3])
+    next(source.glob("*.tfrecord*")).write_bytes(b"junk" * 10)
+    with pytest.raises(ValueError, match="not one of 1 episodes can be read"):
+        convert(str(source), str(tmp_path / "out"), HERE)
+    with pytest.raises(ValueError, match="unfinished"):
+        EpisodeStore.open(str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("resize", ["pad", "squash", "crop"])
+def test_resizing(make_bridge: Callable[..., Path], tmp_path: Path, resize: str) -> None:
+    source = str(make_bridge([3], [2]))
+    config = ConvertConfig(workers=0, image_size="8x8", resize=resize, cameras=("image", "2"))  # type: ignore[arg-type]
+    convert(source, str(tmp_path / "out"), config)
+    store = EpisodeStore.open(str(tmp_path / "out"))
+    image = store.contract.image
+    assert (image.height, image.width, image.resize) == (8, 8, resize)
+    found = rows(store)
+    assert {decode_image(frame).shape for frame in found["image"] + found["image_2"]} == {(8, 8, 3)}
+
+
+def test_frames_of_other_sizes_need_a_size_and_equal_ones_pass_through(
+    make_bridge: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = make_bridge([3])
+    convert(str(source), str(tmp_path / "same"), ConvertConfig(workers=0, image_size="16x24"))
+    frames = rows(EpisodeStore.open(str(tmp_path / "same")))["image"]
+    assert {image_size(frame) for frame in frames} == {(16, 24)}
+    original = next(open_dataset(str(source)).episodes("train"))
+    assert isinstance(original, Episode) and frames == original.steps["observation/image_0"]
+    mixed = next(source.glob("*.tfrecord*"))
+    other = next(make_bridge([2], size=(8, 8), name="other").glob("*.tfrecord*"))
+    mixed.write_bytes(mixed.read_bytes() + other.read_bytes())
+    with pytest.raises(ValueError, match=r"frames differ in size, 8x8 and 16x24 in record 1 of .*: give --image-size"):
+        convert(str(source), str(tmp_path / "mixed"), HERE)
+
+
+@pytest.mark.parametrize(("limit", "shards", "steps"), [(1, 1, 5), (2, 1, 8), (3, 2, 14), (99, 3, 21)])
+def test_limit(make_bridge: Callable[..., Path], tmp_path: Path, limit: int, shards: int, steps: int) -> None:
+    source = str(make_bridge([5, 3], [6], [7]))
+    summary = convert(source, str(tmp_path / "out"), ConvertConfig(workers=0, limit=limit))
+    assert (summary.shards, summary.steps, summary.episodes_in) == (shards, steps, min(limit, 4))
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ({"image_size": "256"}, "--image-size must be HEIGHTxWIDTH"),
+        ({"image_size": "0x9"}, "--image-size must be HEIGHTxWIDTH"),
+        ({"limit": 0}, "--limit must be at least 1"),
+        ({"workers": -1}, "--workers must be 0 or more"),
+        ({"cameras": ("2",)}, "--cameras must name image"),
+    ],
+)
+def test_settings_that_cannot_be(setting: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        ConvertConfig(**setting)
+
+
+def test_refusals_write_nothing(make_bridge: Callable[..., Path], tmp_path: Path) -> None:
+    source, out = str(make_bridge([2])), str(tmp_path / "out")
+    for setting, sentence in (
+        ({"dataset": "bridge"}, "no dataset spec 'bridge': did you mean 'bridge_dataset'"),
+        ({"dataset": "fractal20220817_data"}, "does not fit .*, which has no field"),
+        ({"cameras": ("image", "wrist")}, "has no camera 'wrist': choose of image, 1, 2, 3"),
+        ({"encoder": "bert"}, "no instruction encoder 'bert'"),
+        ({"split": "val"}, "has no split 'val'"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            convert(source, out, ConvertConfig(workers=0, **setting))
+    assert not Path(out).exists()
+
+
+def test_preprocessing_imports_no_tensorflow() -> None:
+    code = (
+        "import sys, preprocessing.convert, preprocessing.loading.loader, preprocessing.report\n"
+        "assert not {'tensorflow', 'tensorflow_datasets'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[2], check=True)

@@ -1,0 +1,259 @@
+"""Every spec on records of its dataset's schema: hand-computed rows in both conventions, through to a store.
+
+Schemas are the released features.json; toto's and language_table's were not at hand and are written from what is known
+of them. Records are made here from the schema, because tensorflow_datasets cannot write the zlib tensors of two sets.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import simplejpeg
+from conftest import frame_record  # type: ignore[import-not-found]
+from tensorflow_datasets.proto import tf_example_pb2
+
+from preprocessing import dataset_spec
+from preprocessing.conventions import held_openness, seven_d
+from preprocessing.convert import ConvertConfig, convert
+from preprocessing.episode_store import EpisodeStore
+from preprocessing.rlds import Episode, open_dataset
+from preprocessing.tfds_features import Feature
+
+INF = float("inf")
+ONE_HOT = np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0]], np.int32)
+ARM = np.array([[0.1, -0.2, 0.3], [0, 0, 0.5], [0.25, 0, 0]], np.float32)
+TURN = np.array([[0, 0.5, 0], [0.1, 0, -0.1], [0, 0, 0.25]], np.float32)
+BASE = np.array([[0, 0.5], [1, 0], [0, 0]], np.float32)
+STOP = np.array([0, 0, 1], np.float32)
+
+
+def canonical(
+    terminate: Any = 1, arm: Any = 0, turn: Any = 0, gripper: Any = 0, spin: Any = 0, base: Any = 0
+) -> np.ndarray:
+    rows = np.zeros((3, 11), np.float32)
+    for place, values in zip(dataset_spec.GROUPS.values(), (terminate, arm, turn, gripper, spin, base), strict=True):
+        rows[:, place] = np.asarray(values, np.float32).reshape(-1, 1) if np.ndim(values) == 1 else values
+    return rows
+
+
+RT1 = {
+    "action/terminate_episode": ONE_HOT,
+    "action/world_vector": ARM,
+    "action/rotation_delta": TURN,
+    "action/gripper_closedness_action": np.array([[0], [1], [0]], np.float32),
+    "action/base_displacement_vertical_rotation": np.array([[0], [0.125], [0]], np.float32),
+    "action/base_displacement_vector": BASE,
+}
+RT1_ROWS = canonical([1, 2, 0], ARM, TURN, [0, 1, 0], [0, 0.125, 0], BASE)
+MOVE = {"action/terminate_episode": STOP, "action/world_vector": ARM, "action/rotation_delta": TURN}
+SCALAR = {**MOVE, "action/gripper_closedness_action": np.array([1, 0, -1], np.float32)}
+OPENS = {**MOVE, "action/open_gripper": np.array([True, False, True])}
+TACO = np.concatenate([ARM, TURN, [[-1], [1], [0]]], axis=1).astype(np.float32)
+HALF_TURN = np.array([0, 0, np.sin(np.pi / 4), np.cos(np.pi / 4)])  # a quarter turn about z
+POSES = np.array([[1, 2, 3, 0, 0, 0, 1], [0] * 7, [1.5, 2, 3, *HALF_TURN]], np.float32)
+
+# name -> source fields, canonical rows, openness in the 7-D convention
+CASES: dict[str, tuple[Mapping[str, np.ndarray], np.ndarray, list[float]]] = {
+    "fractal20220817_data": ({**RT1, "observation/orientation_box": np.full((3, 2, 3), INF)}, RT1_ROWS, [1, 0, 0]),
+    "kuka": (RT1, RT1_ROWS, [1, 0, 0]),
+    "bridge": (OPENS, canonical([1, 1, 0], ARM, TURN, [-1, 1, -1]), [1, 0, 1]),
+    "bridge_dataset": (
+        {"action": np.concatenate([ARM, TURN, [[1], [0], [0.25]]], axis=1).astype(np.float32)},
+        canonical(1, ARM, TURN, [-1, 1, 0.5]),
+        [1, 0, 0.25],
+    ),
+    "taco_play": (
+        {"action/terminate_episode": STOP, "action/rel_actions_world": TACO},
+        canonical([1, 1, 0], ARM, TURN, [-1, 1, 0]),
+        [1, 0, 0.5],
+    ),
+    "jaco_play": (
+        {
+            "action/terminate_episode": ONE_HOT,
+            "action/world_vector": ARM,
+            "action/gripper_closedness_action": np.array([[0], [-1], [0]], np.float32),
+        },
+        canonical([1, 2, 0], ARM, 0, [0, -1, 0]),
+        [0, 1, 1],
+    ),
+    "berkeley_cable_routing": (MOVE, canonical([1, 1, 0], ARM, TURN), [1, 1, 1]),
+    "roboturk": (
+        {**MOVE, "action/gripper_closedness_action": np.array([[1], [-1], [0]], np.float32)},
+        canonical([1, 1, 0], ARM, TURN, [1, -1, 0]),
+        [0, 1, 0.5],
+    ),
+    "nyu_door_opening_surprising_effectiveness": (
+        {**MOVE, "action/gripper_closedness_action": np.array([[0], [0], [0]], np.float32)},
+        canonical([1, 1, 0], ARM, TURN),
+        [1, 1, 1],
+    ),
+    "viola": (SCALAR, canonical([1, 1, 0], ARM, TURN, [1, 0, -1]), [0, 0.5, 1]),
+    "berkeley_autolab_ur5": (SCALAR, canonical([1, 1, 0], ARM, TURN, [1, 0, -1]), [0, 0, 1]),
+    "toto": (OPENS, canonical([1, 1, 0], ARM, TURN, [-1, 1, -1]), [1, 0, 1]),
+    "language_table": ({"action": ARM[:, :2]}, canonical(1, ARM * [1, 1, 0]), [1, 1, 1]),
+    "bc_z": (
+        {
+            "action/future/xyz_residual": np.tile(ARM, 10),
+            "action/future/axis_angle_residual": np.tile(TURN, 10),
+            "action/future/target_close": np.tile(np.array([[0], [1], [1]]), 10),
+        },
+        canonical(1, ARM, TURN, [-1, 1, 1]),
+        [1, 0, 0],
+    ),
+    "mt_opt": (
+        {
+            "action/target_pose": POSES,
+            "action/close_gripper": np.array([False, True, False]),
+            "action/open_gripper": np.array([False, False, False]),
+            "action/terminate": np.array([False, False, True]),
+        },
+        canonical([1, 1, 0], [[0, 0, 0], [0, 0, 0], [0.5, 0, 0]], [[0, 0, 0], [0, 0, 0], [0, 0, np.pi / 2]], [0, 1, 0]),
+        [1, 0, 0],
+    ),
+}
+UNRELEASED = {
+    "toto": {
+        "observation/image": (480, 640),
+        "observation/state": 7,
+        "action/world_vector": 3,
+        "action/rotation_delta": 3,
+    },
+    "language_table": {
+        "observation/rgb": (360, 640),
+        "observation/effector_translation": 2,
+        "observation/effector_target_translation": 2,
+        "action": 2,
+    },
+}
+
+
+def unreleased_schema(name: str) -> dict[str, Any]:
+    """features.json of a set whose own was not at hand."""
+
+    def tensor(shape: list[int], dtype: str) -> dict[str, Any]:
+        return {"tensor": {"shape": {"dimensions": [str(n) for n in shape]}, "dtype": dtype, "encoding": "none"}}
+
+    leaves: dict[str, Any] = {f: tensor([], "bool") for f in ("is_first", "is_last", "is_terminal")}
+    for path, size in UNRELEASED[name].items():
+        image = {"image": {"shape": {"dimensions": ["-1", "-1", "3"]}, "dtype": "uint8", "encodingFormat": "jpeg"}}
+        leaves[path] = image if isinstance(size, tuple) else tensor([size], "float32")
+    if name == "toto":
+        leaves |= {"action/open_gripper": tensor([], "bool"), "action/terminate_episode": tensor([], "float32")}
+        leaves |= {"observation/natural_language_instruction": tensor([], "string")}
+        leaves |= {"observation/natural_language_embedding": tensor([512], "float32")}
+    else:
+        leaves["observation/instruction"] = tensor([512], "int32")
+    steps = {"sequence": {"feature": {"featuresDict": {"features": leaves}}, "length": "-1"}}
+    return {"featuresDict": {"features": {"steps": steps}}}
+
+
+def fabricate(features: Mapping[str, Feature], given: Mapping[str, Any], num_steps: int = 3) -> bytes:
+    """A serialized episode of the schema: `given` columns by path, something plausible elsewhere."""
+    rng, message = np.random.default_rng(3), tf_example_pb2.Example()
+    for key, feature in features.items():
+        column = given.get(key.removeprefix("steps/"))
+        if column is None:
+            column = [_plausible(feature, key, rng) for _ in range(num_steps if feature.outer else 1)]
+        target = message.features.feature[key]
+        if feature.is_bytes:
+            target.bytes_list.value.extend(column)
+        elif feature.encoding == "zlib":
+            target.bytes_list.value.extend(zlib.compress(np.asarray(row, feature.dtype).tobytes()) for row in column)
+        elif np.issubdtype(np.dtype(feature.dtype), np.floating):
+            target.float_list.value.extend(np.asarray(column, np.float32).ravel())
+        else:
+            target.int64_list.value.extend(np.asarray(column).astype(np.int64).ravel())
+    return message.SerializeToString()
+
+
+def _plausible(feature: Feature, key: str, rng: np.random.Generator) -> Any:
+    if feature.kind == "image":
+        return simplejpeg.encode_jpeg(rng.integers(0, 255, (8, 10, 3), dtype=np.uint8))
+    if feature.is_bytes:
+        return b"lift-any" if key == "task_code" else b"move the arm"
+    if key.endswith("observation/instruction"):
+        return np.frombuffer(b"push it".ljust(512, b"\0"), np.uint8)
+    return rng.normal(size=feature.shape).astype(feature.dtype)
+
+
+def write_source(folder: Path, name: str, schema: dict[str, Any], given: Mapping[str, Any]) -> Path:
+    """A dataset of one fabricated episode; the folder."""
+    folder.mkdir()
+    (folder / "features.json").write_text(json.dumps(schema))
+    info = {"name": name, "version": "0.1.0", "splits": [{"name": "train", "shardLengths": ["1"]}]}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    record = frame_record(fabricate(open_dataset(str(folder)).features, given))
+    (folder / f"{name}-train.tfrecord-00000-of-00001").write_bytes(record)
+    return folder
+
+
+def released_schemas(shared_dir: Path) -> dict[str, dict[str, Any]]:
+    folders = [*(shared_dir / "data/openx_metadata").glob("*/*"), shared_dir / "data/bridge_dataset/1.0.0"]
+    pairs = [folder for folder in folders if (folder / "features.json").exists()]
+    return {
+        json.loads((f / "dataset_info.json").read_text())["name"]: json.loads((f / "features.json").read_text())
+        for f in pairs
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_hand_computed_rows_in_both_conventions(name: str, shared_dir: Path, tmp_path: Path) -> None:
+    given, expected, openness = CASES[name]
+    schema = unreleased_schema(name) if name in UNRELEASED else released_schemas(shared_dir)[name]
+    source = write_source(tmp_path / "source", name, schema, given)
+    spec = dataset_spec.load(name)
+    encoder = None if spec.embedding else "hash"
+    summary = convert(str(source), str(tmp_path / "out"), ConvertConfig(workers=0, encoder=encoder))
+    assert (summary.episodes_out, summary.quarantined, summary.steps) == (1, 0, 3)
+    store = EpisodeStore.open(str(tmp_path / "out"))
+    table = pq.read_table(store.shards[0].path)
+    found = np.array(table["action"].to_pylist(), np.float32)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    lacking = ~np.array(spec.action_mask)
+    lacking[0] = False
+    assert not expected[:, lacking].any()
+    converted = seven_d(found, spec.gripper)
+    np.testing.assert_allclose(converted[:, :6], expected[:, 1:7], atol=1e-6)
+    np.testing.assert_allclose(converted[:, 6], openness)
+    for path in spec.source_actions:
+        if path in given:
+            kept = np.array(table[f"source/{path}"].to_pylist())
+            np.testing.assert_array_equal(kept, np.asarray(given[path]).reshape(kept.shape))
+
+
+def test_every_spec_has_a_case() -> None:
+    assert set(dataset_spec.names()) == set(CASES) | {"metaworld_sample"}
+
+
+def test_instructions_that_are_not_texts(tmp_path: Path, shared_dir: Path) -> None:
+    table = write_source(tmp_path / "lt", "language_table", unreleased_schema("language_table"), {})
+    mt_opt = write_source(tmp_path / "mt", "mt_opt", released_schemas(shared_dir)["mt_opt"], {})
+    for source, text in ((table, "push it"), (mt_opt, "lift any")):
+        spec = dataset_spec.load(open_dataset(str(source)).name)
+        episode = next(open_dataset(str(source)).episodes("train"))
+        assert isinstance(episode, Episode)
+        assert spec.instruction.texts(episode) == [text] * 3
+
+
+def test_kuka_failures_and_uninformative_instructions_are_flagged(tmp_path: Path, shared_dir: Path) -> None:
+    schema = released_schemas(shared_dir)["kuka"]
+    spec = dataset_spec.load("kuka")
+    for success, bits in (([True], 0b10), ([False], 0b11)):
+        source = write_source(tmp_path / str(success), "kuka", schema, {"success": success})
+        episode = next(open_dataset(str(source)).episodes("train"))
+        assert isinstance(episode, Episode)
+        assert spec.flag_bits(episode).tolist() == [bits] * 3
+
+
+def test_held_openness_by_hand() -> None:
+    commands = np.array([0, 0.05, 1, 0, -1, 0, 0.2], np.float32)
+    assert held_openness(commands).tolist() == [1, 1, 0, 0, 1, 1, 0]
+    assert held_openness(-commands).tolist() == [0, 0, 1, 1, 0, 0, 1]
+    assert held_openness(np.zeros(3)).tolist() == [1, 1, 1]

@@ -1,0 +1,84 @@
+"""The summary adds up, and the page is whole, self-contained and escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from preprocessing import charts, report
+from preprocessing.convert import ConvertConfig, convert
+from preprocessing.episode_store import EpisodeStore
+
+
+class Tags(HTMLParser):
+    """Checks nesting and collects what the page refers to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.count: dict[str, int] = {}
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.count[tag] = self.count.get(tag, 0) + 1
+        self.links += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def store(make_bridge: Callable[..., Path], tmp_path: Path) -> EpisodeStore:
+    source = make_bridge([5, 30], [6], [140])
+    file = next(source.glob("*-00001-of-*"))
+    file.write_bytes(file.read_bytes()[:-3])
+    convert(str(source), str(tmp_path / "out"), ConvertConfig(workers=0))
+    return EpisodeStore.open(str(tmp_path / "out"))
+
+
+def test_the_summary_adds_up(store: EpisodeStore) -> None:
+    found = report.summary(store)
+    assert found["counts"] == {"episodes_in": 4, "episodes_out": 3, "quarantined": 1, "steps": 175}
+    assert sum(found["instructions"].values()) == 175
+    assert found["episode_steps"] == {"min": 5, "median": 30, "max": 140}
+    assert sum(found["quarantine"].values()) == 1
+    assert set(found["dimensions"]) | set(found["dimensions_lacking"]) == set(store.contract.action.names)
+    assert found["dimensions"]["world_vector_x"]["unit"] == "m"
+    assert "quarantined 1; 175 steps" in report.text(found)
+
+
+def test_the_page_is_self_contained(store: EpisodeStore) -> None:
+    found = report.summary(store)
+    found["dataset"] = "<script>"
+    page = report.page(store, found, episodes=2)
+    tags = Tags()
+    tags.feed(page)
+    assert tags.open == [] and "script" not in tags.count
+    assert tags.links and all(link.startswith("data:image/jpeg;base64,") for link in tags.links)
+    assert tags.count["section"] == 2
+    assert tags.count["svg"] == 7 + 1 + 2  # a histogram a dimension, episode lengths, curves of two episodes
+    assert "the file ends inside a record" in page
+
+
+def test_film_strips_draw_no_more_than_there_is(store: EpisodeStore) -> None:
+    tags = Tags()
+    tags.feed(report.film_strips(store, limit=50))
+    assert tags.count["section"] == 3 and tags.count["img"] == 5 + 10 + 10
+
+
+def test_episodes_are_read_across_row_groups(store: EpisodeStore) -> None:
+    table = store.read_episode(2, 0, ["step"])
+    assert table["step"].to_pylist() == list(range(140))
+    assert store.read_episode(0, 1, ["episode", "step"]).to_pydict() == {"episode": [1] * 30, "step": list(range(30))}
+
+
+def test_charts_of_constants_and_of_one_value() -> None:
+    for values in ([1.0], [2.0, 2.0], [0.0, 1.0]):
+        assert "nan" not in charts.lines({"a": values}) and "nan" not in charts.histogram(np.array(values))
+    assert "&lt;b&gt;" in charts.lines({"<b>": [1.0, 2.0]})

@@ -1,0 +1,110 @@
+"""Laws of the contracts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rt_models.spec import (
+    ActionStatistics,
+    Bounds,
+    Contract,
+    ContractMismatch,
+    DatasetContract,
+    Identity,
+    ImageRecipe,
+    Quantiles,
+    merge_contracts,
+    rt1_action_spec,
+    seven_d_action_spec,
+)
+
+SPEC = rt1_action_spec()
+FINITE = st.floats(-100, 100, width=32)
+
+
+@st.composite
+def statistics(draw: st.DrawFn) -> ActionStatistics:
+    """Of random values, some dimensions constant."""
+    seed, constant = draw(st.integers(0, 2**32 - 1)), draw(st.lists(st.booleans(), min_size=11, max_size=11))
+    values = np.random.default_rng(seed).normal(size=(50, 11)) * draw(st.floats(1e-4, 100))
+    values[:, constant] = draw(FINITE)
+    values[:, 0] = np.abs(values[:, 0]).round() % 3
+    rows = (values.mean(0), values.std(0), values.min(0), values.max(0), *np.quantile(values, [0.01, 0.99], axis=0))
+    mean, std, minimum, maximum, q01, q99 = (tuple(map(float, row)) for row in rows)
+    return ActionStatistics(count=50, mean=mean, std=std, minimum=minimum, maximum=maximum, q01=q01, q99=q99)
+
+
+def contract(found: ActionStatistics, name: str = "a", **changes: object) -> Contract:
+    dataset = DatasetContract(
+        name=name,
+        version="1.0.0",
+        control_hz=5.0,
+        action_mask=(False,) + (True,) * 7 + (False,) * 3,
+        units=tuple(d.unit for d in SPEC.dimensions),
+        statistics=found,
+        transform=Identity().fit(SPEC, found),
+    )
+    image = ImageRecipe(camera="image", height=64, width=64)
+    return replace(Contract(action=SPEC, encoder="hash-512", image=image, datasets=(dataset,)), **changes)  # type: ignore[arg-type]
+
+
+ZEROS = ActionStatistics(count=1, **dict.fromkeys(("mean", "std", "minimum", "maximum", "q01", "q99"), (0.0,) * 11))
+
+
+@given(statistics(), st.sampled_from([Identity(), Bounds(), Quantiles()]), st.integers(0, 2**32 - 1))
+def test_every_scaling_is_undone_by_its_inverse(found: ActionStatistics, scaling: Quantiles, seed: int) -> None:
+    transform = scaling.fit(SPEC, found)
+    inside = np.random.default_rng(seed).uniform(found.minimum, found.maximum, size=(20, 11))
+    np.testing.assert_allclose(transform.invert(transform.apply(inside)), inside, rtol=1e-4, atol=1e-4)
+
+
+@given(statistics())
+def test_bounds_fill_the_range_that_is_binned_and_classes_stay_classes(found: ActionStatistics) -> None:
+    transform, (low, high) = Bounds().fit(SPEC, found), SPEC.bounds()
+    ends = transform.apply(np.array([found.minimum, found.maximum]))
+    varies = found.varies() & ~SPEC.discrete() & (np.ptp([found.minimum, found.maximum], axis=0) > 1e-9)
+    np.testing.assert_allclose(ends[:, varies], np.stack([low, high])[:, varies], rtol=1e-4, atol=1e-4)
+    assert (ends[:, 0] == np.float32([found.minimum[0], found.maximum[0]])).all()
+
+
+def test_a_rare_command_is_not_scaled_to_infinity() -> None:
+    found = replace(ZEROS, maximum=(0.0,) * 7 + (1.0,) + (0.0,) * 3)
+    assert Quantiles().fit(SPEC, found).apply(np.eye(11)[7])[7] == 1.0
+
+
+@given(statistics())
+def test_a_contract_survives_json_and_its_id_names_its_content(found: ActionStatistics) -> None:
+    whole = contract(found).trained_with(rt1_action_spec(bins=512, world_vector_limit=2.0), Quantiles())
+    again = Contract.from_json(whole.to_json())
+    assert again == whole and again.id == whole.id
+    assert replace(whole, encoder="other").id != whole.id
+
+
+def test_a_mismatch_prints_both_sides() -> None:
+    model, store = contract(ZEROS), contract(ZEROS, encoder="universal-sentence-encoder-large/5")
+    with pytest.raises(ContractMismatch, match=r"hash-512.*there has universal-sentence-encoder-large/5"):
+        model.require_readable(store, where="there")
+    with pytest.raises(ContractMismatch, match=r"\['a'\], there has b"):
+        model.require_readable(contract(ZEROS, name="b"), where="there")
+    with pytest.raises(ContractMismatch, match=r"rt1-11d.*end-effector-7d"):
+        model.require_readable(replace(store, action=seven_d_action_spec()), where="there")
+    with pytest.raises(ContractMismatch, match="encoder is hash-512 in a and universal"):
+        merge_contracts([model, store])
+    model.require_readable(contract(ZEROS), where="there")
+
+
+def test_what_a_dataset_does_not_have_is_its_constant_not_the_model_s_guess() -> None:
+    constants = replace(ZEROS, mean=(1.0,) + (9.0,) * 7 + (0.5,) * 3)
+    completed = contract(constants).datasets[0].completed(np.full((2, 11), 3.0))
+    assert completed.tolist() == [[1.0] + [3.0] * 7 + [0.5] * 3] * 2
+
+
+@pytest.mark.parametrize("changes", [{"bins": 1}, {"bins": 2}])
+def test_too_few_bins_for_the_classes_are_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="at least 3 are needed"):
+        replace(SPEC, **changes)  # type: ignore[arg-type]
