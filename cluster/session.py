@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,14 +83,17 @@ def _start(session: RaySession) -> None:
 def _join(address: str, session: RaySession) -> None:
     import ray
 
+    host, _, port = address.rpartition(":")
     try:
+        if host and port.isdigit() and "://" not in address:  # Ray itself would ask a dead address for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(
             address=address,
             log_to_driver=session.log_to_driver,
             logging_level=logging.ERROR,
             runtime_env=_shipped_packages(),
         )
-    except (ConnectionError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         raise ConnectionError(f"no Ray cluster answers at {address!r}: {error}") from error
 
 

@@ -14,6 +14,8 @@ from pipelines.serialization import did_you_mean
 
 T = TypeVar("T")
 
+_MARKERS = (tyro.conf.AvoidSubcommands, tyro.conf.PositionalMetavarFromFieldName)
+
 
 class UsageError(ValueError):
     """The command line cannot be understood; the message is one sentence with the remedy."""

@@ -22,16 +22,16 @@ from rt_models.spec import Contract
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
-    """A model in evaluation mode with the contract it was trained under and where it came from."""
+    """A model in evaluation mode with the contract it was trained under and where it came from.
+
+    `metadata` holds experiment, stores, git revision and MLflow run of the training.
+    """
 
     model: RT1
     contract: Contract
-    checkpoint: Checkpoint
-
-    @property
-    def metadata(self) -> Mapping[str, Any]:
-        """Step, experiment, stores, git revision and MLflow run of the checkpoint."""
-        return self.checkpoint.metadata
+    step: int
+    source: str
+    metadata: Mapping[str, Any]
 
 
 def load_trained(path: str) -> TrainedModel:
@@ -44,7 +44,13 @@ def load_trained(path: str) -> TrainedModel:
     model = from_plain(RT1Config, checkpoint.metadata["experiment"]["model"]).build()
     with tempfile.TemporaryDirectory(prefix="model-") as scratch:
         model.load_state_dict(load_file(folder.fetch(checkpoint, Path(scratch)) / "model.safetensors"))
-    return TrainedModel(model=model.eval(), contract=contract, checkpoint=checkpoint)
+    return TrainedModel(
+        model=model.eval(),
+        contract=contract,
+        step=checkpoint.step,
+        source=checkpoint.path,
+        metadata=checkpoint.metadata,
+    )
 
 
 def find_checkpoint(path: str) -> tuple[CheckpointFolder, Checkpoint]:

@@ -46,7 +46,7 @@ class DemoArguments:
 
 def main(arguments: list[str]) -> dict[str, Any]:
     """Run every stage and print the closing summary."""
-    given = parse(DemoArguments, arguments, prog="rtp demo")
+    given = parse(DemoArguments, arguments, prog="rtp demo", description=__doc__ or "")
     stages = _Stages(Path(given.output).absolute())
     stores = stages.preprocess(given.source)
     trained_at = stages.train(stores, given.steps)

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.arguments import parse
-from pipelines.checkpoints import load_trained
+from pipelines.checkpoints import TrainedModel, load_trained
 from pipelines.run_report import DIMENSION_HEAD, SCORE_HEAD, dimension_rows, score_rows
 from preprocessing.episode_store import EpisodeStore
 from preprocessing.loading.loader import LoaderConfig, WindowReader
@@ -232,14 +232,22 @@ class EvaluateArguments:
 
 def main(arguments: list[str]) -> dict[str, Any]:
     """Parse the command line, score, and print the tables."""
-    given = parse(EvaluateArguments, arguments, prog="rtp evaluate")
-    trained = load_trained(given.model)
+    given = parse(EvaluateArguments, arguments, prog="rtp evaluate", description=__doc__ or "")
+    trained = _load(given.model)
     reports = []
     for path in given.data:
         store = EpisodeStore.open(path, split=given.split)
         reports.append(evaluate(trained.model, trained.contract, store, given.evaluation))
         print_tables(reports[-1])
-    return {"model": given.model, "step": trained.checkpoint.step, "evaluations": reports}
+    return {"model": given.model, "step": trained.step, "evaluations": reports}
+
+
+def _load(model: str) -> TrainedModel:
+    if not model.startswith("models:/"):
+        return load_trained(model)
+    from pipelines.serve import fetch_registered
+
+    return fetch_registered(model)
 
 
 def print_tables(report: dict[str, Any]) -> None:

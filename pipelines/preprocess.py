@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from pipelines.arguments import parse
 from preprocessing.convert import ConvertConfig, convert
+from preprocessing.rlds import open_dataset
+from preprocessing.spec_file import draft
 
 PreprocessConfig = ConvertConfig
 
@@ -21,6 +24,8 @@ class PreprocessArguments:
     """Version folder of a TFDS dataset (features.json, dataset_info.json, shards), local or s3://, gs://."""
     out: tyro.conf.Positional[str]
     """Folder that stores are written below, local or s3://, gs://."""
+    draft_spec: str | None = None
+    """Write a draft of a dataset spec for SOURCE to this .yaml file and stop; filled in, it goes to --dataset."""
     config: Annotated[ConvertConfig, tyro.conf.arg(name="")]
 
 
@@ -29,9 +34,20 @@ def preprocess(source: str, out: str, config: ConvertConfig) -> dict[str, Any]:
     return asdict(convert(source, out, config))
 
 
+def write_draft(source: str, path: Path) -> dict[str, Any]:
+    """Write the draft of a spec for the dataset in `source`. Raises FileExistsError rather than overwrite."""
+    text = draft(open_dataset(source))
+    with path.open("x") as file:
+        file.write(text)
+    print(f"{path}: fill in every '?', then rtp preprocess {source} OUT --dataset {path}")
+    return {"draft_spec": str(path)}
+
+
 def main(arguments: list[str]) -> dict[str, Any]:
     """Run the command line and print the account."""
     given = parse(PreprocessArguments, arguments, prog="rtp preprocess", description=__doc__ or "")
+    if given.draft_spec is not None:
+        return write_draft(given.source, Path(given.draft_spec))
     summary = preprocess(given.source, given.out, given.config)
     converted = f"{summary['shards_converted']} of {summary['shards']} shards converted in {summary['seconds']:.1f} s"
     if not summary["shards_converted"]:

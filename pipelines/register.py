@@ -50,7 +50,7 @@ class RegisterArguments:
 
 def main(arguments: list[str]) -> dict[str, Any]:
     """Parse the command line and register."""
-    given = parse(RegisterArguments, arguments, prog="rtp register")
+    given = parse(RegisterArguments, arguments, prog="rtp register", description=__doc__ or "")
     result = register(given.checkpoint, name=given.name, alias=given.alias)
     print(f"registered {result['model_uri']} (version {result['version']}) at {result['tracking_uri']}")
     return result
@@ -114,7 +114,13 @@ def _bundle(trained: TrainedModel, scratch: Path) -> Path:
     folder.mkdir()
     weights = {key: value.contiguous() for key, value in trained.model.state_dict().items()}
     save_file(weights, folder / "model.safetensors")
-    described = {"model": to_plain(trained.model.config), "contract": trained.contract.to_json()}
+    described = {
+        "model": to_plain(trained.model.config),
+        "contract": trained.contract.to_json(),
+        "step": trained.step,
+        "source": trained.source,
+        "metadata": trained.metadata,
+    }
     (folder / "policy.json").write_text(json.dumps(described))
     table: dict[str, np.ndarray] = {}
     for path in trained.metadata["stores"]:
@@ -132,7 +138,7 @@ def _run_of(trained: TrainedModel, uri: str) -> str:
     if run_id is not None and _run_exists(run_id, uri):
         return run_id
     run = TrainingRun(uri=uri, experiment="rt-pipelines", name="imported checkpoint", params={}, run_id=None)
-    run.tag("checkpoint", trained.checkpoint.path)
+    run.tag("checkpoint", trained.source)
     run.finish()
     return run.run_id
 
@@ -150,8 +156,8 @@ def _tags(trained: TrainedModel) -> dict[str, str]:
     metadata = trained.metadata
     return {
         "contract": trained.contract.id,
-        "checkpoint": trained.checkpoint.path,
-        "step": str(trained.checkpoint.step),
+        "checkpoint": trained.source,
+        "step": str(trained.step),
         "stores": ", ".join(metadata["stores"]),
         "git_revision": str(metadata["git_revision"]),
         "python": platform.python_version(),

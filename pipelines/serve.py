@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from mlflow.pyfunc.model import PythonModel
 from safetensors.torch import load_file
 
 from pipelines.arguments import parse
+from pipelines.checkpoints import TrainedModel
 from pipelines.serialization import from_plain
 from pipelines.tracking import connect, tracking_uri
 from preprocessing.embeddings import embed_texts
@@ -43,10 +45,8 @@ class RobotPolicy(PythonModel):
 
     def load_context(self, context: Any) -> None:
         folder = Path(context.artifacts["policy"])
-        described = json.loads((folder / "policy.json").read_text())
-        self._contract = Contract.from_json(described["contract"])
-        self._model = from_plain(RT1Config, described["model"]).build().eval()
-        self._model.load_state_dict(load_file(folder / "model.safetensors"))
+        trained = read_bundle(folder)
+        self._model, self._contract = trained.model, trained.contract
         with np.load(folder / "instructions.npz", allow_pickle=False) as table:
             self._known = dict(zip(table["texts"].tolist(), table["embeddings"], strict=True))
         self._robots: dict[tuple[str, str], Policy] = {}
@@ -84,6 +84,35 @@ class RobotPolicy(PythonModel):
                 f"instruction {text!r} is not one of the {len(self._known)} that this policy was trained on, and its "
                 f"encoder {encoder} cannot run here ({error}): send a known instruction"
             ) from error
+
+
+def read_bundle(folder: Path) -> TrainedModel:
+    """The model in the folder of artifacts that `rtp register` stored."""
+    described = json.loads((folder / "policy.json").read_text())
+    model = from_plain(RT1Config, described["model"]).build().eval()
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    contract = Contract.from_json(described["contract"])
+    return TrainedModel(
+        model=model,
+        contract=contract,
+        step=described["step"],
+        source=described["source"],
+        metadata=described["metadata"],
+    )
+
+
+def fetch_registered(model_uri: str) -> TrainedModel:
+    """The bare model behind models:/NAME@ALIAS or models:/NAME/VERSION, to be evaluated rather than asked for actions.
+
+    Raises ValueError where the registry does not know it.
+    """
+    mlflow = connect(tracking_uri())
+    with tempfile.TemporaryDirectory(prefix="registered-") as scratch:
+        try:
+            folder = mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=scratch)
+        except mlflow.exceptions.MlflowException as error:
+            raise ValueError(f"{model_uri} is not in the registry at {tracking_uri()}: {error}") from error
+        return read_bundle(Path(folder) / "artifacts/policy")
 
 
 def camera_frame(image: bytes, recipe: ImageRecipe) -> np.ndarray:
@@ -131,7 +160,7 @@ class ServeArguments:
 
 def main(arguments: list[str]) -> dict[str, Any]:
     """Serve over HTTP (POST /invocations, MLflow's scoring protocol) until stopped."""
-    given = parse(ServeArguments, arguments, prog="rtp serve")
+    given = parse(ServeArguments, arguments, prog="rtp serve", description=__doc__ or "")
     connect(tracking_uri()).pyfunc.load_model(given.model)  # so that a wrong name fails here, in one sentence
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", given.model, "--env-manager", "local"]
     address = ["--host", given.host, "--port", str(given.port)]

@@ -159,6 +159,7 @@ def simulate(out: Path, config: SimulateConfig) -> dict[str, Any]:
         version=VERSION,
         features=dataset_features(height=camera.height, width=camera.width),
         description=f"Scripted experts of Meta-World, recorded at {config.control_hz} Hz by `rtp simulate`.",
+        citation="Yu et al., Meta-World: A Benchmark and Evaluation for Multi-Task and Meta Reinforcement Learning",
         license="MIT (c) 2019 Meta-World Team: scenes, experts and simulator",
     )
     folder = writer.write(out, {split.name: split.plan() for split in splits})

@@ -115,7 +115,9 @@ def parse_arguments(arguments: list[str]) -> TrainArguments:
     """RECIPE, then --config's overlay, then flags: each is laid over the one before."""
     if not arguments or arguments[0].startswith("-"):
         if "--help" in arguments or "-h" in arguments:
-            print(f"usage: rtp train RECIPE --data STORE ... --output DIR [...]; recipes: {', '.join(recipe_names())}")
+            names = ", ".join(recipe_names())
+            print(f"usage: rtp train RECIPE --data STORE ... --output DIR [OPTIONS]\n\nrecipes: {names}")
+            print("rtp train RECIPE --help lists the options, with the recipe's values as defaults")
             raise SystemExit(0)
         raise UsageError(f"rtp train: name a recipe first, one of {', '.join(recipe_names())}")
     experiment, flags = load_recipe(arguments[0]), arguments[1:]
@@ -123,7 +125,7 @@ def parse_arguments(arguments: list[str]) -> TrainArguments:
         experiment = _overlay(experiment, flags[flags.index("--config") + 1])
     experiment, flags = _swap_classes(experiment, flags)
     default = TrainArguments(data=tyro.MISSING, output=tyro.MISSING, experiment=experiment)
-    return parse(TrainArguments, flags, prog=f"rtp train {arguments[0]}", default=default)
+    return parse(TrainArguments, flags, prog=f"rtp train {arguments[0]}", default=default, description=__doc__ or "")
 
 
 def absolute(path: str) -> str:

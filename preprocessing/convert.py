@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -34,6 +35,7 @@ from preprocessing.episode_store import (
 from preprocessing.images import Resize
 from preprocessing.rlds import RldsDataset, SourceShard, open_dataset
 from preprocessing.shard_conversion import ShardTask, convert_shard, report_name
+from preprocessing.spec_file import read_spec
 from preprocessing.store_manifest import write_manifest
 from rt_models.spec import EMBEDDING_WIDTH
 
@@ -47,7 +49,7 @@ class ConvertConfig:
     split: str = "train"
     """Split to convert, as dataset_info.json names it."""
     dataset: str | None = None
-    """Name of the dataset spec; by default the name that dataset_info.json records."""
+    """Name of the dataset spec, or a .yaml file with one; by default the name that dataset_info.json records."""
     encoder: str | None = None
     """Instruction encoder: dataset, use, hash or sentence-transformers:MODEL; by default the vectors that the episodes
     ship, else use."""
@@ -112,7 +114,7 @@ def convert(source: str, out: str, config: ConvertConfig) -> Summary:
     """
     began = time.monotonic()
     dataset = open_dataset(source)
-    spec = dataset_spec.load(config.dataset or dataset.name)
+    spec = _spec(config.dataset or dataset.name)
     encoder = _encoder(config, spec, dataset)
     task = _task(dataset, spec, out, config, ships_vectors=encoder is None)
     if encoder is not None:
@@ -132,6 +134,10 @@ def convert(source: str, out: str, config: ConvertConfig) -> Summary:
 
 
 # --- What to do ---
+
+
+def _spec(name: str) -> DatasetSpec:
+    return read_spec(Path(name)) if name.endswith((".yaml", ".yml")) else dataset_spec.load(name)
 
 
 def _encoder(config: ConvertConfig, spec: DatasetSpec, dataset: RldsDataset) -> Encoder | None:

@@ -357,6 +357,9 @@ def load(name: str) -> DatasetSpec:
     known = names()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}, or" if near else "give --dataset NAME with"
-        raise ValueError(f"there is no dataset spec {name!r}: {hint} one of {', '.join(known)}")
+        hint = f"did you mean {near[0]!r}? Known are" if near else "known are"
+        raise ValueError(
+            f"there is no dataset spec {name!r}: {hint} {', '.join(known)}; give one of these or your own .yaml file "
+            f"with --dataset (--draft-spec FILE writes a draft)"
+        )
     return importlib.import_module(f"preprocessing.openx.{name}").SPEC

@@ -67,16 +67,18 @@ class RldsWriter:
         folder = root / self.name / self.version
         if folder.exists():
             raise FileExistsError(f"{folder} exists: remove it or write somewhere else")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = folder.with_name(f".{self.version}-{uuid.uuid4().hex[:8]}")
+        unfinished = root / f".{self.name}-{self.version}-{uuid.uuid4().hex[:8]}"
+        ours = unfinished if root.exists() else root
         try:
-            unfinished.mkdir()
+            unfinished.mkdir(parents=True)
             self.features.save_config(str(unfinished))
             infos = [self._write_split(unfinished, split, plan) for split, plan in splits.items()]
             (unfinished / "dataset_info.json").write_text(json.dumps(self._info(infos), indent=2, sort_keys=True))
+            folder.parent.mkdir(exist_ok=True)
             unfinished.rename(folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+        except BaseException:
+            shutil.rmtree(ours, ignore_errors=True)
+            raise
         return folder
 
     def serialize(self, episode: Mapping[str, Any]) -> bytes:

@@ -54,21 +54,20 @@ class Images:
 def prepare(batch: Mapping[str, Tensor], config: InputConfig, *, augment: bool, dtype: torch.dtype) -> Images:
     """The images of a batch of `rt_models.spec.BATCH`; `augment` crops, and then only equal crops share an image."""
     index_BT = batch["frame_index"]
-    real = index_BT >= 0
-    frame_M = index_BT[real]
-    crop_M = batch["crop_key"][:, None].expand_as(index_BT)[real]
-    embedding_MD = batch["embedding"][real]
-    identity_M = mix(frame_M, _fingerprint(embedding_MD), crop_M if augment else 0)
-    first_N, place_M = _distinct(identity_M)
-    place_BT = torch.full_like(index_BT, -1)
-    place_BT[real] = place_M
-    key_N = mix(crop_M, _step_of_frames(batch)[real])[first_N]
-    cropped = augment and config.crop == "pad"
+    real_M = (index_BT.flatten() >= 0).nonzero().flatten()  # once: on a GPU every look at data waits for the device
+    frame_M, embedding_MD = index_BT.flatten()[real_M], batch["embedding"].flatten(0, 1)[real_M]
+    crop_M = batch["crop_key"][:, None].expand_as(index_BT).flatten()[real_M]
+    first_N, place_M = _distinct(mix(frame_M, _fingerprint(embedding_MD), crop_M if augment else 0))
+    place_BT = torch.full_like(index_BT.flatten(), -1).scatter(0, real_M, place_M).view_as(index_BT)
     frames_NHWC = batch["frames"][frame_M[first_N]]
-    if cropped:
+    if augment and config.crop == "pad":
         frames_NHWC = pad_crop(frames_NHWC, crop_M[first_N], seed=config.crop_seed)
-    image_NHWC = resize(frames_NHWC.to(dtype) / 255, config.image_size)
-    return Images(image_NHWC=image_NHWC, embedding_ND=embedding_MD[first_N], key_N=key_N, place_BT=place_BT)
+    return Images(
+        image_NHWC=resize(frames_NHWC.to(dtype) / 255, config.image_size),
+        embedding_ND=embedding_MD[first_N],
+        key_N=mix(crop_M, _step_of_frames(batch).flatten()[real_M])[first_N],
+        place_BT=place_BT,
+    )
 
 
 def borders(height: int) -> tuple[int, int]:

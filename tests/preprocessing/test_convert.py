@@ -9,14 +9,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tensorflow_datasets.core import features as tfds_features
+from tiny_rlds import bridge_episode, bridge_features, write_dataset  # type: ignore[import-not-found]
 
+from preprocessing import dataset_spec
 from preprocessing.convert import ConvertConfig, Summary, convert
 from preprocessing.episode_store import EpisodeStore
 from preprocessing.images import decode_image, image_size
@@ -153,8 +158,6 @@ def test_ray_writes_the_same_bytes(make_bridge: Callable[..., Path], tmp_path: P
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
     """(intact, to be damaged) copies of a dataset of two shards with 4 and 3 episodes."""
-    from conftest import bridge_episode, bridge_features, write_dataset  # type: ignore[import-not-found]
-
     folder = tmp_path_factory.mktemp("damage")
     rng = np.random.default_rng(1)
     episodes = [[bridge_episode(rng, 2) for _ in range(count)] for count in (4, 3)]
@@ -293,9 +296,40 @@ def test_refusals_write_nothing(make_bridge: Callable[..., Path], tmp_path: Path
     assert not Path(out).exists()
 
 
+def test_source_and_target_may_be_urls(make_bridge: Callable[..., Path], tmp_path: Path) -> None:
+    source, memory = make_bridge([5, 3], [6]), fsspec.filesystem("memory")
+    memory.put(str(source), "/source/1.0.0", recursive=True)
+    convert("memory://source/1.0.0", "memory://out", ConvertConfig(workers=0, limit=3))
+    again = convert("memory://source/1.0.0", "memory://out", ConvertConfig(workers=0, limit=3))
+    assert again.shards_converted == 0
+    memory.get("/out", str(tmp_path / "fetched"), recursive=True)
+    convert(str(source), str(tmp_path / "local"), ConvertConfig(workers=0, limit=3))
+    assert files(tmp_path / "fetched") == files(tmp_path / "local")
+    memory.rm("/", recursive=True)
+
+
+def test_the_control_rate_may_stand_in_the_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    features = bridge_features()
+    features["episode_metadata"]["hz"] = tfds_features.Scalar(dtype=np.int32)
+    spec = replace(dataset_spec.load("bridge_dataset"), control_hz="episode_metadata/hz")
+    monkeypatch.setattr("preprocessing.dataset_spec.load", lambda name: spec)
+    episodes = [bridge_episode(rng, 2) for _ in range(3)]
+    for episode, hz in zip(episodes, (10, 10, 20), strict=True):
+        episode["episode_metadata"]["hz"] = hz
+    alike = write_dataset(tmp_path / "alike", "bridge_dataset", features, [episodes[:1], episodes[1:2]])
+    convert(str(alike), str(tmp_path / "a"), HERE)
+    assert EpisodeStore.open(str(tmp_path / "a")).contract.datasets[0].control_hz == 10.0
+    mixed = write_dataset(tmp_path / "mixed", "bridge_dataset", features, [episodes])
+    with pytest.raises(ValueError, match=r"different rates, \[10.0, 20.0\] Hz"):
+        convert(str(mixed), str(tmp_path / "b"), HERE)
+
+
 def test_preprocessing_imports_no_tensorflow() -> None:
     code = (
-        "import sys, preprocessing.convert, preprocessing.loading.loader, preprocessing.report\n"
-        "assert not {'tensorflow', 'tensorflow_datasets'} & set(sys.modules)"
+        "import importlib, pkgutil, sys, preprocessing\n"
+        "for module in pkgutil.walk_packages(preprocessing.__path__, 'preprocessing.'):\n"
+        "    importlib.import_module(module.name)\n"
+        "assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[2], check=True)

@@ -74,7 +74,7 @@ def test_values_that_are_not_finite_are_refused() -> None:
 def test_an_unknown_dataset_gets_the_nearest_name() -> None:
     with pytest.raises(ValueError, match="no dataset spec 'bridge_datset': did you mean 'bridge_dataset'"):
         dataset_spec.load("bridge_datset")
-    with pytest.raises(ValueError, match="no dataset spec 'zzz': give --dataset NAME with one of"):
+    with pytest.raises(ValueError, match="no dataset spec 'zzz': known are"):
         dataset_spec.load("zzz")
 
 

@@ -6,8 +6,6 @@ of them. Records are made here from the schema, because tensorflow_datasets cann
 
 from __future__ import annotations
 
-import json
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,16 +13,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import simplejpeg
-from conftest import frame_record  # type: ignore[import-not-found]
-from tensorflow_datasets.proto import tf_example_pb2
+from tiny_rlds import released_schemas, write_source  # type: ignore[import-not-found]
 
 from preprocessing import dataset_spec
 from preprocessing.conventions import held_openness, seven_d
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.episode_store import EpisodeStore
 from preprocessing.rlds import Episode, open_dataset
-from preprocessing.tfds_features import Feature
 
 INF = float("inf")
 ONE_HOT = np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0]], np.int32)
@@ -152,55 +147,6 @@ def unreleased_schema(name: str) -> dict[str, Any]:
         leaves["observation/instruction"] = tensor([512], "int32")
     steps = {"sequence": {"feature": {"featuresDict": {"features": leaves}}, "length": "-1"}}
     return {"featuresDict": {"features": {"steps": steps}}}
-
-
-def fabricate(features: Mapping[str, Feature], given: Mapping[str, Any], num_steps: int = 3) -> bytes:
-    """A serialized episode of the schema: `given` columns by path, something plausible elsewhere."""
-    rng, message = np.random.default_rng(3), tf_example_pb2.Example()
-    for key, feature in features.items():
-        column = given.get(key.removeprefix("steps/"))
-        if column is None:
-            column = [_plausible(feature, key, rng) for _ in range(num_steps if feature.outer else 1)]
-        target = message.features.feature[key]
-        if feature.is_bytes:
-            target.bytes_list.value.extend(column)
-        elif feature.encoding == "zlib":
-            target.bytes_list.value.extend(zlib.compress(np.asarray(row, feature.dtype).tobytes()) for row in column)
-        elif np.issubdtype(np.dtype(feature.dtype), np.floating):
-            target.float_list.value.extend(np.asarray(column, np.float32).ravel())
-        else:
-            target.int64_list.value.extend(np.asarray(column).astype(np.int64).ravel())
-    return message.SerializeToString()
-
-
-def _plausible(feature: Feature, key: str, rng: np.random.Generator) -> Any:
-    if feature.kind == "image":
-        return simplejpeg.encode_jpeg(rng.integers(0, 255, (8, 10, 3), dtype=np.uint8))
-    if feature.is_bytes:
-        return b"lift-any" if key == "task_code" else b"move the arm"
-    if key.endswith("observation/instruction"):
-        return np.frombuffer(b"push it".ljust(512, b"\0"), np.uint8)
-    return rng.normal(size=feature.shape).astype(feature.dtype)
-
-
-def write_source(folder: Path, name: str, schema: dict[str, Any], given: Mapping[str, Any]) -> Path:
-    """A dataset of one fabricated episode; the folder."""
-    folder.mkdir()
-    (folder / "features.json").write_text(json.dumps(schema))
-    info = {"name": name, "version": "0.1.0", "splits": [{"name": "train", "shardLengths": ["1"]}]}
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-    record = frame_record(fabricate(open_dataset(str(folder)).features, given))
-    (folder / f"{name}-train.tfrecord-00000-of-00001").write_bytes(record)
-    return folder
-
-
-def released_schemas(shared_dir: Path) -> dict[str, dict[str, Any]]:
-    folders = [*(shared_dir / "data/openx_metadata").glob("*/*"), shared_dir / "data/bridge_dataset/1.0.0"]
-    pairs = [folder for folder in folders if (folder / "features.json").exists()]
-    return {
-        json.loads((f / "dataset_info.json").read_text())["name"]: json.loads((f / "features.json").read_text())
-        for f in pairs
-    }
 
 
 @pytest.mark.parametrize("name", CASES)

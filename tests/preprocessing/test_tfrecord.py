@@ -7,13 +7,9 @@ import struct
 
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_rlds import frame_record  # type: ignore[import-not-found]
 
 from preprocessing.tfrecord import Damage, Record, masked_crc32c, read_records
-
-
-def frame(payload: bytes) -> bytes:
-    length = struct.pack("<Q", len(payload))
-    return length + struct.pack("<I", masked_crc32c(length)) + payload + struct.pack("<I", masked_crc32c(payload))
 
 
 def read(data: bytes, *, check_crc: bool = True) -> list[Record | Damage]:
@@ -34,15 +30,15 @@ def test_the_masked_crc_is_the_one_of_the_format() -> None:
 
 @given(PAYLOADS, st.booleans())
 def test_round_trip(written: list[bytes], check_crc: bool) -> None:
-    assert payloads(read(b"".join(map(frame, written)), check_crc=check_crc)) == written
+    assert payloads(read(b"".join(map(frame_record, written)), check_crc=check_crc)) == written
 
 
 @given(PAYLOADS, st.data())
 def test_one_flipped_bit_costs_one_record(written: list[bytes], data: st.DataObject) -> None:
-    whole = bytearray(b"".join(map(frame, written)))
+    whole = bytearray(b"".join(map(frame_record, written)))
     place = data.draw(st.integers(0, len(whole) - 1))
     whole[place] ^= 1 << data.draw(st.integers(0, 7))
-    starts = [sum(len(frame(p)) for p in written[:i]) for i in range(len(written))]
+    starts = [sum(len(frame_record(p)) for p in written[:i]) for i in range(len(written))]
     hit = max(i for i, start in enumerate(starts) if start <= place)
     items = read(bytes(whole))
     assert payloads(items) == written[:hit] + written[hit + 1 :]
@@ -52,9 +48,9 @@ def test_one_flipped_bit_costs_one_record(written: list[bytes], data: st.DataObj
 
 @given(PAYLOADS, st.data())
 def test_a_truncated_tail_is_one_damage(written: list[bytes], data: st.DataObject) -> None:
-    whole = b"".join(map(frame, written))
+    whole = b"".join(map(frame_record, written))
     cut = data.draw(st.integers(1, len(whole) - 1))
-    ends = [sum(len(frame(p)) for p in written[: i + 1]) for i in range(len(written))]
+    ends = [sum(len(frame_record(p)) for p in written[: i + 1]) for i in range(len(written))]
     kept = sum(end <= cut for end in ends)
     items = read(whole[:cut])
     assert payloads(items) == written[:kept]
@@ -64,7 +60,7 @@ def test_a_truncated_tail_is_one_damage(written: list[bytes], data: st.DataObjec
 def test_a_lying_length_with_a_good_crc_does_not_swallow_what_follows() -> None:
     lie = struct.pack("<Q", 1 << 40)
     lying = lie + struct.pack("<I", masked_crc32c(lie)) + b"x" * 30
-    items = read(frame(b"before") + lying + frame(b"after"))
+    items = read(frame_record(b"before") + lying + frame_record(b"after"))
     assert payloads(items) == [b"before", b"after"]
     assert [type(item) for item in items] == [Record, Damage, Record]
 
@@ -78,6 +74,6 @@ def test_any_bytes_end(data: bytes, check_crc: bool) -> None:
 
 def test_resynchronises_across_the_blocks_of_the_scan(monkeypatch) -> None:
     monkeypatch.setattr("preprocessing.tfrecord._SCAN_BYTES", 32)
-    broken = bytearray(frame(b"y" * 100))
+    broken = bytearray(frame_record(b"y" * 100))
     broken[3] ^= 255
-    assert payloads(read(bytes(broken) + frame(b"z"))) == [b"z"]
+    assert payloads(read(bytes(broken) + frame_record(b"z"))) == [b"z"]

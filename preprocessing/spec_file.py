@@ -1,0 +1,188 @@
+"""A `DatasetSpec` in a YAML file, for RLDS datasets that have no file in `preprocessing/openx/`.
+
+`draft` writes one from a dataset's schema. What a schema cannot tell (units, rate, the gripper's sign) is left as "?"
+and refused until someone has filled it in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from preprocessing.dataset_spec import (
+    GROUPS,
+    ActionPart,
+    Always,
+    DatasetSpec,
+    Equals,
+    FirstActionZero,
+    Flag,
+    Linear,
+    Proprio,
+    Terminate,
+    Text,
+)
+from preprocessing.rlds import RldsDataset
+from preprocessing.tfds_features import Feature
+
+_UNKNOWN = "?"
+_REQUIRED = ("name", "cameras", "instruction", "action", "gripper", "control_hz")
+_OPTIONAL = ("embedding", "embedding_encoder", "source_actions", "proprio", "flags", "notes")
+_GRIPPERS = ("absolute", "relative", "none")
+
+
+def read_spec(path: Path) -> DatasetSpec:
+    """The spec in a YAML file. Raises FileNotFoundError, or ValueError naming the file, the field and the remedy."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: make one with rtp preprocess SOURCE OUT --draft-spec {path}")
+    try:
+        data = yaml.safe_load(path.read_text())
+        return _spec(data)
+    except (yaml.YAMLError, TypeError, ValueError, KeyError) as error:
+        raise ValueError(f"dataset spec {path}: {' '.join(str(error).split())}") from None
+
+
+def _spec(data: Any) -> DatasetSpec:
+    fields = _fields(data, "the file", _REQUIRED, _OPTIONAL)
+    action = tuple(_part(group, given) for group, given in _fields(fields["action"], "action", (), GROUPS).items())
+    if fields["gripper"] not in _GRIPPERS:
+        raise ValueError(f"gripper must be one of {', '.join(_GRIPPERS)}, got {fields['gripper']!r}")
+    if not isinstance(fields["control_hz"], int | float | str):
+        raise ValueError("control_hz must be steps a second, or the path of an episode field with it")
+    return DatasetSpec(
+        name=str(fields["name"]),
+        cameras=dict(fields["cameras"]),
+        instruction=Text(path=fields["instruction"]),
+        embedding=fields.get("embedding"),
+        embedding_encoder=fields.get("embedding_encoder"),
+        action=action,
+        source_actions=tuple(fields.get("source_actions") or dict.fromkeys(part.path for part in action)),
+        gripper=fields["gripper"],
+        control_hz=fields["control_hz"],
+        proprio=tuple(_proprio(given) for given in fields.get("proprio") or ()),
+        flags=tuple(_flag(name, given) for name, given in (fields.get("flags") or {}).items()),
+        notes=fields.get("notes") or "",
+    )
+
+
+def _part(group: str, given: Any) -> ActionPart:
+    if group == "terminate_episode":
+        return Terminate(path=_fields(given, f"action.{group}", ("path",), ())["path"])
+    return Linear(
+        group=group, **_fields(given, f"action.{group}", ("path", "unit"), ("first", "width", "scale", "offset"))
+    )
+
+
+def _proprio(given: Any) -> Proprio:
+    fields = _fields(given, "proprio", ("path", "names", "units"), ())
+    return Proprio(path=fields["path"], names=tuple(fields["names"]), units=tuple(fields["units"]))
+
+
+def _flag(name: str, given: Any) -> Flag:
+    """`always`, {path, equals}, or {path, first_zero: number of values}."""
+    if given == "always":
+        return Always(name=name)
+    fields = _fields(given, f"flags.{name}", ("path",), ("equals", "first_zero"))
+    if "first_zero" in fields:
+        return FirstActionZero(name=name, path=fields["path"], width=int(fields["first_zero"]))
+    return Equals(name=name, path=fields["path"], value=float(fields["equals"]))
+
+
+def _fields(data: Any, where: str, required: tuple[str, ...], optional: Any) -> dict[str, Any]:
+    """`data` as a mapping with these keys, all of them filled in."""
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{where} must be a mapping, got {data!r}")
+    for key in required:
+        if key not in data:
+            raise ValueError(f"{where} lacks {key}")
+    for key, value in data.items():
+        if key not in (*required, *optional):
+            raise ValueError(f"{where} has an unknown {key!r}: known are {', '.join((*required, *optional))}")
+        if value == _UNKNOWN:
+            raise ValueError(f"{key} of {where} is still {_UNKNOWN!r}: fill it in")
+    return dict(data)
+
+
+# --- Drafting ---
+
+_HEADER = """\
+# Draft of a dataset spec: replace every "?" by what the dataset's documentation says, and check the guesses.
+# unit: m, rad, m/s ..., or unitless where it is not known. gripper: absolute (a closedness to hold), relative, or none.
+# gripper_closedness_action is +1 to close and -1 to open; for a source with 1 = open, 0 = closed: scale -2, offset 1.
+# Vectors that the episodes ship: embedding: PATH and embedding_encoder: universal-sentence-encoder-large/5.
+"""
+
+
+def draft(dataset: RldsDataset) -> str:
+    """YAML of a spec guessed from the schema of `dataset`, with "?" for what cannot be guessed.
+
+    Raises ValueError where there is no image, no instruction or no numeric action to guess from.
+    """
+    steps = {path: dataset.feature(path) for path in dataset.step_paths}
+    cameras = [path for path, feature in steps.items() if _is_camera(path, feature)]
+    texts = [p for p in (*steps, *dataset.episode_paths) if dataset.feature(p).is_bytes and _is_instruction(p)]
+    action = _guess_action(
+        {path: feature for path, feature in steps.items() if path.split("/")[0].startswith("action")}
+    )
+    for found, what in ((cameras, "camera image"), (texts, "instruction"), (action, "numeric action")):
+        if not found:
+            raise ValueError(f"{dataset.folder} has no {what} that a spec could be drafted from")
+    main = min(cameras, key=lambda path: (_is_side(path), len(path)))
+    data = {
+        "name": dataset.name,
+        "cameras": {"image": main, **{path.rpartition("/")[2]: path for path in cameras if path != main}},
+        "instruction": min(texts, key=lambda path: ("structured" in path, len(path))),
+        "control_hz": _UNKNOWN,
+        "gripper": _UNKNOWN,
+        "action": action,
+        "proprio": [_guess_proprio(path, feature) for path, feature in steps.items() if _is_state(path, feature)],
+    }
+    return _HEADER + yaml.safe_dump(data, sort_keys=False, width=120)
+
+
+def _is_camera(path: str, feature: Feature) -> bool:
+    colours = feature.kind == "image" and feature.dtype == "uint8" and feature.shape[-1:] == (3,)
+    return colours and "depth" not in path
+
+
+def _is_side(path: str) -> bool:
+    return any(word in path for word in ("wrist", "hand", "gripper"))
+
+
+def _is_instruction(path: str) -> bool:
+    return any(word in path.rpartition("/")[2] for word in ("instruction", "task_code", "language"))
+
+
+def _is_numeric(feature: Feature) -> bool:
+    return not feature.is_bytes and len(feature.outer) == 1 and None not in feature.shape
+
+
+def _is_state(path: str, feature: Feature) -> bool:
+    return _is_numeric(feature) and len(feature.shape) == 1 and "state" in path.rpartition("/")[2]
+
+
+def _guess_action(fields: Mapping[str, Feature]) -> dict[str, dict[str, Any]]:
+    """RT-1's own keys where they are, else a flat vector read as position, rotation, gripper."""
+    named = {path.rpartition("/")[2]: path for path, feature in fields.items() if _is_numeric(feature)}
+    guess: dict[str, dict[str, Any]] = {}
+    for group in GROUPS:
+        if group in named:
+            guess[group] = {"path": named[group]} | ({} if group == "terminate_episode" else {"unit": _UNKNOWN})
+    if guess:
+        return guess
+    widest = max(fields, key=lambda path: _size(fields[path]), default="")
+    places = {"world_vector": (0, 3), "rotation_delta": (3, 6), "gripper_closedness_action": (6, 7)}
+    fitting = {group: first for group, (first, stop) in places.items() if widest and stop <= _size(fields[widest])}
+    return {group: {"path": widest, "first": first, "unit": _UNKNOWN} for group, first in fitting.items()}
+
+
+def _size(feature: Feature) -> int:
+    return feature.shape[0] or 0 if _is_numeric(feature) and len(feature.shape) == 1 else 0
+
+
+def _guess_proprio(path: str, feature: Feature) -> dict[str, Any]:
+    names = [f"{path.rpartition('/')[2]}_{i}" for i in range(_size(feature))]
+    return {"path": path, "names": names, "units": ["unknown"] * len(names)}

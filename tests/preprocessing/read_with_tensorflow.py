@@ -1,0 +1,25 @@
+"""Run as a program: one split of a dataset as real TFDS and TensorFlow read it, images left encoded, as a pickle.
+
+python read_with_tensorflow.py FOLDER SPLIT OUT. A process of its own keeps TensorFlow out of the other tests.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+
+def episodes(folder: str, split: str) -> list[dict[str, Any]]:
+    """Each episode as nested dictionaries of NumPy values, `steps` as a list of them."""
+    encoded = {"steps": {"observation": {"image": tfds.decode.SkipDecoding()}}}
+    builder: Any = tfds.builder_from_directory(folder)
+    dataset = builder.as_dataset(split=split, decoders=encoded)
+    return [{**episode, "steps": list(episode["steps"])} for episode in tfds.as_numpy(dataset)]
+
+
+if __name__ == "__main__":
+    Path(sys.argv[3]).write_bytes(pickle.dumps(episodes(sys.argv[1], sys.argv[2])))
