@@ -234,7 +234,7 @@ class DeepSpeedEngine(EngineBase):
         return [*own, *(f for f in super()._fragments() if not f.owner.requires_grad)]
 
     def _spread_weights(self, reader: ShardReader) -> None:
-        # The optimizer's shards hold their own copies of the weights; one parameter at a time, as above.
+        # The optimizer's shards hold copies of the weights. One parameter at a time: the whole need not fit anywhere.
         for name, parameter in self._model.named_parameters():
             with zero.gathered(parameter, modified=True), torch.no_grad():
                 if self.context.rank == 0 or self._stage < 3:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 MANIFEST = "manifest.json"
@@ -20,6 +20,11 @@ class FileEntry:
     name: str
     size: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        parts = PurePosixPath(self.name).parts
+        if not parts or parts[0] == "/" or ".." in parts:
+            raise ValueError(f"{self.name!r} is not a file of a checkpoint: it lies outside its folder")
 
     @staticmethod
     def of(path: Path, folder: Path) -> FileEntry:

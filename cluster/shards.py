@@ -171,6 +171,7 @@ def restore(
     fragments: Iterable[Fragment], optimizer: torch.optim.Optimizer, reader: ShardReader, without: Container[str] = ()
 ) -> None:
     """Overwrite the fragments' weights and their optimizer state, but for the keys `without`."""
+    on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
     for fragment in fragments:
         fragment.assign(fragment.owner, reader.read(fragment.name, WEIGHT, fragment.start, fragment.size))
         keys = [key for key in reader.keys(fragment.name) if key not in without]
@@ -182,7 +183,8 @@ def restore(
                 value = state.setdefault(key, torch.zeros_like(fragment.owner, requires_grad=False))
                 fragment.assign(value, reader.read(fragment.name, key, fragment.start, fragment.size))
             for key, value in scalars.items():
-                state[key] = torch.tensor(value, dtype=torch.float32)
+                device = fragment.owner.device if on_device else "cpu"
+                state[key] = torch.tensor(value, dtype=torch.float32, device=device)
 
 
 def read_weights(folder: Path, *, averaged: bool = False) -> dict[str, Tensor]:

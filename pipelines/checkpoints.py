@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-
+from cluster.shards import read_weights
 from cluster.storage import Checkpoint, CheckpointFolder
 from pipelines.serialization import from_plain
 from rt_models.rt1 import RT1, RT1Config
@@ -43,7 +42,7 @@ def load_trained(path: str) -> TrainedModel:
     contract = Contract.from_json(checkpoint.metadata["contract"])
     model = from_plain(RT1Config, checkpoint.metadata["experiment"]["model"]).build()
     with tempfile.TemporaryDirectory(prefix="model-") as scratch:
-        model.load_state_dict(load_file(folder.fetch(checkpoint, Path(scratch)) / "model.safetensors"))
+        model.load_state_dict(read_weights(folder.fetch(checkpoint, Path(scratch)) / "engine"))
     return TrainedModel(
         model=model.eval(),
         contract=contract,

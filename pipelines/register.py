@@ -11,7 +11,6 @@ import io
 import json
 import platform
 import tempfile
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ import rt_models
 from pipelines.arguments import parse
 from pipelines.checkpoints import TrainedModel, load_trained
 from pipelines.serialization import to_plain
-from pipelines.tracking import TrainingRun, connect, tracking_uri
+from pipelines.tracking import TrainingRun, connect, explained, tracking_uri
 from preprocessing.episode_store import EpisodeStore
 
 _NEEDED = ("torch", "numpy", "pandas", "einops", "safetensors", "simplejpeg", "pillow", "mlflow")
@@ -66,8 +65,7 @@ def register(checkpoint: str, *, name: str, alias: str | None = None) -> dict[st
     uri = tracking_uri()
     mlflow = connect(uri)
     run_id = _run_of(trained, uri)
-    with tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_id=run_id), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MLflow warns of every column that could be missing
+    with explained(uri), tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_id=run_id):
         info = mlflow.pyfunc.log_model(
             name="policy",
             python_model=str(Path(__file__).with_name("serve.py")),
@@ -78,12 +76,11 @@ def register(checkpoint: str, *, name: str, alias: str | None = None) -> dict[st
             input_example=example(trained),
             registered_model_name=name,
         )
-    client = mlflow.MlflowClient()
-    version = str(info.registered_model_version)
-    for key, value in _tags(trained).items():
-        client.set_model_version_tag(name, version, key, value)
-    if alias is not None:
-        client.set_registered_model_alias(name, alias, version)
+        client, version = mlflow.MlflowClient(), str(info.registered_model_version)
+        for key, value in _tags(trained).items():
+            client.set_model_version_tag(name, version, key, value)
+        if alias is not None:
+            client.set_registered_model_alias(name, alias, version)
     model_uri = f"models:/{name}@{alias}" if alias else f"models:/{name}/{version}"
     return {"model_uri": model_uri, "version": version, "tracking_uri": uri, "run_id": run_id}
 
@@ -135,21 +132,10 @@ def _bundle(trained: TrainedModel, scratch: Path) -> Path:
 def _run_of(trained: TrainedModel, uri: str) -> str:
     """The training's run where this tracking server knows it, else a new one that names the checkpoint."""
     run_id = trained.metadata.get("mlflow_run_id")
-    if run_id is not None and _run_exists(run_id, uri):
-        return run_id
-    run = TrainingRun(uri=uri, experiment="rt-pipelines", name="imported checkpoint", params={}, run_id=None)
+    run = TrainingRun(uri=uri, experiment="rt-pipelines", name="registered checkpoint", params={}, run_id=run_id)
     run.tag("checkpoint", trained.source)
     run.finish()
     return run.run_id
-
-
-def _run_exists(run_id: str, uri: str) -> bool:
-    mlflow = connect(uri)
-    try:
-        mlflow.get_run(run_id)
-    except mlflow.exceptions.MlflowException:
-        return False
-    return True
 
 
 def _tags(trained: TrainedModel) -> dict[str, str]:

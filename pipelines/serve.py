@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from pipelines.arguments import parse
 from pipelines.checkpoints import TrainedModel
 from pipelines.serialization import from_plain
-from pipelines.tracking import connect, tracking_uri
+from pipelines.tracking import connect, explained, tracking_uri
 from preprocessing.embeddings import embed_texts
 from preprocessing.images import decode_image, resize_image
 from rt_models.policy import Policy
@@ -104,14 +104,12 @@ def read_bundle(folder: Path) -> TrainedModel:
 def fetch_registered(model_uri: str) -> TrainedModel:
     """The bare model behind models:/NAME@ALIAS or models:/NAME/VERSION, to be evaluated rather than asked for actions.
 
-    Raises ValueError where the registry does not know it.
+    Raises ConnectionError where the registry does not know it.
     """
     mlflow = connect(tracking_uri())
     with tempfile.TemporaryDirectory(prefix="registered-") as scratch:
-        try:
+        with explained(tracking_uri()):
             folder = mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=scratch)
-        except mlflow.exceptions.MlflowException as error:
-            raise ValueError(f"{model_uri} is not in the registry at {tracking_uri()}: {error}") from error
         return read_bundle(Path(folder) / "artifacts/policy")
 
 
@@ -133,7 +131,9 @@ def camera_frame(image: bytes, recipe: ImageRecipe) -> np.ndarray:
 
 def load_registered(model_uri: str, uri: str | None = None) -> Callable[..., list[Prediction]]:
     """A function (images, instructions, robots=None) -> one named action a row, from the MLflow registry."""
-    model = connect(uri or tracking_uri()).pyfunc.load_model(model_uri)
+    uri = uri or tracking_uri()
+    with explained(uri):
+        model = connect(uri).pyfunc.load_model(model_uri)
 
     def predict(
         images: Sequence[bytes], instructions: Sequence[str], robots: Sequence[str] | None = None
@@ -161,7 +161,7 @@ class ServeArguments:
 def main(arguments: list[str]) -> dict[str, Any]:
     """Serve over HTTP (POST /invocations, MLflow's scoring protocol) until stopped."""
     given = parse(ServeArguments, arguments, prog="rtp serve", description=__doc__ or "")
-    connect(tracking_uri()).pyfunc.load_model(given.model)  # so that a wrong name fails here, in one sentence
+    load_registered(given.model)  # so that a wrong name fails here, in one sentence
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", given.model, "--env-manager", "local"]
     address = ["--host", given.host, "--port", str(given.port)]
     environment = os.environ | {"MLFLOW_TRACKING_URI": tracking_uri()}

@@ -70,7 +70,7 @@ class View:
 VIEWS = {
     "side": View(look_at_m=(0.0, 0.62, 0.12), distance_m=1.0, azimuth_deg=145.0, elevation_deg=-35.0),
     "front": View(look_at_m=(0.0, 0.65, 0.12), distance_m=1.1, azimuth_deg=215.0, elevation_deg=-35.0),
-    "top": View(look_at_m=(0.0, 0.65, 0.0), distance_m=1.2, azimuth_deg=90.0, elevation_deg=-89.0),
+    "top": View(look_at_m=(0.0, 0.6, 0.1), distance_m=1.1, azimuth_deg=270.0, elevation_deg=-65.0),
 }
 
 

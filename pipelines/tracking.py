@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 LOCAL_FOLDER = Path("runs")  # of the SQLite database and its artifacts, under the folder the command is run in
 
@@ -19,6 +22,7 @@ def tracking_uri() -> str:
 def connect(uri: str) -> Any:
     """The mlflow module, pointed at `uri` for tracking and registry, with its chatter silenced."""
     os.environ.setdefault("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     import mlflow
 
@@ -42,23 +46,48 @@ def experiment_id(mlflow: Any, uri: str, name: str) -> str:
     return mlflow.create_experiment(name, artifact_location=location)
 
 
+@contextmanager
+def explained(uri: str) -> Iterator[None]:
+    """Turn what MLflow raises inside into a ConnectionError with one sentence that names the server."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise ConnectionError(f"MLflow at {uri} says: {' '.join(str(error).split())}") from error
+
+
 class TrainingRun:
-    """The MLflow run of one training, opened by rank 0; `run_id` continues an earlier one."""
+    """The MLflow run of one training, opened by rank 0. `run_id` continues an earlier one where the server knows it."""
 
     def __init__(self, *, uri: str, experiment: str, name: str, params: Mapping[str, Any], run_id: str | None) -> None:
         self._mlflow = connect(uri)
         self._client = self._mlflow.MlflowClient()
-        if run_id is None:
+        with explained(uri):
+            if run_id is not None and self._known(run_id):
+                self._client.update_run(run_id, status="RUNNING")
+                self.run_id = run_id
+                return
             experiment_key = experiment_id(self._mlflow, uri, experiment)
-            run = self._client.create_run(experiment_key, run_name=name)
-            run_id = str(run.info.run_id)
-            entities = self._mlflow.entities
-            pairs = [entities.Param(key, str(value)[:6000]) for key, value in params.items()]
-            for first in range(0, len(pairs), 100):  # the server takes at most 100 parameters a call
-                self._client.log_batch(run_id, params=pairs[first : first + 100])
-        else:
-            self._client.update_run(run_id, status="RUNNING")
-        self.run_id = run_id
+            self.run_id = str(self._client.create_run(experiment_key, run_name=name).info.run_id)
+            self._params(params)
+        if run_id is not None:
+            log.warning("MLflow at %s does not know run %s: the training continues as run %s", uri, run_id, self.run_id)
+            self.tag("continues_run", run_id)
+
+    def _known(self, run_id: str) -> bool:
+        try:
+            self._client.get_run(run_id)
+        except self._mlflow.exceptions.MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+        return True
+
+    def _params(self, params: Mapping[str, Any]) -> None:
+        pairs = [self._mlflow.entities.Param(key, str(value)[:6000]) for key, value in params.items()]
+        for first in range(0, len(pairs), 100):  # the server takes at most 100 parameters a call
+            self._client.log_batch(self.run_id, params=pairs[first : first + 100])
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         now_ms = self._mlflow.utils.time.get_current_time_millis()

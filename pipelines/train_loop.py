@@ -13,15 +13,15 @@ import math
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
+from cluster.background import BackgroundSaver
 from cluster.context import WorkerContext
 from cluster.engine import Engine
 from cluster.storage import Checkpoint, CheckpointFolder
@@ -75,12 +75,15 @@ class _Session:
         stores = [EpisodeStore.open(path) for path in job.stores]
         self.contract = training_contract(self.experiment, stores)
         self.folder = CheckpointFolder(f"{job.output}/checkpoints")
-        self.found = self.folder.latest() if job.resume else None
+        # Not only with --resume: a worker that Ray starts again after a failure goes on from here too. That a new run
+        # does not begin in another one's folder is checked once, before any worker starts (pipelines/train.py).
+        self.found = self.folder.latest()
         self.step = self.found.step if self.found else 0
         self.engine = self._build_engine()
         self.reader = _reader(self.experiment, stores, self.contract)
         self.validation = [EpisodeStore.open(path) for path in job.validation]
         self.loader = self._build_loader()
+        self.saver = BackgroundSaver(self.folder, context)
         self.log = _MetricsLog(job.output, self.step) if context.rank == 0 else None
         self.run_record = self._open_tracking() if context.rank == 0 else None
 
@@ -102,6 +105,7 @@ class _Session:
                 metrics |= self._evaluate_if_due()
                 if self.step % self.loop.checkpoint_every == 0 or self.step == self.loop.steps:
                     self._save()
+        self.saver.close()
         return metrics
 
     def close(self, *, failure: str | None = None) -> None:
@@ -174,6 +178,7 @@ class _Session:
         total = 0.0
         with self.engine.evaluate_mode() as model:
             for first in range(0, len(mine), self.loop.micro_batch):
+                self.context.beat()
                 piece = mine[first : first + self.loop.micro_batch]
                 batch = {k: v.to(self.context.device) for k, v in reader.read(piece, piece).items()}
                 total += float(model.loss(batch)) * len(piece)
@@ -191,16 +196,18 @@ class _Session:
             "stores": list(self.job.stores),
             "mlflow_run_id": self.run_record.run_id if self.run_record else None,
         }
-        self.folder.save(self.step, self._write_rank, self.context, metadata, keep_last=self.loop.keep_last)
+        self.saver.save(self.step, self._snapshot(), metadata, keep_last=self.loop.keep_last)
 
-    def _write_rank(self, folder: Path) -> None:
-        """This rank's part of a checkpoint: engine state, random state and, from rank 0, the whole model."""
-        (folder / "engine").mkdir()
-        self.engine.save(folder / "engine")
-        torch.save({"cpu": torch.get_rng_state()}, folder / f"random-{self.context.rank:05d}.pt")
-        weights = self.engine.consolidated_state_dict()
-        if weights is not None:
-            save_file({key: value.contiguous() for key, value in weights.items()}, folder / "model.safetensors")
+    def _snapshot(self) -> Callable[[Path], None]:
+        """Copies this rank's state; the returned function writes it from another thread, while training goes on."""
+        write_engine, random = self.engine.snapshot(), {"cpu": torch.get_rng_state()}
+
+        def write(folder: Path) -> None:
+            (folder / "engine").mkdir()
+            write_engine(folder / "engine")
+            torch.save(random, folder / f"random-{self.context.rank:05d}.pt")
+
+        return write
 
     # --- building ---
 

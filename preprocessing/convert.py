@@ -13,16 +13,18 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from preprocessing import dataset_spec
 from preprocessing.dataset_spec import ACTION_SIZE, DatasetSpec
-from preprocessing.embeddings import Encoder, load_encoder
+from preprocessing.embeddings import Encoder, embed_texts, load_encoder
 from preprocessing.episode_store import (
     MANIFEST,
     PROGRESS,
@@ -117,17 +119,17 @@ def convert(source: str, out: str, config: ConvertConfig) -> Summary:
     spec = _spec(config.dataset or dataset.name)
     encoder = _encoder(config, spec, dataset)
     task = _task(dataset, spec, out, config, ships_vectors=encoder is None)
-    if encoder is not None:
-        encoder.require()
     settings = _settings(task, config, encoder.id if encoder else spec.embedding_encoder)
     filesystem, root = fsspec.core.url_to_fs(task.root)
     if filesystem.exists(f"{root}/{MANIFEST}"):
         manifest, missing = _finished(filesystem, root, settings), []
     else:
+        if encoder is not None:
+            encoder.require()
         _claim(filesystem, root, settings)
         missing = [i for i in range(len(task.shards)) if not _is_done(filesystem, root, task, i)]
         _convert_shards(task, missing, config.workers)
-        manifest = write_manifest(task, settings, encoder, in_process=config.workers == 0)
+        manifest = write_manifest(task, settings, partial(_embed, encoder, config.workers) if encoder else None)
     if filesystem.exists(f"{root}/{PROGRESS}"):
         filesystem.rm(f"{root}/{PROGRESS}", recursive=True)
     return _summary(task.root, manifest, len(missing), time.monotonic() - began)
@@ -314,6 +316,16 @@ class _ShardRow:
         except (ValueError, OSError) as error:
             return {"result": json.dumps({"error": str(error)})}
         return {"result": json.dumps({"episode_lengths": report["episode_lengths"], "rows": report["rows"]})}
+
+
+def _embed(encoder: Encoder, workers: int | None, texts: list[str]) -> np.ndarray:
+    """float32 (N, 512); with Ray in a task of its own, so that the encoder's TensorFlow stays out of this process."""
+    if workers == 0:
+        return embed_texts(encoder, texts)
+    import ray
+
+    _require_ray(workers)
+    return ray.get(ray.remote(embed_texts).remote(encoder, texts))
 
 
 def _require_ray(workers: int | None) -> None:

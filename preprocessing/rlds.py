@@ -96,11 +96,14 @@ class RldsDataset:
         sizes = {entry["name"].rpartition("/")[2]: entry["size"] for entry in filesystem.ls(root, detail=True)}
         found = []
         for shard in self.splits[split]:
-            if shard.name not in sizes:
+            if shard.name in sizes:
+                found.append(replace(shard, num_bytes=sizes[shard.name]))
+            elif shard.name.replace(".tfrecord", ".array_record") in sizes:
+                raise ValueError(f"{self.folder} is stored as array_record: download its tfrecord version")
+            else:
                 raise FileNotFoundError(
                     f"split {split!r} of {self.folder} lacks its file {shard.name}: download it, or ask another --split"
                 )
-            found.append(replace(shard, num_bytes=sizes[shard.name]))
         return tuple(found)
 
     def episodes(

@@ -6,7 +6,7 @@ Everything is taken in shard order, so the bytes do not depend on which shard wa
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from preprocessing.dataset_spec import ACTION_SIZE, DatasetSpec
-from preprocessing.embeddings import Encoder, embed_texts
 from preprocessing.episode_store import (
     INSTRUCTION_SCHEMA,
     INSTRUCTIONS,
@@ -38,11 +37,11 @@ from rt_models.spec import (
     rt1_action_spec,
 )
 
+Embed = Callable[[list[str]], np.ndarray]
 
-def write_manifest(
-    task: ShardTask, settings: dict[str, Any], encoder: Encoder | None, *, in_process: bool
-) -> dict[str, Any]:
-    """Write what follows the shards; the manifest. `encoder` None keeps the vectors that the episodes shipped.
+
+def write_manifest(task: ShardTask, settings: dict[str, Any], embed: Embed | None) -> dict[str, Any]:
+    """Write what follows the shards; the manifest. `embed` gives float32 (N, 512), None keeps the shipped vectors.
 
     Raises ValueError where frames differ in size between shards, or where no episode is left.
     """
@@ -50,7 +49,7 @@ def write_manifest(
     temporary = f"{root}/{PROGRESS}"
     reports, moments = _reports(filesystem, temporary, len(task.shards))
     counts = _counts(reports)
-    table = _instructions(filesystem, temporary, len(task.shards), encoder, settings["encoder"], in_process=in_process)
+    table = _instructions(filesystem, temporary, len(task.shards), embed, settings["encoder"])
     with atomic_write(filesystem, f"{root}/{INSTRUCTIONS}", temporary=temporary) as instructions:
         pq.write_table(table, pa.PythonFile(instructions, mode="w"), compression="zstd")
     with atomic_write(filesystem, f"{root}/{QUARANTINE}", temporary=temporary) as quarantine:
@@ -110,16 +109,14 @@ def _counts(reports: list[dict[str, Any]]) -> dict[str, int]:
     return {"episodes_in": records, "episodes_out": episodes, "quarantined": quarantined, "steps": steps}
 
 
-def _instructions(
-    filesystem: Any, folder: str, count: int, encoder: Encoder | None, encoder_id: str, *, in_process: bool
-) -> pa.Table:
+def _instructions(filesystem: Any, folder: str, count: int, embed: Embed | None, encoder_id: str) -> pa.Table:
     """One row a distinct instruction, by id, with vectors shipped or computed now."""
     tables = [pq.read_table(pa.BufferReader(blob)) for blob in _blobs(filesystem, folder, count)]
     table = pa.concat_tables(tables).sort_by("id")
     ids = table["id"].to_numpy()
     table = table.take(np.flatnonzero(np.diff(ids, prepend=ids[:1] - 1)))
-    if encoder is not None:
-        vectors = _embedded(encoder, table["text"].to_pylist(), in_process=in_process)
+    if embed is not None:
+        vectors = embed(table["text"].to_pylist())
     else:
         vectors = np.frombuffer(b"".join(table["vector"].to_pylist()), np.float32).reshape(-1, EMBEDDING_WIDTH)
     encoders = pa.array([encoder_id] * table.num_rows, pa.string())
@@ -128,15 +125,6 @@ def _instructions(
 
 def _blobs(filesystem: Any, folder: str, count: int) -> Iterator[bytes]:
     return (filesystem.cat_file(f"{folder}/{instructions_name(index)}") for index in range(count))
-
-
-def _embedded(encoder: Encoder, texts: list[str], *, in_process: bool) -> np.ndarray:
-    """float32 (N, 512); in a Ray task unless told otherwise, so that the encoder's TensorFlow stays out of here."""
-    if in_process:
-        return embed_texts(encoder, texts)
-    import ray
-
-    return ray.get(ray.remote(embed_texts).remote(encoder, texts))
 
 
 def _image(task: ShardTask, reports: list[dict[str, Any]]) -> ImageRecipe:

@@ -14,7 +14,7 @@ from torch import Tensor
 from rt_models.spec import EMBEDDING_WIDTH
 
 _RANGE_SLACK = 1e-3  # bilinear weights may sum to a little more than 1 in float32
-_BATCH_KEYS = ("frames", "frame_index", "step_mask", "embedding", "crop_key", "step")
+_BATCH_KEYS = ("frames", "frame_index", "step_mask", "embedding", "crop_key", "store", "episode", "step")
 
 
 def require_images(image: Tensor, *, size: int, channels: int, check_values: bool) -> None:

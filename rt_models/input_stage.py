@@ -46,7 +46,7 @@ class Images:
     """float in [0, 1] at model resolution."""
     embedding_ND: Tensor
     key_N: Tensor
-    """int64: names the image by crop, episode and step, the same on any rank and in any batch."""
+    """int64: names the image by crop, store, episode and step, the same on any rank and in any batch."""
     place_BT: Tensor
     """int64: row of `image_NHWC` of each step; -1 on padding."""
 
@@ -65,7 +65,7 @@ def prepare(batch: Mapping[str, Tensor], config: InputConfig, *, augment: bool, 
     return Images(
         image_NHWC=resize(frames_NHWC.to(dtype) / 255, config.image_size),
         embedding_ND=embedding_MD[first_N],
-        key_N=mix(crop_M, _step_of_frames(batch).flatten()[real_M])[first_N],
+        key_N=mix(crop_M, _frame_keys(batch).flatten()[real_M])[first_N],
         place_BT=place_BT,
     )
 
@@ -100,10 +100,11 @@ def resize(image_NHWC: Tensor, size: int) -> Tensor:
     return resized_NCHW.permute(0, 2, 3, 1)
 
 
-def _step_of_frames(batch: Mapping[str, Tensor]) -> Tensor:
-    """int64 (B, T): the step in its episode of each frame; windows end at batch["step"]."""
-    num_steps = batch["frame_index"].shape[1]
-    return batch["step"][:, None] + torch.arange(1 - num_steps, 1, device=batch["step"].device)
+def _frame_keys(batch: Mapping[str, Tensor]) -> Tensor:
+    """int64 (B, T): names each frame by store, episode and step; windows end at batch["step"]."""
+    num_steps, end_B = batch["frame_index"].shape[1], batch["step"]
+    step_BT = end_B[:, None] + torch.arange(1 - num_steps, 1, device=end_B.device)
+    return mix(batch["store"][:, None], batch["episode"][:, None], step_BT)
 
 
 def _fingerprint(embedding_MD: Tensor) -> Tensor:

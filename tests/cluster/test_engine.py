@@ -149,6 +149,21 @@ def test_gradient_that_is_not_finite_changes_nothing(name: str) -> None:
     engine.close()
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_snapshot_is_not_moved_by_training(name: str, tmp_path: Path) -> None:
+    engine, folders = built(CONFIGS[name], LocalContext("cpu")), (tmp_path / "now", tmp_path / "later")
+    for folder in folders:
+        folder.mkdir()
+    train(engine, range(2))
+    engine.save(folders[0])
+    write = engine.snapshot()
+    train(engine, range(2, 4))
+    write(folders[1])
+    now, later = ({file.name: file.read_bytes() for file in folder.iterdir()} for folder in folders)
+    assert now == later and len(now) == 3
+    engine.close()
+
+
 def test_average_follows_the_weights() -> None:
     engine = built(CONFIGS["torch"], LocalContext("cpu"))
     expected: dict[str, torch.Tensor] = {}

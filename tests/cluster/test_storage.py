@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -221,3 +222,11 @@ def test_manifest_round_trip(step: int, metadata: dict[str, Any]) -> None:
 def test_other_bytes_are_no_manifest(data: bytes) -> None:
     with pytest.raises(ValueError):
         Manifest.from_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["../escape", "/etc/passwd", "a/../../b", ""])
+def test_manifest_does_not_reach_outside(name: str) -> None:
+    entry = {"name": name, "size": 1, "sha256": "0"}
+    text = json.dumps({"format": 1, "step": 1, "metadata": {}, "files": [entry]})
+    with pytest.raises(ValueError, match="outside its folder"):
+        Manifest.from_bytes(text.encode())

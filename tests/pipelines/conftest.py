@@ -1,22 +1,15 @@
-"""A store made from the shipped episodes, and the real command line in a process of its own."""
+"""A store made from the shipped episodes, and the real command line run to its end."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import SAMPLE, Rtp, environment, rtp_command
 
 from preprocessing.convert import ConvertConfig, convert
-
-SAMPLE = Path(__file__).resolve().parents[2] / "examples/metaworld_sample/1.0.0"
-
-Rtp = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
@@ -24,10 +17,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The sample's val split as a store."""
     config = ConvertConfig(split="val", encoder="hash", workers=0)
     return convert(str(SAMPLE), str(tmp_path_factory.mktemp("store")), config).store
-
-
-def rtp_command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "pipelines", *map(str, arguments)]
 
 
 @pytest.fixture(scope="session")
@@ -43,10 +32,3 @@ def rtp(tmp_path_factory: pytest.TempPathFactory) -> Rtp:
         return json.loads(done.stdout.splitlines()[-1])
 
     return run
-
-
-def environment() -> dict[str, str]:
-    """This process's environment, with the checkout importable and one thread for each of several processes."""
-    repository = str(Path(__file__).resolve().parents[2])
-    kept = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
-    return kept | {"PYTHONPATH": repository, "OMP_NUM_THREADS": "1"}

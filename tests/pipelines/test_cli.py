@@ -110,3 +110,12 @@ def test_an_overlay_with_an_unknown_setting_is_refused(capsys: pytest.CaptureFix
     flags = ["--data", "x", "--output", str(tmp_path / "y"), "--config", str(overlay)]
     printed = sentence(capsys, "train", "rt1_metaworld", *flags)
     assert "loop.step is not a setting of LoopConfig: did you mean 'steps'?" in printed
+
+
+def test_a_model_that_the_registry_does_not_know_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    printed = sentence(capsys, "evaluate", "models:/nobody@champion", "--data", "x")
+    assert "nobody" in printed and "runs/mlflow.db" in printed

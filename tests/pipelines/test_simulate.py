@@ -19,13 +19,18 @@ from pipelines import simulate as module
 from pipelines.cli import main
 from pipelines.metaworld_rlds import INSTRUCTIONS, Recording, dataset_features, rlds_episode
 from pipelines.simulate import SAMPLE_TASKS, Camera, SimulateConfig, gl_backend, load_simulator, roll_out, simulate
+from preprocessing.rlds import Episode, open_dataset
 from preprocessing.rlds_writer import RldsWriter, SplitPlan
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SAMPLE = REPOSITORY / "examples/metaworld_sample/1.0.0"
 TINY = SimulateConfig(tasks=("button-press-v3",), episodes=2, val_episodes=1, episodes_per_shard=1, image_size="32x40")
 
-drawing = pytest.mark.skipif(gl_backend() is None, reason="no OpenGL draws without a screen here")
+
+@pytest.fixture
+def drawing() -> None:
+    if gl_backend() is None:
+        pytest.skip("no OpenGL draws without a screen here")
 
 
 def recorded(task: str, *, seed: int = 0, control_hz: int = 10, camera: Camera | None = None) -> Recording:
@@ -37,13 +42,21 @@ def recorded(task: str, *, seed: int = 0, control_hz: int = 10, camera: Camera |
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     """The shipped episodes as TensorFlow reads them."""
-    return {split: read_with_tensorflow(SAMPLE, split, tmp_path_factory.mktemp("read")) for split in ("train", "val")}
+    return read_with_tensorflow(SAMPLE, tmp_path_factory.mktemp("read"), "train", "val")
 
 
-def read_with_tensorflow(folder: Path, split: str, scratch: Path) -> list[dict[str, Any]]:
+def read_with_tensorflow(folder: Path, scratch: Path, *splits: str) -> dict[str, list[dict[str, Any]]]:
     script, out = REPOSITORY / "tests/preprocessing/read_with_tensorflow.py", scratch / "episodes.pickle"
-    subprocess.run([sys.executable, str(script), str(folder), split, str(out)], check=True, capture_output=True)
+    subprocess.run([sys.executable, str(script), str(folder), str(out), *splits], check=True, capture_output=True)
     return pickle.loads(out.read_bytes())
+
+
+@pytest.fixture(scope="module")
+def fresh() -> dict[str, Any]:
+    """An episode recorded now, with noise for pictures."""
+    recording, rng = recorded("assembly-v3"), np.random.default_rng(0)
+    frames = [simplejpeg.encode_jpeg(rng.integers(0, 255, (8, 16, 3), dtype=np.uint8)) for _ in recording.state_TS]
+    return rlds_episode(replace(recording, frames_T=frames), task="assembly-v3", seed=0, control_hz=10)
 
 
 def column(episode: dict[str, Any], *path: str) -> np.ndarray:
@@ -65,7 +78,7 @@ def test_the_recorded_actions_replayed_without_looking_solve_the_task(task: str)
     success = False
     for action in recording.action_TA[:-2]:
         for _ in range(8):
-            success = success or env.step(action)[4]["success"] > 0
+            success = env.step(action)[4]["success"] > 0 or success
     assert success
     np.testing.assert_allclose(env.data.body("hand").xpos, recording.state_TS[-2, :3], atol=0.03)
 
@@ -121,16 +134,13 @@ def test_every_task_has_an_instruction() -> None:
 # --- As RLDS ---
 
 
-def test_tensorflow_reads_an_episode_back_equal(tmp_path: Path) -> None:
-    recording, rng = recorded("assembly-v3"), np.random.default_rng(0)
-    frames = [simplejpeg.encode_jpeg(rng.integers(0, 255, (8, 16, 3), dtype=np.uint8)) for _ in recording.state_TS]
-    episode = rlds_episode(replace(recording, frames_T=frames), task="assembly-v3", seed=0, control_hz=10)
+def test_tensorflow_reads_an_episode_back_equal(fresh: dict[str, Any], tmp_path: Path) -> None:
     writer = RldsWriter(
         name="tiny", version="1.0.0", features=dataset_features(height=8, width=16), description="", license=""
     )
-    folder = writer.write(tmp_path, {"train": SplitPlan(episodes=[episode], num_episodes=1)})
-    (found,) = read_with_tensorflow(folder, "train", tmp_path)
-    assert_equal(found, episode)
+    folder = writer.write(tmp_path, {"train": SplitPlan(episodes=[fresh], num_episodes=1)})
+    (found,) = read_with_tensorflow(folder, tmp_path, "train")["train"]
+    assert_equal(found, fresh)
 
 
 def assert_equal(found: Any, written: Any) -> None:
@@ -162,8 +172,8 @@ def test_the_sample_holds_all_tasks_in_every_shard_under_seeds_of_their_own(samp
     assert sum(path.stat().st_size for path in SAMPLE.iterdir()) < 4.5e6
 
 
-def test_the_sample_ends_its_episodes_by_the_rule(sample: dict[str, Any]) -> None:
-    for episode in sample["train"] + sample["val"]:
+def test_episodes_end_by_the_rule(sample: dict[str, Any], fresh: dict[str, Any]) -> None:
+    for episode in [*sample["train"], *sample["val"], fresh]:
         last = len(episode["steps"]) - 1
         for name, where in (("is_first", [0]), ("is_last", [last]), ("is_terminal", [last]), ("reward", [last])):
             assert np.flatnonzero(column(episode, name)).tolist() == where, name
@@ -175,8 +185,8 @@ def test_the_sample_ends_its_episodes_by_the_rule(sample: dict[str, Any]) -> Non
         assert not column(episode, "action", "metaworld_action")[last].any()
 
 
-def test_the_sample_says_the_same_action_twice(sample: dict[str, Any]) -> None:
-    for episode in sample["val"]:
+def test_canonical_and_own_action_agree(sample: dict[str, Any], fresh: dict[str, Any]) -> None:
+    for episode in [*sample["val"], fresh]:
         metres_per_action = 0.01 * 80 / episode["episode_metadata"]["control_hz"]
         own = column(episode, "action", "metaworld_action")
         vector = column(episode, "action", "world_vector")
@@ -214,34 +224,63 @@ def test_only_the_instruction_tells_the_faucet_tasks_apart(sample: dict[str, Any
 # --- Pictures ---
 
 
-@drawing
+@pytest.mark.usefixtures("drawing")
 def test_the_same_command_gives_the_same_bytes(tmp_path: Path) -> None:
     accounts = [simulate(tmp_path / name, TINY) for name in "ab"]
     a, b = ({path.name: path.read_bytes() for path in Path(account["dataset"]).iterdir()} for account in accounts)
     assert a == b and len(a) == 2 + 2 + 1
+    seeds = [seed for split in ("train", "val") for seed in seeds_of(accounts[0]["dataset"], split)]
+    assert len(set(seeds)) == 3
     assert accounts[0]["episodes"] == {"train": 2, "val": 1}
     assert accounts[0]["bytes"] == sum(map(len, a.values()))
 
 
-@drawing
+@pytest.mark.usefixtures("drawing")
 def test_a_failing_expert_is_counted_and_the_next_seed_taken(tmp_path: Path) -> None:
     config = replace(TINY, tasks=("box-close-v3",), seed=2, episodes=1, val_episodes=0)
     account = simulate(tmp_path, config)
     assert account["failed_experts"] == {"train": {"box-close-v3": 1}}
-    (episode,) = read_with_tensorflow(Path(account["dataset"]), "train", tmp_path)
-    assert episode["episode_metadata"]["seed"] == 3
+    assert seeds_of(account["dataset"], "train") == [3]
 
 
-@drawing
+def seeds_of(folder: str, split: str) -> list[int]:
+    episodes = open_dataset(folder).episodes(split)
+    return [int(episode.metadata["episode_metadata/seed"]) for episode in episodes if isinstance(episode, Episode)]
+
+
+@pytest.mark.usefixtures("drawing")
 @pytest.mark.parametrize("view", module.VIEWS)
-def test_the_picture_stands_upright_and_follows_the_hand(view: Any) -> None:
-    camera = replace(SimulateConfig(view=view, image_size="64x80").camera(), jpeg_quality=95)
-    recording = recorded("button-press-v3", camera=camera)
+def test_the_picture_is_upright_and_no_mirror_image(view: Any) -> None:
+    """The cyan finger moves in the picture as the hand moves along the camera's right and up."""
+    camera = replace(SimulateConfig(view=view, image_size="96x112").camera(), jpeg_quality=95)
+    recording = recorded("assembly-v3", camera=camera)
     image_THWC = np.array([simplejpeg.decode_jpeg(frame) for frame in recording.frames_T], np.int64)
-    assert image_THWC.shape == (len(recording.state_TS), 64, 80, 3)
-    red_THW = (image_THWC[..., 0] > 80) & (image_THWC[..., 1:].max(axis=-1) < 60)
-    assert 0.02 < red_THW.mean() < 0.5, "the red arm fills a part of the picture"
-    assert (np.abs(np.diff(image_THWC[:-1], axis=0)).max(axis=(1, 2, 3)) > 50).all(), "every motion shows"
+    assert image_THWC.shape == (len(recording.state_TS), 96, 112, 3)
+    red_THW, green_THW, blue_THW = np.moveaxis(image_THWC, -1, 0)
+    finger_THW = (np.minimum(green_THW, blue_THW) > 120) & (green_THW - red_THW > 60)
+    seen_T = finger_THW.sum(axis=(1, 2)) > 2
+    assert seen_T.sum() >= 8
+    row_T, column_T = np.array([np.argwhere(finger_HW).mean(axis=0) for finger_HW in finger_THW[seen_T]]).T
+    right, up = camera_axes(module.VIEWS[view])
+    position_TS = recording.state_TS[seen_T, :3]
+    assert np.corrcoef(position_TS @ right, column_T)[0, 1] > 0.95
+    assert np.corrcoef(position_TS @ up, row_T)[0, 1] < -0.95
+
+
+def camera_axes(view: module.View) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors of the world that a camera without roll sees as right and up."""
+    azimuth, elevation = np.radians([view.azimuth_deg, view.elevation_deg])
+    horizontal = np.array([np.cos(azimuth), np.sin(azimuth), 0.0])
+    right = np.array([np.sin(azimuth), -np.cos(azimuth), 0.0])
+    return right, np.cross(right, np.cos(elevation) * horizontal + np.array([0.0, 0.0, np.sin(elevation)]))
+
+
+@pytest.mark.usefixtures("drawing")
+def test_tasks_of_one_scene_start_from_the_same_pixels() -> None:
+    camera = TINY.camera()
+    opened, closed = (recorded(task, seed=9, camera=camera) for task in ("faucet-open-v3", "faucet-close-v3"))
+    assert opened.frames_T[0] == closed.frames_T[0]
+    assert opened.frames_T[1] != closed.frames_T[1]
 
 
 # --- Mistakes ---
@@ -289,7 +328,7 @@ def test_without_opengl_the_remedy_is_named_and_nothing_is_left(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-@drawing
+@pytest.mark.usefixtures("drawing")
 def test_the_command_line_closes_with_its_account(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--tasks", "button-press-v3", "--episodes", "1", "--val-episodes", "0", "--image-size", "16x16", "--json"]
     assert main(["simulate", str(tmp_path), *flags]) == 0

@@ -1,6 +1,6 @@
-"""Run as a program: one split of a dataset as real TFDS and TensorFlow read it, images left encoded, as a pickle.
+"""Run as a program: splits of a dataset as real TFDS and TensorFlow read them, images left encoded, as a pickle.
 
-python read_with_tensorflow.py FOLDER SPLIT OUT. A process of its own keeps TensorFlow out of the other tests.
+python read_with_tensorflow.py FOLDER OUT SPLIT ... A process of its own keeps TensorFlow out of the other tests.
 """
 
 from __future__ import annotations
@@ -22,4 +22,5 @@ def episodes(folder: str, split: str) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[3]).write_bytes(pickle.dumps(episodes(sys.argv[1], sys.argv[2])))
+    folder, out, *splits = sys.argv[1:]
+    Path(out).write_bytes(pickle.dumps({split: episodes(folder, split) for split in splits}))

@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tensorflow_datasets.core import features as tfds_features
 from tiny_rlds import bridge_episode, bridge_features, write_dataset  # type: ignore[import-not-found]
 
 from preprocessing import dataset_spec
@@ -285,7 +284,7 @@ def test_settings_that_cannot_be(setting: dict, sentence: str) -> None:
 def test_refusals_write_nothing(make_bridge: Callable[..., Path], tmp_path: Path) -> None:
     source, out = str(make_bridge([2])), str(tmp_path / "out")
     for setting, sentence in (
-        ({"dataset": "bridge"}, "no dataset spec 'bridge': did you mean 'bridge_dataset'"),
+        ({"dataset": "bridge_datset"}, "no dataset spec 'bridge_datset': did you mean 'bridge_dataset'"),
         ({"dataset": "fractal20220817_data"}, "does not fit .*, which has no field"),
         ({"cameras": ("image", "wrist")}, "has no camera 'wrist': choose of image, 1, 2, 3"),
         ({"encoder": "bert"}, "no instruction encoder 'bert'"),
@@ -311,7 +310,6 @@ def test_source_and_target_may_be_urls(make_bridge: Callable[..., Path], tmp_pat
 def test_the_control_rate_may_stand_in_the_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     features = bridge_features()
-    features["episode_metadata"]["hz"] = tfds_features.Scalar(dtype=np.int32)
     spec = replace(dataset_spec.load("bridge_dataset"), control_hz="episode_metadata/hz")
     monkeypatch.setattr("preprocessing.dataset_spec.load", lambda name: spec)
     episodes = [bridge_episode(rng, 2) for _ in range(3)]

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from preprocessing import dataset_spec
+from preprocessing.convert import ConvertConfig, convert
 from preprocessing.dataset_spec import ACTION_SIZE, Always, DatasetSpec, Equals, FirstActionZero, Linear, Terminate
+from preprocessing.episode_store import EpisodeStore
 from preprocessing.rlds import Episode, open_dataset
 from rt_models.spec import rt1_action_spec
 
@@ -112,6 +114,16 @@ def test_the_groups_are_those_of_the_action_space() -> None:
     for group, place in dataset_spec.GROUPS.items():
         assert all(name.startswith(group) for name in names[place])
     assert sorted(i for place in dataset_spec.GROUPS.values() for i in range(11)[place]) == list(range(11))
+
+
+def test_the_shipped_sample_converts(tmp_path: Path) -> None:
+    source = Path(__file__).resolve().parents[2] / "examples/metaworld_sample/1.0.0"
+    summary = convert(str(source), str(tmp_path), ConvertConfig(workers=0, encoder="hash", split="val"))
+    assert summary.quarantined == 0 and summary.episodes_out == summary.episodes_in > 0
+    contract = EpisodeStore.open(str(tmp_path)).contract.datasets[0]
+    varying = contract.statistics.varies()[[1, 2, 3, 7]]
+    assert contract.control_hz > 0 and varying.all()
+    assert np.abs(contract.statistics.maximum[1:4]).max() < 0.1  # metres a step, not simulator units
 
 
 def test_specs_fit_the_real_schemas(shared_dir: Path) -> None:

@@ -55,7 +55,8 @@ def test_the_summary_adds_up(store: EpisodeStore) -> None:
 
 def test_the_page_is_self_contained(store: EpisodeStore) -> None:
     found = report.summary(store)
-    found["dataset"] = "<script>"
+    found["dataset"] = found["notes"] = "<script>"
+    found["instructions"] = {"<script>": 175}
     page = report.page(store, found, episodes=2)
     tags = Tags()
     tags.feed(page)

@@ -127,6 +127,11 @@ def test_refuses_what_is_no_dataset(shared_dir: Path, tmp_path: Path, bridge: Pa
         open_dataset(str(bridge)).shards("test")
     with pytest.raises(FileNotFoundError, match=r"bridge_dataset-val.tfrecord-00000-of-00001"):
         open_dataset(str(bridge)).shards("val")
+    shutil.copytree(bridge, tmp_path / "other")
+    file = next((tmp_path / "other").glob("*.tfrecord*"))
+    file.rename(file.with_name(file.name.replace("tfrecord", "array_record")))
+    with pytest.raises(ValueError, match="is stored as array_record: download its tfrecord version"):
+        open_dataset(str(tmp_path / "other")).shards("train")
     (tmp_path / "features.json").write_text("{not json")
     with pytest.raises(ValueError, match=r"features.json cannot be read as JSON"):
         open_dataset(str(tmp_path))

@@ -20,6 +20,7 @@ from tensorflow_datasets.core.features import Dataset, FeaturesDict, Image, Scal
 
 from preprocessing.rlds import open_dataset
 from preprocessing.rlds_writer import RldsWriter, SplitPlan, frame
+from preprocessing.tf_example import parse
 from preprocessing.tfrecord import Record, read_records
 
 JPEGS = [simplejpeg.encode_jpeg(np.full((8, 8, 3), shade, np.uint8)) for shade in (0, 90, 255)]
@@ -133,8 +134,10 @@ def test_tensorflow_reads_back_what_was_written(tmp_path: Path) -> None:
     ]
     folder, out = write(tmp_path, train, num_shards=2), tmp_path / "read.pickle"
     script = Path(__file__).with_name("read_with_tensorflow.py")
-    subprocess.run([sys.executable, str(script), str(folder), "train", str(out)], check=True, capture_output=True)
-    assert [plain(episode) for episode in pickle.loads(out.read_bytes())] == [plain(episode) for episode in train]
+    subprocess.run([sys.executable, str(script), str(folder), str(out), "train"], check=True, capture_output=True)
+    assert [plain(episode) for episode in pickle.loads(out.read_bytes())["train"]] == [
+        plain(episode) for episode in train
+    ]
 
 
 def test_our_reader_agrees(tmp_path: Path) -> None:
@@ -184,6 +187,11 @@ def test_metadata_counts_the_bytes_of_the_records(tmp_path: Path) -> None:
     (split,) = info["splits"]
     assert split["shardLengths"] == ["2", "2"]
     assert int(split["numBytes"]) == sum(map(len, payloads(folder, "train")))
+
+
+def test_a_record_lists_its_features_by_name() -> None:
+    names = list(parse(WRITER.serialize(_numbered(2))).lists)
+    assert names == sorted(names) and len(names) == 9
 
 
 def test_framing_is_that_of_tensorflow() -> None:

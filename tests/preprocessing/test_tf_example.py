@@ -66,6 +66,14 @@ def test_another_type_than_expected_is_refused() -> None:
         example.floats("action")
 
 
+def test_a_number_among_bytes_is_refused() -> None:
+    value = b"\x0a\x02" + b"\x08\x07"  # bytes_list { field 1 varint 7 }
+    entry = b"\x0a\x01x" + b"\x12" + bytes([len(value)]) + value
+    inner = b"\x0a" + bytes([len(entry)]) + entry
+    with pytest.raises(ValueError, match="x has a value of wire type 0"):
+        parse(b"\x0a" + bytes([len(inner)]) + inner).bytes("x")
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_parse_or_are_refused(data: bytes) -> None:
     with contextlib.suppress(ValueError):

@@ -106,6 +106,15 @@ def test_row_lengths_that_lie_are_refused() -> None:
         feature.read(parse(message.SerializeToString()))
 
 
+def test_videos_are_frames() -> None:
+    shape = {"dimensions": ["-1", "64", "64", "3"]}
+    video = {"video": {"shape": shape, "dtype": "uint8", "encodingFormat": "png"}}
+    (leaf,) = flatten({"featuresDict": {"features": {"video": video}}}).values()
+    message = tf_example_pb2.Example()
+    message.features.feature["video"].bytes_list.value.extend([b"frame 0", b"frame 1"])
+    assert leaf.read(parse(message.SerializeToString())) == [b"frame 0", b"frame 1"]
+
+
 def test_texts_labels_and_nesting() -> None:
     label = tfds_features.ClassLabel(names=["a", "b"])
     inner = {"deep": {"text": tfds_features.Text(), "label": label}}

@@ -1,4 +1,4 @@
-"""Small RLDS datasets in TFDS layout: serialized by tensorflow_datasets, or fabricated from a schema where it cannot."""
+"""Small RLDS datasets in TFDS layout: serialized by tensorflow_datasets, or fabricated where it cannot."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def bridge_features() -> Any:
         "reward": tfds_features.Scalar(dtype=np.float32),
         **dict.fromkeys(("is_first", "is_last", "is_terminal"), flag),
     }
-    metadata = {"file_path": tfds_features.Text()}
+    metadata = {"file_path": tfds_features.Text(), "hz": tfds_features.Scalar(dtype=np.int32)}
     return tfds_features.FeaturesDict({"steps": tfds_features.Dataset(steps), "episode_metadata": metadata})
 
 
@@ -84,7 +84,7 @@ def bridge_episode(rng: np.random.Generator, num_steps: int, *, size: tuple[int,
         }
         for step in range(num_steps)
     ]
-    return {"steps": steps, "episode_metadata": {"file_path": "somewhere"}}
+    return {"steps": steps, "episode_metadata": {"file_path": "somewhere", "hz": 5}}
 
 
 def fabricate(features: Mapping[str, Feature], given: Mapping[str, Any], num_steps: int = 3) -> bytes:

@@ -126,6 +126,8 @@ def test_keys_name_the_same_image_alike_in_any_batch() -> None:
 
     assert torch.equal(keys(whole)[1:], keys(part))
     assert len(keys(whole).unique()) == 4 + 3
+    other = whole | {"episode": whole["episode"] + 1}
+    assert not (keys(other) == keys(whole)).any()
 
 
 def test_an_image_needs_a_pixel() -> None:

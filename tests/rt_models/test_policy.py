@@ -47,6 +47,8 @@ def recomputed(model: RT1, episode: np.ndarray, embedding: np.ndarray, end: int,
         "step_mask": real,
         "embedding": torch.from_numpy(embedding).expand(1, config.num_steps, -1),
         "crop_key": torch.tensor([end]),
+        "store": torch.tensor([0]),
+        "episode": torch.tensor([0]),
         "step": torch.tensor([end]),
         "action": decode(past, model.spec)[step.clamp(min=0)],
     }

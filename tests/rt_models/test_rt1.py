@@ -171,6 +171,15 @@ def test_what_padding_holds_reaches_no_real_step(config: RT1Config) -> None:
     torch.testing.assert_close(model.predict(batch)[real], logits[real], rtol=0, atol=0)
 
 
+def test_a_window_of_padding_alone_adds_nothing() -> None:
+    model = stirred(FROZEN.build()).double().train()
+    with_empty, alone = make_batch(FROZEN, [4, -1]), make_batch(FROZEN, [4])
+    torch.testing.assert_close(2 * model.loss(with_empty), model.loss(alone))
+    ours, theirs = gradients(model, 2 * model.loss(with_empty)), gradients(model, model.loss(alone))
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, theirs[name], msg=name)
+
+
 def test_padding_does_not_enter_the_batch_statistics() -> None:
     model = TINY.build().train()
     padded, frames = make_batch(TINY, [0]), make_batch(TINY, [0])["frames"][:1]
