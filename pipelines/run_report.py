@@ -90,7 +90,7 @@ def dimension_rows(evaluation: dict[str, Any]) -> list[list[str]]:
 
 
 SCORE_HEAD = ["", "token accuracy [95 %]", "policy is above by"]
-DIMENSION_HEAD = ["dimension", "unit", "accuracy", "error", "commonest", "mean", "previous"]
+DIMENSION_HEAD = ["dimension", "unit", "accuracy", "error: policy", "commonest", "mean", "previous"]
 
 
 def _scores(evaluation: dict[str, Any]) -> str:

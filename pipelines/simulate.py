@@ -102,6 +102,8 @@ class SimulateConfig:
 
     def __post_init__(self) -> None:
         self.camera()
+        if not self.name.isidentifier():
+            raise ValueError(f"--name must be letters, digits and underscores, as TFDS wants it, got {self.name!r}")
         if self.control_hz < 1 or SIMULATOR_HZ % self.control_hz:
             raise ValueError(f"--control-hz must divide the simulator's {SIMULATOR_HZ} Hz, got {self.control_hz}")
         lows = {"episodes": 1, "val_episodes": 0, "seed": 0, "episodes_per_shard": 1, "jpeg_quality": 1}
@@ -138,11 +140,11 @@ def main(arguments: list[str]) -> dict[str, Any]:
     """Run the command line and print the account."""
     given = parse(SimulateArguments, arguments, prog="rtp simulate", description=__doc__ or "")
     summary = simulate(given.out, given.config)
-    failed = {task: count for split in summary["failed_experts"].values() for task, count in split.items()}
+    failed = sum(sum(counts.values()) for counts in summary["failed_experts"].values())
     print(
         f"{summary['dataset']}\n"
         f"episodes {summary['episodes']}, steps {summary['steps']}, {summary['bytes'] / 1e6:.1f} MB "
-        f"in {summary['seconds']} s; experts failed under {sum(failed.values())} further seeds"
+        f"in {summary['seconds']} s; experts failed under {failed} further seeds"
     )
     return summary
 

@@ -22,5 +22,7 @@ def recipe() -> Experiment:
         schedule=CosineSchedule(warmup_steps=20, final_factor=0.02),
         engine=DeepSpeedEngineConfig(zero=ZeroConfig(stage=1), clip_norm=1.0),
         launch=RayLaunch(num_workers=2),
-        loop=LoopConfig(steps=250, global_batch=32, micro_batch=16, checkpoint_every=125, log_every=5),
+        loop=LoopConfig(
+            steps=250, global_batch=32, micro_batch=16, checkpoint_every=125, log_every=5, evaluate_every=50
+        ),
     )

@@ -295,6 +295,7 @@ def test_tasks_of_one_scene_start_from_the_same_pixels() -> None:
         (["--image-size", "96"], ["--image-size must be HEIGHTxWIDTH", "'96'"]),
         (["--episodes", "0"], ["--episodes must be from 1", "got 0"]),
         (["--jpeg-quality", "101"], ["--jpeg-quality must be from 1 to 100"]),
+        (["--name", "my/set"], ["--name must be letters", "'my/set'"]),
         (["--view", "behind"], ["--view", "behind"]),
     ],
 )
