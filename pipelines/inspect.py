@@ -1,4 +1,7 @@
-"""`rtp inspect STORE`: counts, statistics with units, instructions, quarantine of an episode store; --html draws it."""
+"""`rtp inspect STORE`: counts, statistics with units, instructions, quarantine of an episode store; --html draws it.
+
+--audit measures from the data whether the declared conventions hold, and keeps the verdicts beside the store.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 import tyro
 
 from pipelines.arguments import parse
+from preprocessing import audit as auditing
 from preprocessing import report
 from preprocessing.episode_store import EpisodeStore
 
@@ -27,16 +31,38 @@ class InspectArguments:
     """Episodes drawn on the page."""
     verify: bool = False
     """Read every file and compare its checksum with the manifest."""
+    audit: bool = False
+    """Measure whether the declared conventions hold (gripper sign, displacements, units, lag, colours, repeated frames,
+    instructions, flags) and save the verdicts as audit.json in the store."""
+    reference: str | None = None
+    """For --audit: a store of the same cameras whose colours are known to be right, such as another split."""
 
 
 def inspect(
-    store: str, *, split: str | None = None, html: str | None = None, episodes: int = 12, verify: bool = False
+    store: str,
+    *,
+    split: str | None = None,
+    html: str | None = None,
+    episodes: int = 12,
+    verify: bool = False,
+    audit: bool = False,
+    reference: str | None = None,
 ) -> dict[str, Any]:
-    """The summary of a store; with `html`, its page is written there too. Raises ValueError where `verify` fails."""
+    """The summary of a store, with the audit's verdicts where there is one; with `html`, its page is written there too.
+
+    Raises ValueError where `verify` fails.
+    """
     opened = EpisodeStore.open(store, split=split)
+    if reference is not None and not audit:
+        raise ValueError("--reference is for the audit's colours: add --audit")
     if verify:
         opened.verify()
-    found = report.summary(opened)
+    if audit:
+        measured = auditing.audit(opened, reference=EpisodeStore.open(reference) if reference else None)
+        auditing.save(opened, measured)
+    found, verdicts = report.summary(opened), auditing.saved(opened)
+    if verdicts is not None:
+        found["audit"] = verdicts.to_json() | {"blocking": auditing.blocking(verdicts.verdicts)}
     if html is not None:
         Path(html).parent.mkdir(parents=True, exist_ok=True)
         Path(html).write_text(report.page(opened, found, episodes=episodes))
@@ -46,7 +72,7 @@ def inspect(
 def main(arguments: list[str]) -> dict[str, Any]:
     """Run the command line and print the summary."""
     given = parse(InspectArguments, arguments, prog="rtp inspect", description=__doc__ or "")
-    found = inspect(given.store, split=given.split, html=given.html, episodes=given.episodes, verify=given.verify)
+    found = inspect(**vars(given))
     print(report.text(found))
     if given.html:
         print(f"page: {given.html}")

@@ -101,7 +101,7 @@ def example(trained: TrainedModel) -> pd.DataFrame:
     """One grey camera frame with the first known instruction."""
     recipe, frame = trained.contract.image, io.BytesIO()
     Image.new("RGB", (recipe.width, recipe.height), (128, 128, 128)).save(frame, "PNG")
-    text = EpisodeStore.open(trained.metadata["stores"][0]).instruction_texts[0]
+    text = EpisodeStore.open(trained.metadata["stores"][0], split="train").instruction_texts[0]
     return pd.DataFrame({"image": [frame.getvalue()], "instruction": [text]})
 
 
@@ -121,7 +121,7 @@ def _bundle(trained: TrainedModel, scratch: Path) -> Path:
     (folder / "policy.json").write_text(json.dumps(described))
     table: dict[str, np.ndarray] = {}
     for path in trained.metadata["stores"]:
-        store = EpisodeStore.open(path)
+        store = EpisodeStore.open(path, split="train")
         table |= dict(zip(store.instruction_texts, store.embeddings, strict=True))
     np.savez(
         folder / "instructions.npz", texts=np.array(list(table), dtype=str), embeddings=np.stack([*table.values()])

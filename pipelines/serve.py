@@ -164,7 +164,8 @@ def main(arguments: list[str]) -> dict[str, Any]:
     load_registered(given.model)  # so that a wrong name fails here, in one sentence
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", given.model, "--env-manager", "local"]
     address = ["--host", given.host, "--port", str(given.port)]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": tracking_uri()}
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # MLflow calls uvicorn
+    environment = os.environ | {"MLFLOW_TRACKING_URI": tracking_uri(), "PATH": programs}
     print(f"serving {given.model} at http://{given.host}:{given.port}/invocations", flush=True)
     return {"exit_code": subprocess.run([*command, *address], env=environment, check=False).returncode}
 

@@ -20,8 +20,9 @@ from pipelines.experiment import Experiment, InProcess
 from pipelines.progress import following
 from pipelines.serialization import from_plain, members, to_plain
 from pipelines.tracking import tracking_uri
-from pipelines.train_loop import TrainJob, read_metrics, train, training_contract
+from pipelines.train_loop import TrainJob, read_metrics, require_same_run, train, training_contract
 from preprocessing.episode_store import EpisodeStore
+from rt_models.spec import Contract
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,10 @@ def run_training(job: TrainJob) -> dict[str, Any]:
     """Run `job` and return its last metrics with where the checkpoint lies. Raises ValueError for what cannot work."""
     where = job.experiment.launch
     job.experiment.accumulation(where.most)
-    contract = training_contract(job.experiment, [EpisodeStore.open(path) for path in job.stores])
-    _require_fresh_or_resumed(job)
+    contract = training_contract(job.experiment, [EpisodeStore.open(path, split="train") for path in job.stores])
+    for path in job.validation:
+        contract.require_readable(EpisodeStore.open(path, split="val").contract, where=path)
+    _require_fresh_or_resumed(job, contract)
     _write_config(job)
     with following(job.output, job.experiment.loop.steps):
         if isinstance(where, InProcess):
@@ -58,14 +61,16 @@ def _last_metrics(output: str) -> dict[str, Any]:
     return {key: value for key, value in merged.items() if key not in ("step", "time")}
 
 
-def _require_fresh_or_resumed(job: TrainJob) -> None:
+def _require_fresh_or_resumed(job: TrainJob, contract: Contract) -> None:
     found = CheckpointFolder(f"{job.output}/checkpoints").latest()
     if found is not None and not job.resume:
         raise ValueError(
             f"{job.output} already holds a run at step {found.step}: add --resume to continue it, "
             f"or give another --output"
         )
-    if found is None and job.resume:
+    if found is not None:
+        require_same_run(found, contract, job.experiment)
+    elif job.resume:
         log.warning("nothing to resume in %s: starting from step 0", job.output)
 
 

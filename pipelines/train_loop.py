@@ -72,7 +72,7 @@ class _Session:
     def __init__(self, context: WorkerContext, job: TrainJob) -> None:
         self.context, self.job, self.experiment = context, job, job.experiment
         self.loop = job.experiment.loop
-        stores = [EpisodeStore.open(path) for path in job.stores]
+        stores = [EpisodeStore.open(path, split="train") for path in job.stores]
         self.contract = training_contract(self.experiment, stores)
         self.folder = CheckpointFolder(f"{job.output}/checkpoints")
         # Not only with --resume: a worker that Ray starts again after a failure goes on from here too. That a new run
@@ -81,7 +81,8 @@ class _Session:
         self.step = self.found.step if self.found else 0
         self.engine = self._build_engine()
         self.reader = _reader(self.experiment, stores, self.contract)
-        self.validation = [EpisodeStore.open(path) for path in job.validation]
+        held_out = [EpisodeStore.open(path, split="val") for path in job.validation]
+        self.validation = _reader(self.experiment, held_out, self.contract) if held_out else None
         self.loader = self._build_loader()
         self.saver = BackgroundSaver(self.folder, context)
         self.log = _MetricsLog(job.output, self.step) if context.rank == 0 else None
@@ -109,7 +110,9 @@ class _Session:
         return metrics
 
     def close(self, *, failure: str | None = None) -> None:
-        self.reader.close()
+        for reader in (self.reader, self.validation):
+            if reader is not None:
+                reader.close()
         if self.run_record is not None:
             self.run_record.finish(failure=failure)
         self.engine.close()
@@ -162,15 +165,14 @@ class _Session:
     def _evaluate_if_due(self) -> dict[str, float]:
         every = self.loop.evaluate_every
         due = self.step == self.loop.steps or (every and self.step % every == 0)
-        if not self.validation or not due:
+        if self.validation is None or not due:
             return {}
-        metrics = {"validation_loss": self._validation_loss()}
+        metrics = {"validation_loss": self._validation_loss(self.validation)}
         self._report(metrics)
         return metrics
 
-    def _validation_loss(self) -> float:
+    def _validation_loss(self, reader: WindowReader) -> float:
         """Mean loss without crops over evenly spread windows of the validation stores, shared among the ranks."""
-        reader = _reader(self.experiment, self.validation, self.contract)
         count = min(self.loop.evaluate_windows, reader.index.num_rows)
         rows = np.unique(np.linspace(0, reader.index.num_rows - 1, count).astype(np.int64))
         per_rank = -(-len(rows) // self.context.world_size)  # equal shares: every rank takes part in every forward
@@ -182,7 +184,6 @@ class _Session:
                 piece = mine[first : first + self.loop.micro_batch]
                 batch = {k: v.to(self.context.device) for k, v in reader.read(piece, piece).items()}
                 total += float(model.loss(batch)) * len(piece)
-        reader.close()
         return float(np.mean(self.context.gather(total / len(mine))))
 
     def _save(self) -> None:
@@ -224,7 +225,7 @@ class _Session:
         return engine
 
     def _resume(self, engine: Engine, found: Checkpoint) -> None:
-        _require_same_run(found, self.contract, self.experiment)
+        require_same_run(found, self.contract, self.experiment)
         with tempfile.TemporaryDirectory(prefix="resume-") as scratch:
             folder = self.folder.fetch(found, Path(scratch))
             engine.load(folder / "engine")
@@ -297,7 +298,7 @@ def _reader(experiment: Experiment, stores: list[EpisodeStore], contract: Contra
     return WindowReader(stores, transforms, num_steps=experiment.model.num_steps, config=experiment.loader)
 
 
-def _require_same_run(found: Checkpoint, contract: Contract, experiment: Experiment) -> None:
+def require_same_run(found: Checkpoint, contract: Contract, experiment: Experiment) -> None:
     """Raise ValueError where continuing would silently train something else."""
     theirs = Contract.from_json(found.metadata["contract"])
     if theirs != contract:

@@ -49,7 +49,8 @@ class ConvertConfig:
     """Settings of a conversion."""
 
     split: str = "train"
-    """Split to convert, as dataset_info.json names it."""
+    """Split to convert, as dataset_info.json names it, or a slice of its records: train[:1000], train[90%:]. The store
+    of a slice is named after its records, such as train-0-1000."""
     dataset: str | None = None
     """Name of the dataset spec, or a .yaml file with one; by default the name that dataset_info.json records."""
     encoder: str | None = None
@@ -180,7 +181,7 @@ def _task(
         spec=spec,
         shards=tuple(shards[i] for i in used),
         limits=tuple(limits[i] for i in used),
-        root=f"{str(out).rstrip('/')}/{spec.name}/{dataset.version}/{config.split}",
+        root=f"{str(out).rstrip('/')}/{spec.name}/{dataset.version}/{dataset.split_slice(config.split).name}",
         layout=layout,
         image_size=config.frame_size(),
         resize=config.resize,
@@ -195,7 +196,7 @@ def _limits(shards: tuple[SourceShard, ...], limit: int | None) -> list[int | No
         return [None] * len(shards)
     limits, left = [], limit
     for shard in shards:
-        limits.append(min(shard.num_records, left))
+        limits.append(min(shard.num_selected, left))
         left -= limits[-1]
     return limits
 
@@ -207,7 +208,7 @@ def _settings(task: ShardTask, config: ConvertConfig, encoder: str | None) -> di
         "row_group_rows": ROW_GROUP_ROWS,
         "dataset": task.spec.name,
         "version": task.dataset.version,
-        "split": config.split,
+        "split": task.dataset.split_slice(config.split).name,
         "spec": task.spec.hash(),
         "encoder": encoder,
         "shipped_vectors": task.embedding is not None,

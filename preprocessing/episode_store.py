@@ -227,7 +227,7 @@ class EpisodeStore:
 
     @staticmethod
     def open(path: str, split: str | None = None) -> EpisodeStore:
-        """Open the store at `path`, or the only one (of `split`, if given) below it.
+        """Open the store at `path`, or else the only one (of `split`, if given) below it.
 
         Raises FileNotFoundError or ValueError with the remedy where there is none, or more than one.
         """
@@ -306,12 +306,14 @@ class _ShardFiles:
 def embedding_matrix(table: pa.Table) -> np.ndarray:
     """float32 (N, 512) of an instruction table."""
     flat = table["embedding"].combine_chunks().flatten()
-    return np.asarray(flat, np.float32).reshape(table.num_rows, EMBEDDING_WIDTH)
+    return np.array(flat, np.float32).reshape(table.num_rows, EMBEDDING_WIDTH)
 
 
 def _find(filesystem: Any, root: str, path: str, split: str | None) -> str:
     if not filesystem.exists(root):
         raise FileNotFoundError(f"{path} does not exist: give a folder that rtp preprocess wrote")
+    if filesystem.exists(f"{root}/{MANIFEST}"):
+        return root
     patterns = [f"{root}/{'*/' * depth}" for depth in range(4)]
     found = [hit[: -len(MANIFEST) - 1] for p in patterns for hit in filesystem.glob(p + MANIFEST)]
     stores = [store for store in sorted(found) if split is None or store.rpartition("/")[2] == split]

@@ -34,7 +34,7 @@ def decode_image(encoded: bytes) -> np.ndarray:
     if encoded.startswith(_JPEG):
         return simplejpeg.decode_jpeg(encoded, colorspace="RGB", fastdct=False, fastupsample=False)
     with _opened(encoded) as image:
-        return np.asarray(image.convert("RGB"))
+        return np.array(image.convert("RGB"))  # a copy: Pillow's own memory is read-only
 
 
 def encode_jpeg(image_HWC: np.ndarray) -> bytes:

@@ -34,7 +34,7 @@ h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
 def summary(store: EpisodeStore) -> dict[str, Any]:
     """Counts, statistics with units, instructions, flags and quarantine of a store."""
     manifest, dataset = store.manifest, store.contract.datasets[0]
-    instructions, flags = _usage(store)
+    instructions, flags = usage(store)
     lengths = np.concatenate([shard.episode_lengths for shard in store.shards])
     statistics = dataset.statistics
     dimensions = {
@@ -93,6 +93,7 @@ def text(found: dict[str, Any]) -> str:
     lines += [f"{count:>8}  {instruction!r}" for instruction, count in list(found["instructions"].items())[:10]]
     for title in ("flags", "quarantine"):
         lines += [f"{title}: {name} {count}" for name, count in found[title].items()]
+    lines += [f"{row['finding']:<13}{row['name']}: {row['sentence']}" for row in _verdicts(found)]
     return "\n".join([*lines, *([f"notes: {found['notes']}"] if found["notes"] else [])])
 
 
@@ -123,6 +124,7 @@ def page(store: EpisodeStore, found: dict[str, Any], *, episodes: int = 12) -> s
         _table(["instruction", "steps", "share"], used),
         "<h2>Flags</h2>",
         _table(["flag", "steps"], list(found["flags"].items())),
+        *_audited(found),
         f"<h2>Quarantine: {found['counts']['quarantined']}</h2>",
         _table(["shard", "record", "offset in bytes", "reason"], refused),
         "<h2>Episodes</h2>",
@@ -130,6 +132,20 @@ def page(store: EpisodeStore, found: dict[str, Any], *, episodes: int = 12) -> s
     ]
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(sections)}</body></html>'
+
+
+def _verdicts(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The audit's verdicts in a summary that has one, contradictions first."""
+    order = ("contradicted", "unknown", "holds")
+    return sorted(found.get("audit", {}).get("verdicts", []), key=lambda row: order.index(row["finding"]))
+
+
+def _audited(found: dict[str, Any]) -> list[str]:
+    rows = [[row["name"], row["finding"], row["sentence"]] for row in _verdicts(found)]
+    if not rows:
+        return []
+    title = f"Conventions, measured on {found['audit']['episodes']} episodes"
+    return [f"<h2>{title}</h2>", _table(["convention", "finding", "measured"], rows)]
 
 
 def film_strips(store: EpisodeStore, *, limit: int = 8) -> str:
@@ -186,7 +202,7 @@ def _histograms(store: EpisodeStore) -> str:
     return f'<div class="grid">{"".join(charted)}</div>{note}'
 
 
-def _usage(store: EpisodeStore) -> tuple[dict[str, int], dict[str, int]]:
+def usage(store: EpisodeStore) -> tuple[dict[str, int], dict[str, int]]:
     """(steps of each instruction, most used first; steps that carry each flag)."""
     used: Counter[int] = Counter()
     flagged = dict.fromkeys(store.manifest["flag_names"], 0)

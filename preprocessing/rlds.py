@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import fsspec
@@ -23,6 +24,7 @@ from preprocessing.tfrecord import Damage, Record, read_records
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _STEPS = "steps/"
 _READ_BYTES = 8 << 20
+_SLICE = re.compile(r"(.+)\[(-?\d+%?)?:(-?\d+%?)?\]")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,12 +57,38 @@ class Corrupt:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceShard:
-    """One file of a split; `num_records` is what dataset_info.json declares, `num_bytes` the size once it was found."""
+    """One file of a split; `num_records` is what dataset_info.json declares, `num_bytes` the size once it was found.
+
+    Of a sliced split only the records from `first` on and before `stop` count; `stop` None is the end of the file,
+    also where the file holds more than is declared.
+    """
 
     path: str
     name: str
     num_records: int
     num_bytes: int = 0
+    first: int = 0
+    stop: int | None = None
+
+    @property
+    def num_selected(self) -> int:
+        """Declared records in the slice."""
+        return (self.num_records if self.stop is None else self.stop) - self.first
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSlice:
+    """Records `first` to `stop` (excluded) of a split, counted as dataset_info.json declares them."""
+
+    split: str
+    first: int
+    stop: int
+    whole: bool
+
+    @property
+    def name(self) -> str:
+        """Safe as a folder's name, and the same however the slice was written: "train", or "train-0-1000"."""
+        return self.split if self.whole else f"{self.split}-{self.first}-{self.stop}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,15 +115,35 @@ class RldsDataset:
         """The feature of a step path, or of an episode field."""
         return self.features.get(_STEPS + path) or self.features[path]
 
-    def shards(self, split: str) -> tuple[SourceShard, ...]:
-        """The files of `split`. Raises ValueError for an unknown split, FileNotFoundError naming a missing file."""
-        if split not in self.splits:
+    def split_slice(self, split: str) -> SplitSlice:
+        """What "train", "train[:1000]", "train[-100:]" or "train[90%:]" comes to, as TFDS reads it.
+
+        Raises ValueError for an unknown split, another form, or a slice that is empty or leaves the split.
+        """
+        name, bounds = split, None
+        if split not in self.splits and (sliced := _SLICE.fullmatch(split)):
+            name, bounds = sliced[1], sliced.groups()[1:]
+        if name not in self.splits:
             known = ", ".join(self.splits) or "none"
-            raise ValueError(f"{self.folder} has no split {split!r}: dataset_info.json names {known}")
+            form = " and a slice is written train[:1000] or train[90%:]" if "[" in name else ""
+            raise ValueError(f"{self.folder} has no split {name!r}: dataset_info.json names {known}{form}")
+        count = sum(shard.num_records for shard in self.splits[name])
+        if bounds is None:
+            return SplitSlice(split=name, first=0, stop=count, whole=True)
+        first, stop = (_bound(text, count, default) for text, default in zip(bounds, (0, count), strict=True))
+        if not 0 <= first < stop <= count:
+            raise ValueError(f"{split!r} asks for records {first} to {stop}, split {name!r} has {count}")
+        return SplitSlice(split=name, first=first, stop=stop, whole=(first, stop) == (0, count))
+
+    def shards(self, split: str) -> tuple[SourceShard, ...]:
+        """The files of `split`, or of a slice of it, that hold what is asked for.
+
+        Raises ValueError as `split_slice` does, FileNotFoundError naming a missing file.
+        """
         filesystem, root = fsspec.core.url_to_fs(self.folder)
         sizes = {entry["name"].rpartition("/")[2]: entry["size"] for entry in filesystem.ls(root, detail=True)}
         found = []
-        for shard in self.splits[split]:
+        for shard in _selected(self.splits, self.split_slice(split)):
             if shard.name in sizes:
                 found.append(replace(shard, num_bytes=sizes[shard.name]))
             elif shard.name.replace(".tfrecord", ".array_record") in sizes:
@@ -124,9 +172,10 @@ class RldsDataset:
         filesystem, path = fsspec.core.url_to_fs(shard.path)
         size, number = filesystem.size(path), -1
         with filesystem.open(path, "rb", block_size=_READ_BYTES) as file:
-            for number, item in enumerate(read_records(file, size, check_crc=check_crc)):
-                yield _episode(item, shard.name, number, wanted)
-        for missing in range(number + 1, shard.num_records):
+            for number, item in enumerate(islice(read_records(file, size, check_crc=check_crc), shard.stop)):
+                if number >= shard.first:
+                    yield _episode(item, shard.name, number, wanted)
+        for missing in range(max(number + 1, shard.first), shard.first + shard.num_selected):
             reason = f"missing: dataset_info.json declares {shard.num_records} records, the file holds {number + 1}"
             yield Corrupt(shard=shard.name, record=missing, offset=size, reason=reason)
 
@@ -193,6 +242,27 @@ def _shards(folder: str, name: str, info: Mapping[str, Any], split: Mapping[str,
         SourceShard(path=f"{folder}/{file}", name=file, num_records=count)
         for file, count in zip(names, lengths, strict=True)
     )
+
+
+def _bound(text: str | None, count: int, default: int) -> int:
+    """A record number: negative ones count from the end, percents round to the nearest record as in TFDS."""
+    if not text:
+        return default
+    number = round(float(text[:-1]) * count / 100) if text.endswith("%") else int(text)
+    return number + count if number < 0 else number
+
+
+def _selected(splits: Mapping[str, tuple[SourceShard, ...]], part: SplitSlice) -> Iterator[SourceShard]:
+    """The shards that a slice touches, each with its part."""
+    if part.whole:
+        yield from splits[part.split]
+        return
+    before = 0
+    for shard in splits[part.split]:
+        first, stop = max(part.first - before, 0), min(part.stop - before, shard.num_records)
+        if first < stop:
+            yield replace(shard, first=first, stop=None if stop == shard.num_records else stop)
+        before += shard.num_records
 
 
 def _episode(item: Record | Damage, shard: str, number: int, wanted: list[Feature]) -> Episode | Corrupt:

@@ -70,9 +70,8 @@ class ActionSpec:
     binning: Literal["truncate", "centre"] = "truncate"
 
     def __post_init__(self) -> None:
-        names = [dimension.name for dimension in self.dimensions]
-        if len(set(names)) != len(names):
-            raise ValueError(f"action space {self.name}: dimension names repeat in {names}")
+        if len(set(self.names)) != len(self.names):
+            raise ValueError(f"action space {self.name}: dimension names repeat in {self.names}")
         needed = max([2, *(dimension.num_classes for dimension in self.dimensions)])
         if self.bins < needed:
             raise ValueError(f"action space {self.name}: bins = {self.bins}, at least {needed} are needed")
@@ -130,9 +129,9 @@ def rt1_action_spec(
 
 def seven_d_action_spec(*, bins: int = 256) -> ActionSpec:
     """Octo's and OpenVLA's 7-D space: position delta, rotation delta, absolute gripper with 1 = open."""
-    half_pi = math.pi / 2
     dimensions = [ActionDimension(name=f"position_delta_{a}", low=-1, high=1, unit="m") for a in "xyz"]
-    dimensions += [ActionDimension(name=f"rotation_delta_{a}", low=-half_pi, high=half_pi, unit="rad") for a in "xyz"]
+    pi = math.pi
+    dimensions += [ActionDimension(name=f"rotation_delta_{a}", low=-pi / 2, high=pi / 2, unit="rad") for a in "xyz"]
     dimensions += [ActionDimension(name="gripper_open", low=0, high=1, unit="openness")]
     return ActionSpec(name="end-effector-7d", dimensions=tuple(dimensions), gripper="1 is open, 0 is closed", bins=bins)
 
@@ -304,9 +303,8 @@ class Contract:
 
     def require_readable(self, store: Contract, *, where: str) -> None:
         """Raise ContractMismatch unless data under the contract `store` mean what this one (a model's) expects."""
-        theirs, ours = store.datasets[0], None
-        for dataset in self.datasets:
-            ours = dataset if dataset.name == theirs.name else ours
+        theirs = store.datasets[0]
+        ours = next((dataset for dataset in self.datasets if dataset.name == theirs.name), None)
         sides = [
             ("action space", self.action.name, store.action.name, self.action.same_space(store.action)),
             ("encoder", self.encoder, store.encoder, self.encoder == store.encoder),
@@ -320,9 +318,8 @@ class Contract:
             ]
         wrong = [f"{part}: the model has {mine}, {where} has {other}" for part, mine, other, same in sides if not same]
         if wrong:
-            raise ContractMismatch(
-                f"contract {self.id} of the model does not fit contract {store.id} of {where}: " + "; ".join(wrong)
-            )
+            sides_id = f"contract {self.id} of the model does not fit contract {store.id} of {where}"
+            raise ContractMismatch(f"{sides_id}: {'; '.join(wrong)}")
 
 
 def merge_contracts(contracts: Sequence[Contract]) -> Contract:
@@ -337,6 +334,9 @@ def merge_contracts(contracts: Sequence[Contract]) -> Contract:
                 )
         if not first.action.same_space(other.action):
             raise ContractMismatch(f"stores cannot be mixed: action spaces {first.action.name}, {other.action.name}")
+    names = [dataset.name for contract in contracts for dataset in contract.datasets]
+    if len(set(names)) < len(names):
+        raise ContractMismatch(f"stores cannot be mixed: {max(names, key=names.count)} is given more than once")
     return replace(first, datasets=tuple(dataset for contract in contracts for dataset in contract.datasets))
 
 

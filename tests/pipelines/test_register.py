@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from command_line import Rtp
+from command_line import Rtp, environment, rtp_command
 
 from pipelines.checkpoints import load_trained
 from pipelines.register import register
@@ -105,3 +114,35 @@ def test_a_registered_model_can_be_evaluated(
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registered["tracking_uri"])
     assert main([registered["model_uri"], *map(str, flags)])["evaluations"] == from_checkpoint
+
+
+def test_rtp_serve_answers_over_http_on_loopback(registered: dict[str, Any], store: str, tmp_path: Path) -> None:
+    images, texts = frames(store, 1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    variables = environment() | {"MLFLOW_TRACKING_URI": registered["tracking_uri"], "PATH": "/usr/bin:/bin"}
+    command = rtp_command("serve", registered["model_uri"], "--port", port)
+    server = subprocess.Popen(command, cwd=tmp_path, env=variables, start_new_session=True)
+    try:
+        row = [base64.b64encode(images[0]).decode(), texts[0]]
+        body = {"dataframe_split": {"columns": ["image", "instruction"], "data": [row]}}
+        answer = post_until_up(f"http://127.0.0.1:{port}/invocations", body, deadline_s=90)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+    assert answer["predictions"] == load_registered(registered["model_uri"], registered["tracking_uri"])(images, texts)
+
+
+def post_until_up(url: str, body: dict[str, Any], *, deadline_s: float) -> dict[str, Any]:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    ends = time.monotonic() + deadline_s
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return json.loads(response.read())
+        except urllib.error.HTTPError as error:
+            raise AssertionError(error.read().decode()) from error
+        except OSError:
+            assert time.monotonic() < ends
+            time.sleep(0.5)

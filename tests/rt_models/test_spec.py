@@ -95,6 +95,8 @@ def test_a_mismatch_prints_both_sides() -> None:
         model.require_readable(replace(store, action=seven_d_action_spec()), where="there")
     with pytest.raises(ContractMismatch, match="encoder is hash-512 in a and universal"):
         merge_contracts([model, store])
+    with pytest.raises(ContractMismatch, match="a is given more than once"):
+        merge_contracts([model, model])
     model.require_readable(contract(ZEROS), where="there")
 
 

@@ -1,0 +1,99 @@
+"""Measuring sides against each other: in one process, in turn, round after round.
+
+A busy machine is then busy for every side, and the ratio of a round's two times says more than either time. Reported
+are the median seconds of a side and the median over rounds of the ratios, with their extremes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Side = Callable[[], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """How many times as long one side takes as another, over the rounds."""
+
+    median: float
+    lowest: float
+    highest: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.lowest:.2f} to {self.highest:.2f})"
+
+    def to_json(self) -> dict[str, float]:
+        return {"median": round(self.median, 3), "lowest": round(self.lowest, 3), "highest": round(self.highest, 3)}
+
+
+def parser(description: str | None, *, rounds: int, threads: int = 2) -> argparse.ArgumentParser:
+    """Arguments that every benchmark has."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    made.add_argument("--rounds", type=int, default=rounds, help="timed rounds, each with every side once")
+    made.add_argument("--threads", type=int, default=threads, help="torch threads")
+    return made
+
+
+def start(arguments: argparse.Namespace) -> None:
+    """Set the threads and the seed, and print what the numbers are worth."""
+    if arguments.rounds < 1 or arguments.threads < 1:
+        raise SystemExit(f"--rounds {arguments.rounds} and --threads {arguments.threads} must be at least 1")
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    print("; ".join(f"{key} {value}" for key, value in machine().items()), flush=True)
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "cpu": _cpu_name(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def in_turn(sides: Mapping[str, Side], rounds: int, *, warm: bool = False) -> dict[str, list[float]]:
+    """Seconds of each side in each round; one round before is not counted, unless the sides are `warm` already."""
+    if not warm:
+        for side in sides.values():
+            side()
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds):
+        # Every other round runs backwards: what a side leaves behind (caches, heat) then falls on both neighbours.
+        for name in reversed(sides) if number % 2 else sides:
+            began = time.perf_counter()
+            sides[name]()
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def ratio(slow: list[float], fast: list[float]) -> Ratio:
+    """Of the seconds of two sides, round by round."""
+    each = [a / b for a, b in zip(slow, fast, strict=True)]
+    return Ratio(median=statistics.median(each), lowest=min(each), highest=max(each))
+
+
+def print_json(benchmark: str, arguments: argparse.Namespace, results: Any) -> None:
+    """The last line, for scripts."""
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+    print(json.dumps({"benchmark": benchmark, "machine": machine(), "settings": settings, "results": results}))
+
+
+def _cpu_name() -> str:
+    """The processor's name where the system gives it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,79 @@
+"""Peak memory of forward and backward, per window: plain windows, segments, with and without activation checkpointing.
+
+Every case is a process of its own. Reported is its peak resident set over what it held just before the forward pass
+(torch, the model and the batch); gradients are in it, optimizer state is not. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from measure import parser, print_json, start
+from workload import PRESETS, accumulate, batch
+
+GIBIBYTE = 2**30
+
+
+def main() -> None:
+    arguments = _arguments()
+    if arguments.case:
+        preset, size, checkpointing = arguments.case
+        torch.set_num_threads(arguments.threads)
+        print(json.dumps(peak_bytes(preset, int(size), checkpointing)))
+        return
+    start(arguments)
+    results: dict[str, Any] = {}
+    for preset in arguments.presets:
+        steps = PRESETS[preset]().num_steps
+        print(f"\n{preset}: GiB above model and batch, and per window, without and with activation checkpointing")
+        for size in [1, *arguments.segments]:
+            off, blocks = (_in_a_process(preset, size, mode, arguments.threads) for mode in ("off", "blocks"))
+            results.setdefault(preset, {})[size] = {"off_bytes": off, "blocks_bytes": blocks}
+            print(
+                f"  {size:2} windows, {steps + size - 1:2} frames: {off / GIBIBYTE:6.2f} ({off / size / GIBIBYTE:.3f})"
+                f" and {blocks / GIBIBYTE:6.2f} ({blocks / size / GIBIBYTE:.3f}), {off / blocks:.2f} times less",
+                flush=True,
+            )
+    print_json("peak_memory", arguments, results)
+
+
+def peak_bytes(preset: str, windows_per_segment: int, checkpointing: str) -> int:
+    """Of this process, for one segment."""
+    config = PRESETS[preset]()
+    compute = replace(config.compute, activation_checkpointing=checkpointing)
+    model = replace(config, compute=compute).build().train()
+    micro_batch = batch(preset, num_segments=1, windows_per_segment=windows_per_segment)
+    before = _status_bytes("VmRSS")
+    accumulate(model, [micro_batch])
+    return _status_bytes("VmHWM") - before
+
+
+def _in_a_process(preset: str, size: int, checkpointing: str, threads: int) -> int:
+    command = [sys.executable, __file__, "--threads", str(threads), "--case", preset, str(size), checkpointing]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def _status_bytes(field: str) -> int:
+    """Not from `resource`: its ru_maxrss of a fresh process begins at the peak of the one that started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def _arguments() -> argparse.Namespace:
+    made = parser(__doc__, rounds=1)
+    made.add_argument("--presets", nargs="+", choices=sorted(PRESETS), default=["small", "rt1_jax"], help="models")
+    made.add_argument("--segments", nargs="+", type=int, default=[12, 24], help="windows a segment")
+    made.add_argument("--case", nargs=3, metavar=("PRESET", "WINDOWS", "off|blocks"), help="measure one, here")
+    return made.parse_args()
+
+
+if __name__ == "__main__":
+    main()

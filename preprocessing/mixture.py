@@ -1,0 +1,100 @@
+"""How often each dataset of a mixture is drawn: weights that name their unit, and what they come to over real stores.
+
+Each mixture is one file of `preprocessing/mixtures/`. This is arithmetic only; nothing here draws a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Weights by dataset name. They need not add up to 1.
+
+    `per_sample`: the weight is the share of samples, whatever the dataset's size (RT-1-X). `per_transition`: it is
+    multiplied by the dataset's number of steps first (Octo and OpenVLA).
+    """
+
+    name: str
+    unit: Literal["per_sample", "per_transition"]
+    weights: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        wrong = [dataset for dataset, weight in self.weights.items() if not 0 < weight < float("inf")]
+        if wrong or not self.weights:
+            raise ValueError(f"mixture {self.name}: every weight must be above 0 and finite, unlike that of {wrong}")
+
+    def shares(self, steps: Mapping[str, int]) -> dict[str, float]:
+        """The asked share of samples of each store; `steps` are their sizes by dataset name.
+
+        Datasets that are not there leave their share to the others, in proportion. Raises ValueError for a dataset
+        without a weight or without steps.
+        """
+        if not steps:
+            raise ValueError(f"mixture {self.name} needs at least one store")
+        unasked = [name for name in steps if name not in self.weights]
+        if unasked:
+            known = ", ".join(self.weights)
+            raise ValueError(f"mixture {self.name} has no weight for {unasked[0]!r}: its datasets are {known}")
+        empty = [name for name, count in steps.items() if count < 1]
+        if empty:
+            raise ValueError(f"mixture {self.name}: the store of {empty[0]} has no steps to draw")
+        sizes = {name: count if self.unit == "per_transition" else 1 for name, count in steps.items()}
+        masses = {name: self.weights[name] * size for name, size in sizes.items()}
+        return {name: mass / sum(masses.values()) for name, mass in masses.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Portion:
+    """One dataset's part. `samples` are drawn of a store of `steps`; `epochs` is how often each step is seen."""
+
+    dataset: str
+    asked_share: float
+    realised_share: float
+    samples: int
+    steps: int
+    epochs: float
+
+
+def portions(mixture: Mixture, steps: Mapping[str, int], samples: int | Mapping[str, int]) -> list[Portion]:
+    """Asked against realised share and effective epochs of each dataset, in the order of `steps`.
+
+    `samples` is how many were drawn of each dataset, or a number to be drawn in all, which is then handed out in whole
+    samples within one of the asked share.
+    """
+    asked = mixture.shares(steps)
+    drawn = apportioned(asked, samples) if isinstance(samples, int) else {name: samples.get(name, 0) for name in steps}
+    total = max(sum(drawn.values()), 1)
+    return [
+        Portion(
+            dataset=name,
+            asked_share=asked[name],
+            realised_share=drawn[name] / total,
+            samples=drawn[name],
+            steps=count,
+            epochs=drawn[name] / count,
+        )
+        for name, count in steps.items()
+    ]
+
+
+def apportioned(shares: Mapping[str, float], total: int) -> dict[str, int]:
+    """Whole numbers that add up to `total`, each within one of its share: the largest remainders are rounded up."""
+    counts = {name: int(share * total) for name, share in shares.items()}
+    by_remainder = sorted(shares, key=lambda name: counts[name] - shares[name] * total)
+    for name in by_remainder[: total - sum(counts.values())]:
+        counts[name] += 1
+    return counts
+
+
+def text(found: list[Portion]) -> str:
+    """A table to read in a terminal."""
+    head = f"{'dataset':<44}{'asked':>9}{'realised':>10}{'samples':>12}{'steps':>12}{'epochs':>10}"
+    rows = [
+        f"{p.dataset:<44}{p.asked_share:>9.2%}{p.realised_share:>10.2%}{p.samples:>12}{p.steps:>12}{p.epochs:>10.3g}"
+        for p in found
+    ]
+    return "\n".join([head, *rows])

@@ -1,0 +1,80 @@
+"""Shares, whole samples and epochs of a mixture, and the published figures of RT-1-X."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preprocessing import dataset_spec
+from preprocessing.mixture import Mixture, apportioned, portions, text
+from preprocessing.mixtures.rt1x import MIXTURE
+
+WEIGHTS = st.lists(st.floats(0.01, 200), min_size=1, max_size=12)
+
+
+@given(weights=WEIGHTS, total=st.integers(0, 100_000))
+def test_whole_samples_stay_within_one_of_the_asked_share(weights: list[float], total: int) -> None:
+    shares = {str(i): weight / sum(weights) for i, weight in enumerate(weights)}
+    counts = apportioned(shares, total)
+    assert sum(counts.values()) == total
+    assert all(abs(counts[name] - share * total) < 1 + 1e-6 for name, share in shares.items())
+
+
+@given(weights=WEIGHTS, data=st.data())
+def test_the_unit_decides_whether_size_counts(weights: list[float], data: st.DataObject) -> None:
+    named = {str(i): weight for i, weight in enumerate(weights)}
+    steps = {name: data.draw(st.integers(1, 10**9)) for name in named}
+    per_sample = Mixture(name="m", unit="per_sample", weights=named)
+    assert per_sample.shares(steps) == per_sample.shares(dict.fromkeys(steps, 7))
+    one_each = Mixture(name="m", unit="per_transition", weights=dict.fromkeys(named, 3.0))
+    assert one_each.shares(steps) == pytest.approx({n: c / sum(steps.values()) for n, c in steps.items()})
+
+
+def test_the_published_shares() -> None:
+    all_twelve = dict.fromkeys(MIXTURE.weights, 1000)
+    assert len(all_twelve) == 12 and set(all_twelve) <= set(dataset_spec.names())
+    assert MIXTURE.shares(all_twelve)["fractal20220817_data"] == pytest.approx(0.464, abs=5e-4)
+    released = {name: steps for name, steps in all_twelve.items() if name not in ("kuka", "language_table")}
+    percent = {name: round(100 * share, 1) for name, share in MIXTURE.shares(released).items()}
+    assert percent == {
+        "fractal20220817_data": 54.9,
+        "bridge": 18.3,
+        "jaco_play": 7.3,
+        "berkeley_cable_routing": 7.3,
+        "roboturk": 3.7,
+        "taco_play": 1.8,
+        "nyu_door_opening_surprising_effectiveness": 1.8,
+        "berkeley_autolab_ur5": 1.8,
+        "toto": 1.8,
+        "viola": 1.1,
+    }
+
+
+def test_portions_by_hand() -> None:
+    mixture = Mixture(name="m", unit="per_sample", weights={"a": 3, "b": 1, "c": 9})
+    a, b = portions(mixture, {"a": 600, "b": 25}, 1000)
+    assert (a.asked_share, a.realised_share, a.samples, a.epochs) == (0.75, 0.75, 750, 1.25)
+    assert (b.samples, b.epochs) == (250, 10.0)
+    a, b = portions(mixture, {"a": 600, "b": 25}, {"a": 60, "b": 40})
+    assert (a.asked_share, a.realised_share, b.epochs) == (0.75, 0.6, 1.6)
+    assert text([a, b]).splitlines()[1].split() == ["a", "75.00%", "60.00%", "60", "600", "0.1"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "sentence"),
+    [
+        ({"bridge_dataset": 5}, r"rt1x has no weight for 'bridge_dataset': its datasets are fractal"),
+        ({}, "rt1x needs at least one store"),
+        ({"viola": 0}, "the store of viola has no steps"),
+    ],
+)
+def test_stores_that_do_not_fit(steps: dict[str, int], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        MIXTURE.shares(steps)
+
+
+@pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf")])
+def test_weights_that_cannot_be(weight: float) -> None:
+    with pytest.raises(ValueError, match="every weight must be above 0"):
+        Mixture(name="m", unit="per_sample", weights={"a": weight})
