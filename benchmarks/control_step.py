@@ -69,7 +69,7 @@ def recomputed_action(model: RT1, frames_THWC: Tensor, embedding_D: Tensor) -> T
 def _arguments() -> argparse.Namespace:
     made = parser(__doc__, rounds=20)
     made.add_argument(
-        "--presets", nargs="+", choices=sorted(PRESETS), default=["small", "rt1_jax", "rt1"], help="models"
+        "--presets", nargs="+", choices=sorted(PRESETS), default=["small", "rt1_jax", "rt1"], help="models (default: small rt1_jax rt1)"
     )
     return made.parse_args()
 

@@ -36,18 +36,25 @@ class Ratio:
         return {"median": round(self.median, 3), "lowest": round(self.lowest, 3), "highest": round(self.highest, 3)}
 
 
-def parser(description: str | None, *, rounds: int, threads: int = 2) -> argparse.ArgumentParser:
-    """Arguments that every benchmark has."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    made.add_argument("--rounds", type=int, default=rounds, help="timed rounds, each with every side once")
-    made.add_argument("--threads", type=int, default=threads, help="torch threads")
+def parser(description: str | None, *, rounds: int | None) -> argparse.ArgumentParser:
+    """Arguments that the benchmarks share; `rounds` None is for one that has no rounds."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--threads", type=positive, default=2, help="torch threads (default: 2)")
+    if rounds is not None:
+        text = f"timed rounds, each with every side once (default: {rounds})"
+        made.add_argument("--rounds", type=positive, default=rounds, help=text)
     return made
+
+
+def positive(text: str) -> int:
+    """An integer of at least 1, from the command line."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
 
 
 def start(arguments: argparse.Namespace) -> None:
     """Set the threads and the seed, and print what the numbers are worth."""
-    if arguments.rounds < 1 or arguments.threads < 1:
-        raise SystemExit(f"--rounds {arguments.rounds} and --threads {arguments.threads} must be at least 1")
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     print("; ".join(f"{key} {value}" for key, value in machine().items()), flush=True)
@@ -62,15 +69,14 @@ def machine() -> dict[str, Any]:
     }
 
 
-def in_turn(sides: Mapping[str, Side], rounds: int, *, warm: bool = False) -> dict[str, list[float]]:
-    """Seconds of each side in each round; one round before is not counted, unless the sides are `warm` already."""
-    if not warm:
-        for side in sides.values():
-            side()
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+def in_turn(sides: Mapping[str, Side], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each side in each round; one round before is not counted."""
+    for side in sides.values():
+        side()
+    names, seconds = list(sides), {name: [] for name in sides}
     for number in range(rounds):
         # Every other round runs backwards: what a side leaves behind (caches, heat) then falls on both neighbours.
-        for name in reversed(sides) if number % 2 else sides:
+        for name in names if number % 2 == 0 else names[::-1]:
             began = time.perf_counter()
             sides[name]()
             seconds[name].append(time.perf_counter() - began)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from measure import Side, in_turn, parser, print_json, ratio, start
+from measure import Side, in_turn, parser, positive, print_json, ratio, start
 from rt_models.flops import cost
 from rt_models.rt1 import RT1
 from workload import PRESETS, Batch, accumulate, batch
@@ -42,7 +42,7 @@ def compare(preset: str, arguments: argparse.Namespace) -> dict[str, Any]:
     step = partial(_step, model, torch.optim.Adam(model.parameters(), lr=1e-4, eps=1e-7))
     num_windows = max(arguments.segments)
     candidates = arguments.micro_batches or MICRO_BATCHES.get(preset, MICRO_BATCHES_300)
-    micro_batch = _fastest(preset, model, candidates)
+    micro_batch = _fastest(preset, model, [size for size in candidates if num_windows % size == 0])
     sides: dict[str, Side] = {"plain": partial(step, _batches(preset, num_windows, micro_batch, 1))}
     for size in arguments.segments:
         sides[f"segments of {size}"] = partial(step, _batches(preset, num_windows // size, 1, size))
@@ -78,8 +78,6 @@ def _fastest(preset: str, model: RT1, candidates: list[int]) -> int:
 
 def _batches(preset: str, num_segments: int, segments_at_once: int, size: int) -> list[Batch]:
     """`num_segments` segments of `size` windows, in micro-batches of equal size."""
-    if num_segments % segments_at_once:
-        raise SystemExit(f"micro-batches of {segments_at_once} windows do not divide {num_segments} windows")
     count = num_segments // segments_at_once
     return [batch(preset, num_segments=segments_at_once, windows_per_segment=size) for _ in range(count)]
 
@@ -91,15 +89,14 @@ def _step(model: RT1, optimizer: torch.optim.Optimizer, micro_batches: list[Batc
 
 def _arguments() -> argparse.Namespace:
     made = parser(__doc__, rounds=3)
-    made.add_argument("--presets", nargs="+", choices=sorted(PRESETS), default=["small", "rt1_jax"], help="models")
+    made.add_argument("--presets", nargs="+", choices=sorted(PRESETS), default=["small", "rt1_jax"], help="models (default: small rt1_jax)")
     made.add_argument(
-        "--segments", nargs="+", type=int, default=[12, 24], help="windows a segment; each divides the last"
+        "--segments", nargs="+", type=positive, default=[12, 24], help="windows a segment (default: 12 24)"
     )
-    made.add_argument("--micro-batches", nargs="+", type=int, help="sizes for the plain side to choose from")
+    made.add_argument("--micro-batches", nargs="+", type=positive, help="sizes for the plain side to choose from")
     arguments = made.parse_args()
-    longest = max(arguments.segments)
-    if any(longest % size for size in [*arguments.segments, *(arguments.micro_batches or [])]):
-        made.error(f"every segment and micro-batch must divide the longest segment, {longest} windows")
+    if any(max(arguments.segments) % size for size in arguments.segments):
+        made.error(f"every segment must divide the longest, {max(arguments.segments)} windows")
     return arguments
 
 

@@ -19,7 +19,7 @@ from preprocessing.audit_evidence import Track, Verdict, arm_columns, by_share, 
 from preprocessing.audit_frames import colours, repeated_frames
 from preprocessing.audit_motion import gripper, gripper_column, motion
 from preprocessing.dataset_spec import GROUPS
-from preprocessing.episode_store import MANIFEST, EpisodeStore
+from preprocessing.episode_store import MANIFEST, EpisodeStore, atomic_write
 from preprocessing.report import usage
 
 AUDIT = "audit.json"
@@ -46,15 +46,15 @@ class Audit:
 
 def audit(store: EpisodeStore, *, reference: EpisodeStore | None = None) -> Audit:
     """Measure the conventions of `store`; colours against `reference`, a store of the same cameras known to be RGB."""
-    looked_at = tracks(store)
+    looked_at, (said, flagged) = tracks(store), usage(store)
     verdicts = [
         *motion(store, looked_at),
         gripper(store, looked_at),
         *(colours(store, role, reference) for role in store.manifest["cameras"]),
         repeated_frames(store),
         _constants(store, looked_at),
-        *_instructions(store),
-        _flags(store, looked_at),
+        *_instructions(said, flagged),
+        _flags(flagged, looked_at),
     ]
     return Audit(manifest_sha256=_manifest_sha256(store), episodes=len(looked_at), verdicts=tuple(verdicts))
 
@@ -73,8 +73,9 @@ def blocking(verdicts: Collection[Verdict], *, accepted: Collection[str] = ()) -
 
 
 def save(store: EpisodeStore, found: Audit) -> None:
-    """Write `found` beside the store's manifest."""
-    store.filesystem.pipe_file(f"{store.root}/{AUDIT}", (json.dumps(found.to_json(), indent=1) + "\n").encode())
+    """Write `found` beside the store's manifest, whole or not at all."""
+    with atomic_write(store.filesystem, f"{store.root}/{AUDIT}", temporary=store.root) as file:
+        file.write((json.dumps(found.to_json(), indent=1) + "\n").encode())
 
 
 def saved(store: EpisodeStore) -> Audit | None:
@@ -120,9 +121,11 @@ def _state_moves(store: EpisodeStore, looked_at: list[Track], dimension: int) ->
     return span > (_MOVES_M if unit == "m" else _MOVES)
 
 
-def _instructions(store: EpisodeStore) -> list[Verdict]:
-    """Texts that say nothing: blank, or one and the same for all. A spec that flags them has declared it."""
-    said, flagged = usage(store)
+def _instructions(said: dict[str, int], flagged: dict[str, int]) -> list[Verdict]:
+    """Texts that say nothing: blank, or one and the same for all. A spec that flags them has declared it.
+
+    `said` and `flagged` count the steps of each text and of each flag.
+    """
     names, total = ("instructions_are_there", "instructions_differ"), max(sum(said.values()), 1)
     if flagged.get(_UNINFORMATIVE):
         sentence = f"the spec declares {flagged[_UNINFORMATIVE]} of {total} steps as {_UNINFORMATIVE}"
@@ -135,9 +138,9 @@ def _instructions(store: EpisodeStore) -> list[Verdict]:
     return [blank, Verdict(name=names[1], finding="holds", measured=len(said), sentence=sentence)]
 
 
-def _flags(store: EpisodeStore, looked_at: list[Track]) -> Verdict:
+def _flags(flagged: dict[str, int], looked_at: list[Track]) -> Verdict:
     """Flags and step marks that are never set: they may be rare, or the field may be empty. Never a contradiction."""
-    name, (_, flagged) = "flags_are_set", usage(store)
+    name = "flags_are_set"
     never = [flag for flag, count in flagged.items() if not count]
     never += [mark for mark in looked_at[0].marks if not any(track.marks[mark] for track in looked_at)]
     if never:

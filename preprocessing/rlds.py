@@ -24,7 +24,8 @@ from preprocessing.tfrecord import Damage, Record, read_records
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _STEPS = "steps/"
 _READ_BYTES = 8 << 20
-_SLICE = re.compile(r"(.+)\[(-?\d+%?)?:(-?\d+%?)?\]")
+_PERCENT = r"(-?\d+(?:\.\d+)?%)?"
+_SLICE = re.compile(rf"(.+)\[(?:(-?\d+)?:(-?\d+)?|{_PERCENT}:{_PERCENT})\]")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -122,7 +123,7 @@ class RldsDataset:
         """
         name, bounds = split, None
         if split not in self.splits and (sliced := _SLICE.fullmatch(split)):
-            name, bounds = sliced[1], sliced.groups()[1:]
+            name, bounds = sliced[1], (sliced[2] or sliced[4], sliced[3] or sliced[5])
         if name not in self.splits:
             known = ", ".join(self.splits) or "none"
             form = " and a slice is written train[:1000] or train[90%:]" if "[" in name else ""

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.inspect import inspect
-from preprocessing import dataset_spec
+from preprocessing import dataset_spec, report
 from preprocessing.audit import Audit, audit, blocking, save, saved
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.episode_store import ROW_GROUP_ROWS, EpisodeStore, fixed_lists, instruction_id
@@ -106,7 +106,7 @@ def repeated(columns: Columns) -> None:
     columns["image"][1::4] = columns["image"][:-1:4]
 
 
-FAULTS = {
+FAULTS: dict[Change, str] = {
     inverted_gripper: "gripper_sign",
     absolute: "world_vector_is_a_displacement",
     absolute_target: "world_vector_is_a_displacement",
@@ -258,6 +258,7 @@ def test_the_command_audits_and_draws(plant: Callable[[Change], EpisodeStore], t
     found = inspect(store.root, audit=True, html=str(page))
     assert json.loads(json.dumps(found)) == found and found["audit"]["blocking"][0].startswith("gripper_sign: ")
     assert inspect(store.root)["audit"] == found["audit"]
+    assert "contradicted gripper_sign: a closing command correlates -0.98" in report.text(found)
     assert "measured on 72 episodes" in page.read_text()
     with pytest.raises(ValueError, match="--reference is for the audit's colours"):
         inspect(store.root, reference=store.root)

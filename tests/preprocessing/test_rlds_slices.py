@@ -28,7 +28,11 @@ def dataset(lengths: list[int]) -> RldsDataset:
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=5)
 
 
-@given(lengths=LENGTHS, percent=st.booleans(), bounds=st.tuples(*[st.none() | st.integers(-120, 120)] * 2))
+@given(
+    lengths=LENGTHS,
+    percent=st.booleans(),
+    bounds=st.tuples(*[st.none() | st.integers(-120, 120)] * 2).filter(lambda bounds: bounds != (None, None)),
+)
 def test_agrees_with_tensorflow_datasets(lengths: list[int], percent: bool, bounds: tuple[int | None, ...]) -> None:
     first, stop = ("" if b is None else f"{b}{'%' * percent}" for b in bounds)
     text, total = f"train[{first}:{stop}]", sum(lengths)
@@ -36,7 +40,7 @@ def test_agrees_with_tensorflow_datasets(lengths: list[int], percent: bool, boun
     try:
         (part,) = tfds_splits.ReadInstruction.from_spec(text).to_absolute(infos)  # type: ignore[attr-defined]
         theirs = (part.from_ or 0, total if part.to is None else part.to)
-    except (ValueError, AssertionError):
+    except ValueError:
         pass
     if theirs is None or theirs[0] >= theirs[1]:
         with pytest.raises(ValueError, match="asks for records"):
@@ -55,6 +59,7 @@ def test_agrees_with_tensorflow_datasets(lengths: list[int], percent: bool, boun
         ("train[:3]", "train-0-3"),
         ("train[0:-3]", "train-0-3"),
         ("train[:50%]", "train-0-3"),
+        ("train[12.5%:50%]", "train-1-3"),
     ],
 )
 def test_a_slice_has_one_name_however_it_is_written(text: str, name: str) -> None:
@@ -67,6 +72,7 @@ def test_a_slice_has_one_name_however_it_is_written(text: str, name: str) -> Non
         ("val[:3]", "no split 'val': dataset_info.json names train$"),
         ("train[3]", r"no split 'train\[3\]': .*a slice is written train\[:1000\] or train\[90%:\]"),
         ("train[:3]+train[4:]", "a slice is written"),
+        ("train[1%:2]", "a slice is written"),
         ("train[4:4]", "asks for records 4 to 4, split 'train' has 6"),
         ("train[:7]", "asks for records 0 to 7, split 'train' has 6"),
     ],

@@ -1,0 +1,35 @@
+"""The demo's whole path, cut short: a policy that has learnt nothing must be called that."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+from command_line import SAMPLE, environment, rtp_command
+
+from pipelines.demo import shortfalls
+
+
+def interval(low: float, mean: float) -> dict[str, float]:
+    return {"low": low, "mean": mean, "high": 2 * mean - low}
+
+
+def test_shortfalls_name_what_was_not_shown() -> None:
+    good = {"margin": {"mean_action": interval(0.1, 0.2)}, "perturbed": {"blank_images": {"fall": interval(0.1, 0.2)}}}
+    assert shortfalls(good) == []
+    bad = {"margin": {"mean_action": interval(-0.1, 0.2)}, "perturbed": {"blank_images": {"fall": interval(0, 0.2)}}}
+    assert len(shortfalls(bad)) == 2 and "mean action" in shortfalls(bad)[0] and "blank images" in shortfalls(bad)[1]
+
+
+def test_a_demo_that_learnt_nothing_says_so_and_fails(tmp_path: Path) -> None:
+    command = rtp_command("demo", "--output", "demo", "--source", SAMPLE, "--steps", 2, "--json")
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["shortfalls"] and "not shown: the policy beats previous action" in done.stdout
+    assert result["registered"]["model_uri"] == "models:/rt1-demo@champion"
+    assert set(result["action"]) >= {"world_vector_x", "gripper_closedness_action"}
+    page = Path(result["report"]).read_text()
+    assert "<svg" in page and "data:image/jpeg;base64," in page and "not shown" not in page
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "runs"]
