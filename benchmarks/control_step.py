@@ -13,16 +13,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from measure import in_turn, parser, print_json, ratio, start
+from torch import Tensor
+from workload import PRESETS, add_presets, frames
+
 from rt_models.action_tokens import decode
 from rt_models.decoding import choose_tokens
 from rt_models.flops import cost
 from rt_models.policy import Policy
 from rt_models.rt1 import RT1
 from rt_models.spec import EMBEDDING_WIDTH
-from workload import PRESETS, frames
 
 
 def main() -> None:
@@ -68,9 +68,7 @@ def recomputed_action(model: RT1, frames_THWC: Tensor, embedding_D: Tensor) -> T
 
 def _arguments() -> argparse.Namespace:
     made = parser(__doc__, rounds=20)
-    made.add_argument(
-        "--presets", nargs="+", choices=sorted(PRESETS), default=["small", "rt1_jax", "rt1"], help="models (default: small rt1_jax rt1)"
-    )
+    add_presets(made, "small", "rt1_jax", "rt1")
     return made.parse_args()
 
 

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from measure import parser, positive, print_json, start
-from workload import PRESETS, accumulate, batch
+from workload import PRESETS, accumulate, add_presets, batch
 
 GIBIBYTE = 2**30
 
@@ -69,8 +68,9 @@ def _status_bytes(field: str) -> int:
 
 def _arguments() -> argparse.Namespace:
     made = parser(__doc__, rounds=None)
-    made.add_argument("--presets", nargs="+", choices=sorted(PRESETS), default=["small", "rt1_jax"], help="models (default: small rt1_jax)")
-    made.add_argument("--segments", nargs="+", type=positive, default=[12, 24], help="windows a segment (default: 12 24)")
+    add_presets(made, "small", "rt1_jax")
+    text = "windows of segments (default: 12 24)"
+    made.add_argument("--segments", nargs="+", type=positive, default=[12, 24], help=text)
     made.add_argument("--case", nargs=3, metavar=("PRESET", "WINDOWS", "off|blocks"), help="measure one, here")
     return made.parse_args()
 

@@ -17,11 +17,11 @@ from functools import partial
 from typing import Any
 
 import torch
-
 from measure import Side, in_turn, parser, positive, print_json, ratio, start
+from workload import PRESETS, Batch, accumulate, add_presets, batch
+
 from rt_models.flops import cost
 from rt_models.rt1 import RT1
-from workload import PRESETS, Batch, accumulate, batch
 
 MICRO_BATCHES = {"small": [4, 8, 12, 24]}
 """Sizes that the plain side may choose from; windows of images of 300 pixels need about 2 GB each."""
@@ -89,10 +89,9 @@ def _step(model: RT1, optimizer: torch.optim.Optimizer, micro_batches: list[Batc
 
 def _arguments() -> argparse.Namespace:
     made = parser(__doc__, rounds=3)
-    made.add_argument("--presets", nargs="+", choices=sorted(PRESETS), default=["small", "rt1_jax"], help="models (default: small rt1_jax)")
-    made.add_argument(
-        "--segments", nargs="+", type=positive, default=[12, 24], help="windows a segment (default: 12 24)"
-    )
+    add_presets(made, "small", "rt1_jax")
+    text = "windows of segments (default: 12 24)"
+    made.add_argument("--segments", nargs="+", type=positive, default=[12, 24], help=text)
     made.add_argument("--micro-batches", nargs="+", type=positive, help="sizes for the plain side to choose from")
     arguments = made.parse_args()
     if any(max(arguments.segments) % size for size in arguments.segments):

@@ -8,6 +8,7 @@ Axes: B windows, T steps, F frames, HWC pixels, A actions, D embedding.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 import torch
@@ -23,6 +24,11 @@ FRAME_SIZE = {"small": (96, 96)}
 """Rows and columns of the frames: those of the shipped Meta-World episodes."""
 RT1_FRAME_SIZE = (256, 320)
 """Those of RT-1's own camera, for every other preset."""
+
+
+def add_presets(parser: argparse.ArgumentParser, *default: str) -> None:
+    text = f"models (default: {' '.join(default)})"
+    parser.add_argument("--presets", nargs="+", choices=sorted(PRESETS), default=list(default), help=text)
 
 
 def frames(preset: str, num_frames: int) -> Tensor:

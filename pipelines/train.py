@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import typing
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,17 +22,23 @@ from pipelines.progress import following
 from pipelines.serialization import from_plain, members, to_plain
 from pipelines.tracking import tracking_uri
 from pipelines.train_loop import TrainJob, read_metrics, require_same_run, train, training_contract
+from preprocessing.audit import audit, blocking, saved
 from preprocessing.episode_store import EpisodeStore
 from rt_models.spec import Contract
 
 log = logging.getLogger(__name__)
 
 
-def run_training(job: TrainJob) -> dict[str, Any]:
-    """Run `job` and return its last metrics with where the checkpoint lies. Raises ValueError for what cannot work."""
+def run_training(job: TrainJob, *, accepted: Collection[str] = ()) -> dict[str, Any]:
+    """Run `job` and return its last metrics with where the checkpoint lies. Raises ValueError for what cannot work.
+
+    `accepted` names verdicts of the audit (preprocessing/audit.py) to train in spite of.
+    """
     where = job.experiment.launch
     job.experiment.accumulation(where.most)
-    contract = training_contract(job.experiment, [EpisodeStore.open(path, split="train") for path in job.stores])
+    stores = [EpisodeStore.open(path, split="train") for path in job.stores]
+    contract = training_contract(job.experiment, stores)
+    require_sound(stores, accepted)
     for path in job.validation:
         contract.require_readable(EpisodeStore.open(path, split="val").contract, where=path)
     _require_fresh_or_resumed(job, contract)
@@ -46,6 +53,18 @@ def run_training(job: TrainJob) -> dict[str, Any]:
         "steps": job.experiment.loop.steps,
         "contract": contract.id,
     }
+
+
+def require_sound(stores: Sequence[EpisodeStore], accepted: Collection[str]) -> None:
+    """Raise ValueError where the audit finds that a store's data contradict what its spec declares."""
+    for store in stores:
+        found = saved(store) or audit(store)
+        refused = blocking(found.verdicts, accepted=accepted)
+        if refused:
+            raise ValueError(
+                f"{store.root} contradicts what is declared of it: {'; '.join(refused)}. Mend the dataset spec and "
+                f"preprocess again, or train in spite of it with --accept {refused[0].partition(':')[0]}"
+            )
 
 
 def train_worker(context: WorkerContext, config: dict[str, Any]) -> dict[str, float]:
@@ -94,6 +113,8 @@ class TrainArguments:
     """Episode stores whose loss is reported as validation_loss."""
     resume: bool = False
     """Continue from the newest checkpoint in --output."""
+    accept: tuple[str, ...] = ()
+    """Names of the audit's contradictions to train in spite of (rtp inspect --audit lists them)."""
     config: str | None = None
     """YAML file laid over the recipe, read strictly into the same settings."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
@@ -110,7 +131,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
         tracking_uri=tracking_uri(),
         resume=given.resume,
     )
-    result = run_training(job)
+    result = run_training(job, accepted=given.accept)
     loss = result.get("loss", float("nan"))
     print(f"trained {given.experiment.name} to step {result['steps']}: loss {loss:.4f}; {job.output}")
     return result

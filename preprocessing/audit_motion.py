@@ -12,6 +12,7 @@ from preprocessing.episode_store import EpisodeStore
 
 _LIKE = 0.5  # a correlation from here on is an answer; displacements of the sample and of Bridge reach 0.8 to 0.9
 _ABSOLUTE = 0.9  # correlation with the state itself from which a command is a place to go to
+_CLEARLY = 0.05  # by which an implausible lag must fit better than any plausible one: smooth motion fits several
 _LATENCY_S = 0.15  # a controller may answer this late, and always one step late
 _SPAN = 4  # steps looked at before and behind
 
@@ -146,7 +147,8 @@ def _lag(motion: _Motion | None, allowed: int) -> Verdict:
     name = "action_to_state_lag"
     if motion is None or not motion.displaces:
         return unknown(name, "no displacement follows the command clearly")
-    finding: Finding = "holds" if 0 <= motion.lag <= allowed else "contradicted"
+    ahead = motion.best - max(motion.likeness[lag] for lag in range(allowed + 1))
+    finding: Finding = "holds" if ahead <= 0 else "unknown" if ahead < _CLEARLY else "contradicted"
     sentence = (
         f"the command of step t fits best (correlation {motion.best:.2f}) the motion that begins at step "
         f"t{motion.lag:+d}; 0 to {allowed} is plausible"

@@ -249,6 +249,8 @@ def _bound(text: str | None, count: int, default: int) -> int:
     """A record number: negative ones count from the end, percents round to the nearest record as in TFDS."""
     if not text:
         return default
+    if text.endswith("%") and abs(float(text[:-1])) > 100:
+        raise ValueError(f"{text} asks for records beyond the split's 100%")
     number = round(float(text[:-1]) * count / 100) if text.endswith("%") else int(text)
     return number + count if number < 0 else number
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ from command_line import Rtp, environment, rtp_command
 from cluster.storage import CheckpointFolder
 from pipelines.cli import main
 from pipelines.train_loop import read_metrics
+from preprocessing.audit import audit
+from preprocessing.audit_evidence import Verdict
+from preprocessing.episode_store import EpisodeStore
 
 
 def losses(output: Path) -> dict[int, float]:
@@ -76,3 +80,18 @@ def test_a_run_that_blows_up_stops_and_says_so(
     flags = ["--data", store, "--output", "run", "--loop.steps", "50", "--optimizer.lr", "1e30"]
     assert main(["train", "rt1_tiny", *flags]) == 1
     assert "lower optimizer.lr" in capsys.readouterr().err
+
+
+def test_a_store_that_contradicts_its_spec_is_not_trained_on_unasked(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    opened = EpisodeStore.open(store)
+    wrong = Verdict(name="gripper_sign", finding="contradicted", measured=-0.98, sentence="it opens where it closes")
+    monkeypatch.setattr("pipelines.train.audit", lambda _: replace(audit(opened), verdicts=(wrong,)))
+    flags = ["train", "rt1_tiny", "--data", store, "--output", "run", "--loop.steps", "1"]
+    assert main(flags) == 2
+    assert "gripper_sign: it opens where it closes" in (said := capsys.readouterr().err)
+    assert "--accept gripper_sign" in said and list(tmp_path.iterdir()) == []
+    assert main([*flags, "--accept", "gripper_sign"]) == 0
+    assert main([*flags, "--accept", "nonsense"]) == 2

@@ -130,6 +130,14 @@ def test_nothing_planted_nothing_found(plant: Callable[[Change], EpisodeStore]) 
     assert findings(audit(plant(lambda columns: None)), "contradicted") == []
 
 
+def test_a_lag_that_fits_no_better_than_a_plausible_one_is_no_fault(plant: Callable[[Change], EpisodeStore]) -> None:
+    def central_difference(columns: Columns) -> None:
+        place = np.pad(columns["proprio"][:, :3], ((1, 1), (0, 0)), "edge")
+        columns["action"][:, 1:4] = (place[2:] - place[:-2]) / 2
+
+    assert findings(audit(plant(central_difference)), "contradicted") == []
+
+
 @pytest.mark.parametrize(("blank_every", "finding"), [(1, "contradicted"), (4, "contradicted"), (40, "unknown")])
 def test_blank_texts(plant: Callable[[Change], EpisodeStore], blank_every: int, finding: str) -> None:
     episodes = iter(range(1000))

@@ -75,6 +75,7 @@ def test_a_slice_has_one_name_however_it_is_written(text: str, name: str) -> Non
         ("train[1%:2]", "a slice is written"),
         ("train[4:4]", "asks for records 4 to 4, split 'train' has 6"),
         ("train[:7]", "asks for records 0 to 7, split 'train' has 6"),
+        ("train[:101%]", "101% asks for records beyond the split's 100%"),
     ],
 )
 def test_slices_that_cannot_be(text: str, sentence: str) -> None:
@@ -83,9 +84,13 @@ def test_slices_that_cannot_be(text: str, sentence: str) -> None:
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(cuts=st.sets(st.integers(1, 5)), damage=st.none() | st.floats(0, 1, exclude_max=True), cut_off=st.booleans())
+@given(
+    cuts=st.sets(st.integers(1, 5)),
+    damage=st.none() | st.floats(0, 1, exclude_max=True),
+    state=st.sampled_from(["cut off", "as long", "twice as long"]),
+)
 def test_slices_that_meet_give_every_record_once(
-    make_bridge: Callable[..., Path], tmp_path: Path, cuts: set[int], damage: float | None, cut_off: bool
+    make_bridge: Callable[..., Path], tmp_path: Path, cuts: set[int], damage: float | None, state: str
 ) -> None:
     source = tmp_path / "source/1.0.0"
     if not source.exists():
@@ -95,8 +100,8 @@ def test_slices_that_meet_give_every_record_once(
     data = bytearray(intact.read_bytes())
     if damage is not None:
         data[int(damage * len(data))] ^= 4
-        data = data[: int(damage * len(data))] if cut_off else data
-    file.write_bytes(data)
+        data = data[: int(damage * len(data))] if state == "cut off" else data
+    file.write_bytes(data + intact.read_bytes() if state == "twice as long" else data)
     opened = open_dataset(str(source))
     whole = [(item.shard, item.record, item.offset) for item in opened.episodes("train")]
     edges = [0, *sorted(cuts), 6]

@@ -1,0 +1,154 @@
+"""The weights in a flax checkpoint, without JAX: flax's msgpack file, or Orbax arrays (OCDBT or a folder an array).
+
+Flax before 2023 wrote one msgpack file; Orbax keeps arrays in TensorStore's zarr form; the versions between them, of
+the time of RT-1-X, write both: a msgpack file `checkpoint` with small arrays in it and placeholders for the others.
+What is found in either place is one tree. Needs `msgpack` and `tensorstore`, the extra `jax`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+COLLECTIONS = ("params/", "batch_stats/")  # the rest is the optimizer's and the step
+_INLINE, _DATABASE = "checkpoint", "manifest.ocdbt"
+_ZARR = {".zarray": "zarr", "zarr.json": "zarr3"}  # file that describes an array -> TensorStore's driver
+_FLAX_FILE = re.compile(r"checkpoint(_\d+(\.\d+)?)?")
+_UNFINISHED = "orbax-checkpoint-tmp"
+_DEPTH = 3  # run / step / item, as Orbax's CheckpointManager nests them
+_NDARRAY, _SCALAR = 1, 3  # flax's msgpack extension types
+
+
+def find_flax(source: Path) -> Path:
+    """The newest checkpoint at or below `source`: a msgpack file or an Orbax folder. Newest is the highest number.
+
+    Raises FileNotFoundError where there is none.
+    """
+    if source.is_file():
+        return source
+    found = list(_checkpoints(source, _DEPTH)) if source.is_dir() else []
+    if not found:
+        missing = "it holds no flax or Orbax checkpoint" if source.is_dir() else "there is no such file or folder"
+        raise FileNotFoundError(f"{source}: {missing}; give the folder with 'checkpoint', 'd' or 'params.*' in it")
+    return max(found, key=_natural)
+
+
+def read_flax(checkpoint: Path) -> dict[str, np.ndarray]:
+    """The leaves of "params" and "batch_stats" in what `find_flax` found, by path ("params/Dense_0/kernel"), float32.
+
+    bfloat16 and float16 become float32 exactly, float64 is rounded. Raises ValueError for a file that cannot be read.
+    """
+    inline = checkpoint if checkpoint.is_file() else checkpoint / _INLINE
+    leaves = dict(_inline_leaves(inline)) if inline.is_file() else {}
+    if checkpoint.is_dir():
+        leaves |= _stored_leaves(checkpoint)
+    if not leaves:
+        raise ValueError(f"{checkpoint} holds no 'params' and 'batch_stats': is it a checkpoint of a flax model?")
+    return {path: np.asarray(value, np.float32) for path, value in leaves.items()}
+
+
+# --- where ---
+
+
+def _checkpoints(folder: Path, depth: int) -> Iterator[Path]:
+    children = sorted(folder.iterdir())
+    names = {child.name for child in children}
+    if names & {_INLINE, _DATABASE, "_METADATA"} or any((child / name).is_file() for child in children for name in _ZARR):
+        yield folder
+        return
+    for child in children:
+        if child.is_file() and _FLAX_FILE.fullmatch(child.name):
+            yield child
+        elif child.is_dir() and depth and _UNFINISHED not in child.name:
+            yield from _checkpoints(child, depth - 1)
+
+
+def _natural(path: Path) -> list[tuple[float, str]]:
+    """checkpoint_9 before checkpoint_10."""
+    parts = re.split(r"(\d+)", str(path))
+    return [(float(part), "") if part.isdigit() else (-1.0, part) for part in parts]
+
+
+# --- msgpack ---
+
+
+def _inline_leaves(file: Path) -> Iterator[tuple[str, np.ndarray]]:
+    msgpack = _library("msgpack")
+    try:
+        tree = msgpack.unpackb(file.read_bytes(), ext_hook=_extension, strict_map_key=False)
+    except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
+        raise ValueError(f"{file} is no flax checkpoint: its msgpack cannot be read ({error})") from error
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"{file} is no flax checkpoint: it holds no tree of arrays")
+    for path, value in _arrays(tree):
+        if path.startswith(COLLECTIONS):
+            yield path, value
+
+
+def _arrays(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, np.ndarray):
+            yield path, value
+        elif isinstance(value, Mapping) and "__msgpack_chunked_array__" in value:  # over a gigabyte
+            chunks, shape = (list(value[key].values()) for key in ("chunks", "shape"))
+            yield path, np.concatenate(chunks).reshape(shape)
+        elif isinstance(value, Mapping):
+            yield from _arrays(value, f"{path}/")
+
+
+def _extension(code: int, data: bytes) -> Any:
+    if code not in (_NDARRAY, _SCALAR):
+        return None
+    shape, dtype, buffer = _library("msgpack").unpackb(data)
+    if dtype == "bfloat16":  # the upper half of a float32, and unknown to NumPy
+        wide = np.frombuffer(buffer, "<u2").astype("<u4") << 16
+        return wide.view("<f4").reshape(shape)
+    return np.frombuffer(buffer, np.dtype(dtype)).reshape(shape)
+
+
+# --- TensorStore ---
+
+
+def _stored_leaves(folder: Path) -> dict[str, np.ndarray]:
+    files = {"driver": "file", "path": f"{folder.absolute()}/"}
+    leaves: dict[str, np.ndarray] = {}
+    if any((child / name).is_file() for child in folder.iterdir() for name in _ZARR):
+        leaves |= _zarr_leaves(files, folder)
+    if (folder / _DATABASE).is_file():
+        leaves |= _zarr_leaves({"driver": "ocdbt", "base": files}, folder)
+    return leaves
+
+
+def _zarr_leaves(kvstore: dict[str, Any], folder: Path) -> dict[str, np.ndarray]:
+    """Arrays are named with dots for slashes; no name in an RT-1 tree has a dot of its own."""
+    tensorstore = _library("tensorstore")
+    try:
+        keys = [key.decode() for key in tensorstore.KvStore.open(kvstore).result().list().result()]
+        named = [(name, _ZARR[last]) for name, _, last in (key.rpartition("/") for key in keys) if last in _ZARR]
+        wanted = {name.replace(".", "/"): (name, driver) for name, driver in named}
+        opened = {
+            path: tensorstore.open({"driver": driver, "kvstore": {**kvstore, "path": _below(kvstore, name)}}, open=True)
+            for path, (name, driver) in wanted.items()
+            if path.startswith(COLLECTIONS)
+        }
+        reading = {path: array.result().read() for path, array in opened.items()}
+        return {path: values.result() for path, values in reading.items()}
+    except ValueError as error:
+        raise ValueError(f"{folder} cannot be read as an Orbax checkpoint: {error}") from error
+
+
+def _below(kvstore: dict[str, Any], name: str) -> str:
+    return f"{kvstore.get('path', '')}{name}/"
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"reading a flax checkpoint needs {name}: pip install 'rt-pipelines[jax]'") from error
