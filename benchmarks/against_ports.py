@@ -40,7 +40,8 @@ def main() -> None:
         size = sum(parameter.numel() for parameter in contender.model.parameters())
         print(f"{name}: {size:,} parameters; {contender.about}", flush=True)
     train = {name: partial(_train, each.model, each.loss, autocast) for name, each in contenders.items()}
-    windows = dict.fromkeys(train, arguments.batch)
+    plain_windows: int = arguments.batch
+    windows = dict.fromkeys(train, plain_windows)
     mine, shared = ours(arguments.preset, 1, arguments.segment), f"ours, segments of {arguments.segment}"
     train[shared], windows[shared] = partial(_train, mine.model, mine.loss, autocast), arguments.segment
     taken = in_turn(train, arguments.rounds)

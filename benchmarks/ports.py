@@ -65,7 +65,7 @@ def rt1_pytorch(checkout: Path, num_windows: int) -> Contender:
     return Contender(
         model=policy.model,
         about=f"commit {_commit(checkout)}, torchvision {importlib.metadata.version('torchvision')}, its defaults; "
-        "uint8 256x320 frames, its own resize to 300x300; the control step is its act(), which encodes the whole window",
+        "uint8 256x320 frames, its own resize to 300x300; its control step, act(), encodes the whole window",
         loss=lambda: policy.loss(seen, target),
         control=lambda: policy.act(now),
     )

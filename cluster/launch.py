@@ -68,7 +68,7 @@ class RayLaunch:
 def launch(train_function: TrainFunction, train_config: dict[str, Any], launch: RayLaunch) -> dict[str, Any]:
     """Run train_function(context, train_config) on every worker; returns rank 0's last reported metrics and result.
 
-    Raises the worker's own ValueError or OSError where that ended the training, else RuntimeError.
+    Raises the worker's own ValueError, OSError or ArithmeticError where that ended the training, else RuntimeError.
     """
     if launch.most <= SMALL:
         for name, value in FAST_START.items():
@@ -120,12 +120,12 @@ def _work(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cause(error: Exception) -> Exception:
-    """The first worker's own ValueError or OSError, which is the user's to mend; else what Ray says."""
+    """The first worker's own ValueError, OSError or ArithmeticError, the user's to mend; else what Ray says."""
     failures: Mapping[int, Exception] = getattr(error, "worker_failures", {})
     for rank in sorted(failures):
         failure: BaseException | None = failures[rank]
         while failure is not None:
-            if isinstance(failure, ValueError | OSError):
+            if isinstance(failure, ValueError | OSError | ArithmeticError):
                 return failure
             failure = getattr(failure, "cause", None) or failure.__cause__
     return RuntimeError(f"training failed: {error}")

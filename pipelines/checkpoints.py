@@ -1,4 +1,4 @@
-"""A trained model from what `rtp train` wrote (or `rtp import-weights`): weights, configuration and contract.
+"""A trained model from what `rtp train` wrote (checkpoints) or `rtp import-weights` did (a bundle).
 
 Needs neither Ray nor DeepSpeed.
 """
@@ -7,38 +7,31 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import fsspec
 
 from cluster.shards import read_weights
 from cluster.storage import Checkpoint, CheckpointFolder
+from pipelines.bundle import DESCRIPTION, WEIGHTS, TrainedModel, read_bundle
 from pipelines.serialization import from_plain
-from rt_models.rt1 import RT1, RT1Config
+from preprocessing.episode_store import is_local
+from rt_models.rt1 import RT1Config
 from rt_models.spec import Contract
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainedModel:
-    """A model in evaluation mode with the contract it was trained under and where it came from.
-
-    `metadata` holds experiment, stores, git revision and MLflow run of the training.
-    """
-
-    model: RT1
-    contract: Contract
-    step: int
-    source: str
-    metadata: Mapping[str, Any]
-
-
 def load_trained(path: str) -> TrainedModel:
-    """Load the newest checkpoint under `path`: a run's output folder, its checkpoints folder, or one checkpoint.
+    """Load the newest checkpoint under `path` (a run's output folder, its checkpoints, one of them), or its bundle.
 
     Raises FileNotFoundError where there is none and ValueError where it does not hold what its manifest says.
     """
-    folder, checkpoint = find_checkpoint(path)
+    try:
+        folder, checkpoint = find_checkpoint(path)
+    except FileNotFoundError:
+        bundle = _load_bundle(path)
+        if bundle is None:
+            raise
+        return bundle
     contract = Contract.from_json(checkpoint.metadata["contract"])
     model = from_plain(RT1Config, checkpoint.metadata["experiment"]["model"]).build()
     with tempfile.TemporaryDirectory(prefix="model-") as scratch:
@@ -50,6 +43,18 @@ def load_trained(path: str) -> TrainedModel:
         source=checkpoint.path,
         metadata=checkpoint.metadata,
     )
+
+
+def _load_bundle(path: str) -> TrainedModel | None:
+    files, root = fsspec.core.url_to_fs(path)
+    if not files.exists(f"{root}/{DESCRIPTION}"):
+        return None
+    if is_local(files):
+        return read_bundle(Path(root))
+    with tempfile.TemporaryDirectory(prefix="model-") as scratch:
+        for name in (WEIGHTS, DESCRIPTION):
+            files.get_file(f"{root}/{name}", f"{scratch}/{name}")
+        return read_bundle(Path(scratch))
 
 
 def find_checkpoint(path: str) -> tuple[CheckpointFolder, Checkpoint]:

@@ -17,6 +17,7 @@ COMMANDS = {
     "preprocess": "RLDS shards -> episode store (re-running resumes)",
     "inspect": "counts, statistics, conventions and pictures of an episode store",
     "train": "train a recipe on episode stores",
+    "import-weights": "a flax or Orbax checkpoint of the JAX RT-1 or RT-1-X -> safetensors with a contract",
     "evaluate": "score a checkpoint or registered model on held-out episodes",
     "register": "put a checkpoint into the MLflow model registry",
     "serve": "answer camera frames with actions over HTTP",
@@ -54,7 +55,8 @@ def _run(name: str, arguments: list[str]) -> dict[str, Any] | None:
     return module.main(arguments)
 
 
-_MODULES = {"list": "catalogue"}  # a module called list would shadow the builtin for its readers
+# A module called list would shadow the builtin for its readers.
+_MODULES = {"list": "catalogue", "import-weights": "import_weights"}
 
 
 def _usage() -> str:

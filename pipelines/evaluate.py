@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.arguments import parse
-from pipelines.checkpoints import TrainedModel, load_trained
+from pipelines.bundle import TrainedModel
+from pipelines.checkpoints import load_trained
 from pipelines.run_report import DIMENSION_HEAD, SCORE_HEAD, dimension_rows, score_rows
 from preprocessing.episode_store import EpisodeStore
 from preprocessing.loading.loader import LoaderConfig, WindowReader

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
-import json
 import platform
 import tempfile
 from dataclasses import dataclass
@@ -21,14 +20,13 @@ import tyro
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from PIL import Image
-from safetensors.torch import save_file
 
 import pipelines
 import preprocessing
 import rt_models
 from pipelines.arguments import parse
-from pipelines.checkpoints import TrainedModel, load_trained
-from pipelines.serialization import to_plain
+from pipelines.bundle import TrainedModel, write_bundle
+from pipelines.checkpoints import load_trained
 from pipelines.tracking import TrainingRun, connect, explained, tracking_uri
 from preprocessing.episode_store import EpisodeStore
 
@@ -40,7 +38,7 @@ class RegisterArguments:
     """Flags of `rtp register`."""
 
     checkpoint: tyro.conf.Positional[str]
-    """The output folder of rtp train, or one checkpoint in it."""
+    """The output folder of rtp train, or one checkpoint in it, or what rtp import-weights wrote."""
     name: str
     """Name of the registered model."""
     alias: str | None = None
@@ -59,9 +57,11 @@ def register(checkpoint: str, *, name: str, alias: str | None = None) -> dict[st
     """Register the newest model under `checkpoint`; where it can be loaded from.
 
     The version belongs to the training's own MLflow run. Raises FileNotFoundError where a training store, whose
-    instruction table is carried along, cannot be read.
+    instruction table is carried along, cannot be read, and ValueError where imported weights were given no store.
     """
     trained = load_trained(checkpoint)
+    if not trained.metadata["stores"]:
+        raise ValueError(f"{checkpoint} is bound to no episode store: import its weights again with --data STORE")
     uri = tracking_uri()
     mlflow = connect(uri)
     run_id = _run_of(trained, uri)
@@ -109,16 +109,7 @@ def _bundle(trained: TrainedModel, scratch: Path) -> Path:
     """The folder of artifacts that `serve.RobotPolicy` loads."""
     folder = scratch / "policy"
     folder.mkdir()
-    weights = {key: value.contiguous() for key, value in trained.model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors")
-    described = {
-        "model": to_plain(trained.model.config),
-        "contract": trained.contract.to_json(),
-        "step": trained.step,
-        "source": trained.source,
-        "metadata": trained.metadata,
-    }
-    (folder / "policy.json").write_text(json.dumps(described))
+    write_bundle(trained, folder)
     table: dict[str, np.ndarray] = {}
     for path in trained.metadata["stores"]:
         store = EpisodeStore.open(path, split="train")

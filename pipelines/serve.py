@@ -6,7 +6,6 @@ MLflow loads this file itself ("models from code": nothing is pickled) together 
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -21,17 +20,14 @@ import pandas as pd
 import tyro
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
-from safetensors.torch import load_file
 
 from pipelines.arguments import parse
-from pipelines.checkpoints import TrainedModel
-from pipelines.serialization import from_plain
+from pipelines.bundle import TrainedModel, read_bundle
 from pipelines.tracking import connect, explained, tracking_uri
 from preprocessing.embeddings import embed_texts
 from preprocessing.images import decode_image, resize_image
 from rt_models.policy import Policy
-from rt_models.rt1 import RT1Config
-from rt_models.spec import Contract, ImageRecipe
+from rt_models.spec import ImageRecipe
 
 Prediction = dict[str, float]
 
@@ -84,21 +80,6 @@ class RobotPolicy(PythonModel):
                 f"instruction {text!r} is not one of the {len(self._known)} that this policy was trained on, and its "
                 f"encoder {encoder} cannot run here ({error}): send a known instruction"
             ) from error
-
-
-def read_bundle(folder: Path) -> TrainedModel:
-    """The model in the folder of artifacts that `rtp register` stored."""
-    described = json.loads((folder / "policy.json").read_text())
-    model = from_plain(RT1Config, described["model"]).build().eval()
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    contract = Contract.from_json(described["contract"])
-    return TrainedModel(
-        model=model,
-        contract=contract,
-        step=described["step"],
-        source=described["source"],
-        metadata=described["metadata"],
-    )
 
 
 def fetch_registered(model_uri: str) -> TrainedModel:

@@ -45,10 +45,12 @@ def run_training(job: TrainJob, *, accepted: Collection[str] = ()) -> dict[str, 
     _write_config(job)
     with following(job.output, job.experiment.loop.steps):
         if isinstance(where, InProcess):
-            train(LocalContext(), job)
+            metrics = train(LocalContext(), job)
         else:
-            launch(train_worker, {"job": job}, where)
-    return _last_metrics(job.output) | {
+            metrics = launch(train_worker, {"job": job}, where)
+    return {
+        **metrics,
+        **_last_metrics(job.output),
         "output": job.output,
         "steps": job.experiment.loop.steps,
         "contract": contract.id,

@@ -85,7 +85,8 @@ class _Session:
         self.validation = _reader(self.experiment, held_out, self.contract) if held_out else None
         self.loader = self._build_loader()
         self.saver = BackgroundSaver(self.folder, context)
-        self.log = _MetricsLog(job.output, self.step) if context.rank == 0 else None
+        keeps_log = context.rank == 0 and "://" not in job.output  # object stores cannot append; MLflow has it all
+        self.log = _MetricsLog(job.output, self.step) if keeps_log else None
         self.run_record = self._open_tracking() if context.rank == 0 else None
 
     def run(self) -> dict[str, float]:

@@ -31,10 +31,13 @@ def find_flax(source: Path) -> Path:
     """
     if source.is_file():
         return source
-    found = list(_checkpoints(source, _DEPTH)) if source.is_dir() else []
+    if not source.is_dir():
+        raise FileNotFoundError(f"{source}: there is no such file or folder")
+    found = list(_checkpoints(source, _DEPTH))
     if not found:
-        missing = "it holds no flax or Orbax checkpoint" if source.is_dir() else "there is no such file or folder"
-        raise FileNotFoundError(f"{source}: {missing}; give the folder with 'checkpoint', 'd' or 'params.*' in it")
+        raise FileNotFoundError(
+            f"no flax or Orbax checkpoint in {source}: give the folder with its 'checkpoint' or 'd'"
+        )
     return max(found, key=_natural)
 
 
@@ -58,7 +61,7 @@ def read_flax(checkpoint: Path) -> dict[str, np.ndarray]:
 def _checkpoints(folder: Path, depth: int) -> Iterator[Path]:
     children = sorted(folder.iterdir())
     names = {child.name for child in children}
-    if names & {_INLINE, _DATABASE, "_METADATA"} or any((child / name).is_file() for child in children for name in _ZARR):
+    if names & {_INLINE, _DATABASE, "_METADATA"} or _holds_arrays(folder):
         yield folder
         return
     for child in children:
@@ -66,6 +69,10 @@ def _checkpoints(folder: Path, depth: int) -> Iterator[Path]:
             yield child
         elif child.is_dir() and depth and _UNFINISHED not in child.name:
             yield from _checkpoints(child, depth - 1)
+
+
+def _holds_arrays(folder: Path) -> bool:
+    return any((child / name).is_file() for child in folder.iterdir() for name in _ZARR)
 
 
 def _natural(path: Path) -> list[tuple[float, str]]:
@@ -118,7 +125,7 @@ def _extension(code: int, data: bytes) -> Any:
 def _stored_leaves(folder: Path) -> dict[str, np.ndarray]:
     files = {"driver": "file", "path": f"{folder.absolute()}/"}
     leaves: dict[str, np.ndarray] = {}
-    if any((child / name).is_file() for child in folder.iterdir() for name in _ZARR):
+    if _holds_arrays(folder):
         leaves |= _zarr_leaves(files, folder)
     if (folder / _DATABASE).is_file():
         leaves |= _zarr_leaves({"driver": "ocdbt", "base": files}, folder)
@@ -133,7 +140,7 @@ def _zarr_leaves(kvstore: dict[str, Any], folder: Path) -> dict[str, np.ndarray]
         named = [(name, _ZARR[last]) for name, _, last in (key.rpartition("/") for key in keys) if last in _ZARR]
         wanted = {name.replace(".", "/"): (name, driver) for name, driver in named}
         opened = {
-            path: tensorstore.open({"driver": driver, "kvstore": {**kvstore, "path": _below(kvstore, name)}}, open=True)
+            path: tensorstore.open(_array(kvstore, name, driver), read=True)
             for path, (name, driver) in wanted.items()
             if path.startswith(COLLECTIONS)
         }
@@ -143,8 +150,10 @@ def _zarr_leaves(kvstore: dict[str, Any], folder: Path) -> dict[str, np.ndarray]
         raise ValueError(f"{folder} cannot be read as an Orbax checkpoint: {error}") from error
 
 
-def _below(kvstore: dict[str, Any], name: str) -> str:
-    return f"{kvstore.get('path', '')}{name}/"
+def _array(kvstore: dict[str, Any], name: str, driver: str) -> dict[str, Any]:
+    """The spec of one array. Orbax's zarr has no fill value: a missing chunk is a missing file, not zeros."""
+    below = {**kvstore, "path": f"{kvstore.get('path', '')}{name}/"}
+    return {"driver": driver, "kvstore": below, "fill_missing_data_reads": driver == "zarr3"}
 
 
 def _library(name: str) -> Any:

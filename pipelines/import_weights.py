@@ -1,0 +1,154 @@
+"""`rtp import-weights`: a flax or Orbax checkpoint of the JAX RT-1 or RT-1-X becomes a model that can be evaluated,
+registered and served.
+
+The weights say nothing about data, so the contract takes a store's: its dimensions, units and statistics, with model
+values that are the physical ones (what RT-1-X decodes on RT-1's own data). Without --data the model has weights,
+action space, encoder and image recipe, and is bound to no dataset.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import tyro
+
+from pipelines.arguments import parse
+from pipelines.bundle import DESCRIPTION, TrainedModel, write_bundle
+from pipelines.train import absolute
+from pipelines.train_loop import git_revision
+from preprocessing.embeddings import USE_ENCODER
+from preprocessing.episode_store import EpisodeStore, is_local
+from rt_models.flax_checkpoint import find_flax, read_flax
+from rt_models.rt1_weights import from_flax
+from rt_models.spec import ActionSpec, Contract, ContractMismatch, Identity, ImageRecipe, merge_contracts
+
+log = logging.getLogger(__name__)
+
+RELEASED_IMAGE = ImageRecipe(camera="image", height=256, width=320)  # frames of RT-1 and RT-1-X (facts: c4)
+RESCALED_IN_RT1X = (  # facts: the mappings of the released training notebook, c6 to c14
+    "bridge",
+    "taco_play",
+    "jaco_play",
+    "nyu_door_opening_surprising_effectiveness",
+    "viola",
+    "berkeley_autolab_ur5",
+    "toto",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportArguments:
+    """Flags of `rtp import-weights`."""
+
+    source: tyro.conf.Positional[str]
+    """Folder of a flax or Orbax checkpoint, such as rt_1_x_jax, or flax's msgpack file; local or s3://, gs://."""
+    out: tyro.conf.Positional[str]
+    """Folder to write, local or s3://, gs://; it must not exist."""
+    data: tuple[str, ...] = ()
+    """Episode stores that the model is to act on: their dimensions, units and statistics enter the contract."""
+    encoder: str = USE_ENCODER
+    """Id of the instruction encoder that the weights were trained with."""
+    world_vector_limit: float | None = None
+    """Largest arm displacement per axis and step in model values; by default 2 for 512 bins (RT-1-X), else 1."""
+
+
+def main(arguments: list[str]) -> dict[str, Any]:
+    """Run the command line and say what was written."""
+    given = parse(ImportArguments, arguments, prog="rtp import-weights", description=__doc__ or "")
+    written = import_weights(given)
+    bound = ", ".join(written["datasets"]) or "no dataset (give --data to evaluate or register)"
+    print(
+        f"{written['output']}: {written['parameters']:,} parameters, {written['steps']} frames of "
+        f"{written['image_tokens']} tokens, {written['bins']} bins; bound to {bound}"
+    )
+    return written
+
+
+def import_weights(given: ImportArguments) -> dict[str, Any]:
+    """Read, convert and write; what was found.
+
+    Raises FileNotFoundError, FileExistsError or ValueError in one sentence, with nothing written.
+    """
+    files, root = fsspec.core.url_to_fs(given.out)
+    if files.exists(root):
+        raise FileExistsError(f"{given.out} exists: import into a new folder")
+    stores = [EpisodeStore.open(path, split="train") for path in given.data]
+    with _local(given.source) as source:
+        found = find_flax(source)
+        model = from_flax(read_flax(found), world_vector_limit=given.world_vector_limit)
+        checkpoint = absolute(f"{given.source.rstrip('/')}/{found.relative_to(source)}".removesuffix("/."))
+    contract = contract_of_weights(model.spec, given.encoder, stores)
+    trained = TrainedModel(
+        model=model,
+        contract=contract,
+        step=0,
+        source=checkpoint,
+        metadata={"stores": [absolute(path) for path in given.data], "git_revision": git_revision()},
+    )
+    _publish(trained, files, root)
+    return {
+        "output": given.out,
+        "checkpoint": checkpoint,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "steps": model.config.num_steps,
+        "image_tokens": model.config.num_image_tokens,
+        "bins": model.config.bins,
+        "contract": contract.id,
+        "datasets": [dataset.name for dataset in contract.datasets],
+    }
+
+
+def contract_of_weights(action: ActionSpec, encoder: str, stores: Sequence[EpisodeStore]) -> Contract:
+    """The contract of weights that were trained elsewhere. Raises ContractMismatch where the stores do not fit them."""
+    if not stores:
+        return Contract(action=action, encoder=encoder, image=RELEASED_IMAGE, datasets=())
+    merged = merge_contracts([store.contract for store in stores])
+    if merged.encoder != encoder:
+        raise ContractMismatch(
+            f"the weights were trained with instruction vectors of {encoder}, {stores[0].root} has those of "
+            f"{merged.encoder}: preprocess it with that encoder, or name the weights' own with --encoder"
+        )
+    if not action.same_space(merged.action):
+        raise ContractMismatch(f"the weights act in {action.name}, {stores[0].root} holds {merged.action.name}")
+    for dataset in merged.datasets:
+        if dataset.name in RESCALED_IN_RT1X:
+            log.warning(
+                "RT-1-X was trained on %s with actions rescaled; here its values are taken as they are", dataset.name
+            )
+    return merged.trained_with(action, Identity())
+
+
+@contextmanager
+def _local(source: str) -> Iterator[Path]:
+    files, root = fsspec.core.url_to_fs(source)
+    if is_local(files):
+        yield Path(root)
+        return
+    with tempfile.TemporaryDirectory(prefix="flax-") as scratch:
+        if not files.exists(root):
+            raise FileNotFoundError(f"{source}: there is no such file or folder")
+        files.get(root, f"{scratch}/source", recursive=True)
+        yield Path(scratch, "source")
+
+
+def _publish(trained: TrainedModel, files: Any, root: str) -> None:
+    """The folder appears whole; in an object store its description, by which it is found, comes last."""
+    parent = Path(root).parent if is_local(files) else None
+    if parent is not None:
+        parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".import-", dir=parent) as scratch:
+        folder = Path(scratch, "bundle")
+        folder.mkdir()
+        write_bundle(trained, folder)
+        if parent is not None:
+            folder.rename(root)
+            return
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == DESCRIPTION):
+            files.put_file(str(file), f"{root}/{file.name}")

@@ -1,0 +1,203 @@
+"""A JAX checkpoint on the real command line: the same weights come out, bound to a store or to none."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import msgpack
+import numpy as np
+import pytest
+import torch
+from command_line import SAMPLE
+
+from pipelines.checkpoints import load_trained
+from pipelines.cli import main
+from pipelines.evaluate import EvaluationConfig, evaluate
+from pipelines.import_weights import contract_of_weights
+from pipelines.register import register
+from pipelines.serve import load_registered
+from preprocessing.convert import ConvertConfig, convert
+from preprocessing.embeddings import HASH_ENCODER, USE_ENCODER
+from preprocessing.episode_store import EpisodeStore
+from rt_models import rt1_weights
+from rt_models.rt1 import RT1, RT1Config
+
+
+def as_flax(model: RT1) -> dict[str, np.ndarray]:
+    """The flat flax tree that `from_flax` reads as this model; attention biases stay flat."""
+    heads = model.config.transformer.num_heads
+    back = {
+        rt1_weights._conv: lambda value: value.transpose(2, 3, 1, 0),
+        rt1_weights._depthwise: lambda value: value.transpose(2, 3, 0, 1),
+        rt1_weights._heads_in: lambda value: value.T.reshape(value.shape[1], heads, -1),
+        rt1_weights._heads_out: lambda value: value.T.reshape(heads, -1, value.shape[0]),
+        np.transpose: np.transpose,
+    }
+    state = {name: value.numpy() for name, value in model.state_dict().items()}
+    leaves = rt1_weights._flax_leaves(model.config)
+    return {leaf.theirs: back.get(leaf.turned, np.asarray)(state[leaf.ours]) for leaf in leaves}
+
+
+def write_flax(file: Path, leaves: dict[str, np.ndarray]) -> None:
+    def packed(value: Any) -> msgpack.ExtType:
+        return msgpack.ExtType(1, msgpack.packb((list(value.shape), value.dtype.name, value.tobytes())))
+
+    tree: dict[str, Any] = {"step": 900_000}
+    for path, value in leaves.items():
+        *folders, name = path.split("/")
+        place = tree
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[name] = value
+    file.write_bytes(msgpack.packb(tree, default=packed))
+
+
+@pytest.fixture(scope="module")
+def model() -> RT1:
+    """RT-1-X's tokenizer, which an import expects, before a narrow transformer of two steps."""
+    full = RT1Config.rt1x()
+    narrow = replace(full.transformer, num_layers=1, num_heads=2, key_size=8, width=16, hidden=16)
+    torch.manual_seed(0)
+    built = replace(full, transformer=narrow, num_steps=2, num_image_tokens=4, feature_width=16).build()
+    for name, buffer in built.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            buffer.uniform_(0.5, 1.5)
+    return built.eval()
+
+
+@pytest.fixture(scope="module")
+def source(model: RT1, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("rt_1_x_jax")
+    with torch.no_grad():
+        write_flax(folder / "checkpoint_900000", as_flax(model))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def episode(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store of one episode."""
+    config = ConvertConfig(split="val", encoder="hash", workers=0, limit=1)
+    return convert(str(SAMPLE), str(tmp_path_factory.mktemp("episode")), config).store
+
+
+@pytest.fixture(scope="module")
+def bound(source: str, episode: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("bound") / "model"
+    assert main(["import-weights", source, str(out), "--data", episode, "--encoder", HASH_ENCODER]) == 0
+    return str(out)
+
+
+def test_the_weights_are_those_of_the_checkpoint(
+    source: str, model: RT1, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["import-weights", source, str(tmp_path / "new/model"), "--json"]) == 0
+    account = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (account["steps"], account["image_tokens"], account["bins"], account["datasets"]) == (2, 4, 512, [])
+    assert sorted(path.name for path in (tmp_path / "new").rglob("*")) == ["model", "model.safetensors", "policy.json"]
+    trained = load_trained(account["output"])
+    assert trained.model.config == model.config and not trained.model.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(trained.model.state_dict()[name], value), name
+    contract = trained.contract
+    assert contract.id == account["contract"] and trained.source == f"{source}/checkpoint_900000"
+    assert contract.action == model.spec and contract.encoder == USE_ENCODER
+    assert (contract.image.height, contract.image.width) == (256, 320)
+
+
+def test_bound_to_a_store_it_takes_its_conventions_and_can_be_scored(bound: str, episode: str) -> None:
+    trained, store = load_trained(bound), EpisodeStore.open(episode)
+    ours, theirs = trained.contract.dataset(), store.contract.dataset()
+    assert (ours.units, ours.action_mask, ours.statistics) == (theirs.units, theirs.action_mask, theirs.statistics)
+    assert set(ours.transform.scale) == {1.0} and set(ours.transform.offset) == {0.0}
+    report = evaluate(
+        trained.model, trained.contract, store, EvaluationConfig(bootstrap_samples=10, perturbations=False)
+    )
+    assert report["episodes"] == 1 and 0 <= report["token_accuracy"]["mean"] <= 1
+
+
+def test_registered_it_answers_a_camera_frame(
+    bound: str, episode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    registered = register(bound, name="imported")
+    opened = EpisodeStore.open(episode)
+    image = opened.read_rows(0, 0, ["image"])["image"][0].as_py()
+    predict = load_registered(registered["model_uri"], registered["tracking_uri"])
+    action = predict([image], [opened.instruction_texts[0]])[0]
+    assert list(action) == list(load_trained(bound).contract.action.names)
+    assert np.isfinite(list(action.values())).all()
+
+
+def test_a_dataset_that_rt1x_saw_rescaled_is_warned_of(
+    model: RT1, episode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = EpisodeStore.open(episode)
+    viola = replace(store.contract, datasets=(replace(store.contract.dataset(), name="viola"),))
+    contract_of_weights(model.spec, HASH_ENCODER, [store])
+    assert caplog.text == ""
+    contract_of_weights(model.spec, HASH_ENCODER, [replace(store, contract=viola)])
+    assert "viola with actions rescaled" in caplog.text
+
+
+def test_the_world_vector_limit_can_be_named(source: str, tmp_path: Path) -> None:
+    assert main(["import-weights", source, str(tmp_path / "out"), "--world-vector-limit", "1.75"]) == 0
+    assert load_trained(str(tmp_path / "out")).contract.action.bounds()[1][1] == 1.75
+
+
+def test_source_and_out_may_be_urls(source: str, model: RT1) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(source, "/jax", recursive=True)
+    assert main(["import-weights", "memory://jax", "memory://bundles/rt1x"]) == 0
+    assert main(["import-weights", "memory://jax", "memory://bundles/rt1x"]) == 2
+    trained = load_trained("memory://bundles/rt1x")
+    assert torch.equal(trained.model.transformer.output.weight, model.transformer.output.weight)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["{source}", "{tmp}"], ["exists: import into a new folder"]),
+        (["{tmp}/nowhere", "{tmp}/out"], ["nowhere: there is no such file or folder"]),
+        (["{tmp}", "{tmp}/out"], ["no flax or Orbax checkpoint in"]),
+        (["{source}", "{tmp}/out", "--data", "{tmp}/none"], ["none", "rtp preprocess"]),
+        (["{source}", "{tmp}/out", "--data", "{episode}"], [USE_ENCODER, HASH_ENCODER, "--encoder"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_nothing_is_written(
+    flags: list[str],
+    words: list[str],
+    source: str,
+    episode: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = [flag.format(source=source, episode=episode, tmp=tmp_path) for flag in flags]
+    assert main(["import-weights", *given]) == 2
+    printed = capsys.readouterr().err.strip()
+    assert "\n" not in printed and all(word in printed for word in words), printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_leaf_that_is_missing_is_named(model: RT1, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with torch.no_grad():
+        leaves = as_flax(model)
+    del leaves["params/Transformer_0/Dense_0/bias"]
+    write_flax(tmp_path / "checkpoint", leaves)
+    assert main(["import-weights", str(tmp_path), str(tmp_path / "out")]) == 2
+    assert "missing leaves: params/Transformer_0/Dense_0/bias" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_bound_to_no_store_is_not_registered(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["import-weights", source, "model"]) == 0
+    assert main(["register", "model", "--name", "unbound"]) == 2
+    assert "import its weights again with --data STORE" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
