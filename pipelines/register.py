@@ -30,7 +30,8 @@ from pipelines.checkpoints import load_trained
 from pipelines.tracking import TrainingRun, connect, explained, tracking_uri
 from preprocessing.episode_store import EpisodeStore
 
-_NEEDED = ("torch", "numpy", "pandas", "einops", "safetensors", "simplejpeg", "pillow", "mlflow")
+# What serve.py imports; MLflow brings pyarrow itself.
+_NEEDED = ("torch", "numpy", "pandas", "einops", "safetensors", "simplejpeg", "pillow", "tyro", "mlflow")
 
 
 @dataclass(frozen=True, kw_only=True)
