@@ -21,7 +21,8 @@ from pipelines.experiment import Experiment, InProcess
 from pipelines.progress import following
 from pipelines.serialization import from_plain, members, to_plain
 from pipelines.tracking import tracking_uri
-from pipelines.train_loop import TrainJob, read_metrics, require_same_run, train, training_contract
+from pipelines.train_loop import TrainJob, read_metrics, require_same_run, train
+from pipelines.training_data import training_contract
 from preprocessing.audit import audit, blocking, saved
 from preprocessing.episode_store import EpisodeStore
 from rt_models.spec import Contract

@@ -28,9 +28,10 @@ from cluster.storage import Checkpoint, CheckpointFolder
 from pipelines.experiment import Experiment
 from pipelines.serialization import flatten, to_plain
 from pipelines.tracking import TrainingRun
+from pipelines.training_data import build_loader, open_reader, training_contract
 from preprocessing.episode_store import EpisodeStore
-from preprocessing.loading.loader import Batch, Loader, WindowReader
-from rt_models.spec import Contract, merge_contracts
+from preprocessing.loading.loader import Batch, WindowReader
+from rt_models.spec import Contract
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,15 +44,6 @@ class TrainJob:
     tracking_uri: str
     validation: tuple[str, ...] = ()
     resume: bool = False
-
-
-def training_contract(experiment: Experiment, stores: list[EpisodeStore]) -> Contract:
-    """The contract a model trained on `stores` has. Raises ContractMismatch where they cannot be mixed."""
-    merged = merge_contracts([store.contract for store in stores])
-    action = experiment.model.action_spec()
-    if not action.same_space(merged.action):
-        raise ValueError(f"the model acts in {action.name}, the stores hold {merged.action.name}")
-    return merged.trained_with(action, experiment.scaling)
 
 
 def train(context: WorkerContext, job: TrainJob) -> dict[str, float]:
@@ -80,10 +72,11 @@ class _Session:
         self.found = self.folder.latest()
         self.step = self.found.step if self.found else 0
         self.engine = self._build_engine()
-        self.reader = _reader(self.experiment, stores, self.contract)
+        self.reader = open_reader(self.experiment, stores, self.contract)
         held_out = [EpisodeStore.open(path, split="val") for path in job.validation]
-        self.validation = _reader(self.experiment, held_out, self.contract) if held_out else None
-        self.loader = self._build_loader()
+        self.validation = open_reader(self.experiment, held_out, self.contract) if held_out else None
+        position = self.found.metadata["position"] if self.found else None
+        self.loader = build_loader(self.experiment, self.reader, context, position)
         self.saver = BackgroundSaver(self.folder, context)
         keeps_log = context.rank == 0 and "://" not in job.output  # object stores cannot append; MLflow has it all
         self.log = _MetricsLog(job.output, self.step) if keeps_log else None
@@ -234,20 +227,6 @@ class _Session:
             if random.exists():  # a new rank of a grown run has none and keeps its fresh state
                 torch.set_rng_state(torch.load(random, weights_only=True)["cpu"])
 
-    def _build_loader(self) -> Loader:
-        return Loader(
-            self.reader,
-            seed=self.loop.seed,
-            lanes=self.loop.lanes,
-            segment_windows=self.loop.segment_windows,
-            global_batch=self.loop.global_batch,
-            micro_batch=self.loop.micro_batch,
-            rank=self.context.rank,
-            world_size=self.context.world_size,
-            position=self.found.metadata["position"]["sample"] if self.found else 0,
-            pin_memory=self.context.device.type == "cuda",
-        )
-
     def _open_tracking(self) -> TrainingRun:
         run = TrainingRun(
             uri=self.job.tracking_uri,
@@ -290,13 +269,6 @@ def git_revision() -> str:
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty=+changes"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     return found.stdout.strip() or "unknown"
-
-
-def _reader(experiment: Experiment, stores: list[EpisodeStore], contract: Contract) -> WindowReader:
-    for store in stores:
-        contract.require_readable(store.contract, where=store.root)
-    transforms = [contract.dataset(store.contract.datasets[0].name).transform for store in stores]
-    return WindowReader(stores, transforms, num_steps=experiment.model.num_steps, config=experiment.loader)
 
 
 def require_same_run(found: Checkpoint, contract: Contract, experiment: Experiment) -> None:

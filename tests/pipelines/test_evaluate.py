@@ -17,7 +17,7 @@ from pipelines.evaluate import (
     evaluate,
     scored_dimensions,
 )
-from pipelines.train_loop import training_contract
+from pipelines.training_data import training_contract
 from preprocessing.episode_store import EpisodeStore
 from rt_models.action_tokens import encode
 from rt_models.rt1 import RT1
