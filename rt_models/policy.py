@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rt_models.action_tokens import decode
 from rt_models.decoding import choose_tokens
+from rt_models.folding import folded
 from rt_models.rt1 import RT1
 from rt_models.spec import EMBEDDING_WIDTH, AffineTransform
 
@@ -36,7 +37,10 @@ class Action:
 
 
 class Policy:
-    """Runs an RT1 with history. `transform` makes values physical; `encode` turns a text into its (512,) embedding."""
+    """Runs an RT1 with history. `transform` makes values physical; `encode` turns a text into its (512,) embedding.
+
+    It works with a copy of the model's weights as they are now (`.model`), BatchNorm folded in.
+    """
 
     def __init__(
         self,
@@ -48,7 +52,8 @@ class Policy:
     ) -> None:
         if num_robots < 1:
             raise ValueError(f"num_robots must be at least 1, got {num_robots}")
-        self.model, self.num_robots = model.eval(), num_robots
+        self.model, self.num_robots = folded(model), num_robots
+        self.model.compile_parts()
         self._transform, self._encode = transform, encode
         self._embedding_of_text: dict[str, np.ndarray] = {}
         self.reset()

@@ -185,9 +185,7 @@ class RT1Config:
     def build(self) -> RT1:
         """The model with fresh parameters, drawn from torch's global generator."""
         model = RT1(self)
-        if self.compute.compile != "off":
-            model.tokenizer.compile(backend=self.compute.compile)
-            model.transformer.compile(backend=self.compute.compile)
+        model.compile_parts()
         return model
 
 
@@ -252,6 +250,14 @@ class RT1(nn.Module):
         self.action_embedding = OneHotLinear(config.bins, config.feature_width) if one_hot else None
         self.check_inputs = False
         """Also look for values out of range off the CPU, where it makes every forward wait for the device."""
+        self.row_losses_B: Tensor | None = None
+        """After `loss`: what each window counted in it, detached."""
+
+    def compile_parts(self) -> None:
+        """torch.compile as `config.compute` says; a copy of a compiled model is not compiled."""
+        if self.config.compute.compile != "off":
+            self.tokenizer.compile(backend=self.config.compute.compile)
+            self.transformer.compile(backend=self.config.compute.compile)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -313,7 +319,9 @@ class RT1(nn.Module):
         ce_BTA = F.cross_entropy(wide.permute(0, 3, 1, 2), target_BTA, reduction="none")
         weight_BTA = batch["loss_mask"][:, -trained_steps:, None] & batch["action_mask"][:, None, :]
         dims_B = batch["action_mask"].sum(dim=1).clamp(min=1)
-        return ((ce_BTA * weight_BTA).sum(dim=(1, 2)) / (trained_steps * dims_B)).mean()
+        loss_B = (ce_BTA * weight_BTA).sum(dim=(1, 2)) / (trained_steps * dims_B)
+        self.row_losses_B = loss_B.detach()
+        return loss_B.mean()
 
     def predict(self, batch: Mapping[str, Tensor], answered: Answered = "all") -> Tensor:
         """float (B, T, A, V) logits of a batch of `rt_models.spec.BATCH`, not cropped; padding's mean nothing."""

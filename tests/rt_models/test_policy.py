@@ -77,7 +77,7 @@ def test_each_cached_step_equals_the_recomputed_window(name: str, monkeypatch: p
 def test_one_pass_of_the_tokenizer_over_one_frame_at_each_step() -> None:
     model = model_of(TINY)
     policy, counts = Policy(model), []
-    model.tokenizer.register_forward_hook(lambda module, inputs, output: counts.append(len(output)))
+    policy.model.tokenizer.register_forward_hook(lambda module, inputs, output: counts.append(len(output)))
     for frame in frames():
         policy.act(frame, instruction())
     assert counts == [1] * STEPS
