@@ -53,9 +53,10 @@ class Engine(Protocol):
         """For the next update; a parameter group multiplies it by its `lr_scale` (1 where it has none)."""
         ...
 
-    def evaluate_mode(self) -> AbstractContextManager[Any]:
+    def evaluate_mode(self, *, averaged: bool = False) -> AbstractContextManager[Any]:
         """The model in evaluation mode, without gradients, in the configured precision; call its methods inside.
 
+        averaged: with the running average of its weights, where `ema_decay` keeps one and an update has been made.
         With ZeRO-3 its parameters travel at each call: every rank then makes the same calls.
         """
         ...
@@ -113,7 +114,9 @@ class TorchEngine(EngineBase):
         self._entry = self._wrapped = Entry(self._model)
         if self.context.world_size > 1:
             # Buffers are the model's affair: it freezes or synchronises them, or each rank keeps its own.
-            self._wrapped = nn.parallel.DistributedDataParallel(self._entry, init_sync=False, broadcast_buffers=False)
+            self._wrapped = nn.parallel.DistributedDataParallel(
+                self._entry, init_sync=False, forward_sync_buffers=False
+            )
         return self._model
 
     def forward(self, batch: Any) -> Tensor:
@@ -184,7 +187,8 @@ class DeepSpeedEngine(EngineBase):
 
     def build(self, model_factory: ModelFactory, optimizer_factory: OptimizerFactory) -> nn.Module:
         zero.connect(self.context)
-        self._model = model_factory()
+        with zero.sharded_creation(self.deepspeed_config) if self._stage == 3 else nullcontext():
+            self._model = model_factory()
         self._entry = Entry(self._model)
         self._optimizer = optimizer_factory(self._model)  # first: it may group parameters by their shapes
         if self._stage == 3:
@@ -232,6 +236,22 @@ class DeepSpeedEngine(EngineBase):
             return [*own, *(zero.frozen_fragment_of_stage_3(p, names, rank) for p in frozen)]
         own = zero.fragments_of_stages_1_and_2(self._engine.optimizer, names)
         return [*own, *(f for f in super()._fragments() if not f.owner.requires_grad)]
+
+    def _show(self, fragments: list[Fragment], values: list[Tensor]) -> None:
+        if self._stage == 0:
+            return super()._show(fragments, values)
+        held: dict[str, list[tuple[Fragment, Tensor]]] = {}
+        for fragment, value in zip(fragments, values, strict=True):
+            held.setdefault(fragment.name, []).append((fragment, value))
+        for name, parameter in self._model.named_parameters() if self.context.any(bool(held)) else ():
+            if parameter.requires_grad:
+                whole = torch.zeros(zero.shape_of(parameter), device=self.context.device)
+                for fragment, value in held.get(name, []):
+                    whole.view(-1)[fragment.start : fragment.start + fragment.size] = value
+                if self.context.world_size > 1:
+                    torch.distributed.all_reduce(whole)  # every rank holds another part
+                with zero.gathered(parameter, modified=True), torch.no_grad():
+                    parameter.copy_(whole)
 
     def _spread_weights(self, reader: ShardReader) -> None:
         # The optimizer's shards hold copies of the weights. One parameter at a time: the whole need not fit anywhere.

@@ -85,10 +85,10 @@ class EngineBase:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
 
     @contextmanager
-    def evaluate_mode(self) -> Iterator[Any]:
+    def evaluate_mode(self, *, averaged: bool = False) -> Iterator[Any]:
         self._entry.eval()
         try:
-            with torch.no_grad(), self._autocast():
+            with torch.no_grad(), self._autocast(), self._averaged() if averaged else nullcontext():
                 yield self._evaluated_model()
         finally:
             self._entry.train()
@@ -122,6 +122,23 @@ class EngineBase:
                 state[AVERAGE].lerp_(owner.detach(), 1 - keep)
             else:
                 state[AVERAGE] = owner.detach().clone()
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Inside, the model has the averaged weights, from the first update on; this rank's own are kept aside."""
+        state = self._optimizer.state
+        fragments = [f for f in self._fragments() if AVERAGE in state.get(f.owner, {})]
+        weights = [fragment.view(fragment.owner).clone() for fragment in fragments]
+        self._show(fragments, [fragment.view(state[fragment.owner][AVERAGE]) for fragment in fragments])
+        try:
+            yield
+        finally:
+            self._show(fragments, weights)
+
+    def _show(self, fragments: list[Fragment], values: list[Tensor]) -> None:
+        """Give the model these values in place of its weights."""
+        for fragment, value in zip(fragments, values, strict=True):
+            fragment.assign(fragment.owner, value)
 
     # --- Checkpoints ---
 

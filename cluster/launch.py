@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,11 +34,13 @@ SMALL = 16  # workers; a larger group is polled at Ray's own pace
 class RayLaunch:
     """Where and on how many workers to train.
 
-    num_workers: a number, or (least, most): training goes on with as many as there are nodes for.
+    num_workers: a number, or (least, most): training goes on with as many as there are nodes for. A node that joins is
+        taken in at the next look, one that leaves counts as a failure; both continue from the newest checkpoint.
     max_failures: how often the workers are started again after one died; -1 without limit.
     storage_path: where Ray Train keeps its own small state; on several nodes a shared path or URL.
     collective_timeout_s: how long a worker waits for the others before it gives up.
     hang_timeout_s: how long a worker may go without a micro-batch or an agreement before it is ended as hung.
+    resize_check_s: how often a training on (least, most) workers looks for nodes that have joined.
     """
 
     num_workers: int | tuple[int, int] = 1
@@ -48,6 +51,7 @@ class RayLaunch:
     storage_path: str | None = None
     collective_timeout_s: float = 1800
     hang_timeout_s: float = 1800
+    resize_check_s: float = 60
 
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.most or self.cpus_per_worker < 1:
@@ -64,23 +68,41 @@ class RayLaunch:
     def most(self) -> int:
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
+    @property
+    def sizes(self) -> range:
+        """Every number of workers that the training may have at some time."""
+        return range(self.least, self.most + 1)
 
-def launch(train_function: TrainFunction, train_config: dict[str, Any], launch: RayLaunch) -> dict[str, Any]:
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """Be connected to the Ray that the workers run on. Ray then takes SIGTERM for itself."""
+        if self.most <= SMALL:
+            for name, value in FAST_START.items():
+                os.environ.setdefault(name, value)
+        num_cpus = max(os.cpu_count() or 1, self.most * self.cpus_per_worker)
+        with connect(RaySession(address=self.address, num_cpus=num_cpus)):
+            yield
+
+
+def launch(
+    train_function: TrainFunction, train_config: dict[str, Any], launch: RayLaunch, *, callbacks: Sequence[Any] = ()
+) -> dict[str, Any]:
     """Run train_function(context, train_config) on every worker; returns rank 0's last reported metrics and result.
 
     Raises the worker's own ValueError, OSError or ArithmeticError where that ended the training, else RuntimeError.
+    callbacks: Ray Train's, such as the one that hands rank 0's reports on to Ray Tune.
     """
-    if launch.most <= SMALL:
-        for name, value in FAST_START.items():
-            os.environ.setdefault(name, value)
-    num_cpus = max(os.cpu_count() or 1, launch.most * launch.cpus_per_worker)
-    with connect(RaySession(address=launch.address, num_cpus=num_cpus)), tempfile.TemporaryDirectory() as scratch:
+    with launch.connected(), tempfile.TemporaryDirectory() as scratch:
         _require_resources(launch)
-        return _fit(train_function, train_config, launch, launch.storage_path or scratch)
+        return _fit(train_function, train_config, launch, launch.storage_path or scratch, callbacks)
 
 
 def _fit(
-    train_function: TrainFunction, train_config: dict[str, Any], launch: RayLaunch, storage_path: str
+    train_function: TrainFunction,
+    train_config: dict[str, Any],
+    launch: RayLaunch,
+    storage_path: str,
+    callbacks: Sequence[Any],
 ) -> dict[str, Any]:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -91,12 +113,16 @@ def _fit(
         train_loop_config={"function": train_function, "config": train_config, "launch": launch},
         torch_config=TorchConfig(timeout_s=int(launch.collective_timeout_s)),
         scaling_config=ScalingConfig(
-            num_workers=launch.num_workers, use_gpu=launch.use_gpu, resources_per_worker=resources
+            num_workers=launch.num_workers,
+            use_gpu=launch.use_gpu,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=launch.resize_check_s,
         ),
         run_config=RunConfig(
             storage_path=storage_path,
             failure_config=FailureConfig(max_failures=launch.max_failures),
             logging_config=LoggingConfig(log_level="WARNING"),
+            callbacks=list(callbacks),
         ),
     )
     try:

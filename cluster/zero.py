@@ -1,16 +1,16 @@
 """DeepSpeed's ZeRO as typed configuration: which training state is sharded or offloaded, and the JSON that says so.
 
-Paper: Rajbhandari et al. 2020, arXiv 1910.02054. Per rank, with P parameters, N ranks and fp32 Adam (16 bytes a
-parameter: weight, gradient, two moments): stage 0 holds 16P, stage 1 8P + 8P/N, stage 2 4P + 12P/N, stage 3 16P/N.
+Paper: Rajbhandari et al. 2020, arXiv 1910.02054. What a rank then holds says `state_bytes`.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +22,8 @@ from cluster.context import WorkerContext
 from cluster.shards import Fragment
 
 Precision = Literal["fp32", "bf16"]
+Stage = Literal[0, 1, 2, 3]
+STAGES: tuple[Stage, ...] = (0, 1, 2, 3)
 MEGA = 10**6
 
 
@@ -36,7 +38,7 @@ class ZeroConfig:
     persist_elements: stage 3 leaves parameters smaller than this unsharded.
     """
 
-    stage: Literal[0, 1, 2, 3] = 1
+    stage: Stage = 1
     offload_optimizer: Literal["none", "cpu"] = "none"
     offload_parameters: Literal["none", "cpu"] = "none"
     bucket_elements: int = 50 * MEGA
@@ -45,7 +47,7 @@ class ZeroConfig:
     overlap: bool = True
 
     def __post_init__(self) -> None:
-        if self.stage not in (0, 1, 2, 3):
+        if self.stage not in STAGES:
             raise ValueError(f"zero.stage = {self.stage}: ZeRO has the stages 0, 1, 2 and 3")
         if self.offload_optimizer != "none" and self.stage == 0:
             raise ValueError("zero.offload_optimizer needs zero.stage 1, 2 or 3, got 0")
@@ -56,6 +58,25 @@ class ZeroConfig:
                 f"zero.bucket_elements and zero.prefetch_elements must be at least 1, "
                 f"got {self.bucket_elements} and {self.prefetch_elements}"
             )
+
+
+def state_bytes(
+    stage: Stage, num_parameters: int, num_ranks: int, *, num_frozen: int = 0, ema: bool = False
+) -> dict[str, int]:
+    """Bytes of training state that a rank holds between micro-batches: "parameters", "gradients" and "optimizer".
+
+    All of it is fp32 (bf16 is autocast), and the optimizer is Adam with two moments: 16 bytes a parameter. From stage 1
+    DeepSpeed's optimizer also keeps a copy of the weights it updates, 4 bytes, which the paper has for 16-bit weights
+    only. With P parameters and N ranks: stage 0 16P, stage 1 8P + 12P/N, stage 2 4P + 16P/N, stage 3 20P/N.
+    num_frozen: how many of the parameters are not trained, and have weights only.
+    ema: whether a running average of the weights is kept, 4 bytes more.
+    """
+    num_trained = num_parameters - num_frozen
+    parameters = -(-num_parameters // (num_ranks if stage == 3 else 1))
+    gradients = -(-num_trained // (num_ranks if stage >= 2 else 1))
+    optimizer = -(-num_trained // (num_ranks if stage >= 1 else 1))
+    copies = 2 + ema + (stage > 0)
+    return {"parameters": 4 * parameters, "gradients": 4 * gradients, "optimizer": 4 * copies * optimizer}
 
 
 def deepspeed_config(
@@ -96,6 +117,8 @@ def _zero_section(zero: ZeroConfig, device_type: str) -> dict[str, Any]:
         "allgather_bucket_size": zero.bucket_elements,
         "overlap_comm": zero.overlap and device_type == "cuda",
         "contiguous_gradients": True,
+        # Stages 1 and 2 all-reduce either way; False spares them two copies of every gradient.
+        "reduce_scatter": zero.stage == 3,
     }
     if zero.stage == 3:
         section["stage3_prefetch_bucket_size"] = zero.prefetch_elements
@@ -130,6 +153,22 @@ def connect(context: WorkerContext) -> None:
     if not dist.is_initialized():
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+@contextmanager
+def sharded_creation(config: dict[str, Any]) -> Iterator[None]:
+    """ZeRO-3: inside, what transformers reads from a saved folder becomes sharded parameters at once.
+
+    No rank then ever holds the whole of a pretrained model; `shard` leaves such parameters as they are.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        yield
+        return
+    from transformers.integrations import HfDeepSpeedConfig
+
+    announcement = HfDeepSpeedConfig(config)  # transformers refers to it weakly: it ends with this variable
+    yield
+    del announcement
 
 
 def shard(module: nn.Module, config: dict[str, Any]) -> None:

@@ -1,21 +1,23 @@
 """A trained model as a folder: `model.safetensors`, and `policy.json` with its configuration and contract.
 
-What `rtp import-weights` writes and what a registered model carries. Imports nothing of `cluster`, so that a registered
-model is served without it.
+What `rtp export` and `rtp import-weights` write and what a registered model carries. Imports nothing of `cluster`, so
+that a registered model is served without it.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from pipelines.serialization import from_plain, to_plain
-from rt_models.rt1 import RT1, RT1Config
+from pipelines.models import Model, model_config
+from pipelines.serialization import to_plain
+from rt_models.rt2_vlm import RT2VLMConfig
 from rt_models.spec import Contract
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "policy.json"
@@ -28,7 +30,7 @@ class TrainedModel:
     `metadata` holds stores and git revision, and of a training its experiment and MLflow run too.
     """
 
-    model: RT1
+    model: Model
     contract: Contract
     step: int
     source: str
@@ -38,7 +40,10 @@ class TrainedModel:
 def read_bundle(folder: Path) -> TrainedModel:
     """The model that `write_bundle` left in `folder`."""
     described = json.loads((folder / DESCRIPTION).read_text())
-    model = from_plain(RT1Config, described["model"]).build().eval()
+    config = model_config(described["model"])
+    if isinstance(config, RT2VLMConfig) and (folder / config.path).is_dir():  # carried along (pipelines/register.py)
+        config = replace(config, path=str(folder / config.path))
+    model = config.build().eval()
     model.load_state_dict(load_file(folder / WEIGHTS))
     return TrainedModel(
         model=model,
@@ -51,7 +56,12 @@ def read_bundle(folder: Path) -> TrainedModel:
 
 def write_bundle(trained: TrainedModel, folder: Path) -> None:
     """Write into the existing `folder`."""
-    weights = {key: value.contiguous() for key, value in trained.model.state_dict().items()}
+    weights: dict[str, Tensor] = {}
+    owners: set[int] = set()
+    for key, value in trained.model.state_dict().items():
+        tied = value.untyped_storage().data_ptr() in owners  # safetensors refuses two names for one memory
+        weights[key] = value.clone() if tied else value.contiguous()
+        owners.add(value.untyped_storage().data_ptr())
     save_file(weights, folder / WEIGHTS)
     described = {
         "model": to_plain(trained.model.config),

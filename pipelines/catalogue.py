@@ -31,10 +31,11 @@ def main(arguments: list[str]) -> dict[str, Any]:
     """Print what can be named on a command line."""
     from preprocessing.dataset_spec import names
     from preprocessing.embeddings import ENCODERS
+    from tuning.sweep import sweep_names
 
     if arguments:
         raise UsageError(f"rtp list takes no arguments, got {arguments[0]!r}")
-    found = {"recipes": recipe_names(), "datasets": names(), "encoders": list(ENCODERS)}
+    found = {"recipes": recipe_names(), "sweeps": sweep_names(), "datasets": names(), "encoders": list(ENCODERS)}
     for kind, values in found.items():
         print(f"{kind}: {', '.join(values)}")
     return found

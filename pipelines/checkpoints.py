@@ -1,29 +1,43 @@
-"""A trained model from what `rtp train` wrote (checkpoints) or `rtp import-weights` did (a bundle).
+"""A trained model from what `rtp train` wrote (checkpoints) or `rtp import-weights` and `rtp export` did (a bundle).
 
 Needs neither Ray nor DeepSpeed.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import fsspec
 
 from cluster.shards import read_weights
 from cluster.storage import Checkpoint, CheckpointFolder
 from pipelines.bundle import DESCRIPTION, WEIGHTS, TrainedModel, read_bundle
-from pipelines.serialization import from_plain
+from pipelines.models import ModelConfig, model_config
 from preprocessing.episode_store import is_local
-from rt_models.rt1 import RT1Config
 from rt_models.spec import Contract
 
+Which = Literal["averaged", "last"]
+"""The running average of the weights (EMA), or the weights as the last step left them."""
 
-def load_trained(path: str) -> TrainedModel:
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What is known of a trained model before its weights are read."""
+
+    model: ModelConfig
+    contract: Contract
+
+
+def load_trained(path: str, weights: Which | None = None) -> TrainedModel:
     """Load the newest checkpoint under `path` (a run's output folder, its checkpoints, one of them), or its bundle.
 
-    Raises FileNotFoundError where there is none and ValueError where it does not hold what its manifest says.
+    `weights` are by default the averaged ones where the training kept them (engine.ema_decay). Raises FileNotFoundError
+    where there is none and ValueError where it does not hold what its manifest says.
     """
     try:
         folder, checkpoint = find_checkpoint(path)
@@ -32,17 +46,37 @@ def load_trained(path: str) -> TrainedModel:
         if bundle is None:
             raise
         return bundle
-    contract = Contract.from_json(checkpoint.metadata["contract"])
-    model = from_plain(RT1Config, checkpoint.metadata["experiment"]["model"]).build()
+    averaged = _keeps_average(checkpoint) if weights is None else weights == "averaged"
+    model = model_config(checkpoint.metadata["experiment"]["model"]).build()
     with tempfile.TemporaryDirectory(prefix="model-") as scratch:
-        model.load_state_dict(read_weights(folder.fetch(checkpoint, Path(scratch)) / "engine"))
+        engine = folder.fetch(checkpoint, Path(scratch)) / "engine"
+        model.load_state_dict(read_weights(engine, averaged=averaged))
     return TrainedModel(
         model=model.eval(),
-        contract=contract,
+        contract=Contract.from_json(checkpoint.metadata["contract"]),
         step=checkpoint.step,
         source=checkpoint.path,
-        metadata=checkpoint.metadata,
+        metadata={**checkpoint.metadata, "weights": "averaged" if averaged else "last"},
     )
+
+
+def describe_trained(path: str) -> Description:
+    """What `load_trained` would load. Raises FileNotFoundError where there is nothing."""
+    try:
+        metadata = find_checkpoint(path)[1].metadata
+        model = metadata["experiment"]["model"]
+    except FileNotFoundError:
+        files, root = fsspec.core.url_to_fs(path)
+        if not files.exists(f"{root}/{DESCRIPTION}"):
+            raise
+        metadata = json.loads(files.cat_file(f"{root}/{DESCRIPTION}"))
+        model = metadata["model"]
+    return Description(model=model_config(model), contract=Contract.from_json(metadata["contract"]))
+
+
+def _keeps_average(checkpoint: Checkpoint) -> bool:
+    engine: dict[str, Any] = checkpoint.metadata["experiment"]["engine"]
+    return engine["ema_decay"] > 0
 
 
 def _load_bundle(path: str) -> TrainedModel | None:

@@ -17,10 +17,14 @@ COMMANDS = {
     "preprocess": "RLDS shards -> episode store (re-running resumes)",
     "inspect": "counts, statistics, conventions and pictures of an episode store",
     "train": "train a recipe on episode stores",
+    "tune": "a sweep over a recipe's settings; resumable",
     "import-weights": "a flax or Orbax checkpoint of the JAX RT-1 or RT-1-X -> safetensors with a contract",
+    "export": "a checkpoint -> one model.safetensors with configuration and contract",
     "evaluate": "score a checkpoint or registered model on held-out episodes",
-    "register": "put a checkpoint into the MLflow model registry",
+    "register": "put a checkpoint into the MLflow model registry; gates decide whether an alias moves to it",
+    "registry": "where registered models come from; roll an alias back",
     "serve": "answer camera frames with actions over HTTP",
+    "submit": "run a command on a Ray cluster and follow it",
     "list": "recipes, datasets and encoders",
     "doctor": "what this machine has, and what will work on it",
 }
@@ -35,10 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, rest = words[0], words[1:]
     if name not in COMMANDS:
         return _fail(f"rtp has no command {name!r}{did_you_mean(name, list(COMMANDS))}")
-    as_json = "--json" in rest
+    end = rest.index("--") if "--" in rest else len(rest)  # what follows belongs to a command that submit passes on
+    as_json = "--json" in rest[:end]
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
-        result = _run(name, [word for word in rest if word != "--json"])
+        result = _run(name, [word for word in rest[:end] if word != "--json"] + rest[end:])
     except (ValueError, OSError, ImportError) as error:
         return _fail(_one_sentence(error))
     except FloatingPointError as error:

@@ -1,60 +1,145 @@
-"""`rtp doctor`: what this machine has, and what will work on it. Changes nothing."""
+"""`rtp doctor [RECIPE]`: before hours are spent, say what this machine or a cluster has and whether the run will fit.
+
+Changes nothing; exit code 1 if something would let the run fail, with the remedy beside it.
+"""
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
-import platform
-import shutil
-from typing import Any
+import socket
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-import torch
+import tyro
 
-from pipelines.arguments import UsageError
+from pipelines.arguments import parse
+from pipelines.catalogue import recipe_names
+from pipelines.diagnosis import Check, cluster_checks, machine_checks, memory_table, run_checks, storage_checks
+from pipelines.experiment import Experiment
+from pipelines.forecast import Forecast, forecast
+from pipelines.machine import Machine, disk_free, examine, examine_nodes
 from pipelines.tracking import tracking_uri
+from pipelines.train import absolute, chosen_experiment
+from pipelines.training_data import training_contract
+from preprocessing.episode_store import EpisodeStore
 
-_PARTS = ("torch", "ray", "deepspeed", "tensorflow-datasets", "pyarrow", "mlflow", "s3fs", "simplejpeg")
-_EXTRAS = {"use": "tensorflow", "sim": "metaworld", "vlm": "transformers"}
+EXTRAS = {"use": "tensorflow", "sim": "metaworld", "vlm": "transformers", "jax": "tensorstore"}
+MARKS = {"ok": "ok", "note": "note", "fail": "FAIL"}
+PATIENCE_S = 5
 
 
-def diagnose() -> dict[str, Any]:
-    """What was found, as plain data."""
-    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    return {
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in _PARTS},
-        "extras": {extra: importlib.util.find_spec(module) is not None for extra, module in _EXTRAS.items()},
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "shared_memory_gb": round(shutil.disk_usage("/dev/shm").total / 1e9, 1) if os.path.isdir("/dev/shm") else 0.0,
-        "disk_free_gb": round(shutil.disk_usage(".").free / 1e9, 1),
-        "gpus": gpus,
-        "tracking_uri": tracking_uri(),
-        "ray_auth_mode": os.environ.get("RAY_AUTH_MODE", "not set"),
-    }
+@dataclass(frozen=True, kw_only=True)
+class MachineArguments:
+    """Flags of `rtp doctor` without a recipe."""
+
+    output: str = "runs"
+    """Folder where runs are to be written, local or s3://, gs:// URL."""
+    address: str | None = None
+    """Ray cluster to look at, as host:port; RAY_ADDRESS by default, else this machine only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunArguments(MachineArguments):
+    """Flags of `rtp doctor RECIPE`: those of rtp train, of which none is required."""
+
+    data: tuple[str, ...] = ()
+    """Episode stores to train on."""
+    config: str | None = None
+    """YAML file laid over the recipe."""
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
 
 
 def main(arguments: list[str]) -> dict[str, Any]:
-    """Print the findings and what follows from them."""
-    if arguments:
-        raise UsageError(f"rtp doctor takes no arguments, got {arguments[0]!r}")
-    found = diagnose()
-    missing = [name for name, version in found["versions"].items() if version is None]
-    for name, value in found.items():
-        print(f"{name:>16}: {value}")
-    for name in missing:
-        print(f"missing: {name}; install the project again with its constraints.txt")
-    for extra, present in found["extras"].items():
-        if not present:
-            print(f"not installed: extra {extra!r} (pip install 'rt-pipelines[{extra}]')")
-    if not found["gpus"]:
-        print("no GPU: training runs on the CPU, for the small recipes only")
-    return found | {"exit_code": 1 if missing else 0}
+    """Look, judge, and print what was found."""
+    if arguments and not arguments[0].startswith("-"):
+        experiment, flags = chosen_experiment(arguments[0], arguments[1:])
+        default = RunArguments(experiment=experiment)
+        prog = f"rtp doctor {arguments[0]}"
+        given: MachineArguments = parse(RunArguments, flags, prog=prog, default=default, description=__doc__ or "")
+    else:
+        text = f"{__doc__}\nrecipes: {', '.join(recipe_names())}"
+        given = parse(MachineArguments, arguments, prog="rtp doctor", description=text)
+    found = diagnose(given)
+    for check in found["checks"]:
+        print(f"{MARKS[check['verdict']]:>4}  {check['name']:13}  {check['found']}")
+        if check["remedy"]:
+            print(f"{'':21}-> {check['remedy']}")
+    for line in found.pop("table"):
+        print(line)
+    return found
 
 
-def _version(distribution: str) -> str | None:
+def diagnose(given: MachineArguments) -> dict[str, Any]:
+    """Checks, findings and forecast as plain data, "table" as lines to read."""
+    output = absolute(given.output)
+    here = examine(output)
+    address = _address(given)
+    checks = [*machine_checks(here), *_extras()]
+    nodes: list[Machine] = []
+    if address is not None:
+        try:
+            nodes = examine_nodes(address, output)
+            checks += cluster_checks(nodes, here)
+        except OSError as error:
+            remedy = "start Ray there, or give its address and RAY_AUTH_TOKEN"
+            checks.append(Check(name="nodes", found=" ".join(str(error).split()), verdict="fail", remedy=remedy))
+    checks += [*storage_checks(output, here, nodes), _tracking()]
+    plan, problem = _plan(given)
+    if isinstance(given, RunArguments) and plan is not None:
+        checks += run_checks(given.experiment, plan, nodes or [here], disk_free(output))
+    checks += [problem] if problem else []
+    return {
+        "checks": [asdict(check) for check in checks],
+        "machine": here.to_json(),
+        "nodes": [node.to_json() for node in nodes],
+        "forecast": plan.to_json() if plan else None,
+        "table": memory_table(plan) if plan else [],
+        "exit_code": int(any(check.verdict == "fail" for check in checks)),
+    }
+
+
+def _address(given: MachineArguments) -> str | None:
+    launch = given.experiment.launch if isinstance(given, RunArguments) else None
+    return given.address or getattr(launch, "address", None) or os.environ.get("RAY_ADDRESS")
+
+
+def _plan(given: MachineArguments) -> tuple[Forecast | None, Check | None]:
+    """The forecast, and what hinders it: stores that cannot be read or mixed, a batch that does not divide."""
+    if not isinstance(given, RunArguments):
+        return None, None
     try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+        stores = [EpisodeStore.open(absolute(path), split="train") for path in given.data]
+        if stores:
+            training_contract(given.experiment, stores)
+        return forecast(given.experiment, stores), None
+    except (ValueError, OSError) as error:
+        return None, Check(name="run", found=" ".join(str(error).split()), verdict="fail")
+
+
+def _extras() -> Iterator[Check]:
+    missing = [extra for extra, module in EXTRAS.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        listed = ",".join(missing)
+        remedy = f"where you need them: pip install 'rt-pipelines[{listed}]'"
+        yield Check(name="extras", found=f"not installed: {listed}", verdict="note", remedy=remedy)
+
+
+def _tracking() -> Check:
+    """Whether MLflow can be reached."""
+    uri = tracking_uri()
+    where = urlsplit(uri)
+    problem = ""
+    if where.scheme in ("http", "https") and where.hostname:
+        try:
+            port = where.port or (443 if where.scheme == "https" else 80)
+            socket.create_connection((where.hostname, port), timeout=PATIENCE_S).close()
+        except OSError as error:
+            problem = f"{uri} does not answer: {error}"
+    elif where.scheme == "sqlite":
+        problem = examine(str(Path(uri.removeprefix("sqlite:///")).parent)).storage
+    remedy = "start the server, or set MLFLOW_TRACKING_URI to one that answers" if problem else ""
+    return Check(name="MLflow", found=problem or uri, verdict="fail" if problem else "ok", remedy=remedy)

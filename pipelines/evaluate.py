@@ -13,9 +13,8 @@ Intervals are 95 % bootstrap intervals over episodes, because steps of one episo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -24,18 +23,20 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.arguments import parse
+from pipelines.bootstrap import Bootstrap
 from pipelines.bundle import TrainedModel
 from pipelines.checkpoints import load_trained
-from pipelines.run_report import DIMENSION_HEAD, SCORE_HEAD, dimension_rows, score_rows
+from pipelines.models import Model
+from pipelines.predictions import Perturbation, Predictions, predict_store
+from pipelines.run_report import DIMENSION_HEAD, SCORE_HEAD, WEB_HEAD, before_rows, dimension_rows, score_rows, web_rows
+from pipelines.scoreboard import WebScoreConfig, score_web
 from preprocessing.episode_store import EpisodeStore
-from preprocessing.loading.loader import LoaderConfig, WindowReader
+from preprocessing.web_store import WebStore, open_store
 from rt_models.action_tokens import decode, encode
-from rt_models.decoding import choose_tokens
-from rt_models.rt1 import RT1
 from rt_models.spec import Contract, DatasetContract
 
 LAZY_POLICIES = ("most_frequent_token", "mean_action", "previous_action")
-Perturbation = Literal["none", "blank_images", "swapped_instructions"]
+PERTURBATIONS: tuple[Perturbation, ...] = ("blank_images", "swapped_instructions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,30 +50,23 @@ class EvaluationConfig:
     perturbations: bool = True
     """Also score with blank images and with swapped instructions, to show what the policy looks at."""
     seed: int = 0
+    web: WebScoreConfig = field(default_factory=WebScoreConfig)
+
+    def bootstrap(self) -> Bootstrap:
+        return Bootstrap(samples=self.bootstrap_samples, seed=self.seed)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Predictions:
-    """All scored steps in episode order: N steps, A dimensions."""
-
-    episode_N: np.ndarray
-    first_N: np.ndarray
-    physical_NA: np.ndarray
-    target_tokens_NA: np.ndarray
-    tokens_NA: np.ndarray
-
-
-def evaluate(model: RT1, contract: Contract, store: EpisodeStore, config: EvaluationConfig) -> dict[str, Any]:
+def evaluate(model: Model, contract: Contract, store: EpisodeStore, config: EvaluationConfig) -> dict[str, Any]:
     """Scores of `model` on `store` beside the lazy policies, as plain data for JSON.
 
     Raises ContractMismatch where the store does not hold what the model was trained on.
     """
     contract.require_readable(store.contract, where=store.root)
     dataset = contract.dataset(store.contract.datasets[0].name)
-    predictions = predict_store(model, dataset, store, config, "none")
+    predictions = predict_store(model, contract, store, batch=config.batch)
     dims = scored_dimensions(dataset, predictions)
     lazy = {name: _lazy_tokens(name, predictions, model) for name in LAZY_POLICIES}
-    bootstrap = _Bootstrap(predictions.episode_N, config)
+    interval = config.bootstrap().over(predictions.episode_N)
     correct = {name: _correct(tokens, predictions, dims) for name, tokens in lazy.items()}
     own = _correct(predictions.tokens_NA, predictions, dims)
     report: dict[str, Any] = {
@@ -81,36 +75,23 @@ def evaluate(model: RT1, contract: Contract, store: EpisodeStore, config: Evalua
         "episodes": len(np.unique(predictions.episode_N)),
         "steps": len(predictions.episode_N),
         "dimensions": [model.spec.names[dim] for dim in dims],
-        "token_accuracy": bootstrap.interval(own),
-        "lazy": {name: bootstrap.interval(value) for name, value in correct.items()},
-        "margin": {name: bootstrap.interval(own - value) for name, value in correct.items()},
+        "token_accuracy": interval(own),
+        "lazy": {name: interval(value) for name, value in correct.items()},
+        "margin": {name: interval(own - value) for name, value in correct.items()},
         "per_dimension": _per_dimension(predictions, lazy, model, dataset, dims),
     }
+    if predictions.valid_mass_NK is not None and predictions.invalid_NK is not None:
+        report["decoding"] = {
+            "valid_token_mass": float(predictions.valid_mass_NK.mean()),
+            "invalid_rate_without_mask": float(predictions.invalid_NK.mean()),
+        }
     if config.perturbations:
-        for kind in ("blank_images", "swapped_instructions"):
-            other = predict_store(model, dataset, store, config, kind)
+        for kind in PERTURBATIONS:
+            other = predict_store(model, contract, store, batch=config.batch, perturbation=kind)
             fallen = _correct(other.tokens_NA, predictions, dims)
-            scores = {"token_accuracy": bootstrap.interval(fallen), "fall": bootstrap.interval(own - fallen)}
+            scores = {"token_accuracy": interval(fallen), "fall": interval(own - fallen)}
             report.setdefault("perturbed", {})[kind] = scores
     return report
-
-
-def predict_store(
-    model: RT1, dataset: DatasetContract, store: EpisodeStore, config: EvaluationConfig, perturbation: Perturbation
-) -> Predictions:
-    """The model's tokens for the last step of every window of `store` that is trained on."""
-    reader = WindowReader([store], [dataset.transform], num_steps=model.config.num_steps, config=LoaderConfig())
-    swap = _swapped(store.embeddings) if perturbation == "swapped_instructions" else None
-    parts = [
-        _predict_batch(model, batch, blank=perturbation == "blank_images", swap=swap)
-        for batch in _batches(reader, config.batch, next(model.parameters()).device)
-    ]
-    reader.close()
-    episode, step, action, target, tokens = (np.concatenate(column) for column in zip(*parts, strict=True))
-    physical = dataset.transform.invert(action)
-    return Predictions(
-        episode_N=episode, first_N=step == 0, physical_NA=physical, target_tokens_NA=target, tokens_NA=tokens
-    )
 
 
 def scored_dimensions(dataset: DatasetContract, predictions: Predictions) -> np.ndarray:
@@ -122,45 +103,10 @@ def scored_dimensions(dataset: DatasetContract, predictions: Predictions) -> np.
     return dims
 
 
-def _batches(reader: WindowReader, batch: int, device: torch.device) -> Iterator[dict[str, torch.Tensor]]:
-    rows = np.arange(reader.index.num_rows)
-    for first in range(0, len(rows), batch):
-        piece = rows[first : first + batch]
-        yield {key: value.to(device) for key, value in reader.read(piece, piece).items()}
-
-
-@torch.no_grad()
-def _predict_batch(
-    model: RT1, batch: dict[str, torch.Tensor], *, blank: bool, swap: tuple[torch.Tensor, torch.Tensor] | None
-) -> tuple[np.ndarray, ...]:
-    if blank:
-        batch["frames"] = torch.zeros_like(batch["frames"])
-    if swap is not None:
-        batch["embedding"] = _swap_embeddings(batch["embedding"], *swap)
-    logits_BAV = model.predict(batch, answered="last")[:, -1]
-    tokens_BA = choose_tokens(logits_BAV, model.spec)
-    target_BA = encode(batch["action"][:, -1], model.spec)
-    scored = batch["loss_mask"][:, -1].cpu().numpy()
-    columns = (batch["episode"], batch["step"], batch["action"][:, -1], target_BA, tokens_BA)
-    return tuple(column.cpu().numpy()[scored] for column in columns)
-
-
-def _swapped(embeddings_ND: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """(instruction embeddings, the embedding each is replaced by): the next instruction's in the store's table."""
-    return torch.tensor(embeddings_ND), torch.tensor(np.roll(embeddings_ND, 1, axis=0))
-
-
-def _swap_embeddings(embedding_BTD: torch.Tensor, known_ND: torch.Tensor, others_ND: torch.Tensor) -> torch.Tensor:
-    flat = embedding_BTD.reshape(-1, embedding_BTD.shape[-1])
-    nearest = torch.cdist(flat, known_ND.to(flat)).argmin(dim=1)
-    padding = (flat == 0).all(dim=1, keepdim=True)
-    return torch.where(padding, flat, others_ND.to(flat)[nearest]).reshape(embedding_BTD.shape)
-
-
 # --- lazy policies and scores ---
 
 
-def _lazy_tokens(name: str, predictions: Predictions, model: RT1) -> np.ndarray:
+def _lazy_tokens(name: str, predictions: Predictions, model: Model) -> np.ndarray:
     targets = predictions.target_tokens_NA
     commonest = np.array([np.bincount(column).argmax() for column in targets.T])
     if name == "most_frequent_token":
@@ -178,7 +124,7 @@ def _correct(tokens_NA: np.ndarray, predictions: Predictions, dims: np.ndarray) 
 
 
 def _per_dimension(
-    predictions: Predictions, lazy: dict[str, np.ndarray], model: RT1, dataset: DatasetContract, dims: np.ndarray
+    predictions: Predictions, lazy: dict[str, np.ndarray], model: Model, dataset: DatasetContract, dims: np.ndarray
 ) -> dict[str, Any]:
     """Per scored dimension: token accuracy and mean absolute error in the physical unit, the policy's and the lazy."""
     policies = {"policy": predictions.tokens_NA, **lazy}
@@ -193,26 +139,9 @@ def _per_dimension(
     return table
 
 
-def _physical(tokens_NA: np.ndarray, model: RT1, dataset: DatasetContract) -> np.ndarray:
+def _physical(tokens_NA: np.ndarray, model: Model, dataset: DatasetContract) -> np.ndarray:
     values = decode(torch.from_numpy(np.ascontiguousarray(tokens_NA)), model.spec)
     return dataset.transform.invert(values.numpy())
-
-
-class _Bootstrap:
-    """Means over steps with 95 % intervals from resampled episodes."""
-
-    def __init__(self, episode_N: np.ndarray, config: EvaluationConfig) -> None:
-        _, self._member_N = np.unique(episode_N, return_inverse=True)
-        self._counts_E = np.bincount(self._member_N)
-        num_episodes = len(self._counts_E)
-        draws = np.random.default_rng(config.seed).integers(num_episodes, size=(config.bootstrap_samples, num_episodes))
-        self._weights_SE = np.stack([np.bincount(draw, minlength=num_episodes) for draw in draws])
-
-    def interval(self, value_N: np.ndarray) -> dict[str, float]:
-        sums_E = np.bincount(self._member_N, weights=value_N)
-        means_S = (self._weights_SE @ sums_E) / (self._weights_SE @ self._counts_E)
-        low, high = np.quantile(means_S, [0.025, 0.975])
-        return {"mean": float(value_N.mean()), "low": float(low), "high": float(high)}
 
 
 # --- the command ---
@@ -225,7 +154,9 @@ class EvaluateArguments:
     model: tyro.conf.Positional[str]
     """The output folder of rtp train, one checkpoint in it, or models:/NAME@ALIAS."""
     data: tuple[str, ...]
-    """Episode stores to score on."""
+    """Stores to score on: of episodes, and for RT-2 of image-text examples too."""
+    before: str | None = None
+    """An earlier model, scored on the same stores and printed beside: what was learnt since, and what is forgotten."""
     split: str = "val"
     """Split of each store, where --data names a folder that holds several."""
     evaluation: Annotated[EvaluationConfig, tyro.conf.arg(name="")] = field(default_factory=EvaluationConfig)
@@ -235,12 +166,31 @@ def main(arguments: list[str]) -> dict[str, Any]:
     """Parse the command line, score, and print the tables."""
     given = parse(EvaluateArguments, arguments, prog="rtp evaluate", description=__doc__ or "")
     trained = _load(given.model)
+    earlier = None if given.before is None else _load(given.before)
     reports = []
     for path in given.data:
-        store = EpisodeStore.open(path, split=given.split)
-        reports.append(evaluate(trained.model, trained.contract, store, given.evaluation))
-        print_tables(reports[-1])
+        store = open_store(path, split=given.split)
+        report = score(trained, store, given.evaluation)
+        if earlier is not None:
+            report["before"] = _headlines(score(earlier, store, given.evaluation))
+        reports.append(report)
+        print_tables(report)
     return {"model": given.model, "step": trained.step, "evaluations": reports}
+
+
+def score(trained: TrainedModel, store: EpisodeStore | WebStore, config: EvaluationConfig) -> dict[str, Any]:
+    """The report of a model on a store of either kind."""
+    if isinstance(store, EpisodeStore):
+        return evaluate(trained.model, trained.contract, store, config)
+    return score_web(
+        trained.model, trained.contract, store, config.web, batch=config.batch, bootstrap=config.bootstrap()
+    )
+
+
+def _headlines(report: dict[str, Any]) -> dict[str, Any]:
+    """The scores of a report by which models are compared."""
+    found = {key: report[key] for key in ("token_accuracy", "vqa_accuracy") if key in report}
+    return found | ({"cider_d": report["captions"]["cider_d"]} if "captions" in report else {})
 
 
 def _load(model: str) -> TrainedModel:
@@ -255,9 +205,22 @@ def print_tables(report: dict[str, Any]) -> None:
     """Scores and errors as text."""
     console = Console()
     console = console if console.is_terminal else Console(width=110)
-    console.print(f"{report['store']}: {report['steps']} steps of {report['episodes']} episodes")
-    for head, rows in ((SCORE_HEAD, score_rows(report)), (DIMENSION_HEAD, dimension_rows(report))):
-        table = Table(*head, box=None)
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+    if "episodes" in report:
+        console.print(f"{report['store']}: {report['steps']} steps of {report['episodes']} episodes")
+        _print_table(console, SCORE_HEAD, score_rows(report))
+        _print_table(console, DIMENSION_HEAD, dimension_rows(report))
+    else:
+        console.print(f"{report['store']}: {report['examples']} image-text examples")
+        _print_table(console, WEB_HEAD, web_rows(report))
+    if "decoding" in report:
+        mass, rate = report["decoding"]["valid_token_mass"], report["decoding"]["invalid_rate_without_mask"]
+        console.print(f"probability of valid action tokens {mass:.4f}; invalid without the mask {100 * rate:.2f} %")
+    if "before" in report:
+        _print_table(console, ["", "before", "now"], before_rows(report["before"], _headlines(report)))
+
+
+def _print_table(console: Console, head: list[str], rows: list[list[str]]) -> None:
+    table = Table(*head, box=None)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from cluster.engine import DeepSpeedEngineConfig, TorchEngineConfig
 from cluster.launch import RayLaunch
+from pipelines.co_fine_tuning import CoFineTuningConfig
+from pipelines.models import ModelConfig
 from pipelines.optimizer import AdamConfig, AdamWConfig
 from pipelines.schedule import ConstantSchedule, CosineSchedule
 from preprocessing.loading.loader import LoaderConfig
-from rt_models.rt1 import RT1Config
+from preprocessing.mixture import MixtureConfig
 from rt_models.spec import Bounds, Identity, Quantiles
 
 
@@ -39,12 +41,25 @@ class LoopConfig:
     """Steps between losses on the validation stores; 0 for only at the end."""
     evaluate_windows: int = 512
     """Windows of the validation stores that a validation loss is taken over."""
+    best_by: str = "validation_loss"
+    """Metric whose lowest checkpoint is kept beside the newest, of those at whose step it was measured."""
+    patience: int = 0
+    """Measurements of `best_by` without a new lowest one after which training ends early; 0 for never."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """A gradient that is not finite stops the run, or its update is skipped, counted and reported."""
+    max_skips: int = 10
+    """Skipped updates in a row after which the run stops all the same."""
+    log_samples: bool = False
+    """Each worker writes down what it trains on, step by step, to samples/ in the output folder."""
 
     def __post_init__(self) -> None:
         positive = ("steps", "global_batch", "micro_batch", "segment_windows", "lanes", "log_every", "checkpoint_every")
         for name in (*positive, "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"loop.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("evaluate_every", "patience", "max_skips"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"loop.{name} must be at least 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +68,8 @@ class TrackingConfig:
 
     experiment: str = "rt-pipelines"
     """MLflow experiment that runs are filed under."""
+    wandb_project: str | None = None
+    """Weights & Biases project to log to as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +77,7 @@ class InProcess:
     """One worker, this very process, without Ray."""
 
     most: ClassVar[int] = 1
+    sizes: ClassVar[range] = range(1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,15 +85,30 @@ class Experiment:
     """The resolved configuration of a training run."""
 
     name: str
-    model: RT1Config
+    model: ModelConfig
     scaling: Identity | Bounds | Quantiles = field(default_factory=Identity)
+    freeze: tuple[str, ...] = ()
+    """Beginnings of the names of parameters that are not trained, such as tokenizer. for RT-1's image half."""
     loader: LoaderConfig = field(default_factory=LoaderConfig)
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    co_fine_tuning: CoFineTuningConfig | None = None
+    """How RT-2 mixes robot steps with web examples; None for models of robot steps alone."""
     optimizer: AdamConfig | AdamWConfig = field(default_factory=AdamConfig)
     schedule: ConstantSchedule | CosineSchedule = field(default_factory=ConstantSchedule)
     engine: TorchEngineConfig | DeepSpeedEngineConfig = field(default_factory=TorchEngineConfig)
     launch: RayLaunch | InProcess = field(default_factory=InProcess)
     loop: LoopConfig = field(default_factory=LoopConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def require_sizes(self) -> None:
+        """Raise ValueError unless batch and lanes divide evenly among every number of workers the run may have."""
+        for size in self.launch.sizes:
+            self.accumulation(size)
+            if self.loop.lanes % size:
+                raise ValueError(
+                    f"loop.lanes {self.loop.lanes} = {size} workers x lanes of each has no whole solution: choose "
+                    f"numbers of workers that divide {self.loop.lanes}, or another loop.lanes"
+                )
 
     def accumulation(self, world_size: int) -> int:
         """Micro-batches per optimizer step of one worker. Raises ValueError with the whole equation."""

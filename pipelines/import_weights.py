@@ -20,7 +20,8 @@ import fsspec
 import tyro
 
 from pipelines.arguments import parse
-from pipelines.bundle import DESCRIPTION, TrainedModel, write_bundle
+from pipelines.bundle import TrainedModel
+from pipelines.export import publish_bundle, require_new
 from pipelines.train import absolute
 from pipelines.train_loop import git_revision
 from preprocessing.embeddings import USE_ENCODER
@@ -76,9 +77,7 @@ def import_weights(given: ImportArguments) -> dict[str, Any]:
 
     Raises FileNotFoundError, FileExistsError or ValueError in one sentence, with nothing written.
     """
-    files, root = fsspec.core.url_to_fs(given.out)
-    if files.exists(root):
-        raise FileExistsError(f"{given.out} exists: import into a new folder")
+    require_new(given.out)
     stores = [EpisodeStore.open(path, split="train") for path in given.data]
     with _local(given.source) as source:
         found = find_flax(source)
@@ -92,7 +91,7 @@ def import_weights(given: ImportArguments) -> dict[str, Any]:
         source=checkpoint,
         metadata={"stores": [absolute(path) for path in given.data], "git_revision": git_revision()},
     )
-    _publish(trained, files, root)
+    publish_bundle(trained, given.out)
     return {
         "output": given.out,
         "checkpoint": checkpoint,
@@ -136,19 +135,3 @@ def _local(source: str) -> Iterator[Path]:
             raise FileNotFoundError(f"{source}: there is no such file or folder")
         files.get(root, f"{scratch}/source", recursive=True)
         yield Path(scratch, "source")
-
-
-def _publish(trained: TrainedModel, files: Any, root: str) -> None:
-    """The folder appears whole; in an object store its description, by which it is found, comes last."""
-    parent = Path(root).parent if is_local(files) else None
-    if parent is not None:
-        parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".import-", dir=parent) as scratch:
-        folder = Path(scratch, "bundle")
-        folder.mkdir()
-        write_bundle(trained, folder)
-        if parent is not None:
-            folder.rename(root)
-            return
-        for file in sorted(folder.iterdir(), key=lambda file: file.name == DESCRIPTION):
-            files.put_file(str(file), f"{root}/{file.name}")

@@ -35,7 +35,12 @@ class AdamWConfig:
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         groups = [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for p in trained if _axes(p) >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if _axes(p) < 2], "weight_decay": 0.0},
         ]
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps)
+
+
+def _axes(parameter: nn.Parameter) -> int:
+    """Of the whole parameter: one that was created sharded (ZeRO-3) is a vector here and has its shape beside it."""
+    return len(getattr(parameter, "ds_shape", parameter.shape))

@@ -1,4 +1,7 @@
-"""`rtp preprocess SOURCE OUT`: RLDS shards -> an episode store. Run again, it resumes; a finished one stays."""
+"""`rtp preprocess SOURCE OUT`: RLDS shards -> an episode store. Run again, it resumes; a finished one stays.
+
+With --format (vqav2, coco, jsonl, ...; rtp preprocess --format jsonl --help): image-text data -> a store of examples.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from pipelines import preprocess_web
 from pipelines.arguments import parse
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.rlds import open_dataset
@@ -45,6 +49,8 @@ def write_draft(source: str, path: Path) -> dict[str, Any]:
 
 def main(arguments: list[str]) -> dict[str, Any]:
     """Run the command line and print the account."""
+    if any(word.partition("=")[0] == "--format" for word in arguments):
+        return preprocess_web.main(arguments)
     given = parse(PreprocessArguments, arguments, prog="rtp preprocess", description=__doc__ or "")
     if given.draft_spec is not None:
         return write_draft(given.source, Path(given.draft_spec))

@@ -1,37 +1,56 @@
 """`rtp register`: a checkpoint becomes a version of a registered MLflow model that acts on raw camera frames.
 
 The version carries weights (safetensors), configuration, contract, the instruction table of its training stores and
-the code it needs; `pipelines/serve.py` is how it predicts.
+the code it needs; `pipelines/serve.py` is how it predicts. An alias such as champion, which robots load by, moves only
+if all gates pass.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import importlib.metadata
 import io
+import json
 import platform
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pandas as pd
 import tyro
+import yaml
 from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.types.schema import AnyType
 from PIL import Image
 
 import pipelines
 import preprocessing
 import rt_models
 from pipelines.arguments import parse
-from pipelines.bundle import TrainedModel, write_bundle
+from pipelines.bundle import DESCRIPTION, TrainedModel, write_bundle
 from pipelines.checkpoints import load_trained
+from pipelines.evaluate import EvaluationConfig, evaluate
+from pipelines.gates import Gate, Verdict, judge_all
+from pipelines.registry import Judge, holder_of, promote
+from pipelines.serve import fetch_registered
 from pipelines.tracking import TrainingRun, connect, explained, tracking_uri
-from preprocessing.episode_store import EpisodeStore
+from preprocessing.episode_store import MANIFEST, EpisodeStore
+from preprocessing.web_store import WebStore, open_store, robot_stores
+from rt_models.rt2 import RT2
+from rt_models.rt2_vlm import RT2VLM, RT2VLMConfig
 
 # What serve.py imports; MLflow brings pyarrow itself.
 _NEEDED = ("torch", "numpy", "pandas", "einops", "safetensors", "simplejpeg", "pillow", "tyro", "mlflow")
+_DEFAULT_GATE = "token_accuracy>=champion"
+
+Store = EpisodeStore | WebStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,81 +63,186 @@ class RegisterArguments:
     """Name of the registered model."""
     alias: str | None = None
     """Alias to point at the new version, such as champion."""
+    gate: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Condition for --alias to move, over the metrics of rtp evaluate: 'token_accuracy>=0.6', or against the version it
+    points at now: 'token_accuracy>=champion'. May be given several times."""
+    data: tuple[str, ...] = ()
+    """Held-out episode stores that gates are judged on; without a --gate, token_accuracy>=champion is."""
+    split: str = "val"
+    """Split of each store, where --data names a folder that holds several."""
 
 
 def main(arguments: list[str]) -> dict[str, Any]:
-    """Parse the command line and register."""
+    """Parse the command line and register; exit code 1 where a gate kept the alias from moving."""
     given = parse(RegisterArguments, arguments, prog="rtp register", description=__doc__ or "")
-    result = register(given.checkpoint, name=given.name, alias=given.alias)
+    guard = Guard.of(given.alias, given.gate, given.data, given.split)
+    result = register(given.checkpoint, name=given.name, alias=given.alias, guard=guard)
     print(f"registered {result['model_uri']} (version {result['version']}) at {result['tracking_uri']}")
-    return result
+    for reason in result["gates"]:
+        print(f"  {reason}")
+    if given.alias and not result["promoted"]:
+        holder = f"version {result['holder']}" if result["holder"] else "no version"
+        print(f"{given.name}@{given.alias} stays with {holder}: a gate failed")
+    return result | {"exit_code": 0 if result["promoted"] or not given.alias else 1}
 
 
-def register(checkpoint: str, *, name: str, alias: str | None = None) -> dict[str, Any]:
-    """Register the newest model under `checkpoint`; where it can be loaded from.
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """What an alias's next holder must show, on which held-out stores. No gates: nothing."""
+
+    gates: tuple[Gate, ...] = ()
+    stores: tuple[str, ...] = ()
+    split: str = "val"
+
+    @staticmethod
+    def of(alias: str | None, conditions: Sequence[str], stores: Sequence[str], split: str = "val") -> Guard:
+        """Raises ValueError where conditions, stores and alias do not go together."""
+        gates = tuple(Gate.parse(text) for text in conditions or (_DEFAULT_GATE,) * bool(stores))
+        if gates and alias is None:
+            raise ValueError("--gate and --data decide whether an alias moves: give --alias, such as champion")
+        if gates and not stores:
+            raise ValueError("--gate needs held-out episodes to be judged on: give --data STORE")
+        return Guard(gates=gates, stores=tuple(stores), split=split)
+
+    def evaluations(self, trained: TrainedModel) -> dict[str, Any]:
+        """The evaluation of a model on every held-out store; its other scores only where a gate asks for them."""
+        config = EvaluationConfig(perturbations=any(gate.metric.startswith("perturbed") for gate in self.gates))
+        opened = [EpisodeStore.open(path, split=self.split) for path in self.stores] if self.gates else []
+        return {store.root: evaluate(trained.model, trained.contract, store, config) for store in opened}
+
+    def judge(self, name: str, trained: TrainedModel) -> Judge:
+        """Compares `trained` with any version of `name`, evaluating each version once."""
+        mine = self.evaluations(trained)
+
+        @cache
+        def verdicts(holder: str | None) -> list[Verdict]:
+            compared = holder is not None and any(gate.against_champion for gate in self.gates)
+            theirs = self.evaluations(fetch_registered(f"models:/{name}/{holder}")) if compared else None
+            return judge_all(self.gates, mine, theirs, holder=holder)
+
+        return verdicts
+
+
+def register(checkpoint: str, *, name: str, alias: str | None = None, guard: Guard | None = None) -> dict[str, Any]:
+    """Register the newest model under `checkpoint`, and point `alias` at it if `guard` lets it pass.
 
     The version belongs to the training's own MLflow run. Raises FileNotFoundError where a training store, whose
-    instruction table is carried along, cannot be read, and ValueError where imported weights were given no store.
+    instruction table is carried along, cannot be read, and ValueError where imported weights were given no store, or
+    where model and held-out stores do not fit; nothing is registered then.
     """
     trained = load_trained(checkpoint)
     if not trained.metadata["stores"]:
         raise ValueError(f"{checkpoint} is bound to no episode store: import its weights again with --data STORE")
+    stores = [open_store(path, split="train") for path in trained.metadata["stores"]]
+    for store in robot_stores(stores):
+        trained.contract.require_readable(store.contract, where=store.root)
     uri = tracking_uri()
     mlflow = connect(uri)
-    run_id = _run_of(trained, uri)
-    with explained(uri), tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_id=run_id):
+    client = mlflow.MlflowClient()
+    with explained(uri):
+        judge = (guard or Guard()).judge(name, trained)
+        if alias is not None:
+            judge(holder_of(client, name, alias))  # what cannot be judged is not registered either
+        run_id = _run_of(trained, uri)
+        version = _logged(mlflow, trained, stores, name, run_id)
+        for key, value in _tags(trained, stores).items():
+            client.set_model_version_tag(name, version, key, value)
+        decision = promote(client, name, alias, version, judge) if alias is not None else None
+        holder = holder_of(client, name, alias) if alias is not None else None
+    promoted = decision is not None and decision.promoted
+    return {
+        "model_uri": f"models:/{name}@{alias}" if promoted else f"models:/{name}/{version}",
+        "version": version,
+        "promoted": promoted,
+        "holder": holder,
+        "gates": decision.reasons if decision is not None else [],
+        "tracking_uri": uri,
+        "run_id": run_id,
+    }
+
+
+def _logged(mlflow: Any, trained: TrainedModel, stores: Sequence[Store], name: str, run_id: str) -> str:
+    """Upload the model into the run and register it; its version."""
+    with tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_id=run_id):
         info = mlflow.pyfunc.log_model(
             name="policy",
             python_model=str(Path(__file__).with_name("serve.py")),
-            artifacts={"policy": str(_bundle(trained, Path(scratch)))},
+            artifacts={"policy": str(_bundle(trained, stores, Path(scratch)))},
             code_paths=[str(Path(package.__path__[0])) for package in (pipelines, preprocessing, rt_models)],
-            pip_requirements=[_pinned(package) for package in _NEEDED],
+            pip_requirements=[_pinned(package) for package in _needed(trained)],
             signature=signature(trained),
-            input_example=example(trained),
-            registered_model_name=name,
+            input_example=example(trained, robot_stores(stores)[0]),
         )
-        client, version = mlflow.MlflowClient(), str(info.registered_model_version)
-        for key, value in _tags(trained).items():
-            client.set_model_version_tag(name, version, key, value)
-        if alias is not None:
-            client.set_registered_model_alias(name, alias, version)
-    model_uri = f"models:/{name}@{alias}" if alias else f"models:/{name}/{version}"
-    return {"model_uri": model_uri, "version": version, "tracking_uri": uri, "run_id": run_id}
+        _without_paths(mlflow, info, Path(scratch))
+        return str(mlflow.register_model(info.model_uri, name).version)
+
+
+def _without_paths(mlflow: Any, info: Any, scratch: Path) -> None:
+    """Replace MLflow's description of the model by one without the paths of the machine that registered it."""
+    client = mlflow.MlflowClient()
+    stored = f"{client.get_logged_model(info.model_id).artifact_location}/MLmodel"
+    described = Path(mlflow.artifacts.download_artifacts(artifact_uri=stored, dst_path=str(scratch)))
+    data = yaml.safe_load(described.read_text())
+    function = data["flavors"]["python_function"]
+    function["model_code_path"] = Path(function["model_code_path"]).name
+    for artifact in function["artifacts"].values():
+        artifact["uri"] = artifact["path"]
+    data["artifact_path"] = "policy"
+    described.write_text(yaml.safe_dump(data))
+    client.log_model_artifact(info.model_id, str(described))
 
 
 def signature(trained: TrainedModel) -> ModelSignature:
-    """Columns in and out; the output's names are the action dimensions."""
+    """Columns in and out, and parameters (serve.py says what each may hold); the output's names are the dimensions."""
     inputs: list[ColSpec | TensorSpec] = [
-        ColSpec(DataType.binary, "image"),
-        ColSpec(DataType.string, "instruction"),
+        ColSpec(AnyType(), "image"),
+        ColSpec(DataType.string, "instruction", required=False),
+        ColSpec(AnyType(), "embedding", required=False),
         ColSpec(DataType.string, "robot", required=False),
+        ColSpec(DataType.boolean, "reset", required=False),
     ]
-    names = trained.contract.action.names
-    outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.double, name) for name in names]
-    return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))
+    outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.double, name) for name in trained.contract.action.names]
+    dataset = ParamSpec("dataset", DataType.string, trained.contract.datasets[0].name)
+    params = ParamSchema([dataset, ParamSpec("contract", DataType.string, "")])
+    return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs), params=params)
 
 
-def example(trained: TrainedModel) -> pd.DataFrame:
+def example(trained: TrainedModel, store: EpisodeStore) -> pd.DataFrame:
     """One grey camera frame with the first known instruction."""
     recipe, frame = trained.contract.image, io.BytesIO()
     Image.new("RGB", (recipe.width, recipe.height), (128, 128, 128)).save(frame, "PNG")
-    text = EpisodeStore.open(trained.metadata["stores"][0], split="train").instruction_texts[0]
-    return pd.DataFrame({"image": [frame.getvalue()], "instruction": [text]})
+    encoded = base64.b64encode(frame.getvalue()).decode()  # as JSON carries it
+    return pd.DataFrame({"image": [encoded], "instruction": [store.instruction_texts[0]]})
 
 
-def _bundle(trained: TrainedModel, scratch: Path) -> Path:
-    """The folder of artifacts that `serve.RobotPolicy` loads."""
+def _bundle(trained: TrainedModel, stores: Sequence[Store], scratch: Path) -> Path:
+    """The folder of artifacts that `serve.RobotPolicy` loads; where the weights come from stands in the tags."""
     folder = scratch / "policy"
     folder.mkdir()
-    write_bundle(trained, folder)
+    metadata = {"stores": [_source(store) for store in stores], "git_revision": trained.metadata["git_revision"]}
+    write_bundle(replace(trained, source="MLflow model registry", metadata=metadata), folder)
+    if isinstance(trained.model.config, RT2VLMConfig):
+        _carry_base(trained.model.config, folder)
     table: dict[str, np.ndarray] = {}
-    for path in trained.metadata["stores"]:
-        store = EpisodeStore.open(path, split="train")
+    for store in robot_stores(stores):
         table |= dict(zip(store.instruction_texts, store.embeddings, strict=True))
     np.savez(
         folder / "instructions.npz", texts=np.array(list(table), dtype=str), embeddings=np.stack([*table.values()])
     )
     return folder
+
+
+def _carry_base(config: RT2VLMConfig, folder: Path) -> None:
+    """A model built from a pretrained one needs that one's sizes and tokenizer: they go along, its weights do not."""
+    import transformers
+
+    local = Path(config.path).expanduser()
+    for part in (transformers.AutoConfig, transformers.AutoTokenizer):
+        part.from_pretrained(str(local) if local.is_dir() else config.path).save_pretrained(folder / "base")
+    description = folder / DESCRIPTION
+    described = json.loads(description.read_text())
+    described["model"] |= {"path": "base", "weights": "random"}
+    description.write_text(json.dumps(described))
 
 
 def _run_of(trained: TrainedModel, uri: str) -> str:
@@ -130,17 +254,43 @@ def _run_of(trained: TrainedModel, uri: str) -> str:
     return run.run_id
 
 
-def _tags(trained: TrainedModel) -> dict[str, str]:
-    metadata = trained.metadata
-    return {
+def _tags(trained: TrainedModel, stores: Sequence[Store]) -> dict[str, str]:
+    """Where a version comes from: `rtp registry show` prints it."""
+    lineage = {f"store.{number}": json.dumps(_lineage(store)) for number, store in enumerate(stores)}
+    return lineage | {
         "contract": trained.contract.id,
         "checkpoint": trained.source,
         "step": str(trained.step),
-        "stores": ", ".join(metadata["stores"]),
-        "git_revision": str(metadata["git_revision"]),
+        "stores": ", ".join(trained.metadata["stores"]),
+        "git_revision": str(trained.metadata["git_revision"]),
         "python": platform.python_version(),
     }
 
 
+def _lineage(store: Store) -> dict[str, Any]:
+    """The store's fingerprint is its manifest's, which holds the SHA-256 of every file; the source's, its records'."""
+    files, root = fsspec.core.url_to_fs(store.root)
+    manifest = files.cat_file(f"{root}/{MANIFEST}")
+    shards = json.loads(manifest)["shards"]
+    records = "".join(shard.get("source_sha256_of_crcs", shard["sha256"]) for shard in shards)
+    return {
+        "path": store.root,
+        "fingerprint": hashlib.sha256(manifest).hexdigest()[:16],
+        "dataset": _source(store),
+        "records": sum(len(shard["episode_lengths"]) for shard in shards),
+        "source": hashlib.sha256(records.encode()).hexdigest()[:16],
+    }
+
+
+def _needed(trained: TrainedModel) -> tuple[str, ...]:
+    more: dict[type, tuple[str, ...]] = {RT2: ("tokenizers",), RT2VLM: ("tokenizers", "transformers", "peft")}
+    return (*_NEEDED, *more.get(type(trained.model), ()))
+
+
 def _pinned(package: str) -> str:
     return f"{package}=={importlib.metadata.version(package).split('+')[0]}"
+
+
+def _source(store: Store) -> str:
+    """Dataset, version and split: the last three parts of a store's path."""
+    return "/".join(store.root.rstrip("/").split("/")[-3:])

@@ -89,6 +89,35 @@ def dimension_rows(evaluation: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
+def web_rows(evaluation: dict[str, Any]) -> list[list[str]]:
+    """[who, score, by how much the model is above it] of image-text examples: VQA accuracy, then CIDEr-D."""
+    rows = []
+    if "vqa_accuracy" in evaluation:
+        rows.append(["model, VQA accuracy", percent(evaluation["vqa_accuracy"]), ""])
+        for name, interval in evaluation["lazy"].items():
+            rows.append([name.replace("_", " "), percent(interval), percent(evaluation["margin"][name])])
+        shuffled = evaluation["perturbed"]["shuffled_images"]
+        rows.append(["model, shuffled images", percent(shuffled["vqa_accuracy"]), percent(shuffled["fall"])])
+    if "captions" in evaluation:
+        captions = evaluation["captions"]
+        shuffled = captions["shuffled_images"]
+        rows.append(["model, CIDEr-D of captions", plain(captions["cider_d"]), ""])
+        rows.append(["model, shuffled images", plain(shuffled["cider_d"]), plain(shuffled["fall"])])
+    return rows
+
+
+def before_rows(before: dict[str, Any], now: dict[str, Any]) -> list[list[str]]:
+    """[score, of the earlier model, of this one]."""
+    shown = {name: plain if name == "cider_d" else percent for name in before}
+    return [[name.replace("_", " "), shown[name](before[name]), shown[name](now[name])] for name in before]
+
+
+def plain(interval: dict[str, float]) -> str:
+    """ "1.23 [1.10, 1.35]" """
+    return f"{interval['mean']:.2f} [{interval['low']:.2f}, {interval['high']:.2f}]"
+
+
+WEB_HEAD = ["", "score [95 %]", "model is above by"]
 SCORE_HEAD = ["", "token accuracy [95 %]", "policy is above by"]
 DIMENSION_HEAD = ["dimension", "unit", "accuracy", "error: policy", "commonest", "mean", "previous"]
 

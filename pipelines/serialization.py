@@ -41,7 +41,7 @@ def from_plain(kind: type[T], data: Any, *, base: T | None = None, path: str = "
         name = field.name
         inherited = getattr(base, name) if base is not None else None
         if name in given:
-            values[name] = _read(hints[name], given[name], inherited, _join(path, name))
+            values[name] = read_value(hints[name], given[name], inherited=inherited, path=_join(path, name))
         elif base is not None:
             values[name] = inherited
         elif field.default is MISSING and field.default_factory is MISSING:
@@ -72,7 +72,8 @@ def members(hint: Any) -> tuple[Any, ...]:
     )
 
 
-def _read(hint: Any, value: Any, inherited: Any, path: str) -> Any:
+def read_value(hint: Any, value: Any, *, inherited: Any = None, path: str = "") -> Any:
+    """A value of the type `hint`, which may be a union of config classes; `inherited` fills what is not given."""
     choices = members(hint)
     classes: dict[str, Any] = {
         choice.__name__: choice for choice in choices if isinstance(choice, type) and is_dataclass(choice)
@@ -83,6 +84,9 @@ def _read(hint: Any, value: Any, inherited: Any, path: str) -> Any:
             raise ValueError(f"{path}: no config class {name!r}{did_you_mean(name, list(classes))}")
         base = inherited if type(inherited) is classes[name] else None
         return from_plain(classes[name], value, base=base, path=path)
+    if any(typing.get_origin(choice) is dict for choice in choices) and isinstance(value, Mapping):
+        (_, kind) = typing.get_args(choices[0])
+        return {**(inherited or {}), **{k: read_value(kind, v, path=_join(path, k)) for k, v in value.items()}}
     for choice in choices:
         matched, read = _read_leaf(choice, value, path)
         if matched:
@@ -99,8 +103,8 @@ def _read_leaf(hint: Any, value: Any, path: str) -> tuple[bool, Any]:
         kinds = (arguments[0],) * len(value) if arguments[-1] is Ellipsis else arguments
         if len(kinds) != len(value):
             raise ValueError(f"{path}: expected {len(kinds)} values, got {len(value)}")
-        read = [_read(k, v, None, f"{path}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True))]
-        return True, tuple(read)
+        places = enumerate(zip(kinds, value, strict=True))
+        return True, tuple(read_value(k, v, path=f"{path}[{i}]") for i, (k, v) in places)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool), float(value) if _number(value) else value
     if hint is int:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from pipelines.outbox import Message, Outbox, Refused
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +27,8 @@ def connect(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's 7 take four minutes to find a server gone
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     import mlflow
 
     for name in ("mlflow", "alembic"):
@@ -58,14 +63,16 @@ def explained(uri: str) -> Iterator[None]:
 
 
 class TrainingRun:
-    """The MLflow run of one training, opened by rank 0. `run_id` continues an earlier one where the server knows it."""
+    """The MLflow run of one training. `run_id` continues an earlier one where the server knows it.
+
+    Opened and finished by the process that the user started; its metrics come from rank 0 (`RunMetrics`).
+    """
 
     def __init__(self, *, uri: str, experiment: str, name: str, params: Mapping[str, Any], run_id: str | None) -> None:
-        self._mlflow = connect(uri)
+        self.uri, self._mlflow = uri, connect(uri)
         self._client = self._mlflow.MlflowClient()
         with explained(uri):
-            if run_id is not None and self._known(run_id):
-                self._client.update_run(run_id, status="RUNNING")
+            if run_id is not None and self._continued(run_id):
                 self.run_id = run_id
                 return
             experiment_key = experiment_id(self._mlflow, uri, experiment)
@@ -75,13 +82,16 @@ class TrainingRun:
             log.warning("MLflow at %s does not know run %s: the training continues as run %s", uri, run_id, self.run_id)
             self.tag("continues_run", run_id)
 
-    def _known(self, run_id: str) -> bool:
+    def _continued(self, run_id: str) -> bool:
         try:
-            self._client.get_run(run_id)
+            run = self._client.get_run(run_id)
         except self._mlflow.exceptions.MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return False
+        self._client.update_run(run_id, status="RUNNING")
+        if _FAILURE in run.data.tags:
+            self._client.delete_tag(run_id, _FAILURE)
         return True
 
     def _params(self, params: Mapping[str, Any]) -> None:
@@ -89,19 +99,73 @@ class TrainingRun:
         for first in range(0, len(pairs), 100):  # the server takes at most 100 parameters a call
             self._client.log_batch(self.run_id, params=pairs[first : first + 100])
 
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        now_ms = self._mlflow.utils.time.get_current_time_millis()
-        metric = self._mlflow.entities.Metric
-        self._client.log_batch(self.run_id, metrics=[metric(key, float(v), now_ms, step) for key, v in values.items()])
-
     def tag(self, key: str, value: str) -> None:
-        self._client.set_tag(self.run_id, key, value[:5000])
+        with explained(self.uri):
+            self._client.set_tag(self.run_id, key, value[:5000])
 
     def json(self, data: Any, name: str) -> None:
         """Store `data` as the run's artifact `name`."""
-        self._client.log_dict(self.run_id, data, name)
+        with explained(self.uri):
+            self._client.log_dict(self.run_id, data, name)
+
+    def file(self, path: Path) -> None:
+        """Store a local file as an artifact of its name."""
+        with explained(self.uri):
+            self._client.log_artifact(self.run_id, str(path))
 
     def finish(self, *, failure: str | None = None) -> None:
-        if failure is not None:
-            self.tag("failure", failure)
-        self._client.set_terminated(self.run_id, "FAILED" if failure is not None else "FINISHED")
+        """End the run, as failed where there is a reason. A server that is away does not make a training fail."""
+        try:
+            if failure is not None:
+                self.tag(_FAILURE, failure)
+            with explained(self.uri):
+                self._client.set_terminated(self.run_id, "FAILED" if failure is not None else "FINISHED")
+        except OSError as error:
+            log.warning("run %s is over, but its tracking server was not told: %s", self.run_id, error)
+
+
+class RunMetrics:
+    """The metrics of an MLflow run, sent in the background; nothing here waits for the server until `close`."""
+
+    def __init__(self, *, uri: str, run_id: str, output: str) -> None:
+        self._uri, self._run_id, self._mlflow = uri, run_id, connect(uri)
+        self._client = self._mlflow.MlflowClient()
+        self._outbox = Outbox(self._deliver, kept=f"{output}/undelivered-metrics.jsonl")
+
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        now_ms = int(time.time() * 1000)
+        self._outbox.put({"run_id": self._run_id, "time_ms": now_ms, "step": step, "values": dict(values)})
+
+    def json(self, data: Any, name: str) -> None:
+        """Store `data` as the run's artifact `name`."""
+        self._outbox.put({"run_id": self._run_id, "artifact": name, "data": data})
+
+    def close(self) -> None:
+        left = self._outbox.close()
+        if left:
+            log.warning("%d updates for MLflow at %s are kept: a resumed run sends them", left, self._uri)
+
+    def _deliver(self, messages: list[Message]) -> None:
+        by_run: dict[str, list[Any]] = {}
+        try:
+            with explained(self._uri):
+                for message in messages:
+                    if "artifact" in message:
+                        self._client.log_dict(message["run_id"], message["data"], message["artifact"])
+                    else:
+                        by_run.setdefault(message["run_id"], []).extend(self._entries(message))
+                for run_id, entries in by_run.items():
+                    for first in range(0, len(entries), 1000):  # the most that the server takes a call
+                        self._client.log_batch(run_id, metrics=entries[first : first + 1000])
+        except ConnectionError as error:
+            if getattr(error.__cause__, "error_code", None) in _FINAL:
+                raise Refused(str(error)) from error
+            raise
+
+    def _entries(self, message: Message) -> list[Any]:
+        metric, when, step = self._mlflow.entities.Metric, message["time_ms"], message["step"]
+        return [metric(key, float(value), when, step) for key, value in message["values"].items()]
+
+
+_FAILURE = "failure"  # the tag that holds the reason
+_FINAL = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED")

@@ -1,61 +1,106 @@
-"""`rtp train`: check what can be checked before any worker starts, then run the loop where it was asked for."""
+"""`rtp train`: check what can be checked before any worker starts, then run the loop where it was asked for.
+
+Exit codes: 0 trained to the end (or ended early by loop.patience), 2 a mistake in what was asked for, 75 stopped by
+SIGTERM or a file STOP in the output folder with a checkpoint that --resume goes on from, 1 anything else.
+"""
 
 from __future__ import annotations
 
 import logging
 import typing
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 import yaml
 
-from cluster.context import LocalContext, WorkerContext
+from cluster.context import LocalContext
 from cluster.launch import launch
-from cluster.storage import CheckpointFolder
+from cluster.storage import Checkpoint, CheckpointFolder
 from pipelines.arguments import UsageError, parse
 from pipelines.catalogue import load_recipe, recipe_names
+from pipelines.co_fine_tuning import Store
 from pipelines.experiment import Experiment, InProcess
+from pipelines.loop_state import LoopState
 from pipelines.progress import following
-from pipelines.serialization import from_plain, members, to_plain
+from pipelines.run_files import METRICS, read_metrics
+from pipelines.run_record import finish_run, open_run, write_config
+from pipelines.serialization import from_plain, members
+from pipelines.speed import verdict
+from pipelines.starting_point import require_same_run, require_usable
+from pipelines.stopping import STOPPED_EXIT_CODE, StopFile, stopping_on_sigterm
 from pipelines.tracking import tracking_uri
-from pipelines.train_loop import TrainJob, read_metrics, require_same_run, train
-from pipelines.training_data import training_contract
+from pipelines.train_loop import TrainJob, train
+from pipelines.train_worker import train_worker
+from pipelines.training_data import resolved, training_contract
 from preprocessing.audit import audit, blocking, saved
 from preprocessing.episode_store import EpisodeStore
+from preprocessing.web_store import open_store, robot_stores
 from rt_models.spec import Contract
 
 log = logging.getLogger(__name__)
 
 
-def run_training(job: TrainJob, *, accepted: Collection[str] = ()) -> dict[str, Any]:
+def run_training(
+    job: TrainJob, *, accepted: Collection[str] = (), context: LocalContext | None = None, callbacks: Sequence[Any] = ()
+) -> dict[str, Any]:
     """Run `job` and return its last metrics with where the checkpoint lies. Raises ValueError for what cannot work.
 
-    `accepted` names verdicts of the audit (preprocessing/audit.py) to train in spite of.
+    `accepted` names verdicts of the audit (preprocessing/audit.py) to train in spite of. A run that was asked to stop,
+    by SIGTERM or otherwise (pipelines/stopping.py), returns with "stopped", the reason. `context` is what an
+    InProcess run reports its metrics to, `callbacks` (Ray Train's) what a RayLaunch does.
     """
-    where = job.experiment.launch
-    job.experiment.accumulation(where.most)
-    stores = [EpisodeStore.open(path, split="train") for path in job.stores]
+    job.experiment.require_sizes()
+    stores = [open_store(path, split="train") for path in job.stores]
+    job = replace(job, experiment=resolved(job.experiment, stores))
+    contract = check_job(job, stores, accepted)
+    run = open_run(job, contract)
+    stop = StopFile(job.output)
+    stop.clear()
+    try:
+        write_config(job)
+        ended = _run_where_asked(replace(job, run_id=run.run_id), stop, context or LocalContext(), callbacks)
+    except BaseException as error:
+        finish_run(run, job.output, failure=f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        stop.clear()
+    finish_run(run, job.output, failure=ended.get("stopped"))
+    result = {**ended, **_last_metrics(job.output), "output": job.output, "contract": contract.id}
+    return {**result, **_reached(job.output)}
+
+
+def check_job(job: TrainJob, stores: Sequence[Store], accepted: Collection[str]) -> Contract:
+    """The contract of the run. Raises ValueError for whatever can be known to go wrong before a worker starts."""
     contract = training_contract(job.experiment, stores)
-    require_sound(stores, accepted)
-    for path in job.validation:
-        contract.require_readable(EpisodeStore.open(path, split="val").contract, where=path)
-    _require_fresh_or_resumed(job, contract)
-    _write_config(job)
+    require_sound(robot_stores(stores), accepted)
+    for store in robot_stores(open_store(path, split="val") for path in job.validation):
+        contract.require_readable(store.contract, where=store.root)
+    loop = job.experiment.loop
+    if loop.patience and loop.best_by == "validation_loss" and not (job.validation and loop.evaluate_every):
+        raise ValueError("loop.patience needs measurements: give --validation STORE and loop.evaluate_every")
+    if loop.log_samples and "://" in job.output:
+        raise ValueError(f"loop.log_samples appends to files, which {job.output} cannot: give a local --output")
+    found = _require_fresh_or_resumed(job, contract)
+    if job.init is not None and found is None:
+        require_usable(job.init, job.experiment, contract)
+    return contract
+
+
+def _run_where_asked(job: TrainJob, stop: StopFile, context: LocalContext, callbacks: Sequence[Any]) -> dict[str, Any]:
+    where = job.experiment.launch
     with following(job.output, job.experiment.loop.steps):
         if isinstance(where, InProcess):
-            metrics = train(LocalContext(), job)
-        else:
-            metrics = launch(train_worker, {"job": job}, where)
-    return {
-        **metrics,
-        **_last_metrics(job.output),
-        "output": job.output,
-        "steps": job.experiment.loop.steps,
-        "contract": contract.id,
-    }
+            with stopping_on_sigterm(stop):
+                return train(context, job)
+        with where.connected(), stopping_on_sigterm(stop):
+            ended = launch(train_worker, {"job": job}, where, callbacks=callbacks)
+    error = stop.left()
+    if error is not None:
+        raise error
+    return ended
 
 
 def require_sound(stores: Sequence[EpisodeStore], accepted: Collection[str]) -> None:
@@ -70,20 +115,16 @@ def require_sound(stores: Sequence[EpisodeStore], accepted: Collection[str]) -> 
             )
 
 
-def train_worker(context: WorkerContext, config: dict[str, Any]) -> dict[str, float]:
-    """What every Ray worker runs."""
-    return train(context, config["job"])
-
-
 def _last_metrics(output: str) -> dict[str, Any]:
     """The newest value of every metric, also where nothing was left to train."""
     merged: dict[str, Any] = {}
-    for line in read_metrics(Path(output) / "metrics.jsonl"):
+    for line in read_metrics(f"{output}/{METRICS}"):
         merged |= line
     return {key: value for key, value in merged.items() if key not in ("step", "time")}
 
 
-def _require_fresh_or_resumed(job: TrainJob, contract: Contract) -> None:
+def _require_fresh_or_resumed(job: TrainJob, contract: Contract) -> Checkpoint | None:
+    """The checkpoint to go on from."""
     found = CheckpointFolder(f"{job.output}/checkpoints").latest()
     if found is not None and not job.resume:
         raise ValueError(
@@ -94,14 +135,23 @@ def _require_fresh_or_resumed(job: TrainJob, contract: Contract) -> None:
         require_same_run(found, contract, job.experiment)
     elif job.resume:
         log.warning("nothing to resume in %s: starting from step 0", job.output)
+    return found
 
 
-def _write_config(job: TrainJob) -> None:
-    """The resolved experiment beside the checkpoints, in the form that --config reads."""
-    if "://" not in job.output:
-        Path(job.output).mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(to_plain(job.experiment), sort_keys=False)
-        Path(job.output, "experiment.yaml").write_text(text)
+def _reached(output: str) -> dict[str, Any]:
+    """Where the run stands: its newest checkpoint and, where one was measured, its best."""
+    complete = CheckpointFolder(f"{output}/checkpoints").all()
+    if not complete:
+        return {"steps": 0}
+    newest = complete[-1]
+    state = LoopState.from_plain(newest.metadata.get("loop_state", {}))
+    found = {"steps": newest.step, "checkpoint": newest.path, "skipped_steps": state.skipped}
+    best_by = newest.metadata["experiment"]["loop"].get("best_by")
+    measured = [checkpoint for checkpoint in complete if best_by in checkpoint.metadata]
+    if measured:
+        best = min(measured, key=lambda checkpoint: checkpoint.metadata[best_by])
+        found |= {"best_step": best.step, "best_checkpoint": best.path}
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +166,8 @@ class TrainArguments:
     """Episode stores whose loss is reported as validation_loss."""
     resume: bool = False
     """Continue from the newest checkpoint in --output."""
+    init: str | None = None
+    """Start from the weights of a run, checkpoint or bundle (rtp export, rtp import-weights) instead of fresh ones."""
     accept: tuple[str, ...] = ()
     """Names of the audit's contradictions to train in spite of (rtp inspect --audit lists them)."""
     config: str | None = None
@@ -133,11 +185,28 @@ def main(arguments: list[str]) -> dict[str, Any]:
         output=absolute(given.output),
         tracking_uri=tracking_uri(),
         resume=given.resume,
+        init=None if given.init is None else absolute(given.init),
     )
     result = run_training(job, accepted=given.accept)
-    loss = result.get("loss", float("nan"))
-    print(f"trained {given.experiment.name} to step {result['steps']}: loss {loss:.4f}; {job.output}")
+    print(f"trained {given.experiment.name} to step {result['steps']}: {_summary(result)}; {job.output}")
+    if "stopped" in result:
+        log.warning("%s; --resume continues", result["stopped"])
+        return result | {"exit_code": STOPPED_EXIT_CODE}
     return result
+
+
+def _summary(result: dict[str, Any]) -> str:
+    """What the user should know of the whole run, in a line."""
+    said = [f"loss {result.get('loss', float('nan')):.4f}"]
+    if "best_step" in result:
+        said.append(f"best at step {result['best_step']}")
+    if "ended_early" in result:
+        said.append("ended early, nothing better was measured")
+    if result.get("skipped_steps"):
+        said.append(f"{result['skipped_steps']} updates skipped")
+    if "waiting_share" in result:
+        said.append(f"{verdict(result['waiting_share'])}, {100 * result['waiting_share']:.0f} % waiting for data")
+    return ", ".join(said)
 
 
 def parse_arguments(arguments: list[str]) -> TrainArguments:
@@ -149,12 +218,17 @@ def parse_arguments(arguments: list[str]) -> TrainArguments:
             print("rtp train RECIPE --help lists the options, with the recipe's values as defaults")
             raise SystemExit(0)
         raise UsageError(f"rtp train: name a recipe first, one of {', '.join(recipe_names())}")
-    experiment, flags = load_recipe(arguments[0]), arguments[1:]
-    if "--config" in flags[:-1]:
-        experiment = _overlay(experiment, flags[flags.index("--config") + 1])
-    experiment, flags = _swap_classes(experiment, flags)
+    experiment, flags = chosen_experiment(arguments[0], arguments[1:])
     default = TrainArguments(data=tyro.MISSING, output=tyro.MISSING, experiment=experiment)
     return parse(TrainArguments, flags, prog=f"rtp train {arguments[0]}", default=default, description=__doc__ or "")
+
+
+def chosen_experiment(recipe: str, flags: list[str]) -> tuple[Experiment, list[str]]:
+    """The recipe under --config's overlay, with the config classes that flags choose, and the flags that are left."""
+    experiment = load_recipe(recipe)
+    if "--config" in flags[:-1]:
+        experiment = _overlay(experiment, flags[flags.index("--config") + 1])
+    return _swap_classes(experiment, flags)
 
 
 def absolute(path: str) -> str:

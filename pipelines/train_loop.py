@@ -8,13 +8,12 @@ functions of the step, so a run continued from a checkpoint is the run that was 
 from __future__ import annotations
 
 import contextlib
-import json
+import logging
 import math
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +24,32 @@ from cluster.background import BackgroundSaver
 from cluster.context import WorkerContext
 from cluster.engine import Engine
 from cluster.storage import Checkpoint, CheckpointFolder
+from pipelines.co_fine_tuning import CoFineTuningReader
 from pipelines.experiment import Experiment
-from pipelines.serialization import flatten, to_plain
-from pipelines.tracking import TrainingRun
+from pipelines.loop_state import LoopState
+from pipelines.meter import Meter
+from pipelines.run_files import SampleLog, read_metrics
+from pipelines.run_record import RunRecord
+from pipelines.serialization import to_plain
+from pipelines.starting_point import model_factory, require_same_run
+from pipelines.stopping import StopFile, StopWatch
 from pipelines.training_data import build_loader, open_reader, training_contract
-from preprocessing.episode_store import EpisodeStore
 from preprocessing.loading.loader import Batch, WindowReader
-from rt_models.spec import Contract
+from preprocessing.web_store import open_store
+
+__all__ = ["TrainJob", "git_revision", "read_metrics", "require_same_run", "train"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob:
-    """What `train` is asked to do. `stores` and `validation` are folders of episode stores, local or remote."""
+    """What `train` is asked to do. `stores` and `validation` are folders of episode stores, local or remote.
+
+    `init`: a run's output folder, a checkpoint or a bundle whose weights a new run starts from.
+    `run_id`: the MLflow run that the metrics go to; None: `train` opens one, and ends it.
+    `until`: a step to pause at, with a checkpoint; the schedule is that of the whole run. `tags`: of the MLflow run.
+    """
 
     experiment: Experiment
     stores: tuple[str, ...]
@@ -44,17 +57,26 @@ class TrainJob:
     tracking_uri: str
     validation: tuple[str, ...] = ()
     resume: bool = False
+    init: str | None = None
+    run_id: str | None = None
+    until: int | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
-def train(context: WorkerContext, job: TrainJob) -> dict[str, float]:
-    """Train to `loop.steps`, from scratch or from the latest checkpoint of `job.output`; the last metrics logged."""
+def train(context: WorkerContext, job: TrainJob) -> dict[str, Any]:
+    """Train to `loop.steps`, from scratch or from the latest checkpoint of `job.output`; the last metrics logged.
+
+    A run that was asked to stop (pipelines/stopping.py) leaves a checkpoint and says why under "stopped".
+    """
     session = _Session(context, job)
     try:
         metrics = session.run()
     except BaseException as error:
+        if isinstance(error, FloatingPointError):  # on every rank at once: the checkpoint being written can be finished
+            session.saver.close()
         session.close(failure=f"{type(error).__name__}: {error}")
         raise
-    session.close()
+    session.close(failure=metrics.get("stopped"))
     return metrics
 
 
@@ -64,115 +86,134 @@ class _Session:
     def __init__(self, context: WorkerContext, job: TrainJob) -> None:
         self.context, self.job, self.experiment = context, job, job.experiment
         self.loop = job.experiment.loop
-        stores = [EpisodeStore.open(path, split="train") for path in job.stores]
+        stores = [open_store(path, split="train") for path in job.stores]
         self.contract = training_contract(self.experiment, stores)
         self.folder = CheckpointFolder(f"{job.output}/checkpoints")
         # Not only with --resume: a worker that Ray starts again after a failure goes on from here too. That a new run
         # does not begin in another one's folder is checked once, before any worker starts (pipelines/train.py).
         self.found = self.folder.latest()
+        self.state = LoopState.from_plain(self.found.metadata.get("loop_state", {}) if self.found else {})
         self.step = self.found.step if self.found else 0
         self.engine = self._build_engine()
         self.reader = open_reader(self.experiment, stores, self.contract)
-        held_out = [EpisodeStore.open(path, split="val") for path in job.validation]
+        held_out = [open_store(path, split="val") for path in job.validation]
         self.validation = open_reader(self.experiment, held_out, self.contract) if held_out else None
         position = self.found.metadata["position"] if self.found else None
         self.loader = build_loader(self.experiment, self.reader, context, position)
         self.saver = BackgroundSaver(self.folder, context)
-        keeps_log = context.rank == 0 and "://" not in job.output  # object stores cannot append; MLflow has it all
-        self.log = _MetricsLog(job.output, self.step) if keeps_log else None
-        self.run_record = self._open_tracking() if context.rank == 0 else None
+        self.samples = SampleLog(job.output, context) if self.loop.log_samples else None
+        self.meter = Meter(self.experiment, context, [store.manifest["dataset"] for store in stores])
+        self.record = RunRecord(job, self.contract, self.step) if context.rank == 0 else None
+        self.watch = StopWatch(StopFile(job.output)) if context.rank == 0 else None
+        self.is_asked_to_stop = False
+        derived = getattr(self.engine, "deepspeed_config", None)
+        if self.record is not None and derived is not None:
+            self.record.json(derived, "deepspeed.json")
 
-    def run(self) -> dict[str, float]:
-        metrics: dict[str, float] = {}
+    def run(self) -> dict[str, Any]:
+        metrics: dict[str, Any] = {}
         batches = iter(self.loader)
-        losses, began, waited = [], time.perf_counter(), 0.0
         with contextlib.closing(batches):  # type: ignore[type-var]
-            while self.step < self.loop.steps:
-                loss, gradient_norm = self._optimizer_step(batches)
-                losses.append(loss)
+            while not self._is_over():
+                gradient_norm = self._optimizer_step(batches)
                 self.step += 1
-                if self.step % self.loop.log_every == 0 or self.step == self.loop.steps:
-                    seconds = time.perf_counter() - began
-                    waiting = self.loader.waited_s - waited
-                    metrics = self._metrics(losses, gradient_norm, seconds, waiting)
-                    self._report(metrics)
-                    losses, began, waited = [], time.perf_counter(), self.loader.waited_s
-                metrics |= self._evaluate_if_due()
-                if self.step % self.loop.checkpoint_every == 0 or self.step == self.loop.steps:
-                    self._save()
+                self.is_asked_to_stop = self.context.any(self.watch is not None and self.watch.reason is not None)
+                measured = self._log(gradient_norm) if self._is_over() or self._is_due(self.loop.log_every) else {}
+                if self.step == self.loop.steps or self._is_due(self.loop.evaluate_every):
+                    measured |= self._evaluate()
+                self.state.see(measured, self.step, self.loop.best_by)
+                if self._is_over() or self._is_due(self.loop.checkpoint_every):
+                    self._save(measured)
+                metrics |= measured
         self.saver.close()
-        return metrics
+        return metrics | self._ending()
 
     def close(self, *, failure: str | None = None) -> None:
-        for reader in (self.reader, self.validation):
-            if reader is not None:
-                reader.close()
-        if self.run_record is not None:
-            self.run_record.finish(failure=failure)
+        for part in (self.reader, self.validation, self.watch):
+            if part is not None:
+                part.close()
+        if self.record is not None:
+            self.record.close(failure=failure)
         self.engine.close()
+
+    def _is_over(self) -> bool:
+        end = self.job.until or self.loop.steps
+        return self.step >= end or self.is_asked_to_stop or self.state.is_stale(self.loop)
+
+    def _is_due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
+
+    def _ending(self) -> dict[str, Any]:
+        """How the run ended, where not by its last step; the same on every rank."""
+        if self.is_asked_to_stop:
+            why = next(reason for reason in self.context.gather(self.watch and self.watch.reason) if reason)
+            return {"stopped": f"{why}: stopped at step {self.step} of {self.loop.steps}, with a checkpoint"}
+        if self.state.is_stale(self.loop):
+            return {"ended_early": self.step}
+        return {}
 
     # --- one step ---
 
-    def _optimizer_step(self, batches: Iterator[Batch]) -> tuple[torch.Tensor, float]:
-        """(mean loss of this rank's micro-batches, gradient norm before clipping) of one optimizer step."""
-        schedule, optimizer = self.experiment.schedule, self.experiment.optimizer
-        self.engine.set_learning_rate(optimizer.lr * schedule.factor(self.step, self.loop.steps))
-        losses, gradient_norm = [], None
+    def _optimizer_step(self, batches: Iterator[Batch]) -> float:
+        """The gradient norm before clipping of one optimizer step."""
+        self.engine.set_learning_rate(self._learning_rate(self.step))
+        ids, gradient_norm = [], None
         while gradient_norm is None:
-            batch = {key: value.to(self.context.device, non_blocking=True) for key, value in next(batches).items()}
+            batch = next(batches)
+            self.meter.count(batch)
+            if self.samples is not None:
+                self.samples.add(batch)
+            ids.append(batch["sample_id"])
+            batch = {key: value.to(self.context.device, non_blocking=True) for key, value in batch.items()}
             loss = self.engine.forward(batch)
+            self.meter.add(batch, loss, getattr(self.model, "row_losses_B", None))
             self.engine.backward(loss)
             gradient_norm = self.engine.step()
-            losses.append(loss.detach())
+        self.state.see_norm(gradient_norm, self.step + 1, self.loop)
         if not math.isfinite(gradient_norm):
-            raise FloatingPointError(
-                f"the gradient norm is {gradient_norm} at step {self.step + 1} (loss {float(losses[-1])}): lower "
-                f"optimizer.lr or look at the data with rtp inspect; the last checkpoint is still good"
+            skipped = torch.cat(ids).tolist()
+            log.warning(
+                "step %d is skipped, its gradient norm is %s; samples %s", self.step + 1, gradient_norm, skipped
             )
-        return torch.stack(losses).mean(), gradient_norm
+        if self.samples is not None:
+            self.samples.end_step(self.step + 1)
+        return gradient_norm
 
-    def _metrics(
-        self, losses: list[torch.Tensor], gradient_norm: float, seconds: float, waited_s: float
-    ) -> dict[str, float]:
-        """Means over the steps since the last line and over all ranks."""
-        mine = (float(torch.stack(losses).float().mean()), waited_s / seconds)
-        loss, waiting = np.mean(self.context.gather(mine), axis=0)
-        windows = len(losses) * self.loop.global_batch / seconds
-        rate = self.experiment.optimizer.lr * self.experiment.schedule.factor(self.step - 1, self.loop.steps)
-        return {
-            "loss": float(loss),
-            "gradient_norm": gradient_norm,
-            "learning_rate": rate,
-            "windows_per_s": windows,
-            "waiting_share": float(waiting),
-        }
+    def _learning_rate(self, step: int) -> float:
+        return self.experiment.optimizer.lr * self.experiment.schedule.factor(step, self.loop.steps)
+
+    def _log(self, gradient_norm: float) -> dict[str, float]:
+        """One line of metrics: means over the steps since the last line and over all ranks."""
+        metrics = self.meter.metrics(self.loader.waited_s)
+        metrics |= {"gradient_norm": gradient_norm, "learning_rate": self._learning_rate(self.step - 1)}
+        if self.loop.on_nonfinite == "skip":
+            metrics["skipped_steps"] = self.state.skipped
+        self._report(metrics)
+        return metrics
 
     def _report(self, metrics: dict[str, float]) -> None:
         self.context.report(metrics | {"step": self.step})
-        if self.log is not None:
-            self.log.append(self.step, metrics)
-        if self.run_record is not None:
-            self.run_record.metrics(metrics, self.step)
+        if self.record is not None:
+            self.record.add(metrics, self.step)
 
     # --- validation and checkpoints ---
 
-    def _evaluate_if_due(self) -> dict[str, float]:
-        every = self.loop.evaluate_every
-        due = self.step == self.loop.steps or (every and self.step % every == 0)
-        if self.validation is None or not due:
+    def _evaluate(self) -> dict[str, float]:
+        if self.validation is None:
             return {}
         metrics = {"validation_loss": self._validation_loss(self.validation)}
         self._report(metrics)
         return metrics
 
-    def _validation_loss(self, reader: WindowReader) -> float:
+    def _validation_loss(self, reader: WindowReader | CoFineTuningReader) -> float:
         """Mean loss without crops over evenly spread windows of the validation stores, shared among the ranks."""
-        count = min(self.loop.evaluate_windows, reader.index.num_rows)
-        rows = np.unique(np.linspace(0, reader.index.num_rows - 1, count).astype(np.int64))
+        num_rows = sum(reader.store_rows)
+        count = min(self.loop.evaluate_windows, num_rows)
+        rows = np.unique(np.linspace(0, num_rows - 1, count).astype(np.int64))
         per_rank = -(-len(rows) // self.context.world_size)  # equal shares: every rank takes part in every forward
         mine = np.resize(rows, per_rank * self.context.world_size)[self.context.rank :: self.context.world_size]
         total = 0.0
-        with self.engine.evaluate_mode() as model:
+        with self.engine.evaluate_mode(averaged=self.experiment.engine.ema_decay > 0) as model:
             for first in range(0, len(mine), self.loop.micro_batch):
                 self.context.beat()
                 piece = mine[first : first + self.loop.micro_batch]
@@ -180,22 +221,28 @@ class _Session:
                 total += float(model.loss(batch)) * len(piece)
         return float(np.mean(self.context.gather(total / len(mine))))
 
-    def _save(self) -> None:
+    def _save(self, measured: dict[str, float]) -> None:
+        best_by = self.loop.best_by
         metadata = {
             "experiment": to_plain(self.experiment),
             "contract": self.contract.to_json(),
             "contract_id": self.contract.id,
             "position": self.loader.state(),
+            "loop_state": self.state.to_plain(),
             "world_size": self.context.world_size,
             "git_revision": git_revision(),
             "stores": list(self.job.stores),
-            "mlflow_run_id": self.run_record.run_id if self.run_record else None,
+            "mlflow_run_id": self.record.run_id if self.record else None,
         }
-        self.saver.save(self.step, self._snapshot(), metadata, keep_last=self.loop.keep_last)
+        if math.isfinite(measured.get(best_by, math.nan)):
+            metadata[best_by] = measured[best_by]
+        self.saver.save(self.step, self._snapshot(), metadata, keep_last=self.loop.keep_last, keep_best_by=best_by)
+        if self.record is not None:
+            self.record.publish()
 
     def _snapshot(self) -> Callable[[Path], None]:
         """Copies this rank's state; the returned function writes it from another thread, while training goes on."""
-        write_engine, random = self.engine.snapshot(), {"cpu": torch.get_rng_state()}
+        write_engine, random = self.engine.snapshot(), self._random_state()
 
         def write(folder: Path) -> None:
             (folder / "engine").mkdir()
@@ -203,6 +250,10 @@ class _Session:
             torch.save(random, folder / f"random-{self.context.rank:05d}.pt")
 
         return write
+
+    def _random_state(self) -> dict[str, torch.Tensor]:
+        on_gpu = {"cuda": torch.cuda.get_rng_state(self.context.device)} if self.context.device.type == "cuda" else {}
+        return {"cpu": torch.get_rng_state(), **on_gpu}
 
     # --- building ---
 
@@ -212,7 +263,8 @@ class _Session:
         engine = self.experiment.engine.build(
             self.context, micro_batch=self.loop.micro_batch, accumulation=accumulation
         )
-        engine.build(self.experiment.model.build, self.experiment.optimizer.build)
+        weights_from = self.job.init if self.found is None else None
+        self.model = engine.build(model_factory(self.experiment, weights_from), self.experiment.optimizer.build)
         torch.manual_seed(self.loop.seed + self.context.rank)
         if self.found is not None:
             self._resume(engine, self.found)
@@ -225,43 +277,10 @@ class _Session:
             engine.load(folder / "engine")
             random = folder / f"random-{self.context.rank:05d}.pt"
             if random.exists():  # a new rank of a grown run has none and keeps its fresh state
-                torch.set_rng_state(torch.load(random, weights_only=True)["cpu"])
-
-    def _open_tracking(self) -> TrainingRun:
-        run = TrainingRun(
-            uri=self.job.tracking_uri,
-            experiment=self.experiment.tracking.experiment,
-            name=self.experiment.name,
-            params=flatten(to_plain(self.experiment)),
-            run_id=self.found.metadata["mlflow_run_id"] if self.found else None,
-        )
-        run.tag("contract", self.contract.id)
-        run.tag("stores", ", ".join(self.job.stores))
-        run.json(self.contract.to_json(), "contract.json")
-        run.json(to_plain(self.experiment), "experiment.json")
-        return run
-
-
-class _MetricsLog:
-    """metrics.jsonl of a run: one line a report; lines after the step resumed from are dropped."""
-
-    def __init__(self, output: str, resumed_step: int) -> None:
-        self._path = Path(output) / "metrics.jsonl"
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in read_metrics(self._path) if line["step"] <= resumed_step] if resumed_step else []
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-
-    def append(self, step: int, metrics: Mapping[str, float]) -> None:
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, "time": time.time(), **metrics}) + "\n")
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a line cut by a crash is left out."""
-    if not path.exists():
-        return []
-    whole = path.read_text().rpartition("\n")[0].splitlines()
-    return [json.loads(line) for line in whole]
+                saved = torch.load(random, weights_only=True)
+                torch.set_rng_state(saved["cpu"])
+                if "cuda" in saved and self.context.device.type == "cuda":
+                    torch.cuda.set_rng_state(saved["cuda"], self.context.device)
 
 
 def git_revision() -> str:
@@ -269,27 +288,3 @@ def git_revision() -> str:
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty=+changes"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     return found.stdout.strip() or "unknown"
-
-
-def require_same_run(found: Checkpoint, contract: Contract, experiment: Experiment) -> None:
-    """Raise ValueError where continuing would silently train something else."""
-    theirs = Contract.from_json(found.metadata["contract"])
-    if theirs != contract:
-        raise ValueError(
-            f"checkpoint {found.path} was trained under contract {theirs.id}, this run has {contract.id}: "
-            f"give the stores and settings of that run, or another --output"
-        )
-    before = flatten(found.metadata["experiment"])
-    now = flatten(to_plain(replace(experiment)))
-    fixed = [
-        key
-        for key in now
-        if key.startswith(("model.", "loop.seed", "loop.lanes", "loop.global_batch", "loop.segment_windows"))
-    ]
-    changed = [key for key in fixed if before.get(key) != now[key]]
-    if changed:
-        key = changed[0]
-        raise ValueError(
-            f"--resume continues the run in {found.path}, but {key} was {before.get(key)} and is now {now[key]}: "
-            f"leave it as it was, or give another --output"
-        )

@@ -1,4 +1,4 @@
-"""RLDS shards -> an episode store: one Ray Data task a shard, resumable, with a closing account.
+"""RLDS shards -> an episode store: one Ray Data task a shard (large ones in parts), resumable, with an account.
 
 Every shard's Parquet file and report appear atomically, the manifest last. Killed anywhere and run again, a conversion
 does only the missing shards and ends with the same bytes; a finished store is left as it is. Another source, spec or
@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,6 +68,8 @@ class ConvertConfig:
     """Episodes to convert at most, from the beginning of the split."""
     check_crc: bool = True
     """Check the CRC of every record."""
+    max_shard_mb: int = 512
+    """Source shards larger than this, in MiB, are divided among tasks by records; each part is a file of the store."""
     workers: int | None = None
     """Shards converted at once; by default as many as Ray has CPUs, 0 converts in this process without Ray."""
 
@@ -75,6 +77,8 @@ class ConvertConfig:
         self.frame_size()
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"--limit must be at least 1 episode, got {self.limit}")
+        if self.max_shard_mb < 1:
+            raise ValueError(f"--max-shard-mb must be at least 1 MiB, got {self.max_shard_mb}")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"--workers must be 0 or more, got {self.workers}")
         if "image" not in self.cameras:
@@ -123,13 +127,13 @@ def convert(source: str, out: str, config: ConvertConfig) -> Summary:
     settings = _settings(task, config, encoder.id if encoder else spec.embedding_encoder)
     filesystem, root = fsspec.core.url_to_fs(task.root)
     if filesystem.exists(f"{root}/{MANIFEST}"):
-        manifest, missing = _finished(filesystem, root, settings), []
+        manifest, missing = finished(filesystem, root, settings), []
     else:
         if encoder is not None:
             encoder.require()
-        _claim(filesystem, root, settings)
+        claim(filesystem, root, settings)
         missing = [i for i in range(len(task.shards)) if not _is_done(filesystem, root, task, i)]
-        _convert_shards(task, missing, config.workers)
+        convert_shards(partial(convert_shard, task), missing, total=len(task.shards), workers=config.workers)
         manifest = write_manifest(task, settings, partial(_embed, encoder, config.workers) if encoder else None)
     if filesystem.exists(f"{root}/{PROGRESS}"):
         filesystem.rm(f"{root}/{PROGRESS}", recursive=True)
@@ -158,14 +162,7 @@ def _encoder(config: ConvertConfig, spec: DatasetSpec, dataset: RldsDataset) -> 
 def _task(
     dataset: RldsDataset, spec: DatasetSpec, out: str, config: ConvertConfig, *, ships_vectors: bool
 ) -> ShardTask:
-    unknown = [role for role in config.cameras if role not in spec.cameras]
-    if unknown:
-        raise ValueError(f"{spec.name} has no camera {unknown[0]!r}: choose of {', '.join(spec.cameras)}")
-    absent = [path for path in spec.paths(config.cameras) if path not in dataset.step_paths + dataset.episode_paths]
-    if absent and absent[0] not in dataset_spec.STEP_FIELDS:
-        raise ValueError(
-            f"spec {spec.name} does not fit {dataset.folder}, which has no field {absent[0]!r}: give another --dataset"
-        )
+    _require_fit(dataset, spec, config.cameras)
     fields = [(path, dataset.feature(path)) for path in spec.source_actions]
     layout = StoreLayout(
         cameras=config.cameras,
@@ -173,7 +170,8 @@ def _task(
         proprio_size=len(spec.proprio_names),
         source=tuple(SourceField(path=path, dtype=f.dtype, shape=f.fixed_shape()) for path, f in fields),
     )
-    shards = dataset.shards(config.split)
+    whole = dataset.shards(config.split)
+    shards = tuple(part for shard in whole for part in shard.parts(config.max_shard_mb << 20))
     limits = _limits(shards, config.limit)
     used = [i for i, limit in enumerate(limits) if limit != 0]
     return ShardTask(
@@ -188,6 +186,23 @@ def _task(
         embedding=spec.embedding if ships_vectors else None,
         check_crc=config.check_crc,
     )
+
+
+def _require_fit(dataset: RldsDataset, spec: DatasetSpec, cameras: tuple[str, ...]) -> None:
+    """Raise ValueError unless the dataset has what the spec reads, and has it in a form that fits."""
+    unknown = [role for role in cameras if role not in spec.cameras]
+    if unknown:
+        raise ValueError(f"{spec.name} has no camera {unknown[0]!r}: choose of {', '.join(spec.cameras)}")
+    absent = [path for path in spec.paths(cameras) if path not in dataset.step_paths + dataset.episode_paths]
+    wrong = f"spec {spec.name} does not fit {dataset.folder}"
+    if absent and absent[0] not in dataset_spec.STEP_FIELDS:
+        raise ValueError(f"{wrong}, which has no field {absent[0]!r}: give another --dataset")
+    for path in (spec.cameras[role] for role in cameras):
+        if not dataset.feature(path).is_picture:
+            raise ValueError(f"{wrong}: {path!r} holds no colour pictures of 8 bits: name another camera")
+    text = spec.instruction
+    if isinstance(text, dataset_spec.Text) and not dataset.feature(text.path).is_text:
+        raise ValueError(f"{wrong}: {text.path!r} holds no text: name another field for the instruction")
 
 
 def _limits(shards: tuple[SourceShard, ...], limit: int | None) -> list[int | None]:
@@ -217,14 +232,20 @@ def _settings(task: ShardTask, config: ConvertConfig, encoder: str | None) -> di
         "cameras": list(config.cameras),
         "limit": config.limit,
         "check_crc": config.check_crc,
-        "source": [[shard.name, shard.num_bytes] for shard in task.shards],
+        "source": [_described(shard) for shard in task.shards],
     }
+
+
+def _described(shard: SourceShard) -> list[Any]:
+    """Name and bytes of a source file, and of a part of one its records."""
+    whole = shard.first == 0 and shard.stop is None
+    return [shard.name, shard.num_bytes] + ([] if whole else [shard.first, shard.stop])
 
 
 # --- What is there already ---
 
 
-def _finished(filesystem: Any, root: str, settings: dict[str, Any]) -> dict[str, Any]:
+def finished(filesystem: Any, root: str, settings: dict[str, Any]) -> dict[str, Any]:
     """The manifest of the finished store at `root`. Raises ValueError where it is another store, or files are amiss."""
     manifest = json.loads(filesystem.cat_file(f"{root}/{MANIFEST}"))
     _require_same(manifest.get("settings", {}), settings, f"{root} holds a finished store made")
@@ -235,7 +256,7 @@ def _finished(filesystem: Any, root: str, settings: dict[str, Any]) -> dict[str,
     return manifest
 
 
-def _claim(filesystem: Any, root: str, settings: dict[str, Any]) -> None:
+def claim(filesystem: Any, root: str, settings: dict[str, Any]) -> None:
     """Begin, or continue what was begun with the same settings."""
     path, temporary = f"{root}/{PROGRESS}/settings.json", f"{root}/{PROGRESS}"
     filesystem.makedirs(temporary, exist_ok=True)
@@ -270,24 +291,30 @@ def _is_done(filesystem: Any, root: str, task: ShardTask, index: int) -> bool:
 # --- Doing it ---
 
 
-def _convert_shards(task: ShardTask, missing: list[int], workers: int | None) -> None:
+def convert_shards(
+    convert_one: Callable[[int], dict[str, Any]],
+    missing: list[int],
+    *,
+    total: int,
+    workers: int | None,
+    units: tuple[str, str] = ("episodes", "steps"),
+) -> None:
+    """Convert the shards `missing` of `total` behind a progress bar; `convert_one` gives a shard's report."""
     columns = (TextColumn("preprocess"), BarColumn(), MofNCompleteColumn(), TextColumn("shards"), TimeElapsedColumn())
     rate = TextColumn("{task.fields[rate]}")
     began, episodes, steps = time.monotonic(), 0, 0
     with Progress(*columns, TimeRemainingColumn(), rate, console=Console(stderr=True)) as bar:
-        line = bar.add_task("preprocess", total=len(task.shards), completed=len(task.shards) - len(missing), rate="")
-        for report in _in_process(task, missing) if workers == 0 else _through_ray(task, missing, workers):
+        line = bar.add_task("preprocess", total=total, completed=total - len(missing), rate="")
+        for report in map(convert_one, missing) if workers == 0 else _through_ray(convert_one, missing, workers):
             episodes, steps = episodes + len(report["episode_lengths"]), steps + report["rows"]
             seconds = time.monotonic() - began
-            bar.update(line, advance=1, rate=f"{episodes / seconds:.1f} episodes/s  {steps / seconds:.0f} steps/s")
+            rates = (f"{n / seconds:.1f} {unit}/s" for n, unit in zip((episodes, steps), units, strict=True))
+            bar.update(line, advance=1, rate="  ".join(rates))
 
 
-def _in_process(task: ShardTask, missing: list[int]) -> Iterator[dict[str, Any]]:
-    for index in missing:
-        yield convert_shard(task, index)
-
-
-def _through_ray(task: ShardTask, missing: list[int], workers: int | None) -> Iterator[dict[str, Any]]:
+def _through_ray(
+    convert_one: Callable[[int], dict[str, Any]], missing: list[int], workers: int | None
+) -> Iterator[dict[str, Any]]:
     """Reports of the missing shards as they are finished. What a user can mend comes back as text, not as a crash."""
     if not missing:
         return
@@ -298,7 +325,7 @@ def _through_ray(task: ShardTask, missing: list[int], workers: int | None) -> It
     ray.data.DataContext.get_current().enable_progress_bars = False
     shards = ray.data.from_items([{"index": index} for index in missing], override_num_blocks=len(missing))
     concurrency = min(workers, len(missing)) if workers else None
-    for row in shards.map(_ShardRow(task), concurrency=concurrency).iter_rows():
+    for row in shards.map(_ShardRow(convert_one), concurrency=concurrency).iter_rows():
         result = json.loads(row["result"])
         if "error" in result:
             raise ValueError(result["error"])
@@ -308,12 +335,12 @@ def _through_ray(task: ShardTask, missing: list[int], workers: int | None) -> It
 class _ShardRow:
     """The function that Ray Data maps over shard numbers."""
 
-    def __init__(self, task: ShardTask) -> None:
-        self._task = task
+    def __init__(self, convert_one: Callable[[int], dict[str, Any]]) -> None:
+        self._convert_one = convert_one
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
         try:
-            report = convert_shard(self._task, int(row["index"]))
+            report = self._convert_one(int(row["index"]))
         except (ValueError, OSError) as error:
             return {"result": json.dumps({"error": str(error)})}
         return {"result": json.dumps({"episode_lengths": report["episode_lengths"], "rows": report["rows"]})}

@@ -157,15 +157,15 @@ class HashingFile:
 
 
 class ShardWriter:
-    """Writes step tables as one Parquet file whose row groups all have `ROW_GROUP_ROWS` rows, but for the last.
+    """Writes tables as one Parquet file whose row groups all have `row_group_rows` rows, but for the last.
 
     Encoded images are stored as they are; the other columns are compressed with zstd. Memory: one row group.
     """
 
-    def __init__(self, file: HashingFile, schema: pa.Schema) -> None:
-        self._pending, self._rows = [], 0
+    def __init__(self, file: HashingFile, schema: pa.Schema, *, row_group_rows: int = ROW_GROUP_ROWS) -> None:
+        self._pending, self._rows, self._row_group_rows = [], 0, row_group_rows
         encoded = {column for column in schema.names if schema.field(column).type == pa.binary()}
-        leaves = [f"{c}.list.element" if pa.types.is_fixed_size_list(schema.field(c).type) else c for c in schema.names]
+        leaves = [_leaf(column, schema.field(column).type) for column in schema.names]
         self._writer = pq.ParquetWriter(
             pa.PythonFile(file, mode="w"),
             schema,
@@ -179,8 +179,8 @@ class ShardWriter:
         self._pending.append(table)
         self._rows += table.num_rows
         self.rows += table.num_rows
-        if self._rows >= ROW_GROUP_ROWS:
-            self._flush(self._rows - self._rows % ROW_GROUP_ROWS)
+        if self._rows >= self._row_group_rows:
+            self._flush(self._rows - self._rows % self._row_group_rows)
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -193,8 +193,14 @@ class ShardWriter:
     def _flush(self, rows: int) -> None:
         if rows:
             table = pa.concat_tables(self._pending)
-            self._writer.write_table(table.slice(0, rows), row_group_size=ROW_GROUP_ROWS)
+            self._writer.write_table(table.slice(0, rows), row_group_size=self._row_group_rows)
             self._pending, self._rows = [table.slice(rows)], self._rows - rows
+
+
+def _leaf(path: str, kind: pa.DataType) -> str:
+    """The Parquet path of a column's values."""
+    nested = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind)
+    return _leaf(f"{path}.list.element", kind.value_type) if nested else path
 
 
 # --- Reading ---
@@ -223,7 +229,7 @@ class EpisodeStore:
     instruction_texts: list[str]
     embeddings: np.ndarray
     filesystem: Any
-    _files: _ShardFiles = field(repr=False)
+    _files: ShardFiles = field(repr=False)
 
     @staticmethod
     def open(path: str, split: str | None = None) -> EpisodeStore:
@@ -232,8 +238,10 @@ class EpisodeStore:
         Raises FileNotFoundError or ValueError with the remedy where there is none, or more than one.
         """
         filesystem, root = fsspec.core.url_to_fs(str(path))
-        root = _find(filesystem, root.rstrip("/"), str(path), split)
+        root = find_store(filesystem, root.rstrip("/"), str(path), split)
         manifest = json.loads(filesystem.cat_file(f"{root}/{MANIFEST}"))
+        if "kind" in manifest:
+            raise ValueError(f"{path} is a store of image-text examples, and robot episodes are needed here")
         if manifest.get("schema_version") != SCHEMA_VERSION:
             version = manifest.get("schema_version")
             raise ValueError(
@@ -251,7 +259,7 @@ class EpisodeStore:
             instruction_texts=table["text"].to_pylist(),
             embeddings=embedding_matrix(table),
             filesystem=filesystem,
-            _files=_ShardFiles(filesystem, [shard.path for shard in shards]),
+            _files=ShardFiles(filesystem, [shard.path for shard in shards]),
         )
 
     def read_rows(self, shard: int, row_group: int, columns: Sequence[str]) -> pa.Table:
@@ -287,7 +295,7 @@ class EpisodeStore:
                 raise ValueError(f"{shard.path} holds {rows} rows, {MANIFEST} says {shard.rows}: preprocess again")
 
 
-class _ShardFiles:
+class ShardFiles:
     """Parquet files of a store by number: all footers are kept, at most `_OPEN_FILES` files are open."""
 
     def __init__(self, filesystem: Any, paths: list[str]) -> None:
@@ -309,7 +317,7 @@ def embedding_matrix(table: pa.Table) -> np.ndarray:
     return np.array(flat, np.float32).reshape(table.num_rows, EMBEDDING_WIDTH)
 
 
-def _find(filesystem: Any, root: str, path: str, split: str | None) -> str:
+def find_store(filesystem: Any, root: str, path: str, split: str | None) -> str:
     if not filesystem.exists(root):
         raise FileNotFoundError(f"{path} does not exist: give a folder that rtp preprocess wrote")
     if filesystem.exists(f"{root}/{MANIFEST}"):

@@ -37,9 +37,35 @@ def decode_image(encoded: bytes) -> np.ndarray:
         return np.array(image.convert("RGB"))  # a copy: Pillow's own memory is read-only
 
 
+def decode_into(encoded: bytes, image_HWC: np.ndarray) -> tuple[int, int]:
+    """Decode into contiguous uint8 (H, W, 3); its own (height, width), with rubbish written where they differ."""
+    if encoded.startswith(_JPEG):
+        try:
+            decoded = simplejpeg.decode_jpeg(
+                encoded, colorspace="RGB", fastdct=False, fastupsample=False, buffer=image_HWC
+            )
+        except ValueError:
+            size = image_size(encoded)
+            if size == image_HWC.shape[:2]:
+                raise
+            return size
+        return decoded.shape[0], decoded.shape[1]
+    decoded = decode_image(encoded)
+    if decoded.shape == image_HWC.shape:
+        image_HWC[:] = decoded
+    return decoded.shape[0], decoded.shape[1]
+
+
 def encode_jpeg(image_HWC: np.ndarray) -> bytes:
     """JPEG of quality 95 without colour subsampling, from uint8 (H, W, 3) RGB."""
     return simplejpeg.encode_jpeg(np.ascontiguousarray(image_HWC), quality=JPEG_QUALITY, colorsubsampling="444")
+
+
+def encode_png(image_HWC: np.ndarray) -> bytes:
+    """PNG, which loses nothing, from uint8 (H, W, 3) RGB or (H, W, 1) grey."""
+    image, out = Image.fromarray(image_HWC[..., 0] if image_HWC.shape[-1] == 1 else image_HWC), io.BytesIO()
+    image.save(out, "png", compress_level=1)
+    return out.getvalue()
 
 
 def resize_image(image_HWC: np.ndarray, height: int, width: int, how: Resize) -> np.ndarray:

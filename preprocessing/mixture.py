@@ -1,13 +1,18 @@
 """How often each dataset of a mixture is drawn: weights that name their unit, and what they come to over real stores.
 
-Each mixture is one file of `preprocessing/mixtures/`. This is arithmetic only; nothing here draws a sample.
+Each mixture is one file of `preprocessing/mixtures/`. This is arithmetic only; `loading/source_order.py` draws by it.
 """
 
 from __future__ import annotations
 
+import difflib
+import importlib
+import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+Unit = Literal["per_sample", "per_transition"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,13 +24,18 @@ class Mixture:
     """
 
     name: str
-    unit: Literal["per_sample", "per_transition"]
+    unit: Unit
     weights: Mapping[str, float]
 
     def __post_init__(self) -> None:
         wrong = [dataset for dataset, weight in self.weights.items() if not 0 < weight < float("inf")]
-        if wrong or not self.weights:
-            raise ValueError(f"mixture {self.name}: every weight must be above 0 and finite, unlike that of {wrong}")
+        if not self.weights:
+            raise ValueError(f"mixture {self.name} has no weights")
+        if wrong:
+            weight = self.weights[wrong[0]]
+            raise ValueError(
+                f"mixture {self.name}: the weight of {wrong[0]} must be above 0 and finite, it is {weight}"
+            )
 
     def shares(self, steps: Mapping[str, int]) -> dict[str, float]:
         """The asked share of samples of each store; `steps` are their sizes by dataset name.
@@ -45,6 +55,47 @@ class Mixture:
         sizes = {name: count if self.unit == "per_transition" else 1 for name, count in steps.items()}
         masses = {name: self.weights[name] * size for name, size in sizes.items()}
         return {name: mass / sum(masses.values()) for name, mass in masses.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureConfig:
+    """The share of samples of each dataset of a run. Without `name` and `weights` every step is drawn equally often."""
+
+    name: str = ""
+    """A mixture of preprocessing/mixtures, such as rt1x; it also says what its weights mean."""
+    unit: Unit = "per_sample"
+    """What `weights` are: shares of samples whatever a dataset's size, or factors on its number of steps."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Weight by dataset name, of any scale; they are laid over those of `name`."""
+
+    def build(self) -> Mixture | None:
+        """None where nothing is asked for. Raises ValueError for a mixture that does not exist or a wrong weight."""
+        if self.name:
+            named = load(self.name)
+            return Mixture(name=self.name, unit=named.unit, weights={**named.weights, **self.weights})
+        return Mixture(name="of this run", unit=self.unit, weights=self.weights) if self.weights else None
+
+    def shares(self, steps: Mapping[str, int]) -> dict[str, float] | None:
+        """The asked share of each store, or None. Raises ValueError where weights and stores do not fit together."""
+        unknown = [name for name in self.weights if name not in steps]
+        if unknown:
+            raise ValueError(
+                f"mixture.weights names {unknown[0]!r}, which no store holds: there are {', '.join(steps)}"
+            )
+        mixture = self.build()
+        return None if mixture is None else mixture.shares(steps)
+
+
+def load(name: str) -> Mixture:
+    """The mixture of a file of `preprocessing/mixtures/`. ValueError with the nearest name for another."""
+    import preprocessing.mixtures
+
+    known = sorted(module.name for module in pkgutil.iter_modules(preprocessing.mixtures.__path__))
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+        raise ValueError(f"there is no mixture {name!r}: {hint}")
+    return importlib.import_module(f"preprocessing.mixtures.{name}").MIXTURE
 
 
 @dataclass(frozen=True, kw_only=True)

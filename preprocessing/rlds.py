@@ -17,10 +17,13 @@ from typing import Any
 
 import fsspec
 
+from preprocessing.array_record_files import read_array_records
 from preprocessing.tf_example import parse
 from preprocessing.tfds_features import Feature, flatten
-from preprocessing.tfrecord import Damage, Record, read_records
+from preprocessing.tfrecord import Damage, Record, read_records, skip_records
 
+# Buckets of Open X-Embodiment that anyone may read: asking for credentials there fails for users who have none.
+_PUBLIC = ("gs://gresearch/", "gs://gdm-robotics-open-x-embodiment/", "gs://tfds-data/")
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _STEPS = "steps/"
 _READ_BYTES = 8 << 20
@@ -75,6 +78,12 @@ class SourceShard:
     def num_selected(self) -> int:
         """Declared records in the slice."""
         return (self.num_records if self.stop is None else self.stop) - self.first
+
+    def parts(self, max_bytes: int) -> tuple[SourceShard, ...]:
+        """The same records as consecutive runs of equal length, as few as keep a run's file near `max_bytes`."""
+        count = max(min(-(-self.num_bytes // max_bytes), self.num_selected), 1)
+        bounds = [self.first + part * self.num_selected // count for part in range(count)]
+        return tuple(replace(self, first=a, stop=b) for a, b in zip(bounds, [*bounds[1:], self.stop], strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,14 +150,14 @@ class RldsDataset:
 
         Raises ValueError as `split_slice` does, FileNotFoundError naming a missing file.
         """
-        filesystem, root = fsspec.core.url_to_fs(self.folder)
+        filesystem, root = open_folder(self.folder)
         sizes = {entry["name"].rpartition("/")[2]: entry["size"] for entry in filesystem.ls(root, detail=True)}
         found = []
         for shard in _selected(self.splits, self.split_slice(split)):
             if shard.name in sizes:
                 found.append(replace(shard, num_bytes=sizes[shard.name]))
-            elif shard.name.replace(".tfrecord", ".array_record") in sizes:
-                raise ValueError(f"{self.folder} is stored as array_record: download its tfrecord version")
+            elif (name := shard.name.replace(".tfrecord", ".array_record")) in sizes:
+                found.append(replace(shard, path=f"{self.folder}/{name}", name=name, num_bytes=sizes[name]))
             else:
                 raise FileNotFoundError(
                     f"split {split!r} of {self.folder} lacks its file {shard.name}: download it, or ask another --split"
@@ -169,16 +178,12 @@ class RldsDataset:
 
         `check_crc=False` skips the CRC of payloads.
         """
-        wanted = self._wanted(paths)
-        filesystem, path = fsspec.core.url_to_fs(shard.path)
-        size, number = filesystem.size(path), -1
-        with filesystem.open(path, "rb", block_size=_READ_BYTES) as file:
-            for number, item in enumerate(islice(read_records(file, size, check_crc=check_crc), shard.stop)):
-                if number >= shard.first:
-                    yield _episode(item, shard.name, number, wanted)
-        for missing in range(max(number + 1, shard.first), shard.first + shard.num_selected):
-            reason = f"missing: dataset_info.json declares {shard.num_records} records, the file holds {number + 1}"
-            yield Corrupt(shard=shard.name, record=missing, offset=size, reason=reason)
+        wanted, number = self._wanted(paths), shard.first - 1
+        for number, item in enumerate(_records(shard, check_crc), shard.first):
+            yield _episode(item, shard.name, number, wanted)
+        for missing in range(number + 1, shard.first + shard.num_selected):
+            reason = f"missing: dataset_info.json declares {shard.num_records} records, the file ends before"
+            yield Corrupt(shard=shard.name, record=missing, offset=shard.num_bytes, reason=reason)
 
     def _wanted(self, paths: Collection[str] | None) -> list[Feature]:
         if paths is None:
@@ -190,13 +195,18 @@ class RldsDataset:
         return [self.feature(path) for path in paths]
 
 
+def open_folder(url: str) -> tuple[Any, str]:
+    """(file system, path) of a source folder or file; the public buckets of Open X-Embodiment need no account."""
+    return fsspec.core.url_to_fs(url, **({"token": "anon"} if url.startswith(_PUBLIC) else {}))
+
+
 def open_dataset(folder: str) -> RldsDataset:
     """Open a version folder such as bridge_dataset/1.0.0, local or a URL.
 
     Raises FileNotFoundError where the folder does not exist and ValueError where it holds no RLDS dataset.
     """
     folder = str(folder).rstrip("/")
-    filesystem, root = fsspec.core.url_to_fs(folder)
+    filesystem, root = open_folder(folder)
     if not filesystem.isdir(root):
         what = "is a file, not a folder" if filesystem.exists(root) else "does not exist"
         raise FileNotFoundError(f"{folder} {what}: give the version folder of a TFDS dataset, with features.json")
@@ -266,6 +276,21 @@ def _selected(splits: Mapping[str, tuple[SourceShard, ...]], part: SplitSlice) -
         if first < stop:
             yield replace(shard, first=first, stop=None if stop == shard.num_records else stop)
         before += shard.num_records
+
+
+def _records(shard: SourceShard, check_crc: bool) -> Iterator[Record | Damage]:
+    """The part of a file that `shard` selects; what lies before it is passed over by its headers alone."""
+    filesystem, path = open_folder(shard.path)
+    if ".array_record" in shard.name:
+        yield from read_array_records(filesystem, path, first=shard.first, stop=shard.stop)
+        return
+    size, start = filesystem.size(path), 0
+    if shard.first:
+        with filesystem.open(path, "rb", cache_type="none") as file:
+            start = skip_records(file, size, shard.first)
+    with filesystem.open(path, "rb", block_size=_READ_BYTES) as file:
+        count = None if shard.stop is None else shard.stop - shard.first
+        yield from islice(read_records(file, size, check_crc=check_crc, start=start), count)
 
 
 def _episode(item: Record | Damage, shard: str, number: int, wanted: list[Feature]) -> Episode | Corrupt:

@@ -27,7 +27,7 @@ from preprocessing.episode_store import (
     image_column,
     instruction_id,
 )
-from preprocessing.images import Resize, image_size, reencode
+from preprocessing.images import Resize, encode_png, image_size, reencode
 from preprocessing.rlds import Corrupt, Episode, RldsDataset, SourceShard
 from preprocessing.statistics import Moments
 
@@ -222,11 +222,16 @@ class _Instructions:
 
 def _images(task: ShardTask, episode: Episode) -> dict[str, list[bytes]]:
     """Encoded frames of every camera, at the asked size."""
-    found = {role: episode.steps[task.spec.cameras[role]] for role in task.layout.cameras}
+    found = {role: _encoded(episode.steps[task.spec.cameras[role]]) for role in task.layout.cameras}
     if task.image_size is None:
         return found
     height, width = task.image_size
     return {role: [reencode(frame, height, width, task.resize) for frame in column] for role, column in found.items()}
+
+
+def _encoded(column: Any) -> list[bytes]:
+    """Frames as their source encoded them; those that it keeps as numbers become PNG."""
+    return column if isinstance(column, list) else [encode_png(frame) for frame in column]
 
 
 def size_text(sizes: list[tuple[int, int]]) -> str:

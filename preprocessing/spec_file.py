@@ -144,8 +144,7 @@ def draft(dataset: RldsDataset) -> str:
 
 
 def _is_camera(path: str, feature: Feature) -> bool:
-    colours = feature.kind == "image" and feature.dtype == "uint8" and feature.shape[-1:] == (3,)
-    return colours and "depth" not in path
+    return feature.is_picture and feature.shape[-1:] == (3,) and "depth" not in path
 
 
 def _is_side(path: str) -> bool:

@@ -25,6 +25,9 @@ Dimensions = tuple[int | None, ...]
 class Feature:
     """A leaf of features.json: `shape` of one value (None: unknown), `outer` dimensions that sequences around it add.
 
+    An `optional` value may be left out of a record; what is read then is TFDS's mark for it, the lowest number, False
+    or an empty text.
+
     `kind` "image" and "text" are one byte string a value, whatever `shape` the decoded image has.
     """
 
@@ -34,10 +37,22 @@ class Feature:
     dtype: str
     encoding: Encoding = "none"
     outer: Dimensions = ()
+    optional: bool = False
 
     @property
     def is_bytes(self) -> bool:
         return self.kind != "tensor" or self.dtype == "string"
+
+    @property
+    def is_picture(self) -> bool:
+        """True of one picture a step, 8 bits a colour: encoded, or as numbers of shape (height, width, 3)."""
+        shaped = self.kind == "image" or (len(self.shape) == 3 and None not in self.shape)
+        return shaped and self.dtype == "uint8" and self.shape[-1:] in ((1,), (3,)) and len(self.outer) == 1
+
+    @property
+    def is_text(self) -> bool:
+        """True of one string a step, or one of the episode."""
+        return self.kind != "image" and self.is_bytes and not self.shape and len(self.outer) < 2
 
     def fixed_shape(self) -> tuple[int, ...]:
         """The shape of one step's value. Raises ValueError where a dimension is unknown."""
@@ -48,6 +63,8 @@ class Feature:
 
     def read(self, example: Example) -> Any:
         """The value: an array, a scalar, bytes, or a list of these along an unknown or byte-valued dimension."""
+        if self.optional and not self.outer and self.key not in example:
+            return self._left_out()
         stored = () if self.kind != "tensor" or self.encoding != "none" else self.shape
         if self.encoding != "none" and self.shape.count(None) > 1:
             return self._dynamic(example)
@@ -55,6 +72,13 @@ class Feature:
         if self.encoding == "none":
             return value
         return _each(value, len(self.outer), lambda data: self._decoded(data, self.shape))
+
+    def _left_out(self) -> Any:
+        if self.is_bytes:
+            return b""
+        dtype = np.dtype(self.dtype)
+        lowest = False if dtype == bool else (np.finfo if dtype.kind == "f" else np.iinfo)(dtype).min
+        return np.full([size or 0 for size in self.shape], lowest, dtype)[()]
 
     def _dynamic(self, example: Example) -> Any:
         """Encoded tensors with several unknown dimensions carry their shape beside them."""
@@ -68,9 +92,11 @@ class Feature:
 
     def _decoded(self, data: bytes, shape: Dimensions) -> np.ndarray:
         """The tensor that TFDS packed into bytes."""
+        dtype = np.dtype(self.dtype)
         if self.encoding == "zlib":
-            data = _decompress(data, self.key)
-        values = np.frombuffer(data, np.bool_ if self.dtype == "bool" else np.dtype(self.dtype))
+            expected = None if None in shape else math.prod(size for size in shape if size is not None)
+            data = _decompress(data, self.key, 0 if expected is None else expected * dtype.itemsize + 1)
+        values = np.frombuffer(data, dtype)
         return values.reshape([-1 if size is None else size for size in shape])
 
     def _flat(self, example: Example, key: str) -> Any:
@@ -98,12 +124,10 @@ def _leaves(node: Mapping[str, Any], key: str, outer: Dimensions) -> Iterator[Fe
     elif "sequence" in node:
         length = int(node["sequence"].get("length", -1))
         yield from _leaves(node["sequence"]["feature"], key, (*outer, None if length < 0 else length))
-    elif "tensor" in node:
-        body = node["tensor"]
-        encoding = body.get("encoding") or "none"
-        yield Feature(
-            key=key, kind="tensor", shape=_shape(body), dtype=_dtype(body, key), encoding=encoding, outer=outer
-        )
+    elif body := node.get("tensor") or node.get("boundingBox") or node.get("audio"):
+        kind, encoding = ("text" if body.get("lazyDecode") else "tensor"), str(body.get("encoding") or "none").lower()
+        numbers = {"shape": _shape(body), "dtype": _dtype(body, key), "optional": bool(body.get("optional"))}
+        yield Feature(key=key, kind=kind, encoding=encoding, outer=outer, **numbers)
     elif "image" in node:
         yield Feature(key=key, kind="image", shape=_shape(node["image"]), dtype=_dtype(node["image"], key), outer=outer)
     elif "video" in node:
@@ -113,6 +137,12 @@ def _leaves(node: Mapping[str, Any], key: str, outer: Dimensions) -> Iterator[Fe
         yield Feature(key=key, kind="text", shape=(), dtype="string", outer=outer)
     elif "classLabel" in node or name == "ClassLabel":
         yield Feature(key=key, kind="tensor", shape=(), dtype="int64", outer=outer)
+    elif "translation" in node:
+        several = bool(node["translation"].get("variableLanguagesPerExample"))
+        languages = ("language", "translation") if several else node["translation"]["languages"]
+        for language in languages:
+            more = (*outer, None) if several else outer
+            yield Feature(key=f"{key}/{language}", kind="text", shape=(), dtype="string", outer=more)
     else:
         raise ValueError(f"features.json: {key or 'the root'} is a {name or 'feature without a class'}, not supported")
 
@@ -147,11 +177,13 @@ def _unflatten(example: Example, key: str, shape: Dimensions, flat: Any) -> Any:
         raise ValueError(f"{key} is missing")
     values: Any = _reshaped(flat(example, f"{key}/ragged_flat_values"), key, (None, *shape[len(levels) + 1 :]))
     for level in reversed(levels):
-        ends = np.cumsum(example.ints(f"{key}/ragged_row_lengths_{level}"))
-        if len(values) != (ends[-1] if len(ends) else 0):
+        lengths = example.ints(f"{key}/ragged_row_lengths_{level}")
+        ends = np.cumsum(lengths)
+        if len(values) != (ends[-1] if len(ends) else 0) or (lengths < 0).any():
             raise ValueError(f"{key} has {len(values)} values where its row lengths say {ends[-1:]}")
         values = [values[start:stop] for start, stop in zip([0, *ends[:-1]], ends, strict=True)]
-    return np.stack(values) if None not in shape[1:] and isinstance(values[0], np.ndarray) else values
+    same = len(values) > 0 and None not in shape[1:] and isinstance(values[0], np.ndarray)
+    return np.stack(values) if same else values
 
 
 def _reshaped(values: Any, key: str, shape: Dimensions) -> Any:
@@ -178,8 +210,10 @@ def _each(value: Any, depth: int, decode: Any) -> Any:
     return np.stack(parts) if same else parts
 
 
-def _decompress(data: bytes, key: str) -> bytes:
+def _decompress(data: bytes, key: str, most: int) -> bytes:
+    """At most `most` bytes (0: all), so that a few bytes cannot claim the whole memory."""
+    decompressor = zlib.decompressobj()
     try:
-        return zlib.decompress(data)
+        return decompressor.decompress(data, most)
     except zlib.error as error:
         raise ValueError(f"{key}: {error}") from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import BinaryIO
 
 import google_crc32c
@@ -43,28 +44,38 @@ def masked_crc32c(data: bytes) -> int:
     return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
 
 
-def read_records(file: BinaryIO, size: int, *, check_crc: bool = True) -> Iterator[Record | Damage]:
-    """Records of a seekable `file` of `size` bytes.
+def read_records(file: BinaryIO, size: int, *, check_crc: bool = True, start: int = 0) -> Iterator[Record | Damage]:
+    """Records of a seekable `file` of `size` bytes, from the one that begins at byte `start` on.
 
-    A stretch of damage is reported once, however many headers in it are broken. `check_crc=False` skips the CRC of
-    payloads, never that of lengths, on which the framing rests.
+    A stretch without a readable header is reported once, however many headers in it are broken. `check_crc=False` skips
+    the CRC of payloads, never that of lengths, on which the framing rests. The number of items does not depend on it.
     """
-    offset, damaged = 0, False
-    while offset < size:
-        file.seek(offset)
-        length, fault = _length(file.read(_HEADER_BYTES), size - offset)
+    for offset, length, fault in _frames(file, size, start):
         if fault:
-            if not damaged:
-                yield Damage(offset=offset, reason=fault)
-            damaged, offset = True, _next_header(file, offset + 1, size)
+            yield Damage(offset=offset, reason=fault)
             continue
         payload, crc = file.read(length), int.from_bytes(file.read(_CRC_BYTES), "little")
-        damaged = check_crc and masked_crc32c(payload) != crc
-        if damaged:
+        if check_crc and masked_crc32c(payload) != crc:
             yield Damage(offset=offset, reason=f"the CRC of the record's {length} bytes does not match")
         else:
             yield Record(offset=offset, payload=payload, crc=crc)
-        offset += _HEADER_BYTES + length + _CRC_BYTES
+
+
+def skip_records(file: BinaryIO, size: int, count: int) -> int:
+    """The byte at which the item after the first `count` begins, or `size`; reads nothing but headers."""
+    return next((offset for offset, _, _ in islice(_frames(file, size, 0), count, None)), size)
+
+
+def _frames(file: BinaryIO, size: int, offset: int) -> Iterator[tuple[int, int, str | None]]:
+    """(offset, payload bytes, None) of each record, the file standing at its payload; or (offset, 0, what is wrong)."""
+    lost = False
+    while offset < size:
+        file.seek(offset)
+        length, fault = _length(file.read(_HEADER_BYTES), size - offset)
+        if not (fault and lost):
+            yield offset, length, fault
+        lost = fault is not None
+        offset = _next_header(file, offset + 1, size) if lost else offset + _HEADER_BYTES + length + _CRC_BYTES
 
 
 def _length(header: bytes, remaining: int) -> tuple[int, str | None]:

@@ -61,7 +61,7 @@ def _tokenizer(config: RT1Config) -> int:
     if isinstance(config.backbone, EfficientNetConfig):
         multiply_adds = _efficientnet(config.backbone, size, config.num_channels(), film)
     else:
-        multiply_adds = _vit(config.backbone, size, config.num_channels(), film)
+        multiply_adds = vit_multiply_adds(config.backbone, size, config.num_channels(), film)
     positions, width = config.backbone.grid(size) ** 2, config.feature_width
     multiply_adds += positions * config.backbone.out_channels() * width + film * 2 * EMBEDDING_WIDTH * width
     if config.token_learner:
@@ -91,11 +91,23 @@ def _strided(size: int, kernel: int, stride: int, config: EfficientNetConfig) ->
     return (size + sum(padding(size, kernel, stride, config.padding)) - kernel) // stride + 1
 
 
-def _vit(config: ViTConfig, size: int, in_channels: int, film: bool) -> int:
+def vit_multiply_adds(config: ViTConfig, size: int, in_channels: int, film: bool) -> int:
     """Multiply-adds of one image."""
     positions, width = config.grid(size) ** 2, config.width
     layer = positions * width * (4 * width + 2 * positions + 2 * config.hidden) + film * 2 * EMBEDDING_WIDTH * width
-    return positions * config.patch_size**2 * in_channels * width + config.num_layers * layer
+    return _vit_stem(config, size, in_channels) + config.num_layers * layer
+
+
+def _vit_stem(config: ViTConfig, size: int, in_channels: int) -> int:
+    positions = config.grid(size) ** 2
+    if config.stem == "patches":
+        return positions * config.patch_size**2 * in_channels * config.width
+    total = 0
+    for channels in config.stem_channels():
+        size //= 2
+        total += size**2 * 9 * in_channels * channels
+        in_channels = channels
+    return total + positions * in_channels * config.width
 
 
 def _transformer(config: RT1Config, answered: Answered) -> int:

@@ -57,7 +57,7 @@ def prepare(batch: Mapping[str, Tensor], config: InputConfig, *, augment: bool, 
     real_M = (index_BT.flatten() >= 0).nonzero().flatten()  # once: on a GPU every look at data waits for the device
     frame_M, embedding_MD = index_BT.flatten()[real_M], batch["embedding"].flatten(0, 1)[real_M]
     crop_M = batch["crop_key"][:, None].expand_as(index_BT).flatten()[real_M]
-    first_N, place_M = _distinct(mix(frame_M, _fingerprint(embedding_MD), crop_M if augment else 0))
+    first_N, place_M = distinct(mix(frame_M, _fingerprint(embedding_MD), crop_M if augment else 0))
     place_BT = torch.full_like(index_BT.flatten(), -1).scatter(0, real_M, place_M).view_as(index_BT)
     frames_NHWC = batch["frames"][frame_M[first_N]]
     if augment and config.crop == "pad":
@@ -114,7 +114,7 @@ def _fingerprint(embedding_MD: Tensor) -> Tensor:
     return (bits_MD * weights_D).sum(dim=1)
 
 
-def _distinct(identity_M: Tensor) -> tuple[Tensor, Tensor]:
+def distinct(identity_M: Tensor) -> tuple[Tensor, Tensor]:
     """(index of the first of each distinct value (N,), place of each value among them (M,)), in order of value."""
     values_N, place_M = torch.unique(identity_M, return_inverse=True)
     order_M = torch.arange(len(identity_M), device=identity_M.device)

@@ -8,6 +8,7 @@ Axes: N frames, C or D channels, HW patches, P positions.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from rt_models.efficientnet import Film
-from rt_models.layers import LecunLinear, PatchConv
+from rt_models.layers import LecunConv1x1, LecunLinear, PatchConv, truncated_normal_
 from rt_models.recompute import recomputed
 from rt_models.transformer import LAYER_NORM_EPS, Attention, TransformerConfig
 
@@ -30,10 +31,15 @@ class ViTConfig:
     num_layers: int = 12
     num_heads: int = 6
     hidden: int = 1536
+    stem: Literal["patches", "convolutions"] = "patches"
+    """How pixels become patch vectors: one linear map of each patch, or small convolutions that halve the picture until
+    a position is a patch, which learn from far fewer pictures (Xiao et al., 2021)."""
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
             raise ValueError(f"backbone.width {self.width} is not a multiple of backbone.num_heads {self.num_heads}")
+        if self.stem == "convolutions" and (self.patch_size & (self.patch_size - 1) or self.patch_size < 2):
+            raise ValueError(f"backbone.stem convolutions halve: patch_size {self.patch_size} must be a power of two")
 
     def build(self, *, in_channels: int, image_size: int, embedding_width: int, checkpoint_blocks: bool = False) -> ViT:
         """`embedding_width` 0 leaves FiLM out."""
@@ -47,6 +53,26 @@ class ViTConfig:
         if image_size % self.patch_size:
             raise ValueError(f"image_size {image_size} is not a multiple of backbone.patch_size {self.patch_size}")
         return image_size // self.patch_size
+
+    def stem_channels(self) -> list[int]:
+        """Channels after each of the convolutional stem's halvings: they double up to the width."""
+        halvings = self.patch_size.bit_length() - 1
+        return [max(8, self.width >> (halvings - 1 - number)) for number in range(halvings)]
+
+
+class ConvolutionStem(nn.Sequential):
+    """float (N, C, H, W) -> (N, width, H / patch, W / patch): 3x3 convolutions of stride 2, then a 1x1."""
+
+    def __init__(self, config: ViTConfig, in_channels: int) -> None:
+        layers: list[nn.Module] = []
+        for number, channels in enumerate(config.stem_channels()):
+            convolution = nn.Conv2d(in_channels, channels, 3, stride=2, padding=1, bias=False)
+            seen = min(in_channels, 3) if number == 0 else in_channels
+            truncated_normal_(convolution.weight, 9 * seen)
+            nn.init.zeros_(convolution.weight[:, seen:])  # an object mask starts with no effect, as in PatchConv
+            layers += [convolution, nn.GroupNorm(1, channels), nn.GELU(approximate="tanh")]
+            in_channels = channels
+        super().__init__(*layers, LecunConv1x1(in_channels, config.width))
 
 
 class ViTBlock(nn.Module):
@@ -80,7 +106,12 @@ class ViT(nn.Module):
     ) -> None:
         super().__init__()
         self.checkpoint_blocks = checkpoint_blocks
-        self.patches = PatchConv(in_channels, config.width, config.patch_size)
+        convolutions = config.stem == "convolutions"
+        self.patches = (
+            ConvolutionStem(config, in_channels)
+            if convolutions
+            else PatchConv(in_channels, config.width, config.patch_size)
+        )
         self.position = nn.Parameter(torch.empty(config.width, grid, grid))
         nn.init.trunc_normal_(self.position, std=0.02)
         self.blocks = nn.ModuleList(ViTBlock(config, embedding_width) for _ in range(config.num_layers))

@@ -1,167 +1,46 @@
-"""Batches of windows from episode stores: order and position in, tensors of `rt_models.spec.BATCH` out.
+"""The rank's batches of a run: sample order and position in, what a reader makes of the rows out, some batches ahead.
 
-`WindowReader` turns rows into a batch: it reads only the row groups and columns needed, decodes each distinct frame
-once, and keeps what it read within one memory budget. `Loader` walks a `SampleOrder` with it, one batch ahead of the
-training step. Neither knows anything of TensorFlow, of the model or of the number of ranks' history: a position is the
-count of samples consumed.
+The loader knows nothing of Ray, of the model or of the number of ranks' history: a position is the count of samples
+consumed. A reader (`reader.Reader`) turns rows into tensors; `WindowReader` is RT-1's.
 """
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from queue import Full, Queue
+from itertools import accumulate, islice
 from typing import Any
 
 import numpy as np
 import torch
 
-from preprocessing.episode_store import EpisodeStore
-from preprocessing.images import decode_image
+from preprocessing.loading.reader import Batch, LoaderConfig, Reader
 from preprocessing.loading.sample_order import SampleOrder
-from preprocessing.loading.windows import PADDING, StepIndex, window_rows
-from rt_models.spec import AffineTransform, merge_contracts
+from preprocessing.loading.shuffle_score import shuffle_score
+from preprocessing.loading.source_order import SourceOrder
+from preprocessing.loading.window_reader import WindowReader
+from preprocessing.loading.windows import PADDING
 
-Batch = dict[str, torch.Tensor]
+__all__ = ["Batch", "Loader", "LoaderConfig", "Reader", "WindowReader"]
 
-_COLUMNS = ("image", "action", "instruction", "is_terminal", "flags")
+_FEWEST_STRANDS = 3  # blocks braided in a lane: with 48 lanes 144 streams, more than two batches of 64 have windows
+_SCORED = 4096  # samples that the shuffle score is taken over
+_REPEATED = 4  # micro-batches that the modes without reading hand out over and over
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoaderConfig:
-    """How batches are read; nothing here but `mask_flags` changes what is trained on."""
+class _Samples:
+    """The rank's samples of one global batch: ids, global rows and crop keys, int64 (N,)."""
 
-    memory_mb: int = 512
-    """Budget of one rank for encoded and decoded frames kept in memory, in megabytes."""
-    decode_threads: int = 2
-    """Threads that decode JPEG."""
-    prefetch_batches: int = 2
-    """Batches prepared ahead of the training step."""
-    mask_flags: tuple[str, ...] = ()
-    """Names of step flags of the store (such as first_zero_action) whose steps are not trained on."""
+    ids: np.ndarray
+    rows: np.ndarray
+    crop_keys: np.ndarray
 
-    def __post_init__(self) -> None:
-        for name in ("memory_mb", "decode_threads", "prefetch_batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"loader: {name} must be at least 1, got {getattr(self, name)}")
-
-
-class WindowReader:
-    """Reads windows of `num_steps` from the stores of a mixture; rows count through the stores in their order.
-
-    `transforms` (one per store) turn the store's physical actions into model values.
-    """
-
-    def __init__(
-        self,
-        stores: Sequence[EpisodeStore],
-        transforms: Sequence[AffineTransform],
-        *,
-        num_steps: int,
-        config: LoaderConfig,
-    ) -> None:
-        merge_contracts([store.contract for store in stores])  # refuses stores that cannot be mixed
-        self.config = config
-        self.num_steps = num_steps
-        self._stores, self._transforms = stores, transforms
-        self._shards = [(number, shard) for number, store in enumerate(stores) for shard in range(len(store.shards))]
-        self._flags = [_flag_bits(store, config.mask_flags) for store in stores]
-        self._group_rows = np.array([stores[n].shards[s].row_group_rows for n, s in self._shards], np.int64)
-        self.index = StepIndex.from_lengths([stores[n].shards[s].episode_lengths for n, s in self._shards])
-        if self.index.num_rows == 0:
-            raise ValueError(f"no steps to read in {', '.join(store.root for store in stores)}")
-        episodes = [sum(len(shard.episode_lengths) for shard in store.shards) for store in stores]
-        self._first_episode = np.concatenate([[0], np.cumsum(episodes)])
-        self._groups = _Lru(config.memory_mb * 2**20 // 4)
-        self._frames = _Lru(config.memory_mb * 2**20 * 3 // 4)
-        self._pool = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode")
-
-    def read(self, sample_ids: np.ndarray, rows: np.ndarray, crop_keys: np.ndarray | None = None) -> Batch:
-        """The batch of the windows that end at `rows` (B,), named `sample_ids` (B,); a row of -1 is all padding."""
-        rows_BT = window_rows(self.index, rows, self.num_steps)
-        distinct, inverse = np.unique(rows_BT, return_inverse=True)
-        padded = int(distinct[0] == PADDING)
-        steps = self._steps(distinct[padded:])
-        index_BT = inverse.reshape(rows_BT.shape) - padded
-        real_BT = index_BT >= 0
-        shard_B, _ = self.index.locate(rows)
-        store_B = np.array([self._shards[shard][0] for shard in shard_B])
-        episode_B, step_B = self.index.episodes(rows)
-        masks = np.array([store.contract.datasets[0].action_mask for store in self._stores])
-        batch = {
-            "frames": np.stack(steps["image"]),
-            "frame_index": index_BT,
-            "step_mask": real_BT,
-            "loss_mask": real_BT & steps["trained"][index_BT],
-            "embedding": np.where(real_BT[..., None], steps["embedding"][index_BT], np.float32(0)),
-            "action": np.where(real_BT[..., None], steps["action"][index_BT], np.float32(0)),
-            "action_mask": masks[store_B],
-            "sample_id": sample_ids,
-            "crop_key": sample_ids if crop_keys is None else crop_keys,
-            "store": store_B,
-            "episode": episode_B - self._first_episode[store_B],
-            "step": step_B,
-        }
-        return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in batch.items()}
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _steps(self, rows: np.ndarray) -> dict[str, Any]:
-        """Arrays over distinct rows (N,): decoded image list, model action (N, A), embedding (N, D), trained (N,)."""
-        shards, inside = self.index.locate(rows)
-        images: list[Any] = [None] * len(rows)
-        parts: dict[str, list[np.ndarray]] = {"action": [], "embedding": [], "trained": []}
-        groups = inside // self._group_rows[shards]
-        _, starts = np.unique(np.stack([shards, groups]), axis=1, return_index=True)
-        for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):  # rows are sorted: groups are runs
-            shard, group = int(shards[start]), int(groups[start])
-            loaded, places = self._row_group(shard, group), inside[start:stop] - group * self._group_rows[shard]
-            for key, pieces in parts.items():
-                pieces.append(loaded[key][places])
-            for row, place in zip(range(start, stop), places, strict=True):
-                key = (shard, group, int(place))
-                images[row] = self._pool.submit(self._frame, key, loaded["image"][place])
-        return {"image": [future.result() for future in images]} | {k: np.concatenate(v) for k, v in parts.items()}
-
-    def _row_group(self, shard: int, group: int) -> dict[str, Any]:
-        kept = self._groups.get((shard, group))
-        if kept is not None:
-            return kept
-        number, store_shard = self._shards[shard]
-        store = self._stores[number]
-        table = store.read_rows(store_shard, group, list(_COLUMNS))
-        physical = table["action"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
-        instruction = np.searchsorted(store.instruction_ids, table["instruction"].to_numpy())
-        trained = ~table["is_terminal"].to_numpy() & ((table["flags"].to_numpy() & self._flags[number]) == 0)
-        images = table["image"].to_pylist()
-        loaded = {
-            "action": self._transforms[number].apply(physical),
-            "embedding": store.embeddings[instruction],
-            "trained": trained,
-            "image": images,
-        }
-        self._groups.put((shard, group), loaded, sum(map(len, images)))
-        return loaded
-
-    def _frame(self, key: tuple[int, int, int], encoded: bytes) -> np.ndarray:
-        """The decoded frame, uint8 (H, W, 3)."""
-        frame = self._frames.get(key)
-        if frame is None:
-            frame = decode_image(encoded)
-            store = self._stores[self._shards[key[0]][0]]
-            recipe = store.contract.image
-            if frame.shape != (recipe.height, recipe.width, 3):
-                raise ValueError(
-                    f"a frame of {store.shards[self._shards[key[0]][1]].path} is {frame.shape[0]}x{frame.shape[1]}, "
-                    f"its store says {recipe.height}x{recipe.width}: run rtp preprocess again with --image-size"
-                )
-            self._frames.put(key, frame, frame.nbytes)
-        return frame
+    def taken(self, places: np.ndarray | slice) -> _Samples:
+        return _Samples(ids=self.ids[places], rows=self.rows[places], crop_keys=self.crop_keys[places])
 
 
 class Loader:
@@ -169,18 +48,21 @@ class Loader:
 
     Each global batch is the next `global_batch` windows of the order; the rank's part of it is handed out in
     `micro_batch`-sized pieces. `state()` is the position after the last piece handed out that closed a global batch.
-    With `segment_windows` > 1 the order is one of segments of so many neighbouring windows, which share frames and one
-    crop, so that a model can encode each frame once.
+
+    `weights` is the share of samples of each of the reader's stores, of any scale; stores then run through epochs of
+    their own. Without weights all rows of all stores are one epoch. With `segment_windows` > 1 the order is one of
+    segments of so many neighbouring windows, which share frames and one crop, so that each frame can be encoded once.
     """
 
     def __init__(
         self,
-        reader: WindowReader,
+        reader: Reader,
         *,
         seed: int,
         lanes: int,
         global_batch: int,
         micro_batch: int,
+        weights: Sequence[float] | None = None,
         segment_windows: int = 1,
         rank: int = 0,
         world_size: int = 1,
@@ -192,112 +74,136 @@ class Loader:
                 f"global batch {global_batch} must be a multiple of micro-batch {micro_batch} x {world_size} workers, "
                 f"and the micro-batch of {segment_windows} windows a segment"
             )
-        num_segments = -(-reader.index.num_rows // segment_windows)
-        self._order = SampleOrder(num_samples=num_segments, seed=seed, lanes=lanes)
-        self._order.require_world_size(world_size)
+        if weights is not None and len(weights) != len(reader.store_rows):
+            raise ValueError(f"{len(weights)} weights for {len(reader.store_rows)} stores: give one per store")
         self._reader, self._segment_windows = reader, segment_windows
         self._global_batch, self._micro_batch = global_batch, micro_batch
         self._rank, self._world_size = rank, world_size
         self._position, self._pin_memory = position, pin_memory
+        self._sources = None if weights is None else SourceOrder(weights, lanes)
+        self._first_row = np.array([0, *accumulate(reader.store_rows)])
+        parts = (
+            [(0, int(self._first_row[-1]))]
+            if weights is None
+            else list(zip(self._first_row[:-1], reader.store_rows, strict=True))
+        )
+        self._orders = [self._order(int(first), rows, seed, lanes) for first, rows in parts]
+        self._orders[0].require_world_size(world_size)
+        self._drawn = np.zeros(len(reader.store_rows), np.int64)
+        self._recent: deque[np.ndarray] = deque(maxlen=-(-_SCORED // micro_batch))
         self.waited_s = 0.0
 
     def state(self) -> dict[str, int]:
         """The position: how many windows of the run have been handed out, over all ranks."""
         return {"sample": self._position}
 
+    def report(self) -> dict[str, float]:
+        """Of this rank since the loader was made: seconds waited, how well shuffled, samples and epochs of each store.
+
+        `shuffle_score`: median distance between successive samples of one episode, over what a full shuffle of the
+        same samples gives (1 is as good); left out until two samples of one episode have come.
+        """
+        found = {"waited_s": self.waited_s, "samples": float(self._drawn.sum())}
+        if self._recent and (score := shuffle_score(np.concatenate(self._recent))) is not None:
+            found["shuffle_score"] = score
+        for store, (drawn, rows) in enumerate(zip(self._drawn, self._reader.store_rows, strict=True)):
+            found[f"store_{store}_share"] = float(drawn / max(self._drawn.sum(), 1))
+            found[f"store_{store}_epochs"] = float(drawn * self._world_size / rows)
+        return found
+
     def __iter__(self) -> Iterator[Batch]:
-        queue: Queue[Any] = Queue(self._reader.config.prefetch_batches)
-        stop = threading.Event()
-        thread = threading.Thread(target=self._produce, args=(queue, stop), daemon=True, name="loader")
-        thread.start()
+        pieces = self._pieces(self._position)
+        if self._reader.config.mode != "read":
+            yield from self._repeated(pieces)
+            return
+        threads = getattr(self._reader, "concurrent_reads", 1)
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
+        ahead: deque[tuple[Future[Batch], int]] = deque()
         try:
             while True:
+                for samples, position in islice(pieces, self._reader.config.prefetch_batches + threads - len(ahead)):
+                    ahead.append((pool.submit(self._read, samples), position))
+                future, position = ahead.popleft()
                 began = time.perf_counter()
-                item = queue.get()
+                batch = future.result()
                 self.waited_s += time.perf_counter() - began
-                if isinstance(item, BaseException):
-                    raise item
-                batch, self._position = item
-                yield batch
+                yield self._handed_out(batch, position)
         finally:
-            stop.set()
-            thread.join()
+            pool.shutdown(cancel_futures=True)
 
-    def _produce(self, queue: Queue[Any], stop: threading.Event) -> None:
-        try:
-            for item in self._micro_batches():
-                if not _put(queue, item, stop):
-                    return
-        except Exception as error:  # handed to the training thread, which raises it
-            _put(queue, error, stop)
+    def _repeated(self, pieces: Iterator[tuple[_Samples, int]]) -> Iterator[Batch]:
+        """Batches without reading: the first few over and over, under `mode` synthetic with noise for frames."""
+        batches = []
+        for number, (samples, position) in enumerate(pieces):
+            if len(batches) < _REPEATED:
+                batch = self._read(samples)
+                if self._reader.config.mode == "synthetic":
+                    batch["frames"] = torch.randint_like(batch["frames"], 256)
+                batches.append(batch)
+            yield self._handed_out(batches[number % _REPEATED], position)
 
-    def _micro_batches(self) -> Iterator[tuple[Batch, int]]:
-        position = self._position
+    def _handed_out(self, batch: Batch, position: int) -> Batch:
+        self._position = position
+        self._drawn += np.bincount(batch["store"].numpy(), minlength=len(self._drawn))
+        if "episode" in batch:
+            self._recent.append(np.stack([batch["store"].numpy(), batch["episode"].numpy()], axis=1))
+        return batch
+
+    def _read(self, samples: _Samples) -> Batch:
+        batch = self._reader.read(samples.ids, samples.rows, samples.crop_keys)
+        return {key: value.pin_memory() for key, value in batch.items()} if self._pin_memory else batch
+
+    def _pieces(self, position: int) -> Iterator[tuple[_Samples, int]]:
+        """(samples of a micro-batch, position once it is handed out), without end."""
+        cost = getattr(self._reader, "cost", None)
         while True:
             samples = self._samples(position)
-            for first in range(0, len(samples[0]), self._micro_batch):
-                batch = self._reader.read(*(column[first : first + self._micro_batch] for column in samples))
-                if self._pin_memory:
-                    batch = {key: value.pin_memory() for key, value in batch.items()}
-                closes = first + self._micro_batch == len(samples[0])
-                yield batch, position + self._global_batch * closes
+            if cost is not None:
+                samples = samples.taken(np.argsort(cost(samples.rows), kind="stable"))
+            for first in range(0, len(samples.ids), self._micro_batch):
+                closes = first + self._micro_batch == len(samples.ids)
+                yield samples.taken(slice(first, first + self._micro_batch)), position + self._global_batch * closes
             position += self._global_batch
 
-    def _samples(self, position: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(sample ids, rows, crop keys) of the rank's windows of one global batch: its segments, window by window.
+    def _samples(self, position: int) -> _Samples:
+        """The rank's windows of one global batch: its segments, window by window.
 
-        A segment is `segment_windows` neighbouring rows; the store's last one may reach beyond the end, where there is
-        padding instead, so that an epoch still trains on every window once.
+        A segment is `segment_windows` neighbouring rows; the last one may reach beyond the end, where there is padding
+        instead, so that an epoch still trains on every window once.
         """
         size = self._segment_windows
-        ids, segments = self._order.rows(
-            position // size, self._global_batch // size, rank=self._rank, world_size=self._world_size
-        )
+        ids, stores, segments = self._segments(position // size, self._global_batch // size)
         inside = np.arange(size)
-        rows = (segments[:, None] * size + inside).ravel()
-        rows = np.where(rows < self._reader.index.num_rows, rows, PADDING)
-        return (ids[:, None] * size + inside).ravel(), rows, np.repeat(ids * size, size)
+        local = segments[:, None] * size + inside
+        ends = self._first_row[1:][stores] if self._sources is not None else self._first_row[-1:].repeat(len(ids))
+        rows = local + (self._first_row[stores][:, None] if self._sources is not None else 0)
+        rows = np.where(rows < ends[:, None], rows, PADDING).ravel()
+        return _Samples(ids=(ids[:, None] * size + inside).ravel(), rows=rows, crop_keys=np.repeat(ids * size, size))
 
+    def _segments(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(segment ids, their stores, segments), int64, of the rank's part of segments [first, first + count)."""
+        if self._sources is None:
+            ids, segments = self._orders[0].rows(first, count, rank=self._rank, world_size=self._world_size)
+            return ids, np.zeros(len(ids), np.int64), segments
+        turns = self._sources.take(first, count)
+        mine = np.flatnonzero(turns.lanes % self._world_size == self._rank)
+        segments = np.empty(count, np.int64)
+        for store in np.unique(turns.stores[mine]):
+            order, its = self._orders[store], mine[turns.stores[mine] == store]
+            # Lanes keep the ranks' reads apart. A store too small for that is read by all, in exact epochs.
+            in_lanes = turns.in_lane[its] * order.lanes + turns.lanes[its]
+            segments[its] = order.rows_of(in_lanes if order.fills_lanes else turns.in_store[its])
+        return first + mine, turns.stores[mine], segments[mine]
 
-def _flag_bits(store: EpisodeStore, names: Sequence[str]) -> int:
-    known = list(store.manifest["flag_names"])
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(f"{store.root} has no step flag {unknown[0]!r}: it has {', '.join(known) or 'none'}")
-    return sum(1 << known.index(name) for name in names)
-
-
-def _put(queue: Queue[Any], item: Any, stop: threading.Event) -> bool:
-    """Put unless the consumer has left."""
-    while not stop.is_set():
-        try:
-            queue.put(item, timeout=0.1)
-            return True
-        except Full:
-            continue
-    return False
-
-
-class _Lru:
-    """A thread-safe cache that forgets the least recently used entries beyond a number of bytes."""
-
-    def __init__(self, capacity_bytes: int) -> None:
-        self._capacity, self._held = capacity_bytes, 0
-        self._entries: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: Any) -> Any:
-        with self._lock:
-            if key not in self._entries:
-                return None
-            self._entries.move_to_end(key)
-            return self._entries[key][0]
-
-    def put(self, key: Any, value: Any, num_bytes: int) -> None:
-        with self._lock:
-            if key in self._entries:
-                return
-            self._entries[key] = (value, num_bytes)
-            self._held += num_bytes
-            while self._held > self._capacity and len(self._entries) > 1:
-                self._held -= self._entries.popitem(last=False)[1][1]
+    def _order(self, first_row: int, rows: int, seed: int, lanes: int) -> SampleOrder:
+        size = self._segment_windows
+        starts: Any = getattr(self._reader, "block_starts", np.zeros(1, np.int64))
+        own = starts[(starts >= first_row) & (starts < first_row + rows)] - first_row
+        return SampleOrder(
+            num_samples=-(-rows // size),
+            seed=seed,
+            lanes=lanes,
+            block_rows=max(128 // size, 1),
+            braided_blocks=max(_FEWEST_STRANDS, -(-2 * self._global_batch // (size * lanes))),
+            block_starts=np.unique(own // size),
+        )

@@ -2,54 +2,88 @@
 
 A sample is one window, named by the step row at which it ends. The order is woven from L lanes: sample i of the run
 comes from lane i mod L, and each lane streams its own share of the shuffled blocks (runs of neighbouring rows, so that
-reads stay local), with the rows of several blocks mixed inside. The world size never enters: with W ranks, W dividing
-L, rank r takes the samples congruent to r mod W, which are exactly the lanes congruent to r mod W. Hence a run can be
-continued on another number of ranks from one integer, the number of samples consumed.
+reads stay local). The world size never enters: with W ranks, W dividing L, rank r takes the samples congruent to r mod
+W, which are exactly the lanes congruent to r mod W. Hence a run can be continued on another number of ranks from one
+integer, the number of samples consumed.
+
+A lane braids several blocks at a time: each is walked from its start to its end, in locally shuffled order, all of
+them spread evenly over the same stretch. The windows of a batch then come from as many blocks as there are strands
+(lanes x braided blocks), while windows that share frames follow each other soon enough for a frame to be decoded once
+and forgotten after a few hundred samples. A row-by-row shuffle of the same blocks would keep every frame of every open
+block in memory, or decode it once per window.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 
-_BLOCKS, _MIX = 0, 1  # purposes that keep the random streams of one (seed, epoch) apart
+BLOCK_ROWS = 128
+"""Rows of a block where the store is large enough: as many as a row group of an episode store has."""
+_JITTER_ROWS = 2.0  # how far a row is moved within its strand, at most
+_MOST_BLOCKS = 2**20  # beyond some 10^8 rows blocks grow instead of becoming more: 16 MB an epoch
+_BLOCKS, _BRAID = 0, 1  # purposes that keep the random streams of one (seed, epoch) apart
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SampleOrder:
     """The order of `num_samples` rows per epoch, epoch after epoch.
 
-    `block_rows` neighbouring rows travel together through the block shuffle; `mixed_blocks` blocks of a lane are
-    shuffled row by row. Memory: one int64 per block and per mixed row, never one per sample.
+    `block_rows` neighbouring rows, fewer in a store that would not give each lane `braided_blocks` of them, travel
+    together through the block shuffle; `block_starts` int64 are rows at which a block must begin (where reading is
+    cheap). Memory: two int64 per block and one per braided row, never one per sample.
     """
 
     num_samples: int
     seed: int
     lanes: int = 48
-    block_rows: int = 16
-    mixed_blocks: int = 32
+    block_rows: int = BLOCK_ROWS
+    braided_blocks: int = 3
+    block_starts: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64), repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "lanes", "block_rows", "mixed_blocks"):
+        for name in ("num_samples", "lanes", "block_rows", "braided_blocks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"sample order: {name} must be at least 1, got {getattr(self, name)}")
+        rows = min(self.block_rows, max(self.num_samples // (self.lanes * self.braided_blocks), 1))
+        rows = max(rows, -(-self.num_samples // _MOST_BLOCKS))
+        put = object.__setattr__
+        put(self, "_bounds", _block_bounds(self.block_starts, self.num_samples, rows))
+        put(self, "_epoch_blocks", lru_cache(maxsize=2)(self._shuffled_blocks))
+        put(self, "_braid", lru_cache(maxsize=4 * self.lanes)(self._braided_rows))
 
     def rows(self, first: int, count: int, *, rank: int = 0, world_size: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """(sample ids, rows), int64, of the rank's part of the run's samples [first, first + count)."""
         self.require_world_size(world_size)
         ids = np.arange(first, first + count, dtype=np.int64)
         ids = ids[ids % world_size == rank]
-        return ids, np.array([self.row(int(i)) for i in ids], np.int64)
+        return ids, self.rows_of(ids)
+
+    def rows_of(self, sample_ids: np.ndarray) -> np.ndarray:
+        """int64: the rows that are these samples of the run."""
+        return np.array([self.row(sample) for sample in sample_ids.tolist()], np.int64)
 
     def row(self, sample_id: int) -> int:
         """The row that is sample `sample_id` of the run."""
         epoch, place = divmod(sample_id, self.num_samples)
         lane = sample_id % self.lanes
-        first = self._first_place(lane, epoch)  # of the lane in this epoch; its places follow every L samples
-        start, size = self._lane_span(lane, epoch)
-        return self._shuffled_row(epoch, start, size, (place - first) // self.lanes)
+        first = (lane - epoch * self.num_samples) % self.lanes  # of the lane in this epoch; it goes on every L samples
+        share, extra = divmod(self.num_samples, self.lanes)
+        start = first * share + min(first, extra)  # of the lane's stretch in the epoch's sequence of shuffled blocks
+        stop = start + share + (first < extra)
+        place = start + (place - first) // self.lanes
+        _, ends = self._epoch_blocks(epoch)
+        first_block, block = np.searchsorted(ends, (start, place), side="right").tolist()
+        braid_first = first_block + (block - first_block) // self.braided_blocks * self.braided_blocks
+        begins = max(int(ends[braid_first - 1]) if braid_first else 0, start)
+        return int(self._braid(epoch, begins, stop, braid_first)[place - begins])
+
+    @property
+    def fills_lanes(self) -> bool:
+        """Whether every lane has a block of its own in each epoch."""
+        return self.num_samples >= self.lanes * self.block_rows
 
     def require_world_size(self, world_size: int) -> None:
         """Raise ValueError unless the ranks can share the lanes evenly."""
@@ -60,41 +94,34 @@ class SampleOrder:
                 f"or start a new run with another number of lanes"
             )
 
-    def _first_place(self, lane: int, epoch: int) -> int:
-        return (lane - epoch * self.num_samples) % self.lanes
+    def _shuffled_blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(block numbers in this epoch's order, the place at which each ends)."""
+        sizes = np.diff(self._bounds)  # type: ignore[attr-defined]
+        blocks = np.random.default_rng((self.seed, epoch, _BLOCKS)).permutation(len(sizes))
+        return blocks, np.cumsum(sizes[blocks])
 
-    def _lane_span(self, lane: int, epoch: int) -> tuple[int, int]:
-        """(start, size) of the lane's stretch in the epoch's sequence of shuffled blocks."""
-        place = self._first_place(lane, epoch)
-        share, extra = divmod(self.num_samples, self.lanes)
-        return place * share + min(place, extra), share + (place < extra)
-
-    def _shuffled_row(self, epoch: int, start: int, size: int, offset: int) -> int:
-        """The row at `offset` of a lane, after mixing the rows of `mixed_blocks` blocks."""
-        mixed = self.block_rows * self.mixed_blocks
-        group, inside = divmod(offset, mixed)
-        length = min(mixed, size - group * mixed)
-        place = start + group * mixed
-        return self._row_of_place(epoch, place + int(_permutation((self.seed, epoch, _MIX, place), length)[inside]))
-
-    def _row_of_place(self, epoch: int, place: int) -> int:
-        """The row at `place` of the epoch's sequence of shuffled blocks; only the last block of a store is shorter."""
-        num_blocks = -(-self.num_samples // self.block_rows)
-        blocks, short_at = _blocks((self.seed, epoch, _BLOCKS), num_blocks)
-        shortfall = num_blocks * self.block_rows - self.num_samples
-        if place >= (short_at + 1) * self.block_rows - shortfall:
-            place += shortfall
-        block, inside = divmod(place, self.block_rows)
-        return int(blocks[block]) * self.block_rows + inside
+    def _braided_rows(self, epoch: int, begins: int, stop: int, first_block: int) -> np.ndarray:
+        """int64: the rows of `braided_blocks` blocks from `first_block` on, as far as they lie in [begins, stop)."""
+        blocks, ends = self._epoch_blocks(epoch)
+        last_block = min(first_block + self.braided_blocks, int(np.searchsorted(ends, stop, side="left")) + 1)
+        random = np.random.default_rng((self.seed, epoch, _BRAID, begins))
+        rows, turns = [], []
+        for block, ends_at in zip(blocks[first_block:last_block], ends[first_block:last_block], strict=True):
+            low, high = self._bounds[block : block + 2]  # type: ignore[attr-defined]
+            begins_at = int(ends_at) - (high - low)
+            strand = np.arange(low + max(begins - begins_at, 0), high - max(int(ends_at) - stop, 0))
+            rows.append(strand)
+            turns.append((np.arange(len(strand)) + _JITTER_ROWS * random.random(len(strand))) / len(strand))
+        return np.concatenate(rows)[np.argsort(np.concatenate(turns), kind="stable")]
 
 
-@lru_cache(maxsize=256)
-def _permutation(key: tuple[int, ...], length: int) -> np.ndarray:
-    return np.random.default_rng(key).permutation(length)
-
-
-@lru_cache(maxsize=2)
-def _blocks(key: tuple[int, ...], num_blocks: int) -> tuple[np.ndarray, int]:
-    """(shuffled block numbers, where the store's last block has landed)."""
-    blocks = np.random.default_rng(key).permutation(num_blocks)
-    return blocks, int(np.argmax(blocks == num_blocks - 1))
+def _block_bounds(starts: np.ndarray, num_samples: int, block_rows: int) -> np.ndarray:
+    """int64 (blocks + 1,): `starts` and the end, with stretches above `block_rows` cut into nearly equal parts."""
+    starts = starts[:: len(starts) // _MOST_BLOCKS + 1]
+    bounds = np.unique(np.concatenate([[0], starts[(starts > 0) & (starts < num_samples)], [num_samples]]))
+    sizes = np.diff(bounds)
+    parts = -(-sizes // block_rows)
+    stretch = np.repeat(np.arange(len(sizes)), parts)
+    part = np.arange(len(stretch)) - np.repeat(np.cumsum(parts) - parts, parts)
+    cuts = bounds[stretch] + sizes[stretch] * part // parts[stretch]
+    return np.concatenate([cuts, [num_samples]]).astype(np.int64)

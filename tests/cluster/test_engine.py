@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +18,8 @@ from cluster.context import LocalContext, WorkerContext
 from cluster.engine import DeepSpeedEngineConfig, TorchEngineConfig, check_batch_size
 from cluster.shards import read_weights
 from cluster.storage import CheckpointFolder
-from cluster.zero import ZeroConfig
+from cluster.zero import STAGES, ZeroConfig, state_bytes
 
-STAGES: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
 CONFIGS: dict[str, Any] = {
     "torch": TorchEngineConfig(clip_norm=0.5, ema_decay=0.8),
     **{
@@ -28,8 +27,9 @@ CONFIGS: dict[str, Any] = {
         for s in STAGES
     },
 }
-UPDATES, SAVED_AT = 30, 4
+UPDATES, SAVED_AT, LEG = 30, 4, 4
 SAVED, LAST = f"step-{SAVED_AT:08d}", f"step-{UPDATES:08d}"
+GROWN = "grown"  # continued by two ranks from a checkpoint of one
 
 
 def built(config: Any, context: WorkerContext) -> Any:
@@ -48,7 +48,9 @@ def trained(name: str, context: WorkerContext, root: Path) -> dict[str, Any]:
     curve += train(engine, range(SAVED_AT, UPDATES))
     saver.close()
     folder.save(UPDATES, engine.save, context, {}, 2)
-    state = engine.consolidated_state_dict()
+    with engine.evaluate_mode(averaged=True) as model:
+        averaged = model.predict(torch.ones(1, WIDTH)).tolist()
+    state = engine.consolidated_state_dict()  # after that: the weights are themselves again
     with engine.evaluate_mode() as model:
         prediction = model.predict(torch.ones(1, WIDTH)).tolist()
     engine.close()
@@ -59,22 +61,33 @@ def trained(name: str, context: WorkerContext, root: Path) -> dict[str, Any]:
     seen = resumed._model.seen.item()
     again = train(resumed, range(SAVED_AT, UPDATES))
     result = {"curve": curve, "state": state, "prediction": prediction, "seen": seen, "resumed": again}
+    result["averaged_prediction"] = averaged
     result["resumed_state"] = resumed.consolidated_state_dict()
     resumed.close()
     return result
 
 
-def continued(name: str, context: WorkerContext, folder: Path) -> list[list[float]]:
+def continued(
+    name: str, context: WorkerContext, folder: Path, start: int = SAVED_AT, into: Path | None = None
+) -> list[list[float]]:
+    """The curve of some more updates from the checkpoint in `folder`, and their end saved to `into`."""
     engine = built(CONFIGS[name], context)
     engine.load(folder)
-    curve = train(engine, range(SAVED_AT, SAVED_AT + 4))
+    curve = train(engine, range(start, start + LEG))
+    if into is not None:
+        into.mkdir(parents=True, exist_ok=True)
+        context.barrier()
+        engine.save(into)
     engine.close()
     return curve
 
 
 def all_trained(context: WorkerContext, root: Path, saved_by_one: Path) -> dict[str, Any]:
     return {
-        name: {**trained(name, context, root), "from_one_rank": continued(name, context, saved_by_one)}
+        name: {
+            **trained(name, context, root),
+            "from_one_rank": continued(name, context, saved_by_one, into=root / name / GROWN),
+        }
         for name in CONFIGS
     }
 
@@ -187,6 +200,17 @@ def test_average_is_the_same_for_every_engine(name: str, saved_by_two: Path, ref
     assert not torch.equal(two["scale"], read_weights(saved_by_two / name / LAST)["scale"])
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_evaluated_with_averaged_weights(name: str, two_ranks: Any, saved_by_two: Path) -> None:
+    model = Net()
+    model.load_state_dict(read_weights(saved_by_two / name / LAST, averaged=True))
+    with torch.no_grad():
+        expected = model.predict(torch.ones(1, WIDTH))
+    for rank in two_ranks:
+        torch.testing.assert_close(torch.tensor(rank[name]["averaged_prediction"]), expected)
+    assert two_ranks[0][name]["averaged_prediction"] != two_ranks[0][name]["prediction"]
+
+
 @pytest.mark.parametrize("zero", [None, 1, 3])
 def test_bf16_learns_with_weights_in_fp32(zero: Any) -> None:
     where = TorchEngineConfig(precision="bf16")
@@ -214,7 +238,16 @@ def test_any_engine_continues_any_checkpoint(name: str, saved: str, reference: A
 @pytest.mark.parametrize("name", CONFIGS)
 def test_one_rank_continues_as_two(name: str, reference: Any, two_ranks: Any) -> None:
     curve = torch.tensor(two_ranks[0][name]["from_one_rank"])
-    expected = torch.tensor(reference["curve"][SAVED_AT : SAVED_AT + 4])
+    expected = torch.tensor(reference["curve"][SAVED_AT : SAVED_AT + LEG])
+    torch.testing.assert_close(curve, expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.usefixtures("two_ranks")
+def test_one_rank_then_two_then_one_train_as_one(name: str, reference: Any, saved_by_two: Path) -> None:
+    start = SAVED_AT + LEG
+    curve = torch.tensor(continued(name, LocalContext("cpu"), saved_by_two / name / GROWN, start))
+    expected = torch.tensor(reference["curve"][start : start + LEG])
     torch.testing.assert_close(curve, expected, rtol=1e-4, atol=0)
 
 
@@ -246,6 +279,27 @@ def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         engine.load(tmp_path)
 
 
+OFFLOADED: tuple[ZeroConfig, ...] = (
+    ZeroConfig(stage=1, offload_optimizer="cpu"),
+    ZeroConfig(stage=2, offload_optimizer="cpu"),
+    ZeroConfig(stage=3, offload_parameters="cpu"),
+    ZeroConfig(stage=3, offload_optimizer="cpu", offload_parameters="cpu"),
+)
+
+
+@pytest.mark.parametrize("zero", OFFLOADED, ids=lambda zero: f"{zero.stage}-{zero.offload_optimizer}")
+def test_offloaded_state_trains_and_resumes_as_without(zero: ZeroConfig, reference: Any, tmp_path: Path) -> None:
+    config = DeepSpeedEngineConfig(zero=zero, clip_norm=0.5, ema_decay=0.8)
+    engine = built(config, LocalContext("cpu"))
+    curve = train(engine, range(SAVED_AT))
+    engine.save(tmp_path)
+    curve += train(engine, range(SAVED_AT, 2 * SAVED_AT))
+    torch.testing.assert_close(torch.tensor(curve), torch.tensor(reference["curve"][: 2 * SAVED_AT]), rtol=1e-5, atol=0)
+    resumed = built(config, LocalContext("cpu"))
+    resumed.load(tmp_path)
+    assert train(resumed, range(SAVED_AT, 2 * SAVED_AT)) == curve[SAVED_AT:]
+
+
 class OtherNet(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -273,3 +327,20 @@ def test_settings_that_cannot_work_are_refused() -> None:
         DeepSpeedEngineConfig(clip_norm=0)
     with pytest.raises(ValueError, match=r"offload_parameters needs zero\.stage 3"):
         ZeroConfig(stage=2, offload_parameters="cpu")
+    with pytest.raises(ValueError, match=r"offload_optimizer needs zero\.stage 1, 2 or 3, got 0"):
+        ZeroConfig(stage=0, offload_optimizer="cpu")
+
+
+@given(parameters=st.integers(1, 10**12), ranks=st.integers(1, 10**4), ema=st.booleans())
+def test_a_higher_stage_never_holds_more(parameters: int, ranks: int, ema: bool) -> None:
+    totals = [sum(state_bytes(stage, parameters, ranks, ema=ema).values()) for stage in STAGES]
+    assert totals[1] >= totals[2] >= totals[3]
+    assert (
+        ranks < 2 or totals[0] >= totals[1] - 4 * parameters
+    )  # the copy of the weights, where there is little to share
+    everything = state_bytes(0, parameters, ranks, ema=ema)
+    assert sum(everything.values()) == (16 + 4 * ema) * parameters
+
+
+def test_what_is_frozen_costs_its_weights_only() -> None:
+    assert state_bytes(2, 100, 2, num_frozen=60) == {"parameters": 400, "gradients": 80, "optimizer": 240}

@@ -39,6 +39,10 @@ def sentence(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ),
         (["train", "rt1_metaworld", "--data", "x", "--output", "y", "--loop.steps", "many"], ["--loop.steps", "many"]),
         (["train", "rt1_metaworld", "--data", "x", "--output", "y", "--engine", "Torch"], ["no config class 'Torch'"]),
+        (
+            ["train", "rt1_metaworld", "--data", "x", "--output", "y", "--engine.precision", "fp16"],
+            ["--engine.precision", "fp16", "fp32", "bf16"],
+        ),
         (["train", "rt1_metaworld", "--data", "x", "--output", "y", "--config", "no.yaml"], ["no.yaml"]),
         (["evaluate", "nowhere", "--data", "x"], ["no complete checkpoint in nowhere"]),
         (["list", "extra"], ["takes no arguments"]),

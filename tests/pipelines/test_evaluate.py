@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.bootstrap import Bootstrap
 from pipelines.catalogue import load_recipe
 from pipelines.evaluate import (
     EvaluationConfig,
     Predictions,
-    _Bootstrap,
     _correct,
     _lazy_tokens,
     evaluate,
@@ -110,8 +110,8 @@ def test_scored_are_dimensions_that_exist_and_vary(contract: Contract) -> None:
 @given(st.integers(2, 9), st.integers(1, 5), st.floats(0, 1))
 def test_intervals_hold_the_mean_and_vanish_without_spread(episodes: int, steps: int, value: float) -> None:
     members = np.repeat(np.arange(episodes), steps)
-    bootstrap = _Bootstrap(members, EvaluationConfig(bootstrap_samples=200))
-    flat = bootstrap.interval(np.full(len(members), value))
+    interval = Bootstrap(samples=200).over(members)
+    flat = interval(np.full(len(members), value))
     assert flat["low"] == pytest.approx(value) and flat["high"] == pytest.approx(value)
-    spread = bootstrap.interval(members / episodes)
+    spread = interval(members / episodes)
     assert spread["low"] <= spread["mean"] <= spread["high"]

@@ -161,7 +161,7 @@ def test_source_and_out_may_be_urls(source: str, model: RT1) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["{source}", "{tmp}"], ["exists: import into a new folder"]),
+        (["{source}", "{tmp}"], ["exists: give a new folder"]),
         (["{tmp}/nowhere", "{tmp}/out"], ["nowhere: there is no such file or folder"]),
         (["{tmp}", "{tmp}/out"], ["no flax or Orbax checkpoint in"]),
         (["{source}", "{tmp}/out", "--data", "{tmp}/none"], ["none", "rtp preprocess"]),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -11,18 +13,27 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import clean_environment
 import numpy as np
 import pytest
-from command_line import Rtp, environment, rtp_command
+import torch
+from command_line import REPOSITORY, Rtp, environment, rtp_command
 
+from pipelines.bundle import write_bundle
 from pipelines.checkpoints import load_trained
-from pipelines.register import register
+from pipelines.cli import main as rtp_main
+from pipelines.predictions import predict_store
+from pipelines.register import Guard, register
 from pipelines.serve import load_registered
+from pipelines.tracking import connect
 from preprocessing.episode_store import EpisodeStore
 from preprocessing.images import decode_image
+from rt_models.action_tokens import decode
 from rt_models.policy import Policy
 
 
@@ -97,12 +108,226 @@ def test_nothing_lands_in_the_folder_the_command_is_run_in_but_runs(registered: 
     assert sorted(path.name for path in (home / "runs").iterdir()) == ["mlflow-artifacts", "mlflow.db"]
 
 
-def test_the_version_says_where_it_comes_from(registered: dict[str, Any], run: str) -> None:
-    from pipelines.tracking import connect
+def test_no_file_of_a_version_names_a_folder_of_this_machine(registered: dict[str, Any], run: str, home: Path) -> None:
+    mlflow = connect(registered["tracking_uri"])
+    folder = mlflow.artifacts.download_artifacts(
+        artifact_uri=registered["model_uri"], dst_path=str(home.parent / "copy")
+    )
+    files = [path for path in Path(folder).rglob("*") if path.is_file() and path.name != "registered_model_meta"]
+    here = [str(place).encode() for place in (home, REPOSITORY, Path(run), Path.home())]
+    assert [(file, place) for file in files for place in here if place in file.read_bytes()] == []
+    names = {path.relative_to(folder).as_posix() for path in files}
+    assert {"serve.py", "requirements.txt", "code/rt_models/rt1.py", "artifacts/policy/model.safetensors"} <= names
+    assert [name for name in names if name.endswith((".pkl", ".pyc", ".pt"))] == []
 
-    version = connect(registered["tracking_uri"]).MlflowClient().get_model_version_by_alias("tiny", "champion")
-    assert version.tags["contract"] == load_trained(run).contract.id
-    assert version.tags["step"] == "2" and "checkpoints/step-00000002" in version.tags["checkpoint"]
+
+def served_by(python: Path, registered: dict[str, Any], store: str, folder: Path) -> dict[str, Any]:
+    """What the model answers on the store's first episode, in another environment and another folder."""
+    images, texts = frames(store, len(expected_actions(registered, store)))
+    asked = folder / "asked.json"
+    asked.write_text(
+        json.dumps(
+            {
+                "model": registered["model_uri"],
+                "images": [base64.b64encode(image).decode() for image in images],
+                "texts": texts,
+            }
+        )
+    )
+    variables = {"MLFLOW_TRACKING_URI": registered["tracking_uri"], "HOME": str(folder), "PATH": "/usr/bin:/bin"}
+    command = [python, "-I", "-c", clean_environment.PREDICT, asked]
+    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@functools.cache
+def _evaluated(run: str, store: str) -> np.ndarray:
+    trained, opened = load_trained(run), EpisodeStore.open(store)
+    dataset = trained.contract.datasets[0]
+    predicted = predict_store(trained.model, trained.contract, opened, batch=64)
+    first = predicted.episode_N == predicted.episode_N[0]
+    values = decode(torch.from_numpy(predicted.tokens_NA[first]), trained.model.spec).numpy()
+    return dataset.completed(dataset.transform.invert(values))
+
+
+def expected_actions(registered: dict[str, Any], store: str) -> np.ndarray:
+    """The actions that `rtp evaluate` scores on the store's first episode."""
+    client = connect(registered["tracking_uri"]).MlflowClient()
+    return _evaluated(client.get_model_version("tiny", registered["version"]).tags["checkpoint"], store)
+
+
+def requirements(registered: dict[str, Any], folder: Path) -> Path:
+    mlflow = connect(registered["tracking_uri"])
+    uri = f"runs:/{registered['run_id']}/policy/requirements.txt"
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
+
+
+def test_with_nothing_but_its_requirements_it_acts_as_evaluated(
+    registered: dict[str, Any], store: str, tmp_path: Path
+) -> None:
+    python = clean_environment.linked(requirements(registered, tmp_path), tmp_path / "env")
+    answer = served_by(python, registered, store, tmp_path)
+    actions = np.array([list(action.values()) for action in answer["actions"]])
+    np.testing.assert_allclose(actions, expected_actions(registered, store), atol=1e-6)
+    assert answer["foreign"] == [] and str(REPOSITORY) not in answer["path"]
+
+
+@pytest.mark.slow
+def test_in_an_environment_that_pip_made_it_acts_as_evaluated(
+    registered: dict[str, Any], store: str, tmp_path: Path
+) -> None:
+    python = clean_environment.installed(requirements(registered, tmp_path), tmp_path / "env")
+    answer = served_by(python, registered, store, tmp_path)
+    actions = np.array([list(action.values()) for action in answer["actions"]])
+    np.testing.assert_allclose(actions, expected_actions(registered, store), atol=1e-6)
+
+
+def test_the_version_says_where_it_comes_from(
+    registered: dict[str, Any], run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registered["tracking_uri"])
+    assert rtp_main(["registry", "show", "tiny", "--json"]) == 0
+    printed = capsys.readouterr().out
+    version = json.loads(printed.splitlines()[-1])["versions"][-1]
+    trained = load_trained(run)
+    assert version["aliases"] == ["champion"] and version["step"] == 2
+    assert version["contract"] == trained.contract.id
+    assert version["git_revision"] == trained.metadata["git_revision"]
+    assert version["run"]["id"] == trained.metadata["mlflow_run_id"] == registered["run_id"]
+    assert "checkpoints/step-00000002" in version["checkpoint"]
+    (store,) = version["stores"]
+    assert store["dataset"] == "metaworld_sample/1.0.0/val" and store["records"] == 24
+    assert all(word in printed for word in (store["fingerprint"], store["source"], "@champion"))
+
+
+# --- gates ---
+
+
+@pytest.fixture(scope="module")
+def saying(run: str, store: str, home: Path) -> Callable[[int], str]:
+    """A model that answers every question with the n-th commonest token of the store, as a folder to register."""
+    trained, opened = load_trained(run), EpisodeStore.open(store)
+    predicted = predict_store(trained.model, trained.contract, opened, batch=64)
+    tokens, counts = np.unique(predicted.target_tokens_NA[:, 1:4], return_counts=True)  # world_vector: always varies
+    commonest_first = tokens[np.argsort(-counts, kind="stable")]
+
+    @functools.cache
+    def make(rank: int) -> str:
+        output = trained.model.transformer.output
+        with torch.no_grad():
+            output.weight.zero_()
+            output.bias.zero_()
+            output.bias[int(commonest_first[rank])] = 50
+        folder = home / f"saying-{rank}"
+        folder.mkdir()
+        write_bundle(replace(trained, source=f"rank {rank}"), folder)
+        return str(folder)
+
+    return make
+
+
+@pytest.fixture
+def registry_of_its_own(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.chdir(tmp_path)
+    return uri
+
+
+def test_a_worse_model_never_becomes_champion(
+    saying: Callable[[int], str], store: str, registry_of_its_own: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def rtp(*words: str) -> tuple[int, dict[str, Any], str]:
+        code = rtp_main([*words, "--json"])
+        out = capsys.readouterr().out
+        return code, json.loads(out.splitlines()[-1]), out
+
+    guarded = ("--name", "arm", "--alias", "champion", "--data", store, "--gate", "token_accuracy>=champion")
+    code, first, _ = rtp("register", saying(2), *guarded)
+    assert (code, first["promoted"], first["holder"]) == (0, True, "1")
+    code, worse, printed = rtp("register", saying(9), *guarded)
+    assert (code, worse["promoted"], worse["holder"]) == (1, False, "1")
+    assert "arm@champion stays with version 1" in printed and "(version 1): failed" in worse["gates"][0]
+    code, better, _ = rtp("register", saying(0), *guarded, "--gate", "token_accuracy>0.01")
+    assert (code, better["promoted"], better["holder"]) == (0, True, "3")
+    code, impossible, _ = rtp("register", saying(0), *guarded[:-2], "--gate", "token_accuracy>1")
+    assert (code, impossible["holder"]) == (1, "3")
+    client = connect(registry_of_its_own).MlflowClient()
+    tags = client.get_model_version("arm", "2").tags
+    assert tags["champion.gates"] == worse["gates"][0] and "stays with version 1" in tags["champion.decision"]
+    code, back, _ = rtp("registry", "rollback", "arm")
+    assert (code, back["version"]) == (0, "1")
+
+
+def test_without_gates_data_alone_mean_not_worse_than_the_champion(store: str) -> None:
+    (gate,) = Guard.of("champion", (), (store,)).gates
+    assert gate.metric == "token_accuracy" and gate.against_champion
+    assert Guard.of("champion", (), ()).gates == ()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--alias", "champion", "--gate", "token_accuracy>=1"], "give --data STORE"),
+        (["--gate", "token_accuracy>=1", "--data", "STORE"], "give --alias"),
+        (["--alias", "champion", "--gate", "better", "--data", "STORE"], "is no condition"),
+        (["--alias", "champion", "--gate", "tokn_accuracy>=1", "--data", "STORE"], "did you mean 'token_accuracy'"),
+    ],
+)
+def test_a_gate_that_cannot_be_judged_registers_nothing(
+    flags: list[str],
+    words: str,
+    saying: Callable[[int], str],
+    store: str,
+    registry_of_its_own: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = [store if flag == "STORE" else flag for flag in flags]
+    assert rtp_main(["register", saying(0), "--name", "arm", *flags]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert words in line
+    assert connect(registry_of_its_own).MlflowClient().search_registered_models() == []
+
+
+def test_a_store_of_another_contract_is_refused_before_anything_is_registered(
+    saying: Callable[[int], str], store: str, registry_of_its_own: str, tmp_path: Path
+) -> None:
+    import shutil
+
+    other = tmp_path / "metaworld_sample/1.0.0/val"
+    shutil.copytree(store, other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["contract"]["encoder"] = "another-encoder"
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"encoder: the model has hash-512, .* has another-encoder"):
+        register(saying(0), name="arm", alias="champion", guard=Guard.of("champion", (), (str(other),)))
+    assert connect(registry_of_its_own).MlflowClient().search_registered_models() == []
+
+
+def register_guarded(checkpoint: str, store: str, results: Any) -> None:
+    guard = Guard.of("champion", ("token_accuracy>=champion",), (store,))
+    results.put(register(checkpoint, name="arm", alias="champion", guard=guard))
+
+
+def test_two_registrations_at_once_leave_the_better_one(
+    saying: Callable[[int], str], store: str, registry_of_its_own: str
+) -> None:
+    connect(registry_of_its_own).MlflowClient().search_registered_models()  # the database is made before
+    spawn = multiprocessing.get_context("spawn")
+    results = spawn.Queue()
+    both = [spawn.Process(target=register_guarded, args=(saying(rank), store, results)) for rank in (0, 9)]
+    for process in both:
+        process.start()
+    told = [results.get(timeout=120) for _ in both]
+    for process in both:
+        process.join(30)
+        assert process.exitcode == 0
+    client = connect(registry_of_its_own).MlflowClient()
+    model = client.get_registered_model("arm")
+    champion = client.get_model_version("arm", model.aliases["champion"])
+    assert sorted(result["version"] for result in told) == ["1", "2"]
+    assert champion.tags["checkpoint"] == "rank 0"
 
 
 def test_a_registered_model_can_be_evaluated(

@@ -259,6 +259,20 @@ def test_frames_of_other_sizes_need_a_size_and_equal_ones_pass_through(
         convert(str(source), str(tmp_path / "mixed"), HERE)
 
 
+def test_large_shards_are_divided(make_bridge: Callable[..., Path], tmp_path: Path) -> None:
+    source = make_bridge([30] * 30, [2], size=(64, 80))
+    assert next(source.glob("*-00000-of-*")).stat().st_size > 2 << 20
+    whole = convert(str(source), str(tmp_path / "whole"), HERE)
+    divided = convert(str(source), str(tmp_path / "divided"), ConvertConfig(workers=0, max_shard_mb=1))
+    assert (whole.shards, divided.shards > 3) == (2, True)
+    assert (whole.steps, whole.episodes_out) == (divided.steps, divided.episodes_out)
+    stores = [EpisodeStore.open(str(tmp_path / name)) for name in ("whole", "divided")]
+    means = [store.contract.datasets[0].statistics.mean for store in stores]
+    np.testing.assert_allclose(*means, atol=1e-12)
+    found = [{key: column for key, column in rows(store).items() if key != "episode"} for store in stores]
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize(("limit", "shards", "steps"), [(1, 1, 5), (2, 1, 8), (3, 2, 14), (99, 3, 21)])
 def test_limit(make_bridge: Callable[..., Path], tmp_path: Path, limit: int, shards: int, steps: int) -> None:
     source = str(make_bridge([5, 3], [6], [7]))
@@ -273,6 +287,7 @@ def test_limit(make_bridge: Callable[..., Path], tmp_path: Path, limit: int, sha
         ({"image_size": "0x9"}, "--image-size must be HEIGHTxWIDTH"),
         ({"limit": 0}, "--limit must be at least 1"),
         ({"workers": -1}, "--workers must be 0 or more"),
+        ({"max_shard_mb": 0}, "--max-shard-mb must be at least 1"),
         ({"cameras": ("2",)}, "--cameras must name image"),
     ],
 )

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preprocessing import dataset_spec
-from preprocessing.mixture import Mixture, apportioned, portions, text
+from preprocessing.mixture import Mixture, MixtureConfig, apportioned, portions, text
 from preprocessing.mixtures.rt1x import MIXTURE
 
 WEIGHTS = st.lists(st.floats(0.01, 200), min_size=1, max_size=12)
@@ -78,3 +78,28 @@ def test_stores_that_do_not_fit(steps: dict[str, int], sentence: str) -> None:
 def test_weights_that_cannot_be(weight: float) -> None:
     with pytest.raises(ValueError, match="every weight must be above 0"):
         Mixture(name="m", unit="per_sample", weights={"a": weight})
+
+
+def test_a_run_asks_by_name_by_weight_or_not_at_all() -> None:
+    steps = {"bridge": 100, "viola": 300}
+    assert MixtureConfig().shares(steps) is None
+    assert MixtureConfig(weights={"bridge": 3, "viola": 1}).shares(steps) == {"bridge": 0.75, "viola": 0.25}
+    transitions = MixtureConfig(unit="per_transition", weights={"bridge": 3, "viola": 1})
+    assert transitions.shares(steps) == {"bridge": 0.5, "viola": 0.5}
+    assert MixtureConfig(name="rt1x").shares(steps) == pytest.approx({"bridge": 50 / 53, "viola": 3 / 53})
+    assert MixtureConfig(name="rt1x", weights={"viola": 50}).shares(steps) == {"bridge": 0.5, "viola": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (MixtureConfig(name="rt1-x"), "there is no mixture 'rt1-x': did you mean 'rt1x'"),
+        (MixtureConfig(weights={"bridge": 1, "brigde": 1}), "names 'brigde', which no store holds"),
+        (MixtureConfig(weights={"bridge": 1}), "has no weight for 'viola'"),
+        (MixtureConfig(weights={"bridge": 1, "viola": 0}), "the weight of viola must be above 0 and finite, it is 0"),
+        (MixtureConfig(weights={"bridge": 1, "viola": -1}), "the weight of viola must be above 0"),
+    ],
+)
+def test_a_run_that_asks_wrongly_is_told(config: MixtureConfig, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config.shares({"bridge": 100, "viola": 300})

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from preprocessing.rlds import Corrupt, Episode, open_dataset
+from preprocessing.rlds import Corrupt, Episode, open_dataset, open_folder
+from preprocessing.tfrecord import Record, read_records
 
 
 @pytest.fixture(scope="session")
@@ -114,6 +118,86 @@ def test_without_crc_damage_is_still_caught_or_decoded(
     assert len(items) >= 25
 
 
+@pytest.fixture(scope="session")
+def as_array_record(bridge: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real Bridge episodes in TFDS's other format."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    folder = tmp_path_factory.mktemp("array_record") / "1.0.0"
+    shutil.copytree(bridge, folder)
+    file = next(folder.glob("*.tfrecord*"))
+    writer: Any = ArrayRecordWriter(str(folder / file.name.replace("tfrecord", "array_record")), "group_size:1")
+    with file.open("rb") as records:
+        for record in read_records(records, file.stat().st_size):
+            assert isinstance(record, Record)
+            writer.write(record.payload)
+    writer.close()
+    file.unlink()
+    return folder
+
+
+def content(item: Episode | Corrupt) -> dict[str, Any]:
+    return {key: value for key, value in asdict(item).items() if key not in ("shard", "offset")}
+
+
+@pytest.mark.parametrize("split", ["train", "train[5:8]"])
+def test_array_record_holds_the_same_episodes(bridge: Path, as_array_record: Path, split: str) -> None:
+    ours = [content(item) for item in open_dataset(str(as_array_record)).episodes(split)]
+    theirs = [content(item) for item in open_dataset(str(bridge)).episodes(split)]
+    np.testing.assert_equal(ours, theirs)
+
+
+def test_array_record_from_a_bucket(as_array_record: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(as_array_record), "/bucket/1.0.0", recursive=True)
+    assert sum(isinstance(item, Episode) for item in open_dataset("memory://bucket/1.0.0").episodes("train[:3]")) == 3
+    memory.rm("/", recursive=True)
+
+
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9, 0.999])
+def test_a_damaged_array_record_is_accounted_for(as_array_record: Path, tmp_path: Path, place: float) -> None:
+    shutil.copytree(as_array_record, tmp_path / "1.0.0")
+    file = next((tmp_path / "1.0.0").glob("*.array_record*"))
+    data = bytearray(file.read_bytes())
+    start = int(place * len(data))
+    file.write_bytes(data[:start] + bytes(64) + data[start + 64 :])
+    items = list(open_dataset(str(tmp_path / "1.0.0")).episodes("train"))
+    assert len(items) == 25 and [item.record for item in items] == list(range(25))
+    file.write_bytes(data[:start])
+    items = list(open_dataset(str(tmp_path / "1.0.0")).episodes("train"))
+    assert len(items) == 25 and any(isinstance(item, Corrupt) for item in items)
+
+
+def test_the_public_buckets_need_no_account() -> None:
+    for folder in ("gs://gresearch/robotics/fractal20220817_data/0.1.0", "gs://gdm-robotics-open-x-embodiment/x"):
+        filesystem, path = open_folder(folder)
+        assert filesystem.storage_options["token"] == "anon" and path == folder.removeprefix("gs://")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=40)), max_size=4),
+    cut=st.sampled_from([1, 1, 0.6]),
+    max_bytes=st.integers(20_000, 400_000),
+    part=st.sampled_from(["train", "train[3:17]"]),
+)
+def test_the_parts_of_a_shard_are_the_shard(
+    bridge: Path, bridge_copy: Path, changes: list[tuple[float, bytes]], cut: float, max_bytes: int, part: str
+) -> None:
+    data = bytearray(next(bridge.glob("*.tfrecord*")).read_bytes())
+    for place, noise in changes:
+        start = int(place * len(data))
+        data[start : start + len(noise)] = noise[: len(data) - start]
+    next(bridge_copy.glob("*.tfrecord*")).write_bytes(data[: int(cut * len(data))])
+    dataset = open_dataset(str(bridge_copy))
+    (shard,) = dataset.shards(part)
+    parts = shard.parts(max_bytes)
+    assert len(parts) == min(-(-shard.num_bytes // max_bytes), shard.num_selected)
+    only = {"paths": ["action"]}
+    divided = [content(item) for run in parts for item in dataset.read_shard(run, **only)]
+    np.testing.assert_equal(divided, [content(item) for item in dataset.read_shard(shard, **only)])
+
+
 def test_refuses_what_is_no_dataset(shared_dir: Path, tmp_path: Path, bridge: Path) -> None:
     with pytest.raises(ValueError, match=r"pose_env is not a TFDS dataset, it has no features.json"):
         open_dataset(str(shared_dir / "data/pose_env"))
@@ -127,11 +211,6 @@ def test_refuses_what_is_no_dataset(shared_dir: Path, tmp_path: Path, bridge: Pa
         open_dataset(str(bridge)).shards("test")
     with pytest.raises(FileNotFoundError, match=r"bridge_dataset-val.tfrecord-00000-of-00001"):
         open_dataset(str(bridge)).shards("val")
-    shutil.copytree(bridge, tmp_path / "other")
-    file = next((tmp_path / "other").glob("*.tfrecord*"))
-    file.rename(file.with_name(file.name.replace("tfrecord", "array_record")))
-    with pytest.raises(ValueError, match="is stored as array_record: download its tfrecord version"):
-        open_dataset(str(tmp_path / "other")).shards("train")
     (tmp_path / "features.json").write_text("{not json")
     with pytest.raises(ValueError, match=r"features.json cannot be read as JSON"):
         open_dataset(str(tmp_path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,16 +14,20 @@ from rt_models.vit import ViT, ViTConfig
 CONFIG = ViTConfig(patch_size=4, width=8, num_layers=2, num_heads=2, hidden=16)
 
 
-def build(in_channels: int = 3, embedding_width: int = 512) -> ViT:
-    return CONFIG.build(in_channels=in_channels, image_size=12, embedding_width=embedding_width).double()
+CONVOLUTIONS = replace(CONFIG, stem="convolutions")
+
+
+def build(in_channels: int = 3, embedding_width: int = 512, config: ViTConfig = CONFIG) -> ViT:
+    return config.build(in_channels=in_channels, image_size=12, embedding_width=embedding_width).double()
 
 
 def inputs(channels: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(2, channels, 12, 12, dtype=torch.float64), torch.randn(2, 512, dtype=torch.float64)
 
 
-def test_a_position_for_each_patch() -> None:
-    assert build()(*inputs()).shape == (2, 8, 3, 3)
+@pytest.mark.parametrize("config", [CONFIG, CONVOLUTIONS])
+def test_a_position_for_each_patch(config: ViTConfig) -> None:
+    assert build(config=config)(*inputs()).shape == (2, 8, 3, 3)
 
 
 def test_film_starts_without_effect_and_then_modulates() -> None:
@@ -54,8 +59,9 @@ def test_recomputed_blocks_give_the_same_gradients() -> None:
         torch.testing.assert_close(ours.grad, theirs.grad)
 
 
-def test_a_mask_channel_has_no_effect_at_first() -> None:
-    model, (image, embedding) = build(in_channels=4), inputs(4)
+@pytest.mark.parametrize("config", [CONFIG, CONVOLUTIONS])
+def test_a_mask_channel_has_no_effect_at_first(config: ViTConfig) -> None:
+    model, (image, embedding) = build(in_channels=4, config=config), inputs(4)
     torch.testing.assert_close(
         model(image * torch.tensor([1, 1, 1, 0.0]).view(4, 1, 1), embedding), model(image, embedding)
     )
@@ -65,6 +71,7 @@ def test_a_mask_channel_has_no_effect_at_first() -> None:
     ("make", "message"),
     [
         (lambda: ViTConfig(width=10, num_heads=4), "width 10 is not a multiple of backbone.num_heads 4"),
+        (lambda: replace(CONVOLUTIONS, patch_size=6), "patch_size 6 must be a power of two"),
         (lambda: CONFIG.grid(14), "image_size 14 is not a multiple of backbone.patch_size 4"),
     ],
 )

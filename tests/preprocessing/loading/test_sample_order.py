@@ -13,7 +13,7 @@ ORDERS = st.builds(
     seed=st.integers(0, 2**32),
     lanes=st.sampled_from([1, 6, 24, 48]),
     block_rows=st.integers(1, 40),
-    mixed_blocks=st.integers(1, 8),
+    braided_blocks=st.integers(1, 8),
 )
 
 
@@ -62,7 +62,7 @@ def test_a_batch_holds_nearly_as_many_episodes_as_under_a_full_shuffle() -> None
 
 
 def test_a_billion_samples_cost_nothing_to_name() -> None:
-    order = SampleOrder(num_samples=10**9, seed=0, block_rows=1024)
+    order = SampleOrder(num_samples=10**9, seed=0)
     ids, rows = order.rows(987_654_321, 256)
     assert len(np.unique(rows)) == 256 and rows.max() < 10**9 and ids[0] == 987_654_321
 

@@ -1,0 +1,75 @@
+"""`rtp export`: a checkpoint becomes one folder with `model.safetensors`, configuration and contract.
+
+The folder loads with neither Ray nor DeepSpeed installed, and goes wherever a checkpoint goes: `rtp evaluate`, `rtp
+register`, `rtp train --init`. From Python: `pipelines.bundle.read_bundle(folder)`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import tyro
+
+from pipelines.arguments import parse
+from pipelines.bundle import DESCRIPTION, WEIGHTS, TrainedModel, write_bundle
+from pipelines.checkpoints import Which, load_trained
+from preprocessing.episode_store import is_local
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportArguments:
+    """Flags of `rtp export`."""
+
+    checkpoint: tyro.conf.Positional[str]
+    """The output folder of rtp train, for its newest checkpoint, or one checkpoint in it; local or s3://, gs://."""
+    out: tyro.conf.Positional[str]
+    """Folder to write, local or s3://, gs://; it must not exist."""
+    weights: Which | None = None
+    """The running average of the weights (EMA) or the last ones; by default averaged where engine.ema_decay kept it."""
+
+
+def main(arguments: list[str]) -> dict[str, Any]:
+    """Parse the command line, write, and say what was written."""
+    given = parse(ExportArguments, arguments, prog="rtp export", description=__doc__ or "")
+    require_new(given.out)
+    trained = load_trained(given.checkpoint, given.weights)
+    publish_bundle(trained, given.out)
+    parameters = sum(parameter.numel() for parameter in trained.model.parameters())
+    which = trained.metadata.get("weights", "last")
+    print(f"{given.out}/{WEIGHTS}: {parameters:,} parameters of step {trained.step}, {which} weights")
+    return {
+        "output": given.out,
+        "checkpoint": trained.source,
+        "step": trained.step,
+        "parameters": parameters,
+        "weights": which,
+        "contract": trained.contract.id,
+    }
+
+
+def require_new(out: str) -> None:
+    """Raise FileExistsError where something lies at `out`, a path or URL."""
+    files, root = fsspec.core.url_to_fs(out)
+    if files.exists(root):
+        raise FileExistsError(f"{out} exists: give a new folder")
+
+
+def publish_bundle(trained: TrainedModel, out: str) -> None:
+    """Write a new folder, local or remote. It appears whole; in an object store its description comes last."""
+    files, root = fsspec.core.url_to_fs(out)
+    parent = Path(root).parent if is_local(files) else None
+    if parent is not None:
+        parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".bundle-", dir=parent) as scratch:
+        folder = Path(scratch, "bundle")
+        folder.mkdir()
+        write_bundle(trained, folder)
+        if parent is not None:
+            folder.rename(root)
+            return
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == DESCRIPTION):
+            files.put_file(str(file), f"{root}/{file.name}")

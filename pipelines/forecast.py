@@ -1,0 +1,148 @@
+"""What a run will need, before it is started: memory by ZeRO stage, steps and epochs, disk for checkpoints.
+
+Counted, not measured: parameters and activations come from the model on torch's meta device, which has shapes and no
+memory. Sizes are in bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cluster.engine import DeepSpeedEngineConfig
+from cluster.zero import STAGES, state_bytes
+from pipelines.experiment import Experiment
+from preprocessing.episode_store import EpisodeStore
+from rt_models.rt1 import RT1Config
+from rt_models.rt2 import RT2Config
+from rt_models.spec import EMBEDDING_WIDTH
+
+FP32 = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What is known of a run beforehand; `activations` is None where the model cannot be run without data."""
+
+    parameters: int
+    frozen: int
+    """How many of them are not trained."""
+    workers: tuple[int, int]
+    """Least and most."""
+    accumulation: int
+    """Micro-batches of an update with the most workers."""
+    state: Mapping[int, int]
+    """Weights, gradients and optimizer state of one of the least workers, by ZeRO stage."""
+    stage: int
+    """The one of the recipe."""
+    buckets: int
+    """Communication buffers of a worker."""
+    activations: int | None
+    """Of one micro-batch."""
+    checkpoint: int
+    checkpoints_kept: int
+    steps: int
+    samples: int
+    samples_per_epoch: int | None
+    """None without stores."""
+
+    @property
+    def disk(self) -> int:
+        """Room for the newest checkpoints, the best one, and the one being written beside them."""
+        return self.checkpoint * (self.checkpoints_kept + 2)
+
+    @property
+    def epochs(self) -> float | None:
+        return self.samples / self.samples_per_epoch if self.samples_per_epoch else None
+
+    def worker_bytes(self, stage: int) -> int:
+        """Memory of one of the least workers under this stage."""
+        return self.state[stage] + self.buckets + (self.activations or 0)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "disk": self.disk, "epochs": self.epochs}
+
+
+def forecast(experiment: Experiment, stores: Sequence[EpisodeStore]) -> Forecast:
+    """Raises ValueError where the batch sizes do not fit the number of workers."""
+    loop, sizes = experiment.loop, experiment.launch.sizes
+    least, most = sizes[0], sizes[-1]
+    experiment.require_sizes()
+    model = on_meta(experiment.model.build)
+    count, frozen = _sizes(model, experiment.freeze)
+    buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    ema = experiment.engine.ema_decay > 0
+    state = {stage: state_bytes(stage, count, least, num_frozen=frozen, ema=ema) for stage in STAGES}
+    activations = activation_bytes(experiment)
+    return Forecast(
+        parameters=count,
+        frozen=frozen,
+        workers=(least, most),
+        accumulation=experiment.accumulation(most),
+        state={stage: sum(held.values()) for stage, held in state.items()},
+        stage=experiment.engine.zero.stage if isinstance(experiment.engine, DeepSpeedEngineConfig) else 0,
+        buckets=_bucket_bytes(experiment, count),
+        activations=None if activations is None else activations * loop.micro_batch,
+        checkpoint=FP32 * (count + (count - frozen) * (2 + ema)) + buffers * most,
+        checkpoints_kept=loop.keep_last,
+        steps=loop.steps,
+        samples=loop.steps * loop.global_batch,
+        samples_per_epoch=sum(int(store.manifest["counts"]["steps"]) for store in stores) or None,
+    )
+
+
+def _sizes(model: nn.Module, freeze: tuple[str, ...]) -> tuple[int, int]:
+    """(all parameters, those that are not trained)."""
+    named = list(model.named_parameters())
+    frozen = [p for name, p in named if not p.requires_grad or any(name.startswith(start) for start in freeze)]
+    return sum(p.numel() for _, p in named), sum(p.numel() for p in frozen)
+
+
+def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+    """The model with shapes and no memory."""
+    with torch.device("meta"):
+        return build().to("meta")
+
+
+def activation_bytes(experiment: Experiment) -> int | None:
+    """What one sample's forward pass keeps for the backward pass; in bf16 half of fp32's. None where it is not known.
+
+    Every frame of an RT-1 window counts, also those that windows of a segment share, and an RT-2 row has all the tokens
+    it may have.
+    """
+    config: Any = experiment.model
+    if isinstance(config, RT1Config):
+        size, steps = config.input.image_size, config.num_steps
+        image = torch.empty(1, steps, size, size, config.num_channels(), device="meta")
+        saved = saved_bytes(on_meta(config.build), image, torch.empty(1, steps, EMBEDDING_WIDTH, device="meta"))
+    elif isinstance(config, RT2Config):
+        # Its rows are laid out by what the tokens hold: one sample is run on the CPU, some seconds at most.
+        image = torch.zeros(1, 3, config.picture.image_size, config.picture.image_size)
+        with torch.random.fork_rng(devices=[]):
+            saved = saved_bytes(config.build(), image, torch.zeros(1, config.max_tokens, dtype=torch.int64))
+    else:
+        return None
+    return saved // 2 if experiment.engine.precision == "bf16" else saved
+
+
+def saved_bytes(model: nn.Module, *inputs: Tensor) -> int:
+    """Memory that the backward pass of `model(*inputs)` would need, its weights apart."""
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: (saved.append(tensor), tensor)[1], lambda kept: kept):
+        model(*inputs)
+    weights = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in saved}
+    return sum(size for storage, size in storages.items() if storage not in weights)
+
+
+def _bucket_bytes(experiment: Experiment, count: int) -> int:
+    """DeepSpeed's buffers: a bucket of gradients, two where they overlap with computing, and one to gather into."""
+    if not isinstance(experiment.engine, DeepSpeedEngineConfig):
+        return 0
+    zero = experiment.engine.zero
+    buckets = (2 if zero.overlap else 1) * min(zero.bucket_elements, count)
+    return FP32 * (buckets + (min(zero.prefetch_elements, count) if zero.stage == 3 else 0))

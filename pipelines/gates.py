@@ -1,0 +1,97 @@
+"""Conditions that a model must meet before an alias moves to it, over the metrics of `rtp evaluate`.
+
+    token_accuracy>=0.6                           a number
+    token_accuracy>=champion                      what the alias's present holder reaches on the same episodes
+    margin.previous_action.low>champion-0.02      less, or more, than that
+
+A metric is a path into one entry of `evaluations` in the output of `rtp evaluate --json`; where that is an interval,
+its mean. With several held-out stores a condition must hold on each.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.serialization import did_you_mean, flatten
+
+_RELATIONS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_FORM = re.compile(rf"\s*([\w.]+)\s*(<=|>=|<|>)\s*(?:({_NUMBER})|champion\s*([+-]\s*{_NUMBER})?)\s*")
+
+Metrics = Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """How one condition came out on one store, with its numbers."""
+
+    passed: bool
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """`metric` `relation` `bound`, or where `against_champion`, the champion's value plus `bound`."""
+
+    metric: str
+    relation: str
+    bound: float
+    against_champion: bool
+
+    @staticmethod
+    def parse(text: str) -> Gate:
+        """Raises ValueError where it is no condition."""
+        found = _FORM.fullmatch(text)
+        if found is None:
+            raise ValueError(
+                f"--gate {text!r} is no condition: write METRIC>=NUMBER or METRIC>=champion (<=, < and > too)"
+            )
+        metric, relation, number, change = found.groups()
+        bound = float((number or change or "0").replace(" ", ""))
+        return Gate(metric=metric, relation=relation, bound=bound, against_champion=number is None)
+
+    def judge(self, mine: Metrics, champion: Metrics | None, *, holder: str | None) -> Verdict:
+        """`champion` holds the metrics of version `holder` on the same episodes; without a champion there is none to
+        beat. A value that is not a number passes nothing. Raises ValueError for an unknown metric."""
+        value = self._of(mine)
+        if not self.against_champion:
+            bound, meant = self.bound, ""
+        elif champion is None:
+            return Verdict(passed=True, text=f"{self.metric} {value:.6g}: passed, there is no champion yet")
+        else:
+            change = f"{self.bound:+g}" if self.bound else ""
+            bound, meant = self._of(champion) + self.bound, f" (version {holder}{change})"
+        passed = bool(_RELATIONS[self.relation](value, bound))
+        text = f"{self.metric} {value:.6g} {self.relation} {bound:.6g}{meant}: {'passed' if passed else 'failed'}"
+        return Verdict(passed=passed, text=text)
+
+    def _of(self, metrics: Metrics) -> float:
+        if self.metric not in metrics:
+            raise ValueError(f"--gate: there is no metric {self.metric!r}{did_you_mean(self.metric, list(metrics))}")
+        return metrics[self.metric]
+
+
+def metrics_of(report: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of an evaluation by path; an interval's mean stands under the interval's own name too."""
+    flat = {path: value for path, value in flatten(report).items() if isinstance(value, int | float)}
+    means = {path.removesuffix(".mean"): value for path, value in flat.items() if path.endswith(".mean")}
+    return means | flat
+
+
+def judge_all(
+    gates: Sequence[Gate],
+    mine: Mapping[str, Mapping[str, Any]],
+    champion: Mapping[str, Mapping[str, Any]] | None,
+    *,
+    holder: str | None,
+) -> list[Verdict]:
+    """Every gate on every store; `mine` and `champion` are evaluations by store."""
+    verdicts = []
+    for store, report in mine.items():
+        own, theirs = metrics_of(report), metrics_of(champion[store]) if champion is not None else None
+        verdicts += [gate.judge(own, theirs, holder=holder) for gate in gates]
+    return verdicts

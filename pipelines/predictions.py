@@ -1,0 +1,148 @@
+"""What a trained policy says on the steps of a store: RT-1 after windows of frames, RT-2 after prompts.
+
+Every step that is trained on is predicted from the recorded frames up to it, in episode order.
+
+Axes: N scored steps, B rows of a batch, A action dimensions, K fields of RT-2's text, D embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from pipelines.co_fine_tuning import CoFineTuningConfig, CoFineTuningReader, Store
+from pipelines.models import Model
+from preprocessing.episode_store import EpisodeStore
+from preprocessing.loading.loader import Batch, LoaderConfig, WindowReader
+from rt_models.action_tokens import encode
+from rt_models.decoding import choose_tokens
+from rt_models.rt1 import RT1
+from rt_models.rt2_decoding import predict_actions
+from rt_models.spec import Contract
+
+Perturbation = Literal["none", "blank_images", "swapped_instructions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """All scored steps in episode order. The last two are RT-2's: see `rt_models.rt2_decoding.PredictedActions`."""
+
+    episode_N: np.ndarray
+    first_N: np.ndarray
+    physical_NA: np.ndarray
+    target_tokens_NA: np.ndarray
+    tokens_NA: np.ndarray
+    valid_mass_NK: np.ndarray | None = None
+    invalid_NK: np.ndarray | None = None
+
+
+def predict_store(
+    model: Model, contract: Contract, store: EpisodeStore, *, batch: int, perturbation: Perturbation = "none"
+) -> Predictions:
+    """The model's tokens for every step of `store` that is trained on."""
+    dataset = contract.dataset(store.contract.datasets[0].name)
+    steps = _rt1_steps if isinstance(model, RT1) else _rt2_steps
+    parts = list(steps(model, contract, store, batch, perturbation))  # type: ignore[arg-type]
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    episode, step, action, target, tokens, *rest = columns
+    return Predictions(
+        episode_N=episode,
+        first_N=step == 0,
+        physical_NA=dataset.transform.invert(action),
+        target_tokens_NA=target,
+        tokens_NA=tokens,
+        valid_mass_NK=rest[0] if rest else None,
+        invalid_NK=rest[1] if rest else None,
+    )
+
+
+# --- RT-1 ---
+
+
+def _rt1_steps(
+    model: RT1, contract: Contract, store: EpisodeStore, batch: int, perturbation: Perturbation
+) -> Iterator[tuple[np.ndarray, ...]]:
+    transform = contract.dataset(store.contract.datasets[0].name).transform
+    reader = WindowReader([store], [transform], num_steps=model.config.num_steps, config=LoaderConfig())
+    swap = _swapped(store.embeddings) if perturbation == "swapped_instructions" else None
+    device = next(model.parameters()).device
+    for rows in _pieces(reader.index.num_rows, batch):
+        read = {key: value.to(device) for key, value in reader.read(rows, rows).items()}
+        yield _predict_windows(model, read, blank=perturbation == "blank_images", swap=swap)
+    reader.close()
+
+
+@torch.no_grad()
+def _predict_windows(
+    model: RT1, batch: Batch, *, blank: bool, swap: tuple[torch.Tensor, torch.Tensor] | None
+) -> tuple[np.ndarray, ...]:
+    if blank:
+        batch["frames"] = torch.zeros_like(batch["frames"])
+    if swap is not None:
+        batch["embedding"] = _swap_embeddings(batch["embedding"], *swap)
+    logits_BAV = model.predict(batch, answered="last")[:, -1]
+    tokens_BA = choose_tokens(logits_BAV, model.spec)
+    target_BA = encode(batch["action"][:, -1], model.spec)
+    columns = (batch["episode"], batch["step"], batch["action"][:, -1], target_BA, tokens_BA)
+    return _scored(columns, batch["loss_mask"][:, -1])
+
+
+def _swapped(embeddings_ND: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """(instruction embeddings, the embedding each is replaced by): the next instruction's in the store's table."""
+    return torch.tensor(embeddings_ND), torch.tensor(np.roll(embeddings_ND, 1, axis=0))
+
+
+def _swap_embeddings(embedding_BTD: torch.Tensor, known_ND: torch.Tensor, others_ND: torch.Tensor) -> torch.Tensor:
+    flat = embedding_BTD.reshape(-1, embedding_BTD.shape[-1])
+    nearest = torch.cdist(flat, known_ND.to(flat)).argmin(dim=1)
+    padding = (flat == 0).all(dim=1, keepdim=True)
+    return torch.where(padding, flat, others_ND.to(flat)[nearest]).reshape(embedding_BTD.shape)
+
+
+# --- RT-2 ---
+
+
+def rt2_reader(model: Model, contract: Contract, stores: Sequence[Store]) -> CoFineTuningReader:
+    """Reads stores for an RT-2 as its training did, but for the mixture."""
+    assert not isinstance(model, RT1)
+    return CoFineTuningReader(
+        stores, contract, model.config.build_text(), mix=CoFineTuningConfig(), config=LoaderConfig()
+    )
+
+
+def _rt2_steps(
+    model: Model, contract: Contract, store: EpisodeStore, batch: int, perturbation: Perturbation
+) -> Iterator[tuple[np.ndarray, ...]]:
+    assert not isinstance(model, RT1)
+    text, reader = model.config.build_text(), rt2_reader(model, contract, [store])
+    lines = store.instruction_texts
+    others = dict(zip(lines, [lines[-1], *lines[:-1]], strict=True))
+    device = next(model.parameters()).device
+    for rows in _pieces(sum(reader.store_rows), batch):
+        read = reader.read(rows, rows)
+        if perturbation == "blank_images":
+            read["frames"] = torch.zeros_like(read["frames"])
+        said = reader.instructions(rows)
+        if perturbation == "swapped_instructions":
+            said = [others[line] for line in said]
+        prompts = text.collate_prompts([text.robot_prompt(line) for line in said])
+        prompted = {key: read[key].to(device) for key in ("frames", "image_index")}
+        prompted |= {key: value.to(device) for key, value in prompts.items()}
+        found = predict_actions(model, prompted, text, action_mask_BA=read["action_mask"].to(device))
+        target_BA = encode(read["action"], model.spec)
+        columns = (read["episode"], read["step"], read["action"], target_BA, found.bins_BA)
+        yield _scored((*columns, found.valid_mass_BK, found.invalid_BK), read["answer_mask"].any(dim=1))
+    reader.close()
+
+
+def _scored(columns: Sequence[torch.Tensor], scored_B: torch.Tensor) -> tuple[np.ndarray, ...]:
+    return tuple(column.cpu().numpy()[scored_B.cpu().numpy()] for column in columns)
+
+
+def _pieces(count: int, size: int) -> Iterator[np.ndarray]:
+    rows = np.arange(count)
+    return (rows[first : first + size] for first in range(0, count, size))

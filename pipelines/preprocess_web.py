@@ -1,0 +1,35 @@
+"""`rtp preprocess SOURCE OUT --format F`: image-text data (VQA, captions) -> a store of examples for RT-2."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from pipelines.arguments import parse
+from preprocessing.web_data import WebConvertConfig, convert_web
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessWebArguments:
+    """Flags of `rtp preprocess` for image-text data."""
+
+    source: tyro.conf.Positional[str]
+    """Folder of the image-text data, local or s3://, gs://."""
+    out: tyro.conf.Positional[str]
+    """Folder that stores are written below, local or s3://, gs://."""
+    config: Annotated[WebConvertConfig, tyro.conf.arg(name="")]
+
+
+def main(arguments: list[str]) -> dict[str, Any]:
+    """Run the command line and print the account."""
+    given = parse(PreprocessWebArguments, arguments, prog="rtp preprocess", description=__doc__ or "")
+    summary = asdict(convert_web(given.source, given.out, given.config))
+    converted = f"{summary['shards_converted']} of {summary['shards']} shards converted in {summary['seconds']:.1f} s"
+    print(
+        f"{summary['store']}\n"
+        f"examples in {summary['examples_in']} = out {summary['examples_out']} + quarantined {summary['quarantined']}; "
+        f"{summary['images']} images; {converted if summary['shards_converted'] else 'nothing left to do'}"
+    )
+    return summary

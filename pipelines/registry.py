@@ -1,0 +1,228 @@
+"""`rtp registry show|rollback NAME`: where registered models come from, and which of them an alias points at.
+
+An alias moves under a lock, and only if it still points where its gates were judged: of two registrations at once the
+second is compared with the first. Every move is written into the tags of the version it moved to, with what it
+replaced; that is what a roll-back goes by.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import tyro
+
+from pipelines.arguments import parse
+from pipelines.gates import Verdict
+from pipelines.tracking import connect, explained, tracking_uri
+
+STALE_LOCK_S = 30.0  # a lock is held for the milliseconds of a comparison and a write; its owner has died
+_POLL_S = 0.1
+
+Judge = Callable[[str | None], Sequence[Verdict]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """Whether an alias moved to a version, from which, and why."""
+
+    promoted: bool
+    replaced: str | None
+    verdicts: Sequence[Verdict]
+
+    @property
+    def reasons(self) -> list[str]:
+        return [verdict.text for verdict in self.verdicts]
+
+
+def promote(client: Any, name: str, alias: str, version: str, judge: Judge) -> Decision:
+    """Point `alias` at `version` if `judge(present holder)` passes it; the decision is written as tags either way."""
+    while True:
+        holder = holder_of(client, name, alias)
+        verdicts = judge(holder)
+        if not all(verdict.passed for verdict in verdicts):
+            decision = Decision(promoted=False, replaced=None, verdicts=verdicts)
+            _write(client, name, alias, version, decision, f"stays with version {holder}" if holder else "not set")
+            return decision
+        with exclusive(client, f"{name}.{alias}.lock"):
+            if holder_of(client, name, alias) != holder:
+                continue  # another registration was faster: compare with what it put there
+            decision = Decision(promoted=True, replaced=holder, verdicts=verdicts)
+            _write(client, name, alias, version, decision, f"moved from version {holder}" if holder else "first holder")
+            client.set_registered_model_alias(name, alias, version)
+            return decision
+
+
+def rollback(client: Any, name: str, alias: str) -> tuple[str, str]:
+    """Point `alias` back at the version that its holder replaced: (version left, version returned to).
+
+    Raises ValueError where there is none.
+    """
+    with exclusive(client, f"{name}.{alias}.lock"):
+        left = holder_of(client, name, alias)
+        if left is None:
+            raise ValueError(f"{name} has no alias {alias!r}: nothing to roll back")
+        back = client.get_model_version(name, left).tags.get(f"{alias}.replaced")
+        if not back:
+            raise ValueError(f"{name}@{alias} is version {left} and replaced no other: there is nothing to return to")
+        client.get_model_version(name, back)  # deleted since? then the alias stays
+        client.set_model_version_tag(name, left, f"{alias}.decision", f"{_now()} rolled back to version {back}")
+        client.set_registered_model_alias(name, alias, back)
+        return left, back
+
+
+def holder_of(client: Any, name: str, alias: str) -> str | None:
+    """The version that the alias points at; None where the model or the alias does not exist."""
+    model = _model(client, name)
+    version = model.aliases.get(alias) if model is not None else None
+    return str(version) if version is not None else None
+
+
+def _model(client: Any, name: str) -> Any | None:
+    try:
+        return client.get_registered_model(name)
+    except Exception as error:
+        if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
+@contextmanager
+def exclusive(client: Any, lock: str) -> Iterator[None]:
+    """Alone with `lock`, among all who use this registry: a registered model of that name, as names are unique there.
+
+    A lock that stays the same for STALE_LOCK_S was left by a process that died, and is taken over.
+    """
+    token = secrets.token_hex(8)
+    seen, since = None, time.monotonic()
+    while (other := _try_lock(client, lock, token)) is not None:
+        if other != seen:
+            seen, since = other, time.monotonic()
+        elif time.monotonic() - since > STALE_LOCK_S:
+            _unlock(client, lock, other)
+        time.sleep(_POLL_S)
+    try:
+        yield
+    finally:
+        _unlock(client, lock, token)
+
+
+def _try_lock(client: Any, lock: str, token: str) -> str | None:
+    """None if the lock is ours now, else the token of who holds it ("" if it was given back meanwhile)."""
+    try:
+        client.create_registered_model(lock, tags={"owner": token}, description="held while an alias moves")
+    except Exception as error:
+        if getattr(error, "error_code", "") != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return _owner(client, lock)
+    return None
+
+
+def _owner(client: Any, lock: str) -> str:
+    held = _model(client, lock)
+    return str(held.tags.get("owner", "")) if held is not None else ""
+
+
+def _unlock(client: Any, lock: str, token: str) -> None:
+    if _owner(client, lock) == token:
+        with suppress(Exception):  # taken over in this very moment
+            client.delete_registered_model(lock)
+
+
+def _write(client: Any, name: str, alias: str, version: str, decision: Decision, outcome: str) -> None:
+    tags = {
+        f"{alias}.decision": f"{_now()} {outcome}",
+        f"{alias}.gates": "; ".join(decision.reasons) or "none",
+        f"{alias}.replaced": decision.replaced or "",
+    }
+    for key, value in tags.items():
+        client.set_model_version_tag(name, version, key, value[:5000])
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+# --- what is shown ---
+
+
+def show(client: Any, name: str) -> dict[str, Any]:
+    """Every version, newest first: model -> run -> store fingerprint -> source dataset -> git revision."""
+    model = _model(client, name)
+    if model is None:
+        known = ", ".join(other.name for other in client.search_registered_models()) or "none"
+        raise ValueError(f"there is no registered model {name!r} at {tracking_uri()}: known are {known}")
+    aliases: dict[str, list[str]] = {}
+    for alias, version in model.aliases.items():
+        aliases.setdefault(str(version), []).append(alias)
+    versions = client.search_model_versions(filter_string=f"name = '{name}'")
+    newest_first = sorted(versions, key=lambda version: int(version.version), reverse=True)
+    return {"name": name, "versions": [_lineage(client, v, aliases.get(str(v.version), [])) for v in newest_first]}
+
+
+def _lineage(client: Any, version: Any, aliases: list[str]) -> dict[str, Any]:
+    tags = version.tags
+    run = client.get_run(version.run_id).info if version.run_id else None
+    return {
+        "version": str(version.version),
+        "aliases": sorted(aliases),
+        "registered": datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
+        "run": {"id": run.run_id, "name": run.run_name, "status": run.status} if run else None,
+        "checkpoint": tags.get("checkpoint"),
+        "step": int(tags.get("step", 0)),
+        "contract": tags.get("contract"),
+        "stores": [json.loads(tags[key]) for key in sorted(tags) if key.startswith("store.")],
+        "git_revision": tags.get("git_revision"),
+        "decisions": {key: tags[key] for key in sorted(tags) if key.endswith((".decision", ".gates")) and tags[key]},
+    }
+
+
+def print_lineage(shown: dict[str, Any]) -> None:
+    """As text, one block a version."""
+    print(shown["name"])
+    for version in shown["versions"]:
+        aliases = "".join(f" @{alias}" for alias in version["aliases"])
+        print(f"  version {version['version']}{aliases}  registered {version['registered']}")
+        if run := version["run"]:
+            print(f"    run       {run['id']} ({run['name']}, {run['status']})")
+        print(f"    weights   {version['checkpoint']} (step {version['step']}), contract {version['contract']}")
+        for store in version["stores"]:
+            print(f"    store     {store['path']}, fingerprint {store['fingerprint']}")
+            source = f"{store['records']} episodes or images, fingerprint {store['source']}"
+            print(f"    source    {store['dataset']}, {source}")
+        print(f"    code      git {version['git_revision']}")
+        for key, text in version["decisions"].items():
+            print(f"    {key}: {text}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegistryArguments:
+    """Flags of `rtp registry`."""
+
+    action: tyro.conf.Positional[Literal["show", "rollback"]]
+    """show: where every version comes from. rollback: point the alias at the version it pointed at before."""
+    name: tyro.conf.Positional[str]
+    """Name of the registered model."""
+    alias: str = "champion"
+    """Alias that rollback moves."""
+
+
+def main(arguments: list[str]) -> dict[str, Any]:
+    """Show, or roll back."""
+    given = parse(RegistryArguments, arguments, prog="rtp registry", description=__doc__ or "")
+    uri = tracking_uri()
+    client = connect(uri).MlflowClient()
+    with explained(uri):
+        if given.action == "show":
+            shown = show(client, given.name)
+            print_lineage(shown)
+            return shown
+        left, back = rollback(client, given.name, given.alias)
+    print(f"{given.name}@{given.alias}: back from version {left} to version {back}")
+    return {"model_uri": f"models:/{given.name}@{given.alias}", "left": left, "version": back}

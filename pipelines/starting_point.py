@@ -1,0 +1,118 @@
+"""Where a training starts: a fresh model or another training's weights, its frozen parts, or the run it continues."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from cluster.shards import require_same_shapes
+from cluster.storage import Checkpoint
+from pipelines.checkpoints import Description, describe_trained, load_trained
+from pipelines.experiment import Experiment
+from pipelines.models import Model
+from pipelines.serialization import did_you_mean, flatten, to_plain
+from rt_models.spec import Contract, ContractMismatch
+
+log = logging.getLogger(__name__)
+
+# Settings of a model that only training knows of: fine-tuning may choose its own.
+_TRAINING_ONLY = ("dropout", "stochastic_depth", "crop", "crop_seed", "loss_on")
+_TRAINING_ONLY_PARTS = ("compute", "batch_norm")
+
+
+def model_factory(experiment: Experiment, weights_from: str | None) -> Callable[[], Model]:
+    """Builds the model: fresh, or with the weights of a run's output folder, a checkpoint or a bundle."""
+
+    def build() -> Model:
+        model = experiment.model.build()
+        if weights_from is not None:
+            saved = load_trained(weights_from).model.state_dict()
+            here = model.state_dict()
+            require_same_shapes(*({n: t.shape for n, t in side.items()} for side in (saved, here)), weights_from)
+            model.load_state_dict(saved)
+        freeze(model, experiment.freeze)
+        return model
+
+    return build
+
+
+def freeze(model: nn.Module, beginnings: Sequence[str]) -> None:
+    """Train no parameter whose name begins with one of these. Raises ValueError where that means none, or all."""
+    names = [name for name, _ in model.named_parameters()]
+    for beginning in beginnings:
+        if not any(name.startswith(beginning) for name in names):
+            parts = sorted({".".join(name.split(".")[:depth]) for name in names for depth in (1, 2)})
+            raise ValueError(f"freeze: no parameter's name begins with {beginning!r}{did_you_mean(beginning, parts)}")
+    for name, parameter in model.named_parameters():
+        if name.startswith(tuple(beginnings)):
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"freeze {', '.join(beginnings)} leaves nothing to train: name fewer parts")
+
+
+def require_usable(weights_from: str, experiment: Experiment, contract: Contract) -> None:
+    """Raise ValueError unless these weights mean the same in this training's model and under its contract."""
+    found = describe_trained(weights_from)
+    _require_same_model(found, weights_from, experiment)
+    theirs = found.contract
+    if theirs.encoder != contract.encoder:
+        raise ContractMismatch(
+            f"{weights_from} was trained with instruction vectors of {theirs.encoder}, these stores have those of "
+            f"{contract.encoder}: preprocess them with that encoder"
+        )
+    if theirs.action != contract.action:
+        raise ContractMismatch(
+            f"{weights_from} (contract {theirs.id}) acts in {theirs.action}, this training (contract {contract.id}) in "
+            f"{contract.action}: choose the model settings of those weights"
+        )
+    if theirs.image != contract.image:
+        log.warning("%s was trained on frames of %s, these stores hold %s", weights_from, theirs.image, contract.image)
+
+
+def _require_same_model(found: Description, weights_from: str, experiment: Experiment) -> None:
+    theirs, ours = (_meaning(to_plain(config)) for config in (found.model, experiment.model))
+    different = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
+    if different:
+        key = different[0]
+        raise ValueError(
+            f"{weights_from} is another model: {len(different)} settings differ, such as model.{key}, "
+            f"{theirs.get(key)} there and {ours.get(key)} here; choose a recipe or flags with its settings"
+        )
+
+
+def _meaning(model: dict[str, Any]) -> dict[str, Any]:
+    """The settings that decide what given weights compute."""
+    return {
+        key: value
+        for key, value in flatten(model).items()
+        if key.split(".")[-1] not in _TRAINING_ONLY and not set(key.split(".")) & set(_TRAINING_ONLY_PARTS)
+    }
+
+
+def require_same_run(found: Checkpoint, contract: Contract, experiment: Experiment) -> None:
+    """Raise ValueError where continuing would silently train something else."""
+    theirs = Contract.from_json(found.metadata["contract"])
+    if theirs != contract:
+        raise ValueError(
+            f"checkpoint {found.path} was trained under contract {theirs.id}, this run has {contract.id}: "
+            f"give the stores and settings of that run, or another --output"
+        )
+    before = flatten(found.metadata["experiment"])
+    now = flatten(to_plain(replace(experiment)))
+    changed = [key for key in now if key.startswith(FIXED) and key in before and before[key] != now[key]]
+    weights = [key for key in {**before, **now} if key.startswith("mixture.weights.")]  # any of which may be missing
+    changed += [key for key in weights if before.get(key) != now.get(key)]
+    if changed:
+        key = changed[0]
+        raise ValueError(
+            f"--resume continues the run in {found.path}, but {key} was {before.get(key)} and is now {now.get(key)}: "
+            f"leave it as it was, or give another --output"
+        )
+
+
+# Beginnings of the settings that a resumed run must not change.
+FIXED = ("model.", "freeze", "loop.seed", "loop.lanes", "loop.global_batch", "loop.segment_windows", "mixture.")

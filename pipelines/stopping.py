@@ -1,0 +1,108 @@
+"""Asking a training to stop in good order: a file named STOP in its output folder.
+
+The loop looks for it about once a second, finishes its step, writes a checkpoint and leaves; `--resume` goes on there.
+SIGTERM to the command writes the file, and so may anyone by hand; it reaches workers on any node, since they share the
+folder with the checkpoints. A worker that meets an error which no restart can mend leaves it there, so that workers
+which Ray starts again end at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import fsspec
+
+STOPPED_EXIT_CODE = 75  # sysexits.h: EX_TEMPFAIL, "try again later"
+_POLL_S = 1.0
+_UNMENDABLE = {error.__name__: error for error in (ValueError, FloatingPointError)}
+
+
+class StopFile:
+    """The file STOP of one run: its text is the reason."""
+
+    def __init__(self, output: str) -> None:
+        self._files, root = fsspec.core.url_to_fs(output)
+        self._path = f"{root.rstrip('/')}/STOP"
+
+    def ask(self, reason: str) -> None:
+        self._files.makedirs(self._files._parent(self._path), exist_ok=True)
+        self._files.pipe_file(self._path, reason.encode())
+
+    def reason(self) -> str | None:
+        """Why the run is to stop; None where nobody asked for it."""
+        self._files.invalidate_cache()
+        try:
+            return self._files.cat_file(self._path).decode() or "the file STOP asked for it"
+        except FileNotFoundError:
+            return None
+
+    def clear(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._files.rm_file(self._path)
+
+    def leave(self, error: ValueError | FloatingPointError) -> None:
+        """Let every worker started from now on end with this error."""
+        kind = "FloatingPointError" if isinstance(error, FloatingPointError) else "ValueError"
+        self.ask(json.dumps({"error": kind, "message": str(error)}))
+
+    def left(self) -> ValueError | FloatingPointError | None:
+        """The error that a worker left."""
+        with contextlib.suppress(json.JSONDecodeError, TypeError, KeyError):
+            left: dict[str, Any] = json.loads(self.reason() or "")
+            return _UNMENDABLE[left["error"]](left["message"])
+        return None
+
+
+class StopWatch:
+    """Looks for the file from a thread of its own."""
+
+    def __init__(self, file: StopFile) -> None:
+        self._file, self._done = file, threading.Event()
+        self.reason: str | None = None
+        threading.Thread(target=self._look, daemon=True, name="stop").start()
+
+    def close(self) -> None:
+        self._done.set()
+
+    def _look(self) -> None:
+        while self.reason is None and not self._done.wait(_POLL_S):
+            with contextlib.suppress(OSError):  # a store out of reach asks for nothing
+                self.reason = self._file.reason()
+
+
+@contextlib.contextmanager
+def stopping_on_sigterm(file: StopFile) -> Iterator[None]:
+    """Inside, SIGTERM to this process writes the file instead of ending the process.
+
+    Only where this is the main thread: elsewhere signals belong to whoever has it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    told = threading.Event()
+    ended = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        told.set()
+
+    def wait() -> None:
+        told.wait()
+        if not ended.is_set():
+            file.ask("SIGTERM")
+
+    thread = threading.Thread(target=wait, daemon=True, name="sigterm")
+    thread.start()
+    before = signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        ended.set()
+        told.set()
+        thread.join()

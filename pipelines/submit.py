@@ -1,0 +1,260 @@
+"""`rtp submit --address URL -- COMMAND ...`: run a command on a Ray cluster and follow it as if it ran here.
+
+COMMAND is one of rtp's, such as `train rt1_fractal --data s3://...`, or any other. Code goes along, data does not: what
+is sent is this project's packages and the small files that COMMAND names by a relative path (a --config, a dataset
+spec). Settings of this machine's environment that are not secret go along too. Secrets never do, because Ray shows a
+job's environment to everyone who can see its dashboard: they belong into the environment that the nodes were started
+with.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+import cluster
+import pipelines
+import preprocessing
+import rt_models
+import tuning
+from cluster.submit import Jobs, JobState
+from pipelines.arguments import UsageError, parse
+from pipelines.cli import COMMANDS
+
+MEGABYTE = 10**6
+PACKAGES = (pipelines, preprocessing, rt_models, cluster, tuning)
+CHECKED = ("ray", "torch", "deepspeed", "pyarrow", "mlflow", "numpy")  # must agree in their minor versions
+REQUIREMENTS = "requirements.txt"
+
+# Forwarded unless they hold a secret.
+SETTINGS = re.compile(
+    r"MLFLOW_(TRACKING_URI|REGISTRY_URI|S3_ENDPOINT_URL|HTTP_REQUEST_\w+)|AWS_(ENDPOINT_URL\w*|REGION|DEFAULT_REGION)"
+    r"|FSSPEC_\w+|RTP_\w+|RAY_TRAIN_\w+|OMP_NUM_THREADS|NCCL_\w+|GLOO_SOCKET_IFNAME|TORCH_\w+|HF_HUB_OFFLINE"
+    r"|TFHUB_CACHE_DIR|MUJOCO_GL"
+)
+_SECRET_NAME = re.compile(r"SECRET|TOKEN(?!IZER)|PASSW|CREDENTIAL|PRIVATE|AUTH|COOKIE|_?KEY(_ID)?$", re.IGNORECASE)
+_SECRET_VALUE = re.compile(r"://[^/@\s]+:[^/@\s]+@")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitArguments:
+    """Flags of `rtp submit`, before the `--`."""
+
+    address: str = os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
+    """The cluster's dashboard."""
+    detach: bool = False
+    """Return as soon as the cluster has the job, instead of following it."""
+    follow: str | None = None
+    """Follow the job of this id, submitted before."""
+    status: str | None = None
+    """Say how the job of this id stands."""
+    stop: str | None = None
+    """Stop the job of this id."""
+    install: bool = False
+    """Let every node install the packages of this environment with pip first; else they must be there."""
+    env: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """NAME=VALUE, or the NAME of a variable here, for the job's environment; never a secret. May be repeated."""
+    max_mb: int = 100
+    """Largest size of what is sent, in megabytes."""
+
+
+def main(arguments: list[str]) -> dict[str, Any]:
+    """Submit, follow, ask or stop; a followed job's exit code is this command's."""
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    given = parse(SubmitArguments, arguments[:split], prog="rtp submit", description=__doc__ or "")
+    command = arguments[split + 1 :]
+    asked = [job for job in (given.follow, given.status, given.stop) if job is not None]
+    if len(asked) + bool(command) != 1:
+        raise UsageError("rtp submit: give a COMMAND after --, or one of --follow, --status and --stop with a job's id")
+    if asked:
+        jobs = Jobs(given.address)
+        if given.follow is not None:
+            return follow(jobs, given.follow)
+        state = jobs.stop(given.stop) if given.stop is not None else jobs.state(asked[0])
+        print(described(state))
+        return asdict(state)
+    job_id, jobs = submit(given, command)
+    if given.detach:
+        print(f"{job_id}: rtp submit --address {jobs.address} --follow {job_id} (or --status, --stop)")
+        return {"job_id": job_id, "address": jobs.address}
+    return follow(jobs, job_id)
+
+
+def submit(given: SubmitArguments, command: Sequence[str]) -> tuple[str, Jobs]:
+    """Send code and settings, start the command; the job's id, and the cluster's jobs."""
+    words = entrypoint(command)
+    settings = settings_of(os.environ, given.env)
+    if _SECRET_VALUE.search(" ".join(words)):
+        raise ValueError("COMMAND holds a URL with a password, and Ray shows commands to everyone: set it on the nodes")
+    if "MLFLOW_TRACKING_URI" not in settings:
+        _note("MLFLOW_TRACKING_URI is not set: the job's runs are recorded in its temporary folder on the cluster")
+    with packed(command, limit_mb=given.max_mb, install=given.install) as folder:
+        jobs = Jobs(given.address)
+        requirements = REQUIREMENTS if given.install else None
+        job_id = jobs.submit(words, working_dir=folder, env_vars=settings, requirements=requirements)
+    _note(f"job {job_id} at {jobs.address}; forwarded: {', '.join(settings) or 'no settings'}")
+    return job_id, jobs
+
+
+def follow(jobs: Jobs, job_id: str) -> dict[str, Any]:
+    """Print the job's log until it ends; a failure's reason is the last line."""
+    last = [""]
+
+    def write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        last[0] = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), last[0])
+
+    try:
+        state = jobs.follow(job_id, write)
+    except KeyboardInterrupt:
+        _note(f"the job goes on: rtp submit --address {jobs.address} --follow {job_id} (or --status, --stop)")
+        return {"job_id": job_id, "exit_code": 130}
+    sys.stdout.flush()
+    if state.status != "SUCCEEDED":
+        reason = last[0].removeprefix("rtp: ") if state.exit_code is not None else " ".join(state.message.split())
+        _note(f"job {job_id} {state.status.lower()}{_code(state)}: {reason or 'it said nothing'}")
+    return asdict(state) | {"exit_code": exit_code(state)}
+
+
+def exit_code(state: JobState) -> int:
+    """The job's own, as a shell gives it (128 + n for signal n); 1 where it never came to run or was stopped."""
+    if state.exit_code is None:
+        return 0 if state.status == "SUCCEEDED" else 1
+    return state.exit_code if state.exit_code >= 0 else 128 - state.exit_code
+
+
+def described(state: JobState) -> str:
+    """One line."""
+    return f"{state.job_id} {state.status}{_code(state)} after {state.seconds:.0f} s: {state.command}"
+
+
+def entrypoint(command: Sequence[str]) -> list[str]:
+    """What runs on the cluster. Raises UsageError for what was meant to be a command of rtp."""
+    words = list(command[1:] if command[0] == "rtp" else command)
+    if words and words[0] in COMMANDS:
+        versions = {"python": platform.python_version(), **_versions(CHECKED)}
+        wanted = [f"{name}={version}" for name, version in versions.items()]
+        return ["python", "-m", "cluster.preflight", *wanted, "--", "python", "-m", "pipelines", *words]
+    near = difflib.get_close_matches(words[0], COMMANDS, n=1, cutoff=0.75) if words else []
+    if near or command[0] == "rtp":
+        raise UsageError(f"rtp has no command {' '.join(words[:1])!r}{f': did you mean {near[0]!r}?' if near else ''}")
+    return words
+
+
+def settings_of(environment: Mapping[str, str], asked: Sequence[str]) -> dict[str, str]:
+    """What of the environment, and of --env, goes along. Raises ValueError for a secret that was asked for by name."""
+    settings = {name: value for name, value in sorted(environment.items()) if SETTINGS.fullmatch(name)}
+    settings = {name: value for name, value in settings.items() if not is_secret(name, value)}
+    for text in asked:
+        name, given, value = text.partition("=")
+        if not given and name not in environment:
+            raise ValueError(f"--env {name}: there is no such variable here, give {name}=VALUE")
+        value = value if given else environment[name]
+        if is_secret(name, value):
+            raise ValueError(
+                f"--env {name} looks like a secret, and Ray shows a job's environment to everyone: set it where the "
+                f"cluster's nodes are started"
+            )
+        settings[name] = value
+    return settings
+
+
+def is_secret(name: str, value: str) -> bool:
+    """By its name, or as a URL with a password."""
+    return bool(_SECRET_NAME.search(name) or _SECRET_VALUE.search(value))
+
+
+@contextmanager
+def packed(command: Sequence[str], *, limit_mb: int, install: bool = False) -> Iterator[Path]:
+    """A folder with the packages and the files that the command names. Raises ValueError where it is over the limit."""
+    roots = [Path(package.__path__[0]) for package in PACKAGES]
+    named = {path: Path(path) for path in _named_here(command)}
+    sizes = {name: _size(root) for name, root in {root.name: root for root in roots}.items()}
+    sizes |= {name: _size(path) for name, path in named.items()}
+    total = sum(sizes.values())
+    if total > limit_mb * MEGABYTE:
+        largest = max(sizes, key=lambda name: sizes[name])
+        raise ValueError(
+            f"the job's folder would be {total / MEGABYTE:.0f} MB, over the limit of {limit_mb} MB, with "
+            f"{sizes[largest] / MEGABYTE:.0f} MB in {largest}: put data where all nodes can read them (s3://, "
+            f"gs://, a shared folder), or raise --max-mb"
+        )
+    with tempfile.TemporaryDirectory(prefix="rtp-submit-") as scratch:
+        folder = Path(scratch)
+        for root in roots:
+            shutil.copytree(root, folder / root.name, ignore=_LEFT_OUT)
+        for name, path in named.items():
+            _copy(path, folder / name)
+        if install:
+            _write_requirements(folder)
+        yield folder
+
+
+_LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc")
+
+
+def _named_here(command: Sequence[str]) -> list[str]:
+    """Relative paths in the command that exist here; those that look like paths and do not are pointed out."""
+    found = []
+    for word in command[1:]:
+        value = word.partition("=")[2] if word.startswith("--") else word
+        path = Path(value)
+        if not value or "://" in value or path.is_absolute() or ".." in path.parts or not ("/" in value or path.suffix):
+            continue
+        if os.path.exists(value):  # False too for what is no path at all
+            found.append(value)
+        elif re.fullmatch(r"[\w.-]+(/[\w.-]+)+/?", value):
+            _note(f"{value} will lie in the job's temporary folder on the cluster: s3:// or a shared folder keeps it")
+    return list(dict.fromkeys(found))
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files if file.suffix != ".pyc")
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=_LEFT_OUT, dirs_exist_ok=True)
+    else:
+        shutil.copy(source, target)
+
+
+def _write_requirements(folder: Path) -> None:
+    """What the project needs, held to the versions of this environment, so that nodes install the same."""
+    try:
+        needed = importlib.metadata.requires("rt-pipelines") or []
+    except importlib.metadata.PackageNotFoundError:
+        raise ValueError("--install sends the versions installed here: pip install this project first") from None
+    here = {dist.name: dist.version for dist in importlib.metadata.distributions() if dist.name != "rt-pipelines"}
+    constraints = [f"{name}=={version.split('+')[0]}" for name, version in sorted(here.items())]
+    wanted = [line for line in needed if "extra ==" not in line]
+    (folder / "constraints.txt").write_text("\n".join(constraints) + "\n")
+    (folder / REQUIREMENTS).write_text("\n".join(["--constraint constraints.txt", *wanted]) + "\n")
+
+
+def _versions(names: Sequence[str]) -> dict[str, str]:
+    return {name: importlib.metadata.version(name).split("+")[0] for name in names}
+
+
+def _code(state: JobState) -> str:
+    return f" (exit code {exit_code(state)})" if state.exit_code is not None else ""
+
+
+def _note(sentence: str) -> None:
+    print(f"rtp: {sentence}", file=sys.stderr, flush=True)

@@ -1,0 +1,152 @@
+"""A trial of a sweep is a training: the recipe's experiment with the trial's parameters, in a folder of its own.
+
+Ray Tune runs trials in processes of their own, alone (`InProcess`) or as a Ray Train job with DeepSpeed (`RayLaunch`).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from cluster.context import LocalContext
+from cluster.manifest import MANIFEST, Manifest
+from cluster.storage import CheckpointFolder
+from pipelines.experiment import Experiment, InProcess
+from pipelines.run_record import known_run
+from pipelines.serialization import from_plain
+from pipelines.starting_point import FIXED
+from pipelines.train import run_training
+from pipelines.train_loop import TrainJob
+from tuning.population import Population
+from tuning.space import Space
+from tuning.sweep import Asha, Sweep
+from tuning.tuner import Report, TrialTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingTrial:
+    """job: of the whole sweep, its experiment without the parameters of any trial. tags: of the trials' MLflow runs."""
+
+    job: TrainJob
+    accepted: tuple[str, ...] = ()
+    tags: Mapping[str, str]
+
+    def __call__(self, task: TrialTask, report: Report) -> dict[str, float]:
+        tags = {"mlflow.runName": f"trial {task.number}", "trial": str(task.number), **self.tags}
+        job = replace(
+            self.job,
+            experiment=with_parameters(self.job.experiment, {**task.parameters, "loop.seed": task.seed}),
+            output=task.output,
+            resume=True,
+            until=task.until,
+            tags=tags,
+        )
+        alone = isinstance(job.experiment.launch, InProcess)
+        context, callbacks = (_ReportingContext(report), ()) if alone else (None, _reporting_callbacks())
+        result = run_training(job, accepted=self.accepted, context=context, callbacks=callbacks)
+        metrics = {key: value for key, value in result.items() if isinstance(value, float)}
+        return metrics | {"step": result["steps"]}
+
+
+class _ReportingContext(LocalContext):
+    """Hands every report to the sweep, and does not come back from there once the trial is stopped early."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__()
+        self._report = report
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        super().report(metrics)
+        try:
+            self._report(metrics)
+        except SystemExit:  # how Ray Tune ends the thread of a trial
+            raise SystemExit("the sweep stopped this trial early") from None
+
+
+def _reporting_callbacks() -> tuple[Any, ...]:
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    return (TuneReportCallback(),)
+
+
+def with_parameters(experiment: Experiment, parameters: Mapping[str, Any]) -> Experiment:
+    """`experiment` with {dotted path: value} laid over it. Raises ValueError for what it does not take."""
+    nested: dict[str, Any] = {}
+    for path, value in parameters.items():
+        *parents, name = path.split(".")
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[name] = value
+    return from_plain(Experiment, nested, base=experiment)
+
+
+def check_sweep(sweep: Sweep, experiment: Experiment, job: TrainJob) -> None:
+    """Raise ValueError for what can be known to go wrong before any trial starts: paths, types, ranges, schedule."""
+    _check_space(sweep.space, experiment)
+    if isinstance(sweep.scheduler, Population):
+        fixed = [path for path in sweep.space if path.startswith(FIXED)]
+        if fixed:
+            raise ValueError(f"{fixed[0]} cannot change in the middle of a training, and Population does that")
+    for objective in sweep.objectives:
+        if objective.metric == "validation_loss":
+            _check_validation(sweep, experiment, job)
+        elif isinstance(sweep.scheduler, Asha) and objective.metric == "loss":
+            _require_divides(experiment.loop.log_every, sweep.scheduler.grace_steps, "log_every", "grace_steps")
+
+
+def _check_space(space: Space, experiment: Experiment) -> None:
+    for path, dimension in space.items():
+        if path in ("loop.seed", "loop.steps", "name"):
+            raise ValueError(f"a sweep does not vary {path}: seeds and steps are settings of the sweep itself")
+        for value in dimension.extremes():
+            changed = with_parameters(experiment, {path: value})
+            changed.require_sizes()
+
+
+def _check_validation(sweep: Sweep, experiment: Experiment, job: TrainJob) -> None:
+    if not job.validation:
+        raise ValueError(f"sweep {sweep.name} compares validation_loss: give --validation STORE")
+    every = experiment.loop.evaluate_every
+    if isinstance(sweep.scheduler, Asha):
+        _require_divides(every, sweep.scheduler.grace_steps, "evaluate_every", "grace_steps")
+    if isinstance(sweep.scheduler, Population):
+        _require_divides(every, sweep.scheduler.interval_steps, "evaluate_every", "interval_steps")
+
+
+def _require_divides(every: int, steps: int, setting: str, of_scheduler: str) -> None:
+    if every < 1 or steps % every:
+        raise ValueError(
+            f"scheduler.{of_scheduler} is {steps} and loop.{setting} {every}: trials are compared where they report, "
+            f"so choose a multiple of loop.{setting}"
+        )
+
+
+def clone_checkpoint(source: str, target: str, step: int) -> str:
+    """Population-based training: the checkpoint of `step` in the run `source` becomes the newest, and only, one of the
+    run `target`; its path. The taker keeps its own MLflow run, and the manifest says whose weights these are.
+
+    Raises FileNotFoundError where the donor has no such checkpoint.
+    """
+    folder = CheckpointFolder(f"{source}/checkpoints")
+    found = folder.at(step)
+    if found is None:
+        raise FileNotFoundError(f"{source} has no complete checkpoint of step {step} to take over")
+    metadata = {**found.metadata, "cloned_from": found.path, "mlflow_run_id": known_run(target)}
+    manifest = Manifest(step=step, metadata=metadata, files=found.manifest.files)
+    files, root = fsspec.core.url_to_fs(f"{target}/checkpoints")
+    with tempfile.TemporaryDirectory(prefix="clone-") as scratch:
+        copied = folder.fetch(found, Path(scratch))
+        if files.exists(root):  # the taker's own weights are given up
+            files.rm(root, recursive=True)
+        place = f"{root}/{Path(copied).name}"
+        for entry in found.manifest.files:
+            files.makedirs(f"{place}/{entry.name}".rpartition("/")[0], exist_ok=True)
+            files.put_file(str(copied / entry.name), f"{place}/{entry.name}")
+        files.pipe_file(f"{place}/{MANIFEST}", manifest.to_bytes())  # last: with it the checkpoint is complete
+    return found.path

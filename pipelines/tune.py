@@ -1,0 +1,295 @@
+"""`rtp tune`: a sweep over a recipe's settings on Ray Tune; every trial is a training like that of `rtp train`."""
+
+from __future__ import annotations
+
+import math
+import os
+import typing
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+import fsspec
+import tyro
+import yaml
+
+from cluster.launch import RayLaunch
+from cluster.session import RaySession, connect
+from pipelines.arguments import UsageError, parse
+from pipelines.catalogue import load_recipe
+from pipelines.experiment import Experiment
+from pipelines.serialization import did_you_mean, flatten, from_plain, members, to_plain
+from pipelines.sweep_table import SweepTable
+from pipelines.sweep_tracking import close_trials, open_parent, publish
+from pipelines.sweep_trials import TrainingTrial, check_sweep, clone_checkpoint, with_parameters
+from pipelines.tracking import tracking_uri
+from pipelines.train import absolute
+from pipelines.train_loop import TrainJob
+from tuning.ledger import Ledger
+from tuning.ranking import Point, best
+from tuning.report import parameters_text, sweep_page
+from tuning.search import SearchConfig
+from tuning.sweep import Budget, SchedulerConfig, Sweep, TrialResources, load_sweep, sweep_names
+from tuning.tuner import Outcome, TrialRun, run_sweep
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneArguments:
+    """Flags of `rtp tune SWEEP`; those of the recipe are settings that all trials share."""
+
+    data: tuple[str, ...]
+    """Episode stores to train on, local or s3://, gs:// URLs."""
+    output: str
+    """Folder of the sweep: its record, one folder a trial, report.html and best.yaml."""
+    validation: tuple[str, ...] = ()
+    """Episode stores whose loss trials report as validation_loss."""
+    resume: bool = False
+    """Continue the sweep in --output: ended trials stay, the others go on from their checkpoints."""
+    retry_failed: bool = False
+    """With --resume: continue failed trials, too."""
+    accept: tuple[str, ...] = ()
+    """Names of the audit's contradictions to train in spite of (rtp inspect --audit lists them)."""
+    address: str | None = None
+    """Ray cluster to run on; default: RAY_ADDRESS, else this machine."""
+    concurrency: int
+    """Trials at once."""
+    seeds: tuple[int, ...]
+    """Each point of the space is trained under each of these; the best has the best median."""
+    retries: int
+    """How often a trial whose process died is started again."""
+    budget: Budget
+    search: SearchConfig
+    scheduler: SchedulerConfig
+    resources: TrialResources
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+
+
+def main(arguments: list[str]) -> dict[str, Any]:
+    """Parse the command line and run the sweep."""
+    sweep, given = parse_arguments(arguments)
+    job = TrainJob(
+        experiment=given.experiment,
+        stores=tuple(absolute(path) for path in given.data),
+        validation=tuple(absolute(path) for path in given.validation),
+        output=absolute(given.output),
+        tracking_uri=tracking_uri(),
+    )
+    result = tune(
+        sweep,
+        job,
+        resume=given.resume,
+        retry_failed=given.retry_failed,
+        address=given.address,
+        accepted=given.accept,
+    )
+    print(_summary(result))
+    return result
+
+
+def tune(
+    sweep: Sweep,
+    job: TrainJob,
+    *,
+    resume: bool = False,
+    retry_failed: bool = False,
+    address: str | None = None,
+    accepted: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Run `sweep` with `job.experiment` as what all trials share, in `job.output`; what came of it.
+
+    Raises ValueError for what can be known to go wrong before any trial starts.
+    """
+    check_sweep(sweep, job.experiment, job)
+    ledger = Ledger.load(job.output)
+    parent = _begin(sweep, job, ledger, resume=resume)
+    if retry_failed:
+        for record in ledger.ordered():
+            if record.state == "failed":
+                ledger.put(replace(record, state="interrupted", reason=""))
+    tags = {"mlflow.parentRunId": parent, "sweep": sweep.name}
+    trial, table = TrainingTrial(job=job, accepted=accepted, tags=tags), SweepTable(sweep, ledger, job.experiment)
+    with table, connect(_session(sweep, job.experiment, address)):
+        run = _trial_run(sweep, job, trial, table)
+        _require_resources(run)
+        outcome = run_sweep(sweep, ledger, run)
+    close_trials(job, ledger)
+    return _finish(sweep, job, ledger, parent, outcome)
+
+
+def parse_arguments(arguments: list[str]) -> tuple[Sweep, TuneArguments]:
+    """SWEEP, then flags laid over the sweep's settings and its recipe's."""
+    if not arguments or arguments[0].startswith("-"):
+        if "--help" in arguments or "-h" in arguments:
+            print("usage: rtp tune SWEEP --data STORE ... --validation STORE ... --output DIR [--resume] [OPTIONS]")
+            print(f"\nsweeps: {', '.join(sweep_names())}, or a Python file with a function sweep()")
+            print("rtp tune SWEEP --help lists the options, with the sweep's and its recipe's values as defaults")
+            raise SystemExit(0)
+        raise UsageError(f"rtp tune: name a sweep first, one of {', '.join(sweep_names())}")
+    name, flags = arguments[0], arguments[1:]
+    if not name.endswith(".py") and name not in sweep_names():
+        raise UsageError(f"there is no sweep {name!r}{did_you_mean(name, sweep_names())}")
+    sweep = load_sweep(name)
+    experiment = with_parameters(load_recipe(sweep.recipe), sweep.settings)
+    defaults: dict[str, Any] = {part: getattr(sweep, part) for part in _OF_SWEEP}
+    flags = _swap_classes(Sweep, defaults, flags)
+    parts = {name: getattr(experiment, name) for name in typing.get_type_hints(Experiment)}
+    flags = _swap_classes(Experiment, parts, flags)
+    default = TuneArguments(data=tyro.MISSING, output=tyro.MISSING, experiment=Experiment(**parts), **defaults)
+    given = parse(TuneArguments, flags, prog=f"rtp tune {name}", default=default, description=__doc__ or "")
+    _require_not_varied(sweep, experiment, given.experiment)
+    return replace(sweep, **{part: getattr(given, part) for part in _OF_SWEEP}), given
+
+
+_OF_SWEEP = ("concurrency", "seeds", "retries", "budget", "search", "scheduler", "resources")
+_FREE = ("budget", "concurrency", "retries", "resources")  # of a sweep that is resumed
+
+
+def _swap_classes(kind: type, parts: dict[str, Any], flags: list[str]) -> list[str]:
+    """`--scheduler Asha`: another config class, put into `parts`; the flags that are left."""
+    hints, rest = typing.get_type_hints(kind), list(flags)
+    for name in parts:
+        if len(members(hints[name])) > 1 and f"--{name}" in rest[:-1]:
+            at = rest.index(f"--{name}")
+            classes = {choice.__name__: choice for choice in members(hints[name])}
+            if rest[at + 1] not in classes:
+                raise UsageError(f"--{name}: no config class {rest[at + 1]!r}{did_you_mean(rest[at + 1], [*classes])}")
+            parts[name] = from_plain(classes[rest[at + 1]], {})
+            del rest[at : at + 2]
+    return rest
+
+
+def _require_not_varied(sweep: Sweep, before: Experiment, given: Experiment) -> None:
+    was, now = flatten(to_plain(before)), flatten(to_plain(given))
+    for path in sweep.space:
+        if was.get(path) != now.get(path):
+            raise UsageError(f"--{path}: sweep {sweep.name} varies it, so it cannot be set")
+
+
+def _begin(sweep: Sweep, job: TrainJob, ledger: Ledger, *, resume: bool) -> str:
+    """The sweep's MLflow run, a new one or that of the sweep that is resumed, which must be this one."""
+    now = {"sweep": to_plain(sweep), "experiment": to_plain(job.experiment), "stores": list(job.stores)}
+    now["validation"] = list(job.validation)
+    before = ledger.description()
+    if before is not None and not resume:
+        raise ValueError(f"{job.output} already holds a sweep: add --resume to continue it, or give another --output")
+    if before is not None:
+        _require_same(before, now, job.output)
+    run_id = open_parent(job, sweep.name, flatten(now), None if before is None else before["mlflow_run_id"])
+    ledger.describe({**now, "mlflow_run_id": run_id})
+    return run_id
+
+
+def _require_same(before: dict[str, Any], now: dict[str, Any], output: str) -> None:
+    old, new = flatten(before), flatten({**now, "mlflow_run_id": before["mlflow_run_id"]})
+    free = tuple(f"sweep.{name}" for name in _FREE)
+    changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and not k.startswith(free)]
+    if changed:
+        key = changed[0]
+        raise ValueError(
+            f"--resume continues the sweep in {output}, but {key} was {old.get(key)} and is now {new.get(key)}: "
+            f"leave it as it was, or give another --output"
+        )
+
+
+def _session(sweep: Sweep, experiment: Experiment, address: str | None) -> RaySession:
+    """A cluster, or a Ray of our own with room for as many trials as are to run at once."""
+    launch = experiment.launch
+    if isinstance(launch, RayLaunch):
+        address, cpus = address or launch.address, launch.most * launch.cpus_per_worker
+    else:
+        cpus = sweep.resources.cpus
+    num_cpus = max(os.cpu_count() or 1, math.ceil(sweep.concurrency * cpus))
+    return RaySession(address=address, num_cpus=num_cpus, log_to_driver=False)
+
+
+def _trial_run(sweep: Sweep, job: TrainJob, trial: TrainingTrial, table: SweepTable) -> TrialRun:
+    launch, held = job.experiment.launch, sweep.resources
+    gpus = held.gpus
+    if isinstance(launch, RayLaunch):  # its workers hold what they need; nothing at all Ray Tune does not accept
+        held, gpus = TrialResources(cpus=0.001), float(launch.most if launch.use_gpu else 0)
+    return TrialRun(
+        function=trial,
+        num_steps=job.experiment.loop.steps,
+        clone=clone_checkpoint,
+        cpus=held.cpus,
+        gpus=held.gpus,
+        gpus_charged=gpus,
+        changed=table.changed,
+    )
+
+
+def _require_resources(run: TrialRun) -> None:
+    """Raise ValueError where no node can ever hold a trial: Ray Tune would wait for ever."""
+    import ray
+
+    there = ray.cluster_resources()
+    for kind, count in (("CPU", run.cpus), ("GPU", run.gpus)):
+        if there.get(kind, 0) < count:
+            raise ValueError(f"a trial needs {count:g} {kind}s and Ray has {there.get(kind, 0):g}: lower --resources")
+
+
+def _finish(sweep: Sweep, job: TrainJob, ledger: Ledger, parent: str, outcome: Outcome) -> dict[str, Any]:
+    """Write the report and the best configuration, and end the sweep's MLflow run unless it is to go on."""
+    chosen = best(sweep, ledger)
+    files, root = fsspec.core.url_to_fs(job.output)
+    written = {"report.html": sweep_page(sweep, ledger, num_steps=job.experiment.loop.steps)}
+    if chosen is not None:
+        experiment = with_parameters(job.experiment, {**chosen.parameters, "loop.seed": sweep.seeds[0]})
+        written["best.yaml"] = yaml.safe_dump(to_plain(experiment), sort_keys=False)
+    for name, text in written.items():
+        files.pipe_file(f"{root}/{name}", text.encode())
+    publish(job, sweep, parent, written, chosen, outcome)
+    records = ledger.ordered()
+    return {
+        "sweep": sweep.name,
+        "recipe": sweep.recipe,
+        "outcome": outcome,
+        "output": job.output,
+        "report": f"{job.output}/report.html",
+        "mlflow_run_id": parent,
+        "steps": sum(record.step for record in records),
+        "states": {state: sum(r.state == state for r in records) for state in dict.fromkeys(r.state for r in records)},
+        "trials": [_told(sweep, ledger, number) for number in sorted(ledger.trials)],
+        "best": None if chosen is None else _best(sweep, job, ledger, chosen),
+        "exit_code": {"complete": 0 if chosen else 1, "budget": 0, "interrupted": 130}[outcome],
+    }
+
+
+def _told(sweep: Sweep, ledger: Ledger, number: int) -> dict[str, Any]:
+    record = ledger.trials[number]
+    kept = ("number", "point", "seed", "state", "step", "seconds", "attempts", "reason")
+    values = {objective.metric: record.last(objective.metric) for objective in sweep.objectives}
+    lineage = [{"step": e.step, "parent": e.parent} for e in record.lineage]
+    return {
+        **{name: getattr(record, name) for name in kept},
+        "parameters": dict(record.parameters),
+        "objectives": values,
+        "lineage": lineage,
+        "output": ledger.output(number),
+    }
+
+
+def _best(sweep: Sweep, job: TrainJob, ledger: Ledger, chosen: Point) -> dict[str, Any]:
+    assert chosen.medians is not None
+    return {
+        "point": chosen.number,
+        "parameters": dict(chosen.parameters),
+        "objectives": {o.metric: value for o, value in zip(sweep.objectives, chosen.medians, strict=True)},
+        "trials": [trial.number for trial in chosen.trials],
+        "output": ledger.output(chosen.trials[0].number),
+        "config": f"{job.output}/best.yaml",
+    }
+
+
+def _summary(result: dict[str, Any]) -> str:
+    states = ", ".join(f"{count} {state}" for state, count in result["states"].items())
+    lines = [f"sweep {result['sweep']}: {states}; {result['steps']} optimizer steps; {result['report']}"]
+    if result["best"] is not None:
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in result["best"]["objectives"].items())
+        lines.append(f"best: {parameters_text(result['best']['parameters'])}: {scores}")
+        lines.append(f"rtp train {result['recipe']} --config {result['best']['config']} --data ... trains it")
+    elif result["outcome"] == "complete":
+        lines.append("no trial has finished: the table says why")
+    if result["outcome"] != "complete":
+        why = "the budget is used up" if result["outcome"] == "budget" else "stopped"
+        lines.append(f"{why}; --resume continues" + (" under a larger one" if result["outcome"] == "budget" else ""))
+    return "\n".join(lines)

@@ -1,0 +1,41 @@
+"""Weights & Biases beside MLflow, on request: the same parameters and metrics under the MLflow run's id."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class WandbRun:
+    """One W&B run per training, however often it is resumed. W&B itself buffers what its server cannot take.
+
+    Raises ImportError where the package is missing and ConnectionError where W&B does not let us in.
+    """
+
+    def __init__(self, *, project: str, name: str, run_id: str, params: Mapping[str, Any], folder: str) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ImportError(
+                "tracking.wandb_project needs the package wandb: pip install 'rt-pipelines[wandb]'"
+            ) from error
+        settings = wandb.Settings(console="off", silent=True)
+        try:
+            self._run = wandb.init(
+                project=project,
+                name=name,
+                id=run_id,
+                resume="allow",
+                config=dict(params),
+                dir=folder,
+                settings=settings,
+            )
+        except wandb.errors.Error as error:
+            raise ConnectionError(f"W&B does not start: {error}; log in, or set WANDB_MODE=offline") from error
+        self._run.define_metric("*", step_metric="step")  # a resumed run repeats steps; W&B's own counter cannot
+
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        self._run.log({**values, "step": step})
+
+    def close(self, *, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))

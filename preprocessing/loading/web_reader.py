@@ -1,0 +1,83 @@
+"""Reads image-text examples by number: their texts, and their images decoded and fitted to one size.
+
+Examples count through the stores in their order, and in a store through its rows. Axes: F frames, HW pixels, C colours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from preprocessing.images import decode_image, resize_image
+from preprocessing.loading.reader import LoaderConfig
+from preprocessing.web_store import TEXT_COLUMNS, WebStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebText:
+    """One example's texts. `prompt` is empty for a caption; `image` names its image among all stores, None for none."""
+
+    prompt: str
+    answer: str
+    references: tuple[str, ...]
+    image: tuple[int, int, int] | None
+
+
+class WebReader:
+    """Texts and images of the examples of `stores`; images come as `frame_size` (height, width), padded with black."""
+
+    def __init__(self, stores: Sequence[WebStore], *, frame_size: tuple[int, int], config: LoaderConfig) -> None:
+        self.store_rows = [store.num_examples for store in stores]
+        self._stores, self._frame_size = stores, frame_size
+        self._first_example = np.concatenate([[0], np.cumsum(self.store_rows)])
+        self._first_row = [np.cumsum([0, *(shard.rows for shard in store.shards)]) for store in stores]
+        self._group = lru_cache(_groups_in_memory(stores, config))(self._read_group)
+        self._pool = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode-web")
+
+    def texts(self, examples: np.ndarray) -> list[WebText]:
+        """The texts of examples (B,)."""
+        store_B = np.searchsorted(self._first_example, examples, side="right") - 1
+        found = []
+        for number, example in zip(store_B, examples - self._first_example[store_B], strict=True):
+            store = self._stores[number]
+            (record,), (inside,) = store.index.episodes(np.array([example]))
+            shard = int(np.searchsorted(self._first_row[number], record, side="right")) - 1
+            row = int(record - self._first_row[number][shard])
+            found.append(self._text(int(number), shard, row, int(inside)))
+        return found
+
+    def frames(self, images: Sequence[tuple[int, int, int]]) -> list[np.ndarray]:
+        """uint8 (H, W, 3) of each image, decoded side by side."""
+        return list(self._pool.map(self._frame, images))
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _text(self, number: int, shard: int, row: int, inside: int) -> WebText:
+        group, place = divmod(row, self._stores[number].shards[shard].row_group_rows)
+        columns = self._group(number, shard, group)
+        prompt, answer, references = (columns[name][place][inside] for name in TEXT_COLUMNS)
+        image = None if columns["image"][place] is None else (number, shard, row)
+        return WebText(prompt=prompt, answer=answer, references=tuple(references), image=image)
+
+    def _frame(self, image: tuple[int, int, int]) -> np.ndarray:
+        number, shard, row = image
+        group, place = divmod(row, self._stores[number].shards[shard].row_group_rows)
+        decoded = decode_image(self._group(number, shard, group)["image"][place])
+        return resize_image(decoded, *self._frame_size, "pad")
+
+    def _read_group(self, number: int, shard: int, group: int) -> dict[str, list[Any]]:
+        return self._stores[number].read_rows(shard, group, ["image", *TEXT_COLUMNS]).to_pydict()
+
+
+def _groups_in_memory(stores: Sequence[WebStore], config: LoaderConfig) -> int:
+    """Row groups that a quarter of the loader's memory holds, by their mean size in the files."""
+    shards = [entry for store in stores for entry in store.manifest["shards"]]
+    groups = sum(-(-e["rows"] // s.manifest["row_group_rows"]) for s in stores for e in s.manifest["shards"])
+    mean_bytes = sum(entry["bytes"] for entry in shards) / max(groups, 1)
+    return max(int(config.memory_mb * 2**20 / 4 / max(mean_bytes, 1)), 2)

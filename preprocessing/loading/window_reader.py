@@ -1,0 +1,291 @@
+"""Rows of episode stores in, batches of windows out: `rt_models.spec.BATCH`.
+
+Reads only the row groups and columns needed, decodes each distinct frame once, straight to where it stays, and keeps
+what it read within one memory budget. Knows nothing of order, of the model or of TensorFlow.
+
+Axes: B windows, T steps, N distinct frames, A actions, D embedding.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from preprocessing.episode_store import EpisodeStore
+from preprocessing.images import decode_into
+from preprocessing.loading.frame_slab import NO_SLOT, Claim, FrameBuffers, FrameSlab
+from preprocessing.loading.reader import Batch, LoaderConfig
+from preprocessing.loading.windows import PADDING, StepIndex, window_rows
+from rt_models.spec import AffineTransform, merge_contracts
+
+_COLUMNS = ("image", "action", "instruction", "is_terminal", "flags")
+_ENCODED_PART = 0.45  # of the budget: encoded bytes are dearer to fetch again than frames are to decode again
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Group:
+    """A row group with the rows before it that its first windows reach back to: `rows` from `first_row` on."""
+
+    first_row: int
+    images: list[bytes]
+    action: np.ndarray
+    instruction: np.ndarray
+    """int: place in the store's instruction table."""
+    trained: np.ndarray
+
+
+class WindowReader:
+    """Reads windows of `num_steps` from the stores of a mixture; rows count through the stores in their order.
+
+    `transforms` (one per store) turn the store's physical actions into model values. `decodes` and `fetches` count
+    frames decoded and row groups read so far.
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[EpisodeStore],
+        transforms: Sequence[AffineTransform],
+        *,
+        num_steps: int,
+        config: LoaderConfig,
+    ) -> None:
+        recipe = merge_contracts([store.contract for store in stores]).image  # refuses stores that cannot be mixed
+        self.config, self.concurrent_reads, self.num_steps = config, config.decode_threads, num_steps
+        self.datasets = tuple(store.contract.datasets[0].name for store in stores)
+        self._stores, self._transforms = stores, transforms
+        self._shards = [(number, shard) for number, store in enumerate(stores) for shard in range(len(store.shards))]
+        self._flags = [_flag_bits(store, config.mask_flags) for store in stores]
+        self._masks = np.array([store.contract.datasets[0].action_mask for store in stores])
+        self.index = StepIndex.from_lengths([stores[n].shards[s].episode_lengths for n, s in self._shards])
+        if self.index.num_rows == 0:
+            raise ValueError(f"no steps to read in {', '.join(store.root for store in stores)}")
+        self.store_rows = [sum(int(shard.episode_lengths.sum()) for shard in store.shards) for store in stores]
+        episodes = [sum(len(shard.episode_lengths) for shard in store.shards) for store in stores]
+        self._first_episode = np.concatenate([[0], np.cumsum(episodes)])
+        self.block_starts, self._group_shard = self._row_groups()
+        self._budget_bytes = config.memory_mb * 2**20
+        self._frame_bytes = recipe.height * recipe.width * 3
+        self._slab = FrameSlab(max(self._budget_bytes // self._frame_bytes, 1), recipe.height, recipe.width)
+        self._groups = _Lru(int(self._budget_bytes * _ENCODED_PART))
+        self._buffers = FrameBuffers(pinned=torch.cuda.is_available())
+        self._lent: deque[int] = deque()
+        self._counting = threading.Lock()
+        self.decodes = self.fetches = 0
+
+    def read(self, sample_ids: np.ndarray, rows: np.ndarray, crop_keys: np.ndarray | None = None) -> Batch:
+        """The batch of the windows that end at `rows` (B,), named `sample_ids` (B,); a row of -1 is all padding."""
+        rows_BT = window_rows(self.index, rows, self.num_steps)
+        distinct, first, inverse = np.unique(rows_BT, return_index=True, return_inverse=True)
+        padded = int(distinct[0] == PADDING)
+        owner_N = self._group_of(rows)[first[padded:] // self.num_steps]  # a window's rows all come with its last row's
+        steps, frames, index_BT = self._steps(distinct[padded:], owner_N, inverse.reshape(rows_BT.shape) - padded)
+        real_BT = rows_BT != PADDING
+        place_BT = np.where(real_BT, inverse.reshape(rows_BT.shape) - padded, 0)
+        shard_B, _ = self.index.locate(rows)
+        store_B = np.array([self._shards[shard][0] for shard in shard_B])
+        episode_B, step_B = self.index.episodes(rows)
+        batch = {
+            "frame_index": index_BT,
+            "step_mask": real_BT,
+            "loss_mask": real_BT & steps["trained"][place_BT],
+            "embedding": np.where(real_BT[..., None], steps["embedding"][place_BT], np.float32(0)),
+            "action": np.where(real_BT[..., None], steps["action"][place_BT], np.float32(0)),
+            "action_mask": self._masks[store_B],
+            "sample_id": sample_ids,
+            "crop_key": sample_ids if crop_keys is None else crop_keys,
+            "store": store_B,
+            "episode": episode_B - self._first_episode[store_B],
+            "step": step_B,
+        }
+        return {"frames": frames} | {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in batch.items()}
+
+    def close(self) -> None:
+        """Give back what was kept."""
+        self._groups = _Lru(0)
+
+    # --- rows -> steps ---
+
+    def _steps(
+        self, rows: np.ndarray, owners: np.ndarray, place_BT: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], torch.Tensor, np.ndarray]:
+        """(arrays over distinct rows (N,): action, embedding, trained; frames; row of `frames` of each step (B, T))."""
+        groups = {int(owner): self._group(int(owner)) for owner in np.unique(owners)}
+        places = [(groups[owner], row) for owner, row in zip(owners.tolist(), rows.tolist(), strict=True)]
+        frames, index_BT = self._frames(rows, [(g, row - g.first_row) for g, row in places], place_BT)
+        order = np.argsort(owners, kind="stable")
+        parts: dict[str, list[np.ndarray]] = {"action": [], "embedding": [], "trained": []}
+        for owner, members in zip(np.unique(owners), _runs(order, owners[order]), strict=True):
+            group, inside = groups[int(owner)], rows[members] - groups[int(owner)].first_row
+            parts["action"].append(group.action[inside])
+            parts["trained"].append(group.trained[inside])
+            parts["embedding"].append(self._store_of(int(owner)).embeddings[group.instruction[inside]])
+        undo = np.argsort(order, kind="stable")
+        return {key: np.concatenate(pieces)[undo] for key, pieces in parts.items()}, frames, index_BT
+
+    def _frames(
+        self, rows: np.ndarray, encoded: list[tuple[_Group, int]], place_BT: np.ndarray
+    ) -> tuple[torch.Tensor, np.ndarray]:
+        """(frames uint8 (F, H, W, 3), row of them of each step (B, T) with -1 on padding), as `config.frames` asks."""
+        wanted = place_BT[place_BT >= 0] if self.config.frames == "windows" else np.arange(len(rows))
+        in_pool = self.config.frames == "pool"
+        claim = self._slab.claim(rows, limit=self._slots(0 if in_pool else len(wanted)))
+        out = (
+            torch.from_numpy(self._slab.frames)
+            if in_pool
+            else self._buffers.take((len(wanted), *self._slab.frames.shape[1:]))
+        )
+        try:
+            direct = self._decode(claim, encoded, in_pool=in_pool)
+        except BaseException:
+            self._slab.forget(rows, claim)
+            self._slab.release(claim.turn)
+            raise
+        for event in claim.waits:
+            event.wait()
+        if in_pool:
+            self._lend(claim.turn)
+            return out, np.where(place_BT >= 0, claim.slot_N[place_BT], PADDING)
+        np.take(self._slab.frames, claim.slot_N[wanted], axis=0, out=out.numpy(), mode="clip")
+        self._slab.release(claim.turn)
+        for place, frame in direct.items():
+            out.numpy()[wanted == place] = frame
+        if self.config.frames == "distinct":
+            return out, place_BT
+        index_BT = np.full(place_BT.shape, PADDING)
+        index_BT[place_BT >= 0] = np.arange(len(wanted))
+        return out, index_BT
+
+    def _decode(self, claim: Claim, encoded: list[tuple[_Group, int]], *, in_pool: bool) -> dict[int, np.ndarray]:
+        """Decode what the claim lacks into its slots; frames without a slot by their place."""
+        direct = {}
+        for place in claim.missing:
+            group, inside = encoded[place]
+            slot = int(claim.slot_N[place])
+            if slot == NO_SLOT and in_pool:
+                raise ValueError(
+                    f"loader.memory_mb {self.config.memory_mb} is too small for frames in a pool: raise it, or lower "
+                    f"loop.micro_batch"
+                )
+            frame = np.empty(self._slab.frames.shape[1:], np.uint8) if slot == NO_SLOT else self._slab.frames[slot]
+            size = decode_into(group.images[inside], frame)
+            if size != frame.shape[:2]:
+                raise ValueError(
+                    f"frame {group.first_row + inside} of {', '.join(store.root for store in self._stores)} is "
+                    f"{size[0]}x{size[1]}, the manifest says {frame.shape[0]}x{frame.shape[1]}: preprocess again with "
+                    f"--image-size"
+                )
+            if slot == NO_SLOT:
+                direct[place] = frame
+        claim.ready.set()
+        with self._counting:
+            self.decodes += len(claim.missing)
+        return direct
+
+    def _slots(self, batch_frames: int) -> int:
+        """Frames that may stay decoded beside the encoded ones and the batches under way."""
+        in_flight = self.config.prefetch_batches + self.concurrent_reads + 1
+        left = self._budget_bytes * (1 - _ENCODED_PART) - in_flight * batch_frames * self._frame_bytes
+        return max(int(left) // self._frame_bytes, 0)
+
+    def _lend(self, turn: int) -> None:
+        """A batch that points into the pool: as many as can be waiting or in use at once keep their frames."""
+        with self._counting:
+            self._lent.append(turn)
+            if len(self._lent) > self.config.prefetch_batches + self.concurrent_reads + 2:
+                self._slab.release(self._lent.popleft())
+
+    # --- row groups ---
+
+    def _row_groups(self) -> tuple[np.ndarray, np.ndarray]:
+        """(first row of each row group, shard it belongs to), int64 (G,)."""
+        rows = np.diff(self.index.shard_starts)
+        size = np.array([self._stores[n].shards[s].row_group_rows for n, s in self._shards], np.int64)
+        counts = -(-rows // size)
+        shard = np.repeat(np.arange(len(rows)), counts)
+        number = np.arange(len(shard)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return self.index.shard_starts[shard] + number * size[shard], shard
+
+    def _group_of(self, rows: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self.block_starts, rows, side="right") - 1
+
+    def _store_of(self, group: int) -> EpisodeStore:
+        return self._stores[self._shards[self._group_shard[group]][0]]
+
+    def _group(self, number: int) -> _Group:
+        """The row group, and before it the steps of the same episode that its first windows hold."""
+        kept = self._groups.get(number)
+        if kept is not None:
+            return kept
+        first = int(self.block_starts[number])
+        store_number, shard = self._shards[self._group_shard[number]]
+        store = self._stores[store_number]
+        inside = (first - int(self.index.shard_starts[self._group_shard[number]])) // store.shards[shard].row_group_rows
+        table = store.read_rows(shard, inside, list(_COLUMNS))
+        reach = min(int(self.index.episodes(np.array([first]))[1][0]), self.num_steps - 1)
+        pieces = [table]
+        while reach > (before := sum(piece.num_rows for piece in pieces[:-1])):
+            inside -= 1
+            piece = store.read_rows(shard, inside, list(_COLUMNS))
+            pieces.insert(0, piece.slice(max(piece.num_rows - (reach - before), 0)))
+        group = self._loaded(pa.concat_tables(pieces), first - reach, store_number)
+        with self._counting:
+            self.fetches += 1
+        self._groups.put(number, group, sum(map(len, group.images)))
+        return group
+
+    def _loaded(self, table: pa.Table, first_row: int, store_number: int) -> _Group:
+        store = self._stores[store_number]
+        physical = table["action"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
+        flagged = (table["flags"].to_numpy() & self._flags[store_number]) != 0
+        return _Group(
+            first_row=first_row,
+            images=table["image"].to_pylist(),
+            action=self._transforms[store_number].apply(physical),
+            instruction=np.searchsorted(store.instruction_ids, table["instruction"].to_numpy()),
+            trained=~table["is_terminal"].to_numpy() & ~flagged,
+        )
+
+
+def _runs(order: np.ndarray, values: np.ndarray) -> list[np.ndarray]:
+    """`order` cut where sorted `values` change."""
+    return np.split(order, np.flatnonzero(np.diff(values)) + 1)
+
+
+def _flag_bits(store: EpisodeStore, names: Sequence[str]) -> int:
+    known = list(store.manifest["flag_names"])
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"{store.root} has no step flag {unknown[0]!r}: it has {', '.join(known) or 'none'}")
+    return sum(1 << known.index(name) for name in names)
+
+
+class _Lru:
+    """A thread-safe cache that forgets the least recently used entries beyond a number of bytes."""
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self._capacity, self._held = capacity_bytes, 0
+        self._entries: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Any) -> Any:
+        with self._lock:
+            if key not in self._entries:
+                return None
+            self._entries.move_to_end(key)
+            return self._entries[key][0]
+
+    def put(self, key: Any, value: Any, num_bytes: int) -> None:
+        with self._lock:
+            if key in self._entries:
+                return
+            self._entries[key] = (value, num_bytes)
+            self._held += num_bytes
+            while self._held > self._capacity and len(self._entries) > 1:
+                self._held -= self._entries.popitem(last=False)[1][1]

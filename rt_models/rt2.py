@@ -1,0 +1,239 @@
+"""RT-2 from scratch: pictures and text in, text out, and actions are text (arXiv 2307.15818; PaLM-E, 2303.03378).
+
+Read in the order a row travels: config -> vision encoder, whose patch embeddings take their place before the tokens ->
+decoder -> loss on answers. `RT2()` builds the default; `RT2Config.tiny()` learns in minutes on two CPU cores. A
+pretrained vision-language model with the same methods is in rt2_vlm.py, decoding in rt2_decoding.py.
+
+A batch is a dict of tensors:
+    frames uint8 (F, H, W, 3)      distinct pictures of one size
+    image_index int64 (B, I)       row of `frames` at each image place, -1 where there is none
+    tokens int64 (B, L)            prompt, answer, end token; padded at the right
+    token_mask bool (B, L)         True: a real token
+    answer_mask bool (B, L)        True: a target of the loss, predicted from the place before it (loss only)
+    is_robot bool, crop_key int64 (B,)   which frames are cropped in training, and how (with a robot_crop only)
+
+Axes: B rows, I image places, N pictures, P patches, L tokens, S positions of a row (patches and tokens), R answered
+positions, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from rt_models.layers import LecunLinear
+from rt_models.rt2_answers import AnswerModel, RowLosses, Targets, gathered, packing_order
+from rt_models.rt2_decoder import DecoderConfig, KeyValueCache
+from rt_models.rt2_images import PictureConfig, normalised, pictures
+from rt_models.rt2_text import FIELDS, RT2Text, RT2TextConfig, require_rows
+from rt_models.rt2_tokenizer import MergedBytes
+from rt_models.spec import ActionSpec
+from rt_models.vit import ViTConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RT2Config:
+    """A complete RT-2 from scratch. The defaults are the sizes of `RT2()`."""
+
+    picture: PictureConfig = field(default_factory=PictureConfig)
+    vision: ViTConfig = field(
+        default_factory=lambda: ViTConfig(patch_size=32, width=512, num_layers=6, num_heads=8, hidden=2048)
+    )
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    text: RT2TextConfig = field(default_factory=RT2TextConfig)
+    tokenizer: MergedBytes = field(default_factory=MergedBytes)
+    vocab_size: int = 20_000
+    max_tokens: int = 1024
+    """Longest prompt with its answer; patches do not count."""
+    prefix: Literal["causal", "image", "prompt"] = "causal"
+    """What sees all of itself: nothing, a row's patches, or its patches and prompt."""
+    activation_checkpointing: Literal["off", "blocks"] = "off"
+    """"blocks": blocks are computed a second time in the backward pass, to save memory."""
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < 2 or self.max_tokens < 1:
+            raise ValueError(
+                f"vocab_size {self.vocab_size} must be at least 2, max_tokens {self.max_tokens} at least 1"
+            )
+        self.num_patches()
+
+    @staticmethod
+    def tiny() -> RT2Config:
+        """Two million parameters, 64-pixel pictures: learns shapes, colours and six robot tasks on two CPU cores."""
+        return RT2Config(
+            picture=PictureConfig(image_size=64, robot_crop="pad"),
+            vision=ViTConfig(patch_size=8, width=128, num_layers=2, num_heads=4, hidden=384, stem="convolutions"),
+            decoder=DecoderConfig(width=192, num_layers=4, num_heads=6, num_key_value_heads=2, hidden=512),
+            text=RT2TextConfig(fields=(*FIELDS[:4], FIELDS[-1])),
+            vocab_size=1024,
+            max_tokens=64,
+            prefix="prompt",
+        )
+
+    def action_spec(self) -> ActionSpec:
+        return self.text.spec()
+
+    def build_text(self) -> RT2Text:
+        """What turns texts and actions into this model's tokens and back."""
+        return self.text.build(self.tokenizer.build(), max_tokens=self.max_tokens)
+
+    def num_patches(self) -> int:
+        """Positions that one picture takes in a row."""
+        return self.vision.grid(self.picture.image_size) ** 2
+
+    def build(self) -> RT2:
+        """The model with fresh parameters, drawn from torch's global generator."""
+        return RT2(self)
+
+
+class TokenEmbedding(nn.Embedding):
+    """Rows of unit variance, the scale of a normalised patch."""
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight)
+
+
+class RT2(AnswerModel):
+    """`RT2Config.build()` makes one. `spec` is its action space."""
+
+    def __init__(self, config: RT2Config | None = None) -> None:
+        super().__init__()
+        self.config = config = config or RT2Config()
+        self.spec = config.action_spec()
+        checkpoint_blocks = config.activation_checkpointing == "blocks"
+        self.vision = config.vision.build(
+            in_channels=3,
+            image_size=config.picture.image_size,
+            embedding_width=0,
+            checkpoint_blocks=checkpoint_blocks,
+        )
+        self.projection = LecunLinear(config.vision.out_channels(), config.decoder.width)
+        self.embedding = TokenEmbedding(config.vocab_size, config.decoder.width)
+        self.decoder = config.decoder.build(checkpoint_blocks=checkpoint_blocks)
+        self.output = LecunLinear(config.decoder.width, config.vocab_size, bias=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.output.weight.dtype
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    def forward(self, image: Tensor | None, caption_BL: Tensor) -> Tensor:
+        """float (B, L, V): logits of the token after each token of `caption_BL`, int64 with L up to `max_tokens`.
+
+        `image` float (B, 3, size, size), or (B, I, 3, size, size) for several pictures a row, or None. Pictures lie in
+        [0, 1]; any other finite value is taken too and cut far outside.
+        """
+        batch, length = self._checked_caption(caption_BL)
+        if image is None:
+            image = torch.zeros(batch, 0, 3, 1, 1, device=caption_BL.device)
+        image_BICHW = self._checked_image(image[:, None] if image.dim() == 4 else image, batch)
+        place_BI = torch.arange(batch * image_BICHW.shape[1], device=caption_BL.device).view(batch, -1)
+        row = self._row(image_BICHW.flatten(0, 1), place_BI, caption_BL, torch.ones_like(caption_BL, dtype=torch.bool))
+        rows_BR = row.first_token_B[:, None] + torch.arange(length, device=caption_BL.device)
+        return self.output(self.decoder(row.content_BSD, self._prefix(row, row.first_token_B), rows_BR))
+
+    # --- training ---
+
+    def row_losses(self, batch: Mapping[str, Tensor]) -> RowLosses:
+        """The losses of answers, row by row; `loss(batch)` is their mean."""
+        row, targets = self._batch_row(batch, augment=self.training), Targets.of(batch["answer_mask"])
+        rows_BR = (row.first_token_B[:, None] + targets.place_BR - 1).clamp(min=0)
+        prefix_B = self._prefix(row, row.first_token_B + targets.prompt_B)
+        output_BRD = self.decoder(row.content_BSD, prefix_B, rows_BR)
+        return targets.losses(self.output(output_BRD[targets.real_BR]), batch["tokens"])
+
+    # --- decoding: the prompt once, then token by token ---
+
+    def start(self, batch: Mapping[str, Tensor], *, room: int) -> tuple[Tensor, KeyValueCache]:
+        """(float (B, V) logits of the token after each row's prompt, a cache with room for `room` tokens)."""
+        row = self._batch_row(batch, augment=False)
+        config = self.config.decoder
+        cache = KeyValueCache(config, row.length_B, row.content_BSD.shape[1] + room, row.content_BSD.dtype)
+        rows_BR = (row.length_B - 1)[:, None]
+        output_B1D = self.decoder(row.content_BSD, self._prefix(row, row.length_B), rows_BR, cache)
+        return self.output(output_B1D)[:, 0], cache
+
+    def advance(self, tokens_B: Tensor, cache: KeyValueCache, active_B: Tensor) -> Tensor:
+        """float (B, V) logits once `tokens_B` stand at the rows' ends; rows that are not active stay as they are."""
+        return self.output(self.decoder.advance(self.embedding(tokens_B)[:, None], cache, active_B))[:, 0]
+
+    # --- inner ---
+
+    def _batch_row(self, batch: Mapping[str, Tensor], *, augment: bool) -> _Row:
+        require_rows(batch, max_tokens=self.config.max_tokens, vocab_size=self.config.vocab_size)
+        dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        image_NCHW, place_BI = pictures(batch, self.config.picture, augment=augment, dtype=dtype)
+        return self._row(image_NCHW, place_BI, batch["tokens"], batch["token_mask"])
+
+    def _row(self, image_NCHW: Tensor, place_BI: Tensor, tokens_BL: Tensor, mask_BL: Tensor) -> _Row:
+        """Patches of each row's pictures, then its tokens, with no gap where a picture is missing."""
+        patches_NPD = self._patches(image_NCHW)
+        empty_1PD = patches_NPD.new_zeros(1, *patches_NPD.shape[1:])  # what place -1 points at
+        embedded_BLD = self.embedding(tokens_BL)
+        # In the embedding's precision: under autocast the residual stream stays in float32.
+        image_BSD = torch.cat([patches_NPD, empty_1PD])[place_BI].flatten(1, 2).to(embedded_BLD.dtype)
+        content_BSD = torch.cat([image_BSD, embedded_BLD], dim=1)
+        num_patches = self.config.num_patches()
+        first_token_B, length_B = (place_BI >= 0).sum(dim=1) * num_patches, mask_BL.sum(dim=1)
+        row = _Row(content_BSD=content_BSD, first_token_B=first_token_B, length_B=first_token_B + length_B)
+        if bool((place_BI >= 0).all()):
+            return row
+        real_BS = torch.cat([(place_BI >= 0).repeat_interleave(num_patches, dim=1), mask_BL], dim=1)
+        packed_BSD = gathered(content_BSD, packing_order(real_BS))
+        return _Row(content_BSD=packed_BSD, first_token_B=first_token_B, length_B=row.length_B)
+
+    def _patches(self, image_NCHW: Tensor) -> Tensor:
+        """float (N, P, D). Without any picture a black one is encoded, so that every rank uses every parameter."""
+        if not len(image_NCHW):
+            image_NCHW = image_NCHW.new_zeros(1, 3, *2 * (self.config.picture.image_size,))
+        features = self.vision(normalised(image_NCHW, self.dtype), image_NCHW.new_zeros(len(image_NCHW), 0))
+        return self.projection(rearrange(features, "n d h w -> n (h w) d"))
+
+    def _prefix(self, row: _Row, prompt_end_B: Tensor) -> Tensor | None:
+        ends = {"causal": None, "image": row.first_token_B, "prompt": prompt_end_B}
+        return ends[self.config.prefix]
+
+    def _checked_caption(self, caption_BL: Tensor) -> tuple[int, int]:
+        limit, vocab_size = self.config.max_tokens, self.config.vocab_size
+        if caption_BL.dim() != 2 or caption_BL.dtype != torch.int64 or not 0 < caption_BL.shape[1] <= limit:
+            raise ValueError(
+                f"caption: expected int64 (B, L) with 1 to {limit} tokens, "
+                f"got {caption_BL.dtype} {tuple(caption_BL.shape)}"
+            )
+        if caption_BL.device.type == "cpu" and not 0 <= int(caption_BL.min()) <= int(caption_BL.max()) < vocab_size:
+            raise ValueError(
+                f"caption: expected ids from 0 to {vocab_size - 1}, got {int(caption_BL.min())} to "
+                f"{int(caption_BL.max())}"
+            )
+        return caption_BL.shape[0], caption_BL.shape[1]
+
+    def _checked_image(self, image_BICHW: Tensor, batch: int) -> Tensor:
+        size = self.config.picture.image_size
+        wrong = not image_BICHW.is_floating_point() or image_BICHW.dim() != 5 or len(image_BICHW) != batch
+        if wrong or (image_BICHW.shape[1] and tuple(image_BICHW.shape[2:]) != (3, size, size)):
+            raise ValueError(
+                f"image: expected float RGB ({batch}, 3, {size}, {size}) or ({batch}, I, 3, {size}, {size}) in [0, 1], "
+                f"got {image_BICHW.dtype} {tuple(image_BICHW.shape)}"
+            )
+        if image_BICHW.device.type == "cpu" and not bool(torch.isfinite(image_BICHW).all()):
+            raise ValueError("image: expected finite values, got NaN or infinity")
+        return image_BICHW
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """Rows ready for the decoder, padded at the right."""
+
+    content_BSD: Tensor
+    first_token_B: Tensor
+    """int64: position of the first token, after the patches."""
+    length_B: Tensor
+    """int64: real positions."""

@@ -1,0 +1,85 @@
+"""RT-2's loss: next-token prediction on answers only, for any model that can score them row by row.
+
+Axes: B rows, L tokens, R answered places of a row, M answered tokens of a batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowLosses:
+    """Cross-entropy of each row's answer."""
+
+    sum_B: Tensor
+    tokens_B: Tensor
+    """int64: tokens of the answer that are trained on."""
+
+
+class AnswerModel(nn.Module):
+    """A model with `row_losses`; this gives it `loss`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.row_losses_B: Tensor | None = None
+        """float (B,), detached: what each row counted in the last loss."""
+
+    def row_losses(self, batch: Mapping[str, Tensor]) -> RowLosses:
+        """What the loss is made of, row by row."""
+        raise NotImplementedError
+
+    def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Scalar cross-entropy of a batch's answers; crops in training mode only.
+
+        The mean over rows of a row's mean over its tokens. Every row weighs the same, so a mixture's declared share is
+        its share of the gradient, and the mean over equal-sized rank batches is the loss of the whole batch.
+        """
+        losses = self.row_losses(batch)
+        loss_B = losses.sum_B / losses.tokens_B.clamp(min=1)
+        self.row_losses_B = loss_B.detach()
+        return loss_B.mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """Where the answers of different lengths stand, side by side."""
+
+    place_BR: Tensor
+    """int64: token of the row."""
+    real_BR: Tensor
+    """bool: False where a row has fewer targets than the longest."""
+    prompt_B: Tensor
+    """int64: tokens before the first target."""
+
+    @staticmethod
+    def of(answer_mask_BL: Tensor) -> Targets:
+        count_B = answer_mask_BL.sum(dim=1)
+        order_BL = (~answer_mask_BL).to(torch.uint8).argsort(dim=1, stable=True)
+        place_BR = order_BL[:, : max(1, int(count_B.max()))]
+        real_BR = torch.arange(place_BR.shape[1], device=place_BR.device) < count_B[:, None]
+        return Targets(place_BR=place_BR, real_BR=real_BR, prompt_B=place_BR[:, 0])
+
+    def losses(self, logits_MV: Tensor, tokens_BL: Tensor) -> RowLosses:
+        """From the logits of the real places, row after row; in float32 or wider."""
+        wide_MV = logits_MV if logits_MV.dtype == torch.float64 else logits_MV.float()
+        target_M = tokens_BL.gather(1, self.place_BR)[self.real_BR]
+        ce_M = F.cross_entropy(wide_MV, target_M, reduction="none")
+        ce_BR = torch.zeros(self.real_BR.shape, dtype=ce_M.dtype, device=ce_M.device).masked_scatter(self.real_BR, ce_M)
+        return RowLosses(sum_B=ce_BR.sum(dim=1), tokens_B=self.real_BR.sum(dim=1))
+
+
+def packing_order(real_BS: Tensor) -> Tensor:
+    """int64 (B, S'): the real positions of each row moved to its front, in order, cut to the longest row."""
+    longest = int(real_BS.sum(dim=1).max())
+    return (~real_BS).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
+
+
+def gathered(x_BSD: Tensor, order_BR: Tensor) -> Tensor:
+    """float (B, R, D): the positions named by each row."""
+    return x_BSD.gather(1, order_BR[..., None].expand(-1, -1, x_BSD.shape[-1]))

@@ -1,0 +1,73 @@
+"""What an RT-2 from scratch costs, from its configuration: parameters, and floating-point operations by hand count.
+
+As in flops.py a multiply-add is two operations and attention counts all pairs, as torch's flop counter does (a test
+compares the two). A training step is three forward passes: one forward, two for the gradients.
+
+Axes: B rows, I image places, S positions of a row, R answered places of a row, M answered tokens of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rt_models.flops import vit_multiply_adds
+from rt_models.rt2 import RT2Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class RT2Cost:
+    """Forward operations of the parts of a model, and its size."""
+
+    config: RT2Config
+    parameters: int
+    picture_flops: int
+    """One picture to patches."""
+    token_flops: int
+    """The logits of one token."""
+
+    def row_flops(self, positions: int, answered: int) -> int:
+        """One row through the decoder, of which so many places are answered; all S positions are keys."""
+        decoder = self.config.decoder
+        shared = decoder.num_key_value_heads * decoder.head_width
+        keys = positions * 2 * decoder.width * shared
+        query = decoder.width * (2 * decoder.width + 2 * positions + 3 * decoder.hidden)
+        inner = (decoder.num_layers - 1) * (keys + positions * query)
+        return 2 * (inner + keys + answered * query)
+
+    def training_flops(self, batch: Mapping[str, Tensor], pictures: int | None = None) -> float:
+        """Forward and backward of a batch; `pictures` where crops make more of them than it has frames."""
+        pictures = len(batch["frames"]) if pictures is None else pictures
+        count_B = batch["answer_mask"].sum(dim=1)
+        patches_B = (batch["image_index"] >= 0).sum(dim=1) * self.config.num_patches()
+        positions = int((patches_B + batch["token_mask"].sum(dim=1)).max())
+        rows = len(count_B) * self.row_flops(positions, int(count_B.max()))
+        passes = 4 if self.config.activation_checkpointing == "blocks" else 3
+        return passes * (pictures * self.picture_flops + rows) + 3 * int(count_B.sum()) * self.token_flops
+
+    def action_flops(self, prompt_tokens: int, *, cached: bool = True) -> int:
+        """One action after one picture: the prompt once and then a token at a time, or all of it for every token."""
+        fields, start = len(self.config.text.fields), self.config.num_patches() + prompt_tokens
+        if not cached:
+            rows = sum(self.row_flops(start + number, 1) for number in range(fields))
+            return fields * (self.picture_flops + self.token_flops) + rows
+        decoder, size = self.config.decoder, start + fields
+        shared = decoder.num_key_value_heads * decoder.head_width
+        token = decoder.width * (2 * decoder.width + 2 * shared + 2 * size + 3 * decoder.hidden)
+        steps = (fields - 1) * 2 * decoder.num_layers * token
+        return self.picture_flops + self.row_flops(start, 1) + steps + fields * self.token_flops
+
+
+def cost(config: RT2Config) -> RT2Cost:
+    """The cost of a configuration; nothing of the model is held in memory."""
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in config.build().parameters())
+    width = config.decoder.width
+    picture = vit_multiply_adds(config.vision, config.picture.image_size, 3, False)
+    picture += config.num_patches() * config.vision.out_channels() * width
+    return RT2Cost(
+        config=config, parameters=parameters, picture_flops=2 * picture, token_flops=2 * width * config.vocab_size
+    )

@@ -1,0 +1,343 @@
+"""RT-2 on a pretrained vision-language model of transformers: RT2's methods and batch, a folder's or the hub's weights.
+
+PaliGemma first, being the open PaLI; SmolVLM (and Idefics3) second. What differs between them is in the small family
+classes. Needs the extra `vlm`.
+
+The rows, the loss on answers and the decoding are those of rt2.py: pictures before the text, distinct frames encoded
+once, logits only where an answer stands. Under DeepSpeed ZeRO-3, transformers creates the parameters sharded while it
+reads the folder, so that no rank holds the whole model.
+
+Axes: B rows, I image places, N pictures, P patches of a picture, L tokens, S positions of a row, R answered places,
+D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rt_models.rt2_answers import AnswerModel, RowLosses, Targets, gathered, packing_order
+from rt_models.rt2_images import PictureConfig, normalised, pictures
+from rt_models.rt2_text import RT2Text, RT2TextConfig, require_rows
+from rt_models.rt2_vocabulary import AddedTokens, ReservedTokens, TransformersTokenizer
+from rt_models.spec import ActionSpec
+
+# --- What is tuned ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullTuning:
+    """Every parameter."""
+
+    def apply(self, vlm: Any, family: Family) -> None:
+        vlm.requires_grad_(True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenVision:
+    """Everything but the vision encoder."""
+
+    def apply(self, vlm: Any, family: Family) -> None:
+        vlm.requires_grad_(True)
+        family.vision(vlm).requires_grad_(False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA:
+    """Low-rank updates of the language model's linear layers; the rest is frozen (Hu et al., 2021; peft)."""
+
+    rank: int = 32
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    embeddings: Literal["frozen", "trained"] = "frozen"
+    """"trained": the token embeddings too, which tokens that are new need."""
+
+    def apply(self, vlm: Any, family: Family) -> None:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        prefix = ".*".join(("", family.language, ""))
+        pattern = rf"{prefix}({'|'.join(self.targets)})"
+        lora = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=pattern)
+        inject_adapter_in_model(lora, vlm)
+        if self.embeddings == "trained":
+            vlm.get_input_embeddings().requires_grad_(True)
+            vlm.get_output_embeddings().requires_grad_(True)
+
+
+# --- What differs between families ---
+
+
+class Family:
+    """One kind of vision-language model: where its parts are and how a picture stands in a row."""
+
+    language: str
+    """Name of the language model inside."""
+    first_position = 0
+    """Position of a row's first token."""
+
+    def vision(self, vlm: Any) -> nn.Module:
+        raise NotImplementedError
+
+    def num_patches(self, config: Any) -> int:
+        raise NotImplementedError
+
+    def image_ids(self, config: Any, tokenizer: Any) -> list[int]:
+        """The tokens of one picture in a row; those equal to the image token take its patches."""
+        return [config.image_token_id] * self.num_patches(config)
+
+    def patches(self, vlm: Any, image_NCHW: Tensor) -> Tensor:
+        """float (N, P, D) from normalised pictures."""
+        raise NotImplementedError
+
+    def prefix_arguments(self, prefix_B: Tensor, length: int) -> dict[str, Tensor]:
+        """What tells the model that the first `prefix_B` positions of a row see each other; nothing: all is causal."""
+        return {}
+
+
+class PaliGemma(Family):
+    """SigLIP and Gemma; picture and prompt see all of each other (arXiv 2407.07726)."""
+
+    language = "language_model"
+    first_position = 1
+
+    def vision(self, vlm: Any) -> nn.Module:
+        return vlm.model.vision_tower
+
+    def num_patches(self, config: Any) -> int:
+        return (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+
+    def patches(self, vlm: Any, image_NCHW: Tensor) -> Tensor:
+        return vlm.model.get_image_features(image_NCHW).pooler_output
+
+    def prefix_arguments(self, prefix_B: Tensor, length: int) -> dict[str, Tensor]:
+        positions = torch.arange(length, device=prefix_B.device)
+        return {"token_type_ids": (positions >= prefix_B[:, None]).long()}
+
+
+class SmolVLM(Family):
+    """SigLIP and a Llama, SmolVLM and Idefics3; a picture is one tile between marks, and all is causal."""
+
+    language = "text_model"
+
+    def vision(self, vlm: Any) -> nn.Module:
+        return vlm.model.vision_model
+
+    def num_patches(self, config: Any) -> int:
+        vision = config.vision_config
+        return (vision.image_size // vision.patch_size) ** 2 // config.scale_factor**2
+
+    def image_ids(self, config: Any, tokenizer: Any) -> list[int]:
+        around, whole = (
+            [number] if number is not None and number != tokenizer.unk_token_id else []
+            for number in map(tokenizer.convert_tokens_to_ids, ("<fake_token_around_image>", "<global-img>"))
+        )
+        return [*around, *whole, *super().image_ids(config, tokenizer), *around]
+
+    def patches(self, vlm: Any, image_NCHW: Tensor) -> Tensor:
+        return torch.stack(list(vlm.model.get_image_features(image_NCHW[:, None]).pooler_output))
+
+
+FAMILIES: dict[str, Family] = {"paligemma": PaliGemma(), "smolvlm": SmolVLM(), "idefics3": SmolVLM()}
+
+
+# --- The model ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class RT2VLMConfig:
+    """RT-2 on a pretrained model. `path` is a folder in transformers' form, or a name on the hub."""
+
+    path: str
+    weights: Literal["pretrained", "random"] = "pretrained"
+    """"random": only the sizes are taken from `path`."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    tuning: FullTuning | FrozenVision | LoRA = field(default_factory=FullTuning)
+    text: RT2TextConfig = field(default_factory=lambda: RT2TextConfig(vocabulary=ReservedTokens()))
+    max_tokens: int = 128
+    """Longest prompt with its answer; patches do not count."""
+    robot_crop: Literal["pad", "none"] = "none"
+    """Random crop of robot frames in training: RT-1's pad-and-crop, or none."""
+    crop_seed: int = 0
+    activation_checkpointing: Literal["off", "blocks"] = "off"
+
+    @staticmethod
+    def paligemma(path: str, **settings: Any) -> RT2VLMConfig:
+        """PaliGemma's own form: a line break ends a prompt, location tokens are the action tokens."""
+        text = RT2TextConfig(vocabulary=ReservedTokens())
+        names = ("robot_prompt", "question_prompt", "caption_prompt")
+        return RT2VLMConfig(
+            path=path, text=replace(text, **{name: getattr(text, name) + "\n" for name in names}), **settings
+        )
+
+    def action_spec(self) -> ActionSpec:
+        return self.text.spec()
+
+    def build_text(self) -> RT2Text:
+        """What turns texts and actions into this model's tokens and back, with the tokenizer beside the weights."""
+        return self.text.build(TransformersTokenizer(self._load("AutoTokenizer")), max_tokens=self.max_tokens)
+
+    def build(self) -> RT2VLM:
+        """The model. Raises OSError where `path` is missing, ValueError for a kind of model that is not known here."""
+        return RT2VLM(self)
+
+    def load(self) -> tuple[Any, Family, list[int]]:
+        """(the model of transformers, its family, the tokens of one picture)."""
+        import transformers
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        config = self._load("AutoConfig")
+        family = FAMILIES.get(config.model_type)
+        if family is None:
+            raise ValueError(f"model {self.path} is a {config.model_type}: known here are {', '.join(FAMILIES)}")
+        dtype = getattr(torch, self.dtype)
+        counted_only = torch.get_default_device().type == "meta"  # shapes are wanted, no file need be read for them
+        if self.weights == "pretrained" and not counted_only:
+            vlm = self._load("AutoModelForImageTextToText", dtype=dtype)
+        else:
+            # Random values cannot be drawn into sharded parameters: the model is made whole and sharded afterwards.
+            unset_hf_deepspeed_config()
+            vlm = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype)
+        needed = self.build_text().vocab_size
+        if isinstance(self.text.vocabulary, AddedTokens) and needed > vlm.get_input_embeddings().num_embeddings:
+            vlm.resize_token_embeddings(needed)
+        return vlm, family, family.image_ids(config, self._load("AutoTokenizer"))
+
+    def _load(self, kind: str, **settings: Any) -> Any:
+        try:
+            import transformers
+        except ImportError as error:
+            raise OSError("RT-2 on a pretrained model needs transformers: pip install 'rt-pipelines[vlm]'") from error
+        local = Path(self.path).expanduser()
+        if not local.is_dir() and (self.path.startswith((".", "/", "~")) or self.path.count("/") != 1):
+            raise OSError(f"model folder {self.path}: it is not there; give a saved folder or a hub name OWNER/MODEL")
+        try:
+            return getattr(transformers, kind).from_pretrained(str(local) if local.is_dir() else self.path, **settings)
+        except OSError as error:
+            reason = str(error).splitlines()[0]
+            raise OSError(f"model {self.path}: {reason} (give a saved folder or a hub name OWNER/MODEL)") from error
+
+
+@dataclass(kw_only=True)
+class VLMCache:
+    """transformers' cache, and which of its positions each row sees."""
+
+    past: Any
+    seen_BS: Tensor
+    length_B: Tensor
+    """int64: real positions of each row."""
+
+
+class RT2VLM(AnswerModel):
+    """`RT2VLMConfig.build()` makes one. `spec` is its action space."""
+
+    def __init__(self, config: RT2VLMConfig) -> None:
+        super().__init__()
+        self.config, self.spec = config, config.action_spec()
+        self.vlm, self.family, self.image_ids = config.load()
+        config.tuning.apply(self.vlm, self.family)
+        if config.activation_checkpointing == "blocks":
+            self.vlm.gradient_checkpointing_enable({"use_reentrant": False})
+            self.vlm.enable_input_require_grads()
+        size = self.vlm.config.vision_config.image_size
+        self.picture = PictureConfig(image_size=size, robot_crop=config.robot_crop, crop_seed=config.crop_seed)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.vlm.get_input_embeddings().num_embeddings
+
+    def row_losses(self, batch: Mapping[str, Tensor]) -> RowLosses:
+        """The losses of answers, row by row; `loss(batch)` is their mean."""
+        row, targets = self._batch_row(batch, augment=self.training), Targets.of(batch["answer_mask"])
+        hidden_BSD = self._outputs(row, row.first_token_B + targets.prompt_B).last_hidden_state
+        rows_BR = (row.first_token_B[:, None] + targets.place_BR - 1).clamp(min=0)
+        return targets.losses(self._logits(gathered(hidden_BSD, rows_BR)[targets.real_BR]), batch["tokens"])
+
+    def start(self, batch: Mapping[str, Tensor], *, room: int) -> tuple[Tensor, VLMCache]:
+        """(float (B, V) logits of the token after each row's prompt, a cache). The cache grows as it needs to."""
+        from transformers import DynamicCache
+
+        row = self._batch_row(batch, augment=False)
+        past = DynamicCache(config=self.vlm.config)
+        output = self._outputs(row, row.length_B, past_key_values=past, use_cache=True)
+        last_BD = gathered(output.last_hidden_state, (row.length_B - 1)[:, None])[:, 0]
+        return self._logits(last_BD), VLMCache(past=past, seen_BS=row.real_BS, length_B=row.length_B)
+
+    def advance(self, tokens_B: Tensor, cache: VLMCache, active_B: Tensor) -> Tensor:
+        """float (B, V) logits once `tokens_B` stand at the rows' ends; rows that are not active stay as they are."""
+        # Everyone's token takes a place in the cache; the token of a row that is not active is seen by nothing later.
+        now_BS = torch.cat([cache.seen_BS, torch.ones_like(active_B)[:, None]], dim=1)
+        output = self.vlm.model(
+            inputs_embeds=self.vlm.get_input_embeddings()(tokens_B)[:, None],
+            attention_mask=now_BS.long(),
+            position_ids=cache.length_B[:, None] + self.family.first_position,
+            past_key_values=cache.past,
+            use_cache=True,
+        )
+        cache.seen_BS = torch.cat([cache.seen_BS, active_B[:, None]], dim=1)
+        cache.length_B = cache.length_B + active_B
+        return self._logits(output.last_hidden_state[:, 0])
+
+    # --- inner ---
+
+    def _batch_row(self, batch: Mapping[str, Tensor], *, augment: bool) -> _Row:
+        require_rows(batch, max_tokens=self.config.max_tokens, vocab_size=self.vocab_size)
+        image_NCHW, place_BI = pictures(batch, self.picture, augment=augment, dtype=torch.float32)
+        image_ids = torch.tensor(self.image_ids, device=place_BI.device)
+        real_BI = place_BI >= 0
+        ids_BS = torch.cat([image_ids.repeat(*place_BI.shape), batch["tokens"]], dim=1)
+        real_BS = torch.cat([real_BI.repeat_interleave(len(image_ids), dim=1), batch["token_mask"]], dim=1)
+        order_BS = packing_order(real_BS)
+        return _Row(
+            ids_BS=ids_BS.gather(1, order_BS),
+            real_BS=real_BS.gather(1, order_BS),
+            first_token_B=real_BI.sum(dim=1) * len(image_ids),
+            length_B=real_BS.sum(dim=1),
+            patches_MPD=self._patches(image_NCHW)[place_BI[real_BI]],
+        )
+
+    def _patches(self, image_NCHW: Tensor) -> Tensor:
+        """float (N, P, D). Without any picture a black one is encoded, so that every rank uses every parameter."""
+        if not len(image_NCHW):
+            image_NCHW = image_NCHW.new_zeros(1, 3, *2 * (self.picture.image_size,))
+        return self.family.patches(self.vlm, normalised(image_NCHW, self.vlm.dtype))
+
+    def _outputs(self, row: _Row, prefix_B: Tensor, **settings: Any) -> Any:
+        is_patch_BS = (row.ids_BS == self.vlm.config.image_token_id) & row.real_BS
+        # The image token may lie beyond the embedding table: its place is taken by a patch, so any row will do.
+        embedded_BSD = self.vlm.get_input_embeddings()(row.ids_BS.masked_fill(is_patch_BS, 0))
+        patches = row.patches_MPD.to(embedded_BSD.dtype)
+        embedded_BSD = embedded_BSD.masked_scatter(is_patch_BS[..., None], patches) + 0 * patches.sum()
+        length = row.ids_BS.shape[1]
+        positions = torch.arange(length, device=row.ids_BS.device) + self.family.first_position
+        return self.vlm.model(
+            inputs_embeds=embedded_BSD,
+            attention_mask=row.real_BS.long(),
+            position_ids=positions.expand(len(row.ids_BS), -1),
+            **self.family.prefix_arguments(prefix_B, length),
+            **settings,
+        )
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits = self.vlm.get_output_embeddings()(hidden)
+        cap = getattr(self.vlm.config.get_text_config(), "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """Rows ready for the model, padded at the right."""
+
+    ids_BS: Tensor
+    real_BS: Tensor
+    first_token_B: Tensor
+    """int64: position of the first token, after the pictures."""
+    length_B: Tensor
+    """int64: real positions."""
+    patches_MPD: Tensor
+    """Patches of the M pictures, in the order of the rows."""

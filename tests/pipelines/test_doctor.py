@@ -1,0 +1,198 @@
+"""`rtp doctor`: what would let a run fail is said before it starts, with the remedy and exit code 1."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cluster.session import RaySession, connect
+from cluster.shards import read_weights
+from cluster.zero import STAGES
+from pipelines.arguments import UsageError
+from pipelines.catalogue import load_recipe, recipe_names
+from pipelines.cli import main
+from pipelines.diagnosis import cluster_checks, run_checks
+from pipelines.doctor import MachineArguments, diagnose
+from pipelines.experiment import Experiment
+from pipelines.forecast import forecast, saved_bytes
+from pipelines.machine import Gpu, Machine, examine, examine_nodes
+from pipelines.train import run_training
+from pipelines.train_loop import TrainJob
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def asked(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any], str]:
+    """(exit code, the JSON line, what was printed)."""
+    code = main(["doctor", *arguments, "--json"])
+    printed = capsys.readouterr().out
+    return code, json.loads(printed.splitlines()[-1]), printed
+
+
+def verdicts(found: dict[str, Any]) -> dict[str, str]:
+    return {check["name"]: check["verdict"] for check in found["checks"]}
+
+
+def test_this_machine_without_a_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, found, printed = asked(capsys)
+    assert code == 0 and found["forecast"] is None
+    assert {"packages", "devices", "shared memory", "storage", "MLflow"} <= verdicts(found).keys()
+    assert found["machine"]["cpu_cores"] >= 1 and "torch 2." in printed
+    assert list(tmp_path.iterdir()) == []  # it changes nothing
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if "paligemma" not in name])
+def test_every_recipe_is_foretold(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, found, printed = asked(capsys, name)
+    plan, experiment = found["forecast"], load_recipe(name)
+    assert code == int("fail" in verdicts(found).values())
+    assert plan["parameters"] > 10_000 and plan["activations"] > 10_000
+    assert plan["samples"] == experiment.loop.steps * experiment.loop.global_batch
+    assert all(f"ZeRO-{stage}: training state" in printed for stage in STAGES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_foretold_is_what_the_run_then_takes(
+    store: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, found, _ = asked(capsys, "rt1_tiny", "--data", store, "--loop.steps", "2")
+    plan = found["forecast"]
+    experiment = load_recipe("rt1_tiny")
+    experiment = replace(experiment, loop=replace(experiment.loop, steps=2))
+    job = TrainJob(experiment=experiment, stores=(store,), output=str(tmp_path / "run"), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    run_training(job)
+    folder = tmp_path / "run/checkpoints/step-00000002/engine"
+    weights = read_weights(folder)
+    model = experiment.model.build()
+    assert code == 0 and plan["epochs"] == pytest.approx(32 / plan["samples_per_epoch"])
+    assert plan["parameters"] == sum(weights[name].numel() for name, _ in model.named_parameters())
+    assert plan["checkpoint"] == pytest.approx(sum(file.stat().st_size for file in folder.iterdir()), rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--data", "nowhere"], "nowhere"),
+        (["--loop.global_batch", "30"], "loop.global_batch 30 = loop.micro_batch 16 x accumulation x 2 workers"),
+        (["--launch.num_workers", "1", "5", "--loop.micro_batch", "1", "--loop.global_batch", "60"], "lanes 48 = 5"),
+        (["--launch.use_gpu"], "2 workers want a GPU each, 0 are there"),
+        (["--launch.address", "127.0.0.1:1"], "no Ray cluster answers at '127.0.0.1:1'"),
+        (["--output", "file/run"], "cannot be written"),
+    ],
+)
+def test_what_would_fail_is_said(
+    flags: list[str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    (tmp_path / "file").write_text("")
+    code, found, printed = asked(capsys, "rt1_metaworld", *flags)
+    assert code == 1 and "fail" in verdicts(found).values() and words in printed
+
+
+def test_a_silent_mlflow_server_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{probe.getsockname()[1]}")
+        code, _, printed = asked(capsys)
+    assert code == 1 and "does not answer" in printed and "set MLFLOW_TRACKING_URI" in printed
+
+
+def test_the_users_mistakes_have_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "rt1_tiyn"]) == 2
+    assert "rt1_tiny" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="--adress"):
+        from pipelines.doctor import main as doctor
+
+        doctor(["--adress", "x"])
+
+
+# --- Verdicts on machines that are not this one ---
+
+HERE = Machine(
+    host="here",
+    versions={"python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0", "deepspeed": "0.19.8"},
+    cpu_cores=8,
+    memory=10**11,
+    memory_free=10**11,
+    shared_memory=10**10,
+    gpus=(Gpu(name="H100", memory=80 * 10**9), Gpu(name="H100", memory=80 * 10**9)),
+)
+
+
+def fractal(**loop: Any) -> Experiment:
+    recipe = load_recipe("rt1_fractal")
+    return replace(recipe, launch=replace(recipe.launch, num_workers=2), loop=replace(recipe.loop, **loop))
+
+
+def told(experiment: Experiment, machine: Machine, free_disk: int = 10**12) -> dict[str, Any]:
+    return {check.name: check for check in run_checks(experiment, forecast(experiment, []), [machine], free_disk)}
+
+
+def test_memory_that_does_not_suffice_names_what_does() -> None:
+    assert told(fractal(), HERE)["memory"].verdict == "ok"
+    small = replace(HERE, gpus=tuple(replace(gpu, memory=int(30.9e9)) for gpu in HERE.gpus))
+    check = told(fractal(), small)["memory"]
+    assert check.verdict == "fail" and "--engine.zero.stage" in check.remedy
+    tiny = replace(HERE, gpus=tuple(replace(gpu, memory=10**9) for gpu in HERE.gpus))
+    assert "lower loop.micro_batch" in told(fractal(), tiny)["memory"].remedy
+
+
+def test_a_full_disk_is_foreseen() -> None:
+    check = told(fractal(), HERE, free_disk=10**9)["checkpoints"]
+    assert check.verdict == "fail" and "loop.keep_last" in check.remedy
+
+
+def test_nodes_that_differ_are_named() -> None:
+    other = replace(HERE, host="there", versions=HERE.versions | {"torch": "2.12.0"})
+    checks = {check.name: check for check in cluster_checks([HERE, other], HERE)}
+    assert checks["versions"].verdict == "fail" and "there has torch 2.12.0 and not 2.13.0" in checks["versions"].found
+    assert {check.verdict for check in cluster_checks([HERE, HERE], HERE)} == {"ok"}
+
+
+@pytest.fixture(scope="module")
+def ray_address() -> Iterator[str]:
+    with connect(RaySession(num_cpus=2, object_store_mb=100)):
+        import ray
+
+        yield ray.get_runtime_context().gcs_address
+
+
+def test_the_nodes_of_a_cluster_see_the_folder(ray_address: str, tmp_path: Path) -> None:
+    nodes = examine_nodes(ray_address, str(tmp_path / "runs"))
+    assert [node.storage for node in nodes] == [""] and nodes[0].versions == examine(str(tmp_path)).versions
+    assert list(tmp_path.iterdir()) == []
+    found = diagnose(MachineArguments(output=str(tmp_path / "runs"), address=ray_address))
+    assert verdicts(found) | {"nodes": "ok", "versions": "ok", "storage": "ok"} == verdicts(found)
+
+
+def test_another_folder_of_the_same_name_is_noticed(tmp_path: Path) -> None:
+    assert "another folder" in examine(str(tmp_path), marker="left-by-another-node").storage
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_noticed(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    assert "cannot be written" in examine(str(tmp_path / "runs")).storage
+
+
+def test_saved_bytes_are_those_of_the_tensors_kept_for_backward() -> None:
+    """Of x -> relu(Wx): x, and relu's result, once; the weights do not count."""
+    model = nn.Sequential(nn.Linear(10, 20, bias=False), nn.ReLU())
+    inputs = torch.zeros(4, 10)
+    assert saved_bytes(model, inputs) == 4 * (4 * 10 + 4 * 20)
+    with torch.device("meta"):
+        assert saved_bytes(model.to("meta"), torch.zeros(4, 10)) == 4 * (4 * 10 + 4 * 20)

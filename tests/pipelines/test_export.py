@@ -1,0 +1,178 @@
+"""A checkpoint exported, loaded where neither Ray nor DeepSpeed can be imported, and trained on from."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from command_line import REPOSITORY
+from safetensors.torch import load_file
+
+from cluster.shards import read_weights
+from pipelines.bundle import DESCRIPTION, WEIGHTS
+from pipelines.checkpoints import find_checkpoint, load_trained
+from pipelines.cli import main
+from preprocessing.episode_store import EpisodeStore
+
+LOADED_ALONE = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("ray", "deepspeed", "mlflow", "cluster"):
+            raise ImportError(f"{name} is not installed")
+
+sys.meta_path.insert(0, Absent())
+from pathlib import Path
+import torch
+from pipelines.bundle import read_bundle
+
+model = read_bundle(Path(sys.argv[1])).model
+size, steps = model.config.input.image_size, model.config.num_steps
+image = torch.linspace(0, 1, steps * size * size * 3).view(1, steps, size, size, 3)
+with torch.no_grad():
+    print(float(model(image, torch.ones(1, steps, 512)).double().abs().sum()))
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("export")
+
+
+@pytest.fixture(scope="module")
+def run(store: str, home: Path) -> str:
+    """A short run that keeps averaged weights."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        flags = ["--output", str(home / "run"), "--loop.steps", "4", "--optimizer.lr", "1e-2"]
+        assert main(["train", "rt1_tiny", "--data", store, *flags, "--engine.ema_decay", "0.5"]) == 0
+    return str(home / "run")
+
+
+@pytest.fixture(scope="module")
+def bundle(run: str, home: Path) -> Path:
+    assert main(["export", run, str(home / "bundle")]) == 0
+    return home / "bundle"
+
+
+def test_an_export_is_one_file_of_weights_with_configuration_and_contract(bundle: Path, run: str) -> None:
+    assert sorted(path.name for path in bundle.iterdir()) == [WEIGHTS, DESCRIPTION]
+    described = json.loads((bundle / DESCRIPTION).read_text())
+    assert described["model"]["type"] == "RT1Config" and described["step"] == 4
+    assert described["metadata"]["weights"] == "averaged"
+    loaded, trained = load_trained(str(bundle)), load_trained(run)
+    assert loaded.contract == trained.contract and loaded.model.config == trained.model.config
+
+
+def test_averaged_and_last_weights_are_told_apart(run: str, bundle: Path, home: Path) -> None:
+    assert main(["export", run, str(home / "last"), "--weights", "last"]) == 0
+    engine = Path(find_checkpoint(run)[1].path) / "engine"
+    for folder, averaged in ((bundle, True), (home / "last", False)):
+        expected, exported = read_weights(engine, averaged=averaged), load_file(folder / WEIGHTS)
+        assert exported.keys() == expected.keys()
+        assert all(torch.equal(exported[name], value) for name, value in expected.items())
+    assert (bundle / WEIGHTS).read_bytes() != (home / "last" / WEIGHTS).read_bytes()
+
+
+def test_it_loads_and_answers_without_ray_deepspeed_and_mlflow(bundle: Path) -> None:
+    command = [sys.executable, "-c", LOADED_ALONE, str(bundle)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    model = load_trained(str(bundle)).model
+    size, steps = model.config.input.image_size, model.config.num_steps
+    image = torch.linspace(0, 1, steps * size * size * 3).view(1, steps, size, size, 3)
+    with torch.no_grad():
+        expected = float(model(image, torch.ones(1, steps, 512)).double().abs().sum())
+    assert float(done.stdout) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_loader_script_would_notice_an_import(bundle: Path) -> None:
+    script = LOADED_ALONE.replace("from pipelines.bundle", "import pipelines.checkpoints\nfrom pipelines.bundle")
+    done = subprocess.run([sys.executable, "-c", script, str(bundle)], capture_output=True, check=False, cwd=REPOSITORY)
+    assert done.returncode != 0
+
+
+def trained_from(init: Path | str, store: str, home: Path, name: str, *flags: str) -> int:
+    common = ["train", "rt1_tiny", "--data", store, "--output", str(home / name), "--loop.steps", "1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        return main([*common, "--init", str(init), *flags])
+
+
+def test_training_starts_from_a_bundles_weights(bundle: Path, store: str, home: Path) -> None:
+    assert trained_from(bundle, store, home, "still", "--optimizer.lr", "0") == 0
+    before, after = load_trained(str(bundle)).model, load_trained(str(home / "still")).model
+    for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
+        assert torch.equal(old, new), name
+
+
+def test_only_what_is_not_frozen_is_trained(bundle: Path, store: str, home: Path) -> None:
+    assert trained_from(bundle, store, home, "half", "--freeze", "tokenizer.", "--optimizer.lr", "1e-2") == 0
+    before = dict(load_trained(str(bundle)).model.named_parameters())
+    moved = {n for n, p in load_trained(str(home / "half")).model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved and not any(name.startswith("tokenizer.") for name in moved)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--model.num_image_tokens", "2"], ["is another model", "model.num_image_tokens, 4 there and 2 here"]),
+        (["--freeze", "tokenizr."], ["no parameter's name begins with 'tokenizr.'", "did you mean 'tokenizer'?"]),
+        (["--freeze", "tokenizer", "transformer"], ["leaves nothing to train"]),
+        (["--loop.patience", "2"], ["--validation STORE and loop.evaluate_every"]),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(
+    flags: list[str], words: list[str], bundle: Path, store: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert trained_from(bundle, store, home, "refused", *flags) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("rtp: ") and all(word in last for word in words), last
+    assert not (home / "refused/checkpoints").exists()
+
+
+def test_weights_of_another_encoder_are_refused(
+    bundle: Path, store: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = home / "other"
+    other.mkdir()
+    (other / WEIGHTS).write_bytes((bundle / WEIGHTS).read_bytes())
+    described: dict[str, Any] = json.loads((bundle / DESCRIPTION).read_text())
+    described["contract"]["encoder"] = "universal-sentence-encoder-large/5"
+    (other / DESCRIPTION).write_text(json.dumps(described))
+    assert trained_from(other, store, home, "refused") == 2
+    assert "trained with instruction vectors of universal-sentence-encoder-large/5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{home}/nowhere", "{home}/out"], "no complete checkpoint in"),
+        (["{run}", "{run}"], "exists: give a new folder"),
+        (["{run}", "{home}/out", "--weights", "best"], "--weights"),
+    ],
+)
+def test_a_mistake_exports_nothing(
+    arguments: list[str], words: str, run: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", *(argument.format(home=home, run=run) for argument in arguments)]) == 2
+    assert words in capsys.readouterr().err and not (home / "out").exists()
+
+
+def test_an_export_goes_to_an_object_store_and_is_evaluated_from_there(run: str, store: str) -> None:
+    assert main(["export", run, "memory://exported/model"]) == 0
+    assert main(["export", run, "memory://exported/model"]) == 2
+    from pipelines.evaluate import EvaluationConfig, evaluate
+
+    trained = load_trained("memory://exported/model")
+    config = EvaluationConfig(bootstrap_samples=10, perturbations=False)
+    scores = [evaluate(t.model, t.contract, EpisodeStore.open(store), config) for t in (trained, load_trained(run))]
+    assert np.isfinite(scores[0]["token_accuracy"]["mean"]) and scores[0] == scores[1]

@@ -1,0 +1,174 @@
+"""Aliases move under a lock, back again, and never to a worse version, also where two processes register at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import registry
+from pipelines.gates import Gate, Verdict
+from pipelines.registry import exclusive, holder_of, promote, rollback, show
+from pipelines.tracking import connect
+
+NAME, ALIAS = "arm", "champion"
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db"
+
+
+@pytest.fixture
+def client(database: str) -> Any:
+    """A registry without `NAME`."""
+    client = connect(database).MlflowClient()
+    for model in client.search_registered_models():
+        client.delete_registered_model(model.name)
+    return client
+
+
+def versions(client: Any, *accuracies: float) -> list[str]:
+    """Versions whose token accuracy stands in a tag, for `judge` to read."""
+    if registry._model(client, NAME) is None:
+        client.create_registered_model(NAME)
+    made = [client.create_model_version(NAME, "file:///nowhere") for _ in accuracies]
+    for version, accuracy in zip(made, accuracies, strict=True):
+        client.set_model_version_tag(NAME, version.version, "accuracy", str(accuracy))
+    return [str(version.version) for version in made]
+
+
+def judge(client: Any, version: str):
+    """As register's: against whoever holds the alias."""
+
+    def metrics(number: str) -> dict[str, float]:
+        return {"token_accuracy": float(client.get_model_version(NAME, number).tags["accuracy"])}
+
+    def verdicts(holder: str | None) -> Sequence[Verdict]:
+        champion = metrics(holder) if holder else None
+        return [Gate.parse("token_accuracy>=champion").judge(metrics(version), champion, holder=holder)]
+
+    return verdicts
+
+
+def test_the_alias_moves_to_better_versions_only_and_says_why(client: Any) -> None:
+    first, worse, better = versions(client, 0.5, 0.4, 0.6)
+    decisions = [promote(client, NAME, ALIAS, v, judge(client, v)) for v in (first, worse, better)]
+    assert [decision.promoted for decision in decisions] == [True, False, True]
+    assert [decision.replaced for decision in decisions] == [None, None, first]
+    assert holder_of(client, NAME, ALIAS) == better
+    tags = client.get_model_version(NAME, worse).tags
+    assert tags["champion.gates"] == "token_accuracy 0.4 >= 0.5 (version 1): failed"
+    assert tags["champion.decision"].endswith(f"stays with version {first}")
+
+
+def test_rollback_returns_step_by_step_past_versions_that_never_held_the_alias(client: Any) -> None:
+    first, worse, better, best = versions(client, 0.5, 0.4, 0.6, 0.7)
+    for version in (first, worse, better, best):
+        promote(client, NAME, ALIAS, version, judge(client, version))
+    assert rollback(client, NAME, ALIAS) == (best, better)
+    assert rollback(client, NAME, ALIAS) == (better, first)
+    with pytest.raises(ValueError, match=f"is version {first} and replaced no other"):
+        rollback(client, NAME, ALIAS)
+    assert holder_of(client, NAME, ALIAS) == first
+    with pytest.raises(ValueError, match="has no alias 'staging'"):
+        rollback(client, NAME, "staging")
+
+
+def test_a_holder_that_changed_while_the_gates_were_judged_is_compared_with_anew(client: Any) -> None:
+    first, candidate, rival = versions(client, 0.5, 0.6, 0.9)
+    promote(client, NAME, ALIAS, first, judge(client, first))
+    asked: list[str | None] = []
+
+    def slow(holder: str | None) -> Sequence[Verdict]:
+        asked.append(holder)
+        verdicts = judge(client, candidate)(holder)
+        if len(asked) == 1:  # while this one is being judged, a better one gets in
+            promote(client, NAME, ALIAS, rival, judge(client, rival))
+        return verdicts
+
+    assert not promote(client, NAME, ALIAS, candidate, slow).promoted
+    assert asked == [first, rival] and holder_of(client, NAME, ALIAS) == rival
+
+
+def promote_all(database: str, start: Any, numbers: list[str]) -> None:
+    client = connect(database).MlflowClient()
+    start.wait()
+    for number in numbers:
+        promote(client, NAME, ALIAS, number, judge(client, number))
+
+
+def test_two_processes_at_once_leave_the_best_and_an_unbroken_chain(client: Any, database: str) -> None:
+    accuracies = [0.3, 0.8, 0.1, 0.6, 0.9, 0.2, 0.7, 0.4]
+    numbers = versions(client, *accuracies)
+    spawn = multiprocessing.get_context("spawn")
+    start = spawn.Event()
+    workers = [spawn.Process(target=promote_all, args=(database, start, numbers[half::2])) for half in (0, 1)]
+    for worker in workers:
+        worker.start()
+    start.set()
+    for worker in workers:
+        worker.join(120)
+        assert worker.exitcode == 0
+    assert holder_of(client, NAME, ALIAS) == numbers[accuracies.index(0.9)]
+    held = [holder_of(client, NAME, ALIAS)]
+    while held[-1] and (before := client.get_model_version(NAME, held[-1]).tags["champion.replaced"]):
+        held.append(before)
+    scores = [accuracies[numbers.index(str(number))] for number in held]
+    assert scores == sorted(scores, reverse=True)  # nobody was ever replaced by a worse one
+    assert [model.name for model in client.search_registered_models()] == [NAME]  # no lock is left
+
+
+def test_the_lock_lets_one_in_at_a_time(client: Any, database: str) -> None:
+    inside, most = [0], [0]
+
+    def work() -> None:
+        with exclusive(connect(database).MlflowClient(), "arm.champion.lock"):
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            time.sleep(0.05)
+            inside[0] -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1]
+
+
+def test_a_lock_left_by_the_dead_is_taken_over(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "STALE_LOCK_S", 0.5)
+    client.create_registered_model("arm.champion.lock", tags={"owner": "a process that was killed"})
+    began = time.monotonic()
+    with exclusive(client, "arm.champion.lock"):
+        assert time.monotonic() - began > 0.5
+    assert client.search_registered_models() == []
+
+
+def test_an_unknown_model_is_answered_with_those_there_are(client: Any) -> None:
+    versions(client, 0.5)
+    with pytest.raises(ValueError, match=r"no registered model 'amr' at .*: known are arm"):
+        show(client, "amr")
+
+
+def test_the_command_rolls_back_and_fails_in_one_sentence(
+    client: Any, database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from pipelines.cli import main
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    monkeypatch.chdir(tmp_path)
+    first, second = versions(client, 0.5, 0.6)
+    for version in (first, second):
+        promote(client, NAME, ALIAS, version, judge(client, version))
+    assert main(["registry", "rollback", NAME]) == 0
+    assert "back from version 2 to version 1" in capsys.readouterr().out
+    assert main(["registry", "rollback", NAME]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []

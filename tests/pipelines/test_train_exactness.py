@@ -1,0 +1,177 @@
+"""One training however it is spread: the same losses and samples for every engine, ZeRO stage and world size."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import run_ranks
+
+from cluster.context import LocalContext, WorkerContext
+from cluster.engine import DeepSpeedEngineConfig, TorchEngineConfig
+from cluster.launch import RayLaunch
+from cluster.storage import CheckpointFolder
+from cluster.zero import ZeroConfig
+from pipelines.catalogue import load_recipe
+from pipelines.experiment import Experiment
+from pipelines.run_files import METRICS, final_samples, read_metrics
+from pipelines.train import run_training
+from pipelines.train_loop import TrainJob, train
+
+STEPS, HALFWAY = 30, 10
+ENGINES: dict[str, Any] = {
+    "torch": TorchEngineConfig(clip_norm=0.5),
+    **{f"zero-{s}": DeepSpeedEngineConfig(zero=ZeroConfig(stage=s), clip_norm=0.5) for s in (0, 1, 2, 3)},
+}
+HALF = {"half-for-two": "zero-1", "half-for-one": "zero-1"}  # stopped halfway, to be continued on so many ranks
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("exactness")
+
+
+def experiment(engine: str, *, steps: int = STEPS, world_size: int = 1) -> Experiment:
+    """Two micro-batches an update (one on four ranks), clipped; the first losses are well above the bound."""
+    recipe = load_recipe("rt1_tiny")
+    loop = replace(
+        recipe.loop, steps=steps, micro_batch=max(4, 8 // world_size), log_samples=True, checkpoint_every=1000
+    )
+    return replace(recipe, engine=ENGINES[engine], loop=loop, optimizer=replace(recipe.optimizer, lr=3e-3))
+
+
+def job(root: Path, store: str, name: str, engine: str, **changes: Any) -> TrainJob:
+    return TrainJob(
+        experiment=experiment(engine, **changes),
+        stores=(store,),
+        output=str(root / name),
+        tracking_uri=f"sqlite:///{root}/mlflow.db",
+    )
+
+
+def losses(root: Path, name: str) -> list[float]:
+    return [line["loss"] for line in read_metrics(root / name / METRICS)]
+
+
+def train_all(context: WorkerContext, jobs: list[TrainJob]) -> None:
+    for each in jobs:
+        train(context, each)
+
+
+@pytest.fixture(scope="module")
+def reference(root: Path, store: str) -> list[float]:
+    torch.set_num_threads(1)
+    train(LocalContext("cpu"), job(root, store, "reference", "torch"))
+    return losses(root, "reference")
+
+
+@pytest.fixture(scope="module")
+def on_two(root: Path, store: str, reference: list[float]) -> None:
+    two = {"world_size": 2}
+    jobs = [job(root, store, f"two-{engine}", engine, **two) for engine in ENGINES]
+    jobs += [job(root, store, name, engine, steps=HALFWAY, **two) for name, engine in HALF.items()]
+    jobs.append(job(root, store, "half-for-two", HALF["half-for-two"], **two))
+    run_ranks(train_all, 2, root / "two", jobs)
+
+
+@pytest.fixture(scope="module")
+def on_one(root: Path, store: str, on_two: None) -> None:
+    jobs = [job(root, store, f"one-{engine}", engine) for engine in ENGINES]
+    jobs.append(job(root, store, "half-for-one", HALF["half-for-one"]))
+    run_ranks(train_all, 1, root / "one", jobs)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.usefixtures("on_one")
+def test_one_rank_trains_as_plain_torch(engine: str, root: Path, reference: list[float]) -> None:
+    assert losses(root, f"one-{engine}") == pytest.approx(reference, rel=1e-5)
+    assert len(set(reference)) == STEPS and reference[-1] < 0.8 * reference[0]
+    norms = [line["gradient_norm"] for line in read_metrics(root / "reference" / METRICS)]
+    assert max(norms) > 0.5  # clipping was at work
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.usefixtures("on_two")
+def test_two_ranks_train_as_one_on_the_same_samples(engine: str, root: Path, reference: list[float]) -> None:
+    assert losses(root, f"two-{engine}") == pytest.approx(reference, rel=1e-4)
+    assert final_samples(root / f"two-{engine}") == final_samples(root / "reference")
+    ids = [sample[0] for samples in final_samples(root / "reference").values() for sample in samples]
+    assert ids == list(range(16 * STEPS))
+
+
+def test_four_ranks_do_too(root: Path, store: str, reference: list[float]) -> None:
+    run_ranks(train_all, 4, root / "four", [job(root, store, "four-torch", "torch", steps=HALFWAY, world_size=4)])
+    assert losses(root, "four-torch") == pytest.approx(reference[:HALFWAY], rel=1e-4)
+    assert final_samples(root / "four-torch") == dict(list(final_samples(root / "reference").items())[:HALFWAY])
+
+
+@pytest.mark.usefixtures("on_two")
+def test_continued_on_the_same_world_size_it_is_the_undisturbed_run_bit_for_bit(root: Path) -> None:
+    assert losses(root, "half-for-two") == losses(root, "two-zero-1")
+    assert final_samples(root / "half-for-two") == final_samples(root / "two-zero-1")
+
+
+@pytest.mark.usefixtures("on_one")
+def test_continued_on_another_world_size_it_sees_the_same_samples(root: Path, reference: list[float]) -> None:
+    assert losses(root, "half-for-one") == pytest.approx(reference, rel=1e-4)
+    assert final_samples(root / "half-for-one") == final_samples(root / "reference")
+
+
+# --- with Ray ---
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        with RayLaunch(num_workers=2).connected():
+            yield
+
+
+def with_ray(job: TrainJob, workers: int, **changes: Any) -> TrainJob:
+    launch = RayLaunch(num_workers=workers, max_failures=3)
+    return replace(job, experiment=replace(job.experiment, launch=launch, **changes))
+
+
+@pytest.mark.parametrize(("workers", "engine"), [(1, "torch"), (2, "zero-1")])
+@pytest.mark.usefixtures("ray")
+def test_ray_trains_as_plain_torch(workers: int, engine: str, root: Path, store: str, reference: list[float]) -> None:
+    name = f"ray-{workers}"
+    run_training(with_ray(job(root, store, name, engine, world_size=workers), workers))
+    assert losses(root, name) == pytest.approx(reference, rel=1e-4 if workers > 1 else 1e-5)
+    assert final_samples(root / name) == final_samples(root / "reference")
+
+
+@pytest.mark.usefixtures("ray")
+def test_an_error_that_no_restart_can_mend_is_not_tried_again(root: Path, store: str) -> None:
+    wrong = with_ray(job(root, store, "wrong", "torch", world_size=2), 2, freeze=("tokenizr.",))
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=r"no parameter's name begins with 'tokenizr\.'"):
+        run_training(wrong)
+    assert time.monotonic() - began < 60 and not (root / "wrong/STOP").exists()
+
+
+@pytest.mark.usefixtures("ray")
+def test_sigterm_reaches_the_workers_and_the_run_goes_on_later(root: Path, store: str) -> None:
+    forever = with_ray(job(root, store, "preempted", "zero-1", world_size=2, steps=10**6), 2)
+
+    def interrupt() -> None:
+        while not read_metrics(root / "preempted" / METRICS):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    result = run_training(forever)
+    latest = CheckpointFolder(root / "preempted/checkpoints").latest()
+    assert latest is not None and latest.step == result["steps"] < 10**6
+    assert f"SIGTERM: stopped at step {latest.step}" in result["stopped"]
+    assert not (root / "preempted/STOP").exists()

@@ -1,0 +1,206 @@
+"""`rtp tune` on the real command line: trials that are trainings, their MLflow runs, what is best, mistakes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from command_line import SAMPLE, Rtp
+
+from cluster.shards import read_weights
+from cluster.storage import CheckpointFolder
+from pipelines.catalogue import load_recipe
+from pipelines.cli import main
+from pipelines.experiment import Experiment
+from pipelines.run_files import read_metrics
+from pipelines.serialization import from_plain
+from pipelines.sweep_trials import clone_checkpoint, with_parameters
+from pipelines.train import run_training
+from pipelines.train_loop import TrainJob
+from pipelines.tune import parse_arguments
+from preprocessing.convert import ConvertConfig, convert
+from tuning.sweep import load_sweep, sweep_names
+
+SWEEP = str(Path(__file__).with_name("tiny_sweep.py"))
+
+
+@pytest.fixture(scope="module")
+def stores(store: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The flags that name a training and a validation store."""
+    config = ConvertConfig(split="train", encoder="hash", workers=0, limit=8)
+    train = convert(str(SAMPLE), str(tmp_path_factory.mktemp("train")), config).store
+    return ["--data", train, "--validation", store]
+
+
+@pytest.fixture(scope="module")
+def swept(rtp: Rtp, stores: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return rtp("tune", SWEEP, *stores, "--output", tmp_path_factory.mktemp("sweep") / "out")
+
+
+def test_a_sweep_stops_the_bad_keeps_the_failed_and_finds_the_best(swept: dict[str, Any]) -> None:
+    good, stopped, failed = swept["trials"]
+    assert [good["state"], stopped["state"], failed["state"]] == ["finished", "stopped", "failed"]
+    assert (good["step"], stopped["step"]) == (4, 2) and "gradient norm" in failed["reason"]
+    assert swept["best"]["parameters"] == {"optimizer.lr": 3e-3} and swept["outcome"] == "complete"
+    lines = read_metrics(Path(stopped["output"], "metrics.jsonl"))
+    assert max(line["step"] for line in lines) == 2, "a stopped trial trains no further"
+    page = Path(swept["report"]).read_text()
+    assert page.count("<svg") == 2 and "gradient norm" in page
+
+
+def test_trials_are_child_runs_with_every_metric_below_the_sweeps_own_run(
+    swept: dict[str, Any], stores: list[str], tmp_path: Path
+) -> None:
+    from pipelines.tracking import connect
+
+    uri = json.loads(Path(swept["trials"][0]["output"], "run.json").read_text())["uri"]
+    client = connect(uri).MlflowClient()
+    parent = client.get_run(swept["mlflow_run_id"])
+    assert parent.info.status == "FINISHED" and parent.data.tags["best.optimizer.lr"] == "0.003"
+    assert {artifact.path for artifact in client.list_artifacts(parent.info.run_id)} >= {"report.html", "best.yaml"}
+    where = f"tags.mlflow.parentRunId = '{parent.info.run_id}'"
+    children = {run.data.tags["trial"]: run for run in client.search_runs([parent.info.experiment_id], where)}
+    assert {number: run.info.status for number, run in children.items()} == {
+        "0": "FINISHED",
+        "1": "FINISHED",
+        "2": "FAILED",
+    }
+    assert children["1"].data.tags["trial_state"].startswith("stopped") and "failure" not in children["1"].data.tags
+    losses = client.get_metric_history(children["0"].info.run_id, "validation_loss")
+    assert [metric.step for metric in losses] == [2, 4]
+
+
+def test_the_best_configuration_trains_as_it_is(
+    rtp: Rtp, swept: dict[str, Any], stores: list[str], tmp_path: Path
+) -> None:
+    flags = ["--config", swept["best"]["config"], *stores, "--output", tmp_path / "again"]
+    trained = rtp("train", swept["recipe"], *flags)
+    assert trained["validation_loss"] == swept["best"]["objectives"]["validation_loss"]
+
+
+def test_a_finished_sweep_resumed_runs_nothing_and_a_larger_one_only_what_is_new(
+    rtp: Rtp, swept: dict[str, Any], stores: list[str]
+) -> None:
+    before = {number: Path(swept["trials"][number]["output"], "trial.json").read_text() for number in range(3)}
+    again = rtp("tune", SWEEP, *stores, "--output", swept["output"], "--resume")
+    assert again["trials"] == swept["trials"] and again["mlflow_run_id"] == swept["mlflow_run_id"]
+    assert {n: Path(swept["trials"][n]["output"], "trial.json").read_text() for n in range(3)} == before
+
+
+def test_a_population_takes_over_weights_and_goes_on_with_other_parameters(
+    rtp: Rtp, stores: list[str], tmp_path: Path
+) -> None:
+    sweep = Path(__file__).with_name("tiny_population.py")
+    done = rtp("tune", sweep, *stores, "--output", tmp_path / "out")
+    (taker,) = [trial for trial in done["trials"] if trial["lineage"]]
+    donor = done["trials"][taker["lineage"][0]["parent"]]
+    assert taker["lineage"] == [{"step": 2, "parent": donor["number"]}]
+    factor = taker["parameters"]["optimizer.lr"] / donor["parameters"]["optimizer.lr"]
+    assert factor == pytest.approx(1.25) or factor == pytest.approx(1 / 1.25)
+    folders = {t["number"]: CheckpointFolder(f"{t['output']}/checkpoints") for t in (taker, donor)}
+    cloned, given = (folders[t["number"]].at(2) for t in (taker, donor))
+    assert cloned is not None and given is not None
+    assert cloned.manifest.files == given.manifest.files and cloned.metadata["cloned_from"] == given.path
+    ends = [folders[t["number"]].latest() for t in (taker, donor)]
+    weights = [read_weights(Path(end.path) / "engine") for end in ends if end is not None]
+    assert any((weights[0][name] != weights[1][name]).any() for name in weights[0])
+    # What the taker trained is what the donor's weights train into under the new parameters.
+    job = TrainJob(
+        experiment=from_plain(Experiment, yaml.safe_load(Path(taker["output"], "experiment.yaml").read_text())),
+        stores=(stores[1],),
+        validation=(stores[3],),
+        output=str(tmp_path / "by-hand"),
+        tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
+        resume=True,
+    )
+    clone_checkpoint(donor["output"], job.output, 2)
+    assert run_training(job)["validation_loss"] == taker["objectives"]["validation_loss"]
+
+
+def test_a_trial_of_two_ray_workers_with_deepspeed(rtp: Rtp, stores: list[str], tmp_path: Path) -> None:
+    flags = ["--launch", "RayLaunch", "--launch.num_workers", 2, "--engine", "DeepSpeedEngineConfig"]
+    smaller = ["--loop.micro_batch", 4, "--budget.trials", 1, "--scheduler", "ToTheEnd"]
+    done = rtp("tune", SWEEP, *stores, "--output", tmp_path / "out", *flags, *smaller)
+    (trial,) = done["trials"]
+    assert trial["state"] == "finished" and trial["step"] == 4
+    record = json.loads(Path(trial["output"], "trial.json").read_text())
+    assert [report["step"] for report in record["reports"]] == [2, 4]
+
+
+# --- Mistakes ---
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("optimizer.lr", "optimizer.lrr"), "optimizer.lrr is not a setting of AdamConfig: did you mean 'lr'?"),
+        (("values=(3e-3,", 'values=("fast",'), "optimizer.lr: expected float, got 'fast'"),
+        (('"optimizer.lr"', '"loop.seed"'), "a sweep does not vary loop.seed"),
+        (('evaluate_every": 2', 'evaluate_every": 3'), "choose a multiple of loop.evaluate_every"),
+        (('recipe="rt1_tiny"', 'recipe="rt1_tny"'), "did you mean 'rt1_tiny'?"),
+        (("def sweep", "def sweeep"), "has no function sweep()"),
+    ],
+)
+def test_one_sentence_before_anything_runs(
+    change: tuple[str, str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = Path(SWEEP).read_text()
+    assert change[0] in text
+    (tmp_path / "mine.py").write_text(text.replace(*change))
+    assert main(["tune", "mine.py", "--data", "a", "--validation", "b", "--output", "out"]) == 2
+    printed = capsys.readouterr().err
+    assert words in printed and len(printed.strip().splitlines()) == 1, printed
+    assert not (tmp_path / "out").exists() and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "name a sweep first, one of rt1_lr_wd"),
+        (["rt1_lr_wdd"], "did you mean 'rt1_lr_wd'?"),
+        (["rt1_lr_wd", "--optimizer.lr", "0.1", "--data", "a", "--output", "b"], "varies it, so it cannot be set"),
+        (["rt1_lr_wd", "--scheduler", "Ashes", "--data", "a", "--output", "b"], "did you mean 'Asha'?"),
+        (["rt1_lr_wd", "--data", "a", "--output", "b"], "give --validation STORE"),
+        (["rt1_lr_wd", "--budget.trials", "0", "--data", "a", "--output", "b"], "trials >= 1"),
+    ],
+)
+def test_mistakes_on_the_command_line(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["tune", *arguments]) == 2
+    assert words in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_sweep_is_not_continued(
+    swept: dict[str, Any], stores: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: Any, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["tune", SWEEP, *stores, "--output", swept["output"]]
+    assert main(flags) == 2
+    assert "add --resume" in capsys.readouterr().err
+    assert main([*flags, "--resume", "--loop.global_batch", "16"]) == 2
+    assert "experiment.loop.global_batch was 8 and is now 16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sweep_names())
+def test_shipped_sweeps_fit_their_recipes(name: str) -> None:
+    sweep, given = parse_arguments([name, "--data", "a", "--validation", "b", "--output", "c"])
+    assert sweep == load_sweep(name) and sweep.name == name
+    for path, dimension in sweep.space.items():
+        for value in dimension.extremes():
+            with_parameters(given.experiment, {path: value}).require_sizes()
+
+
+def test_flags_lie_over_the_sweep_and_its_recipe() -> None:
+    flags = ["--data", "a", "--output", "c", "--budget.trials", "5", "--search", "TpeSearch", "--seeds", "1", "2"]
+    sweep, given = parse_arguments([SWEEP, *flags, "--scheduler", "ToTheEnd", "--loop.steps", "8"])
+    assert (sweep.budget.trials, type(sweep.search).__name__, sweep.seeds) == (5, "TpeSearch", (1, 2))
+    expected = replace(load_recipe("rt1_tiny").loop, steps=8, global_batch=8, evaluate_every=2)
+    assert given.experiment.loop == replace(expected, evaluate_windows=8, checkpoint_every=2)

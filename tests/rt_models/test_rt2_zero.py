@@ -1,0 +1,65 @@
+"""ZeRO-3 on a pretrained model: created in pieces, and two ranks lose what one loses."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="needs the extra vlm")
+sys.path.append(str(Path(__file__).parents[1] / "cluster"))  # whose tests have a way to start ranks
+
+from ranks import run_ranks
+from rt2_folders import save_paligemma
+from rt2_rows import INSTRUCTIONS, make_batch, prompts_of, row_of
+
+from cluster.context import LocalContext
+from cluster.engine import DeepSpeedEngineConfig, TorchEngineConfig
+from cluster.zero import ZeroConfig
+from pipelines.optimizer import AdamWConfig
+from rt_models.rt2_decoding import predict_actions
+from rt_models.rt2_vlm import RT2VLMConfig
+
+STEPS, ROWS = 4, 4
+ZERO_3 = DeepSpeedEngineConfig(zero=ZeroConfig(stage=3, persist_elements=0))
+
+
+def train(context: Any, path: str, engine_config: Any) -> dict[str, Any]:
+    """Mean losses of a few steps on the same four rows, the actions afterwards, and what this rank held when built."""
+    config = RT2VLMConfig.paligemma(path)
+    text, held = config.build_text(), []
+
+    def create() -> torch.nn.Module:
+        model = config.build()
+        held.append(sum(getattr(p, "ds_tensor", p).numel() for p in model.parameters()))
+        return model
+
+    engine = engine_config.build(context, micro_batch=1, accumulation=ROWS // context.world_size)
+    engine.build(create, AdamWConfig(lr=1e-2, weight_decay=0.1).build).train()
+    losses = []
+    for _ in range(STEPS):
+        step = []
+        for row in range(context.rank, ROWS, context.world_size):
+            loss = engine.forward(row_of(make_batch(text), row))
+            engine.backward(loss)
+            engine.step()
+            step.append(float(loss.detach()))
+        losses.append(sum(sum(values) for values in context.gather(step)) / ROWS)
+    with engine.evaluate_mode() as model:
+        bins = predict_actions(model, prompts_of(text, INSTRUCTIONS), text).bins_BA.tolist()
+    engine.close()
+    return {"losses": losses, "bins": bins, "held": held[0]}
+
+
+def test_two_ranks_of_zero_3_lose_what_one_loses_and_hold_half(tmp_path: Path) -> None:
+    folder = str(save_paligemma(tmp_path / "model"))
+    alone = train(LocalContext("cpu"), folder, TorchEngineConfig())
+    ranks = run_ranks(train, 2, tmp_path / "ranks", folder, ZERO_3)
+    assert alone["losses"][-1] < alone["losses"][0]
+    for rank in ranks:
+        torch.testing.assert_close(rank["losses"], alone["losses"], rtol=1e-5, atol=1e-5)
+        assert rank["bins"] == alone["bins"]
+        assert rank["held"] == pytest.approx(alone["held"] / 2, rel=0.01)  # never the whole model, not even at first

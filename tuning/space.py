@@ -1,0 +1,153 @@
+"""What a sweep varies: typed ranges and choices over dotted paths of an experiment. Pure; Optuna only names them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+Value = Any  # what a setting may hold in a YAML file: a number, text, a list, or a mapping for a config class
+Parameters = Mapping[str, Value]  # dotted path -> value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uniform:
+    """A real number between `low` and `high`; with `log`, uniform in its logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        _require_range(self.low, self.high, self.log)
+
+    def distribution(self) -> BaseDistribution:
+        return FloatDistribution(float(self.low), float(self.high), log=self.log)
+
+    def extremes(self) -> tuple[Value, ...]:
+        """Values that a setting must accept for every value in between to be accepted."""
+        return (float(self.low), float(self.high))
+
+    def grid(self) -> tuple[Value, ...]:
+        raise ValueError("a grid needs Choice for every setting, and this one is a range of real numbers")
+
+    def draw(self, random: np.random.Generator) -> Value:
+        if self.log:
+            return float(
+                np.clip(math.exp(random.uniform(math.log(self.low), math.log(self.high))), self.low, self.high)
+            )
+        return float(random.uniform(self.low, self.high))
+
+    def perturb(self, value: Value, factor: float, random: np.random.Generator) -> Value:
+        """`value` times or divided by `factor`, within the range."""
+        return float(np.clip(value * factor ** random.choice((-1, 1)), self.low, self.high))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Integer:
+    """A whole number from `low` to `high`, both included; with `log`, uniform in its logarithm."""
+
+    low: int
+    high: int
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        _require_range(self.low, self.high, self.log)
+
+    def distribution(self) -> BaseDistribution:
+        return IntDistribution(self.low, self.high, log=self.log)
+
+    def extremes(self) -> tuple[Value, ...]:
+        return (self.low, self.high)
+
+    def grid(self) -> tuple[Value, ...]:
+        return tuple(range(self.low, self.high + 1))
+
+    def draw(self, random: np.random.Generator) -> Value:
+        if self.log:
+            return min(self.high, int(math.exp(random.uniform(math.log(self.low), math.log(self.high + 1)))))
+        return int(random.integers(self.low, self.high, endpoint=True))
+
+    def perturb(self, value: Value, factor: float, random: np.random.Generator) -> Value:
+        """`value` times or divided by `factor`, rounded away from it so that it changes, within the range."""
+        up = random.choice((-1, 1)) > 0
+        moved = math.ceil(value * factor) if up else math.floor(value / factor)
+        return min(max(moved, self.low), self.high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One of `values`, in an order that neighbours may mean something in: a perturbation moves to the next one."""
+
+    values: tuple[Value, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.values) < 2:
+            raise ValueError(f"Choice needs at least 2 values, got {len(self.values)}")
+
+    def distribution(self) -> BaseDistribution:
+        return CategoricalDistribution(range(len(self.values)))  # by place: a value may be a whole config class
+
+    def extremes(self) -> tuple[Value, ...]:
+        return self.values
+
+    def grid(self) -> tuple[Value, ...]:
+        return self.values
+
+    def draw(self, random: np.random.Generator) -> Value:
+        return self.values[int(random.integers(len(self.values)))]
+
+    def perturb(self, value: Value, factor: float, random: np.random.Generator) -> Value:
+        """A neighbour of `value`; `factor` has no meaning here."""
+        place = self.values.index(value) + int(random.choice((-1, 1)))
+        return self.values[min(max(place, 0), len(self.values) - 1)]
+
+
+Dimension = Uniform | Integer | Choice
+Space = Mapping[str, Dimension]
+
+
+def distributions(space: Space) -> dict[str, BaseDistribution]:
+    """The space as Optuna's distributions."""
+    return {path: dimension.distribution() for path, dimension in space.items()}
+
+
+def to_optuna(space: Space, parameters: Parameters) -> dict[str, Any]:
+    """Values as Optuna's distributions hold them: a choice by its place."""
+    found = {}
+    for path, dimension in space.items():
+        value = parameters[path]
+        found[path] = dimension.values.index(value) if isinstance(dimension, Choice) else value
+    return found
+
+
+def from_optuna(space: Space, suggested: Mapping[str, Any]) -> dict[str, Value]:
+    """The inverse of `to_optuna`."""
+    found = {}
+    for path, dimension in space.items():
+        found[path] = dimension.values[suggested[path]] if isinstance(dimension, Choice) else suggested[path]
+    return found
+
+
+def grid(space: Space) -> Iterator[dict[str, Value]]:
+    """Every combination, the last setting varying fastest. Raises ValueError for a setting without whole values."""
+    axes = []
+    for path, dimension in space.items():
+        try:
+            axes.append(dimension.grid())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    for values in product(*axes):
+        yield dict(zip(space, values, strict=True))
+
+
+def _require_range(low: float, high: float, log: bool) -> None:
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"a range needs finite low < high, got {low} and {high}")
+    if log and low <= 0:
+        raise ValueError(f"a range in logarithms needs low > 0, got {low}")

@@ -1,0 +1,170 @@
+"""A sweep, completely: what is varied in which recipe, what is best, who is stopped early, what may be spent."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tuning.sweeps
+from tuning.population import Population
+from tuning.search import GridSearch, SearchConfig, TpeSearch
+from tuning.space import Dimension, grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """A metric that the training reports, and which way is better."""
+
+    metric: str
+    direction: Literal["min", "max"]
+
+    def better(self, one: float, other: float) -> bool:
+        return one < other if self.direction == "min" else one > other
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToTheEnd:
+    """No early stopping: every trial runs all its steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asha:
+    """Asynchronous successive halving (Li et al., 2020, arXiv 1810.05934), as Ray Tune has it.
+
+    At `grace_steps` optimizer steps, and at every multiple of it by `reduction_factor`, a trial goes on only if it
+    is among the best 1 / reduction_factor of those that have come so far. It needs losses there: loop.evaluate_every.
+    """
+
+    grace_steps: int = 10
+    reduction_factor: int = 3
+
+    def __post_init__(self) -> None:
+        if self.grace_steps < 1 or self.reduction_factor < 2:
+            raise ValueError(
+                f"Asha needs grace_steps >= 1 and reduction_factor >= 2, "
+                f"got {self.grace_steps} and {self.reduction_factor}"
+            )
+
+
+SchedulerConfig = ToTheEnd | Asha | Population
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """trials: points of the space; each is trained under every seed.
+
+    wall_s: seconds that one call of the command may take; gpu_hours: of all trials and all calls together. At either
+    limit trials stop where they are, and a larger budget with --resume lets them go on.
+    """
+
+    trials: int
+    wall_s: float | None = None
+    gpu_hours: float | None = None
+
+    def __post_init__(self) -> None:
+        limits = [limit for limit in (self.wall_s, self.gpu_hours) if limit is not None]
+        if self.trials < 1 or any(limit <= 0 for limit in limits):
+            raise ValueError(f"a budget needs trials >= 1 and limits above 0, got {self}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResources:
+    """What a trial that runs in one process holds; a trial that is a Ray Train job holds what its launch says."""
+
+    cpus: float = 1
+    gpus: float = 0
+
+    def __post_init__(self) -> None:
+        if self.cpus < 0 or self.gpus < 0:
+            raise ValueError(f"a trial cannot hold {self.cpus} CPUs and {self.gpus} GPUs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """space: dotted paths of the recipe's experiment -> what they range over; settings: laid over the recipe first.
+
+    retries: how often a trial whose process died is started again, from its own checkpoint.
+    """
+
+    name: str
+    recipe: str
+    space: Mapping[str, Dimension]
+    objectives: tuple[Objective, ...]
+    budget: Budget
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    search: SearchConfig = field(default_factory=TpeSearch)
+    scheduler: SchedulerConfig = field(default_factory=ToTheEnd)
+    resources: TrialResources = field(default_factory=TrialResources)
+    concurrency: int = 1
+    seeds: tuple[int, ...] = (0,)
+    retries: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.space or not self.objectives:
+            raise ValueError(f"sweep {self.name} needs at least one setting to vary and one objective")
+        if self.concurrency < 1 or not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"sweep {self.name} needs concurrency >= 1 and different seeds, got {self.seeds}")
+        twice = sorted(set(self.space) & set(self.settings))
+        if twice:
+            raise ValueError(f"sweep {self.name} both varies and sets {', '.join(twice)}")
+        if len(self.objectives) > 1 and not isinstance(self.scheduler, ToTheEnd):
+            raise ValueError(
+                f"sweep {self.name} has {len(self.objectives)} objectives, and {type(self.scheduler).__name__} "
+                f"compares trials by one: use ToTheEnd, or keep one objective"
+            )
+        if isinstance(self.search, GridSearch):
+            next(grid(self.space))  # says which setting has no whole values
+        if isinstance(self.scheduler, Population):
+            self._require_population()
+
+    @property
+    def directions(self) -> list[str]:
+        return [objective.direction for objective in self.objectives]
+
+    @property
+    def num_trials(self) -> int:
+        """Trials in all: points times seeds; a grid ends where it is complete."""
+        points = self.budget.trials
+        if isinstance(self.search, GridSearch):
+            points = min(points, sum(1 for _ in grid(self.space)))
+        return points * len(self.seeds)
+
+    def _require_population(self) -> None:
+        if self.budget.trials < 2 or len(self.seeds) > 1:
+            raise ValueError(
+                f"sweep {self.name} trains a population: it needs at least 2 trials and one seed, "
+                f"got {self.budget.trials} and {len(self.seeds)}"
+            )
+
+
+def sweep_names() -> list[str]:
+    """The sweeps that are shipped, by file name."""
+    return sorted(module.name for module in pkgutil.iter_modules(tuning.sweeps.__path__))
+
+
+def load_sweep(name: str) -> Sweep:
+    """The sweep of a name in `sweep_names()`, or of a Python file of your own that has a function sweep().
+
+    Raises ModuleNotFoundError for another name and ValueError for a file that does not define a sweep.
+    """
+    module: Any
+    if name.endswith(".py"):
+        path = Path(name)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no sweep file {name}")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        module = importlib.import_module(f"tuning.sweeps.{name}")
+    make: Callable[[], Sweep] | None = getattr(module, "sweep", None)
+    found = make() if callable(make) else None
+    if not isinstance(found, Sweep):
+        raise ValueError(f"{name} has no function sweep() that returns a tuning.sweep.Sweep")
+    return found

@@ -1,0 +1,282 @@
+"""A sweep on Ray Tune: Tune places and supervises the trials; what comes next and what is known is our ledger's.
+
+A trial is any function of (TrialTask, report). `report` hands metrics to the sweep and does not return where the trial
+is stopped early. Everything that Tune keeps for itself goes to a scratch folder: a sweep resumes from the ledger.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any, Literal
+
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from tuning.ledger import Ledger, TrialRecord
+from tuning.plan import Clone, Generations, IndependentTrials, Plan
+from tuning.population import Population
+from tuning.sweep import Asha, Sweep
+
+QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # not every report holds an objective
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the old output is silent at verbose=0, the new one is not
+}
+ENDED, FAILURE = "trial_ended", "trial_failure"  # of our own in the reports, beside the training's metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialTask:
+    """What a trial is asked: train `parameters` under `seed` in `output`, continuing what is there, up to `until`."""
+
+    number: int
+    seed: int
+    parameters: Mapping[str, Any]
+    output: str
+    until: int | None = None
+
+
+Report = Callable[[Mapping[str, float]], None]
+TrialFunction = Callable[[TrialTask, Report], Mapping[str, float]]
+"""Returns the last metrics, with "step", also where an earlier attempt had left nothing to train."""
+Outcome = Literal["complete", "budget", "interrupted"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRun:
+    """How a sweep's trials are run.
+
+    num_steps: optimizer steps of a whole training; cpus, gpus: what one trial's own process holds;
+    gpus_charged: GPUs that count against the budget while one trial runs; changed: called after every event.
+    """
+
+    function: TrialFunction
+    num_steps: int
+    clone: Clone
+    cpus: float = 1
+    gpus: float = 0
+    gpus_charged: float = 0
+    changed: Callable[[], None] = lambda: None
+
+
+def run_sweep(sweep: Sweep, ledger: Ledger, run: TrialRun) -> Outcome:
+    """Run what the ledger does not hold as ended; whether all of it ended, or a budget or Ctrl-C came first.
+
+    Ray must be connected. Trials that fail are recorded, not raised.
+    """
+    os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are in the ledger, in one sentence
+    plan, spent = make_plan(sweep, ledger, run), _Spent(sweep, ledger, run)
+    with ledger.scratch() as (path, files):
+        storage = {"storage_path": path, "storage_filesystem": files}
+        _tuner(sweep, ledger, run, plan, stop=spent, **storage).fit()
+    if plan.done and all(record.ended for record in ledger.trials.values()):
+        return "complete"
+    for record in ledger.ordered():
+        if record.state == "running":
+            ledger.put(replace(record, state="interrupted"))
+    return "budget" if spent.stop_all() else "interrupted"
+
+
+def _tuner(sweep: Sweep, ledger: Ledger, run: TrialRun, plan: Plan, **where: Any) -> tune.Tuner:
+    return tune.Tuner(
+        tune.with_resources(_trainable(run.function), {"cpu": run.cpus, "gpu": run.gpus}),
+        tune_config=tune.TuneConfig(
+            search_alg=_Suggestions(plan, ledger),
+            scheduler=_scheduler(sweep, ledger, run.num_steps),
+            num_samples=-1,  # until the plan is done
+            max_concurrent_trials=sweep.concurrency,
+            reuse_actors=run.gpus == 0,  # the next trial in the same process: imports take longer than small trials
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name="trials",
+            **where,
+            failure_config=tune.FailureConfig(max_failures=sweep.retries),
+            callbacks=[_Recorder(sweep, ledger, run)],
+            verbose=0,
+        ),
+    )
+
+
+def make_plan(sweep: Sweep, ledger: Ledger, run: TrialRun) -> Plan:
+    if isinstance(sweep.scheduler, Population):
+        return Generations(sweep, ledger, num_steps=run.num_steps, clone=run.clone)
+    return IndependentTrials(sweep, ledger)
+
+
+def _trainable(function: TrialFunction) -> Callable[[dict[str, Any]], None]:
+    """What Tune runs in a process of its own."""
+
+    def trial(config: dict[str, Any]) -> None:
+        try:
+            last = function(TrialTask(**config["task"]), lambda metrics: tune.report(dict(metrics)))
+        except Exception as error:
+            tune.report({FAILURE: f"{type(error).__name__}: {error}"})
+            raise
+        tune.report({**last, ENDED: True})
+
+    return trial
+
+
+class _Suggestions(Searcher):
+    """The plan, as Tune asks for it."""
+
+    def __init__(self, plan: Plan, ledger: Ledger) -> None:
+        super().__init__()
+        self._plan, self._ledger = plan, ledger
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        record = self._plan.next()
+        if record is None:
+            return self.FINISHED if self._plan.done else None
+        self._ledger.put(replace(record, state="running", attempts=record.attempts + 1))
+        task = TrialTask(
+            number=record.number,
+            seed=record.seed,
+            parameters=dict(record.parameters),
+            output=self._ledger.output(record.number),
+            until=record.until,
+        )
+        return {"task": vars(task)}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        pass  # the recorder has it
+
+    def save(self, checkpoint_path: str) -> None:
+        with open(checkpoint_path, "w") as file:
+            file.write("the state of the search is the ledger\n")
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a sweep resumes from its ledger")
+
+
+class _Recorder(tune.Callback):
+    """Writes what happens to trials into the ledger."""
+
+    def __init__(self, sweep: Sweep, ledger: Ledger, run: TrialRun) -> None:
+        self._ledger, self._num_steps, self._changed = ledger, run.num_steps, run.changed
+        self._objectives = [objective.metric for objective in sweep.objectives]
+        self._counted: dict[str, float] = {}  # seconds of an attempt that are in its record
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks and never reads ours back
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        before = self._ledger.trials[number_of(trial)]
+        objectives = {name: float(result[name]) for name in self._objectives if name in result}
+        record = before.reported(int(result.get("step", before.step)), objectives)
+        seconds, counted = float(result["time_total_s"]), self._counted.get(trial.trial_id, 0.0)
+        record = replace(record, seconds=record.seconds + seconds - (counted if counted <= seconds else 0.0))
+        self._counted[trial.trial_id] = seconds
+        record = self._judged(record, result)
+        if objectives or record.state != before.state:
+            self._ledger.put(record)
+        else:
+            self._ledger.trials[record.number] = record
+        self._changed()
+
+    def _judged(self, record: TrialRecord, result: Mapping[str, Any]) -> TrialRecord:
+        """`record` in the state that this report, and the scheduler's decision on it, put it into."""
+        if FAILURE in result:
+            return replace(record, reason=" ".join(str(result[FAILURE]).split()))
+        if ENDED in result:
+            missing = [name for name in self._objectives if record.last(name) is None]
+            if missing:
+                known = ", ".join(sorted(key for key, value in result.items() if isinstance(value, float)))
+                return replace(record, state="failed", reason=f"it never reported {missing[0]}, only {known}")
+            pauses = record.until is not None and record.until < self._num_steps
+            return replace(record, state="paused" if pauses else "finished", reason="")
+        if result.get("done"):
+            return replace(record, state="stopped", reason=f"not among the best at step {record.step}")
+        return record
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._changed()
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        record = self._ledger.trials[number_of(trial)]
+        reason = record.reason or "its process died: killed, or out of memory"
+        self._ledger.put(replace(record, state="failed", reason=reason))
+        self._changed()
+
+
+class _Spent(tune.Stopper):
+    """Stops everything when the wall time or the GPU hours are used up."""
+
+    def __init__(self, sweep: Sweep, ledger: Ledger, run: TrialRun) -> None:
+        self._budget, self._ledger = sweep.budget, ledger
+        self._gpus, self._began = run.gpus_charged, time.monotonic()
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        wall_s, gpu_hours = self._budget.wall_s, self._budget.gpu_hours
+        if wall_s is not None and time.monotonic() - self._began > wall_s:
+            return True
+        used = sum(record.seconds for record in self._ledger.trials.values()) * self._gpus / 3600
+        return gpu_hours is not None and used > gpu_hours
+
+
+class _NumberedAsha(ASHAScheduler):
+    """Ray's ASHA, with trials known by their number: a continued trial is compared as the one that it was."""
+
+    def replay(self, ledger: Ledger, metric: str) -> None:
+        """Learn what earlier attempts have reported."""
+        for record in ledger.ordered():
+            trial = SimpleNamespace(config={"task": {"number": record.number}})
+            self.on_trial_add(None, trial)
+            for report in record.reports:
+                if metric in report.values:
+                    self.on_trial_result(None, trial, {"step": report.step, metric: report.values[metric]})
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, _named(trial))
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if ENDED in result or FAILURE in result:
+            return TrialScheduler.CONTINUE
+        return super().on_trial_result(tune_controller, _named(trial), result)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        super().on_trial_complete(tune_controller, _named(trial), result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_remove(tune_controller, _named(trial))
+
+
+def _scheduler(sweep: Sweep, ledger: Ledger, num_steps: int) -> TrialScheduler:
+    if not isinstance(sweep.scheduler, Asha):
+        return FIFOScheduler()
+    objective = sweep.objectives[0]
+    asha = _NumberedAsha(
+        time_attr="step",
+        metric=objective.metric,
+        mode=objective.direction,
+        max_t=max(sweep.scheduler.grace_steps, num_steps - 1),  # at the last step there is nothing left to save
+        grace_period=sweep.scheduler.grace_steps,
+        reduction_factor=sweep.scheduler.reduction_factor,
+        stop_last_trials=False,  # a trial at its last step has yet to write its checkpoint
+    )
+    asha.replay(ledger, objective.metric)
+    return asha
+
+
+def number_of(trial: Any) -> int:
+    return trial.config["task"]["number"]
+
+
+def _named(trial: Any) -> Any:
+    return SimpleNamespace(trial_id=str(number_of(trial)))
