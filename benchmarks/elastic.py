@@ -65,7 +65,7 @@ def differences(fixed: Path, elastic: Path) -> list[str]:
         found.append(f"the samples differ, first at step {min(step for step in one if one[step] != two.get(step))}")
     ids = sorted(sample[0] for step in two.values() for sample in step)
     if ids != list(range(len(ids))):
-        found.append("samples were repeated and others skipped")
+        found.append("the samples trained on are not the first of the run, each once")
     losses = [_losses(run) for run in (fixed, elastic)]
     far = [s for s in losses[0] if abs(losses[1].get(s, 0.0) - losses[0][s]) > TOLERANCE * losses[0][s]]
     if far:

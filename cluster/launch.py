@@ -35,7 +35,8 @@ class RayLaunch:
     """Where and on how many workers to train.
 
     num_workers: a number, or (least, most): training goes on with as many as there are nodes for. A node that joins is
-        taken in at the next look, one that leaves counts as a failure; both continue from the newest checkpoint.
+        taken in at the next look, one that leaves counts as a failure (give max_failures); either way training goes on
+        from the newest checkpoint.
     max_failures: how often the workers are started again after one died; -1 without limit.
     storage_path: where Ray Train keeps its own small state; on several nodes a shared path or URL.
     collective_timeout_s: how long a worker waits for the others before it gives up.

@@ -1,8 +1,11 @@
-"""python -m cluster.preflight python=3.11 ray=2.60 ... -- COMMAND: on the cluster, is this the environment that the
-submitter has? Then COMMAND takes this process's place; else one sentence says what differs, and the exit code is 3.
+"""`python -m cluster.preflight python=3.11 ray=2.60 ... -- COMMAND` on a cluster: is its environment the submitter's?
 
-Runs on whatever Python the cluster has: nothing here needs a new one, or a package.
+If so, COMMAND takes this process's place; else one sentence says what differs, and the exit code is 3.
+
+Runs on whatever Python the cluster has, from 3.8: nothing here needs a newer one, or a package.
 """
+
+from __future__ import annotations
 
 import importlib.metadata
 import os
@@ -12,7 +15,7 @@ import sys
 MISMATCH = 3
 
 
-def differences(wanted):
+def differences(wanted: dict[str, str]) -> list[str]:
     """Sentences about what is missing here, or of another minor version; `wanted` maps distributions to versions."""
     found = []
     for name, version in wanted.items():
@@ -24,14 +27,15 @@ def differences(wanted):
     return found
 
 
-def _installed(name):
+def _installed(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def main(arguments):
+def main(arguments: list[str]) -> int:
+    """The exit code, where something differs; else this does not return."""
     split = arguments.index("--")
     wanted = dict(word.split("=", 1) for word in arguments[:split])
     found = differences(wanted)

@@ -18,7 +18,7 @@ from cluster.shards import read_weights
 from cluster.storage import Checkpoint, CheckpointFolder
 from pipelines.bundle import DESCRIPTION, WEIGHTS, TrainedModel, read_bundle
 from pipelines.models import ModelConfig, model_config
-from preprocessing.episode_store import is_local
+from preprocessing.shard_files import is_local
 from rt_models.spec import Contract
 
 Which = Literal["averaged", "last"]

@@ -26,7 +26,7 @@ COMMANDS = {
     "serve": "answer camera frames with actions over HTTP",
     "submit": "run a command on a Ray cluster and follow it",
     "list": "recipes, datasets and encoders",
-    "doctor": "what this machine has, and what will work on it",
+    "doctor": "what this machine or a cluster has, and whether a recipe will fit",
 }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -32,6 +33,9 @@ Store = EpisodeStore | WebStore
 
 _TEXTS_LEARNT_FROM = 200_000
 _INSTRUCTION_WEIGHT = 20
+_NO_INSTRUCTION = "nothing"  # stands in a prompt that is not trained on
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +58,12 @@ class CoFineTuningConfig:
         """{instruction: plan}. Raises ValueError where the file holds something else."""
         if not self.plans:
             return {}
-        plans = json.loads(Path(self.plans).read_text())
+        try:
+            plans = json.loads(Path(self.plans).read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{self.plans} is no JSON ({error}): it must hold one object of instruction: plan"
+            ) from error
         if not isinstance(plans, dict) or not all(isinstance(plan, str) for plan in plans.values()):
             raise ValueError(f"{self.plans} must hold one JSON object of instruction: plan")
         return plans
@@ -119,16 +128,20 @@ def texts(stores: Sequence[Store], config: RT2TextConfig) -> Iterator[str]:
                 yield f"{asked} {answer}"
 
 
-def require_room(stores: Sequence[Store], text: RT2Text) -> None:
-    """Raise ValueError unless every instruction and example fits into the model's context."""
+def require_room(stores: Sequence[Store], text: RT2Text, plans: Mapping[str, str]) -> None:
+    """Raise ValueError unless every instruction, plan and example fits into the model's context."""
+    nothing = np.zeros(text.spec.size, np.float32), np.ones(text.spec.size, bool)
     for store in stores:
         if isinstance(store, EpisodeStore):
-            for instruction in store.instruction_texts:
-                text.robot(instruction, np.zeros(text.spec.size, np.float32), np.ones(text.spec.size, bool))
+            empty = [line for line in store.instruction_texts if not line.strip()]
+            if empty:
+                log.warning("%s has steps without an instruction: RT-2 does not train on them", store.root)
+            for instruction in set(store.instruction_texts) - set(empty):
+                text.robot(instruction, *nothing, plans.get(instruction, ""))
             continue
         for prompts, answers, _ in store.texts():
             for prompt, answer in zip(prompts, answers, strict=True):
-                if len(prompt) + len(answer) > text.max_tokens // 2:  # else it fits, byte by byte, with its template
+                if len((prompt + answer).encode()) > text.max_tokens // 4:  # else it fits, with its template
                     text.web(prompt, answer)
 
 
@@ -160,6 +173,7 @@ class CoFineTuningReader:
         self._instructions = _Instructions(robots)
         self._web = WebReader(web, frame_size=self._frame_size, config=config)
         self._plans = mix.read_plans()
+        self._answer_tokens = len(text.field_dims) + 1
         self.store_rows = [_size(store) for store in stores]
         self._first_row = np.concatenate([[0], np.cumsum(self.store_rows)])
         self._is_robot = np.array([isinstance(store, EpisodeStore) for store in stores])
@@ -173,9 +187,8 @@ class CoFineTuningReader:
         store_B, own_B = self._locate(rows)
         lengths = np.zeros(len(rows), np.int64)
         robot_B = self._is_robot[store_B]
-        nothing = np.zeros(self._text.spec.size, np.float32), np.ones(self._text.spec.size, bool)
         for place, instruction in zip(np.flatnonzero(robot_B), self._instructions.of(own_B[robot_B]), strict=True):
-            lengths[place] = len(self._text.robot(instruction, *nothing).ids)
+            lengths[place] = len(self._text.robot_prompt(instruction or _NO_INSTRUCTION)) + self._answer_tokens
         for place, web in zip(np.flatnonzero(~robot_B), self._web.texts(own_B[~robot_B]), strict=True):
             lengths[place] = len(self._text.web(web.prompt, web.answer).ids)
         return lengths
@@ -252,9 +265,10 @@ class CoFineTuningReader:
         columns["action"][places], columns["action_mask"][places] = read["action"][:, -1], read["action_mask"]
         columns["episode"][places], columns["step"][places] = read["episode"], read["step"]
         for place, instruction in zip(places, self._instructions.of(own_B[places]), strict=True):
+            columns["trained"][place] &= instruction != ""
             plan = self._plan(instruction, int(sample_ids[place]))
             action_A, mask_A = columns["action"][place], columns["action_mask"][place]
-            examples[place] = self._text.robot(instruction, action_A, mask_A, plan)
+            examples[place] = self._text.robot(instruction or _NO_INSTRUCTION, action_A, mask_A, plan)
         return columns
 
     def _web_columns(
@@ -291,23 +305,17 @@ class _Instructions:
         self._group = lru_cache(4096)(self._read_group)
 
     def of(self, rows: np.ndarray) -> list[str]:
-        """The instruction of each row (B,), counted through the stores."""
+        """The instruction of each row (B,), counted through the stores; "" for none."""
         shard_B = np.searchsorted(self._first_row, rows, side="right") - 1
         found = []
         for shard, inside in zip(shard_B, rows - self._first_row[shard_B], strict=True):
             number, own = self._shards[shard]
             store = self._stores[number]
             group, place = divmod(int(inside), store.shards[own].row_group_rows)
-            found.append(store.instruction_texts[int(self._group(number, own, group)[place])])
+            found.append(store.instruction_texts[int(self._group(number, own, group)[place])].strip())
         return found
 
     def _read_group(self, number: int, shard: int, group: int) -> np.ndarray:
         """int64: places in the store's instruction table."""
         table = self._stores[number].read_rows(shard, group, ["instruction"])
         return np.searchsorted(self._stores[number].instruction_ids, table["instruction"].to_numpy())
-
-
-def padding_share(batches: Sequence[Mapping[str, torch.Tensor]]) -> float:
-    """The share of token places that are padding, over micro-batches."""
-    places = sum(batch["token_mask"].numel() for batch in batches)
-    return 1 - sum(int(batch["token_mask"].sum()) for batch in batches) / places

@@ -24,8 +24,8 @@ from pipelines.forecast import Forecast, forecast
 from pipelines.machine import Machine, disk_free, examine, examine_nodes
 from pipelines.tracking import tracking_uri
 from pipelines.train import absolute, chosen_experiment
-from pipelines.training_data import training_contract
-from preprocessing.episode_store import EpisodeStore
+from pipelines.training_data import resolved, training_contract
+from preprocessing.web_store import open_store
 
 EXTRAS = {"use": "tensorflow", "sim": "metaworld", "vlm": "transformers", "jax": "tensorstore"}
 MARKS = {"ok": "ok", "note": "note", "fail": "FAIL"}
@@ -112,10 +112,11 @@ def _plan(given: MachineArguments) -> tuple[Forecast | None, Check | None]:
     if not isinstance(given, RunArguments):
         return None, None
     try:
-        stores = [EpisodeStore.open(absolute(path), split="train") for path in given.data]
+        stores = [open_store(absolute(path), split="train") for path in given.data]
+        experiment = resolved(given.experiment, stores) if stores else given.experiment
         if stores:
-            training_contract(given.experiment, stores)
-        return forecast(given.experiment, stores), None
+            training_contract(experiment, stores)
+        return forecast(experiment, stores), None
     except (ValueError, OSError) as error:
         return None, Check(name="run", found=" ".join(str(error).split()), verdict="fail")
 

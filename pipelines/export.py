@@ -17,7 +17,7 @@ import tyro
 from pipelines.arguments import parse
 from pipelines.bundle import DESCRIPTION, WEIGHTS, TrainedModel, write_bundle
 from pipelines.checkpoints import Which, load_trained
-from preprocessing.episode_store import is_local
+from preprocessing.shard_files import is_local
 
 
 @dataclass(frozen=True, kw_only=True)

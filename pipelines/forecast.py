@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cluster.engine import DeepSpeedEngineConfig
 from cluster.zero import STAGES, state_bytes
+from pipelines.co_fine_tuning import Store
 from pipelines.experiment import Experiment
 from preprocessing.episode_store import EpisodeStore
 from rt_models.rt1 import RT1Config
@@ -48,7 +49,7 @@ class Forecast:
     steps: int
     samples: int
     samples_per_epoch: int | None
-    """None without stores."""
+    """All that the stores hold; None without stores."""
 
     @property
     def disk(self) -> int:
@@ -67,7 +68,7 @@ class Forecast:
         return {**asdict(self), "disk": self.disk, "epochs": self.epochs}
 
 
-def forecast(experiment: Experiment, stores: Sequence[EpisodeStore]) -> Forecast:
+def forecast(experiment: Experiment, stores: Sequence[Store]) -> Forecast:
     """Raises ValueError where the batch sizes do not fit the number of workers."""
     loop, sizes = experiment.loop, experiment.launch.sizes
     least, most = sizes[0], sizes[-1]
@@ -91,8 +92,13 @@ def forecast(experiment: Experiment, stores: Sequence[EpisodeStore]) -> Forecast
         checkpoints_kept=loop.keep_last,
         steps=loop.steps,
         samples=loop.steps * loop.global_batch,
-        samples_per_epoch=sum(int(store.manifest["counts"]["steps"]) for store in stores) or None,
+        samples_per_epoch=sum(map(_samples, stores)) or None,
     )
+
+
+def _samples(store: Store) -> int:
+    """Windows of a robot store, examples of one of web data."""
+    return sum(shard.rows for shard in store.shards) if isinstance(store, EpisodeStore) else store.index.num_rows
 
 
 def _sizes(model: nn.Module, freeze: tuple[str, ...]) -> tuple[int, int]:

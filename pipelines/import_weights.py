@@ -25,7 +25,8 @@ from pipelines.export import publish_bundle, require_new
 from pipelines.train import absolute
 from pipelines.train_loop import git_revision
 from preprocessing.embeddings import USE_ENCODER
-from preprocessing.episode_store import EpisodeStore, is_local
+from preprocessing.episode_store import EpisodeStore
+from preprocessing.shard_files import is_local
 from rt_models.flax_checkpoint import find_flax, read_flax
 from rt_models.rt1_weights import from_flax
 from rt_models.spec import ActionSpec, Contract, ContractMismatch, Identity, ImageRecipe, merge_contracts

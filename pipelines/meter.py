@@ -32,7 +32,7 @@ class Meter:
     def _restart(self, waited_s: float) -> None:
         self._began, self._waited_s = time.perf_counter(), waited_s
         self._losses: list[Tensor] = []
-        self._samples = self._frames = 0
+        self._samples = self._frames = self._token_places = self._tokens = 0
         self._flops = 0.0
         self._by_store_S3 = torch.zeros(len(self._names), 3, dtype=torch.float64, device=self._context.device)
 
@@ -42,6 +42,9 @@ class Meter:
         self._samples += len(batch["sample_id"])
         self._frames += frames
         self._flops += self._cost.training_flops(batch, frames)
+        if "token_mask" in batch:
+            self._token_places += batch["token_mask"].numel()
+            self._tokens += int(batch["token_mask"].sum())
 
     def add(self, batch: Mapping[str, Tensor], loss: Tensor, row_losses_B: Tensor | None) -> None:
         """The same on the device, with what came out. A loss that is not finite belongs to a step that was skipped."""
@@ -52,17 +55,22 @@ class Meter:
             columns_B3 = torch.stack([torch.ones_like(tokens_B), tokens_B, rows_B], dim=1)
             self._by_store_S3.index_add_(0, batch["source" if "source" in batch else "store"], columns_B3)
 
+    def leave_out(self, seconds: float) -> None:
+        """Time that was not spent on training."""
+        self._began += seconds
+
     def metrics(self, waited_s: float) -> dict[str, float]:
         """Over all ranks; `waited_s` is how long this rank has waited for data since the start of the run."""
         seconds = time.perf_counter() - self._began
         losses = torch.stack(self._losses)
         mine = {
-            "loss": float(losses[losses.isfinite()].mean()),
+            "loss": losses[losses.isfinite()].mean().item(),  # NaN where every step was skipped
             "waiting": (waited_s - self._waited_s) / seconds,
             "utilisation": self._flops / (seconds * self._peak),
             "memory_gb": memory_gb(self._context.device),
             "samples_per_s": self._samples / seconds,
             "frames_per_s": self._frames / seconds,
+            "padding": 1 - self._tokens / self._token_places if self._token_places else None,
             "stores": self._by_store_S3.tolist(),
         }
         ranks = self._context.gather(mine)
@@ -81,6 +89,8 @@ def _mean_over_ranks(ranks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         "waiting_share": mean("waiting"),
         "memory_gb": max(rank["memory_gb"] for rank in ranks),
     }
+    if ranks[0]["padding"] is not None:
+        found["padding_share"] = mean("padding")
     utilisation = mean("utilisation")
     return found | ({"flops_utilisation": utilisation} if utilisation else {})
 

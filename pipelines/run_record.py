@@ -100,6 +100,10 @@ class RunRecord:
         if self._wandb is not None:
             self._wandb.add(metrics, step)
 
+    def add_details(self, metrics: Mapping[str, float], step: int) -> None:
+        """For MLflow alone."""
+        self._mlflow.add(metrics, step)
+
     def _system_metrics(self) -> dict[str, float]:
         """Now and then: they tell of the machine, not of the step."""
         now = time.monotonic()

@@ -115,4 +115,7 @@ def require_same_run(found: Checkpoint, contract: Contract, experiment: Experime
 
 
 # Beginnings of the settings that a resumed run must not change.
-FIXED = ("model.", "freeze", "loop.seed", "loop.lanes", "loop.global_batch", "loop.segment_windows", "mixture.")
+FIXED = (
+    *("model.", "freeze", "mixture.", "co_fine_tuning"),
+    *("loop.seed", "loop.lanes", "loop.global_batch", "loop.segment_windows"),
+)

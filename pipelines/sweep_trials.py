@@ -6,33 +6,46 @@ Ray Tune runs trials in processes of their own, alone (`InProcess`) or as a Ray 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 
 from cluster.context import LocalContext
 from cluster.manifest import MANIFEST, Manifest
 from cluster.storage import CheckpointFolder
+from pipelines.checkpoints import load_trained
+from pipelines.evaluate import EvaluationConfig, score
 from pipelines.experiment import Experiment, InProcess
 from pipelines.run_record import known_run
 from pipelines.serialization import from_plain
 from pipelines.starting_point import FIXED
-from pipelines.train import run_training
+from pipelines.tracking import RunMetrics
+from pipelines.train import check_job, run_training
 from pipelines.train_loop import TrainJob
+from pipelines.training_data import resolved
+from preprocessing.episode_store import EpisodeStore
+from preprocessing.web_store import WebStore, open_store
 from tuning.population import Population
 from tuning.space import Space
-from tuning.sweep import Asha, Sweep
+from tuning.sweep import Asha, Sweep, ToTheEnd
 from tuning.tuner import Report, TrialTask
+
+SCORES = {"token_accuracy", "vqa_accuracy"}  # objectives that an evaluation after the training measures
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTrial:
-    """job: of the whole sweep, its experiment without the parameters of any trial. tags: of the trials' MLflow runs."""
+    """job: of the whole sweep, its experiment without the parameters of any trial. tags: of the trials' MLflow runs.
+
+    scores: whether to evaluate the trained model on the validation stores, for objectives that only that measures.
+    """
 
     job: TrainJob
+    scores: bool = False
     accepted: tuple[str, ...] = ()
     tags: Mapping[str, str]
 
@@ -49,8 +62,25 @@ class TrainingTrial:
         alone = isinstance(job.experiment.launch, InProcess)
         context, callbacks = (_ReportingContext(report), ()) if alone else (None, _reporting_callbacks())
         result = run_training(job, accepted=self.accepted, context=context, callbacks=callbacks)
+        if "stopped" in result:
+            raise RuntimeError(f"{result['stopped']}; rtp tune --resume --retry-failed continues it")
         metrics = {key: value for key, value in result.items() if isinstance(value, float)}
-        return metrics | {"step": result["steps"]}
+        return metrics | (scores(job) if self.scores else {}) | {"step": result["steps"]}
+
+
+def scores(job: TrainJob) -> dict[str, float]:
+    """The headline scores of the trained model on the validation stores, means over stores of a kind; in MLflow too."""
+    config, found = EvaluationConfig(bootstrap_samples=100, perturbations=False), dict[str, list[float]]()
+    trained = load_trained(job.output)
+    for path in job.validation:
+        report = score(trained, open_store(path, split="val"), config)
+        for name in SCORES & report.keys():
+            found.setdefault(name, []).append(report[name]["mean"])
+    means = {name: float(np.mean(values)) for name, values in found.items()}
+    record = RunMetrics(uri=job.tracking_uri, run_id=known_run(job.output) or "", output=job.output)
+    record.add(means, trained.step)
+    record.close()
+    return means
 
 
 class _ReportingContext(LocalContext):
@@ -86,18 +116,24 @@ def with_parameters(experiment: Experiment, parameters: Mapping[str, Any]) -> Ex
     return from_plain(Experiment, nested, base=experiment)
 
 
-def check_sweep(sweep: Sweep, experiment: Experiment, job: TrainJob) -> None:
-    """Raise ValueError for what can be known to go wrong before any trial starts: paths, types, ranges, schedule."""
+def check_sweep(sweep: Sweep, job: TrainJob, accepted: Collection[str] = ()) -> None:
+    """Raise ValueError for what can be known to go wrong before any trial starts: space, schedule, stores."""
+    experiment = job.experiment
     _check_space(sweep.space, experiment)
     if isinstance(sweep.scheduler, Population):
         fixed = [path for path in sweep.space if path.startswith(FIXED)]
         if fixed:
             raise ValueError(f"{fixed[0]} cannot change in the middle of a training, and Population does that")
+        if experiment.loop.patience:
+            raise ValueError("loop.patience ends trainings early, and a Population waits for all of them: set it to 0")
     for objective in sweep.objectives:
-        if objective.metric == "validation_loss":
+        if objective.metric in SCORES:
+            _check_scores(sweep, objective.metric, job)
+        elif objective.metric == "validation_loss":
             _check_validation(sweep, experiment, job)
         elif isinstance(sweep.scheduler, Asha) and objective.metric == "loss":
             _require_divides(experiment.loop.log_every, sweep.scheduler.grace_steps, "log_every", "grace_steps")
+    _check_stores(sweep.space, job, accepted)
 
 
 def _check_space(space: Space, experiment: Experiment) -> None:
@@ -107,6 +143,23 @@ def _check_space(space: Space, experiment: Experiment) -> None:
         for value in dimension.extremes():
             changed = with_parameters(experiment, {path: value})
             changed.require_sizes()
+
+
+def _check_stores(space: Space, job: TrainJob, accepted: Collection[str]) -> None:
+    """The checks of a training, for one point of the space."""
+    experiment = with_parameters(job.experiment, {path: dimension.extremes()[0] for path, dimension in space.items()})
+    stores = [open_store(path, split="train") for path in job.stores]
+    check_job(replace(job, experiment=resolved(experiment, stores)), stores, accepted)
+
+
+def _check_scores(sweep: Sweep, metric: str, job: TrainJob) -> None:
+    if not isinstance(sweep.scheduler, ToTheEnd):
+        raise ValueError(f"{metric} is measured once, after a training, so its sweep needs the scheduler ToTheEnd")
+    kinds = {type(open_store(path, split="val")) for path in job.validation}
+    wanted = EpisodeStore if metric == "token_accuracy" else WebStore
+    if wanted not in kinds:
+        what = "robot episodes" if wanted is EpisodeStore else "image-text examples"
+        raise ValueError(f"sweep {sweep.name} compares {metric}: give --validation a store of {what}")
 
 
 def _check_validation(sweep: Sweep, experiment: Experiment, job: TrainJob) -> None:

@@ -37,6 +37,7 @@ from pipelines.train_worker import train_worker
 from pipelines.training_data import resolved, training_contract
 from preprocessing.audit import audit, blocking, saved
 from preprocessing.episode_store import EpisodeStore
+from preprocessing.store_check import require_whole
 from preprocessing.web_store import open_store, robot_stores
 from rt_models.spec import Contract
 
@@ -75,9 +76,12 @@ def run_training(
 def check_job(job: TrainJob, stores: Sequence[Store], accepted: Collection[str]) -> Contract:
     """The contract of the run. Raises ValueError for whatever can be known to go wrong before a worker starts."""
     contract = training_contract(job.experiment, stores)
+    for store in stores:
+        require_whole(store)
     require_sound(robot_stores(stores), accepted)
     for store in robot_stores(open_store(path, split="val") for path in job.validation):
         contract.require_readable(store.contract, where=store.root)
+        require_whole(store)
     loop = job.experiment.loop
     if loop.patience and loop.best_by == "validation_loss" and not (job.validation and loop.evaluate_every):
         raise ValueError("loop.patience needs measurements: give --validation STORE and loop.evaluate_every")

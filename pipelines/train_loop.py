@@ -12,6 +12,7 @@ import logging
 import math
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,6 +189,7 @@ class _Session:
         metrics |= {"gradient_norm": gradient_norm, "learning_rate": self._learning_rate(self.step - 1)}
         if self.loop.on_nonfinite == "skip":
             metrics["skipped_steps"] = self.state.skipped
+            metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
         self._report(metrics)
         return metrics
 
@@ -201,7 +203,9 @@ class _Session:
     def _evaluate(self) -> dict[str, float]:
         if self.validation is None:
             return {}
+        began = time.perf_counter()
         metrics = {"validation_loss": self._validation_loss(self.validation)}
+        self.meter.leave_out(time.perf_counter() - began)
         self._report(metrics)
         return metrics
 
@@ -239,6 +243,7 @@ class _Session:
         self.saver.save(self.step, self._snapshot(), metadata, keep_last=self.loop.keep_last, keep_best_by=best_by)
         if self.record is not None:
             self.record.publish()
+            self.record.add_details({f"loader/{key}": value for key, value in self.loader.report().items()}, self.step)
 
     def _snapshot(self) -> Callable[[Path], None]:
         """Copies this rank's state; the returned function writes it from another thread, while training goes on."""

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from cluster.context import WorkerContext
-from pipelines.co_fine_tuning import CoFineTuningReader, Store, require_room, sample_shares, with_tokenizer
+from pipelines.co_fine_tuning import (
+    CoFineTuningConfig,
+    CoFineTuningReader,
+    Store,
+    require_room,
+    sample_shares,
+    with_tokenizer,
+)
 from pipelines.experiment import Experiment
 from preprocessing.episode_store import EpisodeStore
 from preprocessing.loading.loader import Loader, WindowReader
@@ -26,8 +34,13 @@ def resolved(experiment: Experiment, stores: Sequence[Store]) -> Experiment:
         return experiment
     if isinstance(model, RT2Config):
         model = with_tokenizer(model, stores)
-    require_room(stores, model.build_text())
-    return replace(experiment, model=model)
+    mix = experiment.co_fine_tuning
+    if mix is None:
+        raise ValueError(f"{experiment.name}: an RT-2 needs co_fine_tuning, and its recipe sets none")
+    if mix.plans:
+        mix = replace(mix, plans=str(Path(mix.plans).absolute()))  # workers run in other folders
+    require_room(stores, model.build_text(), mix.read_plans())
+    return replace(experiment, model=model, co_fine_tuning=mix)
 
 
 def training_contract(experiment: Experiment, stores: Sequence[Store]) -> Contract:
@@ -56,9 +69,7 @@ def open_reader(
     for store in robots:
         contract.require_readable(store.contract, where=store.root)
     if not isinstance(experiment.model, RT1Config):
-        mix = experiment.co_fine_tuning
-        if mix is None:
-            raise ValueError(f"{experiment.name}: an RT-2 needs co_fine_tuning, and its recipe sets none")
+        mix = experiment.co_fine_tuning or CoFineTuningConfig()
         text = experiment.model.build_text()
         return CoFineTuningReader(stores, contract, text, mix=mix, config=experiment.loader)
     transforms = [contract.dataset(store.contract.datasets[0].name).transform for store in robots]

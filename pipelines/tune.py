@@ -20,7 +20,7 @@ from pipelines.experiment import Experiment
 from pipelines.serialization import did_you_mean, flatten, from_plain, members, to_plain
 from pipelines.sweep_table import SweepTable
 from pipelines.sweep_tracking import close_trials, open_parent, publish
-from pipelines.sweep_trials import TrainingTrial, check_sweep, clone_checkpoint, with_parameters
+from pipelines.sweep_trials import SCORES, TrainingTrial, check_sweep, clone_checkpoint, with_parameters
 from pipelines.tracking import tracking_uri
 from pipelines.train import absolute
 from pipelines.train_loop import TrainJob
@@ -98,7 +98,7 @@ def tune(
 
     Raises ValueError for what can be known to go wrong before any trial starts.
     """
-    check_sweep(sweep, job.experiment, job)
+    check_sweep(sweep, job, accepted)
     ledger = Ledger.load(job.output)
     parent = _begin(sweep, job, ledger, resume=resume)
     if retry_failed:
@@ -106,8 +106,9 @@ def tune(
             if record.state == "failed":
                 ledger.put(replace(record, state="interrupted", reason=""))
     tags = {"mlflow.parentRunId": parent, "sweep": sweep.name}
-    trial, table = TrainingTrial(job=job, accepted=accepted, tags=tags), SweepTable(sweep, ledger, job.experiment)
-    with table, connect(_session(sweep, job.experiment, address)):
+    measured = any(objective.metric in SCORES for objective in sweep.objectives)
+    trial = TrainingTrial(job=job, scores=measured, accepted=accepted, tags=tags)
+    with SweepTable(sweep, ledger, job.experiment) as table, connect(_session(sweep, job.experiment, address)):
         run = _trial_run(sweep, job, trial, table)
         _require_resources(run)
         outcome = run_sweep(sweep, ledger, run)

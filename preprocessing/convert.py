@@ -193,9 +193,10 @@ def _require_fit(dataset: RldsDataset, spec: DatasetSpec, cameras: tuple[str, ..
     unknown = [role for role in cameras if role not in spec.cameras]
     if unknown:
         raise ValueError(f"{spec.name} has no camera {unknown[0]!r}: choose of {', '.join(spec.cameras)}")
-    absent = [path for path in spec.paths(cameras) if path not in dataset.step_paths + dataset.episode_paths]
+    known = {*dataset.step_paths, *dataset.episode_paths, *dataset_spec.STEP_FIELDS}
+    absent = [path for path in spec.paths(cameras) if path not in known]
     wrong = f"spec {spec.name} does not fit {dataset.folder}"
-    if absent and absent[0] not in dataset_spec.STEP_FIELDS:
+    if absent:
         raise ValueError(f"{wrong}, which has no field {absent[0]!r}: give another --dataset")
     for path in (spec.cameras[role] for role in cameras):
         if not dataset.feature(path).is_picture:

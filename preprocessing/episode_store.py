@@ -15,7 +15,6 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,14 +22,14 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 
+from preprocessing.shard_files import ShardFiles, is_local, patiently
+from preprocessing.store_check import require_whole
 from rt_models.spec import EMBEDDING_WIDTH, Contract
 
 SCHEMA_VERSION = 1
 ROW_GROUP_ROWS = 128
 MANIFEST, INSTRUCTIONS, QUARANTINE, PROGRESS = "manifest.json", "instructions.parquet", "quarantine.jsonl", ".progress"
-_OPEN_FILES = 64
 
 INSTRUCTION_SCHEMA = pa.schema(
     {
@@ -109,10 +108,6 @@ def instruction_id(text: str, vector: bytes = b"") -> int:
 
 
 # --- Writing ---
-
-
-def is_local(filesystem: Any) -> bool:
-    return isinstance(filesystem, LocalFileSystem)
 
 
 @contextmanager
@@ -239,7 +234,7 @@ class EpisodeStore:
         """
         filesystem, root = fsspec.core.url_to_fs(str(path))
         root = find_store(filesystem, root.rstrip("/"), str(path), split)
-        manifest = json.loads(filesystem.cat_file(f"{root}/{MANIFEST}"))
+        manifest = json.loads(patiently(lambda: filesystem.cat_file(f"{root}/{MANIFEST}"), what=f"{root}/{MANIFEST}"))
         if "kind" in manifest:
             raise ValueError(f"{path} is a store of image-text examples, and robot episodes are needed here")
         if manifest.get("schema_version") != SCHEMA_VERSION:
@@ -247,8 +242,8 @@ class EpisodeStore:
             raise ValueError(
                 f"{path} is a store of schema {version}, this code reads {SCHEMA_VERSION}: preprocess again"
             )
-        with filesystem.open(f"{root}/{INSTRUCTIONS}", "rb") as file:
-            table = pq.read_table(file)
+        blob = patiently(lambda: filesystem.cat_file(f"{root}/{INSTRUCTIONS}"), what=f"{root}/{INSTRUCTIONS}")
+        table = pq.read_table(pa.BufferReader(blob))
         shards = tuple(_shard(root, entry, manifest["row_group_rows"]) for entry in manifest["shards"])
         return EpisodeStore(
             root=root if is_local(filesystem) else filesystem.unstrip_protocol(root),
@@ -264,11 +259,11 @@ class EpisodeStore:
 
     def read_rows(self, shard: int, row_group: int, columns: Sequence[str]) -> pa.Table:
         """One row group of one shard: rows row_group * row_group_rows and on, in order."""
-        return self._files.open(shard).read_row_group(row_group, columns=list(columns))
+        return self._files.read(shard, columns, [row_group])
 
     def read_shard(self, shard: int, columns: Sequence[str]) -> pa.Table:
         """Every row of one shard; meant for narrow columns."""
-        return self._files.open(shard).read(columns=list(columns))
+        return self._files.read(shard, columns)
 
     def read_episode(self, shard: int, episode: int, columns: Sequence[str]) -> pa.Table:
         """The rows of one episode, by its number within the shard."""
@@ -276,39 +271,12 @@ class EpisodeStore:
         stop, length = int(ends[episode]), int(self.shards[shard].episode_lengths[episode])
         group_rows = self.shards[shard].row_group_rows
         first = (stop - length) // group_rows
-        groups = list(range(first, -(-stop // group_rows)))
-        table = self._files.open(shard).read_row_groups(groups, columns=list(columns))
+        table = self._files.read(shard, columns, range(first, -(-stop // group_rows)))
         return table.slice(stop - length - first * group_rows, length)
 
     def verify(self) -> None:
         """Read every file and compare checksums and row counts. Raises ValueError naming the first that differs."""
-        files = [(shard.path, shard.sha256) for shard in self.shards]
-        files.append((f"{self.root}/{INSTRUCTIONS}", self.manifest["instructions"]["sha256"]))
-        for path, expected in files:
-            if _file_sha256(self.filesystem, path) != expected:
-                raise ValueError(
-                    f"{path} differs from its checksum in {MANIFEST}: delete the store and preprocess again"
-                )
-        for number, shard in enumerate(self.shards):
-            rows = self._files.open(number).metadata.num_rows
-            if not rows == shard.rows == int(shard.episode_lengths.sum()):
-                raise ValueError(f"{shard.path} holds {rows} rows, {MANIFEST} says {shard.rows}: preprocess again")
-
-
-class ShardFiles:
-    """Parquet files of a store by number: all footers are kept, at most `_OPEN_FILES` files are open."""
-
-    def __init__(self, filesystem: Any, paths: list[str]) -> None:
-        self._filesystem, self._paths = filesystem, paths
-        self._footers: dict[int, pq.FileMetaData] = {}
-        self.open = lru_cache(_OPEN_FILES)(self._open)
-
-    def _open(self, number: int) -> pq.ParquetFile:
-        path = self._paths[number]
-        source = path if is_local(self._filesystem) else self._filesystem.open(path, "rb")
-        file = pq.ParquetFile(source, metadata=self._footers.get(number), pre_buffer=True)
-        self._footers[number] = file.metadata
-        return file
+        require_whole(self, checksum_bytes=float("inf"))
 
 
 def embedding_matrix(table: pa.Table) -> np.ndarray:
@@ -346,13 +314,3 @@ def _shard(root: str, entry: dict[str, Any], row_group_rows: int) -> Shard:
         episode_lengths=np.array(entry["episode_lengths"], np.int32),
         sha256=entry["sha256"],
     )
-
-
-def _file_sha256(filesystem: Any, path: str) -> str:
-    if not filesystem.exists(path):
-        raise ValueError(f"{path} is missing: delete the store and preprocess again")
-    digest = hashlib.sha256()
-    with filesystem.open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

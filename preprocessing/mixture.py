@@ -32,9 +32,9 @@ class Mixture:
         if not self.weights:
             raise ValueError(f"mixture {self.name} has no weights")
         if wrong:
-            weight = self.weights[wrong[0]]
             raise ValueError(
-                f"mixture {self.name}: the weight of {wrong[0]} must be above 0 and finite, it is {weight}"
+                f"mixture {self.name}: every weight must be above 0 and finite, "
+                f"that of {wrong[0]} is {self.weights[wrong[0]]}"
             )
 
     def shares(self, steps: Mapping[str, int]) -> dict[str, float]:

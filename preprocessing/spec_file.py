@@ -123,7 +123,7 @@ def draft(dataset: RldsDataset) -> str:
     """
     steps = {path: dataset.feature(path) for path in dataset.step_paths}
     cameras = [path for path, feature in steps.items() if _is_camera(path, feature)]
-    texts = [p for p in (*steps, *dataset.episode_paths) if dataset.feature(p).is_bytes and _is_instruction(p)]
+    texts = [p for p in (*steps, *dataset.episode_paths) if dataset.feature(p).is_text and _is_instruction(p)]
     action = _guess_action(
         {path: feature for path, feature in steps.items() if path.split("/")[0].startswith("action")}
     )

@@ -77,7 +77,7 @@ class Feature:
         if self.is_bytes:
             return b""
         dtype = np.dtype(self.dtype)
-        lowest = False if dtype == bool else (np.finfo if dtype.kind == "f" else np.iinfo)(dtype).min
+        lowest = False if dtype.kind == "b" else (np.finfo if dtype.kind == "f" else np.iinfo)(dtype).min
         return np.full([size or 0 for size in self.shape], lowest, dtype)[()]
 
     def _dynamic(self, example: Example) -> Any:
@@ -214,6 +214,9 @@ def _decompress(data: bytes, key: str, most: int) -> bytes:
     """At most `most` bytes (0: all), so that a few bytes cannot claim the whole memory."""
     decompressor = zlib.decompressobj()
     try:
-        return decompressor.decompress(data, most)
+        found = decompressor.decompress(data, most)
     except zlib.error as error:
         raise ValueError(f"{key}: {error}") from None
+    if not decompressor.eof:
+        raise ValueError(f"{key}: a compressed tensor is cut short, or larger than its shape")
+    return found

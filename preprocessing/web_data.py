@@ -6,6 +6,7 @@ quarantine with its reason, example by example: examples in = examples out + qua
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
+from PIL import Image
 
 from preprocessing.convert import claim, convert_shards, finished
 from preprocessing.episode_store import (
@@ -31,6 +33,7 @@ from preprocessing.web_sources import Format, Piece, WebExample, WebRecord, WebS
 from preprocessing.web_store import KIND, WEB_SCHEMA, WEB_SCHEMA_VERSION
 
 _ROW_GROUP_ROWS = 16  # images; a photograph with its questions is some 50 KB, and many places are read from at once
+_MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")  # Pillow's, of 8 bits a channel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,8 @@ class WebConvertConfig:
     """Layout of SOURCE: vqav2, okvqa, gqa, coco (captions), easy_vqa, jsonl, webdataset (tars) or parquet."""
     split: str = "train"
     """Split to convert: files and folders that carry its name, or all where none is named after a split."""
+    images: str | None = None
+    """Folder of the images, where they do not lie below SOURCE (formats with annotations in JSON)."""
     dataset: str | None = None
     """Name of the store; by default the name of SOURCE's folder."""
     version: str = "1.0.0"
@@ -99,10 +104,9 @@ def convert_web(source: str, out: str, config: WebConvertConfig) -> WebSummary:
     """
     began = time.monotonic()
     name = config.dataset or Path(source.rstrip("/")).name
-    where = source if "://" in source else str(Path(source).absolute())  # workers run in other folders
-    opened = WebSource(folder=where, format=config.format, split=config.split)
-    root = f"{str(out).rstrip('/')}/{name}/{config.version}/{config.split}"
-    root = root if "://" in root else str(Path(root).absolute())
+    images = _absolute(config.images) if config.images else ""
+    opened = WebSource(folder=_absolute(source), format=config.format, split=config.split, images=images)
+    root = _absolute(f"{str(out).rstrip('/')}/{name}/{config.version}/{config.split}")
     task = _Task(source=opened, config=config, root=root, pieces=opened.pieces())
     settings = _settings(task, name)
     filesystem, folder = fsspec.core.url_to_fs(root)
@@ -129,6 +133,11 @@ def convert_web(source: str, out: str, config: WebConvertConfig) -> WebSummary:
     )
 
 
+def _absolute(path: str) -> str:
+    """A local path made absolute, since workers run in other folders."""
+    return path if "://" in path else str(Path(path).absolute())
+
+
 def _settings(task: _Task, name: str) -> dict[str, Any]:
     """Everything that decides what the store's bytes will be."""
     config = task.config
@@ -140,6 +149,7 @@ def _settings(task: _Task, name: str) -> dict[str, Any]:
         "version": config.version,
         "split": config.split,
         "format": config.format,
+        "images": config.images,
         "limits": [config.min_side, config.max_side, config.max_characters],
         "source": [[piece.name, piece.num_bytes, piece.start, piece.stop] for piece in task.pieces],
     }
@@ -223,9 +233,12 @@ def _image_problem(encoded: bytes | None, config: WebConvertConfig) -> str | Non
         height, width = image_size(encoded)
         if min(height, width) < config.min_side or max(height, width) > config.max_side:
             return f"its image is {height}x{width} pixels, not between {config.min_side} and {config.max_side}"
+        mode = Image.open(io.BytesIO(encoded)).mode
+        if mode not in _MODES:
+            return f"its image has mode {mode}, which has no 8-bit colours"
         decode_image(encoded)
-    except (ValueError, OSError, SyntaxError) as error:  # Pillow reports broken PNG chunks as SyntaxError
-        return f"its image cannot be decoded ({' '.join(str(error).split())})"
+    except Exception as error:  # Pillow's decoders raise whatever they stumble over
+        return f"its image cannot be decoded ({' '.join(str(error).split()) or type(error).__name__})"
     return None
 
 

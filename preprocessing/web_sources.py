@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -62,6 +63,8 @@ class WebSource:
     folder: str
     format: Format
     split: str
+    images: str = ""
+    """Folder of the images, where they do not lie below `folder`."""
 
     def pieces(self) -> tuple[Piece, ...]:
         """In the order of the source. Raises FileNotFoundError or ValueError where the layout is another one."""
@@ -104,7 +107,14 @@ class _Entry:
 @lru_cache(maxsize=2)
 def _index(source: WebSource) -> list[_Entry]:
     filesystem, root = _root(source.folder)
-    entries = _INDEXES[source.format](filesystem, root, source.split)
+    try:
+        images = _root(source.images)[1] if source.images else root
+        entries = _INDEXES[source.format](filesystem, root, source.split, images)
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{source.folder} is not laid out as {source.format} ({type(error).__name__}: {error}): "
+            f"is --format the right one?"
+        ) from error
     if not entries:
         raise ValueError(f"{source.folder} holds no {source.format} records of split {source.split!r}")
     return entries
@@ -120,11 +130,11 @@ def _with_image(filesystem: Any, entry: _Entry) -> WebRecord:
     return WebRecord(place=entry.place, image=image, examples=entry.examples, problem=problem)
 
 
-def _vqa_index(filesystem: Any, root: str, split: str) -> list[_Entry]:
+def _vqa_index(filesystem: Any, root: str, split: str, image_root: str) -> list[_Entry]:
     """VQAv2 and OK-VQA: questions and annotations meet by question id; images are named by their id."""
     questions = _json_of(filesystem, root, split, "*questions.json", "questions")
     annotations = {a["question_id"]: a for a in _json_of(filesystem, root, split, "*annotations.json", "annotations")}
-    images = _images_by_number(filesystem, root, split)
+    images = _images_by_number(filesystem, image_root, split)
     grouped: dict[int, list[WebExample]] = {}
     entries = []
     for question in questions:
@@ -139,9 +149,9 @@ def _vqa_index(filesystem: Any, root: str, split: str) -> list[_Entry]:
     return [_numbered(number, images, tuple(examples)) for number, examples in grouped.items()] + entries
 
 
-def _gqa_index(filesystem: Any, root: str, split: str) -> list[_Entry]:
+def _gqa_index(filesystem: Any, root: str, split: str, image_root: str) -> list[_Entry]:
     """GQA: {question id: {question, answer, imageId}}, in one file or in several."""
-    images = {_stem(path): path for path in _image_files(filesystem, root)}
+    images = {_stem(path): path for path in _image_files(filesystem, image_root)}
     grouped: dict[str, list[WebExample]] = {}
     for path in _files(filesystem, root, split, "*questions*.json"):
         for fields in json.loads(filesystem.cat_file(path)).values():
@@ -152,11 +162,11 @@ def _gqa_index(filesystem: Any, root: str, split: str) -> list[_Entry]:
     ]
 
 
-def _coco_index(filesystem: Any, root: str, split: str) -> list[_Entry]:
+def _coco_index(filesystem: Any, root: str, split: str, image_root: str) -> list[_Entry]:
     """COCO captions: images and annotations in one file; every caption of an image is a reference of the others."""
     path = _one_file(filesystem, root, split, "*captions*.json")
     data = json.loads(filesystem.cat_file(path))
-    found = {path.rpartition("/")[2]: path for path in _image_files(filesystem, root)}
+    found = {path.rpartition("/")[2]: path for path in _image_files(filesystem, image_root)}
     captions: dict[int, list[str]] = {image["id"]: [] for image in data["images"]}
     for annotation in data["annotations"]:
         captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
@@ -171,7 +181,7 @@ def _coco_index(filesystem: Any, root: str, split: str) -> list[_Entry]:
     return [entry for entry in entries if entry.examples]
 
 
-def _easy_vqa_index(filesystem: Any, root: str, split: str) -> list[_Entry]:
+def _easy_vqa_index(filesystem: Any, root: str, split: str, image_root: str) -> list[_Entry]:
     """easy-VQA: SPLIT/questions.json of [question, answer, image number], SPLIT/images/NUMBER.png."""
     path = f"{root}/{split}/questions.json"
     if not filesystem.exists(path):
@@ -180,15 +190,16 @@ def _easy_vqa_index(filesystem: Any, root: str, split: str) -> list[_Entry]:
     for question, answer, number in json.loads(filesystem.cat_file(path)):
         grouped.setdefault(number, []).extend(examples_of({"question": question, "answer": answer}))
     return [
-        _Entry(place=f"image {number}", image=f"{root}/{split}/images/{number}.png", examples=tuple(examples))
+        _Entry(place=f"image {number}", image=f"{image_root}/{split}/images/{number}.png", examples=tuple(examples))
         for number, examples in grouped.items()
     ]
 
 
-def _jsonl_index(filesystem: Any, root: str, split: str) -> list[_Entry]:
+def _jsonl_index(filesystem: Any, root: str, split: str, image_root: str) -> list[_Entry]:
     """JSON lines: fields as `examples_of` reads them, "image" a path beside the file; neighbours share an image."""
     path = _one_file(filesystem, root, split, "*.jsonl")
-    folder, name = path.rpartition("/")[0], path.rpartition("/")[2]
+    name = path.rpartition("/")[2]
+    folder = path.rpartition("/")[0] if image_root == root else image_root
     entries: list[_Entry] = []
     for number, line in enumerate(filesystem.cat_file(path).decode("utf-8", "replace").splitlines(), start=1):
         if not line.strip():
@@ -216,7 +227,7 @@ def _jsonl_entry(line: str, folder: str, place: str) -> _Entry:
     )
 
 
-_INDEXES: dict[str, Callable[[Any, str, str], list[_Entry]]] = {
+_INDEXES: dict[str, Callable[[Any, str, str, str], list[_Entry]]] = {
     "vqav2": _vqa_index,
     "okvqa": _vqa_index,
     "gqa": _gqa_index,
@@ -232,19 +243,28 @@ _INDEXES: dict[str, Callable[[Any, str, str], list[_Entry]]] = {
 def _read_tar(filesystem: Any, path: str, name: str) -> Iterator[WebRecord]:
     """WebDataset: neighbouring members of one key are a record; .json or .txt beside an image."""
     key, members = None, {}
-    with filesystem.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as tar:
-        for member in tar:
-            if not member.isfile():
-                continue
-            folder, _, base = member.name.rpartition("/")
-            stem, _, suffix = base.partition(".")
-            if key is not None and key != (folder, stem):
-                yield _tar_record(f"{name}:{key[1]}", members)
-                members = {}
-            key, extracted = (folder, stem), tar.extractfile(member)
-            members[suffix.lower()] = extracted.read() if extracted else b""
+    for member, data in _tar_members(filesystem, path):
+        folder, _, base = member.rpartition("/")
+        stem, _, suffix = base.partition(".")
+        if key is not None and key != (folder, stem):
+            yield _tar_record(f"{name}:{key[1]}", members)
+            members = {}
+        key = (folder, stem)
+        members[suffix.lower()] = data
     if key is not None:
         yield _tar_record(f"{name}:{key[1]}", members)
+
+
+def _tar_members(filesystem: Any, path: str) -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of each file of an archive, one after the other."""
+    try:
+        with filesystem.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as tar:
+            for member in tar:
+                extracted = tar.extractfile(member) if member.isfile() else None
+                if extracted is not None:
+                    yield member.name, extracted.read()
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is cut or no tar archive ({error}): fetch it again") from error
 
 
 def _tar_record(place: str, members: dict[str, bytes]) -> WebRecord:

@@ -16,8 +16,9 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 
-from preprocessing.episode_store import MANIFEST, EpisodeStore, ShardFiles, find_store, is_local
+from preprocessing.episode_store import MANIFEST, EpisodeStore, find_store
 from preprocessing.loading.windows import StepIndex
+from preprocessing.shard_files import ShardFiles, is_local
 
 WEB_SCHEMA_VERSION = 1
 KIND = "web"
@@ -94,12 +95,12 @@ class WebStore:
 
     def read_rows(self, shard: int, row_group: int, columns: Sequence[str]) -> pa.Table:
         """One row group of one shard."""
-        return self._files.open(shard).read_row_group(row_group, columns=list(columns))
+        return self._files.read(shard, columns, [row_group])
 
     def texts(self) -> Iterator[tuple[list[str], list[str], list[list[str]]]]:
         """(prompts, answers, references) of each row's examples, in order."""
         for number in range(len(self.shards)):
-            table = self._files.open(number).read(columns=list(TEXT_COLUMNS))
+            table = self._files.read(number, TEXT_COLUMNS)
             yield from zip(*(table[column].to_pylist() for column in TEXT_COLUMNS), strict=True)
 
 

@@ -1,4 +1,4 @@
-"""What RT-1 refuses to compute with, and the sentence that says why.
+"""What RT-1 and RT-2 refuse to compute with, and the sentence that says why.
 
 Shapes and dtypes are always checked. Values (finite, in range) are checked on the CPU, where it costs a thousandth of
 the forward pass; on a GPU it would wait for the device, so there only on request.
@@ -48,6 +48,23 @@ def require_batch(batch: Mapping[str, Tensor], *, num_steps: int, channels: int)
     if index.dim() != 2 or index.shape[1] != num_steps:
         raise ValueError(f"batch['frame_index']: expected int64 (B, {num_steps}), got {_described(index)}")
     require_embeddings(batch["embedding"], leading=tuple(index.shape), check_values=False)
+
+
+def require_rows(batch: Mapping[str, Tensor], *, max_tokens: int, vocab_size: int) -> None:
+    """Raise ValueError unless frames, image places and tokens of an RT-2 batch fit each other and the model."""
+    missing = [key for key in ("frames", "image_index", "tokens", "token_mask") if key not in batch]
+    if missing:
+        raise ValueError(f"batch: {missing[0]!r} is missing; rt_models/rt2.py lists the keys")
+    frames, index, tokens = batch["frames"], batch["image_index"], batch["tokens"]
+    if frames.dtype != torch.uint8 or frames.dim() != 4 or frames.shape[-1] != 3:
+        raise ValueError(f"batch['frames']: expected uint8 RGB (F, H, W, 3) in 0..255, got {_described(frames)}")
+    if tokens.dim() != 2 or tokens.dtype != torch.int64 or len(tokens) != len(index):
+        raise ValueError(f"batch['tokens']: expected int64 ({len(index)}, L), got {_described(tokens)}")
+    if tokens.shape[1] > max_tokens:
+        raise ValueError(f"batch['tokens']: rows of {tokens.shape[1]} tokens, the context holds {max_tokens}")
+    if tokens.device.type == "cpu" and tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
+        low, high = int(tokens.min()), int(tokens.max())
+        raise ValueError(f"batch['tokens']: ids {low} to {high}, the model's vocabulary has {vocab_size}")
 
 
 def _described(value: Tensor) -> str:

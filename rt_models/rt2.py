@@ -26,11 +26,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from rt_models.input_checks import require_rows
 from rt_models.layers import LecunLinear
 from rt_models.rt2_answers import AnswerModel, RowLosses, Targets, gathered, packing_order
 from rt_models.rt2_decoder import DecoderConfig, KeyValueCache
 from rt_models.rt2_images import PictureConfig, normalised, pictures
-from rt_models.rt2_text import FIELDS, RT2Text, RT2TextConfig, require_rows
+from rt_models.rt2_text import FIELDS, RT2Text, RT2TextConfig
 from rt_models.rt2_tokenizer import MergedBytes
 from rt_models.spec import ActionSpec
 from rt_models.vit import ViTConfig

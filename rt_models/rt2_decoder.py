@@ -187,6 +187,7 @@ class Decoder(nn.Module):
         places = torch.arange(cache.size, device=x_B1D.device)
         mask = (places <= cache.length_B[:, None])[:, None, None]
         for number, block in enumerate(self.blocks):
+            assert isinstance(block, DecoderBlock)
             x_B1D = block.advance(x_B1D, angle_B1K, mask, cache, number)
         cache.length_B = cache.length_B + active_B
         return self.norm(x_B1D)

@@ -13,7 +13,7 @@ Axes: A actions of the spec, K fields of the text, B rows, L tokens, V vocabular
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -128,8 +128,8 @@ class RT2Text:
     def robot(self, instruction: str, action_A: np.ndarray, mask_A: np.ndarray, plan: str = "") -> TextExample:
         """A robot's step: float (A,) model values of the spec, bool (A,) dimensions that the dataset has."""
         present_A = torch.as_tensor(mask_A)
-        action_A = torch.where(present_A, torch.as_tensor(action_A, dtype=torch.float32), torch.tensor(0.0))
-        ids = [self.action_ids[bin_] for bin_ in self.field_bins(action_A).tolist()]
+        said_A = torch.where(present_A, torch.as_tensor(action_A, dtype=torch.float32), torch.tensor(0.0))
+        ids = [self.action_ids[bin_] for bin_ in self.field_bins(said_A).tolist()]
         targets = [bool(present_A[dim]) for dim in self.field_dims]
         thought = self.plan_ids(plan) if plan.strip() else ()
         answer = (*thought, *ids, self.tokenizer.eos_id)
@@ -270,23 +270,3 @@ class RT2Text:
             tokens_BL[number, : len(row)] = torch.tensor(row)
             mask_BL[number, : len(row)] = True
         return tokens_BL, mask_BL
-
-
-def require_rows(batch: Mapping[str, Tensor], *, max_tokens: int, vocab_size: int) -> None:
-    """Raise ValueError unless frames, image places and tokens of an RT-2 batch fit each other and the model."""
-    missing = [key for key in ("frames", "image_index", "tokens", "token_mask") if key not in batch]
-    if missing:
-        raise ValueError(f"batch: {missing[0]!r} is missing; rt_models/rt2.py lists the keys")
-    frames, index, tokens = batch["frames"], batch["image_index"], batch["tokens"]
-    if frames.dtype != torch.uint8 or frames.dim() != 4 or frames.shape[-1] != 3:
-        raise ValueError(
-            f"batch['frames']: expected uint8 RGB (F, H, W, 3) in 0..255, got {frames.dtype} {tuple(frames.shape)}"
-        )
-    if tokens.dim() != 2 or tokens.dtype != torch.int64 or len(tokens) != len(index):
-        raise ValueError(f"batch['tokens']: expected int64 ({len(index)}, L), got {tokens.dtype} {tuple(tokens.shape)}")
-    if tokens.shape[1] > max_tokens:
-        raise ValueError(f"batch['tokens']: rows of {tokens.shape[1]} tokens, the context holds {max_tokens}")
-    if tokens.device.type == "cpu" and tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
-        raise ValueError(
-            f"batch['tokens']: ids {int(tokens.min())} to {int(tokens.max())}, the model's vocabulary has {vocab_size}"
-        )

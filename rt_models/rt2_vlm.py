@@ -21,9 +21,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rt_models.input_checks import require_rows
 from rt_models.rt2_answers import AnswerModel, RowLosses, Targets, gathered, packing_order
 from rt_models.rt2_images import PictureConfig, normalised, pictures
-from rt_models.rt2_text import RT2Text, RT2TextConfig, require_rows
+from rt_models.rt2_text import RT2Text, RT2TextConfig
 from rt_models.rt2_vocabulary import AddedTokens, ReservedTokens, TransformersTokenizer
 from rt_models.spec import ActionSpec
 
@@ -52,7 +53,7 @@ class LoRA:
     """Low-rank updates of the language model's linear layers; the rest is frozen (Hu et al., 2021; peft)."""
 
     rank: int = 32
-    alpha: float = 32.0
+    alpha: int = 32
     dropout: float = 0.0
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     embeddings: Literal["frozen", "trained"] = "frozen"
@@ -61,8 +62,7 @@ class LoRA:
     def apply(self, vlm: Any, family: Family) -> None:
         from peft import LoraConfig, inject_adapter_in_model
 
-        prefix = ".*".join(("", family.language, ""))
-        pattern = rf"{prefix}({'|'.join(self.targets)})"
+        pattern = rf".*{family.language}.*\.({'|'.join(self.targets)})"
         lora = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=pattern)
         inject_adapter_in_model(lora, vlm)
         if self.embeddings == "trained":
@@ -218,7 +218,7 @@ class RT2VLMConfig:
             raise OSError(f"model folder {self.path}: it is not there; give a saved folder or a hub name OWNER/MODEL")
         try:
             return getattr(transformers, kind).from_pretrained(str(local) if local.is_dir() else self.path, **settings)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise OSError(f"model {self.path}: {reason} (give a saved folder or a hub name OWNER/MODEL)") from error
 

@@ -170,7 +170,7 @@ def _single_tokens(tokenizer: Tokenizer, words: list[str]) -> tuple[int, ...]:
     ids = []
     for word in words:
         encoded = tokenizer.encode(word)
-        if len(encoded) != 1 or encoded[0] in ids:
+        if len(encoded) != 1 or encoded[0] in ids or encoded[0] == tokenizer.unk_id:
             raise ValueError(
                 f"action vocabulary: this tokenizer has no token of its own for {word!r}, and {len(words)} bins need "
                 f"{words[0]!r} to {words[-1]!r}: use LeastFrequentTokens or AddedTokens"

@@ -135,15 +135,24 @@ def from_optuna(space: Space, suggested: Mapping[str, Any]) -> dict[str, Value]:
 
 
 def grid(space: Space) -> Iterator[dict[str, Value]]:
-    """Every combination, the last setting varying fastest. Raises ValueError for a setting without whole values."""
+    """Every combination, the last setting varying fastest. Raises ValueError for a range of real numbers."""
+    for values in product(*_axes(space)):
+        yield dict(zip(space, values, strict=True))
+
+
+def grid_size(space: Space) -> int:
+    """How many combinations there are. Raises ValueError for a range of real numbers."""
+    return math.prod(map(len, _axes(space)))
+
+
+def _axes(space: Space) -> list[tuple[Value, ...]]:
     axes = []
     for path, dimension in space.items():
         try:
             axes.append(dimension.grid())
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-    for values in product(*axes):
-        yield dict(zip(space, values, strict=True))
+    return axes
 
 
 def _require_range(low: float, high: float, log: bool) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import tuning.sweeps
 from tuning.population import Population
 from tuning.search import GridSearch, SearchConfig, TpeSearch
-from tuning.space import Dimension, grid
+from tuning.space import Dimension, grid_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ class Sweep:
                 f"compares trials by one: use ToTheEnd, or keep one objective"
             )
         if isinstance(self.search, GridSearch):
-            next(grid(self.space))  # says which setting has no whole values
+            grid_size(self.space)  # raises for a range of real numbers
         if isinstance(self.scheduler, Population):
             self._require_population()
 
@@ -131,7 +131,7 @@ class Sweep:
         """Trials in all: points times seeds; a grid ends where it is complete."""
         points = self.budget.trials
         if isinstance(self.search, GridSearch):
-            points = min(points, sum(1 for _ in grid(self.space)))
+            points = min(points, grid_size(self.space))
         return points * len(self.seeds)
 
     def _require_population(self) -> None:

@@ -21,8 +21,8 @@ def recipe() -> Experiment:
         scaling=Quantiles(),
         co_fine_tuning=CoFineTuningConfig(robot_share=0.5),
         optimizer=AdamWConfig(lr=1e-3, weight_decay=0.05),
-        schedule=CosineSchedule(warmup_steps=100, final_factor=0.02),
+        schedule=CosineSchedule(warmup_steps=60, final_factor=0.02),
         engine=DeepSpeedEngineConfig(zero=ZeroConfig(stage=1), clip_norm=1.0),
         launch=RayLaunch(num_workers=2),
-        loop=LoopConfig(steps=3000, global_batch=96, micro_batch=48, checkpoint_every=500, log_every=20),
+        loop=LoopConfig(steps=900, global_batch=96, micro_batch=24, checkpoint_every=300, log_every=10),
     )

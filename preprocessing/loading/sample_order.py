@@ -40,7 +40,7 @@ class SampleOrder:
     seed: int
     lanes: int = 48
     block_rows: int = BLOCK_ROWS
-    braided_blocks: int = 3
+    braided_blocks: int = 4
     block_starts: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64), repr=False)
 
     def __post_init__(self) -> None:
@@ -62,23 +62,11 @@ class SampleOrder:
         return ids, self.rows_of(ids)
 
     def rows_of(self, sample_ids: np.ndarray) -> np.ndarray:
-        """int64: the rows that are these samples of the run."""
-        return np.array([self.row(sample) for sample in sample_ids.tolist()], np.int64)
-
-    def row(self, sample_id: int) -> int:
-        """The row that is sample `sample_id` of the run."""
-        epoch, place = divmod(sample_id, self.num_samples)
-        lane = sample_id % self.lanes
-        first = (lane - epoch * self.num_samples) % self.lanes  # of the lane in this epoch; it goes on every L samples
-        share, extra = divmod(self.num_samples, self.lanes)
-        start = first * share + min(first, extra)  # of the lane's stretch in the epoch's sequence of shuffled blocks
-        stop = start + share + (first < extra)
-        place = start + (place - first) // self.lanes
-        _, ends = self._epoch_blocks(epoch)
-        first_block, block = np.searchsorted(ends, (start, place), side="right").tolist()
-        braid_first = first_block + (block - first_block) // self.braided_blocks * self.braided_blocks
-        begins = max(int(ends[braid_first - 1]) if braid_first else 0, start)
-        return int(self._braid(epoch, begins, stop, braid_first)[place - begins])
+        """int64: the rows that are these samples of the run, in any order."""
+        rows, epochs = np.empty(len(sample_ids), np.int64), sample_ids // self.num_samples
+        for epoch in np.unique(epochs).tolist():
+            rows[epochs == epoch] = self._rows_in_epoch(epoch, sample_ids[epochs == epoch])
+        return rows
 
     @property
     def fills_lanes(self) -> bool:
@@ -93,6 +81,19 @@ class SampleOrder:
                 f"{world_size} workers cannot share {self.lanes} lanes evenly: use one of {fits} workers, "
                 f"or start a new run with another number of lanes"
             )
+
+    def _rows_in_epoch(self, epoch: int, sample_ids: np.ndarray) -> np.ndarray:
+        first = (sample_ids - epoch * self.num_samples) % self.lanes  # of the lane in this epoch; it goes on every L
+        share, extra = divmod(self.num_samples, self.lanes)
+        start = first * share + np.minimum(first, extra)  # of the lane's stretch in the sequence of shuffled blocks
+        stop = start + share + (first < extra)
+        place = start + (sample_ids - epoch * self.num_samples - first) // self.lanes
+        _, ends = self._epoch_blocks(epoch)
+        first_block, block = np.searchsorted(ends, start, side="right"), np.searchsorted(ends, place, side="right")
+        braid = first_block + (block - first_block) // self.braided_blocks * self.braided_blocks
+        begins = np.maximum(np.where(braid > 0, ends[braid - 1], 0), start)
+        asked = zip(begins.tolist(), stop.tolist(), braid.tolist(), (place - begins).tolist(), strict=True)
+        return np.array([self._braid(epoch, *which)[inside] for *which, inside in asked], np.int64)
 
     def _shuffled_blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """(block numbers in this epoch's order, the place at which each ends)."""

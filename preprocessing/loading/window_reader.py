@@ -9,10 +9,9 @@ Axes: B windows, T steps, N distinct frames, A actions, D embedding.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,20 +20,25 @@ import torch
 from preprocessing.episode_store import EpisodeStore
 from preprocessing.images import decode_into
 from preprocessing.loading.frame_slab import NO_SLOT, Claim, FrameBuffers, FrameSlab
+from preprocessing.loading.lru import Lru
 from preprocessing.loading.reader import Batch, LoaderConfig
 from preprocessing.loading.windows import PADDING, StepIndex, window_rows
 from rt_models.spec import AffineTransform, merge_contracts
 
 _COLUMNS = ("image", "action", "instruction", "is_terminal", "flags")
 _ENCODED_PART = 0.45  # of the budget: encoded bytes are dearer to fetch again than frames are to decode again
+_LOCKS = 64
+_BEARABLE = 50  # frames decoded per row group read again; beyond that, encoded bytes are kept when a frame is decoded
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Group:
-    """A row group with the rows before it that its first windows reach back to: `rows` from `first_row` on."""
+    """A row group with the rows before it that its first windows reach back to."""
 
+    number: int
     first_row: int
-    images: list[bytes]
+    images: list[bytes | None]
+    """None once decoded: the frame stays, the encoded bytes need not."""
     action: np.ndarray
     instruction: np.ndarray
     """int: place in the store's instruction table."""
@@ -45,7 +49,7 @@ class WindowReader:
     """Reads windows of `num_steps` from the stores of a mixture; rows count through the stores in their order.
 
     `transforms` (one per store) turn the store's physical actions into model values. `decodes` and `fetches` count
-    frames decoded and row groups read so far.
+    frames decoded and row groups read so far, `refetches` those of them read again for a frame that was forgotten.
     """
 
     def __init__(
@@ -72,12 +76,14 @@ class WindowReader:
         self.block_starts, self._group_shard = self._row_groups()
         self._budget_bytes = config.memory_mb * 2**20
         self._frame_bytes = recipe.height * recipe.width * 3
-        self._slab = FrameSlab(max(self._budget_bytes // self._frame_bytes, 1), recipe.height, recipe.width)
-        self._groups = _Lru(int(self._budget_bytes * _ENCODED_PART))
+        slots = min(max(self._budget_bytes // self._frame_bytes, 1), self.index.num_rows)
+        self._slab = FrameSlab(slots, recipe.height, recipe.width)
+        self._groups = Lru(int(self._budget_bytes * _ENCODED_PART))
         self._buffers = FrameBuffers(pinned=torch.cuda.is_available())
         self._lent: deque[int] = deque()
         self._counting = threading.Lock()
-        self.decodes = self.fetches = 0
+        self._fetching = [threading.Lock() for _ in range(_LOCKS)]
+        self.decodes = self.fetches = self.refetches = 0
 
     def read(self, sample_ids: np.ndarray, rows: np.ndarray, crop_keys: np.ndarray | None = None) -> Batch:
         """The batch of the windows that end at `rows` (B,), named `sample_ids` (B,); a row of -1 is all padding."""
@@ -108,7 +114,7 @@ class WindowReader:
 
     def close(self) -> None:
         """Give back what was kept."""
-        self._groups = _Lru(0)
+        self._groups = Lru(0)
 
     # --- rows -> steps ---
 
@@ -174,7 +180,7 @@ class WindowReader:
                     f"loop.micro_batch"
                 )
             frame = np.empty(self._slab.frames.shape[1:], np.uint8) if slot == NO_SLOT else self._slab.frames[slot]
-            size = decode_into(group.images[inside], frame)
+            size = decode_into(self._encoded(group, inside), frame)
             if size != frame.shape[:2]:
                 raise ValueError(
                     f"frame {group.first_row + inside} of {', '.join(store.root for store in self._stores)} is "
@@ -183,6 +189,9 @@ class WindowReader:
                 )
             if slot == NO_SLOT:
                 direct[place] = frame
+            elif self.refetches * _BEARABLE <= self.decodes:
+                self._groups.shrink(group.number, len(group.images[inside] or b""))
+                group.images[inside] = None
         claim.ready.set()
         with self._counting:
             self.decodes += len(claim.missing)
@@ -220,9 +229,11 @@ class WindowReader:
 
     def _group(self, number: int) -> _Group:
         """The row group, and before it the steps of the same episode that its first windows hold."""
-        kept = self._groups.get(number)
-        if kept is not None:
-            return kept
+        with self._fetching[number % _LOCKS]:  # two threads that need the same one
+            kept = self._groups.get(number)
+            return self._fetched(number) if kept is None else kept
+
+    def _fetched(self, number: int) -> _Group:
         first = int(self.block_starts[number])
         store_number, shard = self._shards[self._group_shard[number]]
         store = self._stores[store_number]
@@ -234,17 +245,28 @@ class WindowReader:
             inside -= 1
             piece = store.read_rows(shard, inside, list(_COLUMNS))
             pieces.insert(0, piece.slice(max(piece.num_rows - (reach - before), 0)))
-        group = self._loaded(pa.concat_tables(pieces), first - reach, store_number)
+        group = self._loaded(pa.concat_tables(pieces), number, first - reach, store_number)
         with self._counting:
             self.fetches += 1
-        self._groups.put(number, group, sum(map(len, group.images)))
+        self._groups.put(number, group, sum(len(image or b"") for image in group.images))
         return group
 
-    def _loaded(self, table: pa.Table, first_row: int, store_number: int) -> _Group:
+    def _encoded(self, group: _Group, inside: int) -> bytes:
+        image = group.images[inside]
+        if image is None:
+            with self._counting:
+                self.refetches += 1
+            self._groups.drop(group.number)
+            image = self._group(group.number).images[inside]
+        assert image is not None
+        return image
+
+    def _loaded(self, table: pa.Table, number: int, first_row: int, store_number: int) -> _Group:
         store = self._stores[store_number]
         physical = table["action"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
         flagged = (table["flags"].to_numpy() & self._flags[store_number]) != 0
         return _Group(
+            number=number,
             first_row=first_row,
             images=table["image"].to_pylist(),
             action=self._transforms[store_number].apply(physical),
@@ -264,28 +286,3 @@ def _flag_bits(store: EpisodeStore, names: Sequence[str]) -> int:
     if unknown:
         raise ValueError(f"{store.root} has no step flag {unknown[0]!r}: it has {', '.join(known) or 'none'}")
     return sum(1 << known.index(name) for name in names)
-
-
-class _Lru:
-    """A thread-safe cache that forgets the least recently used entries beyond a number of bytes."""
-
-    def __init__(self, capacity_bytes: int) -> None:
-        self._capacity, self._held = capacity_bytes, 0
-        self._entries: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: Any) -> Any:
-        with self._lock:
-            if key not in self._entries:
-                return None
-            self._entries.move_to_end(key)
-            return self._entries[key][0]
-
-    def put(self, key: Any, value: Any, num_bytes: int) -> None:
-        with self._lock:
-            if key in self._entries:
-                return
-            self._entries[key] = (value, num_bytes)
-            self._held += num_bytes
-            while self._held > self._capacity and len(self._entries) > 1:
-                self._held -= self._entries.popitem(last=False)[1][1]

@@ -6,16 +6,19 @@ The long form, with twenty kills, is the program itself: benchmarks/chaos.py.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks/chaos.py"
+REPOSITORY = Path(__file__).resolve().parents[2]
+PROGRAM = REPOSITORY / "benchmarks/chaos.py"
 
 
 def test_a_training_that_is_killed_three_times_ends_as_if_nothing_had_been(tmp_path: Path) -> None:
     command = [sys.executable, str(PROGRAM), "--kills", "3", "--steps", "45"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     results = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))["results"]
     outcomes = results["outcomes"]

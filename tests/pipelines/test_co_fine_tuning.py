@@ -19,7 +19,7 @@ from PIL import Image
 
 from cluster.context import LocalContext
 from pipelines.catalogue import load_recipe
-from pipelines.co_fine_tuning import CoFineTuningConfig, CoFineTuningReader, padding_share, sample_shares
+from pipelines.co_fine_tuning import CoFineTuningConfig, CoFineTuningReader, sample_shares
 from pipelines.experiment import Experiment
 from pipelines.training_data import build_loader, open_reader, resolved, training_contract
 from preprocessing.episode_store import EpisodeStore
@@ -61,7 +61,7 @@ def robot(store: str) -> EpisodeStore:
 def experiment(**mix: Any) -> Experiment:
     recipe = load_recipe("rt2_tiny")
     assert recipe.co_fine_tuning is not None
-    loop = replace(recipe.loop, global_batch=12, micro_batch=4)
+    loop = replace(recipe.loop, global_batch=12, micro_batch=2)
     return replace(recipe, co_fine_tuning=replace(recipe.co_fine_tuning, **mix), loop=loop)
 
 
@@ -155,6 +155,27 @@ def test_a_plan_comes_before_the_action(robot: EpisodeStore, web: WebStore, tmp_
     assert all(text.startswith(f"Instruction: {instruction}. Plan: find it") for text in texts)
 
 
+def test_a_step_without_an_instruction_is_not_trained_on(
+    robot: EpisodeStore, web: WebStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = list(robot.instruction_texts)
+    unlabelled = replace(robot, instruction_texts=[" ", *lines[1:]])
+    with closing(opened(experiment(), unlabelled, web)) as reader:
+        rows = np.arange(sum(shard.rows for shard in robot.shards))
+        trained = reader.read(rows, rows)["answer_mask"].any(1)
+        nameless = np.array([line == "" for line in reader.instructions(rows)])
+        reader.cost(rows)
+    assert "has steps without an instruction" in caplog.text
+    assert nameless.any() and not trained[nameless].any() and trained[~nameless].any()
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is no JSON"), ("[1]", "must hold one JSON object")])
+def test_plans_that_are_none(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "plans.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        CoFineTuningConfig(plans=str(tmp_path / "plans.json")).read_plans()
+
+
 @pytest.mark.parametrize(("share", "stores"), [(0.5, 2), (0.66, 2), (0.66, 3)])
 @settings(max_examples=6, deadline=None)
 @given(world=st.sampled_from([1, 2, 3]), stop=st.integers(0, 5))
@@ -185,7 +206,7 @@ def drawn(
         context = rank_of(rank, len(ranks))
         loader: Loader = build_loader(chosen, reader, context, {"sample": position})
         with closing(iter(loader)) as batches:  # type: ignore[type-var]
-            for batch in itertools.islice(batches, steps * 12 // (4 * len(ranks))):
+            for batch in itertools.islice(batches, steps * 12 // (2 * len(ranks))):
                 found += zip(batch["sample_id"].tolist(), batch["is_robot"].tolist(), strict=True)
     return found
 
@@ -203,13 +224,13 @@ def rank_of(rank: int, world_size: int) -> LocalContext:
 def test_ordering_by_cost_makes_padding_small(reader: CoFineTuningReader) -> None:
     rng, total = np.random.default_rng(0), sum(reader.store_rows)
     rows = rng.permutation(np.concatenate([np.arange(64), np.arange(total - 8, total).repeat(8)]))
-    pieces = {name: np.split(order, 8) for name, order in (("drawn", rows), ("by cost", by_cost(reader, rows)))}
-    shares = {name: padding_share([read(reader, piece.tolist()) for piece in found]) for name, found in pieces.items()}
-    assert shares["by cost"] < 0.1 < shares["drawn"]
-
-
-def by_cost(reader: CoFineTuningReader, rows: np.ndarray) -> np.ndarray:
-    return rows[np.argsort(reader.cost(rows), kind="stable")]
+    by_cost = rows[np.argsort(reader.cost(rows), kind="stable")]
+    masks = {
+        name: [read(reader, piece.tolist())["token_mask"] for piece in np.split(order, 8)]
+        for name, order in (("drawn", rows), ("by cost", by_cost))
+    }
+    padding = {name: 1 - sum(m.sum() for m in found) / sum(m.numel() for m in found) for name, found in masks.items()}
+    assert padding["by cost"] < 0.1 < padding["drawn"]
 
 
 def test_shares_within_a_part(robot: EpisodeStore, web: WebStore) -> None:

@@ -111,6 +111,13 @@ def test_a_silent_mlflow_server_is_named(capsys: pytest.CaptureFixture[str], mon
     assert code == 1 and "does not answer" in printed and "set MLFLOW_TRACKING_URI" in printed
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["rt1_tiny", "--help"]])
+def test_help_lists_the_flags(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor", *arguments])
+    assert stop.value.code in (0, None) and "--address" in capsys.readouterr().out
+
+
 def test_the_users_mistakes_have_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "rt1_tiyn"]) == 2
     assert "rt1_tiny" in capsys.readouterr().err

@@ -35,7 +35,7 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> WebStore:
     folder.mkdir()
     lines: list[dict[str, Any]] = []
     for number in range(16):
-        kind = number % 4
+        kind = number // 4
         Image.new("RGB", (40, 40), PIXELS[kind]).save(folder / f"{number}.png")
         lines.append({"image": f"{number}.png", "question": "which colour is it?", "answer": NAMES[kind]})
         lines.append({"image": f"{number}.png", "question": "is it a picture?", "answer": "yes"})

@@ -243,6 +243,9 @@ def test_the_whole_path_on_two_nodes_with_data_checkpoints_and_artifacts_on_s3(t
         assert trained["steps"] == 4
         evaluated = rtp("evaluate", f"{s3.url}/runs/first", "--data", data[1], "--bootstrap-samples", "10")
         assert evaluated["step"] == 4 and evaluated["evaluations"][0]["episodes"] == 24
+        short = ["--budget.trials", "2", "--scheduler", "ToTheEnd", "--loop.steps", "2", "--loop.global_batch", "16"]
+        rtp("tune", "rt1_lr_wd", *flags[:4], "--output", f"{s3.url}/runs/sweep", *short)
+        assert (s3.folder / "runs/sweep/best.yaml").exists()
         registered = rtp("register", f"{s3.url}/runs/first", "--name", "arm", "--alias", "champion")
         assert registered["tracking_uri"] == tracking
         assert any((s3.folder / "artifacts").rglob("model.safetensors"))

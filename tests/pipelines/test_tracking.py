@@ -52,7 +52,8 @@ def test_a_training_is_one_run_however_often_it_is_resumed(store: str, uri: str,
     client = client_of(uri)
     history = client.get_metric_history(run.info.run_id, "loss")
     assert sorted(point.step for point in history) == [1, 2, 3, 4]
-    assert {"samples_per_s", "waiting_share", "flops_utilisation", "system/memory_percent"} <= run.data.metrics.keys()
+    expected = {"samples_per_s", "waiting_share", "flops_utilisation", "system/memory_percent", "loader/samples"}
+    assert expected <= run.data.metrics.keys()
     artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
     assert {"contract.json", "experiment.json", "experiment.yaml", "deepspeed.json", "metrics.jsonl"} <= artifacts
 

@@ -96,8 +96,8 @@ def test_a_run_asks_by_name_by_weight_or_not_at_all() -> None:
         (MixtureConfig(name="rt1-x"), "there is no mixture 'rt1-x': did you mean 'rt1x'"),
         (MixtureConfig(weights={"bridge": 1, "brigde": 1}), "names 'brigde', which no store holds"),
         (MixtureConfig(weights={"bridge": 1}), "has no weight for 'viola'"),
-        (MixtureConfig(weights={"bridge": 1, "viola": 0}), "the weight of viola must be above 0 and finite, it is 0"),
-        (MixtureConfig(weights={"bridge": 1, "viola": -1}), "the weight of viola must be above 0"),
+        (MixtureConfig(weights={"bridge": 1, "viola": 0}), "every weight must be above 0 and finite, that of viola"),
+        (MixtureConfig(weights={"bridge": 1, "viola": -1}), "that of viola is -1"),
     ],
 )
 def test_a_run_that_asks_wrongly_is_told(config: MixtureConfig, message: str) -> None:

@@ -93,6 +93,8 @@ def some(feature: Any, rng: np.random.Generator) -> Any:
     if isinstance(feature, tfds_features.BBoxFeature):
         return tfds_features.BBox(0.0, 0.25, 0.5, 1.0)
     if isinstance(feature, tfds_features.Image):
+        if feature.np_dtype == np.float32:  # depth: TFDS asks for numbers, and packs them into a PNG
+            return rng.random((4, 5, 1), np.float32)
         return io.BytesIO(_png(feature, rng))
     shape = [rng.integers(1, 4) if size is None else size for size in feature.shape]
     if feature.np_dtype.kind == "O":
@@ -111,10 +113,7 @@ def _numbers(dtype: np.dtype, shape: Any, rng: np.random.Generator) -> np.ndarra
 
 def _png(feature: Any, rng: np.random.Generator) -> bytes:
     height, width, channels = (size or 4 for size in feature.shape)
-    if feature.np_dtype == np.float32:  # as TFDS packs depth: the four bytes of a float as colours
-        pixels, mode = rng.integers(0, 256, (height, width, 4), np.uint8), "RGBA"
-        pixels = rng.random((height, width), np.float32).view(np.uint8).reshape(height, width, 4)
-    elif feature.np_dtype == np.uint16:
+    if feature.np_dtype == np.uint16:
         pixels, mode = rng.integers(0, 2**16, (height, width), np.uint16), "I;16"
     else:
         pixels, mode = rng.integers(0, 256, (height, width, channels), np.uint8), "RGB"

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_web import (  # type: ignore[import-not-found]
+    picture,
     png,
     write_coco,
     write_easy_vqa,
@@ -26,6 +27,7 @@ from preprocessing.web_data import WebConvertConfig, convert_web
 from preprocessing.web_store import WebStore, open_store
 
 Example = tuple[str, str, int]
+PICTURES = [picture(kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP")]
 
 
 def converted(source: Path, out: Path, **settings: Any) -> tuple[WebStore, list[Example], list[dict[str, Any]]]:
@@ -83,6 +85,21 @@ def test_every_layout_becomes_the_same_store(
     assert store.manifest["counts"]["images"] == sum(shard.rows for shard in store.shards)
 
 
+@pytest.mark.parametrize(("write", "name"), [(write_okvqa, "okvqa"), (write_gqa, "gqa"), (write_coco, "coco")])
+def test_images_may_lie_elsewhere(tmp_path: Path, write: Callable[[Path], None], name: Any) -> None:
+    together, annotations, images = tmp_path / "together", tmp_path / "annotations", tmp_path / "images"
+    together.mkdir()
+    write(together)
+    _, expected, _ = converted(together, tmp_path / "out", format=name)
+    annotations.mkdir()
+    images.mkdir()
+    for path in sorted(together.iterdir()):
+        holds_text = path.suffix == ".json" or any(path.rglob("*.json"))
+        path.rename((annotations if holds_text else images) / path.name)
+    _, found, quarantine = converted(annotations, tmp_path / "apart", format=name, images=str(images))
+    assert found == expected and not quarantine
+
+
 def test_json_lines_with_and_without_images(tmp_path: Path) -> None:
     lines = [
         json.dumps({"image": "images/a.png", "question": "what?", "answer": "this"}),
@@ -116,9 +133,21 @@ def test_nothing_is_lost(tmp_path_factory: pytest.TempPathFactory, kinds: list[s
     for number, kind in enumerate(["good", *kinds]):
         (folder / "source" / "images" / f"{number}.png").write_bytes(spoilt.get(kind, png(number)))
     _, found, quarantine = converted(folder / "source", folder / "out", format="jsonl", max_characters=40)
-    bad = [number for number, kind in enumerate(["good", *kinds]) if kind not in ("good", "float")]
+    bad = [number for number, kind in enumerate(["good", *kinds]) if kind != "good"]
     assert [line["place"] for line in quarantine] == [f"train.jsonl:{number + 1}" for number in bad]
     assert len(found) == len(kinds) + 1 - len(bad)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_no_bytes_stop_a_conversion(data: st.DataObject) -> None:
+    """A picture with any byte changed, or cut anywhere, is decoded or refused with a reason."""
+    whole = bytearray(data.draw(st.sampled_from(PICTURES)))
+    for place in data.draw(st.lists(st.integers(0, len(whole) - 1), max_size=4)):
+        whole[place] = data.draw(st.integers(0, 255))
+    cut = bytes(whole[: data.draw(st.integers(0, len(whole)))])
+    problem = web_data._image_problem(cut, WebConvertConfig(format="jsonl"))
+    assert problem is None or problem.startswith("its image ")
 
 
 @pytest.fixture
@@ -182,6 +211,32 @@ def test_the_wrong_layout_is_one_sentence(many: Path, tmp_path: Path, settings: 
         convert_web(str(many), str(tmp_path / "out"), WebConvertConfig(workers=0, **settings))
     with pytest.raises((ValueError, OSError)):
         open_store(str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "text", "message"),
+    [
+        ("gqa", "train_questions.json", '{"1": {"question": "q", "answer": "a"}}', "not laid out as gqa"),
+        ("gqa", "train_questions.json", "{", "not laid out as gqa"),
+        ("coco", "captions_train.json", '{"questions": []}', "not laid out as coco"),
+        ("webdataset", "train-0.tar", "no archive", "train-0.tar is cut or no tar archive .*: fetch it again"),
+        ("parquet", "train-0.parquet", "no table", "Parquet"),
+    ],
+)
+def test_damaged_files_are_one_sentence(tmp_path: Path, name: Any, file: str, text: str, message: str) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / file).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        convert_web(str(tmp_path / "source"), str(tmp_path / "out"), WebConvertConfig(format=name, workers=0))
+
+
+def test_a_cut_archive_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    write_webdataset(tmp_path / "source")
+    path = tmp_path / "source" / "train-0001.tar"
+    path.write_bytes(path.read_bytes()[:1500])
+    with pytest.raises(ValueError, match="is cut or no tar archive"):
+        convert_web(str(path.parent), str(tmp_path / "out"), WebConvertConfig(format="webdataset", workers=0))
 
 
 def test_a_source_that_does_not_exist(tmp_path: Path) -> None:

@@ -22,6 +22,13 @@ def png(seed: int = 0, *, size: tuple[int, int] = (12, 16), mode: str = "RGB") -
     return file.getvalue()
 
 
+def picture(kind: str) -> bytes:
+    """An encoded picture of a format of Pillow's."""
+    file = io.BytesIO()
+    Image.open(io.BytesIO(png(3))).save(file, kind)
+    return file.getvalue()
+
+
 def write_images(folder: Path, names: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for seed, name in enumerate(names):

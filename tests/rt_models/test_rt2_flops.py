@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from rt2_rows import INSTRUCTIONS, MINIMAL, make_batch, prompts_of
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rt_models.rt2 import RT2, RT2Config
@@ -23,7 +24,7 @@ SIZES = [
 @pytest.mark.parametrize("config", SIZES)
 def test_a_training_step_counts_what_torch_counts(config: RT2Config) -> None:
     model, batch = RT2(config), make_batch(config.build_text())
-    with FlopCounterMode(display=False) as counter:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # as in test_flops.py
         model.eval().loss(batch)
     assert 3 * counter.get_total_flops() == pytest.approx(cost(config).training_flops(batch), rel=1e-9)
     assert cost(config).parameters == sum(p.numel() for p in model.parameters())
@@ -33,7 +34,7 @@ def test_a_training_step_counts_what_torch_counts(config: RT2Config) -> None:
 def test_an_action_counts_what_torch_counts(config: RT2Config) -> None:
     text = config.build_text()
     batch = prompts_of(text, INSTRUCTIONS[:1])
-    with FlopCounterMode(display=False) as counter:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # as in test_flops.py
         predict_actions(RT2(config).eval(), batch, text)
     counted = cost(config).action_flops(batch["tokens"].shape[1])
     assert counter.get_total_flops() == pytest.approx(counted, rel=1e-9)

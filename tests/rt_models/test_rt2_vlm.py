@@ -59,7 +59,8 @@ def test_a_rows_loss_is_that_of_transformers(family: str, folders: dict[str, Pat
     for row in range(4):
         alone = row_of(batch, row)
         torch.testing.assert_close(model.row_losses(alone).sum_B[0], together.sum_B[row], rtol=1e-8, atol=1e-8)
-        torch.testing.assert_close(native_loss(model, alone), together.sum_B[row], rtol=1e-5, atol=1e-5)
+        expected = native_loss(model, alone)  # transformers takes its cross-entropy in float32
+        torch.testing.assert_close(together.sum_B[row], expected.double(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(model.loss(batch), (together.sum_B / together.tokens_B).mean())
 
 
@@ -164,6 +165,7 @@ def test_other_action_vocabularies(vocabulary: Any, folders: dict[str, Path]) ->
 
 def test_random_weights_take_only_the_sizes(folders: dict[str, Path]) -> None:
     config = config_of(folders, "paligemma")
+    torch.manual_seed(1)  # the saved ones were drawn under 0
     saved, drawn = config.build(), replace(config, weights="random").build()
     assert {n: p.shape for n, p in saved.named_parameters()} == {n: p.shape for n, p in drawn.named_parameters()}
     assert not torch.equal(next(saved.parameters()), next(drawn.parameters()))

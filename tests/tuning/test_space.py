@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuning.space import Choice, Dimension, Integer, Uniform, from_optuna, grid, to_optuna
+from tuning.space import Choice, Dimension, Integer, Uniform, from_optuna, grid, grid_size, to_optuna
 
 numbers = st.floats(1e-6, 1e6)
 uniforms = st.builds(
@@ -58,7 +58,7 @@ def test_optunas_form_is_only_a_form(space: dict[str, Dimension], seed: int) -> 
 def test_a_grid_has_every_combination_once() -> None:
     space = {"a": Choice(values=("x", "y")), "b": Integer(low=1, high=3)}
     points = list(grid(space))
-    assert len(points) == 6 and points[0] == {"a": "x", "b": 1} and points[-1] == {"a": "y", "b": 3}
+    assert len(points) == grid_size(space) == 6 and points[0] == {"a": "x", "b": 1} and points[-1] == {"a": "y", "b": 3}
     assert len({tuple(point.values()) for point in points}) == 6
 
 

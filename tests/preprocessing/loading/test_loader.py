@@ -6,10 +6,12 @@ import itertools
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import simplejpeg
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -131,11 +133,64 @@ def test_windows_of_a_segment_share_frames_and_crop(reader: WindowReader) -> Non
     assert len(batch["frames"]) < int(batch["step_mask"].sum())
 
 
-def test_memory_stays_within_the_budget(store: EpisodeStore) -> None:
-    config = LoaderConfig(memory_mb=1)
-    with closing(WindowReader([store], [DOUBLE], num_steps=STEPS, config=config)) as reader:
-        batches(reader, 60)
-        assert reader._frames._held <= 0.75 * 2**20 and len(reader._frames._entries) > 1
+def test_an_epoch_decodes_each_frame_about_once_and_reads_each_row_group_about_once(store: EpisodeStore) -> None:
+    with closing(WindowReader([store], [DOUBLE], num_steps=STEPS, config=LoaderConfig())) as reader:
+        rows = reader.index.num_rows
+        batches(reader, 3 * rows // 4)
+        assert reader.decodes == rows and reader.refetches == 0
+        assert reader.fetches == len(reader.block_starts)
+
+
+def test_with_hardly_any_memory_batches_are_the_same_and_the_budget_holds(
+    reader: WindowReader, store: EpisodeStore
+) -> None:
+    config = LoaderConfig(memory_mb=1, decode_threads=1)
+    with closing(WindowReader([store], [DOUBLE], num_steps=STEPS, config=config)) as small:
+        for (ours, _), (theirs, _) in zip(batches(small, 40), batches(reader, 40), strict=True):
+            assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+        frames = small._slab._entries
+        assert small._groups.held_bytes <= 0.45 * 2**20
+        assert len(frames) * small._frame_bytes <= 0.55 * 2**20 and small.decodes > reader.index.num_rows // 2
+
+
+@pytest.mark.parametrize("frames", ["windows", "pool"])
+def test_frames_are_the_same_however_they_are_handed_out(
+    reader: WindowReader, store: EpisodeStore, frames: Literal["windows", "pool"]
+) -> None:
+    config = LoaderConfig(frames=frames)
+    with closing(WindowReader([store], [DOUBLE], num_steps=STEPS, config=config)) as other:
+        loader = Loader(other, seed=3, lanes=6, global_batch=12, micro_batch=4)
+        with closing(iter(loader)) as stream:  # type: ignore[type-var]
+            for ours, (theirs, _) in zip(itertools.islice(stream, 90), batches(reader, 90), strict=True):
+                check_batch(ours, action_size=11)
+                real = theirs["step_mask"]
+                assert torch.equal(
+                    ours["frames"][ours["frame_index"][real]], theirs["frames"][theirs["frame_index"][real]]
+                )
+                assert all(torch.equal(ours[k], theirs[k]) for k in theirs if not k.startswith("frame"))
+                if frames == "windows":
+                    assert len(ours["frames"]) == int(real.sum())
+
+
+def test_batches_that_are_kept_are_not_written_over(reader: WindowReader) -> None:
+    kept = batches(reader, 12)
+    copies = [batch["frames"].clone() for batch, _ in kept]
+    for _ in range(3):
+        batches(reader, 12, seed=9)
+    assert all(torch.equal(batch["frames"], copy) for (batch, _), copy in zip(kept, copies, strict=True))
+
+
+@pytest.mark.parametrize("mode", ["cached", "synthetic"])
+def test_modes_that_do_not_read_go_through_the_same_positions(
+    store: EpisodeStore, mode: Literal["cached", "synthetic"]
+) -> None:
+    config = LoaderConfig(mode=mode)
+    with closing(WindowReader([store], [DOUBLE], num_steps=STEPS, config=config)) as other:
+        found = batches(other, 40)
+        assert [position for _, position in found[:6]] == [0, 0, 12, 12, 12, 24]
+        assert other.fetches <= 2 * len(other.block_starts) and other.decodes <= 4 * 4 * STEPS
+        for batch, _ in found:
+            check_batch(batch, action_size=11)
 
 
 def test_an_error_in_the_background_reaches_the_training(store: EpisodeStore, tmp_path: Path) -> None:

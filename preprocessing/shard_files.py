@@ -1,0 +1,133 @@
+"""The Parquet files of a store, read with patience: a network that fails now and then does not end a run of days."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+T = TypeVar("T")
+
+ATTEMPTS = 6
+_FIRST_WAIT_S = 0.1  # doubled from attempt to attempt: 3 seconds in all
+_OPEN_FILES = 64
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError)
+
+
+def is_local(filesystem: Any) -> bool:
+    return isinstance(filesystem, LocalFileSystem)
+
+
+def patiently(read: Callable[[], T], *, what: str) -> T:
+    """`read()`, again after a failure. Raises OSError naming `what` when the last attempt has failed too.
+
+    Any exception counts: object stores fail in the types of their own libraries.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return read()
+        except _FINAL:
+            raise
+        except Exception as error:
+            if attempt == ATTEMPTS:
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                raise OSError(f"{what} cannot be read, {ATTEMPTS} attempts failed, the last with {reason}") from error
+            time.sleep(_FIRST_WAIT_S * 2 ** (attempt - 1))
+    raise AssertionError
+
+
+class PatientFile:
+    """A remote file, read by ranges, each of them patiently and whole. What Arrow needs of a Python file, no more."""
+
+    def __init__(self, filesystem: Any, path: str) -> None:
+        self._filesystem, self._path, self._place, self.closed = filesystem, path, 0, False
+        self._size = patiently(lambda: int(filesystem.size(path)), what=path)
+
+    def read(self, size: int = -1) -> bytes:
+        stop = self._size if size < 0 else min(self._place + size, self._size)
+        found = patiently(lambda: self._range(self._place, stop), what=self._path) if stop > self._place else b""
+        self._place += len(found)
+        return found
+
+    def _range(self, start: int, stop: int) -> bytes:
+        found = self._filesystem.cat_file(self._path, start=start, end=stop)
+        if len(found) != stop - start:
+            raise EOFError(f"{len(found)} bytes came of the {stop - start} from {start} on")
+        return found
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._place = offset + (0, self._place, self._size)[whence]
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return False
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class ShardFiles:
+    """Parquet files of a store by number: all footers are kept, at most 64 files are open. Threads may share it."""
+
+    def __init__(self, filesystem: Any, paths: Sequence[str]) -> None:
+        self._filesystem, self._paths = filesystem, paths
+        self._footers: dict[int, pq.FileMetaData] = {}
+        self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+        self._locks: dict[int, threading.Lock] = defaultdict(threading.Lock)
+        self._opening = threading.Lock()
+
+    def read(self, number: int, columns: Sequence[str], row_groups: Sequence[int] | None = None) -> pa.Table:
+        """The columns of some row groups of one file, or of all, in order. Raises OSError naming the file."""
+        with self._locks[number], self._named(number):
+            file = self._open(number)
+            if row_groups is None:
+                return file.read(columns=list(columns))
+            return file.read_row_groups(list(row_groups), columns=list(columns))
+
+    def num_rows(self, number: int) -> int:
+        """Rows of one file, by its footer. Raises OSError naming the file."""
+        with self._locks[number], self._named(number):
+            return self._open(number).metadata.num_rows
+
+    @contextmanager
+    def _named(self, number: int) -> Iterator[None]:
+        """Arrow's complaints do not say which file they are about."""
+        try:
+            yield
+        except (OSError, pa.ArrowException) as error:
+            if self._paths[number] in str(error):
+                raise
+            reason = " ".join(str(error).split())
+            raise OSError(f"{self._paths[number]} cannot be read ({reason}): is it whole?") from error
+
+    def _open(self, number: int) -> pq.ParquetFile:
+        with self._opening:
+            if number in self._files:
+                self._files.move_to_end(number)
+                return self._files[number]
+        path = self._paths[number]
+        source: Any = path if is_local(self._filesystem) else PatientFile(self._filesystem, path)
+        file = pq.ParquetFile(source, metadata=self._footers.get(number), pre_buffer=True)
+        with self._opening:
+            self._footers[number], self._files[number] = file.metadata, file
+            while len(self._files) > _OPEN_FILES:
+                self._files.popitem(last=False)
+        return file

@@ -1,0 +1,116 @@
+"""RT-2 on the real command line: web data preprocessed, co-trained, interrupted and continued, scored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from pipelines.checkpoints import load_trained
+from pipelines.cli import main
+from pipelines.run_files import read_metrics
+from rt_models.rt2 import RT2Config
+
+SMALL = [
+    "--launch",
+    "InProcess",
+    "--engine",
+    "TorchEngineConfig",
+    "--loop.global_batch",
+    "8",
+    "--loop.micro_batch",
+    "4",
+]
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("web") / "colours"
+    folder.mkdir()
+    lines = []
+    for name in ("red", "green", "blue"):
+        Image.new("RGB", (20, 20), name).save(folder / f"{name}.png")
+        lines.append({"image": f"{name}.png", "question": "which colour is it?", "answer": name})
+        lines.append({"image": f"{name}.png", "caption": f"a {name} picture"})
+    (folder / "all.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    words = [str(folder), str(folder.parent / "stores"), "--format", "jsonl", "--workers", "0"]
+    assert main(["preprocess", *words]) == 0
+    return str(folder.parent / "stores")
+
+
+def test_co_trained_continued_and_scored(
+    store: str, web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    common = ["train", "rt2_tiny", *SMALL, "--data", store, web, "--loop.log_every", "1"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main([*common, "--output", str(whole), "--loop.steps", "3", "--schedule", "ConstantSchedule"]) == 0
+    flags = [*common, "--output", str(parts), "--schedule", "ConstantSchedule"]
+    assert main([*flags, "--loop.steps", "1"]) == 0
+    assert main([*flags, "--loop.steps", "3", "--resume"]) == 0
+    lines = {run: [line for line in read_metrics(run / "metrics.jsonl") if "loss" in line] for run in (whole, parts)}
+    assert [line["loss"] for line in lines[whole]] == [line["loss"] for line in lines[parts]]
+    for line in lines[whole]:
+        assert line["samples/metaworld_sample"] == line["samples/colours"] == 4
+        assert 0 <= line["padding_share"] < 0.5 and line["loss/colours"] > 0
+
+    trained = load_trained(str(parts))
+    assert isinstance(trained.model.config, RT2Config) and trained.model.config.tokenizer.merges
+    capsys.readouterr()
+    scored = [
+        "evaluate",
+        str(parts),
+        "--data",
+        store,
+        web,
+        "--before",
+        str(whole),
+        "--bootstrap-samples",
+        "20",
+        "--json",
+    ]
+    assert main(scored) == 0
+    robot, pictures = evaluations(capsys)
+    assert robot["before"]["token_accuracy"] == robot["token_accuracy"]  # the same weights
+    assert pictures["questions"] == 3 and pictures["captions"]["images"] == 3
+    assert pictures["before"]["vqa_accuracy"] == pictures["vqa_accuracy"]
+
+
+def evaluations(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])["evaluations"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--co-fine-tuning.robot-share", "1"], "robot_share is 1, so web data would never be drawn"),
+        (["--co-fine-tuning.robot-share", "2"], "co_fine_tuning.robot_share must be between 0 and 1, got 2.0"),
+        (["--model.max-tokens", "9"], "tokens and the context holds 9: shorten it or raise the model's max_tokens"),
+        (["--model.vocab-size", "300"], "300 tokens has no room for 256 bytes and 256 integers"),
+        (["--mixture.weights", "colors", "1"], "mixture.weights names 'colors', which no store holds"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    store: str, web: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    words = ["train", "rt2_tiny", *SMALL, "--data", store, web, "--output", str(tmp_path / "run"), *flags]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_changing_the_tokenizer_on_resume_is_not_possible(store: str, web: str) -> None:
+    """Other texts would mean other tokens: the config of a run carries what it has learnt."""
+    from pipelines.catalogue import load_recipe
+    from pipelines.training_data import resolved
+    from preprocessing.web_store import open_store
+
+    both = resolved(load_recipe("rt2_tiny"), [open_store(store), open_store(web)]).model
+    alone = resolved(load_recipe("rt2_tiny"), [open_store(store)]).model
+    assert isinstance(both, RT2Config) and isinstance(alone, RT2Config)
+    assert both.tokenizer != alone.tokenizer
+    assert resolved(load_recipe("rt2_tiny"), [open_store(store), open_store(web)]).model == both
