@@ -41,6 +41,7 @@ def streaming_batches(folder: Path, packages: Path, *, workers: int, batch: int)
     import torch
 
     streaming = _streaming(packages)
+    streaming.base.util.clean_stale_shared_memory()  # of a measurement that was ended
 
     class Windows(streaming.StreamingDataset):
         def __getitem__(self, at: int) -> dict[str, np.ndarray]:

@@ -23,8 +23,11 @@ def rlds_folder(root: Path, num_episodes: int = EPISODES) -> Path:
 
 def open_store(root: Path, num_episodes: int = EPISODES) -> EpisodeStore:
     """The episode store below `root`, converted unless it is there."""
-    config = ConvertConfig(split="train", encoder="dataset", workers=0)
-    return EpisodeStore.open(convert(str(rlds_folder(root, num_episodes)), str(root / "store"), config).store)
+    made = root / "store" / NAME / VERSION / "train"
+    if not (made / "manifest.json").exists():
+        config = ConvertConfig(split="train", encoder="dataset", workers=0)
+        convert(str(rlds_folder(root, num_episodes)), str(root / "store"), config)
+    return EpisodeStore.open(str(made))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def main() -> None:
     made.add_argument("root", type=Path, help="folder for the store, about 2 GB")
     made.add_argument("--parts", nargs="+", choices=["bare", "opponents"], default=["bare", "opponents"])
     made.add_argument("--cores", nargs="+", type=int, default=[1, 2])
-    made.add_argument("--memory-mb", type=int, default=1024)
+    made.add_argument("--memory-mb", type=int, default=1536)
     made.add_argument("--seconds", type=float, default=8.0, help="of one opponent's measurement")
     made.add_argument("--packages", type=Path, help="folder with mosaicml-streaming and torchvision")
     made.add_argument("--child", help="what this process is to measure (set by the benchmark itself)")

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from preprocess_data import write_dataset
 
-VICTIMS = {"driver": "", "worker": "ray::", "node": "raylet"}  # how the process's command line begins, or its name
+VICTIMS = {"driver": "", "worker": "ray::Map", "node": "raylet"}  # how the process's command line begins, or its name
 START_S, END_S = 120, 300
 
 
@@ -132,12 +132,12 @@ def _shoot(process: subprocess.Popen[bytes], kind: str, rng: np.random.Generator
 
 
 def _is(pid: int, kind: str) -> bool:
-    """A worker by what it calls itself, idle ones left out; the raylet by its program."""
+    """A worker by the task that it is at, the raylet by its program."""
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
     except OSError:
         return False
-    return (command.startswith(kind) and command != "ray::IDLE") or command.rpartition("/")[2] == kind
+    return command.startswith(kind) or command.rpartition("/")[2] == kind
 
 
 def _descendants(pid: int) -> list[int]:

@@ -29,7 +29,7 @@ SAMPLE = HERE.parent / "examples/metaworld_sample/1.0.0"
 
 def main() -> None:
     parser = measure.parser(__doc__, rounds=None)
-    parser.add_argument("--trials", type=measure.positive, default=12, help="points of the space (default: 12)")
+    parser.add_argument("--trials", type=measure.positive, default=9, help="points of the space (default: 9)")
     parser.add_argument("--kills", type=int, default=2, help="SIGKILLs of the second sweep with ASHA (default: 2)")
     parser.add_argument("--folder", type=Path, help="where to work and leave everything (default: a folder that goes)")
     arguments = parser.parse_args()

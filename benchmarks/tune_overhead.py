@@ -1,6 +1,6 @@
 """What `rtp tune` costs beside plain Ray Tune with the same trainable, both as commands from their start to their end.
 
-The plain side is what one would write with Ray's documentation: ray.init, tune.Tuner with OptunaSearch, fit. Its
+The plain side is what one would write with Ray's documentation: ray.init, tune.Tuner with its random search, fit. Its
 trainable is the very training that our trials run, with its own MLflow run. Ours writes, beside that, a record of every
 trial, the parent run, the report and best.yaml. A sweep of one trial is start-up; the difference between a sweep of
 several and of one, per trial, is the cost of a trial.
@@ -51,7 +51,9 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
         root = str(Path(__file__).resolve().parents[1])
         database = f"sqlite:///{folder}/mlflow.db"
         environment = {**os.environ, "PYTHONPATH": root, "MLFLOW_TRACKING_URI": database}
-        subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"plain Ray Tune ended with {done.returncode}: {done.stderr}")
 
     sides = {
         "ours, 1 trial": lambda: ours(1),
@@ -80,7 +82,6 @@ def plain_ray_tune(train: str, val: str, output: str, trials: int, steps: int) -
     """The other side."""
     import ray
     from ray import tune
-    from ray.tune.search.optuna import OptunaSearch
     from tune_sweep import sweep
 
     from pipelines.catalogue import load_recipe
@@ -104,9 +105,7 @@ def plain_ray_tune(train: str, val: str, output: str, trials: int, steps: int) -
     tune.Tuner(
         trainable,
         param_space={"optimizer.lr": tune.loguniform(1e-5, 3e-1)},
-        tune_config=tune.TuneConfig(
-            metric="loss", mode="min", search_alg=OptunaSearch(), num_samples=trials, max_concurrent_trials=1
-        ),
+        tune_config=tune.TuneConfig(num_samples=trials, max_concurrent_trials=1),
         run_config=tune.RunConfig(storage_path=output, verbose=0),
     ).fit()
     ray.shutdown()

@@ -6,7 +6,7 @@ from tuning.search import RandomSearch
 from tuning.space import Uniform
 from tuning.sweep import Asha, Budget, Objective, Sweep
 
-STEPS = 54
+STEPS = 27
 
 
 def sweep() -> Sweep:
@@ -19,12 +19,12 @@ def sweep() -> Sweep:
             "loop.steps": STEPS,
             "loop.log_every": 3,
             "loop.evaluate_every": 3,
-            "loop.evaluate_windows": 32,
-            "loop.checkpoint_every": 3,
+            "loop.evaluate_windows": 16,
+            "loop.checkpoint_every": 9,
         },
         objectives=(Objective(metric="validation_loss", direction="min"),),
         search=RandomSearch(),
-        scheduler=Asha(grace_steps=6, reduction_factor=3),
-        budget=Budget(trials=12),
+        scheduler=Asha(grace_steps=3, reduction_factor=3),
+        budget=Budget(trials=9),
         concurrency=2,
     )

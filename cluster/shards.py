@@ -156,7 +156,7 @@ class ShardReader:
         return self.read(name, key, 0, shape.numel()).view(shape)
 
 
-def require_same_shapes(saved: Mapping[str, torch.Size], here: Mapping[str, torch.Size], folder: Path) -> None:
+def require_same_shapes(saved: Mapping[str, torch.Size], here: Mapping[str, torch.Size], folder: Path | str) -> None:
     """Raise ValueError unless the saved model and this one have the same tensors."""
     wrong = sorted(name for name in saved.keys() | here.keys() if saved.get(name) != here.get(name))
     if wrong:

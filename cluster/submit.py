@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import ray
 import requests
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 DASHBOARD_PORT = 8265
@@ -54,8 +55,12 @@ class Jobs:
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address  # else RAY_ADDRESS would win over what was asked for
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
-            _require_same_ray(self.address)
             self._client = JobSubmissionClient(self.address)
+            _require_same_ray(self.address)
+        except AuthenticationError as error:
+            raise ConnectionError(
+                f"the cluster at {self.address} wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+            ) from error
         except (RuntimeError, ValueError, KeyError, requests.RequestException) as error:
             raise ConnectionError(f"no Ray dashboard answers at {self.address}: {_first_line(error)}") from error
 
@@ -176,7 +181,7 @@ def _require_same_ray(address: str) -> None:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     answer = requests.get(f"{address}/api/version", headers=headers, timeout=CONNECT_TIMEOUT_S)
     if answer.status_code in (401, 403):
-        raise ConnectionError(f"the cluster at {address} wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN")
+        return  # the token is in a file that only Ray knows of; cluster/preflight.py compares on the cluster
     theirs = str(answer.json()["ray_version"])
     if theirs.split(".")[:2] != ray.__version__.split(".")[:2]:
         raise ConnectionError(

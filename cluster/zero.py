@@ -36,6 +36,7 @@ class ZeroConfig:
     bucket_elements: gradients reduced (and parameters gathered) at a time; each bucket costs 4 bytes an element.
     overlap: communicate beside the backward pass; needs a GPU, gloo has no overlap.
     persist_elements: stage 3 leaves parameters smaller than this unsharded.
+    live_elements: stage 3 keeps so many gathered parameters between their uses; fewer save memory and cost time.
     """
 
     stage: Stage = 1
@@ -44,6 +45,7 @@ class ZeroConfig:
     bucket_elements: int = 50 * MEGA
     prefetch_elements: int = 50 * MEGA
     persist_elements: int = 100_000
+    live_elements: int = 1000 * MEGA
     overlap: bool = True
 
     def __post_init__(self) -> None:
@@ -53,11 +55,9 @@ class ZeroConfig:
             raise ValueError("zero.offload_optimizer needs zero.stage 1, 2 or 3, got 0")
         if self.offload_parameters != "none" and self.stage != 3:
             raise ValueError(f"zero.offload_parameters needs zero.stage 3, got {self.stage}")
-        if min(self.bucket_elements, self.prefetch_elements) < 1:
-            raise ValueError(
-                f"zero.bucket_elements and zero.prefetch_elements must be at least 1, "
-                f"got {self.bucket_elements} and {self.prefetch_elements}"
-            )
+        for name in ("bucket_elements", "prefetch_elements", "live_elements"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"zero.{name} must be at least 1, got {getattr(self, name)}")
 
 
 def state_bytes(
@@ -77,6 +77,18 @@ def state_bytes(
     optimizer = -(-num_trained // (num_ranks if stage >= 1 else 1))
     copies = 2 + ema + (stage > 0)
     return {"parameters": 4 * parameters, "gradients": 4 * gradients, "optimizer": 4 * copies * optimizer}
+
+
+def temporary_bytes(zero: ZeroConfig, num_parameters: int, num_ranks: int) -> int:
+    """Bytes that a rank takes beside `state_bytes` while it reduces gradients and updates; activations apart.
+
+    Measured on CPU ranks (benchmarks/zero_memory.py): all gradients once more in one flat buffer under stage 0, this
+    rank's part of them once under stages 1 and 3 and twice under 2, two buckets, and what stage 3 has gathered.
+    """
+    part = -(-num_parameters // num_ranks)
+    live = min(zero.live_elements, num_parameters)
+    elements = {0: num_parameters, 1: part, 2: 2 * part, 3: part + live}[zero.stage]
+    return 4 * (elements + (2 * min(zero.bucket_elements, num_parameters) if zero.stage else 0))
 
 
 def deepspeed_config(
@@ -123,6 +135,7 @@ def _zero_section(zero: ZeroConfig, device_type: str) -> dict[str, Any]:
     if zero.stage == 3:
         section["stage3_prefetch_bucket_size"] = zero.prefetch_elements
         section["stage3_param_persistence_threshold"] = zero.persist_elements
+        section["stage3_max_live_parameters"] = section["stage3_max_reuse_distance"] = zero.live_elements
     pinned = device_type == "cuda"
     if zero.offload_optimizer == "cpu":
         section["offload_optimizer"] = {"device": "cpu", "pin_memory": pinned}

@@ -33,7 +33,7 @@ Store = EpisodeStore | WebStore
 
 _TEXTS_LEARNT_FROM = 200_000
 _INSTRUCTION_WEIGHT = 20
-_NO_INSTRUCTION = "nothing"  # stands in a prompt that is not trained on
+NO_INSTRUCTION = "nothing"  # stands in a prompt that is not trained on
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +169,8 @@ class CoFineTuningReader:
         transforms = [contract.dataset(store.contract.datasets[0].name).transform for store in robots]
         self._windows = None
         if robots:
-            self._windows = WindowReader(robots, transforms, num_steps=text.config.frames, config=config)
+            own = replace(config, frames="distinct")  # web images are put behind them
+            self._windows = WindowReader(robots, transforms, num_steps=text.config.frames, config=own)
         self._instructions = _Instructions(robots)
         self._web = WebReader(web, frame_size=self._frame_size, config=config)
         self._plans = mix.read_plans()
@@ -188,7 +189,7 @@ class CoFineTuningReader:
         lengths = np.zeros(len(rows), np.int64)
         robot_B = self._is_robot[store_B]
         for place, instruction in zip(np.flatnonzero(robot_B), self._instructions.of(own_B[robot_B]), strict=True):
-            lengths[place] = len(self._text.robot_prompt(instruction or _NO_INSTRUCTION)) + self._answer_tokens
+            lengths[place] = len(self._text.robot_prompt(instruction or NO_INSTRUCTION)) + self._answer_tokens
         for place, web in zip(np.flatnonzero(~robot_B), self._web.texts(own_B[~robot_B]), strict=True):
             lengths[place] = len(self._text.web(web.prompt, web.answer).ids)
         return lengths
@@ -268,7 +269,7 @@ class CoFineTuningReader:
             columns["trained"][place] &= instruction != ""
             plan = self._plan(instruction, int(sample_ids[place]))
             action_A, mask_A = columns["action"][place], columns["action_mask"][place]
-            examples[place] = self._text.robot(instruction or _NO_INSTRUCTION, action_A, mask_A, plan)
+            examples[place] = self._text.robot(instruction or NO_INSTRUCTION, action_A, mask_A, plan)
         return columns
 
     def _web_columns(

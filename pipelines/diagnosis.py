@@ -186,13 +186,14 @@ def worker_room(experiment: Experiment, plan: Forecast, machines: Sequence[Machi
 
 
 def memory_table(plan: Forecast) -> list[str]:
-    """Lines to read: what a worker holds under each stage, and the parts they share."""
-    lines = [f"memory of one of {plan.workers[0]} workers, estimated:"]
+    """Lines to read: what a worker holds under each stage."""
+    activations = "not counted" if plan.activations is None else size(plan.activations)
+    lines = [f"memory of one of {plan.workers[0]} workers, estimated; activations of a micro-batch {activations}, and"]
     for stage in STAGES:
         chosen = "  <- this run" if stage == plan.stage else ""
-        lines.append(f"  ZeRO-{stage}: training state {size(plan.state[stage]):>9}{chosen}")
-    activations = "not counted" if plan.activations is None else size(plan.activations)
-    return [*lines, f"  besides: activations of a micro-batch {activations}, buckets {size(plan.buckets)}"]
+        held = f"training state {size(plan.state[stage]):>9}, while it updates {size(plan.temporary[stage]):>9} more"
+        lines.append(f"  ZeRO-{stage}: {held}{chosen}")
+    return lines
 
 
 def size(count: int) -> str:

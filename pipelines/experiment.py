@@ -13,7 +13,7 @@ from pipelines.optimizer import AdamConfig, AdamWConfig
 from pipelines.schedule import ConstantSchedule, CosineSchedule
 from preprocessing.loading.loader import LoaderConfig
 from preprocessing.mixture import MixtureConfig
-from rt_models.spec import Bounds, Identity, Quantiles
+from rt_models.spec import RT1X, Bounds, Identity, Quantiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class Experiment:
 
     name: str
     model: ModelConfig
-    scaling: Identity | Bounds | Quantiles = field(default_factory=Identity)
+    scaling: Identity | Bounds | Quantiles | RT1X = field(default_factory=Identity)
     freeze: tuple[str, ...] = ()
     """Beginnings of the names of parameters that are not trained, such as tokenizer. for RT-1's image half."""
     loader: LoaderConfig = field(default_factory=LoaderConfig)

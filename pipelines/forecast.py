@@ -7,14 +7,14 @@ memory. Sizes are in bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cluster.engine import DeepSpeedEngineConfig
-from cluster.zero import STAGES, state_bytes
+from cluster.zero import STAGES, Stage, ZeroConfig, state_bytes, temporary_bytes
 from pipelines.co_fine_tuning import Store
 from pipelines.experiment import Experiment
 from preprocessing.episode_store import EpisodeStore
@@ -40,8 +40,8 @@ class Forecast:
     """Weights, gradients and optimizer state of one of the least workers, by ZeRO stage."""
     stage: int
     """The one of the recipe."""
-    buckets: int
-    """Communication buffers of a worker."""
+    temporary: Mapping[int, int]
+    """What it takes beside while it reduces gradients and updates."""
     activations: int | None
     """Of one micro-batch."""
     checkpoint: int
@@ -62,7 +62,7 @@ class Forecast:
 
     def worker_bytes(self, stage: int) -> int:
         """Memory of one of the least workers under this stage."""
-        return self.state[stage] + self.buckets + (self.activations or 0)
+        return self.state[stage] + self.temporary[stage] + (self.activations or 0)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "disk": self.disk, "epochs": self.epochs}
@@ -79,14 +79,16 @@ def forecast(experiment: Experiment, stores: Sequence[Store]) -> Forecast:
     ema = experiment.engine.ema_decay > 0
     state = {stage: state_bytes(stage, count, least, num_frozen=frozen, ema=ema) for stage in STAGES}
     activations = activation_bytes(experiment)
+    engine = experiment.engine
+    zero = engine.zero if isinstance(engine, DeepSpeedEngineConfig) else ZeroConfig(stage=0)
     return Forecast(
         parameters=count,
         frozen=frozen,
         workers=(least, most),
         accumulation=experiment.accumulation(most),
-        state={stage: sum(held.values()) for stage, held in state.items()},
-        stage=experiment.engine.zero.stage if isinstance(experiment.engine, DeepSpeedEngineConfig) else 0,
-        buckets=_bucket_bytes(experiment, count),
+        state={stage: _on_device(held, stage, zero) for stage, held in state.items()},
+        stage=zero.stage,
+        temporary={stage: temporary_bytes(_at(zero, stage), count, least) for stage in STAGES},
         activations=None if activations is None else activations * loop.micro_batch,
         checkpoint=FP32 * (count + (count - frozen) * (2 + ema)) + buffers * most,
         checkpoints_kept=loop.keep_last,
@@ -94,6 +96,19 @@ def forecast(experiment: Experiment, stores: Sequence[Store]) -> Forecast:
         samples=loop.steps * loop.global_batch,
         samples_per_epoch=sum(map(_samples, stores)) or None,
     )
+
+
+def _on_device(held: Mapping[str, int], stage: Stage, zero: ZeroConfig) -> int:
+    """Bytes of the training state that are not offloaded to host memory."""
+    offloaded = {
+        "optimizer": zero.offload_optimizer == "cpu" and stage > 0,
+        "parameters": zero.offload_parameters == "cpu" and stage == 3,
+    }
+    return sum(size for kind, size in held.items() if not offloaded.get(kind, False))
+
+
+def _at(zero: ZeroConfig, stage: Stage) -> ZeroConfig:
+    return replace(zero, stage=stage, offload_optimizer="none", offload_parameters="none")
 
 
 def _samples(store: Store) -> int:
@@ -143,12 +158,3 @@ def saved_bytes(model: nn.Module, *inputs: Tensor) -> int:
     weights = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in saved}
     return sum(size for storage, size in storages.items() if storage not in weights)
-
-
-def _bucket_bytes(experiment: Experiment, count: int) -> int:
-    """DeepSpeed's buffers: a bucket of gradients, two where they overlap with computing, and one to gather into."""
-    if not isinstance(experiment.engine, DeepSpeedEngineConfig):
-        return 0
-    zero = experiment.engine.zero
-    buckets = (2 if zero.overlap else 1) * min(zero.bucket_elements, count)
-    return FP32 * (buckets + (min(zero.prefetch_elements, count) if zero.stage == 3 else 0))

@@ -5,7 +5,7 @@
     margin.previous_action.low>champion-0.02      less, or more, than that
 
 A metric is a path into one entry of `evaluations` in the output of `rtp evaluate --json`; where that is an interval,
-its mean. With several held-out stores a condition must hold on each.
+its mean. With several held-out stores a condition must hold on each that has the metric.
 """
 
 from __future__ import annotations
@@ -89,9 +89,11 @@ def judge_all(
     *,
     holder: str | None,
 ) -> list[Verdict]:
-    """Every gate on every store; `mine` and `champion` are evaluations by store."""
+    """Every gate on every store that has its metric; `mine` and `champion` are evaluations by store."""
+    metrics = {store: metrics_of(report) for store, report in mine.items()}
+    theirs = {store: metrics_of(report) for store, report in (champion or {}).items()}
     verdicts = []
-    for store, report in mine.items():
-        own, theirs = metrics_of(report), metrics_of(champion[store]) if champion is not None else None
-        verdicts += [gate.judge(own, theirs, holder=holder) for gate in gates]
+    for gate in gates:
+        stores = [store for store in metrics if gate.metric in metrics[store]] or list(metrics)  # else it is unknown
+        verdicts += [gate.judge(metrics[store], theirs.get(store), holder=holder) for store in stores]
     return verdicts

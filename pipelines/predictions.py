@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from pipelines.co_fine_tuning import CoFineTuningConfig, CoFineTuningReader, Store
+from pipelines.co_fine_tuning import NO_INSTRUCTION, CoFineTuningConfig, CoFineTuningReader, Store
 from pipelines.models import Model
 from preprocessing.episode_store import EpisodeStore
 from preprocessing.loading.loader import Batch, LoaderConfig, WindowReader
@@ -119,7 +119,7 @@ def _rt2_steps(
 ) -> Iterator[tuple[np.ndarray, ...]]:
     assert not isinstance(model, RT1)
     text, reader = model.config.build_text(), rt2_reader(model, contract, [store])
-    lines = store.instruction_texts
+    lines = [line.strip() for line in store.instruction_texts]
     others = dict(zip(lines, [lines[-1], *lines[:-1]], strict=True))
     device = next(model.parameters()).device
     for rows in _pieces(sum(reader.store_rows), batch):
@@ -129,7 +129,7 @@ def _rt2_steps(
         said = reader.instructions(rows)
         if perturbation == "swapped_instructions":
             said = [others[line] for line in said]
-        prompts = text.collate_prompts([text.robot_prompt(line) for line in said])
+        prompts = text.collate_prompts([text.robot_prompt(line or NO_INSTRUCTION) for line in said])
         prompted = {key: read[key].to(device) for key in ("frames", "image_index")}
         prompted |= {key: value.to(device) for key, value in prompts.items()}
         found = predict_actions(model, prompted, text, action_mask_BA=read["action_mask"].to(device))

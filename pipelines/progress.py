@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 from pipelines.run_files import METRICS, read_metrics
 from pipelines.speed import verdict
@@ -20,8 +21,10 @@ def following(output: str, num_steps: int) -> Iterator[None]:
     """Show a bar for the run in `output` while the body runs; on stderr, so that --json stays clean."""
     console = Console(stderr=True)
     console = console if console.is_terminal else Console(stderr=True, width=110)
-    columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[last]}"), console=console) as bar:
+    kinds = (BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn)
+    columns = [kind(table_column=Column(no_wrap=True)) for kind in kinds]
+    words = TextColumn("{task.fields[last]}", table_column=Column(overflow="fold"))  # gives way in a narrow window
+    with Progress(*columns, words, console=console) as bar:
         task = bar.add_task("train", total=num_steps, last="starting workers")
         done = threading.Event()
         thread = threading.Thread(target=_follow, args=(bar, task, f"{output}/{METRICS}", done), daemon=True)

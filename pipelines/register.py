@@ -36,7 +36,7 @@ import rt_models
 from pipelines.arguments import parse
 from pipelines.bundle import DESCRIPTION, TrainedModel, write_bundle
 from pipelines.checkpoints import load_trained
-from pipelines.evaluate import EvaluationConfig, evaluate
+from pipelines.evaluate import EvaluationConfig, score
 from pipelines.gates import Gate, Verdict, judge_all
 from pipelines.registry import Judge, holder_of, promote
 from pipelines.serve import fetch_registered
@@ -107,8 +107,8 @@ class Guard:
     def evaluations(self, trained: TrainedModel) -> dict[str, Any]:
         """The evaluation of a model on every held-out store; its other scores only where a gate asks for them."""
         config = EvaluationConfig(perturbations=any(gate.metric.startswith("perturbed") for gate in self.gates))
-        opened = [EpisodeStore.open(path, split=self.split) for path in self.stores] if self.gates else []
-        return {store.root: evaluate(trained.model, trained.contract, store, config) for store in opened}
+        opened = [open_store(path, split=self.split) for path in self.stores] if self.gates else []
+        return {store.root: score(trained, store, config) for store in opened}
 
     def judge(self, name: str, trained: TrainedModel) -> Judge:
         """Compares `trained` with any version of `name`, evaluating each version once."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from cluster.shards import require_same_shapes
 from cluster.storage import Checkpoint
@@ -31,13 +32,16 @@ def model_factory(experiment: Experiment, weights_from: str | None) -> Callable[
         model = experiment.model.build()
         if weights_from is not None:
             saved = load_trained(weights_from).model.state_dict()
-            here = model.state_dict()
-            require_same_shapes(*({n: t.shape for n, t in side.items()} for side in (saved, here)), weights_from)
+            require_same_shapes(_shapes(saved), _shapes(model.state_dict()), weights_from)
             model.load_state_dict(saved)
         freeze(model, experiment.freeze)
         return model
 
     return build
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items()}
 
 
 def freeze(model: nn.Module, beginnings: Sequence[str]) -> None:

@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
             return follow(jobs, given.follow)
         state = jobs.stop(given.stop) if given.stop is not None else jobs.state(asked[0])
         print(described(state))
-        return asdict(state)
+        return asdict(state) | {"exit_code": 0, "job_exit_code": state.exit_code}
     job_id, jobs = submit(given, command)
     if given.detach:
         print(f"{job_id}: rtp submit --address {jobs.address} --follow {job_id} (or --status, --stop)")
@@ -95,8 +95,10 @@ def main(arguments: list[str]) -> dict[str, Any]:
 
 def submit(given: SubmitArguments, command: Sequence[str]) -> tuple[str, Jobs]:
     """Send code and settings, start the command; the job's id, and the cluster's jobs."""
+    from pipelines.train_loop import git_revision  # brings torch, for which --status and --stop need not wait
+
     words = entrypoint(command)
-    settings = settings_of(os.environ, given.env)
+    settings = {"RTP_GIT_REVISION": git_revision(), **settings_of(os.environ, given.env)}
     if _SECRET_VALUE.search(" ".join(words)):
         raise ValueError("COMMAND holds a URL with a password, and Ray shows commands to everyone: set it on the nodes")
     if "MLFLOW_TRACKING_URI" not in settings:
@@ -125,7 +127,9 @@ def follow(jobs: Jobs, job_id: str) -> dict[str, Any]:
         return {"job_id": job_id, "exit_code": 130}
     sys.stdout.flush()
     if state.status != "SUCCEEDED":
-        reason = last[0].removeprefix("rtp: ") if state.exit_code is not None else " ".join(state.message.split())
+        reason = (
+            last[0].removeprefix("rtp: ") if state.exit_code is not None else " ".join(state.message.split())[-500:]
+        )
         _note(f"job {job_id} {state.status.lower()}{_code(state)}: {reason or 'it said nothing'}")
     return asdict(state) | {"exit_code": exit_code(state)}
 

@@ -15,6 +15,7 @@ class WandbRun:
     def __init__(self, *, project: str, name: str, run_id: str, params: Mapping[str, Any], folder: str) -> None:
         try:
             import wandb
+            from wandb.errors import Error
         except ImportError as error:
             raise ImportError(
                 "tracking.wandb_project needs the package wandb: pip install 'rt-pipelines[wandb]'"
@@ -30,7 +31,7 @@ class WandbRun:
                 dir=folder,
                 settings=settings,
             )
-        except wandb.errors.Error as error:
+        except Error as error:
             raise ConnectionError(f"W&B does not start: {error}; log in, or set WANDB_MODE=offline") from error
         self._run.define_metric("*", step_metric="step")  # a resumed run repeats steps; W&B's own counter cannot
 

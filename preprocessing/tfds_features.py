@@ -45,9 +45,9 @@ class Feature:
 
     @property
     def is_picture(self) -> bool:
-        """True of one picture a step, 8 bits a colour: encoded, or as numbers of shape (height, width, 3)."""
-        shaped = self.kind == "image" or (len(self.shape) == 3 and None not in self.shape)
-        return shaped and self.dtype == "uint8" and self.shape[-1:] in ((1,), (3,)) and len(self.outer) == 1
+        """True of one picture a step, 8 bits a colour: encoded, or as numbers of shape (height, width, 1 or 3)."""
+        as_numbers = len(self.shape) == 3 and None not in self.shape and self.shape[-1] in (1, 3)
+        return (self.kind == "image" or as_numbers) and self.dtype == "uint8" and len(self.outer) == 1
 
     @property
     def is_text(self) -> bool:
@@ -129,7 +129,8 @@ def _leaves(node: Mapping[str, Any], key: str, outer: Dimensions) -> Iterator[Fe
         numbers = {"shape": _shape(body), "dtype": _dtype(body, key), "optional": bool(body.get("optional"))}
         yield Feature(key=key, kind=kind, encoding=encoding, outer=outer, **numbers)
     elif "image" in node:
-        yield Feature(key=key, kind="image", shape=_shape(node["image"]), dtype=_dtype(node["image"], key), outer=outer)
+        body = {"dtype": "uint8", **node["image"]}  # which old versions of TFDS leave out
+        yield Feature(key=key, kind="image", shape=_shape(body), dtype=_dtype(body, key), outer=outer)
     elif "video" in node:
         frames, *shape = _shape(node["video"])
         yield Feature(key=key, kind="image", shape=tuple(shape), dtype="uint8", outer=(*outer, frames))
@@ -181,7 +182,7 @@ def _unflatten(example: Example, key: str, shape: Dimensions, flat: Any) -> Any:
         ends = np.cumsum(lengths)
         if len(values) != (ends[-1] if len(ends) else 0) or (lengths < 0).any():
             raise ValueError(f"{key} has {len(values)} values where its row lengths say {ends[-1:]}")
-        values = [values[start:stop] for start, stop in zip([0, *ends[:-1]], ends, strict=True)]
+        values = [values[stop - length : stop] for length, stop in zip(lengths, ends, strict=True)]
     same = len(values) > 0 and None not in shape[1:] and isinstance(values[0], np.ndarray)
     return np.stack(values) if same else values
 

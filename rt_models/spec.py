@@ -13,11 +13,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+
+from rt_models.action_scaling import RT1X as RT1X
+from rt_models.action_scaling import ActionStatistics, AffineTransform, Scaling
+from rt_models.action_scaling import Bounds as Bounds
+from rt_models.action_scaling import Identity as Identity
+from rt_models.action_scaling import Quantiles as Quantiles
 
 EMBEDDING_WIDTH = 512  # Universal Sentence Encoder
 TERMINATE, ARM, BASE = 0, 1, 2  # classes of `terminate_episode`, in the order of the released one-hot
@@ -136,96 +142,6 @@ def seven_d_action_spec(*, bins: int = 256) -> ActionSpec:
     return ActionSpec(name="end-effector-7d", dimensions=tuple(dimensions), gripper="1 is open, 0 is closed", bins=bins)
 
 
-# --- Transforms between physical and model values ---
-
-
-@dataclass(frozen=True, kw_only=True)
-class ActionStatistics:
-    """Per-dimension statistics of the physical actions of one store, each a tuple of A floats, over `count` steps."""
-
-    count: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    minimum: tuple[float, ...]
-    maximum: tuple[float, ...]
-    q01: tuple[float, ...]
-    q99: tuple[float, ...]
-
-    def varies(self) -> np.ndarray:
-        """bool (A,): True where the dimension takes more than one value."""
-        return np.asarray(self.maximum) > np.asarray(self.minimum)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AffineTransform:
-    """model = physical * scale + offset, per dimension; invertible because no scale is 0."""
-
-    name: str
-    scale: tuple[float, ...]
-    offset: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.scale) != len(self.offset):
-            raise ValueError(f"transform {self.name}: {len(self.scale)} scales for {len(self.offset)} offsets")
-        if not all(math.isfinite(s) and s != 0 for s in self.scale):
-            raise ValueError(f"transform {self.name}: every scale must be finite and not 0, got {self.scale}")
-
-    def apply(self, physical: np.ndarray) -> np.ndarray:
-        """float (..., A) physical -> float32 (..., A) model values."""
-        return (np.asarray(physical, np.float64) * self.scale + self.offset).astype(np.float32)
-
-    def invert(self, model: np.ndarray) -> np.ndarray:
-        """float (..., A) model -> float32 (..., A) physical values."""
-        return ((np.asarray(model, np.float64) - self.offset) / self.scale).astype(np.float32)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Identity:
-    """Model values are the physical values, as in the official RT-1."""
-
-    def fit(self, spec: ActionSpec, statistics: ActionStatistics) -> AffineTransform:
-        return AffineTransform(name="identity", scale=(1.0,) * spec.size, offset=(0.0,) * spec.size)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bounds:
-    """Maps each continuous dimension's [minimum, maximum] of the store onto [low, high] of the spec."""
-
-    def fit(self, spec: ActionSpec, statistics: ActionStatistics) -> AffineTransform:
-        return _onto_bounds("bounds", spec, statistics.minimum, statistics.maximum)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quantiles:
-    """Maps each continuous dimension's [1 %, 99 %] quantiles of the store onto [low, high] of the spec.
-
-    Values beyond the quantiles are clipped by the tokenizer, not here: the transform keeps its inverse.
-    """
-
-    def fit(self, spec: ActionSpec, statistics: ActionStatistics) -> AffineTransform:
-        # A rare command (a gripper closed in under 1 % of the steps) has equal quantiles: fall back on its bounds.
-        low, high = np.array(statistics.q01), np.array(statistics.q99)
-        flat = high - low < 1e-6
-        low, high = np.where(flat, statistics.minimum, low), np.where(flat, statistics.maximum, high)
-        return _onto_bounds("q01-q99", spec, low, high)
-
-
-Scaling = Identity | Bounds | Quantiles  # the named ways to choose a transform from a store's statistics
-
-
-def _onto_bounds(name: str, spec: ActionSpec, low: Iterable[float], high: Iterable[float]) -> AffineTransform:
-    scale, offset = [], []
-    for dimension, source_low, source_high in zip(spec.dimensions, low, high, strict=True):
-        width = float(source_high) - float(source_low)
-        if dimension.discrete or width < 1e-9:  # a class number, or a constant: nothing to spread over the bins
-            scale.append(1.0)
-            offset.append(0.0)
-        else:
-            scale.append((dimension.high - dimension.low) / width)
-            offset.append(dimension.low - float(source_low) * scale[-1])
-    return AffineTransform(name=name, scale=tuple(scale), offset=tuple(offset))
-
-
 # --- The contract between store, checkpoint, registered model and server ---
 
 
@@ -298,7 +214,7 @@ class Contract:
 
     def trained_with(self, action: ActionSpec, scaling: Scaling) -> Contract:
         """The contract of a model with this action space, trained on these stores with this scaling."""
-        datasets = tuple(replace(d, transform=scaling.fit(action, d.statistics)) for d in self.datasets)
+        datasets = tuple(replace(d, transform=scaling.fit(action, d.statistics, d.name)) for d in self.datasets)
         return replace(self, action=action, datasets=datasets)
 
     def require_readable(self, store: Contract, *, where: str) -> None:

@@ -98,7 +98,8 @@ def _ask(sampler: Any, space: Space, directions: Sequence[str], tried: Sequence[
 def _frozen(point: Tried, space: Space, known: dict[str, Any]) -> optuna.trial.FrozenTrial:
     import optuna
 
-    state, extra = optuna.trial.TrialState.RUNNING, {}
+    extra: dict[str, Any] = {}
+    state = optuna.trial.TrialState.RUNNING
     if point.failed:
         state = optuna.trial.TrialState.FAIL
     elif point.values is not None:

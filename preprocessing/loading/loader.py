@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import accumulate, islice
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -76,18 +76,16 @@ class Loader:
             )
         if weights is not None and len(weights) != len(reader.store_rows):
             raise ValueError(f"{len(weights)} weights for {len(reader.store_rows)} stores: give one per store")
+        if pin_memory and reader.config.frames == "pool":
+            raise ValueError("loader.frames pool would be copied to the GPU whole with each batch: use distinct")
         self._reader, self._segment_windows = reader, segment_windows
         self._global_batch, self._micro_batch = global_batch, micro_batch
         self._rank, self._world_size = rank, world_size
         self._position, self._pin_memory = position, pin_memory
         self._sources = None if weights is None else SourceOrder(weights, lanes)
         self._first_row = np.array([0, *accumulate(reader.store_rows)])
-        parts = (
-            [(0, int(self._first_row[-1]))]
-            if weights is None
-            else list(zip(self._first_row[:-1], reader.store_rows, strict=True))
-        )
-        self._orders = [self._order(int(first), rows, seed, lanes) for first, rows in parts]
+        epochs = self._first_row[[0, -1]] if weights is None else self._first_row  # rows between which an epoch runs
+        self._orders = [self._order(int(a), int(b - a), seed, lanes) for a, b in pairwise(epochs)]
         self._orders[0].require_world_size(world_size)
         self._drawn = np.zeros(len(reader.store_rows), np.int64)
         self._recent: deque[np.ndarray] = deque(maxlen=-(-_SCORED // micro_batch))
@@ -106,9 +104,11 @@ class Loader:
         found = {"waited_s": self.waited_s, "samples": float(self._drawn.sum())}
         if self._recent and (score := shuffle_score(np.concatenate(self._recent))) is not None:
             found["shuffle_score"] = score
-        for store, (drawn, rows) in enumerate(zip(self._drawn, self._reader.store_rows, strict=True)):
-            found[f"store_{store}_share"] = float(drawn / max(self._drawn.sum(), 1))
-            found[f"store_{store}_epochs"] = float(drawn * self._world_size / rows)
+        rows_of_store = self._reader.store_rows
+        names = getattr(self._reader, "datasets", range(len(rows_of_store)))
+        for name, drawn, rows in zip(names, self._drawn, rows_of_store, strict=True):
+            found[f"share/{name}"] = float(drawn / max(self._drawn.sum(), 1))
+            found[f"epochs/{name}"] = float(drawn * self._world_size / rows)
         return found
 
     def __iter__(self) -> Iterator[Batch]:
@@ -117,18 +117,24 @@ class Loader:
             yield from self._repeated(pieces)
             return
         threads = getattr(self._reader, "concurrent_reads", 1)
-        pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
-        ahead: deque[tuple[Future[Batch], int]] = deque()
+        depth = self._reader.config.prefetch_batches + threads
+        planner, pool = ThreadPoolExecutor(1), ThreadPoolExecutor(threads, thread_name_prefix="loader")
+
+        def plan() -> tuple[Future[Batch], int]:
+            samples, position = next(pieces)
+            return pool.submit(self._read, samples), position
+
+        ahead: deque[Future[tuple[Future[Batch], int]]] = deque()
         try:
             while True:
-                for samples, position in islice(pieces, self._reader.config.prefetch_batches + threads - len(ahead)):
-                    ahead.append((pool.submit(self._read, samples), position))
-                future, position = ahead.popleft()
+                ahead.extend(planner.submit(plan) for _ in range(depth - len(ahead)))
                 began = time.perf_counter()
-                batch = future.result()
+                read, position = ahead.popleft().result()
+                batch = read.result()
                 self.waited_s += time.perf_counter() - began
                 yield self._handed_out(batch, position)
         finally:
+            planner.shutdown(cancel_futures=True)
             pool.shutdown(cancel_futures=True)
 
     def _repeated(self, pieces: Iterator[tuple[_Samples, int]]) -> Iterator[Batch]:

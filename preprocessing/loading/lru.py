@@ -32,16 +32,3 @@ class Lru:
             self.held_bytes += num_bytes
             while self.held_bytes > self._capacity and len(self._entries) > 1:
                 self.held_bytes -= self._entries.popitem(last=False)[1][1]
-
-    def shrink(self, key: Any, num_bytes: int) -> None:
-        """An entry has become so much smaller."""
-        with self._lock:
-            if key in self._entries:
-                value, held = self._entries[key]
-                self._entries[key] = (value, held - num_bytes)
-                self.held_bytes -= num_bytes
-
-    def drop(self, key: Any) -> None:
-        with self._lock:
-            if key in self._entries:
-                self.held_bytes -= self._entries.pop(key)[1]

@@ -16,7 +16,7 @@ Batch = dict[str, torch.Tensor]
 class LoaderConfig:
     """How batches are read; nothing here but `mask_flags` and `mode` changes what is trained on."""
 
-    memory_mb: int = 1024
+    memory_mb: int = 1536
     """Budget of one rank for what it has read, decoded and made ready, in megabytes (2^20 bytes)."""
     decode_threads: int = 2
     """Threads that read and decode; each works on a micro-batch of its own."""
@@ -42,7 +42,7 @@ class Reader(Protocol):
 
     Optional: `cost(rows)`, the length of each sample as an array: a rank's samples of one global batch are then ordered
     by it before they are cut into micro-batches. `block_starts`, int64 rows at which a read begins cheaply.
-    `concurrent_reads`, how many threads may call `read` at once (1 where it is not said).
+    `concurrent_reads`, how many threads may call `read` at once, else 1. `datasets`, the names of the stores.
     """
 
     config: LoaderConfig

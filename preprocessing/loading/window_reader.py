@@ -26,19 +26,16 @@ from preprocessing.loading.windows import PADDING, StepIndex, window_rows
 from rt_models.spec import AffineTransform, merge_contracts
 
 _COLUMNS = ("image", "action", "instruction", "is_terminal", "flags")
-_ENCODED_PART = 0.45  # of the budget: encoded bytes are dearer to fetch again than frames are to decode again
+_ENCODED_PART = 0.5  # of the budget: encoded bytes are dearer to fetch again than frames are to decode again
 _LOCKS = 64
-_BEARABLE = 50  # frames decoded per row group read again; beyond that, encoded bytes are kept when a frame is decoded
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Group:
     """A row group with the rows before it that its first windows reach back to."""
 
-    number: int
     first_row: int
-    images: list[bytes | None]
-    """None once decoded: the frame stays, the encoded bytes need not."""
+    images: pa.BinaryArray
     action: np.ndarray
     instruction: np.ndarray
     """int: place in the store's instruction table."""
@@ -49,7 +46,7 @@ class WindowReader:
     """Reads windows of `num_steps` from the stores of a mixture; rows count through the stores in their order.
 
     `transforms` (one per store) turn the store's physical actions into model values. `decodes` and `fetches` count
-    frames decoded and row groups read so far, `refetches` those of them read again for a frame that was forgotten.
+    frames decoded and row groups read so far.
     """
 
     def __init__(
@@ -83,7 +80,7 @@ class WindowReader:
         self._lent: deque[int] = deque()
         self._counting = threading.Lock()
         self._fetching = [threading.Lock() for _ in range(_LOCKS)]
-        self.decodes = self.fetches = self.refetches = 0
+        self.decodes = self.fetches = 0
 
     def read(self, sample_ids: np.ndarray, rows: np.ndarray, crop_keys: np.ndarray | None = None) -> Batch:
         """The batch of the windows that end at `rows` (B,), named `sample_ids` (B,); a row of -1 is all padding."""
@@ -142,11 +139,6 @@ class WindowReader:
         wanted = place_BT[place_BT >= 0] if self.config.frames == "windows" else np.arange(len(rows))
         in_pool = self.config.frames == "pool"
         claim = self._slab.claim(rows, limit=self._slots(0 if in_pool else len(wanted)))
-        out = (
-            torch.from_numpy(self._slab.frames)
-            if in_pool
-            else self._buffers.take((len(wanted), *self._slab.frames.shape[1:]))
-        )
         try:
             direct = self._decode(claim, encoded, in_pool=in_pool)
         except BaseException:
@@ -157,7 +149,8 @@ class WindowReader:
             event.wait()
         if in_pool:
             self._lend(claim.turn)
-            return out, np.where(place_BT >= 0, claim.slot_N[place_BT], PADDING)
+            return torch.from_numpy(self._slab.frames), np.where(place_BT >= 0, claim.slot_N[place_BT], PADDING)
+        out = self._buffers.take((len(wanted), *self._slab.frames.shape[1:]))
         np.take(self._slab.frames, claim.slot_N[wanted], axis=0, out=out.numpy(), mode="clip")
         self._slab.release(claim.turn)
         for place, frame in direct.items():
@@ -180,22 +173,30 @@ class WindowReader:
                     f"loop.micro_batch"
                 )
             frame = np.empty(self._slab.frames.shape[1:], np.uint8) if slot == NO_SLOT else self._slab.frames[slot]
-            size = decode_into(self._encoded(group, inside), frame)
-            if size != frame.shape[:2]:
-                raise ValueError(
-                    f"frame {group.first_row + inside} of {', '.join(store.root for store in self._stores)} is "
-                    f"{size[0]}x{size[1]}, the manifest says {frame.shape[0]}x{frame.shape[1]}: preprocess again with "
-                    f"--image-size"
-                )
+            self._decode_one(group, inside, frame)
             if slot == NO_SLOT:
                 direct[place] = frame
-            elif self.refetches * _BEARABLE <= self.decodes:
-                self._groups.shrink(group.number, len(group.images[inside] or b""))
-                group.images[inside] = None
         claim.ready.set()
         with self._counting:
             self.decodes += len(claim.missing)
         return direct
+
+    def _decode_one(self, group: _Group, inside: int, frame: np.ndarray) -> None:
+        """Decode into `frame` (H, W, 3). Raises ValueError naming the shard."""
+        try:
+            height, width = decode_into(group.images[inside].as_py(), frame)
+        except ValueError as error:
+            raise ValueError(f"{self._name(group.first_row + inside)} cannot be decoded: {error}") from error
+        if (height, width) != frame.shape[:2]:
+            raise ValueError(
+                f"{self._name(group.first_row + inside)} is {height}x{width}, its manifest says "
+                f"{frame.shape[0]}x{frame.shape[1]}: preprocess again with --image-size"
+            )
+
+    def _name(self, row: int) -> str:
+        shard, inside = self.index.locate(np.array([row]))
+        number, place = self._shards[int(shard[0])]
+        return f"the frame in row {inside[0]} of {self._stores[number].shards[place].path}"
 
     def _slots(self, batch_frames: int) -> int:
         """Frames that may stay decoded beside the encoded ones and the batches under way."""
@@ -245,30 +246,19 @@ class WindowReader:
             inside -= 1
             piece = store.read_rows(shard, inside, list(_COLUMNS))
             pieces.insert(0, piece.slice(max(piece.num_rows - (reach - before), 0)))
-        group = self._loaded(pa.concat_tables(pieces), number, first - reach, store_number)
+        group = self._loaded(pa.concat_tables(pieces).combine_chunks(), first - reach, store_number)
         with self._counting:
             self.fetches += 1
-        self._groups.put(number, group, sum(len(image or b"") for image in group.images))
+        self._groups.put(number, group, group.images.nbytes)
         return group
 
-    def _encoded(self, group: _Group, inside: int) -> bytes:
-        image = group.images[inside]
-        if image is None:
-            with self._counting:
-                self.refetches += 1
-            self._groups.drop(group.number)
-            image = self._group(group.number).images[inside]
-        assert image is not None
-        return image
-
-    def _loaded(self, table: pa.Table, number: int, first_row: int, store_number: int) -> _Group:
+    def _loaded(self, table: pa.Table, first_row: int, store_number: int) -> _Group:
         store = self._stores[store_number]
         physical = table["action"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
         flagged = (table["flags"].to_numpy() & self._flags[store_number]) != 0
         return _Group(
-            number=number,
             first_row=first_row,
-            images=table["image"].to_pylist(),
+            images=table["image"].chunk(0),
             action=self._transforms[store_number].apply(physical),
             instruction=np.searchsorted(store.instruction_ids, table["instruction"].to_numpy()),
             trained=~table["is_terminal"].to_numpy() & ~flagged,

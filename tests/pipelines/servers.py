@@ -6,7 +6,6 @@ import contextlib
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 from command_line import REPOSITORY
 
@@ -36,22 +36,27 @@ def free_ports(count: int) -> list[int]:
 def process(
     command: Sequence[object], environment: Mapping[str, str], log: Path, *, cwd: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that is told to end, with all of its group, when the block does."""
+    """A process that ends, with all that it has started, when the block does."""
     with log.open("wb") as output:
         words = [str(word) for word in command]
-        started = subprocess.Popen(
-            words, env=environment, stdout=output, stderr=output, start_new_session=True, cwd=cwd
-        )
+        started = subprocess.Popen(words, env=environment, stdout=output, stderr=output, cwd=cwd)
         try:
             yield started
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(started.pid, signal.SIGTERM)
-            try:
-                started.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                os.killpg(started.pid, signal.SIGKILL)
-                started.wait()
+            _end(psutil.Process(started.pid))
+
+
+def _end(parent: psutil.Process, *, grace_s: float = 3) -> None:
+    """The process and all that it has started: asked first, then killed."""
+    try:
+        family = [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for stop in (psutil.Process.terminate, psutil.Process.kill):
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                stop(member)
+        psutil.wait_procs(family, timeout=grace_s)
 
 
 def wait_for(url: str, started: subprocess.Popen[bytes], log: Path, *, timeout_s: float = 60) -> None:

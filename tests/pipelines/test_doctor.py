@@ -23,7 +23,7 @@ from pipelines.cli import main
 from pipelines.diagnosis import cluster_checks, run_checks
 from pipelines.doctor import MachineArguments, diagnose
 from pipelines.experiment import Experiment
-from pipelines.forecast import forecast, saved_bytes
+from pipelines.forecast import Forecast, forecast, saved_bytes
 from pipelines.machine import Gpu, Machine, examine, examine_nodes
 from pipelines.train import run_training
 from pipelines.train_loop import TrainJob
@@ -73,7 +73,12 @@ def test_what_is_foretold_is_what_the_run_then_takes(
     plan = found["forecast"]
     experiment = load_recipe("rt1_tiny")
     experiment = replace(experiment, loop=replace(experiment.loop, steps=2))
-    job = TrainJob(experiment=experiment, stores=(store,), output=str(tmp_path / "run"), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    job = TrainJob(
+        experiment=experiment,
+        stores=(store,),
+        output=str(tmp_path / "run"),
+        tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
+    )
     run_training(job)
     folder = tmp_path / "run/checkpoints/step-00000002/engine"
     weights = read_weights(folder)
@@ -136,30 +141,36 @@ HERE = Machine(
     memory=10**11,
     memory_free=10**11,
     shared_memory=10**10,
-    gpus=(Gpu(name="H100", memory=80 * 10**9), Gpu(name="H100", memory=80 * 10**9)),
+    gpus=(Gpu(name="H100", memory=80 * 10**9),) * 8,
 )
 
 
-def fractal(**loop: Any) -> Experiment:
-    recipe = load_recipe("rt1_fractal")
-    return replace(recipe, launch=replace(recipe.launch, num_workers=2), loop=replace(recipe.loop, **loop))
+@pytest.fixture(scope="module")
+def fractal() -> tuple[Experiment, Forecast]:
+    """Eight workers with a GPU each under ZeRO-1."""
+    experiment = load_recipe("rt1_fractal")
+    return experiment, forecast(experiment, [])
 
 
-def told(experiment: Experiment, machine: Machine, free_disk: int = 10**12) -> dict[str, Any]:
-    return {check.name: check for check in run_checks(experiment, forecast(experiment, []), [machine], free_disk)}
+def told(run: tuple[Experiment, Forecast], machine: Machine, free_disk: int = 10**12) -> dict[str, Any]:
+    return {check.name: check for check in run_checks(*run, [machine], free_disk)}
 
 
-def test_memory_that_does_not_suffice_names_what_does() -> None:
-    assert told(fractal(), HERE)["memory"].verdict == "ok"
-    small = replace(HERE, gpus=tuple(replace(gpu, memory=int(30.9e9)) for gpu in HERE.gpus))
-    check = told(fractal(), small)["memory"]
-    assert check.verdict == "fail" and "--engine.zero.stage" in check.remedy
-    tiny = replace(HERE, gpus=tuple(replace(gpu, memory=10**9) for gpu in HERE.gpus))
-    assert "lower loop.micro_batch" in told(fractal(), tiny)["memory"].remedy
+def with_memory(size: int) -> Machine:
+    return replace(HERE, gpus=tuple(replace(gpu, memory=size) for gpu in HERE.gpus))
 
 
-def test_a_full_disk_is_foreseen() -> None:
-    check = told(fractal(), HERE, free_disk=10**9)["checkpoints"]
+def test_memory_that_does_not_suffice_names_what_does(fractal: tuple[Experiment, Forecast]) -> None:
+    assert told(fractal, HERE)["memory"].verdict == "ok"
+    wanted = [fractal[1].worker_bytes(stage) for stage in STAGES]
+    check = told(fractal, with_memory((wanted[1] + wanted[2]) // 2))["memory"]
+    assert check.verdict == "fail" and check.remedy == "--engine.zero.stage 2 fits"
+    assert "lower loop.micro_batch" in told(fractal, with_memory(10**9))["memory"].remedy
+    assert told(fractal, replace(HERE, gpus=HERE.gpus[:7]))["workers"].verdict == "fail"
+
+
+def test_a_full_disk_is_foreseen(fractal: tuple[Experiment, Forecast]) -> None:
+    check = told(fractal, HERE, free_disk=10**9)["checkpoints"]
     assert check.verdict == "fail" and "loop.keep_last" in check.remedy
 
 

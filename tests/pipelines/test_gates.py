@@ -76,6 +76,14 @@ def test_a_mistyped_metric_is_answered_with_the_nearest() -> None:
         judge_all([Gate.parse("token_acuracy>=0")], {"store": REPORT}, None, holder=None)
 
 
+def test_a_condition_is_judged_where_its_metric_is() -> None:
+    stores = {"robots": REPORT, "web": {"vqa_accuracy": {"mean": 0.9}}}
+    gates = [Gate.parse(text) for text in ("token_accuracy>=champion", "vqa_accuracy>=champion")]
+    verdicts = judge_all(gates, stores, stores, holder="1")
+    assert [verdict.text.split()[0] for verdict in verdicts] == ["token_accuracy", "vqa_accuracy"]
+    assert all(verdict.passed for verdict in verdicts)
+
+
 def test_a_condition_holds_on_every_store_or_not_at_all() -> None:
     better = REPORT | {"token_accuracy": {"mean": 0.9}}
     verdicts = judge_all([Gate.parse("token_accuracy>=0.6")], {"a": better, "b": REPORT}, None, holder=None)

@@ -252,8 +252,9 @@ def test_a_pretrained_model_carries_what_it_was_built_from(
     trained = TrainedModel(model=model, contract=contract, step=0, source="here", metadata={"git_revision": "none"})
     (tmp_path / "bundle").mkdir()
     folder = _bundle(trained, [opened], tmp_path / "bundle")
-    policy = RT2Policy(model, config.build_text(), transform=contract.datasets[0].transform)
-    expected = contract.datasets[0].completed(policy.act(decode_image(frames[0]), text).values)
+    side = contract.datasets[0]
+    policy = RT2Policy(model, config.build_text(), transform=side.transform, action_mask=side.action_mask)
+    expected = side.completed(policy.act(decode_image(frames[0]), text).values)
     (tmp_path / "base").rename(tmp_path / "elsewhere")
     served = RobotPolicy()
     served.load_context(SimpleNamespace(artifacts={"policy": str(folder)}))

@@ -19,6 +19,7 @@ from servers import BIN, Cluster, mlflow_server, ray_cluster, s3_bucket
 from pipelines.arguments import UsageError
 from pipelines.cli import main
 from pipelines.submit import entrypoint, is_secret, packed, settings_of
+from pipelines.train_loop import git_revision
 
 PLANTED = "planted-secret-5f1c"
 
@@ -176,12 +177,12 @@ def test_code_comes_along_and_no_secret_is_seen(cluster: Cluster) -> None:
     script = (
         "import os, pipelines; print(pipelines.__path__[0], os.environ['OMP_NUM_THREADS'], os.environ['NODE_SECRET'])"
     )
-    done = submitted(cluster, "--detach", "--json", "--", "python", "-c", script, **planted)
+    done = submitted(cluster, "--detach", "--json", "--", "python", "-c", script, **planted, OMP_NUM_THREADS="7")
     assert done.returncode == 0, done.stderr
     job = json.loads(done.stdout.splitlines()[-1])["job_id"]
     followed = submitted(cluster, "--follow", job)
     assert followed.returncode == 0 and "working_dir_files" in followed.stdout, followed.stdout + followed.stderr
-    assert "1 of-the-node" in followed.stdout
+    assert f"of-the-node 7 {git_revision()}" in followed.stdout
     status = submitted(cluster, "--status", job, "--json", **planted)
     assert json.loads(status.stdout.splitlines()[-1])["status"] == "SUCCEEDED"
     everything = status.stdout + done.stderr + cluster.logs() + job_info(cluster, job)

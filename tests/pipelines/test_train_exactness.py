@@ -23,6 +23,7 @@ from cluster.zero import ZeroConfig
 from pipelines.catalogue import load_recipe
 from pipelines.experiment import Experiment
 from pipelines.run_files import METRICS, final_samples, read_metrics
+from pipelines.tracking import TrainingRun
 from pipelines.train import run_training
 from pipelines.train_loop import TrainJob, train
 
@@ -36,7 +37,14 @@ HALF = {"half-for-two": "zero-1", "half-for-one": "zero-1"}  # stopped halfway, 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("exactness")
+    root = tmp_path_factory.mktemp("exactness")
+    run = TrainingRun(uri=tracking_uri_of(root), experiment="exactness", name="all", params={}, run_id=None)
+    (root / "run_id").write_text(run.run_id)  # one for all: opening a run takes longer than thirty steps
+    return root
+
+
+def tracking_uri_of(root: Path) -> str:
+    return f"sqlite:///{root}/mlflow.db"
 
 
 def experiment(engine: str, *, steps: int = STEPS, world_size: int = 1) -> Experiment:
@@ -53,7 +61,8 @@ def job(root: Path, store: str, name: str, engine: str, **changes: Any) -> Train
         experiment=experiment(engine, **changes),
         stores=(store,),
         output=str(root / name),
-        tracking_uri=f"sqlite:///{root}/mlflow.db",
+        tracking_uri=tracking_uri_of(root),
+        run_id=(root / "run_id").read_text(),
     )
 
 
@@ -84,12 +93,12 @@ def on_two(root: Path, store: str, reference: list[float]) -> None:
 
 @pytest.fixture(scope="module")
 def on_one(root: Path, store: str, on_two: None) -> None:
-    jobs = [job(root, store, f"one-{engine}", engine) for engine in ENGINES]
+    jobs = [job(root, store, f"one-{engine}", engine) for engine in ENGINES if engine != "torch"]
     jobs.append(job(root, store, "half-for-one", HALF["half-for-one"]))
-    run_ranks(train_all, 1, root / "one", jobs)
+    train_all(LocalContext("cpu"), jobs)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", list(ENGINES)[1:])
 @pytest.mark.usefixtures("on_one")
 def test_one_rank_trains_as_plain_torch(engine: str, root: Path, reference: list[float]) -> None:
     assert losses(root, f"one-{engine}") == pytest.approx(reference, rel=1e-5)

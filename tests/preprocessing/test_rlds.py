@@ -174,7 +174,7 @@ def test_the_public_buckets_need_no_account() -> None:
         assert filesystem.storage_options["token"] == "anon" and path == folder.removeprefix("gs://")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=40)), max_size=4),
     cut=st.sampled_from([1, 1, 0.6]),

@@ -142,3 +142,73 @@ def test_a_count_that_does_not_fit_the_shape_is_refused() -> None:
     feature = Feature(key="steps/action", kind="tensor", shape=(7,), dtype="float32", outer=(None,))
     with pytest.raises(ValueError, match="steps/action has 8 values"):
         feature.read(parse(message.SerializeToString()))
+
+
+def test_less_common_features() -> None:
+    features = tfds_features.FeaturesDict(
+        {
+            "box": tfds_features.BBoxFeature(),
+            "said": tfds_features.Translation(["en", "de"]),
+            "left_out": tfds_features.Tensor(shape=(2,), dtype=np.int32, optional=True),
+            "given": tfds_features.Scalar(dtype=np.float32, optional=True),
+        }
+    )
+    value = {
+        "box": tfds_features.BBox(0.0, 0.25, 0.5, 1.0),
+        "said": {"en": "lift", "de": "heben"},
+        "left_out": None,
+        "given": 1.5,
+    }
+    leaves, example = written(features, value)
+    found = {key: leaf.read(example) for key, leaf in leaves.items()}
+    lowest = np.iinfo(np.int32).min  # what TFDS reads where an optional value is missing
+    expected = {
+        "box": np.float32([0, 0.25, 0.5, 1]),
+        "said/en": b"lift",
+        "said/de": b"heben",
+        "left_out": np.array([lowest, lowest], np.int32),
+        "given": np.float32(1.5),
+    }
+    np.testing.assert_equal(found, expected)
+
+
+def test_images_of_old_metadata_have_eight_bits() -> None:
+    image = {"image": {"shape": {"dimensions": ["-1", "-1", "3"]}, "encodingFormat": "jpeg"}}
+    (leaf,) = flatten({"featuresDict": {"features": {"image": image}}}).values()
+    assert leaf.dtype == "uint8" and leaf.kind == "image"
+
+
+def test_sounds_are_numbers() -> None:
+    # TFDS declares the encoding of sounds, but cannot write arrays with it.
+    sound = {"audio": {"shape": {"dimensions": ["-1"]}, "dtype": "int64", "encoding": "ZLIB"}}
+    (leaf,) = flatten({"featuresDict": {"features": {"sound": sound}}}).values()
+    message = tf_example_pb2.Example()
+    message.features.feature["sound"].bytes_list.value.append(zlib.compress(np.arange(5).tobytes()))
+    np.testing.assert_array_equal(leaf.read(parse(message.SerializeToString())), np.arange(5))
+
+
+@pytest.mark.parametrize("change", ["cut", "bomb"])
+def test_compressed_tensors_that_lie_about_their_size(change: str) -> None:
+    data = zlib.compress(bytes(28))[:-3] if change == "cut" else zlib.compress(bytes(1 << 24))
+    message = tf_example_pb2.Example()
+    message.features.feature["steps/pose"].bytes_list.value.append(data)
+    feature = Feature(key="steps/pose", kind="tensor", shape=(7,), dtype="float32", encoding="zlib", outer=(None,))
+    with pytest.raises(ValueError, match="steps/pose: a compressed tensor is cut short, or larger than its shape"):
+        feature.read(parse(message.SerializeToString()))
+
+
+def test_row_lengths_below_zero_are_refused() -> None:
+    message = tf_example_pb2.Example()
+    message.features.feature["steps/ids/ragged_flat_values"].int64_list.value.extend([5, 6, 7])
+    message.features.feature["steps/ids/ragged_row_lengths_0"].int64_list.value.extend([4, -1])
+    feature = Feature(key="steps/ids", kind="tensor", shape=(), dtype="int32", outer=(None, None))
+    with pytest.raises(ValueError, match="row lengths say"):
+        feature.read(parse(message.SerializeToString()))
+
+
+def test_episodes_without_rows_of_fixed_length() -> None:
+    message = tf_example_pb2.Example()
+    for name in ("ragged_flat_values", "ragged_row_lengths_0"):
+        message.features.feature[f"steps/ids/{name}"].int64_list.SetInParent()
+    feature = Feature(key="steps/ids", kind="tensor", shape=(), dtype="int32", outer=(None, 2))
+    assert feature.read(parse(message.SerializeToString())) == []

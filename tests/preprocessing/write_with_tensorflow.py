@@ -56,7 +56,8 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, tf.RaggedTensor):
         return value.to_list()
-    return value.numpy().tolist() if value.dtype != tf.bfloat16 else value.numpy()
+    number = value.numpy()
+    return number if isinstance(number, bytes) else number.tolist()
 
 
 if __name__ == "__main__":

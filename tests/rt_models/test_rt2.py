@@ -47,11 +47,13 @@ def test_fresh_logits_depend_on_picture_and_word_order_and_not_on_the_future(def
     assert difference[40:].min() > 1e-4
 
 
-def test_both_ways_to_build_the_default_are_the_same_model(default_model: RT2) -> None:
+def test_both_ways_to_build_a_model_are_the_same(default_model: RT2) -> None:
     assert default_model.config == RT2Config()
-    torch.manual_seed(0)
-    built = RT2Config().build()
-    for mine, theirs in zip(default_model.parameters(), built.parameters(), strict=True):
+    models = []
+    for make in (lambda: RT2(MINIMAL), MINIMAL.build):
+        torch.manual_seed(0)
+        models.append(make())
+    for mine, theirs in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
 
 

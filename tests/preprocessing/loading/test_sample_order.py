@@ -52,13 +52,24 @@ def test_seeds_and_epochs_give_different_orders() -> None:
     assert (first != np.arange(500)).mean() > 0.9
 
 
-def test_a_batch_holds_nearly_as_many_episodes_as_under_a_full_shuffle() -> None:
-    order = SampleOrder(num_samples=20_000, seed=0)
-    episode_steps, batch = 40, 96
-    ids = order.rows(0, 20_000 // batch * batch)[1].reshape(-1, batch) // episode_steps
-    shuffled = np.random.default_rng(0).permutation(20_000)[: ids.size].reshape(-1, batch) // episode_steps
+@pytest.mark.parametrize("episode_steps", [5, 40])
+@pytest.mark.parametrize(("batch", "braided_blocks"), [(32, 3), (64, 3), (96, 4), (256, 11)])
+def test_a_batch_holds_nearly_as_many_episodes_as_under_a_full_shuffle(
+    batch: int, braided_blocks: int, episode_steps: int
+) -> None:
+    order = SampleOrder(num_samples=20_000, seed=0, braided_blocks=braided_blocks)  # as the loader asks for that batch
+    count = 8000 // batch * batch
+    ids = order.rows(0, count)[1].reshape(-1, batch) // episode_steps
+    shuffled = np.random.default_rng(0).permutation(20_000)[:count].reshape(-1, batch) // episode_steps
     distinct = np.mean([len(np.unique(row)) for row in ids])
     assert distinct > 0.9 * np.mean([len(np.unique(row)) for row in shuffled])
+
+
+def test_blocks_begin_where_reading_is_cheap() -> None:
+    starts = np.array([0, 128, 256, 300, 428, 500])
+    order = SampleOrder(num_samples=600, seed=0, lanes=1, block_starts=starts)
+    bounds = order._bounds  # type: ignore[attr-defined]
+    assert set(starts) <= set(bounds.tolist()) and np.diff(bounds).max() <= 128
 
 
 def test_a_billion_samples_cost_nothing_to_name() -> None:

@@ -1,0 +1,73 @@
+"""The constants of RT-1-X: hand-computed rows, their inverse, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rt_models.action_scaling import _RT1X
+from rt_models.spec import (
+    RT1X,
+    ActionStatistics,
+    Contract,
+    DatasetContract,
+    Identity,
+    ImageRecipe,
+    rt1_action_spec,
+    seven_d_action_spec,
+)
+
+SPEC = rt1_action_spec(bins=512, world_vector_limit=2.0)
+ZEROS = ActionStatistics(count=1, **dict.fromkeys(("mean", "std", "minimum", "maximum", "q01", "q99"), (0.0,) * 11))
+PHYSICAL = [1, 0.01, -0.02, 0.04, 0.1, -0.2, 0.05, -1, 0, 0, 0]
+MODEL = {  # by hand from the released notebook: bridge [-.05, .05] to +-1.75 and [-.25, .25] to +-1.4
+    "fractal20220817_data": PHYSICAL,
+    "bridge": [1, 0.35, -0.7, 1.4, 0.56, -1.12, 0.28, -1, 0, 0, 0],
+    "jaco_play": [1, 0.0738416, -0.1467334, 0.3939923, 0.1, -0.2, 0.05, -1, 0, 0, 0],
+    "nyu_door_opening_surprising_effectiveness": [1, 0.2, -0.4, 0.8, 1.5, -3, 0.75, -1, 0, 0, 0],
+    "viola": [1, 0.0175, -0.035, 0.07, 0.3, -0.6, 0.15, -1, 0, 0, 0],
+    "berkeley_autolab_ur5": [1, 1, -2, 4, 1.5, -3, 0.75, -1, 0, 0, 0],
+    "toto": [1, 0.02, -0.04, 0.08, 0.1, -0.2, 0.05, 1, 0, 0, 0],  # an open gripper, -1 in the store, was 1
+}
+
+
+@pytest.mark.parametrize("dataset", MODEL)
+def test_hand_computed_rows(dataset: str) -> None:
+    transform = RT1X().fit(SPEC, ZEROS, dataset)
+    np.testing.assert_allclose(transform.apply(np.array(PHYSICAL)), MODEL[dataset], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dataset", sorted(_RT1X))
+def test_every_one_is_undone_by_its_inverse(dataset: str) -> None:
+    transform, values = RT1X().fit(SPEC, ZEROS, dataset), np.random.default_rng(0).normal(size=(50, 11))
+    np.testing.assert_allclose(transform.invert(transform.apply(values)), values, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dataset", ["kuka", "language_table", "taco_play", "metaworld_sample", ""])
+def test_what_was_never_released_is_refused(dataset: str) -> None:
+    with pytest.raises(ValueError, match=r"RT-1-X has no scaling that fits .* leave it out or choose another"):
+        RT1X().fit(SPEC, ZEROS, dataset)
+
+
+def test_another_action_space_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"RT-1-X acts in rt1-11d, not in end-effector-7d"):
+        RT1X().fit(seven_d_action_spec(), ZEROS, "toto")
+
+
+def test_a_contract_takes_the_scaling_of_each_dataset() -> None:
+    side = DatasetContract(
+        name="bridge",
+        version="0.1.0",
+        control_hz=5.0,
+        action_mask=(True,) * 11,
+        units=tuple(dimension.unit for dimension in SPEC.dimensions),
+        statistics=ZEROS,
+        transform=Identity().fit(SPEC, ZEROS),
+    )
+    image = ImageRecipe(camera="image", height=256, width=320)
+    stores = Contract(action=SPEC, encoder="hash-512", image=image, datasets=(side, replace(side, name="viola")))
+    trained = stores.trained_with(SPEC, RT1X())
+    assert [dataset.transform.scale[1] for dataset in trained.datasets] == [35.0, 1.75]
+    assert {dataset.transform.name for dataset in trained.datasets} == {"rt-1-x"} and trained.id != stores.id
