@@ -39,8 +39,11 @@ def main() -> None:
             Path(folder), num_episodes=4 * arguments.shards, num_steps=40, num_shards=arguments.shards
         )
         runs = _Runs(source, Path(folder))
-        runs.finish("undisturbed")
-        killed, compared = _kill(runs, arguments.kills, np.random.default_rng(arguments.seed))
+        try:
+            runs.finish("undisturbed")
+            killed, compared = _kill(runs, arguments.kills, np.random.default_rng(arguments.seed))
+        finally:
+            runs.end()
     print(f"killed {dict(killed)}; {compared} finished stores, each identical to the undisturbed one")
     settings = vars(arguments)
     print(json.dumps({"benchmark": "preprocess_kills", "settings": settings, "killed": killed, "compared": compared}))
@@ -74,6 +77,7 @@ class _Runs:
 
     def __init__(self, source: Path, folder: Path) -> None:
         self._source, self._folder = source, folder
+        self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, out: str) -> subprocess.Popen[bytes]:
         """A conversion that has begun to write; or has ended."""
@@ -81,6 +85,7 @@ class _Runs:
         # Resizing makes a conversion long enough to be killed in the middle.
         command += ["--workers", "2", "--image-size", "128x160"]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._processes.append(process)
         done, deadline = self.shards_done(out), time.monotonic() + START_S
         while process.poll() is None and self.shards_done(out) == done and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -89,6 +94,11 @@ class _Runs:
     def finish(self, out: str) -> None:
         code = self.start(out).wait(END_S)
         assert code == 0, f"the conversion ended with exit code {code}"
+
+    def end(self) -> None:
+        """Stop what is still running, after a failure."""
+        for process in self._processes:
+            process.kill()
 
     def shards_done(self, out: str) -> int:
         return len(list((self._folder / out).rglob(".progress/[0-9]*[0-9].json")))
@@ -102,6 +112,7 @@ class _Runs:
         same, different, errors = filecmp.cmpfiles(ours, theirs, [str(file) for file in files], shallow=False)
         assert len(same) == len(files), f"files {different + errors} differ"
         shutil.rmtree(ours)
+        print(f"    a finished store, {len(same)} files identical", flush=True)
         return 1
 
 

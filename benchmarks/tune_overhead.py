@@ -14,7 +14,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import measure
@@ -94,7 +93,7 @@ def plain_ray_tune(train: str, val: str, output: str, trials: int, steps: int) -
     job = TrainJob(
         experiment=experiment, stores=(train,), validation=(val,), output=output, tracking_uri=tracking_uri()
     )
-    trial = TrainingTrial(job=replace(job), tags={})
+    trial = TrainingTrial(job=job, tags={})
 
     def trainable(config: dict[str, float]) -> None:
         folder = f"{output}/{tune.get_context().get_trial_id()}"

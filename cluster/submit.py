@@ -26,7 +26,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 DASHBOARD_PORT = 8265
-CONNECT_TIMEOUT_S = 10
+CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S = 10, 60  # a busy head takes its time to answer
 OUTAGE_S = 60.0  # a dashboard that is away for longer is given up; the job goes on without it
 
 
@@ -179,7 +179,7 @@ def _require_listening(address: str) -> None:
 def _require_same_ray(address: str) -> None:
     token = os.environ.get("RAY_AUTH_TOKEN")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    answer = requests.get(f"{address}/api/version", headers=headers, timeout=CONNECT_TIMEOUT_S)
+    answer = requests.get(f"{address}/api/version", headers=headers, timeout=ANSWER_TIMEOUT_S)
     if answer.status_code in (401, 403):
         return  # the token is in a file that only Ray knows of; cluster/preflight.py compares on the cluster
     theirs = str(answer.json()["ray_version"])

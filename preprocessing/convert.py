@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -35,7 +34,7 @@ from preprocessing.episode_store import (
     atomic_write,
 )
 from preprocessing.images import Resize
-from preprocessing.rlds import RldsDataset, SourceShard, open_dataset
+from preprocessing.rlds import RldsDataset, SourceShard, open_dataset, open_folder
 from preprocessing.shard_conversion import ShardTask, convert_shard, report_name
 from preprocessing.spec_file import read_spec
 from preprocessing.store_manifest import write_manifest
@@ -125,7 +124,7 @@ def convert(source: str, out: str, config: ConvertConfig) -> Summary:
     encoder = _encoder(config, spec, dataset)
     task = _task(dataset, spec, out, config, ships_vectors=encoder is None)
     settings = _settings(task, config, encoder.id if encoder else spec.embedding_encoder)
-    filesystem, root = fsspec.core.url_to_fs(task.root)
+    filesystem, root = open_folder(task.root)
     if filesystem.exists(f"{root}/{MANIFEST}"):
         manifest, missing = finished(filesystem, root, settings), []
     else:

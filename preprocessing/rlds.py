@@ -196,8 +196,15 @@ class RldsDataset:
 
 
 def open_folder(url: str) -> tuple[Any, str]:
-    """(file system, path) of a source folder or file; the public buckets of Open X-Embodiment need no account."""
-    return fsspec.core.url_to_fs(url, **({"token": "anon"} if url.startswith(_PUBLIC) else {}))
+    """(file system, path) of a folder or file; the public buckets of Open X-Embodiment need no account.
+
+    Raises ValueError where the URL is of a kind that nothing installed can open.
+    """
+    try:
+        return fsspec.core.url_to_fs(url, **({"token": "anon"} if url.startswith(_PUBLIC) else {}))
+    except ImportError as error:
+        remedy = "pip install 'rt-pipelines[gcs]'" if url.startswith(("gs:", "gcs:")) else str(error)
+        raise ValueError(f"{url} cannot be opened here: {remedy}") from None
 
 
 def open_dataset(folder: str) -> RldsDataset:

@@ -39,14 +39,16 @@ class RT2Cost:
         return 2 * (inner + keys + answered * query)
 
     def training_flops(self, batch: Mapping[str, Tensor], pictures: int | None = None) -> float:
-        """Forward and backward of a batch; `pictures` where crops make more of them than it has frames."""
+        """Forward and backward of a batch, nothing counted twice that checkpointing computes twice.
+
+        `pictures` where crops make more of them than the batch has frames.
+        """
         pictures = len(batch["frames"]) if pictures is None else pictures
         count_B = batch["answer_mask"].sum(dim=1)
         patches_B = (batch["image_index"] >= 0).sum(dim=1) * self.config.num_patches()
         positions = int((patches_B + batch["token_mask"].sum(dim=1)).max())
         rows = len(count_B) * self.row_flops(positions, int(count_B.max()))
-        passes = 4 if self.config.activation_checkpointing == "blocks" else 3
-        return passes * (pictures * self.picture_flops + rows) + 3 * int(count_B.sum()) * self.token_flops
+        return 3.0 * (pictures * self.picture_flops + rows + int(count_B.sum()) * self.token_flops)
 
     def action_flops(self, prompt_tokens: int, *, cached: bool = True) -> int:
         """One action after one picture: the prompt once and then a token at a time, or all of it for every token."""

@@ -24,5 +24,5 @@ def recipe() -> Experiment:
         schedule=CosineSchedule(warmup_steps=60, final_factor=0.02),
         engine=DeepSpeedEngineConfig(zero=ZeroConfig(stage=1), clip_norm=1.0),
         launch=RayLaunch(num_workers=2),
-        loop=LoopConfig(steps=900, global_batch=96, micro_batch=24, checkpoint_every=300, log_every=10),
+        loop=LoopConfig(steps=600, global_batch=96, micro_batch=24, checkpoint_every=200, log_every=10),
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import WIDTH, Net, optimizer_of, run_ranks, train
 
@@ -331,6 +331,7 @@ def test_settings_that_cannot_work_are_refused() -> None:
         ZeroConfig(stage=0, offload_optimizer="cpu")
 
 
+@settings(deadline=None)
 @given(parameters=st.integers(1, 10**12), ranks=st.integers(1, 10**4), ema=st.booleans())
 def test_a_higher_stage_never_holds_more(parameters: int, ranks: int, ema: bool) -> None:
     totals = [sum(state_bytes(stage, parameters, ranks, ema=ema).values()) for stage in STAGES]

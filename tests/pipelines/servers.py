@@ -59,7 +59,7 @@ def _end(parent: psutil.Process, *, grace_s: float = 3) -> None:
         psutil.wait_procs(family, timeout=grace_s)
 
 
-def wait_for(url: str, started: subprocess.Popen[bytes], log: Path, *, timeout_s: float = 60) -> None:
+def wait_for(url: str, started: subprocess.Popen[bytes], log: Path, *, timeout_s: float = 180) -> None:
     """Until the URL answers at all."""
     ends = time.monotonic() + timeout_s
     while True:
@@ -189,5 +189,5 @@ def mlflow_server(
     log = home / "mlflow.log"
     variables = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **environment}
     with process(command, variables, log, cwd=folder) as started:
-        wait_for(f"http://127.0.0.1:{port}/health", started, log, timeout_s=120)
+        wait_for(f"http://127.0.0.1:{port}/health", started, log)
         yield f"http://127.0.0.1:{port}"

@@ -155,7 +155,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def submitted(cluster: Cluster, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = rtp_command("submit", "--address", cluster.dashboard, *arguments)
     environment = cluster.environment | {"MLFLOW_TRACKING_URI": "http://tracking.invalid"} | variables
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=900)
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> str:
@@ -199,9 +199,9 @@ def job_info(cluster: Cluster, job: str) -> str:
 
 def test_a_job_is_stopped_and_an_unknown_one_named(cluster: Cluster) -> None:
     script = "import time; print('begun', flush=True); time.sleep(600)"
-    job = json.loads(submitted(cluster, "--detach", "--json", "--", "python", "-c", script).stdout.splitlines()[-1])[
-        "job_id"
-    ]
+    sent = submitted(cluster, "--detach", "--json", "--", "python", "-c", script)
+    assert sent.returncode == 0, sent.stderr
+    job = json.loads(sent.stdout.splitlines()[-1])["job_id"]
     stopped = submitted(cluster, "--stop", job)
     assert stopped.returncode == 0 and f"{job} STOPPED" in stopped.stdout
     assert submitted(cluster, "--follow", job).returncode == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,12 @@ def test_one_flipped_bit_costs_one_episode(bridge: Path, bridge_copy: Path, plac
     assert corrupt.reason and corrupt.offset <= place * len(data) and items[corrupt.record] is corrupt
 
 
+def test_a_store_that_nothing_installed_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(ValueError, match=r"gs://lab/set cannot be opened here: pip install 'rt-pipelines\[gcs\]'"):
+        open_folder("gs://lab/set")
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.floats(0, 1))
 def test_truncation_is_accounted_for(bridge: Path, bridge_copy: Path, place: float) -> None:
@@ -169,6 +176,7 @@ def test_a_damaged_array_record_is_accounted_for(as_array_record: Path, tmp_path
 
 
 def test_the_public_buckets_need_no_account() -> None:
+    pytest.importorskip("gcsfs", reason="gs:// needs the extra gcs")
     for folder in ("gs://gresearch/robotics/fractal20220817_data/0.1.0", "gs://gdm-robotics-open-x-embodiment/x"):
         filesystem, path = open_folder(folder)
         assert filesystem.storage_options["token"] == "anon" and path == folder.removeprefix("gs://")

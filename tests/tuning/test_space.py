@@ -48,6 +48,13 @@ def test_perturbing_a_whole_number_changes_it(dimension: Integer, seed: int) -> 
     assert changed != middle
 
 
+@given(st.integers(0, 4), st.integers(0, 99))
+def test_perturbing_a_choice_moves_to_a_neighbour(place: int, seed: int) -> None:
+    dimension = Choice(values=("a", "b", "c", "d", "e"))
+    moved = dimension.values.index(dimension.perturb(dimension.values[place], 2.0, np.random.default_rng(seed)))
+    assert abs(moved - place) == 1 or (moved == place and place in (0, 4))
+
+
 @given(st.dictionaries(st.text(min_size=1, max_size=4), dimensions, min_size=1, max_size=4), st.integers(0, 1000))
 def test_optunas_form_is_only_a_form(space: dict[str, Dimension], seed: int) -> None:
     random = np.random.default_rng(seed)
