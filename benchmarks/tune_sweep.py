@@ -6,7 +6,7 @@ from tuning.search import RandomSearch
 from tuning.space import Uniform
 from tuning.sweep import Asha, Budget, Objective, Sweep
 
-STEPS = 27
+STEPS = 12
 
 
 def sweep() -> Sweep:
@@ -17,14 +17,14 @@ def sweep() -> Sweep:
         space={"optimizer.lr": Uniform(low=1e-5, high=3e-1, log=True)},
         settings={
             "loop.steps": STEPS,
-            "loop.log_every": 3,
-            "loop.evaluate_every": 3,
+            "loop.log_every": 2,
+            "loop.evaluate_every": 2,
             "loop.evaluate_windows": 16,
-            "loop.checkpoint_every": 9,
+            "loop.checkpoint_every": 4,
         },
         objectives=(Objective(metric="validation_loss", direction="min"),),
         search=RandomSearch(),
-        scheduler=Asha(grace_steps=3, reduction_factor=3),
+        scheduler=Asha(grace_steps=2, reduction_factor=3),
         budget=Budget(trials=9),
         concurrency=2,
     )

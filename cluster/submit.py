@@ -8,6 +8,7 @@ log, and the outcome carries the job's own exit code.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 import socket
@@ -54,6 +55,8 @@ class Jobs:
         _require_listening(self.address)
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address  # else RAY_ADDRESS would win over what was asked for
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+            logging.getLogger(name).setLevel(logging.WARNING)  # the log is the job's
         try:
             self._client = JobSubmissionClient(self.address)
             _require_same_ray(self.address)

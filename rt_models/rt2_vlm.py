@@ -312,7 +312,7 @@ class RT2VLM(AnswerModel):
         # The image token may lie beyond the embedding table: its place is taken by a patch, so any row will do.
         embedded_BSD = self.vlm.get_input_embeddings()(row.ids_BS.masked_fill(is_patch_BS, 0))
         patches = row.patches_MPD.to(embedded_BSD.dtype)
-        embedded_BSD = embedded_BSD.masked_scatter(is_patch_BS[..., None], patches) + 0 * patches.sum()
+        embedded_BSD = embedded_BSD.masked_scatter(is_patch_BS[..., None], patches)
         length = row.ids_BS.shape[1]
         positions = torch.arange(length, device=row.ids_BS.device) + self.family.first_position
         return self.vlm.model(

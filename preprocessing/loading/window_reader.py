@@ -26,6 +26,7 @@ from preprocessing.loading.windows import PADDING, StepIndex, window_rows
 from rt_models.spec import AffineTransform, merge_contracts
 
 _COLUMNS = ("image", "action", "instruction", "is_terminal", "flags")
+_PLANNED = 0.88  # of the budget; the rest is for what passes through: pages being read, narrow columns, the allocator
 _ENCODED_PART = 0.5  # of the budget: encoded bytes are dearer to fetch again than frames are to decode again
 _LOCKS = 64
 
@@ -71,7 +72,7 @@ class WindowReader:
         episodes = [sum(len(shard.episode_lengths) for shard in store.shards) for store in stores]
         self._first_episode = np.concatenate([[0], np.cumsum(episodes)])
         self.block_starts, self._group_shard = self._row_groups()
-        self._budget_bytes = config.memory_mb * 2**20
+        self._budget_bytes = int(config.memory_mb * 2**20 * _PLANNED)
         self._frame_bytes = recipe.height * recipe.width * 3
         slots = min(max(self._budget_bytes // self._frame_bytes, 1), self.index.num_rows)
         self._slab = FrameSlab(slots, recipe.height, recipe.width)

@@ -33,14 +33,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("server")
     password = secrets.token_hex(16)
     rules = home / "auth.ini"
-    lines = [
-        "[mlflow]",
-        "default_permission = READ",
-        f"database_uri = sqlite:///{home}/auth.db",
-        "admin_username = robot",
-    ]
     rules.write_text(
-        "\n".join([*lines, "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"])
+        "[mlflow]\n"
+        "default_permission = READ\n"
+        f"database_uri = sqlite:///{home}/auth.db\n"
+        "admin_username = robot\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+        "auth_cache_ttl_seconds = 60\n"  # else the password is hashed anew for each of some hundred files
     )
     with s3_bucket(home) as bucket:
         variables = bucket.environment | {

@@ -26,6 +26,7 @@ DRAWN = 30
 BY_HAND = ("kuka", "mt_opt")  # their zlib tensors of steps are more than TFDS can write
 FEW = (*BY_HAND, "fractal20220817_data", "tidybot", "taco_play", "bc_z")
 DTYPES = ("bool", "uint8", "int8", "uint16", "int32", "int64", "uint64", "float16", "float32", "float64")
+LARGE = 1000  # as in write_with_tensorflow
 SHARD = "drawn-train.tfrecord-00000-of-00001"
 
 shapes = st.lists(st.integers(1, 3), max_size=2).map(tuple)
@@ -142,7 +143,8 @@ def _decoded(feature: Any, value: Any, depth: int) -> Any:
     if feature.kind == "image":
         pixels = np.asarray(Pillow.open(io.BytesIO(value)))
         pixels = np.ascontiguousarray(pixels).view(np.float32) if feature.dtype == "float32" else pixels
-        return pixels.reshape(*pixels.shape[:2], -1).tolist()
+        pixels = pixels.reshape(*pixels.shape[:2], -1)
+        return pixels.tobytes() if pixels.size > LARGE else pixels.tolist()
     return _listed(value)
 
 

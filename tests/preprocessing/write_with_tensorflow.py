@@ -20,6 +20,7 @@ from tensorflow_datasets.core import example_serializer
 
 from preprocessing.rlds_writer import frame
 
+LARGE = 1000  # pictures of more values are compared as bytes: as Python numbers they would take minutes
 SHARD = "drawn-train.tfrecord-00000-of-00001"
 
 
@@ -57,7 +58,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, tf.RaggedTensor):
         return value.to_list()
     number = value.numpy()
-    return number if isinstance(number, bytes) else number.tolist()
+    if isinstance(number, bytes):
+        return number
+    return number.tobytes() if number.size > LARGE else number.tolist()
 
 
 if __name__ == "__main__":
