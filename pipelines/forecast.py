@@ -77,7 +77,9 @@ def forecast(experiment: Experiment, stores: Sequence[Store]) -> Forecast:
     count, frozen = _sizes(model, experiment.freeze)
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
     ema = experiment.engine.ema_decay > 0
-    state = {stage: state_bytes(stage, count, least, num_frozen=frozen, ema=ema) for stage in STAGES}
+    state: dict[Stage, dict[str, int]] = {
+        stage: state_bytes(stage, count, least, num_frozen=frozen, ema=ema) for stage in STAGES
+    }
     activations = activation_bytes(experiment)
     engine = experiment.engine
     zero = engine.zero if isinstance(engine, DeepSpeedEngineConfig) else ZeroConfig(stage=0)

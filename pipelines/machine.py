@@ -76,8 +76,9 @@ def examine_nodes(address: str, output: str) -> list[Machine]:
     with connect(RaySession(address=address, log_to_driver=False)), _left_in(output, marker):
         nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
         places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
-        probes = [ray.remote(examine).options(num_cpus=0, scheduling_strategy=place) for place in places]
-        return ray.get([probe.remote(output, marker) for probe in probes], timeout=PATIENCE_S)
+        probe: Any = ray.remote(examine)
+        asked = [probe.options(num_cpus=0, scheduling_strategy=place).remote(output, marker) for place in places]
+        return ray.get(asked, timeout=PATIENCE_S)
 
 
 def disk_free(output: str) -> int | None:

@@ -151,7 +151,9 @@ def _decoded(feature: Any, value: Any, depth: int) -> Any:
 def _listed(value: Any) -> Any:
     if isinstance(value, list):
         return [_listed(item) for item in value]
-    return value if isinstance(value, bytes) else np.asarray(value).tolist()
+    if isinstance(value, bytes):
+        return value
+    return value.tobytes() if np.size(value) > LARGE else np.asarray(value).tolist()
 
 
 def flat(episode: Mapping[str, Any]) -> dict[str, Any]:

@@ -79,3 +79,13 @@ def test_any_weights_have_a_short_period_close_to_them(weights: list[float]) -> 
 def test_weights_that_are_no_shares_are_refused(weights: list[float]) -> None:
     with pytest.raises(ValueError, match="must be above 0 and finite"):
         whole_weights(weights)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_two_stores_in_equal_parts_alternate_on_every_rank(world: int) -> None:
+    """Not only on average: a strict alternation would give each of two ranks 24 samples in a row of one store."""
+    turns = SourceOrder([1, 1], 48).take(0, 48 * 100)
+    for rank in range(world):
+        own = turns.stores[turns.lanes % world == rank]
+        changes = np.flatnonzero(np.diff(own, prepend=-1, append=-1))
+        assert np.diff(changes).max() <= 8
