@@ -56,7 +56,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "same_best_after_kills": killed["best"]["parameters"] == whole["best"]["parameters"],
         "states_after_kills": killed["states"],
         "accounted": sorted(trial["number"] for trial in killed["trials"]) == list(range(arguments.trials)),
-        "run_again": sum(trial["attempts"] - 1 for trial in killed["trials"]),
+        "continued_from_a_checkpoint": sum(trial["attempts"] - 1 for trial in killed["trials"]),
         "ended_and_run_again": again(folder / "killed"),
     }
     for key, value in results.items():

@@ -77,7 +77,7 @@ class Gate:
 
 def metrics_of(report: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of an evaluation by path; an interval's mean stands under the interval's own name too."""
-    flat = {path: value for path, value in flatten(report).items() if isinstance(value, int | float)}
+    flat = {path: float(value) for path, value in flatten(report).items() if isinstance(value, int | float)}
     means = {path.removesuffix(".mean"): value for path, value in flat.items() if path.endswith(".mean")}
     return means | flat
 

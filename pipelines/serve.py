@@ -102,7 +102,8 @@ class RobotPolicy(PythonModel):
         policy = self._policy(dataset) if row.robot is None else self._history(row.robot, dataset)
         if row.reset:
             policy.reset()
-        values = self._contract.dataset(dataset).completed(policy.act(row.frame_HWC, row.instruction).values)
+        action = policy.act(row.frame_HWC, row.instruction)  # type: ignore[arg-type]  # only RT-1 is given embeddings
+        values = self._contract.dataset(dataset).completed(action.values)
         return values.astype(float).tolist()
 
     def _history(self, robot: str, dataset: str) -> Policy | RT2Policy:
@@ -187,7 +188,7 @@ def _pixels(image: Any, recipe: ImageRecipe) -> np.ndarray:
             return decode_image(encoded)
         except (OSError, SyntaxError) as error:  # Pillow's, for a picture that ends too early
             raise ValueError(f"image cannot be decoded: {error}") from error
-    frame = _numbers(image) if isinstance(image, np.ndarray | list | tuple) else np.zeros(())
+    frame = _numbers(image) if isinstance(image, np.ndarray | list | tuple) else np.zeros(0)
     if frame.dtype.kind in "iu" and frame.size and frame.min() >= 0 and frame.max() <= 255:
         frame = frame.astype(np.uint8)
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:

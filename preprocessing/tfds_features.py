@@ -11,7 +11,7 @@ import math
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -125,7 +125,7 @@ def _leaves(node: Mapping[str, Any], key: str, outer: Dimensions) -> Iterator[Fe
         length = int(node["sequence"].get("length", -1))
         yield from _leaves(node["sequence"]["feature"], key, (*outer, None if length < 0 else length))
     elif body := node.get("tensor") or node.get("boundingBox") or node.get("audio"):
-        kind, encoding = ("text" if body.get("lazyDecode") else "tensor"), str(body.get("encoding") or "none").lower()
+        kind, encoding = ("text" if body.get("lazyDecode") else "tensor"), _encoding(body)
         numbers = {"shape": _shape(body), "dtype": _dtype(body, key), "optional": bool(body.get("optional"))}
         yield Feature(key=key, kind=kind, encoding=encoding, outer=outer, **numbers)
     elif "image" in node:
@@ -151,6 +151,14 @@ def _leaves(node: Mapping[str, Any], key: str, outer: Dimensions) -> Iterator[Fe
 def _shape(body: Mapping[str, Any]) -> Dimensions:
     sizes = [int(size) for size in body.get("shape", {}).get("dimensions", [])]
     return tuple(None if size < 0 else size for size in sizes)
+
+
+def _encoding(body: Mapping[str, Any]) -> Encoding:
+    name = str(body.get("encoding") or "none").lower()
+    found = next((known for known in get_args(Encoding) if known == name), None)
+    if found is None:
+        raise ValueError(f"features.json: encoding {name!r} is none of {', '.join(get_args(Encoding))}")
+    return found
 
 
 def _dtype(body: Mapping[str, Any], key: str) -> str:

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 Format = Literal["vqav2", "okvqa", "gqa", "coco", "easy_vqa", "jsonl", "webdataset", "parquet"]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 _RECORDS_PER_PIECE = 1024
+_TAR_END_BYTES = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +178,7 @@ def _coco_index(filesystem: Any, root: str, split: str, image_root: str) -> list
         problem = None if name else "it is not listed among the images"
         examples = examples_of({"captions": texts})
         place = f"image {number}"
-        entries.append(_Entry(place=place, image=found.get(name, name), examples=examples, problem=problem))
+        entries.append(_Entry(place=place, image=found.get(name) or name, examples=examples, problem=problem))
     return [entry for entry in entries if entry.examples]
 
 
@@ -201,7 +202,7 @@ def _jsonl_index(filesystem: Any, root: str, split: str, image_root: str) -> lis
     name = path.rpartition("/")[2]
     folder = path.rpartition("/")[0] if image_root == root else image_root
     entries: list[_Entry] = []
-    for number, line in enumerate(filesystem.cat_file(path).decode("utf-8", "replace").splitlines(), start=1):
+    for number, line in enumerate(filesystem.cat_file(path).decode("utf-8", "replace").split("\n"), start=1):
         if not line.strip():
             continue
         entry = _jsonl_entry(line, folder, f"{name}:{number}")
@@ -257,6 +258,9 @@ def _read_tar(filesystem: Any, path: str, name: str) -> Iterator[WebRecord]:
 
 def _tar_members(filesystem: Any, path: str) -> Iterator[tuple[str, bytes]]:
     """(name, bytes) of each file of an archive, one after the other."""
+    end = filesystem.tail(path, _TAR_END_BYTES)
+    if len(end) < _TAR_END_BYTES or any(end):  # tarfile takes a cut header for the end
+        raise ValueError(f"{path} is cut or no tar archive (it does not end in two empty blocks): fetch it again")
     try:
         with filesystem.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as tar:
             for member in tar:

@@ -15,6 +15,7 @@ block in memory, or decode it once per window.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -42,6 +43,9 @@ class SampleOrder:
     block_rows: int = BLOCK_ROWS
     braided_blocks: int = 4
     block_starts: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64), repr=False)
+    _bounds: np.ndarray = field(init=False, repr=False)
+    _epoch_blocks: Callable[[int], tuple[np.ndarray, np.ndarray]] = field(init=False, repr=False)
+    _braid: Callable[..., np.ndarray] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "lanes", "block_rows", "braided_blocks"):
@@ -49,7 +53,7 @@ class SampleOrder:
                 raise ValueError(f"sample order: {name} must be at least 1, got {getattr(self, name)}")
         rows = min(self.block_rows, max(self.num_samples // (self.lanes * self.braided_blocks), 1))
         rows = max(rows, -(-self.num_samples // _MOST_BLOCKS))
-        put = object.__setattr__
+        put = object.__setattr__  # the dataclass is frozen
         put(self, "_bounds", _block_bounds(self.block_starts, self.num_samples, rows))
         put(self, "_epoch_blocks", lru_cache(maxsize=2)(self._shuffled_blocks))
         put(self, "_braid", lru_cache(maxsize=4 * self.lanes)(self._braided_rows))
@@ -97,7 +101,7 @@ class SampleOrder:
 
     def _shuffled_blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """(block numbers in this epoch's order, the place at which each ends)."""
-        sizes = np.diff(self._bounds)  # type: ignore[attr-defined]
+        sizes = np.diff(self._bounds)
         blocks = np.random.default_rng((self.seed, epoch, _BLOCKS)).permutation(len(sizes))
         return blocks, np.cumsum(sizes[blocks])
 
@@ -108,7 +112,7 @@ class SampleOrder:
         random = np.random.default_rng((self.seed, epoch, _BRAID, begins))
         rows, turns = [], []
         for block, ends_at in zip(blocks[first_block:last_block], ends[first_block:last_block], strict=True):
-            low, high = self._bounds[block : block + 2]  # type: ignore[attr-defined]
+            low, high = self._bounds[block : block + 2]
             begins_at = int(ends_at) - (high - low)
             strand = np.arange(low + max(begins - begins_at, 0), high - max(int(ends_at) - stop, 0))
             rows.append(strand)

@@ -38,7 +38,7 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> str:
     (folder / "all.jsonl").write_text("\n".join(map(json.dumps, lines)))
     words = [str(folder), str(folder.parent / "stores"), "--format", "jsonl", "--workers", "0"]
     assert main(["preprocess", *words]) == 0
-    return str(folder.parent / "stores")
+    return str(folder.parent / "stores/colours/1.0.0/train")
 
 
 def test_co_trained_continued_and_scored(
@@ -70,6 +70,7 @@ def test_co_trained_continued_and_scored(
         str(whole),
         "--bootstrap-samples",
         "20",
+        "--no-perturbations",
         "--json",
     ]
     assert main(scored) == 0

@@ -16,9 +16,10 @@ from PIL import Image
 from pipelines.bootstrap import Bootstrap
 from pipelines.catalogue import load_recipe
 from pipelines.evaluate import EvaluationConfig, evaluate, print_tables
-from pipelines.scoreboard import WebScoreConfig, score_web
+from pipelines.scoreboard import WebScoreConfig, _question_only, score_web
 from pipelines.training_data import resolved, training_contract
 from preprocessing.episode_store import EpisodeStore
+from preprocessing.loading.web_reader import WebText
 from preprocessing.web_data import WebConvertConfig, convert_web
 from preprocessing.web_store import WebStore
 from rt_models.rt1 import RT1
@@ -139,3 +140,9 @@ def test_references_decide(config: RT2Config, contract: Contract, tmp_path: Path
 
 def test_the_fixture_is_what_training_resolves(config: RT2Config) -> None:
     assert config.tokenizer.merges and replace(config, tokenizer=type(config.tokenizer)()) == RT2Config.tiny()
+
+
+def test_the_question_only_answer_never_comes_from_the_same_image() -> None:
+    texts = [WebText(prompt=f"question {n}?", answer=str(n), references=(), image=(0, 0, n)) for n in range(8)]
+    said = _question_only(texts, np.arange(8))
+    assert all(answer != text.answer for answer, text in zip(said, texts, strict=True))

@@ -40,3 +40,8 @@ def test_the_integers_are_the_action_vocabulary() -> None:
 def test_a_vocabulary_without_room() -> None:
     with pytest.raises(ValueError, match=r"512 tokens has no room for 256 bytes and 256 integers: raise .* by 3"):
         MergedBytes().learnt(TEXTS, vocab_size=512)
+
+
+def test_an_integer_inside_a_word_is_no_action() -> None:
+    (token,) = TOKENIZER.encode("217")
+    assert token not in TOKENIZER.encode("a217b") and token not in TOKENIZER.encode("2175")
