@@ -45,7 +45,8 @@ class Uniform:
 
     def perturb(self, value: Value, factor: float, random: np.random.Generator) -> Value:
         """`value` times or divided by `factor`, within the range."""
-        return float(np.clip(value * factor ** random.choice((-1, 1)), self.low, self.high))
+        up = random.choice((-1, 1)) > 0
+        return float(np.clip(value * factor if up else value / factor, self.low, self.high))
 
 
 @dataclass(frozen=True, kw_only=True)
