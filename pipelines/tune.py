@@ -205,8 +205,8 @@ def _session(sweep: Sweep, experiment: Experiment, address: str | None) -> RaySe
 def _trial_run(sweep: Sweep, job: TrainJob, trial: TrainingTrial, table: SweepTable) -> TrialRun:
     launch, held = job.experiment.launch, sweep.resources
     gpus = held.gpus
-    if isinstance(launch, RayLaunch):  # its workers hold what they need; nothing at all Ray Tune does not accept
-        held, gpus = TrialResources(cpus=0.001), float(launch.most if launch.use_gpu else 0)
+    if isinstance(launch, RayLaunch):  # its workers hold what they need, the process that starts them nothing
+        held, gpus = TrialResources(cpus=0), float(launch.most if launch.use_gpu else 0)
     return TrialRun(
         function=trial,
         num_steps=job.experiment.loop.steps,

@@ -88,8 +88,10 @@ def run_sweep(sweep: Sweep, ledger: Ledger, run: TrialRun) -> Outcome:
 
 
 def _tuner(sweep: Sweep, ledger: Ledger, run: TrialRun, plan: Plan, **where: Any) -> tune.Tuner:
+    # A byte of memory, since Ray Tune refuses a trial that holds nothing: one whose workers are a Ray Train job.
+    held = {"cpu": run.cpus, "gpu": run.gpus, "memory": 1}
     return tune.Tuner(
-        tune.with_resources(_trainable(run.function), {"cpu": run.cpus, "gpu": run.gpus}),
+        tune.with_resources(_trainable(run.function), held),
         tune_config=tune.TuneConfig(
             search_alg=_Suggestions(plan, ledger),
             scheduler=_scheduler(sweep, ledger, run.num_steps),

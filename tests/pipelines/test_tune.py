@@ -121,6 +121,7 @@ def test_a_population_takes_over_weights_and_goes_on_with_other_parameters(
     assert run_training(job)["validation_loss"] == taker["objectives"]["validation_loss"]
 
 
+@pytest.mark.slow
 def test_a_trial_of_two_ray_workers_with_deepspeed(rtp: Rtp, stores: list[str], tmp_path: Path) -> None:
     flags = ["--launch", "RayLaunch", "--launch.num_workers", 2, "--engine", "DeepSpeedEngineConfig"]
     smaller = ["--loop.micro_batch", 4, "--budget.trials", 1, "--scheduler", "ToTheEnd"]
