@@ -10,7 +10,7 @@ run: $(RUN_READY)  ## the whole path on the shipped robot episodes, some minutes
 	$(VENV)/bin/rtp demo --output runs/demo
 
 test: $(DEV_READY)  ## all tests but the minutes-long ones
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(VENV)/bin/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 check: $(DEV_READY)  ## lint, format, types
 	$(VENV)/bin/ruff check .

@@ -174,9 +174,8 @@ def test_a_job_ends_with_its_own_exit_code_and_its_reason_on_the_last_line(clust
 def test_code_comes_along_and_no_secret_is_seen(cluster: Cluster) -> None:
     token = cluster.environment["RAY_AUTH_TOKEN"]
     planted = SECRETS | {"RAY_AUTH_TOKEN": token}
-    script = (
-        "import os, pipelines; print(pipelines.__path__[0], os.environ['OMP_NUM_THREADS'], os.environ['NODE_SECRET'])"
-    )
+    settings = ("NODE_SECRET", "OMP_NUM_THREADS", "RTP_GIT_REVISION")
+    script = f"import os, pipelines; print(pipelines.__path__[0], *(os.environ[name] for name in {settings}))"
     done = submitted(cluster, "--detach", "--json", "--", "python", "-c", script, **planted, OMP_NUM_THREADS="7")
     assert done.returncode == 0, done.stderr
     job = json.loads(done.stdout.splitlines()[-1])["job_id"]

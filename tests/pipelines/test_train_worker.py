@@ -26,13 +26,14 @@ def failing_together(context: WorkerContext, job: TrainJob) -> dict[str, Any]:
 def failing_alone(context: WorkerContext, job: TrainJob) -> dict[str, Any]:
     if context.rank == 0:
         raise ValueError("my frame is no picture")
-    time.sleep(3)  # as in a collective that rank 0 never joins
+    time.sleep(5)  # as in a collective that rank 0 never joins
     return {"loss": 1.0}
 
 
 def all_cases(context: WorkerContext, folder: Path) -> list[Any]:
-    worker._AGREE_S = 1.0
+    worker._AGREE_S = 2.0
     outcomes = []
+    context.barrier()  # processes start at different times
     for function in (failing_together, failing_alone):
         worker.train = function
         config = {"job": job_in(folder / function.__name__)}
