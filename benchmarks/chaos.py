@@ -81,12 +81,17 @@ def main() -> None:
 
 
 def draw(count: int, steps: int, seed: int) -> list[Kill]:
-    """Every victim in every moment before any is repeated, at random steps in order."""
+    """Every victim in every moment before any is repeated, at random steps in order, none near the end.
+
+    Raises ValueError where there are too few steps: a training may go some way on while a moment is waited for.
+    """
+    if steps <= 5 * CHECKPOINT_EVERY:
+        raise ValueError(f"--steps must be above {5 * CHECKPOINT_EVERY}, got {steps}")
     dice = random.Random(seed)
     pairs = [(victim, MOMENTS[(number + shift) % 3]) for shift in range(3) for number, victim in enumerate(VICTIMS)]
     chosen = [pairs[number % len(pairs)] for number in range(count)]
     dice.shuffle(chosen)
-    at = sorted(dice.randrange(1, steps - CHECKPOINT_EVERY) for _ in range(count))
+    at = sorted(dice.randrange(1, steps - 4 * CHECKPOINT_EVERY) for _ in range(count))
     return [
         Kill(victim=victim, moment=moment, step=step, delay_s=dice.uniform(0, 0.3) if moment == "any" else 0.0)
         for (victim, moment), step in zip(chosen, at, strict=True)

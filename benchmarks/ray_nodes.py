@@ -197,8 +197,11 @@ class Training:
 
 def until(condition: Callable[[], bool], complaint: str, driver: subprocess.Popen[bytes] | None = None) -> None:
     deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        if driver is not None and driver.poll() not in (None, 0):
+    while True:
+        ended = driver is not None and driver.poll() is not None  # looked at first: its last act may meet the condition
+        if condition():
+            return
+        if driver is not None and ended:
             raise SystemExit(f"the driver ended with exit code {driver.returncode}: {complaint}")
         if time.monotonic() > deadline:
             raise SystemExit(f"{complaint} within {PATIENCE_S} s")

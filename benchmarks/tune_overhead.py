@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import statistics
 import subprocess
 import sys
@@ -100,6 +101,7 @@ def plain_ray_tune(train: str, val: str, output: str, trials: int, steps: int) -
         task = TrialTask(number=0, seed=0, parameters=config, output=folder)
         trial(task, lambda metrics: tune.report(dict(metrics)))
 
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray leaves one in the home folder
     ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=False, object_store_memory=300 * 10**6)
     tune.Tuner(
         trainable,

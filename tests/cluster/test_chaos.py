@@ -16,7 +16,7 @@ PROGRAM = REPOSITORY / "benchmarks/chaos.py"
 
 
 def test_a_training_that_is_killed_three_times_ends_as_if_nothing_had_been(tmp_path: Path) -> None:
-    command = [sys.executable, str(PROGRAM), "--kills", "3", "--steps", "45"]
+    command = [sys.executable, str(PROGRAM), "--kills", "3", "--steps", "120"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

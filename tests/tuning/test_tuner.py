@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import ray
 from sweeps_for_tests import NUM_STEPS, Toy, clone, loss, population, sweep
 from toy_sweep import SWEEPS
 
+from cluster.session import RaySession, connect
 from tuning.ledger import Ledger, Report, TrialRecord
 from tuning.sweep import Asha, Budget
 from tuning.tuner import TrialRun, _scheduler, run_sweep
@@ -33,9 +33,8 @@ def environment() -> dict[str, str]:
 def connected() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        yield
-        ray.shutdown()
+        with connect(RaySession(num_cpus=2)):
+            yield
 
 
 def start(root: Path, name: str = "asha") -> subprocess.Popen[str]:

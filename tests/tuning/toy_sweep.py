@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-import ray
 from sweeps_for_tests import NUM_STEPS, Toy, clone, population, sweep
 
+from cluster.session import RaySession, connect
 from tuning.ledger import Ledger
 from tuning.sweep import Asha, Budget, Sweep
 from tuning.tuner import TrialRun, run_sweep
@@ -19,9 +19,9 @@ SWEEPS: dict[str, Sweep] = {
 
 
 def main(name: str, root: str) -> None:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     run = TrialRun(function=Toy(step_s=0.1, fail=2), num_steps=NUM_STEPS, clone=clone)
-    print(run_sweep(SWEEPS[name], Ledger.load(root), run))
+    with connect(RaySession(num_cpus=2)):
+        print(run_sweep(SWEEPS[name], Ledger.load(root), run))
 
 
 if __name__ == "__main__":
