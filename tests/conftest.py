@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,3 +19,11 @@ def shared_dir() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"no real data at {folder}: set RTP_SHARED_DATA to the folder that holds data/ and golden/")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_ray_left() -> Iterator[None]:
+    """A Ray that one module's tests started in this process is not the next one's."""
+    yield
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()

@@ -31,11 +31,10 @@ def failing_alone(context: WorkerContext, job: TrainJob) -> dict[str, Any]:
 
 
 def all_cases(context: WorkerContext, folder: Path) -> list[Any]:
-    worker._AGREE_S = 2.0
     outcomes = []
     context.barrier()  # processes start at different times
-    for function in (failing_together, failing_alone):
-        worker.train = function
+    for function, agree_s in ((failing_together, 60.0), (failing_alone, 1.0)):
+        worker.train, worker._AGREE_S = function, agree_s
         config = {"job": job_in(folder / function.__name__)}
         for _ in range(2):  # the second time as a worker that was started again
             try:
