@@ -24,6 +24,7 @@ def failing_together(context: WorkerContext, job: TrainJob) -> dict[str, Any]:
 
 
 def failing_alone(context: WorkerContext, job: TrainJob) -> dict[str, Any]:
+    context.barrier()  # both train
     if context.rank == 0:
         raise ValueError("my frame is no picture")
     time.sleep(5)  # as in a collective that rank 0 never joins
