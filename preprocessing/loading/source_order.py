@@ -20,7 +20,7 @@ from functools import lru_cache
 import numpy as np
 
 RESOLUTION = 2**16
-"""The largest period: weights that need a larger one are rounded, by at most one part in 2^17 of all samples."""
+"""The largest period: weights that need a larger one get the nearest shares that one up to it has."""
 _VARIED = (
     64  # a pattern is repeated, forwards and backwards, up to this period, so that short ones do not beat with lanes
 )
@@ -98,18 +98,30 @@ def whole_weights(weights: Sequence[float]) -> tuple[int, ...]:
         whole = [int(weight * scale) for weight in exact]
         if sum(whole) // math.gcd(*whole) <= RESOLUTION:
             return tuple(number // math.gcd(*whole) for number in whole)
-    return _rounded(exact)
+    return _nearest(exact)
 
 
-def _rounded(weights: Sequence[Fraction]) -> tuple[int, ...]:
+def _nearest(weights: Sequence[Fraction]) -> tuple[int, ...]:
+    """Whole numbers in nearly these proportions: of all periods up to RESOLUTION the one that fits all stores best.
+
+    For K stores its shares are off by about RESOLUTION^(-K/(K-1)): 10^-10 of two, 10^-6 of six.
+    """
+    share_K = np.array([float(weight / sum(weights)) for weight in weights])
+    period_P = np.arange(1, RESOLUTION + 1)
+    whole_PK = np.rint(period_P[:, None] * share_K).astype(np.int64)
+    error_P = np.abs(whole_PK / period_P[:, None] - share_K).max(axis=1)
+    fits_P = (whole_PK.sum(axis=1) == period_P) & (whole_PK.min(axis=1) > 0)
+    if not fits_P.any():  # a store with less than one sample in the longest period gets that one
+        return _rounded(share_K)
+    return tuple(whole_PK[np.where(fits_P, error_P, np.inf).argmin()].tolist())
+
+
+def _rounded(share_K: np.ndarray) -> tuple[int, ...]:
     """Whole numbers that add up to RESOLUTION, by largest remainder, none below 1."""
-    spare, total = RESOLUTION - len(weights), sum(weights)
-    ideal = [weight / total * spare for weight in weights]
-    whole = [int(number) for number in ideal]
-    by_remainder = sorted(range(len(weights)), key=lambda k: whole[k] - ideal[k])
-    for k in by_remainder[: spare - sum(whole)]:
-        whole[k] += 1
-    return tuple(number + 1 for number in whole)
+    ideal_K = share_K * (RESOLUTION - len(share_K))
+    whole_K = ideal_K.astype(np.int64) + 1
+    whole_K[np.argsort(whole_K - ideal_K, kind="stable")[: RESOLUTION - whole_K.sum()]] += 1
+    return tuple(whole_K.tolist())
 
 
 @lru_cache(maxsize=8)

@@ -24,6 +24,14 @@ def test_every_prefix_is_within_one_sample_of_the_asked_shares(weights: list[int
     assert np.abs(drawn - asked).max() < 1
 
 
+@pytest.mark.parametrize("weights", [[0.1234567, 0.7654321], [math.pi, math.e, 1], [2**0.5, 3**0.5, 5**0.5, 7**0.5]])
+def test_weights_that_are_no_small_ratios_keep_their_shares_too(weights: list[float]) -> None:
+    turns = SourceOrder(weights, 48).take(0, 200_000)
+    drawn = np.cumsum(turns.stores[:, None] == np.arange(len(weights)), axis=0)
+    asked = np.arange(1, 200_001)[:, None] * np.array(weights) / sum(weights)
+    assert np.abs(drawn - asked).max() < 1
+
+
 @settings(max_examples=60, deadline=None)
 @given(weights=WEIGHTS, lanes=LANES, first=st.integers(0, 10**9), cut=st.integers(0, 200))
 def test_a_position_is_enough_to_go_on(weights: list[int], lanes: int, first: int, cut: int) -> None:
@@ -67,6 +75,7 @@ def test_scale_does_not_matter(weights: list[int]) -> None:
     assert whole_weights(weights) == tuple(weight // divisor for weight in weights)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=12))
 def test_any_weights_have_a_short_period_close_to_them(weights: list[float]) -> None:
     whole = whole_weights(weights)
