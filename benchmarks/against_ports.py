@@ -40,6 +40,8 @@ def main() -> None:
     for name, contender in contenders.items():
         size = sum(parameter.numel() for parameter in contender.model.parameters())
         print(f"{name}: {size:,} parameters; {contender.about}", flush=True)
+    control = {name: partial(_control, each.model, each.control, autocast) for name, each in contenders.items()}
+    acted = in_turn(control, arguments.control_rounds)  # first: a robot's process has no heap that training left behind
     train = {name: partial(_train, each.model, each.loss, autocast) for name, each in contenders.items()}
     plain_windows: int = arguments.batch
     windows = dict.fromkeys(train, plain_windows)
@@ -47,8 +49,6 @@ def main() -> None:
     train[shared], windows[shared] = partial(_train, mine.model, mine.loss, autocast), arguments.segment
     taken = in_turn(train, arguments.rounds)
     per_window = {name: [each / windows[name] for each in seconds] for name, seconds in taken.items()}
-    control = {name: partial(_control, each.model, each.control, autocast) for name, each in contenders.items()}
-    acted = in_turn(control, arguments.control_rounds)
     results = {
         "train": _report(f"forward and backward, a window (plain batch {arguments.batch})", per_window),
         "control": _report(

@@ -5,6 +5,9 @@
 - `tf_data_batches`: the tf.data path of Rohan138/rt1-pytorch (`data.py`, 492c4e3): episodes decoded by TFDS, windows of
   neighbouring steps, a shuffle buffer of 16 batches of windows, parallelism left to AUTOTUNE. reverb, which cuts the
   windows there, has no build for this TensorFlow; `tf.gather` cuts them here, within an episode, which costs less.
+- `octo_batches`: Octo's own code (octo-models/octo 241fb35 on kvablack/dlimp ad72ce3, from their checkouts):
+  `make_interleaved_dataset` with one set, window_size 6 and a shuffle buffer of 16 batches of windows (its own
+  configuration asks for 500,000, more than fits here). It shuffles encoded windows and decodes each window's frames.
 """
 
 from __future__ import annotations
@@ -85,6 +88,44 @@ def tf_data_batches(folder: Path, *, batch: int) -> Iterator[Any]:
     dataset = episodes.flat_map(windows).shuffle(16 * batch)
     dataset = dataset.batch(batch, drop_remainder=True, num_parallel_calls=tf.data.AUTOTUNE, deterministic=False)
     yield from dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+
+
+def octo_batches(folder: Path, checkouts: list[Path], *, batch: int) -> Iterator[Any]:
+    """Batches without end, as NumPy arrays; `folder` is the RLDS version folder, `checkouts` are Octo's and dlimp's."""
+    sys.path += [str(checkout) for checkout in checkouts]
+    import tensorflow as tf
+    from octo.data.dataset import make_interleaved_dataset
+    from octo.utils.spec import ModuleSpec
+
+    tf.config.set_visible_devices([], "GPU")
+    unscaled = {"mean": np.zeros(11), "std": np.ones(11)}
+    episodes = {
+        "name": folder.parent.name,
+        "data_dir": str(folder.parent.parent),
+        "image_obs_keys": {"primary": "image"},
+        "language_key": "language_instruction",
+        "standardize_fn": ModuleSpec.create(octo_standard),
+        "dataset_statistics": {"action": unscaled, "num_transitions": 1, "num_trajectories": 1},
+    }
+    dataset = make_interleaved_dataset(
+        [episodes],
+        [1.0],
+        train=True,
+        shuffle_buffer_size=16 * batch,
+        batch_size=batch,
+        traj_transform_kwargs={"window_size": STEPS},
+    )
+    yield from dataset.as_numpy_iterator()
+
+
+def octo_standard(trajectory: dict[str, Any]) -> dict[str, Any]:
+    """The form that Octo's loader expects: one action vector, and the instruction beside the observation."""
+    import tensorflow as tf
+
+    action = [tf.cast(value, tf.float32) for _, value in sorted(trajectory["action"].items())]
+    trajectory["action"] = tf.concat(action, axis=-1)[:, :11]
+    trajectory["language_instruction"] = trajectory["observation"]["natural_language_instruction"]
+    return trajectory
 
 
 def _streaming(packages: Path) -> Any:

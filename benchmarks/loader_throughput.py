@@ -1,13 +1,13 @@
 """Windows of 6 frames of 256x320 per second, globally shuffled: ours against bare JPEG decoding and other loaders.
 
     python benchmarks/loader_throughput.py FOLDER --parts bare
-    python benchmarks/loader_throughput.py FOLDER --parts opponents --packages PACKAGES
+    python benchmarks/loader_throughput.py FOLDER --parts opponents --packages PACKAGES --octo OCTO DLIMP
 
 `bare`: full passes over the store of loader_store.py, each with bare decoding before and after it: the same JPEGs,
 read the same way, decoded once each in a loop with the same decoder, in as many threads as there are cores. The figure
 is frames of the store per second of a pass, as a part of bare decoding's; on a machine that others use too, the part by
-CPU seconds of the process says more. `opponents`: windows per second, round after
-round, ours first; mosaicml-streaming with the best number of workers.
+CPU seconds of the process says more. `opponents`: windows per second, round after round, ours first; mosaicml-streaming
+with the best number of workers, Octo's and rt1-pytorch's tf.data paths with AUTOTUNE.
 
 Every measurement is a process of its own that may use only so many cores.
 """
@@ -44,6 +44,7 @@ def main() -> None:
     made.add_argument("--memory-mb", type=int, default=1536)
     made.add_argument("--seconds", type=float, default=8.0, help="of one opponent's measurement")
     made.add_argument("--packages", type=Path, help="folder with mosaicml-streaming and torchvision")
+    made.add_argument("--octo", type=Path, nargs=2, help="checkouts of octo-models/octo and kvablack/dlimp")
     made.add_argument("--child", help="what this process is to measure (set by the benchmark itself)")
     arguments = made.parse_args()
     if arguments.child:
@@ -144,7 +145,7 @@ def bare_frames_per_s(store: Any, threads: int) -> float:
 
 
 def against_opponents(arguments: Any, cores: int) -> dict[str, Any]:
-    sides = ["ours:windows", "ours:distinct", "tf_data"]
+    sides = ["ours:windows", "ours:pool", "tf_data", *(["octo"] if arguments.octo else [])]
     if arguments.packages:
         loader_opponents.write_mds(open_store(arguments.root), arguments.root / "mds", arguments.packages)
         tried = {workers: child(arguments, f"streaming:{workers}", cores)["windows_per_s"] for workers in range(4)}
@@ -157,9 +158,9 @@ def against_opponents(arguments: Any, cores: int) -> dict[str, Any]:
         for side in sides:
             rates[side].append(child(arguments, side, cores)["windows_per_s"])
     for side in sides:
-        times = ratio(rates["ours:windows"], rates[side])
-        median = statistics.median(rates[side])
-        print(f"{cores} core(s), {side:<14} {median:6.0f} windows/s; ours:windows is {times} times that", flush=True)
+        mine = [] if side.startswith("ours") else [own for own in sides if own.startswith("ours")]
+        listed = "".join(f"; {own} is {ratio(rates[own], rates[side])} times that" for own in mine)
+        print(f"{cores} core(s), {side:<14} {statistics.median(rates[side]):6.0f} windows/s{listed}", flush=True)
     return {side: rates[side] for side in sides}
 
 
@@ -175,6 +176,11 @@ def measure_ours(arguments: Any, frames: str) -> dict[str, float]:
 
 def measure_tf_data(arguments: Any, _: str) -> dict[str, float]:
     return timed(loader_opponents.tf_data_batches(rlds_folder(arguments.root), batch=BATCH), arguments.seconds)
+
+
+def measure_octo(arguments: Any, _: str) -> dict[str, float]:
+    made = loader_opponents.octo_batches(rlds_folder(arguments.root), arguments.octo, batch=BATCH)
+    return timed(made, arguments.seconds)
 
 
 def measure_streaming(arguments: Any, workers: str) -> dict[str, float]:
@@ -219,6 +225,7 @@ def child(arguments: Any, side: str, cores: int) -> dict[str, Any]:
     command = [sys.executable, __file__, str(arguments.root), "--child", side, "--rounds", str(arguments.rounds)]
     command += ["--memory-mb", str(arguments.memory_mb), "--seconds", str(arguments.seconds)]
     command += ["--packages", str(arguments.packages)] if arguments.packages else []
+    command += ["--octo", *map(str, arguments.octo)] if arguments.octo else []
     allowed = sorted(os.sched_getaffinity(0))[:cores]
     done = subprocess.run(
         command,
@@ -237,6 +244,7 @@ CHILDREN = {
     "passes": measure_passes,
     "ours": measure_ours,
     "tf_data": measure_tf_data,
+    "octo": measure_octo,
     "streaming": measure_streaming,
 }
 

@@ -75,9 +75,17 @@ def _start(session: RaySession) -> None:
             logging_level=logging.ERROR,
             # Without a dashboard Ray Train's helpers warn every second that they cannot ask it.
             logging_config=ray.LoggingConfig(log_level="ERROR"),
+            runtime_env={"worker_process_setup_hook": f"{__name__}.name_own_ray"},
         )
     root.setLevel(level)  # Ray's choice is for its own processes, not for this one
     root.handlers[:] = handlers
+
+
+def name_own_ray() -> None:
+    """In every process of ours: where several people's Rays run on one machine, Ray's helpers would not know theirs."""
+    import ray
+
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 
 
 def _join(address: str, session: RaySession) -> None:

@@ -1,7 +1,8 @@
-"""Reaching Ray: a dead address is named at once."""
+"""Reaching Ray: a dead address is named at once, and a Ray of our own is known to its processes."""
 
 from __future__ import annotations
 
+import os
 import socket
 
 import pytest
@@ -20,3 +21,13 @@ def test_dead_address_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(RaySession(address=address)),
     ):
         pass
+
+
+def test_every_process_of_our_own_ray_knows_which_it_belongs_to() -> None:
+    @ray.remote
+    def known() -> tuple[str | None, str]:
+        return os.environ.get("RAY_ADDRESS"), ray.get_runtime_context().gcs_address
+
+    with connect(RaySession(num_cpus=1)):
+        told, own = ray.get(known.remote())
+        assert told == own
