@@ -102,8 +102,8 @@ def ratio(slow: list[float], fast: list[float]) -> Ratio:
 
 def print_json(benchmark: str, arguments: argparse.Namespace, results: Any) -> None:
     """The last line, for scripts."""
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
-    print(json.dumps({"benchmark": benchmark, "machine": machine(), "settings": settings, "results": results}))
+    found = {"benchmark": benchmark, "machine": machine(), "settings": vars(arguments), "results": results}
+    print(json.dumps(found, default=str))
 
 
 def _keep_freed_memory() -> None:

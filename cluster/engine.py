@@ -271,6 +271,7 @@ class DeepSpeedEngine(EngineBase):
 
     def close(self) -> None:
         self._engine.destroy()
+        zero.restore_linear()
 
 
 class _ThroughEntry:

@@ -7,6 +7,7 @@ started, the first time or after a failure.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -60,6 +61,11 @@ class RayLaunch:
                 f"num_workers = {self.num_workers}, cpus_per_worker = {self.cpus_per_worker}: needs "
                 f"1 <= least <= most workers and at least 1 CPU each"
             )
+        if self.max_failures < -1:
+            raise ValueError(f"max_failures = {self.max_failures}: must be at least 0, or -1 for no limit")
+        for name in ("collective_timeout_s", "hang_timeout_s", "resize_check_s"):
+            if not 1 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be finite and at least 1 second")
 
     @property
     def least(self) -> int:
@@ -90,7 +96,8 @@ def launch(
 ) -> dict[str, Any]:
     """Run train_function(context, train_config) on every worker; returns rank 0's last reported metrics and result.
 
-    Raises the worker's own ValueError, OSError or ArithmeticError where that ended the training, else RuntimeError.
+    Raises the worker's own ValueError, OSError or ArithmeticError where that ended the training, else
+    ChildProcessError, which says what Ray does.
     callbacks: Ray Train's, such as the one that hands rank 0's reports on to Ray Tune.
     """
     with launch.connected(), tempfile.TemporaryDirectory() as scratch:
@@ -147,7 +154,7 @@ def _work(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cause(error: Exception) -> Exception:
-    """The first worker's own ValueError, OSError or ArithmeticError, the user's to mend; else what Ray says."""
+    """The first worker's own ValueError, OSError or ArithmeticError, the user's to mend; else what became of it."""
     failures: Mapping[int, Exception] = getattr(error, "worker_failures", {})
     for rank in sorted(failures):
         failure: BaseException | None = failures[rank]
@@ -155,7 +162,13 @@ def _cause(error: Exception) -> Exception:
             if isinstance(failure, ValueError | OSError | ArithmeticError):
                 return failure
             failure = getattr(failure, "cause", None) or failure.__cause__
-    return RuntimeError(f"training failed: {error}")
+    who = "the training's controller"
+    for rank in sorted(failures, reverse=True):
+        who, error = f"the worker of rank {rank}", getattr(failures[rank], "health_check_failure", failures[rank])
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    said = lines[-1] if "Traceback" in str(error) else lines[0]
+    remedy = "--resume continues it, and with launch.max_failures Ray starts such workers again"
+    return ChildProcessError(f"{who} failed, and with it the training: {said.rstrip('.')}; {remedy}")
 
 
 def _require_resources(launch: RayLaunch) -> None:

@@ -65,8 +65,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_entry(entry: FileEntry, folder: Path) -> None:
-    """Raise ValueError unless the file is there as it was written."""
+def check_entry(entry: FileEntry, folder: Path, *, of: str) -> None:
+    """Raise ValueError unless the file of the checkpoint `of` is in the folder as it was written."""
     path = folder / entry.name
     if not path.is_file() or path.stat().st_size != entry.size or sha256_of(path) != entry.sha256:
-        raise ValueError(f"{path} is not the file that was saved: size or SHA-256 differ from the manifest's")
+        raise ValueError(
+            f"{of}/{entry.name} is not the file that was saved, its size or SHA-256 is another: remove {of} to use the "
+            f"checkpoint before it"
+        )

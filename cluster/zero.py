@@ -195,6 +195,15 @@ def shard(module: nn.Module, config: dict[str, Any]) -> None:
     deepspeed.zero.Init(module=module, config_dict_or_path=config)
 
 
+_LINEAR = nn.functional.linear
+
+
+def restore_linear() -> None:
+    """Undo what ZeRO-3 leaves behind in torch: a linear layer of its own, which rounds differently, in every model that
+    this process trains afterwards."""
+    nn.functional.linear = _LINEAR
+
+
 def initialize(module: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
     """DeepSpeed's engine around the module."""
     import deepspeed

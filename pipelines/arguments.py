@@ -40,10 +40,29 @@ def parse(kind: type[T], arguments: Sequence[str], *, prog: str, default: Any = 
     raise UsageError(_sentence(complaint.getvalue(), prog, lambda: _flags(kind, options)))
 
 
+def take(flags: list[str], name: str) -> str | None:
+    """The value of the flag `name`, given as two words or with =, which is taken out of `flags`; None without it.
+
+    Raises UsageError where it has no value, or several.
+    """
+    places = [place for place, word in enumerate(flags) if word == name or word.startswith(f"{name}=")]
+    if not places:
+        return None
+    first, _, value = flags[places[0]].partition("=")
+    apart = first == flags[places[0]]
+    if apart:
+        value = flags[places[0] + 1] if places[0] + 1 < len(flags) else ""
+    if len(places) > 1 or not value or (apart and value.startswith("--")):
+        raise UsageError(f"{name} needs one value{', and is given twice' if len(places) > 1 else ''}")
+    del flags[places[0] : places[0] + 1 + apart]
+    return value
+
+
 def _sentence(complaint: str, prog: str, flags: Any) -> str:
     """One sentence from tyro's box: the complaint, and the nearest flag for an unknown one."""
-    lines = [re.sub(r"[\u2500-\u257f]", "", line).strip() for line in complaint.splitlines()]
-    text = " ".join(line for line in lines[1:] if line and "full helptext" not in line)
+    # The box is drawn in dashes where the locale has no other characters.
+    lines = [re.sub(r"[\u2500-\u257f]|^[-+| ]+$", "", line.strip()).strip() for line in complaint.splitlines()]
+    text = " ".join(line for line in lines[1:] if line and "full helptext" not in line and not line.endswith("--help"))
     unknown = re.search(r"Unrecognized options?: (--[^\s,=]+)", text)
     if unknown:
         return f"{prog}: there is no option {unknown[1]}{_hint(unknown[1], flags())}"

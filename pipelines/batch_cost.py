@@ -21,19 +21,23 @@ class BatchCost:
     """The costs of one model's batches, which lie on the host."""
 
     def __init__(self, config: ModelConfig) -> None:
-        self._config, self._rt1, self._rt2 = config, None, None
+        self._config = config
+        self._rt1: flops.Cost | None = None
+        self._rt2: rt2_flops.RT2Cost | rt2_flops.VLMCost | None = None
         with torch.random.fork_rng(devices=[]):  # counting builds a model: the run's random numbers stay as they were
             if isinstance(config, RT1Config):
                 self._rt1 = flops.cost(config)
             elif isinstance(config, RT2Config):
                 self._rt2 = rt2_flops.cost(replace(config, activation_checkpointing="off"))
+            else:
+                self._rt2 = rt2_flops.vlm_cost(config)
 
     def frames(self, batch: Mapping[str, Tensor]) -> int:
         """Images that a training step encodes: distinct frames, and with random crops distinct (frame, crop) pairs."""
         config = self._config
         if isinstance(config, RT1Config):
             index, is_cropped_B = batch["frame_index"], torch.full_like(batch["crop_key"], config.input.crop == "pad")
-        elif isinstance(config, RT2Config) and config.picture.robot_crop == "pad":
+        elif (config.picture if isinstance(config, RT2Config) else config).robot_crop == "pad":
             index, is_cropped_B = batch["image_index"], batch["is_robot"]
         else:
             return len(batch["frames"])
@@ -43,10 +47,11 @@ class BatchCost:
         return len(pairs[index >= 0].unique())
 
     def training_flops(self, batch: Mapping[str, Tensor], frames: int) -> float:
-        """Operations of forward and backward with so many encoded frames; 0 for a model that is not counted."""
-        if self._rt1 is not None:
-            return 3.0 * (frames * self._rt1.frame_flops + len(batch["sample_id"]) * self._rt1.window_flops)
-        return self._rt2.training_flops(batch, frames) if self._rt2 is not None else 0.0
+        """Operations of forward and backward with so many encoded frames."""
+        if self._rt2 is not None:
+            return self._rt2.training_flops(batch, frames)
+        assert self._rt1 is not None
+        return 3.0 * (frames * self._rt1.frame_flops + len(batch["sample_id"]) * self._rt1.window_flops)
 
 
 def trained_tokens(config: ModelConfig, batch: Mapping[str, Tensor]) -> Tensor:

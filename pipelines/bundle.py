@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -38,20 +39,29 @@ class TrainedModel:
 
 
 def read_bundle(folder: Path) -> TrainedModel:
-    """The model that `write_bundle` left in `folder`."""
-    described = json.loads((folder / DESCRIPTION).read_text())
-    config = model_config(described["model"])
+    """The model that `write_bundle` left in `folder`. Raises ValueError where the files do not hold one."""
+    path = folder / DESCRIPTION
+    try:
+        described = json.loads(path.read_text())
+        config, contract = model_config(described["model"]), Contract.from_json(described["contract"])
+        known = {name: described[name] for name in ("step", "source", "metadata")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not describe a model ({error!r}): export it again") from error
     if isinstance(config, RT2VLMConfig) and (folder / config.path).is_dir():  # carried along (pipelines/register.py)
         config = replace(config, path=str(folder / config.path))
     model = config.build().eval()
-    model.load_state_dict(load_file(folder / WEIGHTS))
-    return TrainedModel(
-        model=model,
-        contract=Contract.from_json(described["contract"]),
-        step=described["step"],
-        source=described["source"],
-        metadata=described["metadata"],
-    )
+    _load(model, folder)
+    return TrainedModel(model=model, contract=contract, **known)
+
+
+def _load(model: Model, folder: Path) -> None:
+    path = folder / WEIGHTS
+    try:
+        model.load_state_dict(load_file(path))
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read ({error}): export it again") from error
+    except RuntimeError as error:  # torch's, a line for every tensor
+        raise ValueError(f"{path} holds the weights of another model than {DESCRIPTION} describes") from error
 
 
 def write_bundle(trained: TrainedModel, folder: Path) -> None:

@@ -42,12 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end = rest.index("--") if "--" in rest else len(rest)  # what follows belongs to a command that submit passes on
     as_json = "--json" in rest[:end]
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints a traceback of what it then raises
     try:
         result = _run(name, [word for word in rest[:end] if word != "--json"] + rest[end:])
+    except (FloatingPointError, ChildProcessError) as error:  # not a mistake in what was asked for
+        return _fail(_one_sentence(error), code=1)
     except (ValueError, OSError, ImportError) as error:
         return _fail(_one_sentence(error))
-    except FloatingPointError as error:
-        return _fail(_one_sentence(error), code=1)
     except KeyboardInterrupt:
         return _fail("stopped; running the same command again continues where that is possible", code=130)
     if as_json and result is not None:

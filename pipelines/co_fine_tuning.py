@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -25,8 +26,11 @@ from preprocessing.loading.web_reader import WebReader, WebText
 from preprocessing.loading.window_reader import WindowReader
 from preprocessing.mixture import MixtureConfig
 from preprocessing.web_store import WebStore, robot_stores
+from rt_models.config_checks import require_share
 from rt_models.rt2 import RT2Config
 from rt_models.rt2_text import RT2Text, RT2TextConfig, TextExample
+from rt_models.rt2_vlm import RT2VLMConfig
+from rt_models.rt2_vocabulary import LeastFrequentTokens
 from rt_models.spec import Contract
 
 Store = EpisodeStore | WebStore
@@ -50,9 +54,9 @@ class CoFineTuningConfig:
     """Share of such steps whose answer begins with the plan."""
 
     def __post_init__(self) -> None:
-        for name in ("robot_share", "plan_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"co_fine_tuning.{name} must be between 0 and 1, got {getattr(self, name)}")
+        if not 0 < self.robot_share <= 1:
+            raise ValueError(f"co_fine_tuning.robot_share must be above 0 and at most 1, got {self.robot_share}")
+        require_share(self, "plan_share", "co_fine_tuning.")
 
     def read_plans(self) -> dict[str, str]:
         """{instruction: plan}. Raises ValueError where the file holds something else."""
@@ -60,10 +64,10 @@ class CoFineTuningConfig:
             return {}
         try:
             plans = json.loads(Path(self.plans).read_text())
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"{self.plans} is no JSON ({error}): it must hold one object of instruction: plan"
-            ) from error
+                f"{self.plans} is no JSON ({error}): it must hold an object of instruction: plan"
+            ) from None
         if not isinstance(plans, dict) or not all(isinstance(plan, str) for plan in plans.values()):
             raise ValueError(f"{self.plans} must hold one JSON object of instruction: plan")
         return plans
@@ -76,6 +80,9 @@ def sample_shares(config: CoFineTuningConfig, mixture: MixtureConfig, stores: Se
     Raises ValueError where a part that is asked for has no store, or the weights do not fit the stores.
     """
     sizes = {_name(store): _size(store) for store in stores}
+    if len(sizes) < len(stores):
+        twice = next(name for name, count in Counter(map(_name, stores)).items() if count > 1)
+        raise ValueError(f"stores cannot be mixed: {twice} is given more than once; rtp preprocess --dataset renames")
     masses = mixture.shares(sizes) or sizes
     robots = [_name(store) for store in stores if isinstance(store, EpisodeStore)]
     if config.robot_share < 1 and len(robots) == len(stores):
@@ -115,6 +122,15 @@ def with_tokenizer(model: RT2Config, stores: Sequence[Store]) -> RT2Config:
     return replace(model, tokenizer=model.tokenizer.learnt(sample, vocab_size=model.vocab_size))
 
 
+def with_vocabulary(model: RT2Config | RT2VLMConfig, stores: Sequence[Store]) -> RT2Config | RT2VLMConfig:
+    """The config with the tokens that are rarest in the texts of `stores`, where its vocabulary asks for them."""
+    vocabulary = model.text.vocabulary
+    if not isinstance(vocabulary, LeastFrequentTokens) or vocabulary.frequency == "rank" or vocabulary.ids:
+        return model
+    counted = vocabulary.counted(model.build_tokenizer(), texts(stores, model.text), bins=model.text.bins)
+    return replace(model, text=replace(model.text, vocabulary=counted))
+
+
 def texts(stores: Sequence[Store], config: RT2TextConfig) -> Iterator[str]:
     """Every prompt and answer in words. An instruction, which goes with many steps, comes more than once."""
     for store in stores:
@@ -131,6 +147,12 @@ def texts(stores: Sequence[Store], config: RT2TextConfig) -> Iterator[str]:
 def require_room(stores: Sequence[Store], text: RT2Text, plans: Mapping[str, str]) -> None:
     """Raise ValueError unless every instruction, plan and example fits into the model's context."""
     nothing = np.zeros(text.spec.size, np.float32), np.ones(text.spec.size, bool)
+    said = {line.strip() for store in robot_stores(stores) for line in store.instruction_texts}
+    if plans and stores and not said.intersection(plans):
+        raise ValueError(
+            f"co_fine_tuning.plans has plans for other instructions only, such as {next(iter(plans))!r}; these stores "
+            f"have {next(iter(said), '')!r}"
+        )
     for store in stores:
         if isinstance(store, EpisodeStore):
             empty = [line for line in store.instruction_texts if not line.strip()]

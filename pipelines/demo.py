@@ -18,7 +18,7 @@ from pipelines.catalogue import load_recipe
 from pipelines.checkpoints import load_trained
 from pipelines.evaluate import EvaluationConfig, evaluate, print_tables
 from pipelines.preprocess import PreprocessConfig, preprocess
-from pipelines.register import register
+from pipelines.register import Guard, register
 from pipelines.run_report import run_page, write_page
 from pipelines.serve import load_registered
 from pipelines.tracking import tracking_uri
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
     stores = stages.preprocess(given.source)
     trained_at = stages.train(stores, given.steps)
     report = stages.evaluate(trained_at, stores["val"])
-    registered = stages.register(trained_at)
+    registered = stages.register(trained_at, stores["val"])
     action = stages.predict(registered["model_uri"], stores["val"])
     page = stages.report(stores, report, registered)
     return stages.summary(stores, report, registered, action, page)
@@ -97,9 +97,13 @@ class _Stages:
         print_tables(report)
         return report
 
-    def register(self, trained_at: str) -> dict[str, Any]:
-        self._say("register", f"as {MODEL_NAME}@champion in the MLflow registry")
-        return register(trained_at, name=MODEL_NAME, alias="champion")
+    def register(self, trained_at: str, store: EpisodeStore) -> dict[str, Any]:
+        self._say("register", f"as {MODEL_NAME} in the MLflow registry, @champion unless an earlier one is better")
+        guard = Guard.of("champion", (), (store.root,))
+        registered = register(trained_at, name=MODEL_NAME, alias="champion", guard=guard)
+        for reason in registered["gates"]:
+            self.console.print(f"  {reason}")
+        return registered
 
     def predict(self, model_uri: str, store: EpisodeStore) -> dict[str, float]:
         self._say("predict", f"load {model_uri} back and ask it for an action")

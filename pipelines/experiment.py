@@ -54,10 +54,10 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         positive = ("steps", "global_batch", "micro_batch", "segment_windows", "lanes", "log_every", "checkpoint_every")
-        for name in (*positive, "keep_last"):
+        for name in (*positive, "keep_last", "evaluate_windows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"loop.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("evaluate_every", "patience", "max_skips"):
+        for name in ("seed", "evaluate_every", "patience", "max_skips"):
             if getattr(self, name) < 0:
                 raise ValueError(f"loop.{name} must be at least 0, got {getattr(self, name)}")
 
@@ -102,6 +102,12 @@ class Experiment:
 
     def require_sizes(self) -> None:
         """Raise ValueError unless batch and lanes divide evenly among every number of workers the run may have."""
+        loop = self.loop
+        if loop.micro_batch % loop.segment_windows:
+            raise ValueError(
+                f"loop.micro_batch {loop.micro_batch} is not a whole number of segments of loop.segment_windows "
+                f"{loop.segment_windows}: choose a multiple"
+            )
         for size in self.launch.sizes:
             self.accumulation(size)
             if self.loop.lanes % size:

@@ -10,6 +10,7 @@ its mean. With several held-out stores a condition must hold on each that has th
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Mapping, Sequence
@@ -61,7 +62,9 @@ class Gate:
         if not self.against_champion:
             bound, meant = self.bound, ""
         elif champion is None:
-            return Verdict(passed=True, text=f"{self.metric} {value:.6g}: passed, there is no champion yet")
+            passed = not math.isnan(value)
+            said = "passed, there is no champion yet" if passed else "failed"
+            return Verdict(passed=passed, text=f"{self.metric} {value:.6g}: {said}")
         else:
             change = f"{self.bound:+g}" if self.bound else ""
             bound, meant = self._of(champion) + self.bound, f" (version {holder}{change})"
@@ -71,7 +74,10 @@ class Gate:
 
     def _of(self, metrics: Metrics) -> float:
         if self.metric not in metrics:
-            raise ValueError(f"--gate: there is no metric {self.metric!r}{did_you_mean(self.metric, list(metrics))}")
+            hint = did_you_mean(self.metric, list(metrics))
+            if "did you mean" not in hint:  # there are some hundred: leave out the ends of intervals
+                hint = did_you_mean(self.metric, [m for m in metrics if not m.endswith((".mean", ".low", ".high"))])
+            raise ValueError(f"--gate: there is no metric {self.metric!r}{hint}")
         return metrics[self.metric]
 
 

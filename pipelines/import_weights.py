@@ -1,9 +1,9 @@
 """`rtp import-weights`: a flax or Orbax checkpoint of the JAX RT-1 or RT-1-X becomes a model that can be evaluated,
 registered and served.
 
-The weights say nothing about data, so the contract takes a store's: its dimensions, units and statistics, with model
-values that are the physical ones (what RT-1-X decodes on RT-1's own data). Without --data the model has weights,
-action space, encoder and image recipe, and is bound to no dataset.
+The weights say nothing about data, so the contract takes a store's: its dimensions, units and statistics. Model values
+are what RT-1-X was given of each dataset it was trained on, and elsewhere the physical ones. Without --data the model
+has weights, action space, encoder and image recipe, and is bound to no dataset.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import fsspec
 import tyro
@@ -29,20 +29,14 @@ from preprocessing.episode_store import EpisodeStore
 from preprocessing.shard_files import is_local
 from rt_models.flax_checkpoint import find_flax, read_flax
 from rt_models.rt1_weights import from_flax
-from rt_models.spec import ActionSpec, Contract, ContractMismatch, Identity, ImageRecipe, merge_contracts
+from rt_models.spec import RT1X, ActionSpec, Contract, ContractMismatch, Identity, ImageRecipe, merge_contracts
 
 log = logging.getLogger(__name__)
 
 RELEASED_IMAGE = ImageRecipe(camera="image", height=256, width=320)  # frames of RT-1 and RT-1-X (facts: c4)
-RESCALED_IN_RT1X = (  # facts: the mappings of the released training notebook, c6 to c14
-    "bridge",
-    "taco_play",
-    "jaco_play",
-    "nyu_door_opening_surprising_effectiveness",
-    "viola",
-    "berkeley_autolab_ur5",
-    "toto",
-)
+RT1X_BINS = 512  # of the released models only RT-1-X has so many
+
+ImportedScaling = Literal["released", "identity"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +53,9 @@ class ImportArguments:
     """Id of the instruction encoder that the weights were trained with."""
     world_vector_limit: float | None = None
     """Largest arm displacement per axis and step in model values; by default 2 for 512 bins (RT-1-X), else 1."""
+    scaling: ImportedScaling = "released"
+    """Model values: "released", for weights of 512 bins RT-1-X's own constants of each dataset it knows, and physical
+    values (metres, radians) otherwise; "identity", physical values always."""
 
 
 def main(arguments: list[str]) -> dict[str, Any]:
@@ -78,13 +75,14 @@ def import_weights(given: ImportArguments) -> dict[str, Any]:
 
     Raises FileNotFoundError, FileExistsError or ValueError in one sentence, with nothing written.
     """
-    require_new(given.out)
+    source_url, out = absolute(given.source), absolute(given.out)
+    require_new(out)
     stores = [EpisodeStore.open(path, split="train") for path in given.data]
-    with _local(given.source) as source:
+    with _local(source_url) as source:
         found = find_flax(source)
         model = from_flax(read_flax(found), world_vector_limit=given.world_vector_limit)
-        checkpoint = absolute(f"{given.source.rstrip('/')}/{found.relative_to(source)}".removesuffix("/."))
-    contract = contract_of_weights(model.spec, given.encoder, stores)
+        checkpoint = f"{source_url.rstrip('/')}/{found.relative_to(source)}".removesuffix("/.")
+    contract = contract_of_weights(model.spec, given.encoder, stores, given.scaling)
     trained = TrainedModel(
         model=model,
         contract=contract,
@@ -92,7 +90,7 @@ def import_weights(given: ImportArguments) -> dict[str, Any]:
         source=checkpoint,
         metadata={"stores": [absolute(path) for path in given.data], "git_revision": git_revision()},
     )
-    publish_bundle(trained, given.out)
+    publish_bundle(trained, out)
     return {
         "output": given.out,
         "checkpoint": checkpoint,
@@ -105,7 +103,9 @@ def import_weights(given: ImportArguments) -> dict[str, Any]:
     }
 
 
-def contract_of_weights(action: ActionSpec, encoder: str, stores: Sequence[EpisodeStore]) -> Contract:
+def contract_of_weights(
+    action: ActionSpec, encoder: str, stores: Sequence[EpisodeStore], scaling: ImportedScaling = "released"
+) -> Contract:
     """The contract of weights that were trained elsewhere. Raises ContractMismatch where the stores do not fit them."""
     if not stores:
         return Contract(action=action, encoder=encoder, image=RELEASED_IMAGE, datasets=())
@@ -117,12 +117,15 @@ def contract_of_weights(action: ActionSpec, encoder: str, stores: Sequence[Episo
         )
     if not action.same_space(merged.action):
         raise ContractMismatch(f"the weights act in {action.name}, {stores[0].root} holds {merged.action.name}")
+    as_released = scaling == "released" and action.bins == RT1X_BINS
+    bound = []
     for dataset in merged.datasets:
-        if dataset.name in RESCALED_IN_RT1X:
-            log.warning(
-                "RT-1-X was trained on %s with actions rescaled; here its values are taken as they are", dataset.name
-            )
-    return merged.trained_with(action, Identity())
+        known = as_released and RT1X.knows(dataset.name)
+        if as_released and not known:
+            log.warning("there is no scaling of RT-1-X for %s: its physical values are taken as they are", dataset.name)
+        one = replace(merged, datasets=(dataset,)).trained_with(action, RT1X() if known else Identity())
+        bound += one.datasets
+    return replace(merged, action=action, datasets=tuple(bound))
 
 
 @contextmanager

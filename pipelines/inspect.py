@@ -13,8 +13,10 @@ import tyro
 
 from pipelines.arguments import parse
 from preprocessing import audit as auditing
-from preprocessing import report
+from preprocessing import report, web_report
 from preprocessing.episode_store import EpisodeStore
+from preprocessing.store_check import require_whole
+from preprocessing.web_store import WebStore, open_store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +24,7 @@ class InspectArguments:
     """Flags of `rtp inspect`."""
 
     store: tyro.conf.Positional[str]
-    """Episode store: a folder that rtp preprocess wrote, local or s3://, gs://."""
+    """Store of episodes, or of image-text examples: a folder that rtp preprocess wrote, local or s3://, gs://."""
     split: str | None = None
     """Split, where the folder holds several stores."""
     html: str | None = None
@@ -52,11 +54,21 @@ def inspect(
 
     Raises ValueError where `verify` fails.
     """
-    opened = EpisodeStore.open(store, split=split)
     if reference is not None and not audit:
         raise ValueError("--reference is for the audit's colours: add --audit")
+    if html is not None and "://" in html:
+        raise ValueError(f"--html {html} must be a local file: copy the page there afterwards")
+    if episodes < 0:
+        raise ValueError(f"--episodes must be 0 or more, got {episodes}")
+    opened = open_store(store, split=split)
+    if split is not None and opened.manifest["split"] != split:
+        raise ValueError(f"{opened.root} holds split {opened.manifest['split']!r}, not {split!r}: give its folder")
     if verify:
-        opened.verify()
+        require_whole(opened, checksum_bytes=float("inf"))
+    if isinstance(opened, WebStore):
+        if html is not None or audit:
+            raise ValueError(f"{store} holds image-text examples: --html and --audit are for stores of robot episodes")
+        return web_report.summary(opened)
     if audit:
         measured = auditing.audit(opened, reference=EpisodeStore.open(reference) if reference else None)
         auditing.save(opened, measured)
@@ -73,7 +85,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
     """Run the command line and print the summary."""
     given = parse(InspectArguments, arguments, prog="rtp inspect", description=__doc__ or "")
     found = inspect(**vars(given))
-    print(report.text(found))
+    print(web_report.text(found) if "kind" in found else report.text(found))
     if given.html:
         print(f"page: {given.html}")
     return found

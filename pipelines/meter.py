@@ -15,9 +15,22 @@ from torch import Tensor
 from cluster.context import WorkerContext
 from pipelines.batch_cost import BatchCost, trained_tokens
 from pipelines.experiment import Experiment
+from pipelines.serialization import did_you_mean
 from pipelines.speed import memory_gb, peak_flops
 
+# What a training reports by step, here and in the loop; of a mixture also each store's.
+REPORTED = (
+    *("loss", "validation_loss", "gradient_norm", "learning_rate", "skipped_steps"),
+    *("samples_per_s", "frames_per_s", "waiting_share", "memory_gb", "padding_share", "flops_utilisation"),
+)
+_OF_A_STORE = ("loss/", "samples/", "tokens/")
 _SAMPLES, _TOKENS, _LOSS = 0, 1, 2  # columns of the sums by store
+
+
+def require_reported(metric: str, where: str) -> None:
+    """Raise ValueError where no training reports such a metric."""
+    if metric not in REPORTED and not metric.startswith(_OF_A_STORE):
+        raise ValueError(f"{where}: a training reports no {metric!r}{did_you_mean(metric, list(REPORTED))}")
 
 
 class Meter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,9 @@ class AdamConfig:
     """Learning rate at the schedule's peak."""
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-7
+
+    def __post_init__(self) -> None:
+        _require_usable(self.lr, self.betas, self.eps)
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -32,6 +36,9 @@ class AdamWConfig:
     eps: float = 1e-8
     weight_decay: float = 0.01
 
+    def __post_init__(self) -> None:
+        _require_usable(self.lr, self.betas, self.eps, self.weight_decay)
+
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         groups = [
@@ -39,6 +46,15 @@ class AdamWConfig:
             {"params": [p for p in trained if _axes(p) < 2], "weight_decay": 0.0},
         ]
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps)
+
+
+def _require_usable(lr: float, betas: tuple[float, float], eps: float, weight_decay: float = 0.0) -> None:
+    sizes = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
+    for name, value in sizes.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"optimizer.{name} must be finite and at least 0, got {value}")
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"optimizer.betas must be at least 0 and below 1, got {betas[0]} and {betas[1]}")
 
 
 def _axes(parameter: nn.Parameter) -> int:

@@ -12,6 +12,8 @@ from typing import Any
 
 import fsspec
 
+from pipelines.whole_files import whole_lines, write_whole
+
 log = logging.getLogger(__name__)
 
 Message = dict[str, Any]
@@ -31,7 +33,7 @@ class Outbox:
 
     def __init__(self, deliver: Callable[[list[Message]], None], *, kept: str, retry_s: float = 5.0) -> None:
         self._deliver, self._kept, self._retry_s = deliver, kept, retry_s
-        self._waiting: deque[Message] = deque(_read(kept))
+        self._waiting: deque[Message] = deque(whole_lines(kept))
         self._changed = threading.Condition()
         self._closing_at: float | None = None
         self._is_away = False
@@ -99,17 +101,9 @@ class Outbox:
         return left_s > 0
 
 
-def _read(path: str) -> list[Message]:
-    try:
-        with fsspec.open(path, "r") as file:
-            return [json.loads(line) for line in file.read().splitlines()]  # type: ignore[union-attr]
-    except FileNotFoundError:
-        return []
-
-
 def _write(path: str, messages: list[Message]) -> None:
     files, name = fsspec.core.url_to_fs(path)
     if messages:
-        files.pipe_file(name, "".join(json.dumps(message) + "\n" for message in messages).encode())
+        write_whole(path, "".join(json.dumps(message) + "\n" for message in messages))
     elif files.exists(name):
         files.rm_file(name)

@@ -16,6 +16,7 @@ import torch
 
 from pipelines.co_fine_tuning import NO_INSTRUCTION, CoFineTuningConfig, CoFineTuningReader, Store
 from pipelines.models import Model
+from pipelines.training_data import as_trained
 from preprocessing.episode_store import EpisodeStore
 from preprocessing.loading.loader import Batch, LoaderConfig, WindowReader
 from rt_models.action_tokens import encode
@@ -44,9 +45,9 @@ def predict_store(
     model: Model, contract: Contract, store: EpisodeStore, *, batch: int, perturbation: Perturbation = "none"
 ) -> Predictions:
     """The model's tokens for every step of `store` that is trained on."""
-    dataset = contract.dataset(store.contract.datasets[0].name)
+    dataset, seen = contract.dataset(store.contract.datasets[0].name), as_trained(store, contract)
     steps = _rt1_steps if isinstance(model, RT1) else _rt2_steps
-    parts = list(steps(model, contract, store, batch, perturbation))  # type: ignore[arg-type]
+    parts = list(steps(model, contract, seen, batch, perturbation))  # type: ignore[arg-type]
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     episode, step, action, target, tokens, *rest = columns
     return Predictions(

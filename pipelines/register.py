@@ -38,7 +38,7 @@ from pipelines.bundle import DESCRIPTION, TrainedModel, write_bundle
 from pipelines.checkpoints import load_trained
 from pipelines.evaluate import EvaluationConfig, score
 from pipelines.gates import Gate, Verdict, judge_all
-from pipelines.registry import Judge, holder_of, promote
+from pipelines.registry import Judge, holder_of, promote, require_names
 from pipelines.serve import fetch_registered
 from pipelines.tracking import TrainingRun, connect, explained, tracking_uri
 from preprocessing.episode_store import MANIFEST, EpisodeStore
@@ -80,6 +80,8 @@ def main(arguments: list[str]) -> dict[str, Any]:
     print(f"registered {result['model_uri']} (version {result['version']}) at {result['tracking_uri']}")
     for reason in result["gates"]:
         print(f"  {reason}")
+    if given.alias and not guard.gates:
+        print(f"  {given.alias} moved without a gate: --data STORE lets it move only to a version that is not worse")
     if given.alias and not result["promoted"]:
         holder = f"version {result['holder']}" if result["holder"] else "no version"
         print(f"{given.name}@{given.alias} stays with {holder}: a gate failed")
@@ -117,10 +119,19 @@ class Guard:
         @cache
         def verdicts(holder: str | None) -> list[Verdict]:
             compared = holder is not None and any(gate.against_champion for gate in self.gates)
-            theirs = self.evaluations(fetch_registered(f"models:/{name}/{holder}")) if compared else None
+            theirs = self._of_holder(name, holder) if compared else None
             return judge_all(self.gates, mine, theirs, holder=holder)
 
         return verdicts
+
+    def _of_holder(self, name: str, holder: str | None) -> dict[str, Any]:
+        try:
+            return self.evaluations(fetch_registered(f"models:/{name}/{holder}"))
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                f"version {holder} of {name}, which the alias points at, cannot be compared with ({error}): give gates "
+                f"with numbers instead of champion"
+            ) from error
 
 
 def register(checkpoint: str, *, name: str, alias: str | None = None, guard: Guard | None = None) -> dict[str, Any]:
@@ -130,6 +141,7 @@ def register(checkpoint: str, *, name: str, alias: str | None = None, guard: Gua
     instruction table is carried along, cannot be read, and ValueError where imported weights were given no store, or
     where model and held-out stores do not fit; nothing is registered then.
     """
+    require_names(name, alias)
     trained = load_trained(checkpoint)
     if not trained.metadata["stores"]:
         raise ValueError(f"{checkpoint} is bound to no episode store: import its weights again with --data STORE")
@@ -199,7 +211,7 @@ def signature(trained: TrainedModel) -> ModelSignature:
         ColSpec(DataType.string, "instruction", required=False),
         ColSpec(AnyType(), "embedding", required=False),
         ColSpec(DataType.string, "robot", required=False),
-        ColSpec(DataType.boolean, "reset", required=False),
+        ColSpec(AnyType(), "reset", required=False),  # as boolean it could not be left out of some rows
     ]
     outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.double, name) for name in trained.contract.action.names]
     dataset = ParamSpec("dataset", DataType.string, trained.contract.datasets[0].name)

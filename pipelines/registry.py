@@ -8,6 +8,7 @@ replaced; that is what a roll-back goes by.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,21 @@ from pipelines.tracking import connect, explained, tracking_uri
 STALE_LOCK_S = 30.0  # a lock is held for the milliseconds of a comparison and a write; its owner has died
 _POLL_S = 0.1
 
+LOCKED = ".lock"  # how the names of locks end
+_NAME = re.compile(r"\w[\w .+-]*")
+_ALIAS = re.compile(r"(?!v\d+$|latest$)[a-z0-9_-]+", re.IGNORECASE | re.ASCII)
+
 Judge = Callable[[str | None], Sequence[Verdict]]
+
+
+def require_names(name: str, alias: str | None) -> None:
+    """Raise ValueError unless a model can be registered as `name` and `alias` can point at it."""
+    if not _NAME.fullmatch(name) or name.endswith(LOCKED):
+        raise ValueError(f"--name {name!r} cannot name a model: use letters, digits, spaces and . _ + -")
+    if alias is not None and not _ALIAS.fullmatch(alias):
+        raise ValueError(
+            f"--alias {alias!r} cannot be an alias: use letters, digits, _ and -, but neither latest nor v1, v2, ..."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +65,7 @@ def promote(client: Any, name: str, alias: str, version: str, judge: Judge) -> D
             decision = Decision(promoted=False, replaced=None, verdicts=verdicts)
             _write(client, name, alias, version, decision, f"stays with version {holder}" if holder else "not set")
             return decision
-        with exclusive(client, f"{name}.{alias}.lock"):
+        with exclusive(client, f"{name}.{alias}{LOCKED}"):
             if holder_of(client, name, alias) != holder:
                 continue  # another registration was faster: compare with what it put there
             decision = Decision(promoted=True, replaced=holder, verdicts=verdicts)
@@ -64,14 +79,20 @@ def rollback(client: Any, name: str, alias: str) -> tuple[str, str]:
 
     Raises ValueError where there is none.
     """
-    with exclusive(client, f"{name}.{alias}.lock"):
+    require_names(name, alias)
+    _known_model(client, name)
+    with exclusive(client, f"{name}.{alias}{LOCKED}"):
         left = holder_of(client, name, alias)
         if left is None:
             raise ValueError(f"{name} has no alias {alias!r}: nothing to roll back")
         back = client.get_model_version(name, left).tags.get(f"{alias}.replaced")
         if not back:
             raise ValueError(f"{name}@{alias} is version {left} and replaced no other: there is nothing to return to")
-        client.get_model_version(name, back)  # deleted since? then the alias stays
+        if not _is_there(client, name, back):
+            raise ValueError(
+                f"{name}@{alias} is version {left}, and version {back}, which it replaced, has been deleted: "
+                f"the alias stays"
+            )
         client.set_model_version_tag(name, left, f"{alias}.decision", f"{_now()} rolled back to version {back}")
         client.set_registered_model_alias(name, alias, back)
         return left, back
@@ -85,12 +106,31 @@ def holder_of(client: Any, name: str, alias: str) -> str | None:
 
 
 def _model(client: Any, name: str) -> Any | None:
+    return _found(client.get_registered_model, name)
+
+
+def _is_there(client: Any, name: str, version: str) -> bool:
+    return _found(client.get_model_version, name, version) is not None
+
+
+def _found(get: Callable[..., Any], *which: str) -> Any | None:
+    """What the client gets, None where that does not exist."""
     try:
-        return client.get_registered_model(name)
+        return get(*which)
     except Exception as error:
         if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
             raise
         return None
+
+
+def _known_model(client: Any, name: str) -> Any:
+    """Raises ValueError, with those there are, where there is no such registered model."""
+    model = _model(client, name)
+    if model is None:
+        others = [other.name for other in client.search_registered_models() if not other.name.endswith(LOCKED)]
+        known = ", ".join(others) or "none"
+        raise ValueError(f"there is no registered model {name!r} at {tracking_uri()}: known are {known}")
+    return model
 
 
 @contextmanager
@@ -154,10 +194,7 @@ def _now() -> str:
 
 def show(client: Any, name: str) -> dict[str, Any]:
     """Every version, newest first: model -> run -> store fingerprint -> source dataset -> git revision."""
-    model = _model(client, name)
-    if model is None:
-        known = ", ".join(other.name for other in client.search_registered_models()) or "none"
-        raise ValueError(f"there is no registered model {name!r} at {tracking_uri()}: known are {known}")
+    model = _known_model(client, name)
     aliases: dict[str, list[str]] = {}
     for alias, version in model.aliases.items():
         aliases.setdefault(str(version), []).append(alias)
@@ -168,12 +205,12 @@ def show(client: Any, name: str) -> dict[str, Any]:
 
 def _lineage(client: Any, version: Any, aliases: list[str]) -> dict[str, Any]:
     tags = version.tags
-    run = client.get_run(version.run_id).info if version.run_id else None
+    run = _found(client.get_run, version.run_id) if version.run_id else None
     return {
         "version": str(version.version),
         "aliases": sorted(aliases),
         "registered": datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
-        "run": {"id": run.run_id, "name": run.run_name, "status": run.status} if run else None,
+        "run": _run(run.info) if run else None,
         "checkpoint": tags.get("checkpoint"),
         "step": int(tags.get("step", 0)),
         "contract": tags.get("contract"),
@@ -181,6 +218,10 @@ def _lineage(client: Any, version: Any, aliases: list[str]) -> dict[str, Any]:
         "git_revision": tags.get("git_revision"),
         "decisions": {key: tags[key] for key in sorted(tags) if key.endswith((".decision", ".gates")) and tags[key]},
     }
+
+
+def _run(info: Any) -> dict[str, str]:
+    return {"id": info.run_id, "name": info.run_name, "status": info.status}
 
 
 def print_lineage(shown: dict[str, Any]) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import torch
 
 from cluster.context import WorkerContext
+from pipelines.whole_files import whole_lines, write_whole
 
 METRICS = "metrics.jsonl"
 
@@ -27,8 +27,7 @@ class MetricsLog:
         kept = [line for line in read_metrics(self._path) if line["step"] <= resumed_step] if resumed_step else []
         self._lines = [json.dumps(line) + "\n" for line in kept]
         if not self._is_remote:
-            Path(output).mkdir(parents=True, exist_ok=True)
-            Path(self._path).write_text("".join(self._lines))
+            write_whole(self._path, "".join(self._lines))
 
     def append(self, step: int, metrics: Mapping[str, float]) -> None:
         line = json.dumps({"step": step, "time": time.time(), **metrics}) + "\n"
@@ -40,13 +39,12 @@ class MetricsLog:
 
     def publish(self) -> None:
         if self._is_remote:
-            files, path = fsspec.core.url_to_fs(self._path)
-            files.pipe_file(path, "".join(self._lines).encode())
+            write_whole(self._path, "".join(self._lines))
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, local or remote; a line cut by a crash is left out."""
-    return list(_whole_lines(str(path)))
+    return list(whole_lines(str(path)))
 
 
 class SampleLog:
@@ -60,7 +58,7 @@ class SampleLog:
         self._folder, self._context = Path(output, "samples"), context
         self._folder.mkdir(parents=True, exist_ok=True)
         self._path = self._folder / f"rank-{context.rank:05d}.jsonl"
-        mine = max((line["attempt"] for line in _whole_lines(str(self._path))), default=0)
+        mine = max((line["attempt"] for line in whole_lines(str(self._path))), default=0)
         self._attempt = max(context.gather(mine)) + 1
         self._rows: list[list[int]] = []
         with self._path.open("a+b") as file:
@@ -83,7 +81,7 @@ def read_samples(output: str | Path) -> list[dict[str, Any]]:
     lines = []
     for path in sorted(Path(output, "samples").glob("rank-*.jsonl")):
         rank = int(path.stem.removeprefix("rank-"))
-        lines += [{"rank": rank, **line} for line in _whole_lines(str(path))]
+        lines += [{"rank": rank, **line} for line in whole_lines(str(path))]
     return lines
 
 
@@ -98,19 +96,6 @@ def final_samples(output: str | Path) -> dict[int, list[list[int]]]:
         if line["attempt"] == last[line["step"]]:
             counting.setdefault(line["step"], []).extend(line["samples"])
     return {step: sorted(samples) for step, samples in sorted(counting.items())}
-
-
-def _whole_lines(path: str) -> Iterator[dict[str, Any]]:
-    try:
-        with fsspec.open(path, "r") as file:
-            text = file.read()  # type: ignore[union-attr]
-    except FileNotFoundError:
-        return
-    for line in text.rpartition("\n")[0].splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:  # cut by a crash, before a later attempt wrote on
-            continue
 
 
 def _end_line(file: Any) -> None:

@@ -18,6 +18,7 @@ from pipelines.serialization import flatten, to_plain
 from pipelines.speed import system_metrics
 from pipelines.tracking import RunMetrics, TrainingRun
 from pipelines.wandb_run import WandbRun
+from pipelines.whole_files import write_whole
 from rt_models.spec import Contract
 
 if TYPE_CHECKING:
@@ -48,19 +49,20 @@ def open_run(job: TrainJob, contract: Contract) -> TrainingRun:
         run.tag(key, value)
     run.json(contract.to_json(), "contract.json")
     run.json(to_plain(job.experiment), "experiment.json")
-    files, root = fsspec.core.url_to_fs(job.output)
-    files.makedirs(root, exist_ok=True)
-    files.pipe_file(f"{root}/{_RUN}", json.dumps({"mlflow_run_id": run.run_id, "uri": run.uri}).encode())
+    write_whole(f"{job.output}/{_RUN}", json.dumps({"mlflow_run_id": run.run_id, "uri": run.uri}))
     return run
 
 
 def known_run(output: str) -> str | None:
-    """The id of the MLflow run that an earlier attempt opened."""
+    """The id of the MLflow run that an earlier attempt opened. Raises ValueError where its file is not ours."""
     files, root = fsspec.core.url_to_fs(output)
     try:
-        return json.loads(files.cat_file(f"{root}/{_RUN}"))["mlflow_run_id"]
+        return str(json.loads(files.cat_file(f"{root}/{_RUN}"))["mlflow_run_id"])
     except FileNotFoundError:
         return None
+    except (ValueError, TypeError, KeyError) as error:
+        remedy = "remove it, and the training goes on under a new one"
+        raise ValueError(f"{output}/{_RUN} names no MLflow run: {remedy}") from error
 
 
 def finish_run(run: TrainingRun, output: str, *, failure: str | None = None) -> None:
@@ -76,9 +78,7 @@ def finish_run(run: TrainingRun, output: str, *, failure: str | None = None) -> 
 
 def write_config(job: TrainJob) -> None:
     """The resolved experiment beside the checkpoints, in the form that --config reads."""
-    files, root = fsspec.core.url_to_fs(job.output)
-    files.makedirs(root, exist_ok=True)
-    files.pipe_file(f"{root}/experiment.yaml", yaml.safe_dump(to_plain(job.experiment), sort_keys=False).encode())
+    write_whole(f"{job.output}/experiment.yaml", yaml.safe_dump(to_plain(job.experiment), sort_keys=False))
 
 
 class RunRecord:

@@ -12,6 +12,9 @@ class ConstantSchedule:
 
     warmup_steps: int = 0
 
+    def __post_init__(self) -> None:
+        _require_steps(self.warmup_steps)
+
     def factor(self, step: int, num_steps: int) -> float:
         """Multiplier of the peak rate for optimizer step `step`, counted from 0."""
         return min(1.0, (step + 1) / (self.warmup_steps + 1))
@@ -24,9 +27,19 @@ class CosineSchedule:
     warmup_steps: int = 0
     final_factor: float = 0.0
 
+    def __post_init__(self) -> None:
+        _require_steps(self.warmup_steps)
+        if not 0 <= self.final_factor < math.inf:
+            raise ValueError(f"schedule.final_factor must be finite and at least 0, got {self.final_factor}")
+
     def factor(self, step: int, num_steps: int) -> float:
         """Multiplier of the peak rate for optimizer step `step`, counted from 0."""
         if step < self.warmup_steps:
             return (step + 1) / (self.warmup_steps + 1)
         progress = min(1.0, (step - self.warmup_steps) / max(1, num_steps - 1 - self.warmup_steps))
         return self.final_factor + (1 - self.final_factor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _require_steps(warmup_steps: int) -> None:
+    if warmup_steps < 0:
+        raise ValueError(f"schedule.warmup_steps must be at least 0, got {warmup_steps}")

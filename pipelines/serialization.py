@@ -7,13 +7,44 @@ A field that may hold one of several config classes is written with the class it
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any, TypeVar
 
+import yaml
+
 T = TypeVar("T")
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML in which no key stands twice, and 1e-3 is a number as in YAML 1.2 (PyYAML reads it as a text)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_yaml(path: str) -> Any:
+    """The content of a YAML file, plain data only. Raises ValueError, naming the file, for what is none."""
+    try:
+        with Path(path).open() as file:
+            return yaml.load(file, Loader=_StrictLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        said = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise ValueError(f"{path} is not YAML of plain data: {said.rstrip(' ^')}") from error
 
 
 def to_plain(value: Any) -> Any:
@@ -30,12 +61,13 @@ def to_plain(value: Any) -> Any:
 def from_plain(kind: type[T], data: Any, *, base: T | None = None, path: str = "") -> T:
     """Build `kind` from plain data; fields not given come from `base`, else from the class's defaults."""
     if not isinstance(data, Mapping):
-        raise ValueError(f"{path or kind.__name__}: expected a mapping of fields, got {data!r}")
+        raise ValueError(f"{path or kind.__name__}: expected a mapping of fields, got {shortened(data)}")
     hints = typing.get_type_hints(kind)
     given = {key: value for key, value in data.items() if key != "type"}
     for key in given:
         if key not in hints:
-            raise ValueError(f"{_join(path, key)} is not a setting of {kind.__name__}{did_you_mean(key, list(hints))}")
+            hint = did_you_mean(str(key), list(hints))
+            raise ValueError(f"{_join(path, key)} is not a setting of {kind.__name__}{hint}")
     values = {}
     for field in fields(typing.cast(Any, kind)):
         name = field.name
@@ -80,8 +112,8 @@ def read_value(hint: Any, value: Any, *, inherited: Any = None, path: str = "") 
     }
     if classes and isinstance(value, Mapping):
         name = value.get("type", type(inherited).__name__ if inherited is not None else next(iter(classes)))
-        if name not in classes:
-            raise ValueError(f"{path}: no config class {name!r}{did_you_mean(name, list(classes))}")
+        if not isinstance(name, str) or name not in classes:
+            raise ValueError(f"{path}: no config class {name!r}{did_you_mean(str(name), list(classes))}")
         base = inherited if type(inherited) is classes[name] else None
         return from_plain(classes[name], value, base=base, path=path)
     if any(typing.get_origin(choice) is dict for choice in choices) and isinstance(value, Mapping):
@@ -91,8 +123,14 @@ def read_value(hint: Any, value: Any, *, inherited: Any = None, path: str = "") 
         matched, read = _read_leaf(choice, value, path)
         if matched:
             return read
-    expected = " or ".join(getattr(choice, "__name__", str(choice)) for choice in choices)
-    raise ValueError(f"{path}: expected {expected}, got {value!r}")
+    expected = " or ".join(_called(choice) for choice in choices)
+    raise ValueError(f"{path}: expected {expected}, got {shortened(value)}")
+
+
+def _called(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    return getattr(hint, "__name__", str(hint))
 
 
 def _read_leaf(hint: Any, value: Any, path: str) -> tuple[bool, Any]:

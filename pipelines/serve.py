@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
+import io
 import logging
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -26,10 +29,11 @@ import pandas as pd
 import tyro
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
+from PIL import Image
 
 from pipelines.arguments import parse
-from pipelines.bundle import TrainedModel, read_bundle
-from pipelines.tracking import connect, explained, tracking_uri
+from pipelines.bundle import DESCRIPTION, TrainedModel, read_bundle
+from pipelines.tracking import connect, explained, tracking_uri, with_password
 from preprocessing.embeddings import embed_texts
 from preprocessing.images import decode_image, resize_image
 from rt_models.policy import Policy
@@ -93,7 +97,7 @@ class RobotPolicy(PythonModel):
                 frame_HWC=camera_frame(row.get("image"), self._contract.image),
                 instruction=self._instruction(row.get("instruction"), row.get("embedding")),
                 robot=None if _missing(row.get("robot")) else str(row["robot"]),
-                reset=not _missing(row.get("reset")) and bool(row["reset"]),
+                reset=_flag(row.get("reset")),
             )
         except ValueError as error:
             raise ValueError(f"row {number}: {error}") from error
@@ -185,8 +189,9 @@ def _pixels(image: Any, recipe: ImageRecipe) -> np.ndarray:
         if len(encoded) == recipe.height * recipe.width * 3 and not encoded.startswith(_HEADERS):
             return np.frombuffer(encoded, np.uint8).reshape(recipe.height, recipe.width, 3).copy()
         try:
+            _require_colours(encoded)
             return decode_image(encoded)
-        except (OSError, SyntaxError) as error:  # Pillow's, for a picture that ends too early
+        except _UNDECODABLE as error:
             raise ValueError(f"image cannot be decoded: {error}") from error
     frame = _numbers(image) if isinstance(image, np.ndarray | list | tuple) else np.zeros(0)
     if frame.dtype.kind in "iu" and frame.size and frame.min() >= 0 and frame.max() <= 255:
@@ -199,6 +204,16 @@ def _pixels(image: Any, recipe: ImageRecipe) -> np.ndarray:
     return frame
 
 
+def _require_colours(encoded: bytes) -> None:
+    """Raise ValueError for a picture of 16 or 32 bits a pixel, of which 8 bits would be a picture too, all white."""
+    if not encoded.startswith(_HEADERS[0]):
+        with contextlib.suppress(Image.UnidentifiedImageError), Image.open(io.BytesIO(encoded)) as picture:
+            if picture.mode.startswith(("I", "F")):
+                raise ValueError(f"image has the mode {picture.mode}, as depth images have: send a colour image")
+
+
+# Pillow's: for a picture that ends too early, and for one too large to be a camera's.
+_UNDECODABLE = (OSError, SyntaxError, Image.DecompressionBombError)
 _HEADERS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 
 
@@ -221,6 +236,12 @@ def _missing(value: Any) -> bool:
     return value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value))
 
 
+def _flag(value: Any) -> bool:
+    if not _missing(value) and not isinstance(value, bool | np.bool_):
+        raise ValueError(f"reset must be true or false, got {value!r}")
+    return not _missing(value) and bool(value)
+
+
 def _said(value: Any) -> str:
     if isinstance(value, np.ndarray | list | tuple):
         array = _numbers(value)
@@ -231,13 +252,22 @@ def _said(value: Any) -> str:
 def fetch_registered(model_uri: str) -> TrainedModel:
     """The bare model behind models:/NAME@ALIAS or models:/NAME/VERSION, to be evaluated rather than asked for actions.
 
-    Raises ConnectionError where the registry does not know it.
+    Raises ConnectionError where the registry does not know it, ValueError for what rtp register has not put there.
     """
+    _require_registered(model_uri)
     mlflow = connect(tracking_uri())
     with tempfile.TemporaryDirectory(prefix="registered-") as scratch:
         with explained(tracking_uri()):
             folder = mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=scratch)
-        return read_bundle(Path(folder) / "artifacts/policy")
+        policy = Path(folder) / "artifacts/policy"
+        if not (policy / DESCRIPTION).is_file():
+            raise ValueError(f"{model_uri} is not a policy: register it with rtp register")
+        return read_bundle(policy)
+
+
+def _require_registered(model_uri: str) -> None:
+    if not model_uri.startswith("models:/"):
+        raise ValueError(f"{model_uri} is no registered model: give models:/NAME@ALIAS or models:/NAME/VERSION")
 
 
 def load_registered(model_uri: str, uri: str | None = None) -> Callable[..., list[Prediction]]:
@@ -272,13 +302,26 @@ class ServeArguments:
 def main(arguments: list[str]) -> dict[str, Any]:
     """Serve over HTTP (POST /invocations, MLflow's scoring protocol) until stopped."""
     given = parse(ServeArguments, arguments, prog="rtp serve", description=__doc__ or "")
+    _require_registered(given.model)
+    _require_free(given.host, given.port)
     contract = fetch_registered(given.model).contract  # so that a wrong name fails here, in one sentence
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", given.model, "--env-manager", "local"]
     address = ["--host", given.host, "--port", str(given.port), "--workers", "1"]  # histories live in one process
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # MLflow calls uvicorn
-    environment = os.environ | {"MLFLOW_TRACKING_URI": tracking_uri(), "PATH": programs}
+    environment = os.environ | {"MLFLOW_TRACKING_URI": with_password(tracking_uri()), "PATH": programs}
     print(f"serving {given.model}, contract {contract.id}, at http://{given.host}:{given.port}/invocations", flush=True)
     return {"exit_code": subprocess.run([*command, *address], env=environment, check=False).returncode}
+
+
+def _require_free(host: str, port: int) -> None:
+    """Raise OSError where the server could not listen."""
+    if not 0 < port < 2**16:
+        raise ValueError(f"--port {port}: a TCP port is from 1 to 65535")
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        raise OSError(f"cannot listen on {host} port {port}: {error.strerror}") from error
 
 
 set_model(RobotPolicy())

@@ -99,13 +99,15 @@ def _meaning(model: dict[str, Any]) -> dict[str, Any]:
 
 def require_same_run(found: Checkpoint, contract: Contract, experiment: Experiment) -> None:
     """Raise ValueError where continuing would silently train something else."""
-    theirs = Contract.from_json(found.metadata["contract"])
+    try:
+        theirs, before = Contract.from_json(found.metadata["contract"]), flatten(found.metadata["experiment"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{found.path} is no checkpoint of rtp train: give another --output") from error
     if theirs != contract:
         raise ValueError(
             f"checkpoint {found.path} was trained under contract {theirs.id}, this run has {contract.id}: "
             f"give the stores and settings of that run, or another --output"
         )
-    before = flatten(found.metadata["experiment"])
     now = flatten(to_plain(replace(experiment)))
     changed = [key for key in now if key.startswith(FIXED) and key in before and before[key] != now[key]]
     weights = [key for key in {**before, **now} if key.startswith("mixture.weights.")]  # any of which may be missing
@@ -121,5 +123,5 @@ def require_same_run(found: Checkpoint, contract: Contract, experiment: Experime
 # Beginnings of the settings that a resumed run must not change.
 FIXED = (
     *("model.", "freeze", "mixture.", "co_fine_tuning"),
-    *("loop.seed", "loop.lanes", "loop.global_batch", "loop.segment_windows"),
+    *("loop.seed", "loop.lanes", "loop.global_batch", "loop.segment_windows", "loader.mask_flags"),
 )

@@ -38,7 +38,7 @@ class StopFile:
         """Why the run is to stop; None where nobody asked for it."""
         self._files.invalidate_cache()
         try:
-            return self._files.cat_file(self._path).decode() or "the file STOP asked for it"
+            return self._files.cat_file(self._path).decode(errors="replace") or "the file STOP asked for it"
         except FileNotFoundError:
             return None
 

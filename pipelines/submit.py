@@ -46,7 +46,7 @@ SETTINGS = re.compile(
     r"|NCCL_\w+|GLOO_SOCKET_IFNAME|TORCH_\w+|HF_HUB_OFFLINE|TFHUB_CACHE_DIR|MUJOCO_GL"
 )
 _SECRET_NAME = re.compile(r"SECRET|TOKEN(?!IZER)|PASSW|CREDENTIAL|PRIVATE|AUTH|COOKIE|_?KEY(_ID)?$", re.IGNORECASE)
-_SECRET_VALUE = re.compile(r"://[^/@\s]+:[^/@\s]+@")
+_SECRET_VALUE = re.compile(r"://[^/@\s]*:[^/\s]+@")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +165,8 @@ def settings_of(environment: Mapping[str, str], asked: Sequence[str]) -> dict[st
     settings = {name: value for name, value in settings.items() if not is_secret(name, value)}
     for text in asked:
         name, given, value = text.partition("=")
+        if not re.fullmatch(r"[A-Za-z_]\w*", name):
+            raise ValueError(f"--env {text!r} names no variable: give NAME=VALUE, or the NAME of one here")
         if not given and name not in environment:
             raise ValueError(f"--env {name}: there is no such variable here, give {name}=VALUE")
         value = value if given else environment[name]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Collection, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from cluster.storage import CheckpointFolder
 from pipelines.checkpoints import load_trained
 from pipelines.evaluate import EvaluationConfig, score
 from pipelines.experiment import Experiment, InProcess
+from pipelines.meter import require_reported
 from pipelines.run_record import known_run
 from pipelines.serialization import from_plain
 from pipelines.starting_point import FIXED
@@ -61,7 +63,8 @@ class TrainingTrial:
         )
         alone = isinstance(job.experiment.launch, InProcess)
         context, callbacks = (_ReportingContext(report), ()) if alone else (None, _reporting_callbacks())
-        result = run_training(job, accepted=self.accepted, context=context, callbacks=callbacks)
+        # A trial of a sweep that was killed may still be dying when the sweep is resumed.
+        result = run_training(job, accepted=self.accepted, context=context, callbacks=callbacks, patience_s=60)
         if "stopped" in result:
             raise RuntimeError(f"{result['stopped']}; rtp tune --resume --retry-failed continues it")
         metrics = {key: value for key, value in result.items() if isinstance(value, float)}
@@ -107,12 +110,14 @@ def _reporting_callbacks() -> tuple[Any, ...]:
 def with_parameters(experiment: Experiment, parameters: Mapping[str, Any]) -> Experiment:
     """`experiment` with {dotted path: value} laid over it. Raises ValueError for what it does not take."""
     nested: dict[str, Any] = {}
-    for path, value in parameters.items():
+    for path, value in sorted(parameters.items()):  # a whole part, such as optimizer, before a setting of it
         *parents, name = path.split(".")
         place = nested
         for parent in parents:
             place = place.setdefault(parent, {})
-        place[name] = value
+            if not isinstance(place, dict):
+                raise ValueError(f"{path}: {path.removesuffix(f'.{name}')} is set to {place!r}, which has no settings")
+        place[name] = deepcopy(value)  # the sweep's own value must not take up the settings laid over it
     return from_plain(Experiment, nested, base=experiment)
 
 
@@ -126,10 +131,17 @@ def check_sweep(sweep: Sweep, job: TrainJob, accepted: Collection[str] = ()) -> 
             raise ValueError(f"{fixed[0]} cannot change in the middle of a training, and Population does that")
         if experiment.loop.patience:
             raise ValueError("loop.patience ends trainings early, and a Population waits for all of them: set it to 0")
+    if isinstance(sweep.scheduler, Asha) and sweep.scheduler.grace_steps >= experiment.loop.steps:
+        raise ValueError(
+            f"scheduler.grace_steps is {sweep.scheduler.grace_steps} and loop.steps {experiment.loop.steps}: no trial "
+            f"could be stopped early; lower it, or choose --scheduler ToTheEnd"
+        )
     for objective in sweep.objectives:
         if objective.metric in SCORES:
             _check_scores(sweep, objective.metric, job)
-        elif objective.metric == "validation_loss":
+            continue
+        require_reported(objective.metric, f"sweep {sweep.name}")
+        if objective.metric == "validation_loss":
             _check_validation(sweep, experiment, job)
         elif isinstance(sweep.scheduler, Asha) and objective.metric == "loss":
             _require_divides(experiment.loop.log_every, sweep.scheduler.grace_steps, "log_every", "grace_steps")

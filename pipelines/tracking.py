@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,17 +19,36 @@ LOCAL_FOLDER = Path("runs")  # of the SQLite database and its artifacts, under t
 
 
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, else a SQLite file under ./runs as an absolute address (workers run elsewhere)."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{LOCAL_FOLDER.absolute() / 'mlflow.db'}"
+    """MLFLOW_TRACKING_URI, else a SQLite file under ./runs as an absolute address (workers run elsewhere).
+
+    Without the user and password it may hold: this is what is printed and written down. `connect` adds them again.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    return without_password(given) if given else f"sqlite:///{LOCAL_FOLDER.absolute() / 'mlflow.db'}"
+
+
+def without_password(text: str) -> str:
+    """`text` with every USER:PASSWORD@ taken out of the URLs in it."""
+    return re.sub(r"://[^/?#\s]*@", "://", text)
+
+
+def with_password(uri: str) -> str:
+    """`uri` as MLFLOW_TRACKING_URI has it in this process, if it is that server's."""
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return given if without_password(given) == uri else uri
 
 
 def connect(uri: str) -> Any:
-    """The mlflow module, pointed at `uri` for tracking and registry, with its chatter silenced."""
+    """The mlflow module, pointed at `uri` for tracking and registry, with its chatter silenced.
+
+    Raises ConnectionError where there can be no server or database. A server that is away is seen by the first call.
+    """
     os.environ.setdefault("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's 7 take four minutes to find a server gone
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     import mlflow
 
     for name in ("mlflow", "alembic"):
@@ -36,8 +56,13 @@ def connect(uri: str) -> Any:
     database = uri.removeprefix("sqlite:///")
     if database != uri:
         Path(database).parent.mkdir(parents=True, exist_ok=True)
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
+    mlflow.set_tracking_uri(with_password(uri))
+    mlflow.set_registry_uri(with_password(uri))
+    try:
+        with explained(uri):
+            mlflow.MlflowClient()  # opens a database, and nothing of a server
+    except ModuleNotFoundError as error:
+        raise TrackingError(f"MLflow at {without_password(uri)} needs the package {error.name}: install it") from None
     return mlflow
 
 
@@ -51,15 +76,29 @@ def experiment_id(mlflow: Any, uri: str, name: str) -> str:
     return mlflow.create_experiment(name, artifact_location=location)
 
 
+class TrackingError(ConnectionError):
+    """What MLflow says, in one sentence without passwords; `code` is MLflow's own name for the error."""
+
+    def __init__(self, sentence: str, code: str = "") -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """Turn what MLflow raises inside into a ConnectionError with one sentence that names the server."""
-    from mlflow.exceptions import MlflowException
-
+    """Turn what MLflow, or the database or artifact store under it, raises inside into a TrackingError."""
     try:
         yield
-    except MlflowException as error:
-        raise ConnectionError(f"MLflow at {uri} says: {' '.join(str(error).split())}") from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _SPEAKERS:
+            raise
+        said = without_password(" ".join(str(getattr(error, "orig", None) or error).split()))
+        code = str(getattr(error, "error_code", ""))
+        # Without what MLflow raised: a traceback would print the URL with its password.
+        raise TrackingError(f"MLflow at {without_password(uri)} says: {said}", code) from None
+
+
+_SPEAKERS = ("mlflow", "sqlalchemy", "botocore", "boto3")  # packages whose errors are answers, not our mistakes
 
 
 class TrainingRun:
@@ -69,7 +108,7 @@ class TrainingRun:
     """
 
     def __init__(self, *, uri: str, experiment: str, name: str, params: Mapping[str, Any], run_id: str | None) -> None:
-        self.uri, self._mlflow = uri, connect(uri)
+        self.uri, self._mlflow = without_password(uri), connect(uri)
         self._client = self._mlflow.MlflowClient()
         with explained(uri):
             if run_id is not None and self._continued(run_id):
@@ -79,7 +118,8 @@ class TrainingRun:
             self.run_id = str(self._client.create_run(experiment_key, run_name=name).info.run_id)
             self._params(params)
         if run_id is not None:
-            log.warning("MLflow at %s does not know run %s: the training continues as run %s", uri, run_id, self.run_id)
+            known = "MLflow at %s does not know run %s: the training continues as run %s"
+            log.warning(known, self.uri, run_id, self.run_id)
             self.tag("continues_run", run_id)
 
     def _continued(self, run_id: str) -> bool:
@@ -128,7 +168,7 @@ class RunMetrics:
     """The metrics of an MLflow run, sent in the background; nothing here waits for the server until `close`."""
 
     def __init__(self, *, uri: str, run_id: str, output: str) -> None:
-        self._uri, self._run_id, self._mlflow = uri, run_id, connect(uri)
+        self._uri, self._run_id, self._mlflow = without_password(uri), run_id, connect(uri)
         self._client = self._mlflow.MlflowClient()
         self._outbox = Outbox(self._deliver, kept=f"{output}/undelivered-metrics.jsonl")
 
@@ -157,8 +197,8 @@ class RunMetrics:
                 for run_id, entries in by_run.items():
                     for first in range(0, len(entries), 1000):  # the most that the server takes a call
                         self._client.log_batch(run_id, metrics=entries[first : first + 1000])
-        except ConnectionError as error:
-            if getattr(error.__cause__, "error_code", None) in _FINAL:
+        except TrackingError as error:
+            if error.code in _FINAL:
                 raise Refused(str(error)) from error
             raise
 

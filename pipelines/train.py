@@ -9,25 +9,26 @@ from __future__ import annotations
 import logging
 import typing
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-import yaml
 
 from cluster.context import LocalContext
 from cluster.launch import launch
 from cluster.storage import Checkpoint, CheckpointFolder
-from pipelines.arguments import UsageError, parse
+from pipelines.arguments import UsageError, parse, take
 from pipelines.catalogue import load_recipe, recipe_names
 from pipelines.co_fine_tuning import Store
 from pipelines.experiment import Experiment, InProcess
 from pipelines.loop_state import LoopState
+from pipelines.meter import require_reported
+from pipelines.output_lock import alone_in
 from pipelines.progress import following
 from pipelines.run_files import METRICS, read_metrics
 from pipelines.run_record import finish_run, open_run, write_config
-from pipelines.serialization import from_plain, members
+from pipelines.serialization import from_plain, members, read_yaml
 from pipelines.speed import verdict
 from pipelines.starting_point import require_same_run, require_usable
 from pipelines.stopping import STOPPED_EXIT_CODE, StopFile, stopping_on_sigterm
@@ -45,18 +46,32 @@ log = logging.getLogger(__name__)
 
 
 def run_training(
-    job: TrainJob, *, accepted: Collection[str] = (), context: LocalContext | None = None, callbacks: Sequence[Any] = ()
+    job: TrainJob,
+    *,
+    accepted: Collection[str] = (),
+    context: LocalContext | None = None,
+    callbacks: Sequence[Any] = (),
+    patience_s: float = 0.0,
 ) -> dict[str, Any]:
     """Run `job` and return its last metrics with where the checkpoint lies. Raises ValueError for what cannot work.
 
     `accepted` names verdicts of the audit (preprocessing/audit.py) to train in spite of. A run that was asked to stop,
     by SIGTERM or otherwise (pipelines/stopping.py), returns with "stopped", the reason. `context` is what an
-    InProcess run reports its metrics to, `callbacks` (Ray Train's) what a RayLaunch does.
+    InProcess run reports its metrics to, `callbacks` (Ray Train's) what a RayLaunch does. `patience_s`: how long to
+    wait for another process to leave the output folder.
     """
     job.experiment.require_sizes()
     stores = [open_store(path, split="train") for path in job.stores]
     job = replace(job, experiment=resolved(job.experiment, stores))
     contract = check_job(job, stores, accepted)
+    with alone_in(job.output, patience_s=patience_s):
+        return _run(job, contract, context, callbacks)
+
+
+def _run(job: TrainJob, contract: Contract, context: LocalContext | None, callbacks: Sequence[Any]) -> dict[str, Any]:
+    """The checked job, in an output folder that nobody else writes in."""
+    if _require_fresh_or_resumed(job, contract) is None and job.resume:
+        log.warning("nothing to resume in %s: starting from step 0", job.output)
     run = open_run(job, contract)
     stop = StopFile(job.output)
     stop.clear()
@@ -83,6 +98,7 @@ def check_job(job: TrainJob, stores: Sequence[Store], accepted: Collection[str])
         contract.require_readable(store.contract, where=store.root)
         require_whole(store)
     loop = job.experiment.loop
+    require_reported(loop.best_by, "loop.best_by")
     if loop.patience and loop.best_by == "validation_loss" and not (job.validation and loop.evaluate_every):
         raise ValueError("loop.patience needs measurements: give --validation STORE and loop.evaluate_every")
     if loop.log_samples and "://" in job.output:
@@ -137,8 +153,6 @@ def _require_fresh_or_resumed(job: TrainJob, contract: Contract) -> Checkpoint |
         )
     if found is not None:
         require_same_run(found, contract, job.experiment)
-    elif job.resume:
-        log.warning("nothing to resume in %s: starting from step 0", job.output)
     return found
 
 
@@ -229,32 +243,37 @@ def parse_arguments(arguments: list[str]) -> TrainArguments:
 
 def chosen_experiment(recipe: str, flags: list[str]) -> tuple[Experiment, list[str]]:
     """The recipe under --config's overlay, with the config classes that flags choose, and the flags that are left."""
-    experiment = load_recipe(recipe)
-    if "--config" in flags[:-1]:
-        experiment = _overlay(experiment, flags[flags.index("--config") + 1])
-    return _swap_classes(experiment, flags)
+    experiment, rest = load_recipe(recipe), list(flags)
+    config = take(rest, "--config")
+    if config is not None:
+        experiment = _overlay(experiment, config)
+        rest += ["--config", config]
+    return _swap_classes(experiment, rest), rest
 
 
 def absolute(path: str) -> str:
-    """A local path made absolute, since workers run in other folders; URLs are left alone."""
+    """A local path made absolute, since workers run in other folders; URLs stay as they are. UsageError for nothing."""
+    if not path.strip():
+        raise UsageError("a path is empty: give a folder or a URL (a shell variable may be unset)")
     return path if "://" in path else str(Path(path).absolute())
 
 
 def _overlay(experiment: Experiment, path: str) -> Experiment:
+    data = read_yaml(path)
     try:
-        data = yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError as error:
-        raise UsageError(f"--config {path} is not YAML: {error}") from error
-    return from_plain(Experiment, data or {}, base=experiment)
+        return from_plain(Experiment, {} if data is None else data, base=experiment)
+    except ValueError as error:
+        raise UsageError(f"--config {path}: {error}") from error
 
 
-def _swap_classes(experiment: Experiment, flags: list[str]) -> tuple[Experiment, list[str]]:
-    """`--engine TorchEngineConfig`: another config class for a setting that has several; its own flags follow."""
-    hints = typing.get_type_hints(Experiment)
-    rest = list(flags)
-    for name, hint in hints.items():
-        if len(members(hint)) > 1 and f"--{name}" in rest[:-1]:
-            at = rest.index(f"--{name}")
-            experiment = from_plain(Experiment, {name: {"type": rest[at + 1]}}, base=experiment)
-            del rest[at : at + 2]
-    return experiment, rest
+def _swap_classes(config: Any, flags: list[str], prefix: str = "--") -> Any:
+    """`--engine TorchEngineConfig`, `--model.tuning LoRA`, taken out of `flags`: another class for such a setting."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        choices, flag = members(hint), f"{prefix}{name}"
+        if len(choices) > 1 and any(map(is_dataclass, choices)) and (chosen := take(flags, flag)) is not None:
+            config = from_plain(type(config), {name: {"type": chosen}}, base=config, path=prefix.strip("-."))
+        value: Any = getattr(config, name)
+        if is_dataclass(value) and any(word.startswith(f"{flag}.") for word in flags):
+            swapped = _swap_classes(value, flags, f"{flag}.")
+            config = config if swapped is value else replace(config, **{name: swapped})
+    return config

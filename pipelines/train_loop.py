@@ -279,7 +279,8 @@ class _Session:
     def _resume(self, engine: Engine, found: Checkpoint) -> None:
         require_same_run(found, self.contract, self.experiment)
         with tempfile.TemporaryDirectory(prefix="resume-") as scratch:
-            folder = self.folder.fetch(found, Path(scratch))
+            context = self.context
+            folder = self.folder.fetch(found, Path(scratch), rank=context.rank, world_size=context.world_size)
             engine.load(folder / "engine")
             random = folder / f"random-{self.context.rank:05d}.pt"
             if random.exists():  # a new rank of a grown run has none and keeps its fresh state

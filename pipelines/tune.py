@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import typing
@@ -14,10 +15,11 @@ import yaml
 
 from cluster.launch import RayLaunch
 from cluster.session import RaySession, connect
-from pipelines.arguments import UsageError, parse
+from pipelines.arguments import UsageError, parse, take
 from pipelines.catalogue import load_recipe
 from pipelines.experiment import Experiment
-from pipelines.serialization import did_you_mean, flatten, from_plain, members, to_plain
+from pipelines.output_lock import alone_in
+from pipelines.serialization import did_you_mean, flatten, members, read_value, to_plain
 from pipelines.sweep_table import SweepTable
 from pipelines.sweep_tracking import close_trials, open_parent, publish
 from pipelines.sweep_trials import SCORES, TrainingTrial, check_sweep, clone_checkpoint, with_parameters
@@ -30,6 +32,8 @@ from tuning.report import parameters_text, sweep_page
 from tuning.search import SearchConfig
 from tuning.sweep import Budget, SchedulerConfig, Sweep, TrialResources, load_sweep, sweep_names
 from tuning.tuner import Outcome, TrialRun, run_sweep
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +103,17 @@ def tune(
     Raises ValueError for what can be known to go wrong before any trial starts.
     """
     check_sweep(sweep, job, accepted)
+    with alone_in(job.output):
+        return _tune(sweep, job, resume=resume, retry_failed=retry_failed, address=address, accepted=accepted)
+
+
+def _tune(
+    sweep: Sweep, job: TrainJob, *, resume: bool, retry_failed: bool, address: str | None, accepted: tuple[str, ...]
+) -> dict[str, Any]:
+    """The checked sweep, in an output folder that nobody else writes in."""
     ledger = Ledger.load(job.output)
+    if resume and ledger.description() is None:
+        log.warning("no sweep to resume in %s: starting a new one", job.output)
     parent = _begin(sweep, job, ledger, resume=resume)
     if retry_failed:
         for record in ledger.ordered():
@@ -131,9 +145,9 @@ def parse_arguments(arguments: list[str]) -> tuple[Sweep, TuneArguments]:
     sweep = load_sweep(name)
     experiment = with_parameters(load_recipe(sweep.recipe), sweep.settings)
     defaults: dict[str, Any] = {part: getattr(sweep, part) for part in _OF_SWEEP}
-    flags = _swap_classes(Sweep, defaults, flags)
+    _swap_classes(Sweep, defaults, flags)
     parts = {name: getattr(experiment, name) for name in typing.get_type_hints(Experiment)}
-    flags = _swap_classes(Experiment, parts, flags)
+    _swap_classes(Experiment, parts, flags)
     default = TuneArguments(data=tyro.MISSING, output=tyro.MISSING, experiment=Experiment(**parts), **defaults)
     given = parse(TuneArguments, flags, prog=f"rtp tune {name}", default=default, description=__doc__ or "")
     _require_not_varied(sweep, experiment, given.experiment)
@@ -144,18 +158,12 @@ _OF_SWEEP = ("concurrency", "seeds", "retries", "budget", "search", "scheduler",
 _FREE = ("budget", "concurrency", "retries", "resources")  # of a sweep that is resumed
 
 
-def _swap_classes(kind: type, parts: dict[str, Any], flags: list[str]) -> list[str]:
-    """`--scheduler Asha`: another config class, put into `parts`; the flags that are left."""
-    hints, rest = typing.get_type_hints(kind), list(flags)
+def _swap_classes(kind: type, parts: dict[str, Any], flags: list[str]) -> None:
+    """`--scheduler Asha`, taken out of `flags`: another config class, put into `parts`."""
+    hints = typing.get_type_hints(kind)
     for name in parts:
-        if len(members(hints[name])) > 1 and f"--{name}" in rest[:-1]:
-            at = rest.index(f"--{name}")
-            classes = {choice.__name__: choice for choice in members(hints[name])}
-            if rest[at + 1] not in classes:
-                raise UsageError(f"--{name}: no config class {rest[at + 1]!r}{did_you_mean(rest[at + 1], [*classes])}")
-            parts[name] = from_plain(classes[rest[at + 1]], {})
-            del rest[at : at + 2]
-    return rest
+        if len(members(hints[name])) > 1 and (chosen := take(flags, f"--{name}")) is not None:
+            parts[name] = read_value(hints[name], {"type": chosen}, path=f"--{name}")
 
 
 def _require_not_varied(sweep: Sweep, before: Experiment, given: Experiment) -> None:

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fsspec.implementations.local import LocalFileSystem
-
+from preprocessing.shard_files import is_local, patiently
 from preprocessing.tfrecord import Damage, Record, masked_crc32c
 
 
@@ -22,9 +21,9 @@ def read_array_records(filesystem: Any, path: str, *, first: int, stop: int | No
     """
     with tempfile.TemporaryDirectory() as folder:
         local = path
-        if not isinstance(filesystem, LocalFileSystem):
+        if not is_local(filesystem):
             local = f"{folder}/{Path(path).name}"
-            filesystem.get_file(path, local)
+            patiently(lambda: filesystem.get_file(path, local), what=path)
         yield from _records(local, first, stop)
 
 

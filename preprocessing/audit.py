@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from preprocessing.audit_evidence import Track, Verdict, arm_columns, by_share, tracks, unknown
+from preprocessing.arm_state import arm_columns
+from preprocessing.audit_evidence import Track, Verdict, by_share, tracks, unknown
 from preprocessing.audit_frames import colours, repeated_frames
 from preprocessing.audit_motion import gripper, gripper_column, motion
 from preprocessing.dataset_spec import GROUPS
 from preprocessing.episode_store import MANIFEST, EpisodeStore, atomic_write
+from preprocessing.json_files import parsed, taken_apart
 from preprocessing.report import usage
 
 AUDIT = "audit.json"
@@ -80,10 +82,15 @@ def save(store: EpisodeStore, found: Audit) -> None:
 
 def saved(store: EpisodeStore) -> Audit | None:
     """The audit that was saved for this very store; None where there is none, or the store was made anew since."""
+    path = f"{store.root}/{AUDIT}"
     try:
-        found = Audit.from_json(json.loads(store.filesystem.cat_file(f"{store.root}/{AUDIT}")))
+        blob = store.filesystem.cat_file(path)
     except FileNotFoundError:
         return None
+    remedy = "delete it, and rtp inspect --audit measures again"
+    data = parsed(blob, path, remedy=remedy)
+    with taken_apart(path, remedy=remedy):
+        found = Audit.from_json(data)
     return found if found.manifest_sha256 == _manifest_sha256(store) else None
 
 

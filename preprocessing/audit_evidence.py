@@ -7,13 +7,11 @@ from typing import Literal
 
 import numpy as np
 
-from preprocessing.dataset_spec import GROUPS
 from preprocessing.episode_store import EpisodeStore
 
 Finding = Literal["holds", "contradicted", "unknown"]
 FEWEST_STEPS = 50  # below, a correlation or a share says nothing
 _EPISODES = 512
-_EULER = ("roll", "pitch", "yaw")  # other rotations do not add up step by step
 _MARKS = ("is_first", "is_last", "is_terminal")
 
 
@@ -69,25 +67,7 @@ def _track(store: EpisodeStore, shard: int, episode: int, *, columns: list[str])
         else np.zeros((table.num_rows, 0))
         for name in ("action", "proprio")
     }
+    if not np.isfinite(vectors["proprio"]).all():
+        vectors["proprio"] = np.zeros_like(vectors["proprio"])  # a state that does not move tells nothing
     marks = {mark: bool(np.asarray(table[mark]).any()) for mark in _MARKS}
     return Track(action_TA=vectors["action"], proprio_TP=vectors["proprio"], marks=marks)
-
-
-def arm_columns(store: EpisodeStore) -> dict[int, int]:
-    """Canonical arm dimensions that the dataset has -> the proprioceptive column of the pose that each changes."""
-    mask, found = store.contract.datasets[0].action_mask, {}
-    for group, names, unit in (("world_vector", ("x", "y", "z"), "m"), ("rotation_delta", _EULER, "rad")):
-        for dimension, name in enumerate(names, start=GROUPS[group].start):
-            column = _proprio_column(store, name, unit)
-            if mask[dimension] and column is not None:
-                found[dimension] = column
-    return found
-
-
-def _proprio_column(store: EpisodeStore, name: str, unit: str) -> int | None:
-    """The first proprioceptive column of this name and unit."""
-    proprio = store.manifest["proprio"]
-    for column, (path, its_unit) in enumerate(zip(proprio["names"], proprio["units"], strict=True)):
-        if path.rpartition("/")[2] == name and its_unit == unit:
-            return column
-    return None

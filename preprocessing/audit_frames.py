@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from preprocessing.audit_evidence import FEWEST_STEPS, Finding, Verdict, arm_columns, by_share, places, unknown
+from preprocessing.arm_state import arm_columns
+from preprocessing.audit_evidence import FEWEST_STEPS, Finding, Verdict, by_share, places, unknown
 from preprocessing.episode_store import EpisodeStore, image_column
 from preprocessing.images import decode_image
 
@@ -83,7 +84,7 @@ def repeated_frames(store: EpisodeStore) -> Verdict:
         frames = table["image"].to_pylist()
         same += [first == second for first, second in pairwise(frames)]
         state = np.asarray(table["proprio"].combine_chunks().flatten()).reshape(table.num_rows, -1)[:, columns]
-        moved += np.linalg.norm(np.diff(state, axis=0), axis=1).tolist()
+        moved += np.linalg.norm(np.diff(np.nan_to_num(state, posinf=0, neginf=0), axis=0), axis=1).tolist()
     visible = np.asarray(moved) > max(np.median(moved) / 2, 1e-4) if moved else np.zeros(0, bool)
     if visible.sum() < FEWEST_STEPS:
         return unknown(name, f"only {int(visible.sum())} steps in which the state moves")

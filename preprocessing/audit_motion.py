@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from preprocessing.audit_evidence import FEWEST_STEPS, Finding, Track, Verdict, arm_columns, unknown
+from preprocessing.arm_state import arm_columns, displacements
+from preprocessing.audit_evidence import FEWEST_STEPS, Finding, Track, Verdict, unknown
 from preprocessing.dataset_spec import GROUPS
 from preprocessing.episode_store import EpisodeStore
 
@@ -67,7 +68,7 @@ def _measured(store: EpisodeStore, tracks: list[Track], group: str, unit: str) -
     pairs = [(t.action_TA[:, list(sensed)], t.proprio_TP[:, list(sensed.values())]) for t in tracks]
     if not sensed or sum(len(command) - 1 for command, _ in pairs) < FEWEST_STEPS:
         return None
-    steps = [(command, _wrapped(np.diff(state, axis=0), unit)) for command, state in pairs]
+    steps = [(command, displacements(state, np.array(unit == "rad"))) for command, state in pairs]
     lags = range(-_SPAN, _allowed_lag(store) + _SPAN)
     likeness = {lag: _likeness(*_lagged(steps, lag)) for lag in lags}
     command_ND, step_ND = _lagged(steps, max(likeness, key=lambda lag: likeness[lag]))
@@ -79,11 +80,6 @@ def _measured(store: EpisodeStore, tracks: list[Track], group: str, unit: str) -
         state_likeness=max(_likeness(*_lagged(pairs, lag)) for lag in lags),
         scale=float(np.sqrt(command_ND.var(axis=0).sum())) / moved if moved else 0.0,
     )
-
-
-def _wrapped(step_TD: np.ndarray, unit: str) -> np.ndarray:
-    """Angles jump by a whole turn where they pass +-pi."""
-    return (step_TD + np.pi) % (2 * np.pi) - np.pi if unit == "rad" else step_TD
 
 
 def _lagged(pairs: list[tuple[np.ndarray, np.ndarray]], lag: int) -> tuple[np.ndarray, np.ndarray]:

@@ -27,7 +27,11 @@ def lines(series: Mapping[str, Sequence[float]], *, width: int = 640, height: in
 
 def histogram(values: np.ndarray, *, bins: int = 40, width: int = 300, height: int = 80) -> str:
     """Bars of the counts of float (N,) `values`, on a square-root scale so that rare values stay visible."""
-    counts, edges = np.histogram(values, bins=bins)
+    low, high = float(np.min(values)), float(np.max(values))
+    if np.nextafter(low, np.inf) < low + (high - low) / bins:
+        counts, edges = np.histogram(values, bins=bins)
+    else:  # one value, or values too near for so many bars
+        counts, edges, bins = np.array([len(values)]), np.array([low, high]), 1
     levels = np.sqrt(counts / max(counts.max(), 1)) * (height - 4)
     step = width / bins
     bars = "".join(

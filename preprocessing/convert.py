@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from preprocessing import dataset_spec
 from preprocessing.dataset_spec import ACTION_SIZE, DatasetSpec
-from preprocessing.embeddings import Encoder, embed_texts, load_encoder
+from preprocessing.embeddings import Encoder, UseEncoder, embed_texts, load_encoder
 from preprocessing.episode_store import (
     MANIFEST,
     PROGRESS,
@@ -31,15 +32,17 @@ from preprocessing.episode_store import (
     SCHEMA_VERSION,
     SourceField,
     StoreLayout,
-    atomic_write,
 )
 from preprocessing.images import Resize
 from preprocessing.rlds import RldsDataset, SourceShard, open_dataset, open_folder
 from preprocessing.shard_conversion import ShardTask, convert_shard, report_name
+from preprocessing.shard_files import reaching
+from preprocessing.shipped_vectors import require_agreement, ships_vectors
 from preprocessing.spec_file import read_spec
+from preprocessing.store_claim import claim, finished
 from preprocessing.store_manifest import write_manifest
-from rt_models.spec import EMBEDDING_WIDTH
 
+_MOST_PIXELS = 8192  # of a side; beyond, a frame alone fills a worker's memory
 _OBJECT_STORE_BYTES = 256 << 20  # only shard numbers and reports travel through it
 
 
@@ -82,14 +85,19 @@ class ConvertConfig:
             raise ValueError(f"--workers must be 0 or more, got {self.workers}")
         if "image" not in self.cameras:
             raise ValueError("--cameras must name image, the main camera")
+        if self.resize != "pad" and self.image_size is None:
+            raise ValueError(f"--resize {self.resize} is for frames of another size: add --image-size HEIGHTxWIDTH")
 
     def frame_size(self) -> tuple[int, int] | None:
         """(height, width) in pixels, or None for untouched. Raises ValueError for text that is no size."""
         if self.image_size is None:
             return None
         sides = self.image_size.lower().split("x")
-        if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
-            raise ValueError(f"--image-size must be HEIGHTxWIDTH in pixels such as 256x320, got {self.image_size!r}")
+        if len(sides) != 2 or not all(side.isdecimal() and 0 < int(side) <= _MOST_PIXELS for side in sides):
+            raise ValueError(
+                f"--image-size must be HEIGHTxWIDTH in pixels such as 256x320, at most {_MOST_PIXELS} a side, "
+                f"got {self.image_size!r}"
+            )
         return int(sides[0]), int(sides[1])
 
 
@@ -119,22 +127,32 @@ def convert(source: str, out: str, config: ConvertConfig) -> Summary:
     Raises ValueError or OSError with one sentence for what a user can mend.
     """
     began = time.monotonic()
+    if not str(out).strip():
+        raise ValueError("OUT is empty: name a folder for the store")
     dataset = open_dataset(source)
     spec = _spec(config.dataset or dataset.name)
     encoder = _encoder(config, spec, dataset)
     task = _task(dataset, spec, out, config, ships_vectors=encoder is None)
     settings = _settings(task, config, encoder.id if encoder else spec.embedding_encoder)
     filesystem, root = open_folder(task.root)
-    if filesystem.exists(f"{root}/{MANIFEST}"):
+    with reaching(task.root):
+        done = filesystem.exists(f"{root}/{MANIFEST}")
+    if done:
         manifest, missing = finished(filesystem, root, settings), []
     else:
         if encoder is not None:
             encoder.require()
+            require_agreement(dataset, task.shards[0], spec, encoder.id, partial(_embed, encoder, config.workers))
         claim(filesystem, root, settings)
         missing = [i for i in range(len(task.shards)) if not _is_done(filesystem, root, task, i)]
-        convert_shards(partial(convert_shard, task), missing, total=len(task.shards), workers=config.workers)
-        manifest = write_manifest(task, settings, partial(_embed, encoder, config.workers) if encoder else None)
-    if filesystem.exists(f"{root}/{PROGRESS}"):
+        try:
+            convert_shards(partial(convert_shard, task), missing, total=len(task.shards), workers=config.workers)
+            manifest = write_manifest(task, settings, partial(_embed, encoder, config.workers) if encoder else None)
+        except (OSError, ValueError):
+            if not filesystem.exists(f"{root}/{MANIFEST}"):
+                raise
+            manifest = finished(filesystem, root, settings)  # another process was quicker with the same work
+    with suppress(FileNotFoundError):
         filesystem.rm(f"{root}/{PROGRESS}", recursive=True)
     return _summary(task.root, manifest, len(missing), time.monotonic() - began)
 
@@ -148,14 +166,14 @@ def _spec(name: str) -> DatasetSpec:
 
 def _encoder(config: ConvertConfig, spec: DatasetSpec, dataset: RldsDataset) -> Encoder | None:
     """The encoder to compute vectors with, or None for those that the episodes ship."""
-    path = spec.embedding
-    ships = path is not None and path in dataset.step_paths and dataset.feature(path).shape == (EMBEDDING_WIDTH,)
+    ships = ships_vectors(dataset, spec)
     name = config.encoder or ("dataset" if ships else "use")
-    if name != "dataset":
-        return load_encoder(name, use_model=config.use_model)
-    if not ships:
+    encoder = None if name == "dataset" else load_encoder(name, use_model=config.use_model)
+    if encoder is None and not ships:
         raise ValueError(f"{dataset.folder} ships no instruction vectors: give --encoder use or another one")
-    return None
+    if config.use_model and not isinstance(encoder, UseEncoder):
+        raise ValueError(f"--use-model is for --encoder use, and the encoder here is {name}: leave out one of them")
+    return encoder
 
 
 def _task(
@@ -192,14 +210,21 @@ def _require_fit(dataset: RldsDataset, spec: DatasetSpec, cameras: tuple[str, ..
     unknown = [role for role in cameras if role not in spec.cameras]
     if unknown:
         raise ValueError(f"{spec.name} has no camera {unknown[0]!r}: choose of {', '.join(spec.cameras)}")
-    known = {*dataset.step_paths, *dataset.episode_paths, *dataset_spec.STEP_FIELDS}
-    absent = [path for path in spec.paths(cameras) if path not in known]
     wrong = f"spec {spec.name} does not fit {dataset.folder}"
+    absent = [path for path in spec.paths(cameras) if path not in {*dataset.step_paths, *dataset.episode_paths}]
     if absent:
         raise ValueError(f"{wrong}, which has no field {absent[0]!r}: give another --dataset")
+    once = [path for path in spec.step_paths(cameras) if path not in dataset.step_paths]
+    if once:
+        raise ValueError(f"{wrong}, which has {once[0]!r} once an episode: name a field of the steps")
+    if isinstance(spec.control_hz, str) and spec.control_hz in dataset.step_paths:
+        raise ValueError(f"{wrong}, which has {spec.control_hz!r} at every step: name a field of the episode")
     for path in (spec.cameras[role] for role in cameras):
         if not dataset.feature(path).is_picture:
             raise ValueError(f"{wrong}: {path!r} holds no colour pictures of 8 bits: name another camera")
+    texts = [path for path in spec.number_paths() if dataset.feature(path).is_bytes]
+    if texts:
+        raise ValueError(f"{wrong}: {texts[0]!r} holds no numbers: name another field")
     text = spec.instruction
     if isinstance(text, dataset_spec.Text) and not dataset.feature(text.path).is_text:
         raise ValueError(f"{wrong}: {text.path!r} holds no text: name another field for the instruction")
@@ -240,46 +265,6 @@ def _described(shard: SourceShard) -> list[Any]:
     """Name and bytes of a source file, and of a part of one its records."""
     whole = shard.first == 0 and shard.stop is None
     return [shard.name, shard.num_bytes] + ([] if whole else [shard.first, shard.stop])
-
-
-# --- What is there already ---
-
-
-def finished(filesystem: Any, root: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of the finished store at `root`. Raises ValueError where it is another store, or files are amiss."""
-    manifest = json.loads(filesystem.cat_file(f"{root}/{MANIFEST}"))
-    _require_same(manifest.get("settings", {}), settings, f"{root} holds a finished store made")
-    sizes = {entry["name"].rpartition("/")[2]: entry["size"] for entry in filesystem.ls(root, detail=True)}
-    for shard in manifest["shards"]:
-        if sizes.get(shard["file"]) != shard["bytes"]:
-            raise ValueError(f"{root}/{shard['file']} is missing or cut: delete {root} and preprocess again")
-    return manifest
-
-
-def claim(filesystem: Any, root: str, settings: dict[str, Any]) -> None:
-    """Begin, or continue what was begun with the same settings."""
-    path, temporary = f"{root}/{PROGRESS}/settings.json", f"{root}/{PROGRESS}"
-    filesystem.makedirs(temporary, exist_ok=True)
-    if filesystem.exists(path):
-        before = json.loads(filesystem.cat_file(path))
-        _require_same(before, settings, f"{root} holds an unfinished conversion begun")
-        return
-    with atomic_write(filesystem, path, temporary=temporary) as file:
-        file.write(json.dumps(settings).encode())
-
-
-def _require_same(before: dict[str, Any], now: dict[str, Any], what: str) -> None:
-    for key, value in now.items():
-        if before.get(key) != value:
-            raise ValueError(
-                f"{what} with another {key} ({_short(before.get(key))}, now {_short(value)}): "
-                f"delete it or give another OUT"
-            )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 60 else f"{text[:57]}..."
 
 
 def _is_done(filesystem: Any, root: str, task: ShardTask, index: int) -> bool:

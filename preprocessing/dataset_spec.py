@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
+import math
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -70,7 +71,12 @@ class Linear:
 
     def __post_init__(self) -> None:
         whole = GROUPS.get(self.group, slice(0, 0))
-        object.__setattr__(self, "width", self.width or whole.stop - whole.start)
+        size = whole.stop - whole.start
+        if self.first < 0 or not 0 <= self.width <= size:
+            raise ValueError(f"{self.group}: first {self.first} must be at least 0, width {self.width} at most {size}")
+        if not (math.isfinite(self.scale) and math.isfinite(self.offset)):
+            raise ValueError(f"{self.group}: scale {self.scale} and offset {self.offset} must be finite")
+        object.__setattr__(self, "width", self.width or size)
 
     def values(self, steps: Steps) -> np.ndarray:
         column = np.asarray(steps[self.path])
@@ -263,6 +269,8 @@ class DatasetSpec:
         unknown = [group for group in groups if group not in GROUPS]
         if unknown or not groups or len(set(groups)) != len(groups):
             raise ValueError(f"dataset spec {self.name}: action groups {groups}, each at most once of {list(GROUPS)}")
+        if not isinstance(self.control_hz, str):
+            require_rate(self.control_hz)
         if len({flag.name for flag in self.flags}) != len(self.flags) or len(self.flags) > 32:
             raise ValueError(f"dataset spec {self.name}: at most 32 flags of different names")
 
@@ -291,12 +299,20 @@ class DatasetSpec:
         return tuple(unit for p in self.proprio for unit in p.units)
 
     def paths(self, cameras: tuple[str, ...]) -> tuple[str, ...]:
-        """Every field that conversion reads, with these cameras."""
-        found = [*STEP_FIELDS, *(self.cameras[role] for role in cameras), self.instruction.path, *self.source_actions]
+        """Every field that conversion needs, with these cameras."""
+        return tuple(dict.fromkeys([*self.step_paths(cameras), self.instruction.path, *self.number_paths()]))
+
+    def step_paths(self, cameras: tuple[str, ...]) -> tuple[str, ...]:
+        """Those that must be there at every step."""
+        found = [*(self.cameras[role] for role in cameras), *self.source_actions]
         found += [part.path for part in (*self.action, *self.proprio)]
+        return (*found, *(flag.path for flag in self.flags if isinstance(flag, FirstActionZero)))
+
+    def number_paths(self) -> tuple[str, ...]:
+        """Those that are read as numbers."""
+        found = [field.path for field in (*self.action, *self.proprio)]
         found += [flag.path for flag in self.flags if flag.path]
-        found += [self.control_hz] if isinstance(self.control_hz, str) else []
-        return tuple(dict.fromkeys(found))
+        return (*found, *([self.control_hz] if isinstance(self.control_hz, str) else []))
 
     def standardize(self, steps: Steps) -> np.ndarray:
         """float32 (N, 11) canonical physical actions; dimensions that the dataset lacks are 0 (terminate: "arm").
@@ -306,8 +322,9 @@ class DatasetSpec:
         num_steps = len(steps[self.action[0].path])
         action_NA = np.zeros((num_steps, ACTION_SIZE), np.float32)
         action_NA[:, 0] = ARM
-        for part in self.action:
-            action_NA[:, _place(part)] = part.values(steps)
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused below
+            for part in self.action:
+                action_NA[:, _place(part)] = part.values(steps)
         if not np.isfinite(action_NA).all():
             step = int(np.flatnonzero(~np.isfinite(action_NA).all(axis=1))[0])
             raise ValueError(f"the action of step {step} is not finite")
@@ -323,9 +340,9 @@ class DatasetSpec:
         return np.concatenate(flat, axis=1) if flat else np.zeros((len(steps["is_first"]), 0), np.float32)
 
     def rate_hz(self, episode: Episode) -> float:
-        """Steps a second of this episode."""
+        """Steps a second of this episode. Raises ValueError where the recorded number can be no rate."""
         recorded = self.control_hz
-        return float(episode.metadata[recorded]) if isinstance(recorded, str) else float(recorded)
+        return require_rate(episode.metadata[recorded] if isinstance(recorded, str) else recorded)
 
     def flag_bits(self, episode: Episode) -> np.ndarray:
         """uint32 (N,): bit i is set where flag i holds."""
@@ -337,6 +354,13 @@ class DatasetSpec:
     def hash(self) -> str:
         """A short id of everything declared but the notes."""
         return hashlib.sha256(repr(replace(self, notes="")).encode()).hexdigest()[:16]
+
+
+def require_rate(control_hz: Any) -> float:
+    """`control_hz` as a number. Raises ValueError unless it is finite and above 0."""
+    if not 0 < float(control_hz) < math.inf:
+        raise ValueError(f"control_hz is {control_hz}, and must be a number of steps a second above 0")
+    return float(control_hz)
 
 
 def _place(part: ActionPart) -> slice:

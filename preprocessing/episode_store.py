@@ -9,7 +9,6 @@ fsspec knows.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tempfile
 import uuid
@@ -24,12 +23,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from preprocessing.shard_files import ShardFiles, is_local, patiently
+from preprocessing.json_files import parsed, taken_apart
+from preprocessing.shard_files import ShardFiles, is_local, patiently, reaching
 from preprocessing.store_check import require_whole
 from rt_models.spec import EMBEDDING_WIDTH, Contract
 
 SCHEMA_VERSION = 1
 ROW_GROUP_ROWS = 128
+_REMEDY = "delete the store and preprocess again"
 MANIFEST, INSTRUCTIONS, QUARANTINE, PROGRESS = "manifest.json", "instructions.parquet", "quarantine.jsonl", ".progress"
 
 INSTRUCTION_SCHEMA = pa.schema(
@@ -125,7 +126,8 @@ def atomic_write(filesystem: Any, path: str, *, temporary: str) -> Iterator[Hash
         if local:
             os.replace(partial, path)
         else:
-            filesystem.put_file(partial, path)
+            with reaching(path):
+                filesystem.put_file(partial, path)
     finally:
         Path(partial).unlink(missing_ok=True)
 
@@ -235,7 +237,7 @@ class EpisodeStore:
         """
         filesystem, root = fsspec.core.url_to_fs(str(path))
         root = find_store(filesystem, root.rstrip("/"), str(path), split)
-        manifest = json.loads(patiently(lambda: filesystem.cat_file(f"{root}/{MANIFEST}"), what=f"{root}/{MANIFEST}"))
+        manifest = read_manifest(filesystem, root)
         if "kind" in manifest:
             raise ValueError(f"{path} is a store of image-text examples, and robot episodes are needed here")
         if manifest.get("schema_version") != SCHEMA_VERSION:
@@ -244,12 +246,14 @@ class EpisodeStore:
                 f"{path} is a store of schema {version}, this code reads {SCHEMA_VERSION}: preprocess again"
             )
         blob = patiently(lambda: filesystem.cat_file(f"{root}/{INSTRUCTIONS}"), what=f"{root}/{INSTRUCTIONS}")
-        table = pq.read_table(pa.BufferReader(blob))
-        shards = tuple(_shard(root, entry, manifest["row_group_rows"]) for entry in manifest["shards"])
+        table = _instruction_table(blob, f"{root}/{INSTRUCTIONS}")
+        with taken_apart(f"{root}/{MANIFEST}", remedy=_REMEDY):
+            shards = tuple(_shard(root, entry, manifest["row_group_rows"]) for entry in manifest["shards"])
+            contract = Contract.from_json(manifest["contract"])
         return EpisodeStore(
             root=root if is_local(filesystem) else filesystem.unstrip_protocol(root),
             manifest=manifest,
-            contract=Contract.from_json(manifest["contract"]),
+            contract=contract,
             shards=shards,
             instruction_ids=table["id"].to_numpy(),
             instruction_texts=table["text"].to_pylist(),
@@ -260,11 +264,11 @@ class EpisodeStore:
 
     def read_rows(self, shard: int, row_group: int, columns: Sequence[str]) -> pa.Table:
         """One row group of one shard: rows row_group * row_group_rows and on, in order."""
-        return self._files.read(shard, columns, [row_group])
+        return self._read(shard, range(row_group, row_group + 1), columns)
 
     def read_shard(self, shard: int, columns: Sequence[str]) -> pa.Table:
         """Every row of one shard; meant for narrow columns."""
-        return self._files.read(shard, columns)
+        return self._read(shard, range(-(-self.shards[shard].rows // self.shards[shard].row_group_rows)), columns)
 
     def read_episode(self, shard: int, episode: int, columns: Sequence[str]) -> pa.Table:
         """The rows of one episode, by its number within the shard."""
@@ -272,12 +276,29 @@ class EpisodeStore:
         stop, length = int(ends[episode]), int(self.shards[shard].episode_lengths[episode])
         group_rows = self.shards[shard].row_group_rows
         first = (stop - length) // group_rows
-        table = self._files.read(shard, columns, range(first, -(-stop // group_rows)))
+        table = self._read(shard, range(first, -(-stop // group_rows)), columns)
         return table.slice(stop - length - first * group_rows, length)
+
+    def _read(self, shard: int, row_groups: range, columns: Sequence[str]) -> pa.Table:
+        """The rows of neighbouring row groups; all reading goes through here."""
+        return self._files.read(shard, columns, row_groups)
 
     def verify(self) -> None:
         """Read every file and compare checksums and row counts. Raises ValueError naming the first that differs."""
         require_whole(self, checksum_bytes=float("inf"))
+
+
+def read_manifest(filesystem: Any, root: str) -> dict[str, Any]:
+    """The manifest of the store in folder `root`. Raises ValueError where it is damaged."""
+    path = f"{root}/{MANIFEST}"
+    return parsed(patiently(lambda: filesystem.cat_file(path), what=path), path, remedy=_REMEDY)
+
+
+def _instruction_table(blob: bytes, path: str) -> pa.Table:
+    try:
+        return pq.read_table(pa.BufferReader(blob)).cast(INSTRUCTION_SCHEMA)
+    except (OSError, ValueError) as error:  # Arrow's are both
+        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())}): {_REMEDY}") from None
 
 
 def embedding_matrix(table: pa.Table) -> np.ndarray:
@@ -287,7 +308,9 @@ def embedding_matrix(table: pa.Table) -> np.ndarray:
 
 
 def find_store(filesystem: Any, root: str, path: str, split: str | None) -> str:
-    if not filesystem.exists(root):
+    with reaching(path):
+        there = filesystem.exists(root)
+    if not there:
         raise FileNotFoundError(f"{path} does not exist: give a folder that rtp preprocess wrote")
     if filesystem.exists(f"{root}/{MANIFEST}"):
         return root
@@ -308,10 +331,16 @@ def find_store(filesystem: Any, root: str, path: str, split: str | None) -> str:
 
 
 def _shard(root: str, entry: dict[str, Any], row_group_rows: int) -> Shard:
+    lengths = np.array(entry["episode_lengths"], np.int32)
+    if lengths.sum() != entry["rows"] or (lengths < 1).any() or row_group_rows < 1:
+        raise ValueError(
+            f"{entry['file']} has {entry['rows']} rows in groups of {row_group_rows}, and episodes of {lengths.sum()} "
+            f"steps: {_REMEDY}"
+        )
     return Shard(
         path=f"{root}/{entry['file']}",
         rows=entry["rows"],
         row_group_rows=row_group_rows,
-        episode_lengths=np.array(entry["episode_lengths"], np.int32),
+        episode_lengths=lengths,
         sha256=entry["sha256"],
     )

@@ -16,6 +16,7 @@ Resize = Literal["pad", "squash", "crop"]
 
 JPEG_QUALITY = 95
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
+_JPEG_END, _PNG_END = b"\xff\xd9", b"IEND\xaeB`\x82"
 
 
 def image_size(encoded: bytes) -> tuple[int, int]:
@@ -29,12 +30,22 @@ def image_size(encoded: bytes) -> tuple[int, int]:
         return image.height, image.width
 
 
+def require_whole_image(encoded: bytes) -> None:
+    """Raise ValueError for a frame that was cut off or cannot be decoded. One that ends as its format does is not
+    decoded for it: a look at the last bytes."""
+    if not encoded.startswith((_JPEG, _PNG)) or not encoded.endswith((_JPEG_END, _PNG_END)):
+        decode_image(encoded)
+
+
 def decode_image(encoded: bytes) -> np.ndarray:
     """uint8 (H, W, 3) RGB. Raises ValueError where the bytes are no image."""
     if encoded.startswith(_JPEG):
         return simplejpeg.decode_jpeg(encoded, colorspace="RGB", fastdct=False, fastupsample=False)
     with _opened(encoded) as image:
-        return np.array(image.convert("RGB"))  # a copy: Pillow's own memory is read-only
+        try:
+            return np.array(image.convert("RGB"))  # a copy: Pillow's own memory is read-only
+        except Exception as error:  # Pillow's decoders raise whatever they stumble over
+            raise ValueError(f"an image of {len(encoded)} bytes cannot be decoded ({error})") from None
 
 
 def decode_into(encoded: bytes, image_HWC: np.ndarray) -> tuple[int, int]:
@@ -112,5 +123,6 @@ def reencode(encoded: bytes, height: int, width: int, how: Resize) -> bytes:
 def _opened(encoded: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(encoded))
-    except OSError:
-        raise ValueError(f"{len(encoded)} bytes that are no image Pillow can read") from None
+    except Exception as error:
+        reason = f" ({error})" if isinstance(error, Image.DecompressionBombError) else ""
+        raise ValueError(f"{len(encoded)} bytes that are no image Pillow can read{reason}") from None

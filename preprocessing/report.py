@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import fsspec
 import numpy as np
 
 from preprocessing import charts
 from preprocessing.episode_store import QUARANTINE, EpisodeStore
 from preprocessing.images import image_size, reencode
+from preprocessing.json_files import parsed
+from preprocessing.store_check import Store
 
 _FRAMES, _FRAME_HEIGHT = 10, 96  # of a film strip
 _HISTOGRAM_GROUPS = 512
@@ -155,10 +157,12 @@ def film_strips(store: EpisodeStore, *, limit: int = 8) -> str:
     return "".join(_film_strip(store, *places[i]) for i in chosen)
 
 
-def quarantine(store: EpisodeStore) -> list[dict[str, Any]]:
-    """The lines of quarantine.jsonl: shard, record, offset in bytes, reason."""
-    blob = store.filesystem.cat_file(f"{store.root}/{QUARANTINE}")
-    return [json.loads(line) for line in blob.decode().splitlines()]
+def quarantine(store: Store) -> list[dict[str, Any]]:
+    """The lines of quarantine.jsonl: shard, record, of episodes the offset in bytes, reason."""
+    filesystem, root = fsspec.core.url_to_fs(store.root)
+    path = f"{root}/{QUARANTINE}"
+    lines = filesystem.cat_file(path).splitlines()
+    return [parsed(line, path, remedy="delete the store and preprocess again") for line in lines]
 
 
 def _film_strip(store: EpisodeStore, shard: int, episode: int) -> str:

@@ -8,7 +8,6 @@ records that dataset_info.json declares.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +17,8 @@ from typing import Any
 import fsspec
 
 from preprocessing.array_record_files import read_array_records
+from preprocessing.json_files import parsed, taken_apart
+from preprocessing.shard_files import open_patiently, patiently, reaching
 from preprocessing.tf_example import parse
 from preprocessing.tfds_features import Feature, flatten
 from preprocessing.tfrecord import Damage, Record, read_records, skip_records
@@ -26,6 +27,7 @@ from preprocessing.tfrecord import Damage, Record, read_records, skip_records
 _PUBLIC = ("gs://gresearch/", "gs://gdm-robotics-open-x-embodiment/", "gs://tfds-data/")
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _STEPS = "steps/"
+_REMEDY = "download it again"
 _READ_BYTES = 8 << 20
 _PERCENT = r"(-?\d+(?:\.\d+)?%)?"
 _SLICE = re.compile(rf"(.+)\[(?:(-?\d+)?:(-?\d+)?|{_PERCENT}:{_PERCENT})\]")
@@ -214,35 +216,50 @@ def open_dataset(folder: str) -> RldsDataset:
     """
     folder = str(folder).rstrip("/")
     filesystem, root = open_folder(folder)
-    if not filesystem.isdir(root):
-        what = "is a file, not a folder" if filesystem.exists(root) else "does not exist"
+    with reaching(folder):
+        there = filesystem.isdir(root)
+        what = "is a file, not a folder" if there or filesystem.exists(root) else "does not exist"
+    if not there:
         raise FileNotFoundError(f"{folder} {what}: give the version folder of a TFDS dataset, with features.json")
     tree, info = (_json(filesystem, folder, root, name) for name in ("features.json", "dataset_info.json"))
-    features = flatten(tree)
+    with taken_apart(f"{folder}/features.json", remedy=_REMEDY):
+        features = flatten(tree)
     if not any(key.startswith(_STEPS) for key in features):
         have = ", ".join(sorted({key.partition("/")[0] for key in features}))
         raise ValueError(f"{folder} holds no episodes: its features.json has no `steps`, only {have}")
-    name = str(info.get("name") or folder.split("/")[-2])
-    version = str(info.get("version") or folder.rpartition("/")[2])
-    splits = {split["name"]: _shards(folder, name, info, split) for split in info.get("splits", [])}
+    with taken_apart(f"{folder}/dataset_info.json", remedy=_REMEDY):
+        above, _, last = root.rstrip("/").rpartition("/")
+        name = folder_name(info.get("name") or above.rpartition("/")[2])
+        version = folder_name(info.get("version") or last)
+        splits = {folder_name(split["name"]): _shards(folder, name, split) for split in info.get("splits", [])}
     return RldsDataset(folder=folder, name=name, version=version, features=features, splits=splits)
+
+
+def folder_name(given: Any) -> str:
+    """`given` as a name that may become a folder of the store. Raises ValueError where it would lead elsewhere."""
+    name = str(given)
+    if not name or name in (".", "..") or set(name) & set("/\\\0"):
+        raise ValueError(f"{name!r} cannot be the name of a folder")
+    return name
 
 
 def _json(filesystem: Any, folder: str, root: str, name: str) -> dict[str, Any]:
     try:
-        return json.loads(filesystem.cat_file(f"{root}/{name}"))
+        blob = filesystem.cat_file(f"{root}/{name}")
     except FileNotFoundError:
         inside = sorted(path.rstrip("/").rpartition("/")[2] for path in filesystem.ls(root, detail=False))
         versions = [child for child in inside if re.fullmatch(r"\d+\.\d+\.\d+", child)]
-        hint = f"give its version folder {folder}/{versions[-1]}" if versions else "give a version folder that has one"
+        newest = max(versions, key=lambda version: [int(part) for part in version.split(".")], default="")
+        hint = f"give its version folder {folder}/{newest}" if versions else "give a version folder that has one"
         raise ValueError(f"{folder} is not a TFDS dataset, it has no {name}: {hint}") from None
-    except ValueError as error:
-        raise ValueError(f"{folder}/{name} cannot be read as JSON ({error}): download it again") from None
+    return parsed(blob, f"{folder}/{name}", remedy=_REMEDY)
 
 
-def _shards(folder: str, name: str, info: Mapping[str, Any], split: Mapping[str, Any]) -> tuple[SourceShard, ...]:
+def _shards(folder: str, name: str, split: Mapping[str, Any]) -> tuple[SourceShard, ...]:
     """The split's files; the real downloads of Open-X are tfrecord although their metadata may say array_record."""
     lengths = [int(length) for length in split.get("shardLengths", [])]
+    if min(lengths, default=0) < 0:
+        raise ValueError(f"split {split['name']} has a shard of {min(lengths)} records: {_REMEDY}")
     template = split.get("filepathTemplate") or _TEMPLATE
     digits = max(5, len(str(len(lengths))))
     names = []
@@ -291,11 +308,11 @@ def _records(shard: SourceShard, check_crc: bool) -> Iterator[Record | Damage]:
     if ".array_record" in shard.name:
         yield from read_array_records(filesystem, path, first=shard.first, stop=shard.stop)
         return
-    size, start = filesystem.size(path), 0
+    size, start = patiently(lambda: filesystem.size(path), what=shard.path), 0
     if shard.first:
-        with filesystem.open(path, "rb", cache_type="none") as file:
+        with open_patiently(filesystem, path) as file:
             start = skip_records(file, size, shard.first)
-    with filesystem.open(path, "rb", block_size=_READ_BYTES) as file:
+    with open_patiently(filesystem, path, ahead_bytes=_READ_BYTES) as file:
         count = None if shard.stop is None else shard.stop - shard.first
         yield from islice(read_records(file, size, check_crc=check_crc, start=start), count)
 
@@ -318,6 +335,9 @@ def _episode(item: Record | Damage, shard: str, number: int, wanted: list[Featur
 
 def _num_steps(steps: Mapping[str, Any]) -> int:
     lengths = {path: len(column) for path, column in steps.items()}
+    missing = [path for path, length in lengths.items() if length == 0]
+    if missing and len(missing) < len(lengths):
+        raise ValueError(f"{', '.join(missing)} missing from every step")
     if len(set(lengths.values())) > 1:
         raise ValueError(f"the columns disagree on the number of steps: {lengths}")
     num_steps = next(iter(lengths.values()), 0)

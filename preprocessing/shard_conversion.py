@@ -27,7 +27,7 @@ from preprocessing.episode_store import (
     image_column,
     instruction_id,
 )
-from preprocessing.images import Resize, encode_png, image_size, reencode
+from preprocessing.images import Resize, encode_png, image_size, reencode, require_whole_image
 from preprocessing.rlds import Corrupt, Episode, RldsDataset, SourceShard
 from preprocessing.statistics import Moments
 
@@ -58,7 +58,7 @@ class ShardTask:
     def paths(self) -> tuple[str, ...]:
         """Fields to decode: what the spec needs, the vectors, and the step fields that the dataset has."""
         optional = [path for path in (*STEP_FIELDS, "reward") if path in self.dataset.step_paths]
-        needed = [path for path in self.spec.paths(self.layout.cameras) if path not in STEP_FIELDS]
+        needed = self.spec.paths(self.layout.cameras)
         return tuple(dict.fromkeys([*needed, *optional, *([self.embedding] if self.embedding else [])]))
 
 
@@ -113,14 +113,16 @@ class _Shard:
             self._leave_out(item, item.reason)
             return None
         try:
-            images = _images(self._task, item)
+            images, rate_hz = _images(self._task, item), self._task.spec.rate_hz(item)
+            for encoded in images["image"]:
+                require_whole_image(encoded)
             sizes = {image_size(encoded) for encoded in images["image"]}
             columns = self._columns(item) | {image_column(role): pa.array(c, pa.binary()) for role, c in images.items()}
         except ValueError as error:
             self._leave_out(item, " ".join(str(error).split()))
             return None
         self._require_one_size(item, sizes)
-        self._rates_hz.add(self._task.spec.rate_hz(item))
+        self._rates_hz.add(rate_hz)
         table = pa.table([columns[name] for name in self._schema.names], schema=self._schema)
         self._lengths.append(item.num_steps)
         self._count_statistics(table)

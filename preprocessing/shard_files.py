@@ -25,6 +25,18 @@ def is_local(filesystem: Any) -> bool:
     return isinstance(filesystem, LocalFileSystem)
 
 
+@contextmanager
+def reaching(what: str) -> Iterator[None]:
+    """Around the first contact with a place: what an object store's own library complains of becomes an OSError."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__ == "builtins" or isinstance(error, ValueError):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise OSError(f"{what} cannot be reached ({reason}): check the address and the credentials") from error
+
+
 def patiently(read: Callable[[], T], *, what: str) -> T:
     """`read()`, again after a failure. Raises OSError naming `what` when the last attempt has failed too.
 
@@ -43,18 +55,37 @@ def patiently(read: Callable[[], T], *, what: str) -> T:
     raise AssertionError
 
 
-class PatientFile:
-    """A remote file, read by ranges, each of them patiently and whole. What Arrow needs of a Python file, no more."""
+def open_patiently(filesystem: Any, path: str, *, ahead_bytes: int = 0) -> Any:
+    """A file to read from beginning to end, as an object with read, seek and close; a remote one is a PatientFile."""
+    if is_local(filesystem):
+        return open(path, "rb")
+    return PatientFile(filesystem, path, ahead_bytes=ahead_bytes)
 
-    def __init__(self, filesystem: Any, path: str) -> None:
+
+class PatientFile:
+    """A remote file, read by ranges, each of them patiently and whole. What Arrow needs of a Python file, no more.
+
+    With `ahead_bytes` a read fetches at least so many, and what follows in them is served from memory.
+    """
+
+    def __init__(self, filesystem: Any, path: str, *, ahead_bytes: int = 0) -> None:
         self._filesystem, self._path, self._place, self.closed = filesystem, path, 0, False
         self._size = patiently(lambda: int(filesystem.size(path)), what=path)
+        self._ahead_bytes, self._ahead, self._ahead_from = ahead_bytes, b"", 0
 
     def read(self, size: int = -1) -> bytes:
         stop = self._size if size < 0 else min(self._place + size, self._size)
-        found = patiently(lambda: self._range(self._place, stop), what=self._path) if stop > self._place else b""
+        found = self._fetched(self._place, stop) if stop > self._place else b""
         self._place += len(found)
         return found
+
+    def _fetched(self, start: int, stop: int) -> bytes:
+        if not self._ahead_bytes:
+            return patiently(lambda: self._range(start, stop), what=self._path)
+        if not self._ahead_from <= start <= stop <= self._ahead_from + len(self._ahead):
+            further = min(max(stop, start + self._ahead_bytes), self._size)
+            self._ahead, self._ahead_from = patiently(lambda: self._range(start, further), what=self._path), start
+        return self._ahead[start - self._ahead_from : stop - self._ahead_from]
 
     def _range(self, start: int, stop: int) -> bytes:
         found = self._filesystem.cat_file(self._path, start=start, end=stop)
@@ -81,7 +112,13 @@ class PatientFile:
     def flush(self) -> None: ...
 
     def close(self) -> None:
-        self.closed = True
+        self.closed, self._ahead = True, b""
+
+    def __enter__(self) -> PatientFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class ShardFiles:

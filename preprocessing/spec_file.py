@@ -25,7 +25,7 @@ from preprocessing.dataset_spec import (
     Terminate,
     Text,
 )
-from preprocessing.rlds import RldsDataset
+from preprocessing.rlds import RldsDataset, folder_name
 from preprocessing.tfds_features import Feature
 
 _UNKNOWN = "?"
@@ -39,10 +39,21 @@ def read_spec(path: Path) -> DatasetSpec:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: make one with rtp preprocess SOURCE OUT --draft-spec {path}")
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.load(path.read_text(), _StrictLoader)
         return _spec(data)
     except (yaml.YAMLError, TypeError, ValueError, KeyError) as error:
         raise ValueError(f"dataset spec {path}: {' '.join(str(error).split())}") from None
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which a key that is given twice is an error, not the second one's silent victory."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = [key for place, key in enumerate(keys) if key in keys[:place]]
+        if twice:
+            raise ValueError(f"{twice[0]!r} is given twice: leave one")
+        return super().construct_mapping(node, deep)
 
 
 def _spec(data: Any) -> DatasetSpec:
@@ -50,11 +61,12 @@ def _spec(data: Any) -> DatasetSpec:
     action = tuple(_part(group, given) for group, given in _fields(fields["action"], "action", (), GROUPS).items())
     if fields["gripper"] not in _GRIPPERS:
         raise ValueError(f"gripper must be one of {', '.join(_GRIPPERS)}, got {fields['gripper']!r}")
-    if not isinstance(fields["control_hz"], int | float | str):
+    if not isinstance(fields["control_hz"], int | float | str) or isinstance(fields["control_hz"], bool):
         raise ValueError("control_hz must be steps a second, or the path of an episode field with it")
+    cameras = _fields(fields["cameras"], "cameras", ("image",), None)
     return DatasetSpec(
-        name=str(fields["name"]),
-        cameras=dict(fields["cameras"]),
+        name=folder_name(fields["name"]),
+        cameras={str(role): str(path) for role, path in cameras.items()},
         instruction=Text(path=fields["instruction"]),
         embedding=fields.get("embedding"),
         embedding_encoder=fields.get("embedding_encoder"),
@@ -71,13 +83,18 @@ def _spec(data: Any) -> DatasetSpec:
 def _part(group: str, given: Any) -> ActionPart:
     if group == "terminate_episode":
         return Terminate(path=_fields(given, f"action.{group}", ("path",), ())["path"])
-    return Linear(
-        group=group, **_fields(given, f"action.{group}", ("path", "unit"), ("first", "width", "scale", "offset"))
-    )
+    fields = _fields(given, f"action.{group}", ("path", "unit"), ("first", "width", "scale", "offset"))
+    for key, kind in (("first", int), ("width", int), ("scale", int | float), ("offset", int | float)):
+        if not isinstance(fields.get(key, 0), kind) or isinstance(fields.get(key), bool):
+            raise ValueError(f"{key} of action.{group} must be a number, got {fields[key]!r}")
+    return Linear(group=group, **fields)
 
 
 def _proprio(given: Any) -> Proprio:
     fields = _fields(given, "proprio", ("path", "names", "units"), ())
+    for key in ("names", "units"):
+        if not isinstance(fields[key], list) or not all(isinstance(word, str) for word in fields[key]):
+            raise ValueError(f"{key} of proprio {fields['path']} must be a list of words, got {fields[key]!r}")
     return Proprio(path=fields["path"], names=tuple(fields["names"]), units=tuple(fields["units"]))
 
 
@@ -86,20 +103,22 @@ def _flag(name: str, given: Any) -> Flag:
     if given == "always":
         return Always(name=name)
     fields = _fields(given, f"flags.{name}", ("path",), ("equals", "first_zero"))
+    if len(fields) != 2:
+        raise ValueError(f"flags.{name} must be `always`, or hold a path and one of equals and first_zero")
     if "first_zero" in fields:
         return FirstActionZero(name=name, path=fields["path"], width=int(fields["first_zero"]))
     return Equals(name=name, path=fields["path"], value=float(fields["equals"]))
 
 
 def _fields(data: Any, where: str, required: tuple[str, ...], optional: Any) -> dict[str, Any]:
-    """`data` as a mapping with these keys, all of them filled in."""
+    """`data` as a mapping with these keys, all of them filled in; `optional` None allows any other key."""
     if not isinstance(data, Mapping):
         raise ValueError(f"{where} must be a mapping, got {data!r}")
     for key in required:
-        if key not in data:
+        if data.get(key) is None:
             raise ValueError(f"{where} lacks {key}")
     for key, value in data.items():
-        if key not in (*required, *optional):
+        if optional is not None and key not in (*required, *optional):
             raise ValueError(f"{where} has an unknown {key!r}: known are {', '.join((*required, *optional))}")
         if value == _UNKNOWN:
             raise ValueError(f"{key} of {where} is still {_UNKNOWN!r}: fill it in")

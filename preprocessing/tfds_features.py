@@ -145,7 +145,7 @@ def _leaves(node: Mapping[str, Any], key: str, outer: Dimensions) -> Iterator[Fe
             more = (*outer, None) if several else outer
             yield Feature(key=f"{key}/{language}", kind="text", shape=(), dtype="string", outer=more)
     else:
-        raise ValueError(f"features.json: {key or 'the root'} is a {name or 'feature without a class'}, not supported")
+        raise ValueError(f"{key or 'the root'} is a {name or 'feature without a class'}, not supported")
 
 
 def _shape(body: Mapping[str, Any]) -> Dimensions:
@@ -157,7 +157,7 @@ def _encoding(body: Mapping[str, Any]) -> Encoding:
     name = str(body.get("encoding") or "none").lower()
     found = next((known for known in get_args(Encoding) if known == name), None)
     if found is None:
-        raise ValueError(f"features.json: encoding {name!r} is none of {', '.join(get_args(Encoding))}")
+        raise ValueError(f"encoding {name!r} is none of {', '.join(get_args(Encoding))}")
     return found
 
 
@@ -168,7 +168,7 @@ def _dtype(body: Mapping[str, Any], key: str) -> str:
     try:
         return np.dtype(dtype).name
     except TypeError:
-        raise ValueError(f"features.json: {key} has dtype {dtype!r}, which NumPy does not know") from None
+        raise ValueError(f"{key or 'the root'} has dtype {dtype!r}, which NumPy does not know") from None
 
 
 def _unflatten(example: Example, key: str, shape: Dimensions, flat: Any) -> Any:

@@ -17,9 +17,9 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from preprocessing.convert import claim, convert_shards, finished
+from preprocessing.convert import convert_shards
 from preprocessing.episode_store import (
     MANIFEST,
     PROGRESS,
@@ -29,7 +29,9 @@ from preprocessing.episode_store import (
 )
 from preprocessing.images import decode_image, image_size
 from preprocessing.shard_conversion import report_name
-from preprocessing.web_sources import Format, Piece, WebExample, WebRecord, WebSource
+from preprocessing.store_claim import claim, finished
+from preprocessing.web_records import WebExample, WebRecord
+from preprocessing.web_sources import Format, Piece, WebSource
 from preprocessing.web_store import KIND, WEB_SCHEMA, WEB_SCHEMA_VERSION
 
 _ROW_GROUP_ROWS = 16  # images; a photograph with its questions is some 50 KB, and many places are read from at once
@@ -199,7 +201,8 @@ class _Account:
         """The row of a record, or None where nothing of it is left."""
         self._records += 1
         self.examples_in += max(len(record.examples), 1)  # a record that cannot be read counts as one
-        problem = record.problem or _image_problem(record.image, self._config)
+        problem = record.problem or (None if record.examples else "it has neither question and answer nor a caption")
+        problem = problem or _image_problem(record.image, self._config)
         if problem is not None:
             self._leave_out(record, [problem] * max(len(record.examples), 1))
             return None
@@ -237,6 +240,8 @@ def _image_problem(encoded: bytes | None, config: WebConvertConfig) -> str | Non
         if mode not in _MODES:
             return f"its image has mode {mode}, which has no 8-bit colours"
         decode_image(encoded)
+    except UnidentifiedImageError:  # whose words hold an address in memory: never the same twice
+        return "its image cannot be decoded (it is of no kind that Pillow reads)"
     except Exception as error:  # Pillow's decoders raise whatever they stumble over
         return f"its image cannot be decoded ({' '.join(str(error).split()) or type(error).__name__})"
     return None
@@ -245,6 +250,10 @@ def _image_problem(encoded: bytes | None, config: WebConvertConfig) -> str | Non
 def _text_problem(example: WebExample, config: WebConvertConfig) -> str | None:
     if not example.answer.strip():
         return "its answer is empty"
+    try:
+        "".join((example.prompt, example.answer, *example.references)).encode()
+    except UnicodeEncodeError:
+        return "its text holds half a character (a lone surrogate)"
     longest = max(len(example.prompt), len(example.answer))
     if longest > config.max_characters:
         return f"its text has {longest} characters, at most {config.max_characters} are kept"

@@ -7,7 +7,6 @@ resized when they are read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +15,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 
-from preprocessing.episode_store import MANIFEST, EpisodeStore, find_store
+from preprocessing.episode_store import EpisodeStore, find_store, read_manifest
 from preprocessing.loading.windows import StepIndex
 from preprocessing.shard_files import ShardFiles, is_local
 
@@ -62,7 +61,7 @@ class WebStore:
         """Open the store at `path`, or else the only one (of `split`, if given) below it."""
         filesystem, root = fsspec.core.url_to_fs(str(path))
         root = find_store(filesystem, root.rstrip("/"), str(path), split)
-        manifest = json.loads(filesystem.cat_file(f"{root}/{MANIFEST}"))
+        manifest = read_manifest(filesystem, root)
         if manifest.get("kind") != KIND:
             raise ValueError(f"{path} is a store of robot episodes, not of image-text examples")
         if manifest["schema_version"] != WEB_SCHEMA_VERSION:
@@ -108,7 +107,7 @@ def open_store(path: str, split: str | None = None) -> EpisodeStore | WebStore:
     """Whatever kind of store lies at `path`. Raises FileNotFoundError or ValueError where there is none."""
     filesystem, root = fsspec.core.url_to_fs(str(path))
     root = find_store(filesystem, root.rstrip("/"), str(path), split)
-    kind = json.loads(filesystem.cat_file(f"{root}/{MANIFEST}")).get("kind")
+    kind = read_manifest(filesystem, root).get("kind")
     found = root if is_local(filesystem) else filesystem.unstrip_protocol(root)
     return WebStore.open(found) if kind == KIND else EpisodeStore.open(found)
 

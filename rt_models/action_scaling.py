@@ -94,9 +94,14 @@ class RT1X:
     Only these: what the official code clips besides (bridge at 1.74 and 1.39) stays unclipped, for the inverse's sake.
     """
 
+    @staticmethod
+    def knows(dataset: str) -> bool:
+        """Whether there are constants for this dataset."""
+        return dataset in _RT1X
+
     def fit(self, spec: ActionSpec, statistics: ActionStatistics, dataset: str = "") -> AffineTransform:
         """Raises ValueError for another action space, and for a dataset without constants that fit its store."""
-        if dataset not in _RT1X:
+        if not self.knows(dataset):
             raise ValueError(
                 f"RT-1-X has no scaling that fits the actions of {dataset or 'an unnamed dataset'}: known are "
                 f"{', '.join(_RT1X)}; leave it out or choose another scaling"

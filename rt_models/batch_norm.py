@@ -24,6 +24,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rt_models.config_checks import require_choices, require_share
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchNormConfig:
@@ -34,6 +36,12 @@ class BatchNormConfig:
     momentum: float = 0.99
     """Share of the old value kept in the running averages (flax's sense; torch's is 1 minus this)."""
     eps: float = 1e-3
+
+    def __post_init__(self) -> None:
+        require_choices(self, "batch_norm.")
+        require_share(self, "momentum", "batch_norm.")
+        if not self.eps > 0:
+            raise ValueError(f"batch_norm.eps must be above 0, got {self.eps}")
 
     def build(self, num_channels: int) -> BatchNorm:
         return BatchNorm(self, num_channels)

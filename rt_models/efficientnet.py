@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rt_models.batch_norm import BatchNormConfig
+from rt_models.config_checks import require_choices, require_share, require_sizes
 from rt_models.keyed_random import uniform
 from rt_models.layers import ZeroLinear
 from rt_models.recompute import recomputed
@@ -34,6 +35,9 @@ class Stage:
     stride: int
     channels: int
     num_blocks: int
+
+    def __post_init__(self) -> None:
+        require_sizes(self, "expansion", "kernel", "stride", "channels", "num_blocks", part="backbone.stages: ")
 
 
 B3_STAGES = (
@@ -59,6 +63,11 @@ class EfficientNetConfig:
     stochastic_depth: float = 0.2
     """Chance that a frame skips the last block's branch; grows linearly from 0 at the first block."""
     batch_norm: BatchNormConfig = field(default_factory=BatchNormConfig)
+
+    def __post_init__(self) -> None:
+        require_sizes(self, "stem_channels", "head_channels", part="backbone.")
+        require_choices(self, "backbone.")
+        require_share(self, "stochastic_depth", "backbone.")
 
     def build(
         self, *, in_channels: int, image_size: int, embedding_width: int, checkpoint_blocks: bool = False

@@ -47,12 +47,18 @@ def read_flax(checkpoint: Path) -> dict[str, np.ndarray]:
     bfloat16 and float16 become float32 exactly, float64 is rounded. Raises ValueError for a file that cannot be read.
     """
     inline = checkpoint if checkpoint.is_file() else checkpoint / _INLINE
-    leaves = dict(_inline_leaves(inline)) if inline.is_file() else {}
+    leaves = _inline_leaves(inline) if inline.is_file() else {}
     if checkpoint.is_dir():
         leaves |= _stored_leaves(checkpoint)
     if not leaves:
         raise ValueError(f"{checkpoint} holds no 'params' and 'batch_stats': is it a checkpoint of a flax model?")
-    return {path: np.asarray(value, np.float32) for path, value in leaves.items()}
+    return {path: _float32(value, f"{path} in {checkpoint}") for path, value in leaves.items()}
+
+
+def _float32(value: np.ndarray, where: str) -> np.ndarray:
+    if value.dtype.fields or value.dtype.kind in "cSU":
+        raise ValueError(f"{where} holds {value.dtype}, no real numbers: is it a checkpoint of a flax model?")
+    return np.asarray(value, np.float32)
 
 
 # --- where ---
@@ -84,17 +90,18 @@ def _natural(path: Path) -> list[tuple[float, str]]:
 # --- msgpack ---
 
 
-def _inline_leaves(file: Path) -> Iterator[tuple[str, np.ndarray]]:
+def _inline_leaves(file: Path) -> dict[str, np.ndarray]:
     msgpack = _library("msgpack")
     try:
         tree = msgpack.unpackb(file.read_bytes(), ext_hook=_extension, strict_map_key=False)
-    except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
-        raise ValueError(f"{file} is no flax checkpoint: its msgpack cannot be read ({error})") from error
-    if not isinstance(tree, Mapping):
+        found = dict(_arrays(tree)) if isinstance(tree, Mapping) else None
+    except (ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException) as error:
+        raise ValueError(
+            f"{file} is no flax checkpoint: its msgpack cannot be read ({type(error).__name__}: {error})"
+        ) from error
+    if found is None:
         raise ValueError(f"{file} is no flax checkpoint: it holds no tree of arrays")
-    for path, value in _arrays(tree):
-        if path.startswith(COLLECTIONS):
-            yield path, value
+    return {path: value for path, value in found.items() if path.startswith(COLLECTIONS)}
 
 
 def _arrays(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:

@@ -6,22 +6,21 @@ the forward pass; on a GPU it would wait for the device, so there only on reques
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from rt_models.spec import EMBEDDING_WIDTH
+from rt_models.spec import BATCH, EMBEDDING_WIDTH
 
 _RANGE_SLACK = 1e-3  # bilinear weights may sum to a little more than 1 in float32
-_BATCH_KEYS = ("frames", "frame_index", "step_mask", "embedding", "crop_key", "store", "episode", "step")
+_INPUTS = ("frames", "frame_index", "step_mask", "embedding", "crop_key", "store", "episode", "step")
+LABELS = ("loss_mask", "action", "action_mask")
 
 
-def require_images(image: Tensor, *, size: int, channels: int, check_values: bool) -> None:
-    """Raise ValueError unless `image` is float (B, T, size, size, channels) in [0, 1]."""
-    expected = f"float (B, T, {size}, {size}, {channels}) in [0, 1]"
-    if not image.is_floating_point() or image.dim() != 5 or tuple(image.shape[2:]) != (size, size, channels):
-        raise ValueError(f"image: expected {expected}, got {_described(image)}")
+def require_images(image: Tensor, *, steps: int | str, size: int, channels: int, check_values: bool) -> None:
+    """Raise ValueError unless `image` is float (B, steps, size, size, channels) in [0, 1]."""
+    expected = _require("image", image, "float", ("B", steps, size, size, channels), " in [0, 1]")
     if check_values and image.numel():
         low, high = (float(bound) for bound in image.aminmax())
         if not (low >= -_RANGE_SLACK and high <= 1 + _RANGE_SLACK):  # written so that NaN fails it
@@ -30,24 +29,69 @@ def require_images(image: Tensor, *, size: int, channels: int, check_values: boo
 
 def require_embeddings(embedding: Tensor, *, leading: tuple[int, ...], check_values: bool) -> None:
     """Raise ValueError unless `embedding` is finite float (*leading, 512)."""
-    shape = (*leading, EMBEDDING_WIDTH)
-    if not embedding.is_floating_point() or tuple(embedding.shape) != shape:
-        raise ValueError(f"embedding: expected float {shape}, got {_described(embedding)}")
-    if check_values and not bool(torch.isfinite(embedding).all()):
-        raise ValueError(f"embedding: expected finite float {shape}, got {_described(embedding)} with NaN or infinity")
+    _require("embedding", embedding, "float", (*leading, EMBEDDING_WIDTH))
+    if check_values:
+        require_finite("embedding", embedding)
 
 
-def require_batch(batch: Mapping[str, Tensor], *, num_steps: int, channels: int) -> None:
-    """Raise ValueError unless the parts of a batch that the model indexes with fit each other and the model."""
-    missing = [key for key in _BATCH_KEYS if key not in batch]
-    if missing:
-        raise ValueError(f"batch: {missing[0]!r} is missing; rt_models.spec.BATCH lists its keys")
-    frames, index = batch["frames"], batch["frame_index"]
-    if frames.dtype != torch.uint8 or frames.dim() != 4 or frames.shape[-1] != channels:
-        raise ValueError(f"batch['frames']: expected uint8 (F, H, W, {channels}) in 0..255, got {_described(frames)}")
-    if index.dim() != 2 or index.shape[1] != num_steps:
-        raise ValueError(f"batch['frame_index']: expected int64 (B, {num_steps}), got {_described(index)}")
-    require_embeddings(batch["embedding"], leading=tuple(index.shape), check_values=False)
+def require_finite(name: str, value: Tensor) -> None:
+    """Raise ValueError where a float tensor holds NaN or infinity."""
+    if not bool(torch.isfinite(value).all()):
+        shape = tuple(value.shape)
+        raise ValueError(f"{name}: expected finite float {shape}, got {_described(value)} with NaN or infinity")
+
+
+def require_frames(frames: Tensor, *, channels: int) -> None:
+    """Raise ValueError unless `frames` is uint8 (N, H, W, channels)."""
+    _require("frames", frames, "uint8", ("N", "H", "W", channels), " in 0..255")
+
+
+def require_image_tokens(tokens: Tensor, *, window: tuple[int, int, int]) -> None:
+    """Raise ValueError unless `tokens` is float (B, *window): steps, tokens of a step, width."""
+    _require("image tokens", tokens, "float", ("B", *window))
+
+
+def require_step_mask(step_mask: Tensor, *, shape: tuple[int, int]) -> None:
+    """Raise ValueError unless `step_mask` is bool of this shape."""
+    _require("step mask", step_mask, "bool", shape)
+
+
+def require_action_tokens(tokens: Tensor | None, *, shape: tuple[int, ...], bins: int, check_values: bool) -> None:
+    """Raise ValueError unless `tokens` is int64 of this shape in 0 .. bins - 1."""
+    if tokens is None:
+        raise ValueError(f"this model sees previous actions: give the action tokens int64 {shape} of the window")
+    expected = _require("action tokens", tokens, "int64", shape, f" in 0..{bins - 1}")
+    if check_values and tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < bins:
+        raise ValueError(f"action tokens: expected {expected}, got {int(tokens.min())}..{int(tokens.max())}")
+
+
+def require_batch(
+    batch: Mapping[str, Tensor], *, num_steps: int, num_actions: int, also: Sequence[str], check_values: bool
+) -> None:
+    """Raise ValueError unless the inputs of `rt_models.spec.BATCH`, and the keys `also` needed, fit each other."""
+    sizes: dict[str, int] = {"T": num_steps, "C": 3, "D": EMBEDDING_WIDTH, "A": num_actions}
+    for key in (*_INPUTS, *also):
+        if key not in batch:
+            raise ValueError(f"batch: {key!r} is missing ({BATCH[key].meaning}); rt_models.spec.BATCH lists its keys")
+        field = BATCH[key]
+        dtype = "float" if field.dtype == "float32" else field.dtype
+        _require(f"batch[{key!r}]", batch[key], dtype, tuple(sizes.get(axis, axis) for axis in field.axes))
+        sizes |= dict(zip(field.axes, batch[key].shape, strict=True))
+    if check_values:
+        _require_values(batch, also)
+
+
+def _require_values(batch: Mapping[str, Tensor], also: Sequence[str]) -> None:
+    rows, real, index = len(batch["frames"]), batch["step_mask"], batch["frame_index"]
+    if ((index < 0) == real).any() or (index >= rows).any() or (index < -1).any():
+        raise ValueError(
+            f"batch['frame_index']: expected a row of the {rows} frames where step_mask is True and -1 elsewhere, got "
+            f"{int(index.min())}..{int(index.max())}"
+        )
+    if "loss_mask" in also and (batch["loss_mask"] & ~real).any():
+        raise ValueError("batch['loss_mask'] is True on padding: only steps where step_mask is True can be trained on")
+    for key in {"embedding", "action"} & {"embedding", *also}:
+        require_finite(f"batch[{key!r}]", batch[key])
 
 
 def require_rows(batch: Mapping[str, Tensor], *, max_tokens: int, vocab_size: int) -> None:
@@ -56,15 +100,54 @@ def require_rows(batch: Mapping[str, Tensor], *, max_tokens: int, vocab_size: in
     if missing:
         raise ValueError(f"batch: {missing[0]!r} is missing; rt_models/rt2.py lists the keys")
     frames, index, tokens = batch["frames"], batch["image_index"], batch["tokens"]
-    if frames.dtype != torch.uint8 or frames.dim() != 4 or frames.shape[-1] != 3:
-        raise ValueError(f"batch['frames']: expected uint8 RGB (F, H, W, 3) in 0..255, got {_described(frames)}")
-    if tokens.dim() != 2 or tokens.dtype != torch.int64 or len(tokens) != len(index):
-        raise ValueError(f"batch['tokens']: expected int64 ({len(index)}, L), got {_described(tokens)}")
+    _require("batch['frames']", frames, "uint8", ("F", "H", "W", 3), " RGB in 0..255")
+    _require("batch['image_index']", index, "int64", ("B", "I"))
+    _require("batch['tokens']", tokens, "int64", (len(index), "L"))
     if tokens.shape[1] > max_tokens:
         raise ValueError(f"batch['tokens']: rows of {tokens.shape[1]} tokens, the context holds {max_tokens}")
-    if tokens.device.type == "cpu" and tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
-        low, high = int(tokens.min()), int(tokens.max())
+    _require("batch['token_mask']", batch["token_mask"], "bool", tuple(tokens.shape))
+    if not tokens.numel() or 0 in frames.shape[1:]:
+        raise ValueError(f"batch: needs a row, a token and a pixel, got {_described(tokens)} and {_described(frames)}")
+    if tokens.device.type == "cpu":
+        _require_row_values(batch, vocab_size)
+
+
+def require_answers(batch: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless a batch that `require_rows` has passed says which of its tokens are targets."""
+    if "answer_mask" not in batch:
+        raise ValueError("batch: 'answer_mask' is missing, and a loss needs it; rt_models/rt2.py lists the keys")
+    answer, real = batch["answer_mask"], batch["token_mask"]
+    _require("batch['answer_mask']", answer, "bool", tuple(real.shape))
+    if answer.device.type == "cpu" and (answer & ~real).any():
+        raise ValueError("batch['answer_mask'] is True on padding: only tokens where token_mask is True can be targets")
+
+
+def _require_row_values(batch: Mapping[str, Tensor], vocab_size: int) -> None:
+    tokens, real, index, frames = batch["tokens"], batch["token_mask"], batch["image_index"], len(batch["frames"])
+    low, high = (int(bound) for bound in tokens.aminmax())
+    if low < 0 or high >= vocab_size:
         raise ValueError(f"batch['tokens']: ids {low} to {high}, the model's vocabulary has {vocab_size}")
+    if not real[:, 0].all() or (real[:, 1:] & ~real[:, :-1]).any():
+        raise ValueError("batch['token_mask']: a row begins with a real token, and its padding stands at the right")
+    if index.numel() and not -1 <= int(index.min()) <= int(index.max()) < frames:
+        low, high = int(index.min()), int(index.max())
+        raise ValueError(f"batch['image_index']: expected rows of the {frames} frames, or -1, got {low} to {high}")
+
+
+def _require(name: str, value: Tensor, dtype: str, shape: tuple[int | str, ...], bounds: str = "") -> str:
+    """What was expected, if `value` is that: `dtype` ("float": any floating one) and `shape` (a letter: any length)."""
+    expected = f"{dtype} ({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''}){bounds}"
+    if not isinstance(value, Tensor):
+        raise ValueError(
+            f"{name}: expected a torch tensor, {expected}, got {type(value).__module__}.{type(value).__name__}"
+        )
+    kind = value.is_floating_point() if dtype == "float" else str(value.dtype) == f"torch.{dtype}"
+    fits = value.dim() == len(shape) and all(
+        isinstance(want, str) or want == got for want, got in zip(shape, value.shape, strict=True)
+    )
+    if not (kind and fits):
+        raise ValueError(f"{name}: expected {expected}, got {_described(value)}")
+    return expected
 
 
 def _described(value: Tensor) -> str:

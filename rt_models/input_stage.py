@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rt_models.config_checks import require_choices
 from rt_models.keyed_random import integers, mix
 
 _ROWS, _COLUMNS = 1, 2  # streams of random numbers
@@ -34,6 +35,7 @@ class InputConfig:
     crop_seed: int = 0
 
     def __post_init__(self) -> None:
+        require_choices(self, "input.")
         if self.image_size < 1:
             raise ValueError(f"input.image_size must be at least 1 pixel, got {self.image_size}")
 
@@ -51,8 +53,13 @@ class Images:
     """int64: row of `image_NHWC` of each step; -1 on padding."""
 
 
-def prepare(batch: Mapping[str, Tensor], config: InputConfig, *, augment: bool, dtype: torch.dtype) -> Images:
-    """The images of a batch of `rt_models.spec.BATCH`; `augment` crops, and then only equal crops share an image."""
+def prepare(
+    batch: Mapping[str, Tensor], config: InputConfig, *, augment: bool, dtype: torch.dtype, object_mask: bool = False
+) -> Images:
+    """The images of a batch of `rt_models.spec.BATCH`; `augment` crops, and then only equal crops share an image.
+
+    With `object_mask` the batch's mask is their fourth channel, cropped and resized with them.
+    """
     index_BT = batch["frame_index"]
     real_M = (index_BT.flatten() >= 0).nonzero().flatten()  # once: on a GPU every look at data waits for the device
     frame_M, embedding_MD = index_BT.flatten()[real_M], batch["embedding"].flatten(0, 1)[real_M]
@@ -60,6 +67,8 @@ def prepare(batch: Mapping[str, Tensor], config: InputConfig, *, augment: bool, 
     first_N, place_M = distinct(mix(frame_M, _fingerprint(embedding_MD), crop_M if augment else 0))
     place_BT = torch.full_like(index_BT.flatten(), -1).scatter(0, real_M, place_M).view_as(index_BT)
     frames_NHWC = batch["frames"][frame_M[first_N]]
+    if object_mask:
+        frames_NHWC = torch.cat([frames_NHWC, batch["object_mask"][frame_M[first_N]][..., None]], dim=-1)
     if augment and config.crop == "pad":
         frames_NHWC = pad_crop(frames_NHWC, crop_M[first_N], seed=config.crop_seed)
     return Images(

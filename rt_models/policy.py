@@ -20,6 +20,7 @@ from torch import Tensor
 from rt_models.action_tokens import decode
 from rt_models.decoding import choose_tokens
 from rt_models.folding import folded
+from rt_models.input_checks import require_finite
 from rt_models.rt1 import RT1
 from rt_models.spec import EMBEDDING_WIDTH, AffineTransform
 
@@ -52,6 +53,10 @@ class Policy:
     ) -> None:
         if num_robots < 1:
             raise ValueError(f"num_robots must be at least 1, got {num_robots}")
+        if transform is not None and len(transform.scale) != model.spec.size:
+            raise ValueError(
+                f"transform {transform.name} has {len(transform.scale)} dimensions, the model acts in {model.spec.size}"
+            )
         self.model, self.num_robots = folded(model), num_robots
         self.model.compile_parts()
         self._transform, self._encode = transform, encode
@@ -59,11 +64,14 @@ class Policy:
         self.reset()
 
     def reset(self, robots: Sequence[int] | None = None) -> None:
-        """Begin an episode: forget the history of these robots, or of all."""
+        """Begin an episode: forget the history of these robots, or of all. Raises ValueError for one there is not."""
         if robots is None:
             self._allocate()
-        else:
-            self._real_RT[list(robots)] = False
+            return
+        unknown = [robot for robot in robots if not 0 <= robot < self.num_robots]
+        if unknown:
+            raise ValueError(f"robot {unknown[0]} cannot be reset: this policy's are 0..{self.num_robots - 1}")
+        self._real_RT[list(robots)] = False
 
     @torch.no_grad()
     def act(self, frame: np.ndarray | Tensor, instruction: Instruction) -> Action:
@@ -110,38 +118,36 @@ class Policy:
         return Action(values=values_RA[0], tokens=tokens[0]) if single else Action(values=values_RA, tokens=tokens)
 
     def _frames(self, frame: np.ndarray | Tensor) -> Tensor:
-        frames = torch.as_tensor(frame)
-        channels = self.model.config.num_channels()
-        expected = (
-            f"uint8 (H, W, {channels})" if self.num_robots == 1 else f"uint8 ({self.num_robots}, H, W, {channels})"
-        )
-        if frames.dim() == 3 and self.num_robots == 1:
-            frames = frames[None]
-        if (
-            frames.dtype != torch.uint8
-            or frames.dim() != 4
-            or (len(frames), frames.shape[-1]) != (self.num_robots, channels)
-        ):
+        """uint8 (R, H, W, C)"""
+        channels, robots = self.model.config.num_channels(), self.num_robots
+        expected = f"uint8 (H, W, {channels})" if robots == 1 else f"uint8 ({robots}, H, W, {channels})"
+        if not isinstance(frame, np.ndarray | Tensor):
+            raise ValueError(f"frame: expected an array or tensor {expected}, got {type(frame).__name__}")
+        shape = (1, *frame.shape) if frame.ndim == 3 and robots == 1 else tuple(frame.shape)
+        right = str(frame.dtype).removeprefix("torch.") == "uint8" and len(shape) == 4 and 0 not in shape
+        if not right or (shape[0], shape[-1]) != (robots, channels):
             raise ValueError(f"frame: expected {expected}, got {frame.dtype} {tuple(frame.shape)}")
-        return frames.to(self._real_RT.device)
+        if isinstance(frame, np.ndarray):  # torch takes no mirrored arrays, and warns of those it may not write
+            frame = torch.from_numpy(np.require(frame, requirements=("C", "W")))
+        return frame.reshape(shape).to(self._real_RT.device)
 
     def _embeddings(self, instruction: Instruction) -> Tensor:
         """float32 (R, 512)"""
+        expected = f"float ({EMBEDDING_WIDTH},) or ({self.num_robots}, {EMBEDDING_WIDTH})"
         if isinstance(instruction, str):
             given: np.ndarray | Tensor = self._of_text(instruction)
         elif isinstance(instruction, np.ndarray | Tensor):
             given = instruction
-        else:
+        elif isinstance(instruction, Sequence) and instruction and all(isinstance(text, str) for text in instruction):
             given = np.stack([self._of_text(text) for text in instruction])
-        embedding = torch.as_tensor(given, dtype=torch.float32).to(self._real_RT.device)
-        if embedding.dim() == 1:
-            embedding = embedding.expand(self.num_robots, -1)
-        if tuple(embedding.shape) != (self.num_robots, EMBEDDING_WIDTH):
-            raise ValueError(
-                f"instruction embedding: expected float ({EMBEDDING_WIDTH},) "
-                f"or ({self.num_robots}, {EMBEDDING_WIDTH}), got {tuple(given.shape)}"
-            )
-        return embedding
+        else:
+            raise ValueError(f"instruction: expected a text, texts or an embedding {expected}, got {instruction!r:.40}")
+        known_shape = tuple(given.shape) in ((EMBEDDING_WIDTH,), (self.num_robots, EMBEDDING_WIDTH))
+        if "float" not in str(given.dtype) or not known_shape:
+            raise ValueError(f"instruction embedding: expected {expected}, got {given.dtype} {tuple(given.shape)}")
+        embedding = given.float() if isinstance(given, Tensor) else torch.from_numpy(np.array(given, np.float32))
+        require_finite("instruction embedding", embedding)
+        return embedding.to(self._real_RT.device).expand(self.num_robots, -1)
 
     def _of_text(self, text: str) -> np.ndarray:
         if self._encode is None:

@@ -22,8 +22,18 @@ from torch import Tensor, nn
 
 from rt_models.action_tokens import encode
 from rt_models.batch_norm import BatchNormConfig
+from rt_models.config_checks import require_choices, require_sizes
 from rt_models.efficientnet import EfficientNetConfig, Film, Stage
-from rt_models.input_checks import require_batch, require_embeddings, require_images
+from rt_models.input_checks import (
+    LABELS,
+    require_action_tokens,
+    require_batch,
+    require_embeddings,
+    require_frames,
+    require_image_tokens,
+    require_images,
+    require_step_mask,
+)
 from rt_models.input_stage import InputConfig, prepare, resize
 from rt_models.layers import GlorotLinear, LecunConv1x1
 from rt_models.sequence import Answered, Layout
@@ -46,6 +56,9 @@ class ComputeConfig:
     compile: Literal["off", "inductor", "aot_eager"] = "off"
     """torch.compile of the tokenizer and the transformer, with this backend."""
 
+    def __post_init__(self) -> None:
+        require_choices(self, "compute.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RT1Config:
@@ -65,7 +78,8 @@ class RT1Config:
     conditioning: Literal["film", "none"] = "film"
     """Whether the instruction reaches the backbone. "none" is a model that cannot hear."""
     image_channels: Literal["rgb", "rgb+mask"] = "rgb"
-    """"rgb+mask": a fourth channel in [0, 1] marks the objects meant (MOO, arXiv 2303.00905)."""
+    """"rgb+mask": a fourth channel in [0, 1] marks the objects meant (MOO, arXiv 2303.00905); in a batch it is the key
+    "object_mask", which a reader of one's own must add, as stores hold none."""
     previous_actions: Literal["zeros", "one_hot"] = "zeros"
     """What action positions hold: nothing, or the tokens of the actions of earlier steps."""
     loss_on: Literal["all", "last"] = "all"
@@ -76,10 +90,8 @@ class RT1Config:
     binning: Literal["truncate", "centre"] = "truncate"
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1 or self.num_image_tokens < 1:
-            raise ValueError(
-                f"num_steps {self.num_steps} and num_image_tokens {self.num_image_tokens} must be at least 1"
-            )
+        require_sizes(self, "num_steps", "num_image_tokens", "feature_width", "bins")
+        require_choices(self)
         positions = self.backbone.grid(self.input.image_size) ** 2
         if not self.token_learner and self.num_image_tokens != positions:
             raise ValueError(
@@ -270,20 +282,25 @@ class RT1(nn.Module):
         `action_tokens_BTA` int64, needed where `previous_actions` is "one_hot" (the last step's are not looked at).
         Raises ValueError for another shape, dtype or range.
         """
-        return self.action_logits(self.image_tokens(image_BTHWC, embedding_BTD), action_tokens_BTA)
+        return self.action_logits(
+            self._image_tokens(image_BTHWC, embedding_BTD, self.config.num_steps), action_tokens_BTA
+        )
 
     def image_tokens(self, image_BTHWC: Tensor, embedding_BTD: Tensor) -> Tensor:
-        """float (B, T, K, D) tokens of each frame; no frame's tokens depend on another frame (in evaluation)."""
-        check = self.check_inputs or image_BTHWC.device.type == "cpu"
+        """float (B, T, K, D) tokens of each frame, for any T; no frame's tokens depend on another (in evaluation)."""
+        return self._image_tokens(image_BTHWC, embedding_BTD, "T")
+
+    def _image_tokens(self, image_BTHWC: Tensor, embedding_BTD: Tensor, steps: int | str) -> Tensor:
         size, channels = self.config.input.image_size, self.config.num_channels()
-        require_images(image_BTHWC, size=size, channels=channels, check_values=check)
-        require_embeddings(embedding_BTD, leading=tuple(image_BTHWC.shape[:2]), check_values=check)
-        batch = image_BTHWC.shape[0]
+        check = self._checks_values()
+        require_images(image_BTHWC, steps=steps, size=size, channels=channels, check_values=check)
+        leading = tuple(image_BTHWC.shape[:2])
+        require_embeddings(embedding_BTD, leading=leading, check_values=check)
         image_NHWC = image_BTHWC.flatten(0, 1).to(self._pixel_dtype())
         key_N = torch.randint(2**62, (len(image_NHWC),), device=image_NHWC.device) if self.training else None
         with self._autocast(image_NHWC.device):
             tokens_NKD = self.tokenizer(image_NHWC, embedding_BTD.flatten(0, 1).to(self.dtype), key_N)
-        return rearrange(tokens_NKD, "(b t) k d -> b t k d", b=batch)
+        return tokens_NKD.unflatten(0, leading)
 
     def action_logits(
         self,
@@ -296,11 +313,13 @@ class RT1(nn.Module):
 
         Steps where `step_mask_BT` is False are padding: no real step's logits depend on what they hold.
         """
-        steps, tokens = self.config.num_steps, self.config.num_image_tokens
-        if tokens_BTKD.dim() != 4 or tokens_BTKD.shape[1:3] != (steps, tokens):
-            raise ValueError(
-                f"a window of this model has {steps} steps of {tokens} image tokens, got {tuple(tokens_BTKD.shape)}"
-            )
+        config = self.config
+        require_image_tokens(tokens_BTKD, window=(config.num_steps, config.num_image_tokens, config.feature_width))
+        if step_mask_BT is not None:
+            require_step_mask(step_mask_BT, shape=(len(tokens_BTKD), config.num_steps))
+        if self.action_embedding is not None:
+            shape = (len(tokens_BTKD), config.num_steps, self.spec.size)
+            require_action_tokens(action_tokens_BTA, shape=shape, bins=config.bins, check_values=self._checks_values())
         with self._autocast(tokens_BTKD.device):
             contents = self._action_contents(action_tokens_BTA)
             return self.transformer(tokens_BTKD, contents, step_mask_BT, answered)
@@ -312,7 +331,7 @@ class RT1(nn.Module):
         loss is the mean over windows. The denominators do not depend on how many steps are padding, so every step
         weighs the same and the mean of equal-sized rank batches is the loss of the whole batch.
         """
-        logits_BTAV = self._batch_logits(batch, augment=self.training, answered=self.config.loss_on)
+        logits_BTAV = self._batch_logits(batch, augment=self.training, answered=self.config.loss_on, also=LABELS)
         trained_steps = logits_BTAV.shape[1]
         target_BTA = encode(batch["action"][:, -trained_steps:], self.spec)
         wide = logits_BTAV if logits_BTAV.dtype == torch.float64 else logits_BTAV.float()
@@ -325,16 +344,30 @@ class RT1(nn.Module):
 
     def predict(self, batch: Mapping[str, Tensor], answered: Answered = "all") -> Tensor:
         """float (B, T, A, V) logits of a batch of `rt_models.spec.BATCH`, not cropped; padding's mean nothing."""
-        return self._batch_logits(batch, augment=False, answered=answered)
+        seen = ("action",) if self.action_embedding is not None else ()
+        return self._batch_logits(batch, augment=False, answered=answered, also=seen)
 
     def encode_frames(self, frames_NHWC: Tensor, embedding_ND: Tensor) -> Tensor:
         """float (N, K, D) tokens of uint8 frames of any size, without crop; the image half of a control step."""
+        require_frames(frames_NHWC, channels=self.config.num_channels())
         image_NHWC = resize(frames_NHWC.to(self._pixel_dtype()) / 255, self.config.input.image_size)
         return self.image_tokens(image_NHWC[:, None], embedding_ND[:, None])[:, 0]
 
-    def _batch_logits(self, batch: Mapping[str, Tensor], *, augment: bool, answered: Answered) -> Tensor:
-        require_batch(batch, num_steps=self.config.num_steps, channels=self.config.num_channels())
-        images = prepare(batch, self.config.input, augment=augment, dtype=self._pixel_dtype())
+    def _batch_logits(
+        self, batch: Mapping[str, Tensor], *, augment: bool, answered: Answered, also: tuple[str, ...]
+    ) -> Tensor:
+        config = self.config
+        masked = config.image_channels == "rgb+mask"
+        require_batch(
+            batch,
+            num_steps=config.num_steps,
+            num_actions=self.spec.size,
+            also=(*also, "object_mask") if masked else also,
+            check_values=self._checks_values(),
+        )
+        images = prepare(batch, config.input, augment=augment, dtype=self._pixel_dtype(), object_mask=masked)
+        if not len(images.image_NHWC):
+            raise ValueError("batch: no window has a real step, so there is nothing to compute")
         with self._autocast(images.image_NHWC.device):
             tokens_NKD = self.tokenizer(images.image_NHWC, images.embedding_ND.to(self.dtype), images.key_N)
         # Padding has no image: it takes the row of zeros appended here, which place -1 points at.
@@ -347,11 +380,13 @@ class RT1(nn.Module):
         """The contents of action positions: the actions' embeddings, token 0's at the last step (facts: JAX)."""
         if self.action_embedding is None:
             return None
-        if action_tokens_BTA is None:
-            raise ValueError("this model sees previous actions: give the action tokens int64 (B, T, A) of the window")
+        assert action_tokens_BTA is not None
         tokens_BTA = action_tokens_BTA.clone()
         tokens_BTA[:, -1] = 0
         return self.action_embedding(tokens_BTA)
+
+    def _checks_values(self) -> bool:
+        return self.check_inputs or self.transformer.output.weight.device.type == "cpu"
 
     def _pixel_dtype(self) -> torch.dtype:
         return torch.float64 if self.dtype == torch.float64 else torch.float32

@@ -31,26 +31,37 @@ class _Leaf:
     ours: str
     theirs: str
     turned: Callable[[np.ndarray], np.ndarray] = np.asarray
+    shape: tuple[int, ...] | None = None
+    """Of the foreign leaf, where ours would not betray another: heads and their width are one axis here."""
 
 
 # --- flax ---
 
 
 def from_flax(variables: Mapping[str, Any], *, world_vector_limit: float | None = None) -> RT1:
-    """An RT1 in evaluation mode with the weights of a flax variables tree, flat ("params/a/kernel") or nested.
+    """An RT1 in evaluation mode with the weights of a flax variables tree: nested, or flat with keys such as
+    "params/a/kernel" or ("params", "a", "kernel").
 
     The configuration follows from the shapes; a flax tree means SAME padding and the JAX mask, except where it embeds
     previous actions, which only image tokens of later steps see: the TensorFlow mask.
-    `world_vector_limit` is not in the tree: by default 2 for 512 bins (RT-1-X), else 1.
+    `world_vector_limit` is not in the tree: by default 2 for 512 bins (RT-1-X), else 1. Raises ValueError for leaves
+    that are missing, left over, of another shape or not finite.
     """
+    if not isinstance(variables, Mapping):
+        raise ValueError(
+            f"flax tree: expected a mapping with 'params' and 'batch_stats', got {type(variables).__name__}"
+        )
     leaves = dict(_flat(variables))
     config = flax_config(leaves, world_vector_limit=world_vector_limit)
     with torch.device("meta"):
         model = config.build()
     table = list(_flax_leaves(config))
     _require_equal({leaf.theirs for leaf in table}, set(leaves), "flax tree")
-    state = {leaf.ours: torch.tensor(leaf.turned(np.asarray(leaves[leaf.theirs], np.float32))) for leaf in table}
+    state = {leaf.ours: _turned(leaf, leaves[leaf.theirs]) for leaf in table}
     _require_shapes(model.state_dict(), state, {leaf.ours: leaf.theirs for leaf in table})
+    broken = [leaf.theirs for leaf in table if not state[leaf.ours].isfinite().all()]
+    if broken:
+        raise ValueError(f"flax tree: NaN or infinity in {_listed(broken)}")
     model.load_state_dict(state, assign=True)
     return model.eval()
 
@@ -58,18 +69,21 @@ def from_flax(variables: Mapping[str, Any], *, world_vector_limit: float | None 
 def flax_config(leaves: Mapping[str, Any], *, world_vector_limit: float | None = None) -> RT1Config:
     """The configuration that a flat flax tree's shapes imply."""
 
-    def shape(path: str) -> tuple[int, ...]:
+    def shape(path: str, axes: int = 2) -> tuple[int, ...]:
         if path not in leaves:
             raise ValueError(f"flax tree: {path} is missing; is this a tree of RT-1 with 'params' and 'batch_stats'?")
-        return tuple(np.shape(leaves[path]))
+        found = tuple(np.shape(leaves[path]))
+        if len(found) != axes:
+            raise ValueError(f"flax tree: {path} has shape {found}, an RT-1's has {axes} axes")
+        return found
 
     block = "params/Transformer_0/TransformerBlock_0"
-    width, heads, key_size = shape(f"{block}/MultiHeadDotProductAttention_0/query/kernel")
+    width, heads, key_size = shape(f"{block}/MultiHeadDotProductAttention_0/query/kernel", axes=3)
     positions, bins = shape("params/Transformer_0/Dense_1/kernel")[0], shape("params/Transformer_0/Dense_2/kernel")[1]
     learner = any(path.startswith(f"params/{_LEARNER}/") for path in leaves)
     one_hot = "params/Dense_0/kernel" in leaves
     backbone = EfficientNetConfig()
-    tokens = shape(f"params/{_LEARNER}/token_masking/Dense_1/bias")[0] if learner else backbone.grid(300) ** 2
+    tokens = shape(f"params/{_LEARNER}/token_masking/Dense_1/bias", axes=1)[0] if learner else backbone.grid(300) ** 2
     step_size = tokens + rt1_action_spec().size
     if positions % step_size:
         raise ValueError(f"flax tree: {positions} positions are not a whole number of steps of {step_size} tokens")
@@ -87,10 +101,10 @@ def flax_config(leaves: Mapping[str, Any], *, world_vector_limit: float | None =
         num_steps=positions // step_size,
         num_image_tokens=tokens,
         token_learner=learner,
-        feature_width=shape("params/image_tokenizer/Conv_0/kernel")[-1],
+        feature_width=shape("params/image_tokenizer/Conv_0/kernel", axes=4)[-1],
         previous_actions="one_hot" if one_hot else "zeros",
         bins=bins,
-        world_vector_limit=world_vector_limit or (2.0 if bins == 512 else 1.0),
+        world_vector_limit=(2.0 if bins == 512 else 1.0) if world_vector_limit is None else world_vector_limit,
     )
 
 
@@ -144,11 +158,12 @@ def _flax_layer(config: TransformerConfig, number: int) -> Iterator[_Leaf]:
     ours, theirs = f"transformer.blocks.{number}", f"Transformer_0/TransformerBlock_{number}"
     yield from _norm(f"{ours}.attention_norm", f"{theirs}/LayerNorm_0")
     yield from _norm(f"{ours}.feed_forward_norm", f"{theirs}/LayerNorm_1")
+    heads, width = (config.num_heads, config.key_size), (config.width,)
     for part in ("query", "key", "value", "out"):
-        path = f"params/{theirs}/MultiHeadDotProductAttention_0/{part}"
-        turned = _heads_out if part == "out" else _heads_in
-        yield _Leaf(ours=f"{ours}.attention.{part}.weight", theirs=f"{path}/kernel", turned=turned)
-        yield _Leaf(ours=f"{ours}.attention.{part}.bias", theirs=f"{path}/bias", turned=np.ravel)
+        path, weight = f"params/{theirs}/MultiHeadDotProductAttention_0/{part}", f"{ours}.attention.{part}"
+        turned, given, made = (_heads_out, heads, width) if part == "out" else (_heads_in, width, heads)
+        yield _Leaf(ours=f"{weight}.weight", theirs=f"{path}/kernel", turned=turned, shape=given + made)
+        yield _Leaf(ours=f"{weight}.bias", theirs=f"{path}/bias", turned=np.ravel, shape=made)
     dense = ("swish", "gate", "out") if config.feed_forward == "swiglu" else ("out",)
     for place, name in enumerate(dense):
         kernel = f"params/{theirs}/Dense_{place}/kernel"
@@ -181,6 +196,20 @@ def _film(ours: str, theirs: str) -> Iterator[_Leaf]:
     yield from _dense(f"{ours}.mult", f"{theirs}/Dense_1")
 
 
+def _turned(leaf: _Leaf, value: Any) -> Tensor:
+    """float32 in our axes. Raises ValueError naming the leaf."""
+    if leaf.shape is not None and np.shape(value) != leaf.shape:
+        raise ValueError(
+            f"flax tree: {leaf.theirs} has shape {np.shape(value)}, by the others it should be {leaf.shape}"
+        )
+    try:
+        return torch.tensor(leaf.turned(np.asarray(value, np.float32)))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"flax tree: {leaf.theirs}, a {type(value).__name__} of shape {np.shape(value)}, is no such weight: {error}"
+        ) from error
+
+
 def _conv(kernel_HWIO: np.ndarray) -> np.ndarray:
     return kernel_HWIO.transpose(3, 2, 0, 1)
 
@@ -199,12 +228,13 @@ def _heads_out(kernel: np.ndarray) -> np.ndarray:
     return kernel.reshape(-1, kernel.shape[-1]).T
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
+def _flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        name = "/".join(key) if isinstance(key, tuple) else key
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}/")
         else:
-            yield prefix + name, value
+            yield f"{prefix}{name}", value
 
 
 def _count(leaves: Mapping[str, Any], prefix: str) -> int:

@@ -26,6 +26,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from rt_models.config_checks import require_choices, require_sizes
 from rt_models.input_checks import require_rows
 from rt_models.layers import LecunLinear
 from rt_models.rt2_answers import AnswerModel, RowLosses, Targets, gathered, packing_order
@@ -33,6 +34,7 @@ from rt_models.rt2_decoder import DecoderConfig, KeyValueCache
 from rt_models.rt2_images import PictureConfig, normalised, pictures
 from rt_models.rt2_text import FIELDS, RT2Text, RT2TextConfig
 from rt_models.rt2_tokenizer import MergedBytes
+from rt_models.rt2_vocabulary import PlainTokenizer
 from rt_models.spec import ActionSpec
 from rt_models.vit import ViTConfig
 
@@ -57,10 +59,8 @@ class RT2Config:
     """"blocks": blocks are computed a second time in the backward pass, to save memory."""
 
     def __post_init__(self) -> None:
-        if self.vocab_size < 2 or self.max_tokens < 1:
-            raise ValueError(
-                f"vocab_size {self.vocab_size} must be at least 2, max_tokens {self.max_tokens} at least 1"
-            )
+        require_sizes(self, "vocab_size", "max_tokens")
+        require_choices(self)
         self.num_patches()
 
     @staticmethod
@@ -79,9 +79,12 @@ class RT2Config:
     def action_spec(self) -> ActionSpec:
         return self.text.spec()
 
+    def build_tokenizer(self) -> PlainTokenizer:
+        return self.tokenizer.build()
+
     def build_text(self) -> RT2Text:
         """What turns texts and actions into this model's tokens and back."""
-        return self.text.build(self.tokenizer.build(), max_tokens=self.max_tokens)
+        return self.text.build(self.build_tokenizer(), max_tokens=self.max_tokens)
 
     def num_patches(self) -> int:
         """Positions that one picture takes in a row."""
@@ -135,7 +138,7 @@ class RT2(AnswerModel):
         batch, length = self._checked_caption(caption_BL)
         if image is None:
             image = torch.zeros(batch, 0, 3, 1, 1, device=caption_BL.device)
-        image_BICHW = self._checked_image(image[:, None] if image.dim() == 4 else image, batch)
+        image_BICHW = self._checked_image(image, batch)
         place_BI = torch.arange(batch * image_BICHW.shape[1], device=caption_BL.device).view(batch, -1)
         row = self._row(image_BICHW.flatten(0, 1), place_BI, caption_BL, torch.ones_like(caption_BL, dtype=torch.bool))
         rows_BR = row.first_token_B[:, None] + torch.arange(length, device=caption_BL.device)
@@ -145,7 +148,7 @@ class RT2(AnswerModel):
 
     def row_losses(self, batch: Mapping[str, Tensor]) -> RowLosses:
         """The losses of answers, row by row; `loss(batch)` is their mean."""
-        row, targets = self._batch_row(batch, augment=self.training), Targets.of(batch["answer_mask"])
+        row, targets = self._batch_row(batch, augment=self.training), Targets.of(batch)
         rows_BR = (row.first_token_B[:, None] + targets.place_BR - 1).clamp(min=0)
         prefix_B = self._prefix(row, row.first_token_B + targets.prompt_B)
         output_BRD = self.decoder(row.content_BSD, prefix_B, rows_BR)
@@ -204,29 +207,32 @@ class RT2(AnswerModel):
 
     def _checked_caption(self, caption_BL: Tensor) -> tuple[int, int]:
         limit, vocab_size = self.config.max_tokens, self.config.vocab_size
-        if caption_BL.dim() != 2 or caption_BL.dtype != torch.int64 or not 0 < caption_BL.shape[1] <= limit:
-            raise ValueError(
-                f"caption: expected int64 (B, L) with 1 to {limit} tokens, "
-                f"got {caption_BL.dtype} {tuple(caption_BL.shape)}"
-            )
-        if caption_BL.device.type == "cpu" and not 0 <= int(caption_BL.min()) <= int(caption_BL.max()) < vocab_size:
-            raise ValueError(
-                f"caption: expected ids from 0 to {vocab_size - 1}, got {int(caption_BL.min())} to "
-                f"{int(caption_BL.max())}"
-            )
+        fits = isinstance(caption_BL, Tensor) and caption_BL.dim() == 2 and caption_BL.dtype == torch.int64
+        if not fits or not 0 < caption_BL.shape[1] <= limit:
+            raise ValueError(f"caption: expected int64 (B, L) with 1 to {limit} tokens, got {_described(caption_BL)}")
+        low, high = (0, 0)
+        if caption_BL.device.type == "cpu" and caption_BL.numel():
+            low, high = (int(bound) for bound in caption_BL.aminmax())
+        if low < 0 or high >= vocab_size:
+            raise ValueError(f"caption: expected ids from 0 to {vocab_size - 1}, got {low} to {high}")
         return caption_BL.shape[0], caption_BL.shape[1]
 
-    def _checked_image(self, image_BICHW: Tensor, batch: int) -> Tensor:
+    def _checked_image(self, image: Tensor, batch: int) -> Tensor:
+        """(B, I, 3, size, size)"""
         size = self.config.picture.image_size
-        wrong = not image_BICHW.is_floating_point() or image_BICHW.dim() != 5 or len(image_BICHW) != batch
-        if wrong or (image_BICHW.shape[1] and tuple(image_BICHW.shape[2:]) != (3, size, size)):
+        fits = isinstance(image, Tensor) and image.is_floating_point() and image.dim() in (4, 5) and len(image) == batch
+        if not fits or (image.numel() and tuple(image.shape[-3:]) != (3, size, size)):
             raise ValueError(
                 f"image: expected float RGB ({batch}, 3, {size}, {size}) or ({batch}, I, 3, {size}, {size}) in [0, 1], "
-                f"got {image_BICHW.dtype} {tuple(image_BICHW.shape)}"
+                f"got {_described(image)}"
             )
-        if image_BICHW.device.type == "cpu" and not bool(torch.isfinite(image_BICHW).all()):
+        if image.device.type == "cpu" and not bool(torch.isfinite(image).all()):
             raise ValueError("image: expected finite values, got NaN or infinity")
-        return image_BICHW
+        return image[:, None] if image.dim() == 4 else image
+
+
+def _described(value: object) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rt_models.input_checks import require_answers
+
 
 @dataclass(frozen=True, kw_only=True)
 class RowLosses:
@@ -58,7 +60,9 @@ class Targets:
     """int64: tokens before the first target."""
 
     @staticmethod
-    def of(answer_mask_BL: Tensor) -> Targets:
+    def of(batch: Mapping[str, Tensor]) -> Targets:
+        require_answers(batch)
+        answer_mask_BL = batch["answer_mask"]
         count_B = answer_mask_BL.sum(dim=1)
         order_BL = (~answer_mask_BL).to(torch.uint8).argsort(dim=1, stable=True)
         place_BR = order_BL[:, : max(1, int(count_B.max()))]

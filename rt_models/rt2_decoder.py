@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from rt_models.config_checks import require_share, require_sizes
 from rt_models.layers import LecunLinear
 from rt_models.recompute import recomputed
 from rt_models.rt2_answers import gathered
@@ -40,6 +41,10 @@ class DecoderConfig:
     """On what each half of a block adds."""
 
     def __post_init__(self) -> None:
+        require_sizes(self, "width", "num_layers", "num_heads", "num_key_value_heads", "hidden", part="decoder.")
+        require_share(self, "dropout", "decoder.")
+        if not self.rope_base > 0:
+            raise ValueError(f"decoder.rope_base must be above 0, got {self.rope_base}")
         if self.width % (2 * self.num_heads):
             raise ValueError(f"decoder.width {self.width} must be a multiple of 2 x num_heads {self.num_heads}")
         if self.num_heads % self.num_key_value_heads:

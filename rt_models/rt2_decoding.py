@@ -115,7 +115,8 @@ def predict_actions(
     """The actions for a batch of robot prompts ("frames", "image_index", "tokens", "token_mask").
 
     `action_mask_BA` bool: False where a row's dataset has no such dimension; it is said to be 0, as in training.
-    `plan_room` above 0 lets the model say a plan of so many tokens first; the prompts must ask for one.
+    `plan_room` above 0 lets the model say a plan of so many tokens first; the prompts must ask for one. Raises
+    ValueError where the model's logits are not finite.
     """
     _require_vocabulary(model, text)
     strategy = strategy or Greedy()
@@ -145,6 +146,8 @@ def _say_field(
     ids_C = torch.tensor(text.action_ids[: text.num_choices()[number]], device=logits_BV.device)
     logits_BC = logits_BV[:, ids_C]
     mass_B = (logits_BC.logsumexp(dim=-1) - logits_BV.logsumexp(dim=-1)).exp()
+    if not bool(mass_B.isfinite().all()):  # any choice among them would look like an action
+        raise ValueError("the model's logits are not finite: its weights have diverged or are damaged, load others")
     invalid_B = ~torch.isin(logits_BV.argmax(dim=-1), ids_C)
     value_C = text.bin_values(number).to(logits_BV.device)
     bins_B = choose(logits_BC)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rt_models.config_checks import require_choices, require_sizes
 from rt_models.input_stage import distinct, pad_crop
 from rt_models.keyed_random import mix
 
@@ -34,8 +35,8 @@ class PictureConfig:
     crop_seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.image_size < 1:
-            raise ValueError(f"picture.image_size must be at least 1 pixel, got {self.image_size}")
+        require_sizes(self, "image_size", part="picture.")
+        require_choices(self, "picture.")
 
 
 def pictures(

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from rt_models.action_tokens import decode, encode
+from rt_models.config_checks import require_choices, require_sizes
 from rt_models.rt2_vocabulary import ActionVocabulary, IntegerTokens, Tokenizer
 from rt_models.spec import ActionSpec, rt1_action_spec
 
@@ -31,6 +32,9 @@ FIELDS = (
     *(f"rotation_delta_{axis}" for axis in "xyz"),
     "gripper_closedness_action",
 )
+
+
+_PLACES = {"robot_prompt": "instruction", "plan_prompt": "instruction", "question_prompt": "question"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,14 @@ class RT2TextConfig:
     """Prompt of a web example without a question."""
 
     def __post_init__(self) -> None:
+        require_sizes(self, "frames", "bins", part="text.")
+        require_choices(self, "text.")
+        for name, word in _PLACES.items():
+            template, place = getattr(self, name), f"{{{word}}}"
+            if place not in template or set("{}").intersection(template.replace(place, "")):
+                raise ValueError(f"text.{name} must hold {place} and no other braces, got {template!r}")
+        if not self.action_mark.strip():
+            raise ValueError("text.action_mark is empty, and something must stand between a plan and its action")
         unknown = [name for name in self.fields if name not in self.spec().names]
         if unknown or not self.fields or len(set(self.fields)) < len(self.fields):
             raise ValueError(

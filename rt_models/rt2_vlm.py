@@ -1,7 +1,7 @@
 """RT-2 on a pretrained vision-language model of transformers: RT2's methods and batch, a folder's or the hub's weights.
 
-PaliGemma first, being the open PaLI; SmolVLM (and Idefics3) second. What differs between them is in the small family
-classes. Needs the extra `vlm`.
+PaliGemma first, being the open PaLI; SmolVLM and Qwen2-VL beside it. What differs between them is in the small classes
+of rt2_families.py. Needs the extra `vlm`.
 
 The rows, the loss on answers and the decoding are those of rt2.py: pictures before the text, distinct frames encoded
 once, logits only where an answer stands. Under DeepSpeed ZeRO-3, transformers creates the parameters sharded while it
@@ -13,7 +13,8 @@ D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +22,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rt_models.config_checks import require_choices, require_share, require_sizes
 from rt_models.input_checks import require_rows
 from rt_models.rt2_answers import AnswerModel, RowLosses, Targets, gathered, packing_order
+from rt_models.rt2_families import FAMILIES, Family
 from rt_models.rt2_images import PictureConfig, normalised, pictures
 from rt_models.rt2_text import RT2Text, RT2TextConfig
 from rt_models.rt2_vocabulary import AddedTokens, ReservedTokens, TransformersTokenizer
@@ -59,6 +62,11 @@ class LoRA:
     embeddings: Literal["frozen", "trained"] = "frozen"
     """"trained": the token embeddings too, which tokens that are new need."""
 
+    def __post_init__(self) -> None:
+        require_sizes(self, "rank", "alpha", part="tuning.")
+        require_share(self, "dropout", "tuning.")
+        require_choices(self, "tuning.")
+
     def apply(self, vlm: Any, family: Family) -> None:
         from peft import LoraConfig, inject_adapter_in_model
 
@@ -68,82 +76,6 @@ class LoRA:
         if self.embeddings == "trained":
             vlm.get_input_embeddings().requires_grad_(True)
             vlm.get_output_embeddings().requires_grad_(True)
-
-
-# --- What differs between families ---
-
-
-class Family:
-    """One kind of vision-language model: where its parts are and how a picture stands in a row."""
-
-    language: str
-    """Name of the language model inside."""
-    first_position = 0
-    """Position of a row's first token."""
-
-    def vision(self, vlm: Any) -> nn.Module:
-        raise NotImplementedError
-
-    def num_patches(self, config: Any) -> int:
-        raise NotImplementedError
-
-    def image_ids(self, config: Any, tokenizer: Any) -> list[int]:
-        """The tokens of one picture in a row; those equal to the image token take its patches."""
-        return [config.image_token_id] * self.num_patches(config)
-
-    def patches(self, vlm: Any, image_NCHW: Tensor) -> Tensor:
-        """float (N, P, D) from normalised pictures."""
-        raise NotImplementedError
-
-    def prefix_arguments(self, prefix_B: Tensor, length: int) -> dict[str, Tensor]:
-        """What tells the model that the first `prefix_B` positions of a row see each other; nothing: all is causal."""
-        return {}
-
-
-class PaliGemma(Family):
-    """SigLIP and Gemma; picture and prompt see all of each other (arXiv 2407.07726)."""
-
-    language = "language_model"
-    first_position = 1
-
-    def vision(self, vlm: Any) -> nn.Module:
-        return vlm.model.vision_tower
-
-    def num_patches(self, config: Any) -> int:
-        return (config.vision_config.image_size // config.vision_config.patch_size) ** 2
-
-    def patches(self, vlm: Any, image_NCHW: Tensor) -> Tensor:
-        return vlm.model.get_image_features(image_NCHW).pooler_output
-
-    def prefix_arguments(self, prefix_B: Tensor, length: int) -> dict[str, Tensor]:
-        positions = torch.arange(length, device=prefix_B.device)
-        return {"token_type_ids": (positions >= prefix_B[:, None]).long()}
-
-
-class SmolVLM(Family):
-    """SigLIP and a Llama, SmolVLM and Idefics3; a picture is one tile between marks, and all is causal."""
-
-    language = "text_model"
-
-    def vision(self, vlm: Any) -> nn.Module:
-        return vlm.model.vision_model
-
-    def num_patches(self, config: Any) -> int:
-        vision = config.vision_config
-        return (vision.image_size // vision.patch_size) ** 2 // config.scale_factor**2
-
-    def image_ids(self, config: Any, tokenizer: Any) -> list[int]:
-        around, whole = (
-            [number] if number is not None and number != tokenizer.unk_token_id else []
-            for number in map(tokenizer.convert_tokens_to_ids, ("<fake_token_around_image>", "<global-img>"))
-        )
-        return [*around, *whole, *super().image_ids(config, tokenizer), *around]
-
-    def patches(self, vlm: Any, image_NCHW: Tensor) -> Tensor:
-        return torch.stack(list(vlm.model.get_image_features(image_NCHW[:, None]).pooler_output))
-
-
-FAMILIES: dict[str, Family] = {"paligemma": PaliGemma(), "smolvlm": SmolVLM(), "idefics3": SmolVLM()}
 
 
 # --- The model ---
@@ -166,6 +98,10 @@ class RT2VLMConfig:
     crop_seed: int = 0
     activation_checkpointing: Literal["off", "blocks"] = "off"
 
+    def __post_init__(self) -> None:
+        require_sizes(self, "max_tokens")
+        require_choices(self)
+
     @staticmethod
     def paligemma(path: str, **settings: Any) -> RT2VLMConfig:
         """PaliGemma's own form: a line break ends a prompt, location tokens are the action tokens."""
@@ -178,13 +114,36 @@ class RT2VLMConfig:
     def action_spec(self) -> ActionSpec:
         return self.text.spec()
 
+    def build_tokenizer(self) -> TransformersTokenizer:
+        """The tokenizer beside the weights."""
+        return TransformersTokenizer(self._load("AutoTokenizer"))
+
     def build_text(self) -> RT2Text:
-        """What turns texts and actions into this model's tokens and back, with the tokenizer beside the weights."""
-        return self.text.build(TransformersTokenizer(self._load("AutoTokenizer")), max_tokens=self.max_tokens)
+        """What turns texts and actions into this model's tokens and back."""
+        return self.text.build(self.build_tokenizer(), max_tokens=self.max_tokens)
 
     def build(self) -> RT2VLM:
         """The model. Raises OSError where `path` is missing, ValueError for a kind of model that is not known here."""
         return RT2VLM(self)
+
+    def require_loadable(self) -> None:
+        """Raise OSError or ValueError where `build` would, as far as that is known without reading all weights."""
+        from safetensors import SafetensorError, safe_open
+
+        with torch.device("meta"):
+            self.build()
+        folder = Path(self.path).expanduser()
+        if self.weights == "random" or not folder.is_dir():
+            return
+        files = sorted(folder.glob("*.safetensors"))
+        if not files and not any(folder.glob("*.bin")):
+            raise OSError(f"model {self.path}: no weights are in it; --model.weights random takes only its sizes")
+        for file in files:
+            try:
+                with safe_open(file, "pt"):
+                    pass
+            except SafetensorError as error:
+                raise OSError(f"{file} is cut or damaged ({error}): fetch it again") from None
 
     def load(self) -> tuple[Any, Family, list[int]]:
         """(the model of transformers, its family, the tokens of one picture)."""
@@ -202,7 +161,8 @@ class RT2VLMConfig:
         else:
             # Random values cannot be drawn into sharded parameters: the model is made whole and sharded afterwards.
             unset_hf_deepspeed_config()
-            vlm = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype)
+            with self._named():
+                vlm = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype)
         needed = self.build_text().vocab_size
         if isinstance(self.text.vocabulary, AddedTokens) and needed > vlm.get_input_embeddings().num_embeddings:
             vlm.resize_token_embeddings(needed)
@@ -216,10 +176,19 @@ class RT2VLMConfig:
         local = Path(self.path).expanduser()
         if not local.is_dir() and (self.path.startswith((".", "/", "~")) or self.path.count("/") != 1):
             raise OSError(f"model folder {self.path}: it is not there; give a saved folder or a hub name OWNER/MODEL")
-        try:
+        settings["trust_remote_code"] = False
+        with self._named():
             return getattr(transformers, kind).from_pretrained(str(local) if local.is_dir() else self.path, **settings)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Around transformers, which raises whatever it stumbles over where a folder is not as it was saved."""
+        try:
+            yield
+        except MemoryError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
             raise OSError(f"model {self.path}: {reason} (give a saved folder or a hub name OWNER/MODEL)") from error
 
 
@@ -231,6 +200,8 @@ class VLMCache:
     seen_BS: Tensor
     length_B: Tensor
     """int64: real positions of each row."""
+    pictures_B: Tensor
+    """int64: pictures that each row begins with."""
 
 
 class RT2VLM(AnswerModel):
@@ -244,16 +215,21 @@ class RT2VLM(AnswerModel):
         if config.activation_checkpointing == "blocks":
             self.vlm.gradient_checkpointing_enable({"use_reentrant": False})
             self.vlm.enable_input_require_grads()
-        size = self.vlm.config.vision_config.image_size
+        size = self.family.image_size(self.vlm.config)
         self.picture = PictureConfig(image_size=size, robot_crop=config.robot_crop, crop_seed=config.crop_seed)
 
     @property
     def vocab_size(self) -> int:
         return self.vlm.get_input_embeddings().num_embeddings
 
+    def language_layers(self) -> list[nn.Module]:
+        """The linear layers of the language model's blocks, adapters among them."""
+        named = self.vlm.named_modules()
+        return [part for name, part in named if f".{self.family.language}." in name and isinstance(part, nn.Linear)]
+
     def row_losses(self, batch: Mapping[str, Tensor]) -> RowLosses:
         """The losses of answers, row by row; `loss(batch)` is their mean."""
-        row, targets = self._batch_row(batch, augment=self.training), Targets.of(batch["answer_mask"])
+        row, targets = self._batch_row(batch, augment=self.training), Targets.of(batch)
         hidden_BSD = self._outputs(row, row.first_token_B + targets.prompt_B).last_hidden_state
         rows_BR = (row.first_token_B[:, None] + targets.place_BR - 1).clamp(min=0)
         return targets.losses(self._logits(gathered(hidden_BSD, rows_BR)[targets.real_BR]), batch["tokens"])
@@ -266,7 +242,8 @@ class RT2VLM(AnswerModel):
         past = DynamicCache(config=self.vlm.config)
         output = self._outputs(row, row.length_B, past_key_values=past, use_cache=True)
         last_BD = gathered(output.last_hidden_state, (row.length_B - 1)[:, None])[:, 0]
-        return self._logits(last_BD), VLMCache(past=past, seen_BS=row.real_BS, length_B=row.length_B)
+        cache = VLMCache(past=past, seen_BS=row.real_BS, length_B=row.length_B, pictures_B=row.pictures_B)
+        return self._logits(last_BD), cache
 
     def advance(self, tokens_B: Tensor, cache: VLMCache, active_B: Tensor) -> Tensor:
         """float (B, V) logits once `tokens_B` stand at the rows' ends; rows that are not active stay as they are."""
@@ -275,7 +252,7 @@ class RT2VLM(AnswerModel):
         output = self.vlm.model(
             inputs_embeds=self.vlm.get_input_embeddings()(tokens_B)[:, None],
             attention_mask=now_BS.long(),
-            position_ids=cache.length_B[:, None] + self.family.first_position,
+            position_ids=self.family.positions(self.vlm.config, cache.length_B[:, None], cache.pictures_B),
             past_key_values=cache.past,
             use_cache=True,
         )
@@ -296,6 +273,7 @@ class RT2VLM(AnswerModel):
         return _Row(
             ids_BS=ids_BS.gather(1, order_BS),
             real_BS=real_BS.gather(1, order_BS),
+            pictures_B=real_BI.sum(dim=1),
             first_token_B=real_BI.sum(dim=1) * len(image_ids),
             length_B=real_BS.sum(dim=1),
             patches_MPD=self._patches(image_NCHW)[place_BI[real_BI]],
@@ -314,11 +292,11 @@ class RT2VLM(AnswerModel):
         patches = row.patches_MPD.to(embedded_BSD.dtype)
         embedded_BSD = embedded_BSD.masked_scatter(is_patch_BS[..., None], patches)
         length = row.ids_BS.shape[1]
-        positions = torch.arange(length, device=row.ids_BS.device) + self.family.first_position
+        place_BS = torch.arange(length, device=row.ids_BS.device).expand(len(row.ids_BS), -1)
         return self.vlm.model(
             inputs_embeds=embedded_BSD,
             attention_mask=row.real_BS.long(),
-            position_ids=positions.expand(len(row.ids_BS), -1),
+            position_ids=self.family.positions(self.vlm.config, place_BS, row.pictures_B),
             **self.family.prefix_arguments(prefix_B, length),
             **settings,
         )
@@ -335,6 +313,8 @@ class _Row:
 
     ids_BS: Tensor
     real_BS: Tensor
+    pictures_B: Tensor
+    """int64: pictures that it begins with."""
     first_token_B: Tensor
     """int64: position of the first token, after the pictures."""
     length_B: Tensor

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -139,8 +139,10 @@ class LeastFrequentTokens:
     lowest id. Special tokens are left alone.
     """
 
+    frequency: Literal["rank", "corpus"] = "rank"
+    """Whose: "corpus": of the texts that the run trains on (rtp train counts them), or of those given to `counted`."""
     ids: tuple[int, ...] = ()
-    """Chosen by `counted`; empty: by rank."""
+    """What was counted in a corpus, in order."""
 
     @staticmethod
     def counted(tokenizer: Tokenizer, texts: Iterable[str], *, bins: int = 256) -> LeastFrequentTokens:
@@ -150,9 +152,12 @@ class LeastFrequentTokens:
             np.add.at(counts_V, tokenizer.encode(text), 1)
         free = _free_ids(tokenizer, bins)
         rarest_first = free[np.lexsort((-free, counts_V[free]))]
-        return LeastFrequentTokens(ids=tuple(int(number) for number in np.sort(rarest_first[:bins])))
+        ids = tuple(int(number) for number in np.sort(rarest_first[:bins]))
+        return LeastFrequentTokens(frequency="corpus", ids=ids)
 
     def build(self, tokenizer: Tokenizer, bins: int) -> tuple[int, ...]:
+        if self.frequency == "corpus" and not self.ids:
+            raise ValueError("action vocabulary: frequency corpus needs the corpus: give --data, or ids from `counted`")
         if not self.ids:
             return tuple(int(number) for number in _free_ids(tokenizer, bins)[-bins:])
         if len(set(self.ids)) != bins or not 0 <= min(self.ids) <= max(self.ids) < tokenizer.vocab_size:
@@ -173,7 +178,8 @@ def _single_tokens(tokenizer: Tokenizer, words: list[str]) -> tuple[int, ...]:
         if len(encoded) != 1 or encoded[0] in ids or encoded[0] == tokenizer.unk_id:
             raise ValueError(
                 f"action vocabulary: this tokenizer has no token of its own for {word!r}, and {len(words)} bins need "
-                f"{words[0]!r} to {words[-1]!r}: use LeastFrequentTokens or AddedTokens"
+                f"{words[0]!r} to {words[-1]!r}: use LeastFrequentTokens or AddedTokens, or a tokenizer that has them "
+                f"(first_integer and num_integers of an RT-2 from scratch)"
             )
         ids += encoded
     return tuple(ids)

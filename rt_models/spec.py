@@ -157,7 +157,10 @@ class ImageRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetContract:
-    """One dataset's side of the contract: which dimensions it has, their statistics and the transform applied."""
+    """One dataset's side of the contract: which dimensions it has, their statistics and the transform applied.
+
+    `arm` says what an action of the arm is: what the source commanded, or the displacement that its state then reached.
+    """
 
     name: str
     version: str
@@ -166,6 +169,7 @@ class DatasetContract:
     units: tuple[str, ...]
     statistics: ActionStatistics
     transform: AffineTransform
+    arm: Literal["commanded", "reached"] = "commanded"
 
     def completed(self, physical: np.ndarray) -> np.ndarray:
         """Physical actions (..., A) with the store's constant in dimensions that the dataset does not have.
@@ -190,7 +194,11 @@ class Contract:
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        return json.loads(json.dumps(asdict(self)))
+        data = json.loads(json.dumps(asdict(self)))
+        for dataset in data["datasets"]:
+            if dataset["arm"] == "commanded":  # left out, so that contracts older than the choice keep their id
+                del dataset["arm"]
+        return data
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Contract:
@@ -219,6 +227,11 @@ class Contract:
 
     def require_readable(self, store: Contract, *, where: str) -> None:
         """Raise ContractMismatch unless data under the contract `store` mean what this one (a model's) expects."""
+        if not self.datasets:
+            raise ContractMismatch(
+                f"the model is bound to no dataset, so what its actions mean in {where} is unknown: import its weights "
+                f"again with rtp import-weights ... --data {where}"
+            )
         theirs = store.datasets[0]
         ours = next((dataset for dataset in self.datasets if dataset.name == theirs.name), None)
         sides = [
@@ -275,6 +288,7 @@ class BatchField:
     dtype: str
     axes: str
     meaning: str
+    optional: bool = False
 
 
 BATCH: dict[str, BatchField] = {
@@ -290,16 +304,23 @@ BATCH: dict[str, BatchField] = {
     "store": BatchField(dtype="int64", axes="B", meaning="number of the store in the mixture"),
     "episode": BatchField(dtype="int64", axes="B", meaning="number of the episode in its store"),
     "step": BatchField(dtype="int64", axes="B", meaning="step, from 0, at which the window ends"),
+    "object_mask": BatchField(
+        dtype="uint8",
+        axes="FHW",
+        meaning="marks the objects meant in `frames`, 0..255 (MOO); stores hold none, a reader of one's own adds it",
+        optional=True,
+    ),
 }
 
 
 def check_batch(batch: Mapping[str, Any], *, action_size: int) -> None:
     """Raise ValueError unless `batch` (arrays or tensors) satisfies `BATCH`; tests call it at the loader's exit."""
-    if set(batch) != set(BATCH):
-        missing, extra = sorted(set(BATCH) - set(batch)), sorted(set(batch) - set(BATCH))
+    needed = {key for key, field in BATCH.items() if not field.optional}
+    missing, extra = sorted(needed - set(batch)), sorted(set(batch) - set(BATCH))
+    if missing or extra:
         raise ValueError(f"batch keys: missing {missing}, extra {extra}")
     sizes = {"A": action_size, "C": 3, "D": EMBEDDING_WIDTH}
-    for key, field in BATCH.items():
+    for key, field in ((key, BATCH[key]) for key in BATCH if key in batch):
         dtype, shape = str(batch[key].dtype).removeprefix("torch."), tuple(batch[key].shape)
         if dtype != field.dtype or len(shape) != len(field.axes):
             raise ValueError(f"batch[{key!r}] is {dtype} {shape}, expected {field.dtype} with axes {field.axes}")

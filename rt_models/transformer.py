@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from rt_models.config_checks import require_choices, require_sizes
 from rt_models.layers import LecunLinear, truncated_normal_
 from rt_models.sequence import Answered, Layout, MaskRule, RowPlan
 
@@ -36,8 +37,15 @@ class TransformerConfig:
     """One linear layer (JAX's without bias, TensorFlow's with), or SwiGLU."""
     mask: MaskRule = "tf"
     """Whether image tokens see earlier action positions ("tf") or nobody does ("jax")."""
+    episode_start: Literal["last_places", "first_places"] = "last_places"
+    """Which places of a window the steps take that are fewer than it holds: the last, behind padding (RT-1-X's training
+    data), or the first (the TensorFlow release at work). Only their position embeddings differ."""
     dropout: float = 0.1
     """On attention weights and on the feed-forward's output."""
+
+    def __post_init__(self) -> None:
+        require_sizes(self, "num_layers", "num_heads", "key_size", "width", "hidden", part="transformer.")
+        require_choices(self, "transformer.")
 
     def build(self, layout: Layout, *, in_width: int, bins: int) -> Transformer:
         return Transformer(self, layout, in_width, bins)
@@ -130,7 +138,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: TransformerConfig, layout: Layout, in_width: int, bins: int) -> None:
         super().__init__()
-        self.layout = layout
+        self.layout, self.episode_start = layout, config.episode_start
         self.plan_all = RowPlan(layout, config.mask, "all")
         self.plan_last = RowPlan(layout, config.mask, "last")
         self.token_projection = LecunLinear(in_width, config.width)
@@ -155,7 +163,7 @@ class Transformer(nn.Module):
             batch, steps, _, width = image_BTKD.shape
             action_BTAD = image_BTKD.new_zeros(batch, steps, self.layout.num_action_tokens, width)
         content_BND = torch.cat([image_BTKD, action_BTAD], dim=2).flatten(1, 2)
-        x_BRD = self.token_projection(content_BND[:, plan.rows_R]) + self.position(plan.rows_R)
+        x_BRD = self.token_projection(content_BND[:, plan.rows_R]) + self.position(self._places(plan, step_mask_BT))
         mask = plan.mask_RS
         if step_mask_BT is not None:
             # Padding attends to padding, or its softmax would have nothing to normalise by.
@@ -166,3 +174,10 @@ class Transformer(nn.Module):
             x_BRD = block(x_BRD, plan.keys_S, mask)
         x_BOD = last(x_BRD, plan.keys_S, mask[..., plan.outputs_O, :], plan.outputs_O)
         return rearrange(self.output(x_BOD), "b (t a) v -> b t a v", a=self.layout.num_action_tokens)
+
+    def _places(self, plan: RowPlan, step_mask_BT: Tensor | None) -> Tensor:
+        """int64 (R,) or (B, R): the positions of the rows in the sequence, padding's steps behind the real ones."""
+        if step_mask_BT is None or self.episode_start == "last_places":
+            return plan.rows_R
+        padded_B = step_mask_BT.long().argmax(dim=1)  # steps before the first real one
+        return (plan.rows_R - padded_B[:, None] * self.layout.step_size) % self.layout.size

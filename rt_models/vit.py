@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from rt_models.config_checks import require_choices, require_sizes
 from rt_models.efficientnet import Film
 from rt_models.layers import LecunConv1x1, LecunLinear, PatchConv, truncated_normal_
 from rt_models.recompute import recomputed
@@ -36,6 +37,8 @@ class ViTConfig:
     a position is a patch, which learn from far fewer pictures (Xiao et al., 2021)."""
 
     def __post_init__(self) -> None:
+        require_sizes(self, "patch_size", "width", "num_layers", "num_heads", "hidden", part="backbone.")
+        require_choices(self, "backbone.")
         if self.width % self.num_heads:
             raise ValueError(f"backbone.width {self.width} is not a multiple of backbone.num_heads {self.num_heads}")
         if self.stem == "convolutions" and (self.patch_size & (self.patch_size - 1) or self.patch_size < 2):

@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("rtp", deadline=None)  # a busy machine makes any example slow, and none wrong
+settings.load_profile("rtp")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -97,15 +97,16 @@ class Ledger:
         """As the files have it; trials that were running when the sweep was killed are interrupted."""
         ledger = Ledger(root)
         for path in sorted(ledger._files.glob(f"{ledger._path}/trials/*/trial.json")):
-            record = _record(json.loads(ledger._files.cat_file(path)), str(path))
+            record = _record(_parsed(ledger._files.cat_file(path), str(path)), str(path))
             state = "interrupted" if record.state == "running" else record.state
             ledger.trials[record.number] = replace(record, state=state)
         return ledger
 
     def description(self) -> dict[str, Any] | None:
         """sweep.json, None where no sweep has begun here."""
+        path = f"{self._path}/sweep.json"
         try:
-            return json.loads(self._files.cat_file(f"{self._path}/sweep.json"))
+            return _parsed(self._files.cat_file(path), path)
         except FileNotFoundError:
             return None
 
@@ -153,10 +154,17 @@ class Ledger:
         partial.replace(target)
 
 
+def _parsed(content: bytes, path: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(content))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not a record of a sweep: remove it, or give another --output") from error
+
+
 def _record(data: dict[str, Any], path: str) -> TrialRecord:
-    unknown = set(data) - {f.name for f in fields(TrialRecord)}
-    if unknown:
-        raise ValueError(f"{path} was written by another version: it holds {', '.join(sorted(unknown))}")
+    other = set(data) ^ {f.name for f in fields(TrialRecord)}
+    if other:
+        raise ValueError(f"{path} was written by another version, which differs in {', '.join(sorted(other))}")
     reports = tuple(Report(**report) for report in data.pop("reports"))
     lineage = tuple(Exploit(**exploit) for exploit in data.pop("lineage"))
     return TrialRecord(**data, reports=reports, lineage=lineage)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from tuning.sweep import Sweep
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """The trials that share `parameters`, one a seed, and the median of every objective once all have finished."""
+    """The trials that share `parameters`, one a seed, and the median of every objective once all have finished, with
+    finite values."""
 
     number: int
     parameters: Parameters
@@ -67,7 +69,7 @@ def _medians(trials: Sequence[TrialRecord], sweep: Sweep) -> tuple[float, ...] |
     if len(trials) < len(sweep.seeds) or any(trial.state != "finished" for trial in trials):
         return None
     columns = [[trial.last(objective.metric) for trial in trials] for objective in sweep.objectives]
-    known = [[value for value in column if value is not None and value == value] for column in columns]
+    known = [[value for value in column if value is not None and math.isfinite(value)] for column in columns]
     if any(len(column) < len(trials) for column in known):
         return None
     return tuple(statistics.median(column) for column in known)

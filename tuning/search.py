@@ -47,6 +47,10 @@ class TpeSearch:
 
     startup_points: int = 8
 
+    def __post_init__(self) -> None:
+        if self.startup_points < 1:
+            raise ValueError(f"TpeSearch needs startup_points >= 1, got {self.startup_points}")
+
     def propose(self, space: Space, directions: Sequence[str], tried: Sequence[Tried], seed: int) -> Parameters | None:
         """The parameters of the next point, None when there are no more."""
         import optuna

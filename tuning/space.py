@@ -90,6 +90,7 @@ class Choice:
     def __post_init__(self) -> None:
         if len(self.values) < 2:
             raise ValueError(f"Choice needs at least 2 values, got {len(self.values)}")
+        object.__setattr__(self, "values", tuple(map(_as_recorded, self.values)))
 
     def distribution(self) -> BaseDistribution:
         return CategoricalDistribution(range(len(self.values)))  # by place: a value may be a whole config class
@@ -154,6 +155,11 @@ def _axes(space: Space) -> list[tuple[Value, ...]]:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
     return axes
+
+
+def _as_recorded(value: Value) -> Value:
+    """A value as the ledger's JSON gives it back, so that it is found again: tuples become lists."""
+    return [_as_recorded(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _require_range(low: float, high: float, log: bool) -> None:

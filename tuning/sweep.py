@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -68,7 +69,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         limits = [limit for limit in (self.wall_s, self.gpu_hours) if limit is not None]
-        if self.trials < 1 or any(limit <= 0 for limit in limits):
+        if self.trials < 1 or not all(limit > 0 for limit in limits):
             raise ValueError(f"a budget needs trials >= 1 and limits above 0, got {self}")
 
 
@@ -80,7 +81,7 @@ class TrialResources:
     gpus: float = 0
 
     def __post_init__(self) -> None:
-        if self.cpus < 0 or self.gpus < 0:
+        if not (0 <= self.cpus < math.inf and 0 <= self.gpus < math.inf):
             raise ValueError(f"a trial cannot hold {self.cpus} CPUs and {self.gpus} GPUs")
 
 
@@ -109,6 +110,10 @@ class Sweep:
             raise ValueError(f"sweep {self.name} needs at least one setting to vary and one objective")
         if self.concurrency < 1 or not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"sweep {self.name} needs concurrency >= 1 and different seeds, got {self.seeds}")
+        if self.retries < 0 or min(self.seeds) < 0:
+            raise ValueError(
+                f"sweep {self.name} needs retries and seeds of at least 0, got {self.retries} and {self.seeds}"
+            )
         twice = sorted(set(self.space) & set(self.settings))
         if twice:
             raise ValueError(f"sweep {self.name} both varies and sets {', '.join(twice)}")
@@ -160,7 +165,10 @@ def load_sweep(name: str) -> Sweep:
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except SyntaxError as error:
+            raise ValueError(f"{name} is not Python: {error}") from error
     else:
         module = importlib.import_module(f"tuning.sweeps.{name}")
     make: Callable[[], Sweep] | None = getattr(module, "sweep", None)

@@ -1,7 +1,8 @@
 """RT-1-X fine-tuned on another robot: `rtp train rt1x_finetune --init models/rt1x ...`, after rtp import-weights.
 
-The released weights fix the model's settings. BatchNorm keeps the statistics they were trained with: a small batch of
-one robot's frames would be a poor measure of them.
+The released weights fix the model's settings. For a dataset among RT-1-X's own, `--scaling RT1X` keeps the scaling of
+its actions, as rtp import-weights does. BatchNorm keeps the statistics they were trained with: a small batch of one
+robot's frames would be a poor measure of them.
 """
 
 from __future__ import annotations

@@ -69,6 +69,11 @@ class Loader:
         position: int = 0,
         pin_memory: bool = False,
     ) -> None:
+        counts = {"lanes": lanes, "global_batch": global_batch, "micro_batch": micro_batch}
+        _require_least(1, **counts, segment_windows=segment_windows, world_size=world_size)
+        _require_least(0, seed=seed, position=position, rank=rank)
+        if rank >= world_size:
+            raise ValueError(f"loader: rank {rank} is none of {world_size} workers, which count from 0")
         if global_batch % (micro_batch * world_size) or micro_batch % segment_windows:
             raise ValueError(
                 f"global batch {global_batch} must be a multiple of micro-batch {micro_batch} x {world_size} workers, "
@@ -213,3 +218,9 @@ class Loader:
             braided_blocks=max(_FEWEST_STRANDS, -(-2 * self._global_batch // (size * lanes))),
             block_starts=np.unique(own // size),
         )
+
+
+def _require_least(least: int, **settings: int) -> None:
+    for name, value in settings.items():
+        if value < least:
+            raise ValueError(f"loader: {name} must be at least {least}, got {value}")

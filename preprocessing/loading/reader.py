@@ -14,7 +14,7 @@ Batch = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
-    """How batches are read; nothing here but `mask_flags` and `mode` changes what is trained on."""
+    """How batches are read; nothing here but `mask_flags`, `relabel` and `mode` changes what is trained on."""
 
     memory_mb: int = 1536
     """Budget of one rank for what it has read, decoded and made ready, in megabytes (2^20 bytes)."""
@@ -29,7 +29,10 @@ class LoaderConfig:
     """Where batches come from: the stores; the first micro-batches over and over; or the same with frames of noise.
     The last two tell a run that waits for its data from one that waits for its model."""
     mask_flags: tuple[str, ...] = ()
-    """Names of step flags of the store (such as first_zero_action) whose steps are not trained on."""
+    """Names of step flags of the stores (such as first_zero_action) whose steps are not trained on."""
+    relabel: tuple[str, ...] = ()
+    """Names of datasets (such as bridge_dataset) whose arm actions become what the recorded state changed by until the
+    next step, as Octo trains on them, instead of the source's commands."""
 
     def __post_init__(self) -> None:
         for name in ("memory_mb", "decode_threads", "prefetch_batches"):

@@ -26,7 +26,7 @@ from preprocessing.loading.windows import PADDING, StepIndex, window_rows
 from rt_models.spec import AffineTransform, merge_contracts
 
 _COLUMNS = ("image", "action", "instruction", "is_terminal", "flags")
-_PLANNED = 0.88  # of the budget; the rest is for what passes through: pages being read, narrow columns, the allocator
+_PLANNED = 0.85  # of the budget; the rest is for what passes through: pages being read, narrow columns, the allocator
 _ENCODED_PART = 0.5  # of the budget: encoded bytes are dearer to fetch again than frames are to decode again
 _LOCKS = 64
 
@@ -63,7 +63,7 @@ class WindowReader:
         self.datasets = tuple(store.contract.datasets[0].name for store in stores)
         self._stores, self._transforms = stores, transforms
         self._shards = [(number, shard) for number, store in enumerate(stores) for shard in range(len(store.shards))]
-        self._flags = [_flag_bits(store, config.mask_flags) for store in stores]
+        self._flags = _flag_bits(stores, config.mask_flags)
         self._masks = np.array([store.contract.datasets[0].action_mask for store in stores])
         self.index = StepIndex.from_lengths([stores[n].shards[s].episode_lengths for n, s in self._shards])
         if self.index.num_rows == 0:
@@ -271,9 +271,12 @@ def _runs(order: np.ndarray, values: np.ndarray) -> list[np.ndarray]:
     return np.split(order, np.flatnonzero(np.diff(values)) + 1)
 
 
-def _flag_bits(store: EpisodeStore, names: Sequence[str]) -> int:
-    known = list(store.manifest["flag_names"])
-    unknown = [name for name in names if name not in known]
+def _flag_bits(stores: Sequence[EpisodeStore], names: Sequence[str]) -> list[int]:
+    """The bits of each store's flags among `names`. Raises ValueError for a name that no store has."""
+    known = [list(store.manifest["flag_names"]) for store in stores]
+    unknown = [name for name in names if not any(name in flags for flags in known)]
     if unknown:
-        raise ValueError(f"{store.root} has no step flag {unknown[0]!r}: it has {', '.join(known) or 'none'}")
-    return sum(1 << known.index(name) for name in names)
+        there = ", ".join(dict.fromkeys(flag for flags in known for flag in flags)) or "none"
+        roots = ", ".join(store.root for store in stores)
+        raise ValueError(f"{roots} has no step flag {unknown[0]!r}: there are {there}")
+    return [sum(1 << flags.index(name) for name in {*names} if name in flags) for flags in known]

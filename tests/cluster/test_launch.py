@@ -105,6 +105,21 @@ def test_users_error_comes_home_as_itself() -> None:
         launch(ask, {"wrong": True}, RayLaunch(num_workers=1))
 
 
+def die(context: WorkerContext, config: dict[str, Any]) -> None:
+    if config["how"] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise RuntimeError("no memory left")
+
+
+@pytest.mark.parametrize(("how", "words"), [("killed", "died unexpectedly"), ("raised", "no memory left")])
+def test_a_worker_that_is_not_started_again_is_one_sentence(how: str, words: str) -> None:
+    with pytest.raises(ChildProcessError) as caught:
+        launch(die, {"how": how}, RayLaunch(num_workers=1))
+    said = str(caught.value)
+    assert said.startswith("the worker of rank 0 failed") and words in said and "--resume" in said
+    assert len(said.splitlines()) == 1 and len(said) < 400
+
+
 def test_too_many_workers_are_refused_at_once() -> None:
     with pytest.raises(ValueError, match="9 workers need 9 CPUs and Ray has 4"):
         launch(ask, {}, RayLaunch(num_workers=9))

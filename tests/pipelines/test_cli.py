@@ -33,6 +33,7 @@ def sentence(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["train"], ["name a recipe first", "rt1_metaworld"]),
         (["train", "rt1_metawrld", "--data", "x", "--output", "y"], ["did you mean 'rt1_metaworld'?"]),
         (["train", "rt1_metaworld", "--output", "y"], ["--data"]),
+        (["train", "rt1_metaworld", "--data", "x", "--output", ""], ["a path is empty"]),
         (
             ["train", "rt1_metaworld", "--data", "x", "--output", "y", "--optimizer.lrr", "1"],
             ["no option --optimizer.lrr", "did you mean '--optimizer.lr'?"],
@@ -114,6 +115,62 @@ def test_an_overlay_with_an_unknown_setting_is_refused(capsys: pytest.CaptureFix
     flags = ["--data", "x", "--output", str(tmp_path / "y"), "--config", str(overlay)]
     printed = sentence(capsys, "train", "rt1_metaworld", *flags)
     assert "loop.step is not a setting of LoopConfig: did you mean 'steps'?" in printed
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"[1, 2]", "expected a mapping of fields, got [1, 2]"),
+        (b"false", "expected a mapping of fields, got False"),
+        (b"loop: !!python/object/apply:os.getcwd []", "is not YAML of plain data"),
+        (b"loop: {steps: 3}\nloop: {steps: 4}", "loop is given twice"),
+        (b"loop: {steps: 3, steps: 4}", "steps is given twice"),
+        (b"loop: {steps: 3}\n---\nloop: {steps: 4}", "is not YAML of plain data"),
+        (b"{1: 2}", "1 is not a setting of Experiment"),
+        (b"? [1]\n: 2", "is not YAML of plain data"),
+        (b"[" * 5000, "is not YAML of plain data"),
+        (b"\xff\xfe\x00", "is not YAML of plain data"),
+        (b"loop:\n\tsteps: 1", "is not YAML of plain data"),
+        (b"loop: null", "loop: expected LoopConfig, got None"),
+        (b"loop: {steps: 1e3}", "loop.steps: expected int, got 1000.0"),
+        (b"engine: {type: [1]}", "engine: no config class [1]"),
+        (b"optimizer: {lr: .nan}", "optimizer.lr must be finite and at least 0, got nan"),
+        (b"optimizer: {betas: [1.5, 0.9]}", "optimizer.betas must be at least 0 and below 1"),
+        (b"schedule: {warmup_steps: -1}", "schedule.warmup_steps must be at least 0, got -1"),
+        (b"loop: {evaluate_windows: 0}", "loop.evaluate_windows must be at least 1, got 0"),
+        (b"loop: {seed: -1}", "loop.seed must be at least 0, got -1"),
+        (b"launch: {type: RayLaunch, hang_timeout_s: 0}", "hang_timeout_s = 0.0: must be finite and at least 1 second"),
+        (b"launch: {type: RayLaunch, max_failures: -2}", "max_failures = -2: must be at least 0, or -1"),
+    ],
+)
+def test_a_config_that_cannot_be_meant_is_one_sentence_that_names_the_file(
+    text: bytes, words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    overlay = tmp_path / "mine.yaml"
+    overlay.write_bytes(text)
+    flags = ["--data", "x", "--output", str(tmp_path / "y"), "--config", str(overlay)]
+    printed = sentence(capsys, "train", "rt1_metaworld", *flags)
+    assert words in printed and "mine.yaml" in printed, printed
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+def test_a_config_may_write_numbers_as_yaml_1_2_has_them_and_flags_may_be_written_with_an_equals_sign(
+    tmp_path: Path,
+) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("optimizer: {lr: 1e-3}\nname: 2e\nloop: {<<: {seed: 5}, steps: 7}\n")
+    flags = ["--data=a", "--output=c", f"--config={overlay}", "--engine=TorchEngineConfig"]
+    given = parse_arguments(["rt1_metaworld", *flags]).experiment
+    assert (given.optimizer.lr, given.name, given.loop.seed, given.loop.steps) == (1e-3, "2e", 5, 7)
+    assert type(given.engine).__name__ == "TorchEngineConfig"
+
+
+@pytest.mark.parametrize(
+    "flags", [["--config"], ["--config", "a", "--config=b"], ["--engine", "--resume"], ["--engine="]]
+)
+def test_a_flag_without_its_one_value_is_named(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    printed = sentence(capsys, "train", "rt1_metaworld", "--data", "x", "--output", "y", *flags)
+    assert f"{flags[0].rstrip('=')} needs one value" in printed
 
 
 def test_a_model_that_the_registry_does_not_know_is_one_sentence(

@@ -169,7 +169,9 @@ def test_a_step_without_an_instruction_is_not_trained_on(
     assert nameless.any() and not trained[nameless].any() and trained[~nameless].any()
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "is no JSON"), ("[1]", "must hold one JSON object")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "is no JSON"), ("[" * 10_000, "is no JSON"), ("[1]", "must hold one JSON object")]
+)
 def test_plans_that_are_none(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "plans.json").write_text(text)
     with pytest.raises(ValueError, match=message):

@@ -29,6 +29,7 @@ def test_a_demo_that_learnt_nothing_says_so_and_fails(tmp_path: Path) -> None:
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["shortfalls"] and "not shown: the policy beats previous action" in done.stdout
     assert result["registered"]["model_uri"] == "models:/rt1-demo@champion"
+    assert "there is no champion yet" in result["registered"]["gates"][0]  # a later demo is compared with this one
     assert set(result["action"]) >= {"world_vector_x", "gripper_closedness_action"}
     page = Path(result["report"]).read_text()
     assert "<svg" in page and "data:image/jpeg;base64," in page and "not shown" not in page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import REPOSITORY
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from cluster.shards import read_weights
 from pipelines.bundle import DESCRIPTION, WEIGHTS
@@ -128,6 +129,7 @@ def test_only_what_is_not_frozen_is_trained(bundle: Path, store: str, home: Path
         (["--freeze", "tokenizr."], ["no parameter's name begins with 'tokenizr.'", "did you mean 'tokenizer'?"]),
         (["--freeze", "tokenizer", "transformer"], ["leaves nothing to train"]),
         (["--loop.patience", "2"], ["--validation STORE and loop.evaluate_every"]),
+        (["--loop.best_by", "validaton_loss"], ["no 'validaton_loss': did you mean 'validation_loss'?"]),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(
@@ -165,6 +167,44 @@ def test_a_mistake_exports_nothing(
 ) -> None:
     assert main(["export", *(argument.format(home=home, run=run) for argument in arguments)]) == 2
     assert words in capsys.readouterr().err and not (home / "out").exists()
+
+
+@pytest.mark.parametrize("flags", [["export", "{run}", "out"], ["train", "rt1_tiny", "--output", "{run}", "--resume"]])
+def test_a_checkpoint_that_was_altered_is_not_used(
+    flags: list[str], run: str, store: str, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One bit of a weight: its size and the file's form are as they were."""
+    monkeypatch.chdir(tmp_path)
+    copy = shutil.copytree(run, tmp_path / "run")
+    (shard,) = copy.glob("checkpoints/*/engine/shard-*.safetensors")
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    more = ["--data", store, "--engine.ema_decay", "0.5", "--loop.steps", "8"] if flags[0] == "train" else []
+    assert main([flag.format(run=copy) for flag in flags] + more) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{shard.name} is not the file that was saved" in last and f"remove {shard.parents[1]} to use" in last
+    assert not (tmp_path / "out").exists() and len(list(copy.glob("checkpoints/*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        (DESCRIPTION, b"", "policy.json does not describe a model"),
+        (DESCRIPTION, b'{"model": 3}', "policy.json does not describe a model"),
+        (DESCRIPTION, b"[1]", "policy.json does not describe a model"),
+        (WEIGHTS, b"", "model.safetensors cannot be read"),
+        (WEIGHTS, save({"a": torch.zeros(1)}), "holds the weights of another model"),
+    ],
+)
+def test_a_damaged_bundle_is_one_sentence(
+    name: str, content: bytes, words: str, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = shutil.copytree(bundle, tmp_path / "damaged")
+    (damaged / name).write_bytes(content)
+    assert main(["export", str(damaged), str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert words in line and not (tmp_path / "out").exists()
 
 
 def test_an_export_goes_to_an_object_store_and_is_evaluated_from_there(run: str, store: str) -> None:

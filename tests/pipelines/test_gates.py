@@ -63,6 +63,7 @@ def test_without_a_champion_there_is_none_to_beat() -> None:
 def test_what_is_no_number_passes_nothing(relation: str) -> None:
     assert not Gate.parse(f"a{relation}0").judge({"a": math.nan}, None, holder=None).passed
     assert not Gate.parse(f"a{relation}champion").judge({"a": 1.0}, {"a": math.nan}, holder="1").passed
+    assert not Gate.parse(f"a{relation}champion").judge({"a": math.nan}, None, holder=None).passed
 
 
 @pytest.mark.parametrize("text", ["", "a", "a=1", "a==1", "a>=", "a>=best", ">=1", "a>=1 and b>=2", "a>=champion*2"])

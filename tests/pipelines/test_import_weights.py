@@ -28,7 +28,7 @@ from rt_models.rt1 import RT1, RT1Config
 
 
 def as_flax(model: RT1) -> dict[str, np.ndarray]:
-    """The flat flax tree that `from_flax` reads as this model; attention biases stay flat."""
+    """The flat flax tree that `from_flax` reads as this model."""
     heads = model.config.transformer.num_heads
     back = {
         rt1_weights._conv: lambda value: value.transpose(2, 3, 1, 0),
@@ -38,8 +38,9 @@ def as_flax(model: RT1) -> dict[str, np.ndarray]:
         np.transpose: np.transpose,
     }
     state = {name: value.numpy() for name, value in model.state_dict().items()}
-    leaves = rt1_weights._flax_leaves(model.config)
-    return {leaf.theirs: back.get(leaf.turned, np.asarray)(state[leaf.ours]) for leaf in leaves}
+    leaves = list(rt1_weights._flax_leaves(model.config))
+    found = {leaf.theirs: back.get(leaf.turned, np.asarray)(state[leaf.ours]) for leaf in leaves}
+    return found | {leaf.theirs: found[leaf.theirs].reshape(leaf.shape) for leaf in leaves if leaf.shape}
 
 
 def write_flax(file: Path, leaves: dict[str, np.ndarray]) -> None:
@@ -133,15 +134,22 @@ def test_registered_it_answers_a_camera_frame(
     assert np.isfinite(list(action.values())).all()
 
 
-def test_a_dataset_that_rt1x_saw_rescaled_is_warned_of(
+def test_rt1x_is_given_each_dataset_as_it_was_trained_on_it(
     model: RT1, episode: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = EpisodeStore.open(episode)
     viola = replace(store.contract, datasets=(replace(store.contract.dataset(), name="viola"),))
-    contract_of_weights(model.spec, HASH_ENCODER, [store])
+    both = [store, replace(store, contract=viola)]
+    contract = contract_of_weights(model.spec, HASH_ENCODER, both)
+    own, known = (dataset.transform for dataset in contract.datasets)
+    assert (own.name, own.scale) == ("identity", (1.0,) * 11)
+    assert (known.name, known.scale) == ("rt-1-x", (1.0, *[1.75] * 3, *[3.0] * 3, *[1.0] * 4))
+    assert "no scaling of RT-1-X for metaworld_sample" in caplog.text and "viola" not in caplog.text
+    caplog.clear()
+    plain = [contract_of_weights(model.spec, HASH_ENCODER, both, "identity")]
+    plain.append(contract_of_weights(RT1Config.rt1_jax().action_spec(), HASH_ENCODER, both))  # RT-1, not RT-1-X
+    assert {dataset.transform.name for found in plain for dataset in found.datasets} == {"identity"}
     assert caplog.text == ""
-    contract_of_weights(model.spec, HASH_ENCODER, [replace(store, contract=viola)])
-    assert "viola with actions rescaled" in caplog.text
 
 
 def test_the_world_vector_limit_can_be_named(source: str, tmp_path: Path) -> None:
@@ -162,6 +170,10 @@ def test_source_and_out_may_be_urls(source: str, model: RT1) -> None:
     ("flags", "words"),
     [
         (["{source}", "{tmp}"], ["exists: give a new folder"]),
+        (["", "{tmp}/out"], ["a path is empty"]),
+        (["{source}", ""], ["a path is empty"]),
+        (["{source}", "{tmp}/out", "--world-vector-limit", "0"], ["world_vector_x: needs finite low < high"]),
+        (["{source}", "{tmp}/out", "--scaling", "rt1x"], ["released", "identity"]),
         (["{tmp}/nowhere", "{tmp}/out"], ["nowhere: there is no such file or folder"]),
         (["{tmp}", "{tmp}/out"], ["no flax or Orbax checkpoint in"]),
         (["{source}", "{tmp}/out", "--data", "{tmp}/none"], ["none", "rtp preprocess"]),
@@ -193,11 +205,14 @@ def test_a_leaf_that_is_missing_is_named(model: RT1, tmp_path: Path, capsys: pyt
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_bound_to_no_store_is_not_registered(
-    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_what_is_bound_to_no_store_is_neither_scored_nor_registered(
+    source: str, episode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["import-weights", source, "model"]) == 0
+    assert main(["evaluate", "model", "--data", episode]) == 2
+    assert f"bound to no dataset, so what its actions mean in {episode} is unknown" in (said := capsys.readouterr().err)
+    assert f"rtp import-weights ... --data {episode}" in said and "Traceback" not in said
     assert main(["register", "model", "--name", "unbound"]) == 2
     assert "import its weights again with --data STORE" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -84,6 +84,13 @@ def test_a_killed_process_loses_nothing_that_waited(tmp_path: Path) -> None:
     outbox.close()
 
 
+def test_a_line_that_a_kill_has_cut_does_not_hinder_the_next_process(tmp_path: Path) -> None:
+    server = Server()
+    Path(kept_in(tmp_path)).write_text('{"number": 0}\n{"number": 1}\n{"num')
+    again = Outbox(server.deliver, kept=kept_in(tmp_path), retry_s=0.01)
+    assert again.close() == 0 and server.taken == [0, 1]
+
+
 def test_what_the_server_refuses_for_good_is_given_up_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,6 +10,7 @@ import fsspec
 import pytest
 from servers import Bucket, s3_bucket
 
+from pipelines.cli import main
 from pipelines.preprocess import main as preprocess
 
 SAMPLE = Path(__file__).resolve().parents[2] / "examples/metaworld_sample/1.0.0"
@@ -38,3 +39,27 @@ def test_source_and_target_on_s3(bucket: Bucket, tmp_path: Path) -> None:
     assert first["shards_converted"] > 0 and again["shards_converted"] == 0
     preprocess([str(SAMPLE), str(tmp_path / "local"), *flags])
     assert files(bucket.folder / "stores") == files(tmp_path / "local")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["preprocess", "s3://bucket/sample/1.0.0", "out"],
+        ["preprocess", str(SAMPLE), "s3://bucket/stores", "--encoder", "hash", "--split", "val"],
+        ["inspect", "s3://bucket/stores"],
+        ["train", "rt1_tiny", "--data", "s3://bucket/stores", "--output", "run"],
+    ],
+)
+def test_a_store_that_does_not_answer_is_one_sentence(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "ENDPOINT_URL": "http://127.0.0.1:1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"retries": {"max_attempts": 0}}})
+    monkeypatch.setattr(fsspec.get_filesystem_class("s3"), "retries", 1)
+    fsspec.filesystem("s3").clear_instance_cache()
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "cannot be reached" in said and "s3://bucket" in said and said.count("\n") == 1
+    assert not list(tmp_path.iterdir())

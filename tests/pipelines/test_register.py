@@ -7,6 +7,7 @@ import functools
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from typing import Any
 
 import clean_environment
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from command_line import REPOSITORY, Rtp, environment, rtp_command
@@ -86,6 +88,22 @@ def test_history_is_kept_for_a_named_robot_only(registered: dict[str, Any], stor
     assert predict([images[0]], [texts[0]]) == together[:1]
 
 
+def test_rows_of_one_call_may_say_different_things(registered: dict[str, Any], store: str) -> None:
+    """Some of a robot, some reset, some by instruction, some by embedding: JSON records leave out fields."""
+    images, texts = frames(store, 4)
+    vector = EpisodeStore.open(store).embeddings[0].tolist()
+    model = connect(registered["tracking_uri"]).pyfunc.load_model(registered["model_uri"])
+    rows: list[dict[str, Any]] = [
+        {"image": images[0], "instruction": texts[0], "robot": "mixed"},
+        {"image": images[1], "embedding": vector},
+        {"image": images[2], "instruction": texts[2], "robot": "mixed", "reset": True},
+        {"image": images[3], "instruction": texts[3]},
+    ]
+    together = model.predict(pd.DataFrame(rows)).to_numpy()
+    alone = [model.predict(pd.DataFrame([row])).to_numpy()[0] for row in rows]
+    np.testing.assert_array_equal(together[1:], alone[1:])  # the first has a history by now
+
+
 @pytest.mark.parametrize(
     ("image", "text", "words"),
     [
@@ -125,15 +143,8 @@ def served_by(python: Path, registered: dict[str, Any], store: str, folder: Path
     """What the model answers on the store's first episode, in another environment and another folder."""
     images, texts = frames(store, len(expected_actions(registered, store)))
     asked = folder / "asked.json"
-    asked.write_text(
-        json.dumps(
-            {
-                "model": registered["model_uri"],
-                "images": [base64.b64encode(image).decode() for image in images],
-                "texts": texts,
-            }
-        )
-    )
+    encoded = [base64.b64encode(image).decode() for image in images]
+    asked.write_text(json.dumps({"model": registered["model_uri"], "images": encoded, "texts": texts}))
     variables = {"MLFLOW_TRACKING_URI": registered["tracking_uri"], "HOME": str(folder), "PATH": "/usr/bin:/bin"}
     command = [python, "-I", "-c", clean_environment.PREDICT, asked]
     done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
@@ -274,6 +285,8 @@ def test_without_gates_data_alone_mean_not_worse_than_the_champion(store: str) -
         (["--gate", "token_accuracy>=1", "--data", "STORE"], "give --alias"),
         (["--alias", "champion", "--gate", "better", "--data", "STORE"], "is no condition"),
         (["--alias", "champion", "--gate", "tokn_accuracy>=1", "--data", "STORE"], "did you mean 'token_accuracy'"),
+        (["--alias", "latest"], "--alias 'latest' cannot be an alias"),
+        (["--name", "a/b"], "--name 'a/b' cannot name a model"),
     ],
 )
 def test_a_gate_that_cannot_be_judged_registers_nothing(
@@ -291,11 +304,21 @@ def test_a_gate_that_cannot_be_judged_registers_nothing(
     assert connect(registry_of_its_own).MlflowClient().search_registered_models() == []
 
 
+def test_a_champion_that_cannot_be_judged_is_named_and_nothing_is_registered(
+    saying: Callable[[int], str], store: str, registry_of_its_own: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = connect(registry_of_its_own).MlflowClient()
+    client.create_registered_model("arm")
+    client.create_model_version("arm", "file:///nowhere")
+    client.set_registered_model_alias("arm", "champion", "1")
+    assert rtp_main(["register", saying(0), "--name", "arm", "--alias", "champion", "--data", store]) == 2
+    assert "version 1 of arm, which the alias points at, cannot be compared with" in capsys.readouterr().err
+    assert len(client.search_model_versions("name = 'arm'")) == 1
+
+
 def test_a_store_of_another_contract_is_refused_before_anything_is_registered(
     saying: Callable[[int], str], store: str, registry_of_its_own: str, tmp_path: Path
 ) -> None:
-    import shutil
-
     other = tmp_path / "metaworld_sample/1.0.0/val"
     shutil.copytree(store, other)
     manifest = json.loads((other / "manifest.json").read_text())

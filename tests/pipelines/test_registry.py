@@ -13,7 +13,7 @@ import pytest
 
 from pipelines import registry
 from pipelines.gates import Gate, Verdict
-from pipelines.registry import exclusive, holder_of, promote, rollback, show
+from pipelines.registry import exclusive, holder_of, promote, require_names, rollback, show
 from pipelines.tracking import connect
 
 NAME, ALIAS = "arm", "champion"
@@ -155,6 +155,40 @@ def test_an_unknown_model_is_answered_with_those_there_are(client: Any) -> None:
     versions(client, 0.5)
     with pytest.raises(ValueError, match=r"no registered model 'amr' at .*: known are arm"):
         show(client, "amr")
+
+
+def test_a_version_that_was_deleted_is_not_returned_to(client: Any) -> None:
+    first, second = versions(client, 0.5, 0.6)
+    for version in (first, second):
+        promote(client, NAME, ALIAS, version, judge(client, version))
+    client.delete_model_version(NAME, first)
+    with pytest.raises(ValueError, match=f"version {second}, and version {first}, .* has been deleted"):
+        rollback(client, NAME, ALIAS)
+    assert holder_of(client, NAME, ALIAS) == second
+    client.delete_model_version(NAME, second)
+    with pytest.raises(ValueError, match="has no alias 'champion': nothing to roll back"):
+        rollback(client, NAME, ALIAS)
+    with pytest.raises(ValueError, match="no registered model 'amr'"):
+        rollback(client, "amr", ALIAS)
+
+
+def test_a_version_whose_run_was_deleted_for_good_is_still_shown(client: Any) -> None:
+    versions(client, 0.5)
+    client.create_model_version(NAME, "file:///nowhere", run_id="f" * 32)
+    assert [version["run"] for version in show(client, NAME)["versions"]] == [None, None]
+
+
+@pytest.mark.parametrize("name", ["", " ", "a/b", "a:b", "a@b", "..", "it's", "arm.champion.lock"])
+def test_a_name_that_no_model_can_have_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"--name .* cannot name a model"):
+        require_names(name, None)
+
+
+@pytest.mark.parametrize("alias", ["", "latest", "LATEST", "v1", "V12", "a b", "a/b", "é"])
+def test_an_alias_that_mlflow_does_not_take_is_refused(alias: str) -> None:
+    with pytest.raises(ValueError, match=r"--alias .* cannot be an alias"):
+        require_names("arm", alias)
+    require_names("My arm_2.0+x", "v1-candidate")
 
 
 def test_the_command_rolls_back_and_fails_in_one_sentence(

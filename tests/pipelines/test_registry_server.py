@@ -94,6 +94,30 @@ def test_artifacts_lie_on_s3_and_the_model_comes_back(server: Server, here: Path
     assert list(here.iterdir()) == [] and list((server.home / "server").iterdir()) == []
 
 
+def test_a_password_in_the_address_works_and_is_nowhere_to_be_found(
+    server: Server,
+    here: Path,
+    store: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_USERNAME")
+    monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url.replace("://", f"://robot:{server.password}@"))
+    assert main(["train", "rt1_tiny", "--data", store, "--output", "run", "--loop.steps", "2", "--json"]) == 0
+    assert main(["register", "run", "--name", "secret", "--alias", "champion", "--json"]) == 0
+    assert main(["registry", "show", "secret", "--json"]) == 0
+    assert main(["registry", "show", "nobody"]) == 2
+    assert main(["doctor"]) in (0, 1)
+    printed = "".join(capfd.readouterr())
+    assert "trained rt1_tiny to step 2" in printed and server.url in printed
+    kept = [path for folder in (here, server.bucket.folder) for path in folder.rglob("*") if path.is_file()]
+    assert {"run.json", "manifest.json", "policy.json", "MLmodel"} <= {path.name for path in kept}
+    for path in (*kept, server.home / "server.db"):
+        assert server.password.encode() not in path.read_bytes(), path
+    assert server.password not in printed
+
+
 def test_a_wrong_password_is_one_sentence_without_it(
     here: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

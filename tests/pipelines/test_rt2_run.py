@@ -9,10 +9,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from pipelines.catalogue import load_recipe
 from pipelines.checkpoints import load_trained
 from pipelines.cli import main
+from pipelines.co_fine_tuning import texts
 from pipelines.run_files import read_metrics
+from pipelines.train import parse_arguments
+from pipelines.training_data import resolved
+from preprocessing.web_store import open_store
 from rt_models.rt2 import RT2Config
+from rt_models.rt2_vlm import LoRA, RT2VLMConfig
 
 SMALL = [
     "--launch",
@@ -88,7 +94,12 @@ def evaluations(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     ("flags", "message"),
     [
         (["--co-fine-tuning.robot-share", "1"], "robot_share is 1, so web data would never be drawn"),
-        (["--co-fine-tuning.robot-share", "2"], "co_fine_tuning.robot_share must be between 0 and 1, got 2.0"),
+        (["--co-fine-tuning.robot-share", "2"], "co_fine_tuning.robot_share must be above 0 and at most 1, got 2.0"),
+        (["--loop.segment-windows", "4"], "RT-2 trains on single samples: set loop.segment_windows 1"),
+        (["--co-fine-tuning.robot-share", "0"], "robot_share must be above 0 and at most 1, got 0.0"),
+        (["--model.decoder.num-heads", "0"], "decoder.num_heads must be a whole number and at least 1, got 0"),
+        (["--model.text.vocabulary", "Integers"], "model.text.vocabulary: no config class 'Integers': did you mean"),
+        (["--model.text.vocabulary", "ReservedTokens"], "no token of its own for '<loc0000>'"),
         (["--model.max-tokens", "9"], "tokens and the context holds 9: shorten it or raise the model's max_tokens"),
         (["--model.vocab-size", "300"], "300 tokens has no room for 256 bytes and 256 integers"),
         (["--mixture.weights", "colors", "1"], "mixture.weights names 'colors', which no store holds"),
@@ -104,12 +115,45 @@ def test_bad_input_is_one_sentence(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_store_given_twice_is_refused_before_anything_is_written(
+    store: str, web: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "rt2_tiny", *SMALL, "--data", store, web, web, "--output", str(tmp_path / "run")]
+    assert main(words) == 2
+    assert "stores cannot be mixed: colours is given more than once" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_rarest_tokens_of_the_stores_become_actions(store: str, web: str) -> None:
+    flags = ["--model.text.vocabulary", "LeastFrequentTokens", "--model.text.vocabulary.frequency=corpus"]
+    given = parse_arguments(["rt2_tiny", "--data", store, web, "--output", "run", *flags]).experiment
+    with pytest.raises(ValueError, match="frequency corpus needs the corpus: give --data"):
+        given.model.build_text()  # type: ignore[union-attr]
+    stores = [open_store(store), open_store(web)]
+    model = resolved(given, stores).model
+    assert isinstance(model, RT2Config) and resolved(given, stores).model == model
+    text = model.build_text()
+    used = {number for line in texts(stores, model.text) for number in text.tokenizer.encode(line)}
+    assert len(text.action_ids) == 256 and not used.intersection(text.action_ids)
+
+
+def test_a_pretrained_models_rarest_tokens_are_counted_too(
+    store: str, web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers", reason="needs the extra vlm")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "rt_models"))
+    from rt2_folders import save_smolvlm
+
+    flags = ["--model.text.vocabulary", "LeastFrequentTokens", "--model.text.vocabulary.frequency=corpus"]
+    flags += ["--model.path", str(save_smolvlm(tmp_path)), "--model.tuning", "LoRA", "--model.tuning.rank", "2"]
+    given = parse_arguments(["rt2_paligemma_3b", "--data", store, web, "--output", "run", *flags]).experiment
+    model = resolved(given, [open_store(store), open_store(web)]).model
+    assert isinstance(model, RT2VLMConfig) and model.tuning == LoRA(rank=2)
+    assert len(model.build_text().action_ids) == 256
+
+
 def test_changing_the_tokenizer_on_resume_is_not_possible(store: str, web: str) -> None:
     """Other texts would mean other tokens: the config of a run carries what it has learnt."""
-    from pipelines.catalogue import load_recipe
-    from pipelines.training_data import resolved
-    from preprocessing.web_store import open_store
-
     both = resolved(load_recipe("rt2_tiny"), [open_store(store), open_store(web)]).model
     alone = resolved(load_recipe("rt2_tiny"), [open_store(store)]).model
     assert isinstance(both, RT2Config) and isinstance(alone, RT2Config)

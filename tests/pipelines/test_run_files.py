@@ -3,12 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import fsspec
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.context import LocalContext
 from pipelines.run_files import METRICS, MetricsLog, SampleLog, final_samples, read_metrics, read_samples
+from pipelines.run_record import known_run
 
 
 def losses(output: str) -> list[tuple[int, float]]:
@@ -23,6 +25,27 @@ def test_a_resumed_log_drops_what_is_trained_again(tmp_path: Path) -> None:
         file.write('{"step": 4, "lo')  # killed while writing
     MetricsLog(str(tmp_path), 2).append(3, {"loss": 30.0})
     assert losses(str(tmp_path)) == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+def test_a_kill_while_a_log_is_rewritten_loses_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = MetricsLog(str(tmp_path), 0)
+    log.append(1, {"loss": 1.0})
+
+    def killed(self: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        MetricsLog(str(tmp_path), 1)
+    assert [line["step"] for line in read_metrics(tmp_path / METRICS)] == [1]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null"])
+def test_a_record_that_names_no_run_is_one_sentence(text: str, tmp_path: Path) -> None:
+    assert known_run(str(tmp_path)) is None
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ValueError, match=r"run\.json names no MLflow run: remove it"):
+        known_run(str(tmp_path))
 
 
 def test_a_remote_log_appears_at_checkpoints() -> None:

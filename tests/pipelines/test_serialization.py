@@ -62,7 +62,7 @@ def test_a_part_keeps_what_the_overlay_does_not_name() -> None:
         ({"steps": True}, "steps: expected int, got True"),
         ({}, "steps is missing"),
         ({"steps": 1, "part": {"type": "Hot"}}, "part: no config class 'Hot'"),
-        ({"steps": 1, "part": {"kind": "c"}}, "part.kind: expected"),
+        ({"steps": 1, "part": {"kind": "c"}}, "part.kind: expected one of a, b, got 'c'"),
         ({"steps": 1, "pair": [1.0]}, "pair: expected 2 values, got 1"),
         ({"steps": 1, "part": 7}, "part: expected Warm or Cold, got 7"),
         ([], "expected a mapping"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
+import socket
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +22,7 @@ from PIL import Image
 from pipelines import serve
 from pipelines.bundle import TrainedModel
 from pipelines.catalogue import load_recipe
+from pipelines.cli import main
 from pipelines.co_fine_tuning import CoFineTuningConfig, with_tokenizer
 from pipelines.register import _bundle
 from pipelines.serve import RobotPolicy, camera_frame
@@ -107,12 +110,60 @@ RECIPE = ImageRecipe(camera="image", height=8, width=6)
         (b"no picture", "10 bytes that are no image"),
         ("no base64!", "not base64"),
         (png(NOISE)[: len(png(NOISE)) // 2], "cannot be decoded"),
+        (png(np.zeros((8, 6), np.uint16)), "mode I;16, as depth images have"),
         (np.zeros((9, 6, 3), np.uint8), "the camera frame is 9x6, this policy was trained on 8x6"),
     ],
 )
 def test_what_is_no_frame_is_refused_in_words(image: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         camera_frame(image, RECIPE)
+
+
+def test_a_picture_too_large_for_any_camera_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        camera_frame(png(NOISE), RECIPE)
+
+
+@given(
+    picture=st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"]),
+    places=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=4),
+    length=st.floats(0, 1),
+)
+def test_a_damaged_picture_is_a_frame_or_refused_in_words(
+    picture: str, places: list[tuple[float, int]], length: float
+) -> None:
+    file = io.BytesIO()
+    Image.fromarray(NOISE[:8, :6]).save(file, picture)
+    content = bytearray(file.getvalue())
+    for place, value in places:
+        content[int(place * len(content))] = value
+    with contextlib.suppress(ValueError):
+        assert camera_frame(bytes(content[: round(length * len(content))]), RECIPE).shape == (8, 6, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["runs/first"], "runs/first is no registered model: give models:/NAME@ALIAS"),
+        (["models:/arm@champion", "--port", "70000"], "a TCP port is from 1 to 65535"),
+        (["models:/arm@champion", "--port", "0"], "a TCP port is from 1 to 65535"),
+        (["models:/arm@champion", "--port", "{busy}"], "cannot listen on 127.0.0.1 port"),
+        (["models:/arm@champion", "--host", "203.0.113.1"], "cannot listen on 203.0.113.1 port 5001"),
+    ],
+)
+def test_what_cannot_be_served_is_one_sentence(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        assert main(["serve", *(word.format(busy=busy.getsockname()[1]) for word in arguments)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert words in line and list(tmp_path.iterdir()) == []
 
 
 def test_an_embedding_stands_for_its_instruction(
@@ -160,6 +211,14 @@ def test_a_robot_has_a_history_until_it_is_reset(policy: RobotPolicy, frames: li
     np.testing.assert_array_equal(again, first)
     after = ask(policy, *rows[1:])[-1]
     np.testing.assert_array_equal(after, third)
+
+
+@pytest.mark.parametrize("reset", ["false", 0, [True]])
+def test_a_reset_that_is_neither_true_nor_false_is_refused(
+    policy: RobotPolicy, frames: list[bytes], text: str, reset: Any
+) -> None:
+    with pytest.raises(ValueError, match="row 0: reset must be true or false, got"):
+        ask(policy, {"image": frames[0], "instruction": text, "robot": "a", "reset": reset})
 
 
 def test_another_robot_does_not_disturb(policy: RobotPolicy, frames: list[bytes], text: str) -> None:

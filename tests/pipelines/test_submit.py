@@ -78,7 +78,8 @@ def test_a_secret_is_refused_even_where_asked_for(name: str) -> None:
     word=st.text("abc", min_size=1),
 )
 def test_a_url_with_a_password_is_a_secret(name: str, user: str, word: str) -> None:
-    assert is_secret(name, f"http://{user}:{word}@host/path") and not is_secret(name, f"http://{user}/{word}@host")
+    assert is_secret(name, f"http://{user}:{word}@host/path") and is_secret(name, f"redis://:{word}@{user}@host")
+    assert not is_secret(name, f"http://{user}/{word}@host")
 
 
 def test_code_and_named_small_files_are_packed_and_nothing_else(
@@ -133,6 +134,8 @@ def test_over_the_limit_is_one_sentence_that_names_the_largest(
         (["--adress", "x", "--", "list"], "did you mean '--address'"),
         (["--address", "ray://head:1", "--", "list"], "is not a dashboard's"),
         (["--", "train", "--data", "s3://me:pass@bucket/x"], "a URL with a password"),
+        (["--env", "=1", "--", "list"], "--env '=1' names no variable"),
+        (["--env", "A B=1", "--", "list"], "--env 'A B=1' names no variable"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

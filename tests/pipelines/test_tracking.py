@@ -15,9 +15,13 @@ from typing import Any
 
 import pytest
 from command_line import Rtp
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipelines.cli import main
-from pipelines.tracking import RunMetrics, TrainingRun, connect
+from pipelines.meter import REPORTED
+from pipelines.run_files import METRICS, read_metrics
+from pipelines.tracking import RunMetrics, TrainingRun, connect, tracking_uri, with_password, without_password
 
 
 def client_of(uri: str) -> Any:
@@ -52,6 +56,7 @@ def test_a_training_is_one_run_however_often_it_is_resumed(store: str, uri: str,
     client = client_of(uri)
     history = client.get_metric_history(run.info.run_id, "loss")
     assert sorted(point.step for point in history) == [1, 2, 3, 4]
+    assert {name for line in read_metrics(output / METRICS) for name in line} - {"step", "time"} <= set(REPORTED)
     expected = {"samples_per_s", "waiting_share", "flops_utilisation", "system/memory_percent", "loader/samples"}
     assert expected <= run.data.metrics.keys()
     artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
@@ -77,6 +82,45 @@ def test_a_server_that_does_not_answer_is_one_sentence(
         assert trained(store, f"http://127.0.0.1:{free_port()}", tmp_path / "run") == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("rtp: MLflow at http://127.0.0.1") and not (tmp_path / "run/checkpoints").exists()
+
+
+@given(
+    user=st.text("ab%:", max_size=5), word=st.text("xy%:@", min_size=1, max_size=5), path=st.sampled_from(["", "/a@b"])
+)
+def test_a_password_is_taken_out_of_every_url_and_nothing_else(user: str, word: str, path: str) -> None:
+    said = f"no answer from http://{user}:{word}@host:5000{path}, mail a@b.c"
+    assert without_password(said) == f"no answer from http://host:5000{path}, mail a@b.c"
+    assert without_password(without_password(said)) == without_password(said)
+
+
+def test_the_address_that_is_shown_has_no_password_and_the_one_that_is_used_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@host/path")
+    assert tracking_uri() == "https://host/path" and with_password("https://host/path") == "https://me:secret@host/path"
+    assert with_password("https://other/path") == "https://other/path"
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("ftp://me:secret@host", "unsupported URI"),
+        ("postgresql://me:secret@127.0.0.1:1/x", "needs the package psycopg"),
+        ("sqlite:///{folder}/no.db", "file is not a database"),
+        ("{folder}/mlruns", "sqlite:///mlflow.db"),
+        ("http://me:secret@127.0.0.1:{port}", "Connection refused"),
+        ("http://127.0.0.1:99999", "Invalid url"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_one_sentence_without_its_password(
+    uri: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "no.db").write_text("a text of some length that is not what a database begins with")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(folder=tmp_path, port=free_port()))
+    assert main(["registry", "show", "arm"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("rtp: MLflow at ") and words in line and "secret" not in line
 
 
 # --- a real server ---

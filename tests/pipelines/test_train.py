@@ -78,6 +78,16 @@ def test_what_would_change_a_run_silently_is_refused(
         assert words in capsys.readouterr().err
 
 
+def test_a_model_that_reads_object_masks_is_refused_with_the_way_to_train_it(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--data", store, "--output", "run", "--model.image_channels", "rgb+mask"]
+    assert main(["train", "rt1_tiny", *flags]) == 2
+    assert 'a reader that adds "object_mask" to each batch' in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_run_that_blows_up_stops_and_says_so(
     store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

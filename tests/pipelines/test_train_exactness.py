@@ -123,8 +123,8 @@ def test_four_ranks_do_too(root: Path, store: str, reference: list[float]) -> No
 
 @pytest.mark.usefixtures("on_two")
 def test_continued_on_the_same_world_size_it_is_the_undisturbed_run(root: Path) -> None:
-    """Bit for bit in processes of their own (test_train.py); two runs of one process may differ in the last digit."""
-    assert losses(root, "half-for-two") == pytest.approx(losses(root, "two-zero-1"), rel=1e-6)
+    """Bit for bit, though the same process has trained under ZeRO-3 in between."""
+    assert losses(root, "half-for-two") == losses(root, "two-zero-1")
     assert final_samples(root / "half-for-two") == final_samples(root / "two-zero-1")
 
 

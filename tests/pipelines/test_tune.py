@@ -143,7 +143,10 @@ def test_a_trial_of_two_ray_workers_with_deepspeed(rtp: Rtp, stores: list[str], 
         (('"optimizer.lr"', '"loop.seed"'), "a sweep does not vary loop.seed"),
         (('evaluate_every": 2', 'evaluate_every": 3'), "choose a multiple of loop.evaluate_every"),
         (('recipe="rt1_tiny"', 'recipe="rt1_tny"'), "did you mean 'rt1_tiny'?"),
+        (("grace_steps=2", "grace_steps=4"), "grace_steps is 4 and loop.steps 4: no trial could be stopped early"),
+        (('metric="validation_loss"', 'metric="validaton_loss"'), "did you mean 'validation_loss'?"),
         (("def sweep", "def sweeep"), "has no function sweep()"),
+        (("def sweep", "def sweep("), "mine.py is not Python"),
     ],
 )
 def test_one_sentence_before_anything_runs(
@@ -168,6 +171,9 @@ def test_one_sentence_before_anything_runs(
         (["rt1_lr_wd", "--scheduler", "Ashes", "--data", "a", "--output", "b"], "did you mean 'Asha'?"),
         (["rt1_lr_wd", "--data", "a", "--output", "b"], "give --validation STORE"),
         (["rt1_lr_wd", "--budget.trials", "0", "--data", "a", "--output", "b"], "trials >= 1"),
+        (["rt1_lr_wd", "--budget.wall_s", "nan", "--data", "a", "--output", "b"], "limits above 0"),
+        (["rt1_lr_wd", "--resources.cpus", "inf", "--data", "a", "--output", "b"], "a trial cannot hold inf CPUs"),
+        (["rt1_lr_wd", "--retries", "-1", "--data", "a", "--output", "b"], "retries and seeds of at least 0"),
     ],
 )
 def test_mistakes_on_the_command_line(
@@ -177,6 +183,16 @@ def test_mistakes_on_the_command_line(
     assert main(["tune", *arguments]) == 2
     assert words in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_that_is_chosen_and_a_setting_of_it_leave_the_sweep_as_it_is() -> None:
+    part = {"type": "AdamWConfig", "weight_decay": 0.5}
+    for lr in (0.25, 0.125):
+        given = with_parameters(load_recipe("rt1_tiny"), {"optimizer.lr": lr, "optimizer": part}).optimizer
+        assert (type(given).__name__, given.lr, given.weight_decay) == ("AdamWConfig", lr, 0.5)  # type: ignore[union-attr]
+    assert part == {"type": "AdamWConfig", "weight_decay": 0.5}
+    with pytest.raises(ValueError, match=r"optimizer\.lr\.x: optimizer\.lr is set to 0\.5, which has no settings"):
+        with_parameters(load_recipe("rt1_tiny"), {"optimizer.lr": 0.5, "optimizer.lr.x": 1})
 
 
 def test_another_sweep_is_not_continued(

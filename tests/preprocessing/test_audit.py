@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import simplejpeg
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_rlds import bridge_episode, bridge_features, write_dataset  # type: ignore[import-not-found]
 
 from pipelines.inspect import inspect
 from preprocessing import dataset_spec, report
@@ -188,6 +190,21 @@ def test_noise_is_unknown(make_bridge: Callable[..., Path], tmp_path: Path) -> N
     found = audit(EpisodeStore.open(str(tmp_path / "out")))
     told = {"instructions_are_there", "instructions_differ", "declared_dimensions_vary", "frames_follow_the_motion"}
     assert {v.name for v in found.verdicts if v.finding != "unknown"} <= told
+
+
+@pytest.mark.parametrize("state", [np.nan, np.inf])
+def test_states_that_are_not_finite_tell_nothing(tmp_path: Path, state: float) -> None:
+    episode = bridge_episode(np.random.default_rng(0), 70)
+    for step in episode["steps"][30:]:
+        step["observation"]["state"] = np.full(7, state, np.float32)
+    source = write_dataset(tmp_path / "source", "bridge_dataset", bridge_features(), [[episode, episode]])
+    convert(str(source), str(tmp_path / "out"), ConvertConfig(workers=0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = audit(EpisodeStore.open(str(tmp_path / "out")))
+    json.dumps(found.to_json(), allow_nan=False)
+    of_the_state = ("world_vector", "rotation_delta", "gripper", "action_to_state")
+    assert {v.finding for v in found.verdicts if v.name.startswith(of_the_state)} == {"unknown"}
 
 
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

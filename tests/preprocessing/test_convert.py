@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from tiny_rlds import bridge_episode, bridge_features, write_dataset  # type: ignore[import-not-found]
 
 from preprocessing import dataset_spec
-from preprocessing.convert import ConvertConfig, Summary, convert
+from preprocessing.convert import ConvertConfig, Summary, convert, convert_shards
 from preprocessing.episode_store import EpisodeStore
 from preprocessing.images import decode_image, image_size
 from preprocessing.rlds import Episode, open_dataset
@@ -119,6 +120,22 @@ def test_only_missing_shards_are_done_and_the_bytes_are_the_same(
     assert convert(source, str(tmp_path / "cut"), HERE).shards_converted == 1
     assert (root / "shard-00000-of-00003.parquet").stat().st_mtime_ns == kept
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_two_that_do_the_same_at_once_both_end_well(
+    make_bridge: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = str(make_bridge([5, 3], [6])), str(tmp_path / "out")
+
+    def overtaken(*arguments: Any, **settings: Any) -> None:
+        monkeypatch.undo()
+        assert convert(source, out, HERE).shards_converted == 2
+        convert_shards(*arguments, **settings)
+
+    monkeypatch.setattr("preprocessing.convert.convert_shards", overtaken)
+    assert convert(source, out, HERE).episodes_out == 3
+    convert(source, str(tmp_path / "alone"), HERE)
+    assert files(tmp_path / "out") == files(tmp_path / "alone")
 
 
 _CONVERT = "import sys; from preprocessing.convert import *; convert(*sys.argv[1:], ConvertConfig(workers=0))"

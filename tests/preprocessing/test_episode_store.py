@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -146,3 +148,26 @@ def test_the_manifest_is_plain_json(store: EpisodeStore) -> None:
     assert manifest["flag_names"] == ["first_zero_action"]
     assert manifest["source_fields"] == {"action": {"dtype": "float32", "shape": [7]}}
     assert len(manifest["proprio"]["names"]) == 7
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: m["shards"][0]["episode_lengths"].append(4), "and episodes of"),
+        (lambda m: m["shards"][0].update(rows=1), "has 1 rows in groups of"),
+        (lambda m: m["shards"][0].update(episode_lengths=[-1, 2]), "and episodes of 1 steps"),
+        (lambda m: m.update(row_group_rows=0), "in groups of 0"),
+        (lambda m: m["shards"][0].pop("sha256"), "is not as it was written (no 'sha256')"),
+        (lambda m: m["contract"]["datasets"][0].update(more=1), "is not as it was written"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused(
+    store: EpisodeStore, change: Callable[[dict[str, Any]], object], words: str
+) -> None:
+    path = Path(store.root, "manifest.json")
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=re.escape(words)) as refused:
+        EpisodeStore.open(store.root)
+    assert str(refused.value).startswith(str(path)) and "delete the store and preprocess again" in str(refused.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +13,23 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from tensorflow_datasets.core import features as tfds_features
-from tiny_rlds import jpeg, released_schemas, write_dataset, write_source  # type: ignore[import-not-found]
+from tensorflow_datasets.proto import tf_example_pb2
+from tiny_rlds import (  # type: ignore[import-not-found]
+    frame_record,
+    jpeg,
+    released_schemas,
+    write_dataset,
+    write_source,
+)
 
 from pipelines.preprocess import main as preprocess
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.episode_store import EpisodeStore
 from preprocessing.images import decode_image, image_size
+from preprocessing.report import quarantine
 from preprocessing.rlds import open_dataset
 from preprocessing.spec_file import draft
+from preprocessing.tfrecord import read_records
 
 STEPS = {
     "pixels": tfds_features.Tensor(shape=(6, 8, 3), dtype=np.uint8),
@@ -52,14 +62,15 @@ def episode(rng: np.random.Generator, num_steps: int) -> dict[str, Any]:
         }
         for _ in range(num_steps)
     ]
-    return {"steps": steps}
+    return {"steps": steps, "operator": "someone", "hz": float(num_steps)}
 
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Path:
     """A dataset without is_first, with frames as plain numbers and a spec beside it."""
     rng = np.random.default_rng(0)
-    features = tfds_features.FeaturesDict({"steps": tfds_features.Dataset(STEPS)})
+    once = {"operator": tfds_features.Text(), "hz": tfds_features.Scalar(dtype=np.float32)}
+    features = tfds_features.FeaturesDict({"steps": tfds_features.Dataset(STEPS), **once})
     episodes = [episode(rng, num_steps) for num_steps in (2, 3)]
     return write_dataset(tmp_path / "lab", "lab", features, [episodes])
 
@@ -106,6 +117,13 @@ def test_frames_kept_as_numbers_are_resized(run: Callable[..., dict[str, Any]]) 
         ({"instruction": "pixels"}, "'pixels' holds no text"),
         ({"instruction": "nothing"}, "has no field 'nothing'"),
         ({"source_actions": ["instruction"]}, "instruction has no fixed numeric shape"),
+        ({"source_actions": ["operator"]}, "which has 'operator' once an episode: name a field of the steps"),
+        ({"control_hz": "note"}, "which has 'note' at every step: name a field of the episode"),
+        ({"control_hz": "operator"}, "'operator' holds no numbers"),
+        ({"action": {"world_vector": {"path": "instruction", "unit": "m"}}}, "'instruction' holds no numbers"),
+        ({"action": {"terminate_episode": {"path": "is_last"}}}, "which has no field 'is_last'"),
+        ({"flags": {"a": {"path": "instruction", "equals": 1}}}, "'instruction' holds no numbers"),
+        ({"flags": {"a": {"path": "operator", "first_zero": 1}}}, "which has 'operator' once an episode"),
     ],
 )
 def test_a_spec_that_does_not_fit_is_refused(
@@ -114,6 +132,18 @@ def test_a_spec_that_does_not_fit_is_refused(
     with pytest.raises(ValueError, match=sentence):
         run(**changes)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_episode_without_a_rate_is_quarantined(lab: Path, run: Callable[..., dict[str, Any]]) -> None:
+    file = next(lab.glob("*.tfrecord*"))
+    records = list(read_records(io.BytesIO(file.read_bytes()), file.stat().st_size))
+    message = tf_example_pb2.Example.FromString(records[0].payload)  # type: ignore[union-attr]
+    message.features.feature["hz"].float_list.value[0] = 0
+    file.write_bytes(frame_record(message.SerializeToString()) + frame_record(records[1].payload))  # type: ignore[union-attr]
+    account = run(control_hz="hz")
+    assert (account["episodes_out"], account["quarantined"]) == (1, 1)
+    (line,) = quarantine(EpisodeStore.open(account["store"]))
+    assert line["reason"].startswith("control_hz is 0.0, and must be")
 
 
 def test_a_draft_finds_frames_kept_as_numbers(lab: Path) -> None:

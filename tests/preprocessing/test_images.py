@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -11,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from preprocessing.images import Resize, decode_image, encode_jpeg, image_size, reencode, resize_image
+from preprocessing.images import (
+    Resize,
+    decode_image,
+    encode_jpeg,
+    image_size,
+    reencode,
+    require_whole_image,
+    resize_image,
+)
 
 SIDE = st.integers(1, 80)
 
@@ -73,3 +82,28 @@ def test_reduced_scale_decoding_changes_little(how: Resize) -> None:
     fast = decode_image(reencode(encoded, 96, 96, how)).astype(int)
     exact = resize_image(decode_image(encoded), 96, 96, how).astype(int)
     assert np.abs(fast - exact).mean() < 1.5
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_frame_that_was_cut_off_is_not_whole(kind: str) -> None:
+    noise, out = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8), io.BytesIO()
+    Image.fromarray(noise).save(out, kind)
+    whole = out.getvalue()
+    require_whole_image(whole)
+    for left in (30, len(whole) // 2):
+        with pytest.raises(ValueError):
+            require_whole_image(whole[:left])
+
+
+def test_bytes_after_a_frame_are_no_fault() -> None:
+    require_whole_image(encode_jpeg(np.zeros((8, 8, 3), np.uint8)) + b"\0\0")
+
+
+def test_a_few_bytes_that_claim_a_huge_image_are_refused() -> None:
+    def chunk(body: bytes) -> bytes:
+        return (len(body) - 4).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+
+    size = (40_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
+    huge = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR" + size) + chunk(b"IDAT" + zlib.compress(b"")) + chunk(b"IEND")
+    with pytest.raises(ValueError, match=r"no image Pillow can read .*1600000000 pixels"):
+        decode_image(huge)

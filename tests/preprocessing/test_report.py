@@ -80,6 +80,6 @@ def test_episodes_are_read_across_row_groups(store: EpisodeStore) -> None:
 
 
 def test_charts_of_constants_and_of_one_value() -> None:
-    for values in ([1.0], [2.0, 2.0], [0.0, 1.0]):
+    for values in ([1.0], [2.0, 2.0], [0.0, 1.0], [1e38, 1e38], [1e38, np.nextafter(1e38, np.inf)], [-3e38, 3e38]):
         assert "nan" not in charts.lines({"a": values}) and "nan" not in charts.histogram(np.array(values))
     assert "&lt;b&gt;" in charts.lines({"<b>": [1.0, 2.0]})

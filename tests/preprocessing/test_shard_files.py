@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import fsspec
+import numpy as np
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
@@ -16,6 +17,7 @@ from preprocessing import shard_files
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.episode_store import EpisodeStore
 from preprocessing.loading.loader import Loader, LoaderConfig, WindowReader
+from preprocessing.rlds import Corrupt, Episode, open_dataset
 from rt_models.spec import AffineTransform
 
 SAME = AffineTransform(name="same", scale=(1.0,) * 11, offset=(0.0,) * 11)
@@ -101,3 +103,46 @@ def test_what_is_not_there_is_not_asked_for_again(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         shard_files.patiently(read, what="a file")
     assert len(asked) == 1
+
+
+def test_a_source_is_read_with_the_same_patience(
+    make_bridge: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
+    monkeypatch.setattr(shard_files, "_FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr("preprocessing.rlds._READ_BYTES", 5000)  # less than a record of the first file
+    source = str(make_bridge([20], [3, 2]))
+    fsspec.filesystem("flaky").put(source, "/source/1.0.0", recursive=True)
+    for part in ("train", "train[1:]"):
+        FlakyFileSystem.reads = FlakyFileSystem.failures = 0
+        FlakyFileSystem.good = 1
+        opened = open_dataset("flaky://source/1.0.0")
+        expected = [record_of(item) for item in open_dataset(source).episodes(part)]
+        FlakyFileSystem.good = shard_files.ATTEMPTS
+        assert [record_of(item) for item in opened.episodes(part)] == expected
+        assert FlakyFileSystem.failures >= 5
+    FlakyFileSystem.good = 10**9
+    with pytest.raises(OSError, match=r"tfrecord-00000-of-00002 cannot be read, 6 attempts failed"):
+        list(opened.episodes("train"))
+    FlakyFileSystem.good = 1
+    FlakyFileSystem.store.clear()
+
+
+def record_of(item: Episode | Corrupt) -> tuple[str, int, int, int]:
+    assert isinstance(item, Episode)
+    return item.shard, item.record, item.offset, item.crc
+
+
+def test_reading_ahead_gives_the_bytes_of_the_file() -> None:
+    memory, rng = fsspec.filesystem("memory"), np.random.default_rng(0)
+    blob = rng.bytes(1000)
+    memory.pipe_file("/blob", blob)
+    for ahead_bytes in (0, 1, 7, 100, 5000):
+        file = shard_files.open_patiently(memory, "/blob", ahead_bytes=ahead_bytes)
+        for _ in range(200):
+            place, size = int(rng.integers(0, 1010)), int(rng.integers(0, 300))
+            file.seek(place)
+            assert file.read(size) == blob[place : place + size] and file.tell() == min(place + size, max(1000, place))
+        file.seek(-5, 2)
+        assert file.read() == blob[-5:] and file.read(3) == b""
+    memory.rm("/blob")

@@ -66,6 +66,18 @@ def test_the_kinds_of_flags(tmp_path: Path) -> None:
         ("control_hz: 5", "", "the file lacks control_hz"),
         ("action:", "action: 7", "mapping values are not allowed here"),
         ("units: [m,", "units: [", "names for 6 units"),
+        ("control_hz: 5", "control_hz: 0", "control_hz is 0, and must be a number of steps a second above 0"),
+        ("control_hz: 5", "control_hz: .nan", "control_hz is nan"),
+        ("control_hz: 5", "control_hz: yes", "control_hz must be steps a second"),
+        ("control_hz: 5", "control_hz: 5\ncontrol_hz: 6", "'control_hz' is given twice: leave one"),
+        ("name: ", "name: ../", "cannot be the name of a folder"),
+        ("unit: m}", "unit: m, first: -1}", "world_vector: first -1 must be at least 0"),
+        ("unit: m}", "unit: m, width: 4}", "world_vector: first 0 must be at least 0, width 4 at most 3"),
+        ("unit: m}", "unit: m, first: one}", "first of action.world_vector must be a number, got 'one'"),
+        ("unit: m}", "unit: m, scale: .inf}", "scale inf and offset 0.0 must be finite"),
+        ("units: [m,", "units: words #", "units of proprio .* must be a list of words, got 'words'"),
+        ("path: action, first_zero: 6", "path: action", "flags.first_zero_action must be `always`, or hold a path"),
+        ("cameras:", "cameras: [image]\nnotes:", "cameras must be a mapping"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, old: str, new: str, sentence: str) -> None:

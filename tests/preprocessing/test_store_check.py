@@ -52,6 +52,7 @@ def test_a_large_store_is_checked_by_sizes_and_rows(store: EpisodeStore) -> None
     path = Path(store.root, "manifest.json")
     manifest = json.loads(path.read_text())
     manifest["shards"][1]["rows"] += 1
+    manifest["shards"][1]["episode_lengths"][0] += 1
     path.write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=r"shard-00001-of-00002.parquet holds 4 rows, its manifest says 5"):
         require_whole(EpisodeStore.open(store.root), checksum_bytes=0)

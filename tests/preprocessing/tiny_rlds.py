@@ -15,8 +15,7 @@ from tensorflow_datasets.core import example_serializer
 from tensorflow_datasets.core import features as tfds_features
 from tensorflow_datasets.proto import tf_example_pb2
 
-from preprocessing.rlds import open_dataset
-from preprocessing.tfds_features import Feature
+from preprocessing.tfds_features import Feature, flatten
 from preprocessing.tfrecord import masked_crc32c
 
 TEXTS = ("put the cup in the sink", "open the drawer", "")
@@ -118,12 +117,16 @@ def _plausible(feature: Feature, key: str, rng: np.random.Generator) -> Any:
 
 def write_source(folder: Path, name: str, schema: dict[str, Any], given: Mapping[str, Any]) -> Path:
     """A dataset of one fabricated episode; the folder."""
+    return write_records(folder, name, schema, [fabricate(flatten(schema), given)])
+
+
+def write_records(folder: Path, name: str, schema: dict[str, Any], records: Sequence[bytes]) -> Path:
+    """A dataset of these serialized episodes in one file; the folder."""
     folder.mkdir()
     (folder / "features.json").write_text(json.dumps(schema))
-    info = {"name": name, "version": "0.1.0", "splits": [{"name": "train", "shardLengths": ["1"]}]}
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-    record = frame_record(fabricate(open_dataset(str(folder)).features, given))
-    (folder / f"{name}-train.tfrecord-00000-of-00001").write_bytes(record)
+    split = {"name": "train", "shardLengths": [str(len(records))]}
+    (folder / "dataset_info.json").write_text(json.dumps({"name": name, "version": "0.1.0", "splits": [split]}))
+    (folder / f"{name}-train.tfrecord-00000-of-00001").write_bytes(b"".join(map(frame_record, records)))
     return folder
 
 

@@ -29,8 +29,8 @@ def make_batch(
     There is padding before its first step, its last step is terminal, and the dataset lacks two action dimensions.
     """
     random = np.random.default_rng(seed)
-    spec, ends = config.action_spec(), np.asarray(ends)
-    frames = random.integers(0, 256, (episode_steps, *frame_size, config.num_channels()), dtype=np.uint8)
+    spec, ends = config.action_spec(), np.asarray(ends, np.int64)
+    frames = random.integers(0, 256, (episode_steps, *frame_size, 3), dtype=np.uint8)
     low, high = spec.bounds()
     actions = random.uniform(low, high, (episode_steps, spec.size)).astype(np.float32)
     actions[:, 0] = random.integers(0, 3, episode_steps)
@@ -51,9 +51,10 @@ def make_batch(
         "episode": np.zeros(len(ends), np.int64),
         "step": ends,
     }
+    if config.image_channels == "rgb+mask":
+        arrays["object_mask"] = random.integers(0, 256, frames.shape[:3], dtype=np.uint8)
     batch = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-    if config.num_channels() == 3:
-        check_batch(batch, action_size=spec.size)
+    check_batch(batch, action_size=spec.size)
     return batch
 
 

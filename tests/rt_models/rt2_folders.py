@@ -57,7 +57,25 @@ def save_smolvlm(folder: Path) -> Path:
     return folder
 
 
-FAMILIES = {"paligemma": save_paligemma, "smolvlm": save_smolvlm}
+def save_qwen2_vl(folder: Path) -> Path:
+    """A ViT with merged patches and Qwen2: 4 places a picture, between marks."""
+    size = _save_tokenizer(folder)
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2]}
+    config = transformers.Qwen2VLConfig(
+        vision_config={
+            **{"depth": 2, "embed_dim": 32, "num_heads": 4, "mlp_ratio": 2, "patch_size": 56, "spatial_merge_size": 2},
+            "hidden_size": TEXT["hidden_size"],
+        },
+        text_config={"vocab_size": size, **TEXT, "rope_parameters": rope},
+        image_token_id=4,
+        vision_start_token_id=size - 2,
+        vision_end_token_id=size - 1,
+    )
+    transformers.Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+FAMILIES = {"paligemma": save_paligemma, "smolvlm": save_smolvlm, "qwen2_vl": save_qwen2_vl}
 
 
 def _save_tokenizer(folder: Path) -> int:

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import ml_dtypes
+import msgpack
 import numpy as np
 import pytest
 from flax_files import LAYOUTS, flax_file, orbax_folder
@@ -91,6 +92,29 @@ def test_a_cut_msgpack_file_is_refused(tmp_path: Path, leaves: dict[str, np.ndar
     (tmp_path / "checkpoint").write_bytes(data[:kept])
     with pytest.raises(ValueError, match="checkpoint is no flax checkpoint: its msgpack cannot be read"):
         read_flax(tmp_path)
+
+
+def test_a_file_of_another_kind_is_refused_without_being_printed(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(b"# A page of text\n" * 10_000)
+    with pytest.raises(ValueError, match="weights is no flax checkpoint") as refused:
+        read_flax(tmp_path / "weights")
+    assert len(str(refused.value)) < len(str(tmp_path)) + 150
+
+
+@pytest.mark.parametrize("chunked", [{}, {"shape": {"0": 4}, "chunks": {"0": "x"}}, {"shape": 4, "chunks": 4}])
+def test_chunks_that_make_no_array_are_refused(tmp_path: Path, chunked: dict[str, object]) -> None:
+    tree = {"params": {"kernel": {"__msgpack_chunked_array__": True, **chunked}}}
+    (tmp_path / "checkpoint").write_bytes(msgpack.packb(tree))
+    with pytest.raises(ValueError, match="checkpoint is no flax checkpoint: its msgpack cannot be read"):
+        read_flax(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "U4", "f4,f4"])
+def test_what_is_no_real_number_is_refused(tmp_path: Path, dtype: str) -> None:
+    content = msgpack.packb(([1], dtype, bytes(np.dtype(dtype).itemsize)))
+    (tmp_path / "checkpoint").write_bytes(msgpack.packb({"params": {"kernel": msgpack.ExtType(1, content)}}))
+    with pytest.raises(ValueError, match=r"params/kernel in .*checkpoint.* holds .*, no real numbers"):
+        read_flax(tmp_path / "checkpoint")
 
 
 @pytest.mark.parametrize("layout", ["orbax zarr", "orbax ocdbt"])

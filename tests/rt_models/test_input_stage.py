@@ -85,6 +85,15 @@ def test_without_augmentation_every_step_gets_its_own_frame_resized() -> None:
     assert placed[0, :2].abs().max() == 0
 
 
+@pytest.mark.parametrize("augment", [False, True])
+def test_an_object_mask_goes_with_its_frame(augment: bool) -> None:
+    batch = make_batch(CONFIG, [0, 4, 5], frame_size=(64, 80))
+    batch["object_mask"] = batch["frames"][..., 0].clone()  # what the red channel then shows too
+    images = prepare(batch, CONFIG.input, augment=augment, dtype=torch.float32, object_mask=True).image_NHWC
+    assert images.shape[-1] == 4 and images.std() > 0.1
+    torch.testing.assert_close(images[..., 3], images[..., 0])
+
+
 def test_frames_are_prepared_once_when_shared_and_apart_under_different_crops() -> None:
     ends, config = [2, 3, 4, 5], replace(CONFIG.input, image_size=12)
     segment, windows = make_batch(CONFIG, ends, crop_keys=[7] * 4), make_batch(CONFIG, ends)

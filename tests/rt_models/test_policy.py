@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from rt_models.spec import AffineTransform
 TINY = RT1Config.tiny()
 TF_MASK = replace(TINY, transformer=replace(TINY.transformer, mask="tf", feed_forward="linear_bias"))
 ONE_HOT = replace(TF_MASK, previous_actions="one_hot")
-CONFIGS = {"jax": TINY, "tf": TF_MASK, "previous actions": ONE_HOT}
+TF_RELEASE = replace(TF_MASK, transformer=replace(TF_MASK.transformer, episode_start="first_places"))
+CONFIGS = {"jax": TINY, "tf": TF_MASK, "previous actions": ONE_HOT, "tf release": TF_RELEASE}
 STEPS = 7
 
 
@@ -72,6 +74,27 @@ def test_each_cached_step_equals_the_recomputed_window(name: str, monkeypatch: p
         np.testing.assert_allclose(seen[-1], recomputed(model, episode, embedding, step, taken), atol=1e-9)
         taken = np.concatenate([taken, action.tokens[None]])
     assert len(np.unique(taken, axis=0)) > 1  # frames do change the actions, or nothing was compared
+
+
+@torch.no_grad()
+def test_an_episode_in_first_places_goes_as_in_the_release_s_control_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, episode, embedding = model_of(TF_RELEASE), frames(), torch.from_numpy(instruction()).double()[None]
+    places, seen = model.config.num_steps, []
+
+    def watched(logits: torch.Tensor, spec: object) -> torch.Tensor:
+        seen.append(logits[0].clone())
+        return choose_tokens(logits, spec)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("rt_models.policy.choose_tokens", watched)
+    policy, state = Policy(model), torch.zeros(1, places, 4, 16, dtype=torch.float64)
+    for step, frame in enumerate(episode):
+        policy.act(frame, instruction())
+        state = state.roll(-1, dims=1) if step >= places else state  # facts: transformer_network.py:303-357, 586-619
+        place = min(step, places - 1)
+        state[:, place] = model.encode_frames(torch.from_numpy(frame)[None], embedding)
+        logits = model.action_logits(state)[0, place]  # unused places hold zeros, hidden by causality
+        torch.testing.assert_close(seen[-1], logits, rtol=0, atol=1e-9)
+        assert step >= places - 1 or (model.action_logits(state)[0, -1] - logits).abs().max() > 1e-3
 
 
 def test_one_pass_of_the_tokenizer_over_one_frame_at_each_step() -> None:
@@ -154,14 +177,54 @@ def test_a_text_is_encoded_once() -> None:
         (frames()[0].astype(np.float32), instruction(), r"expected uint8 \(H, W, 3\), got float32 \(20, 24, 3\)"),
         (frames()[0][..., :1], instruction(), r"got uint8 \(20, 24, 1\)"),
         (frames(count=2), instruction(), r"got uint8 \(2, 20, 24, 3\)"),
-        (frames()[0], instruction()[:384], r"expected float \(512,\) or \(1, 512\), got \(384,\)"),
+        (frames()[0][:0], instruction(), r"expected uint8 \(H, W, 3\), got uint8 \(0, 24, 3\)"),
+        (frames()[0].tolist(), instruction(), r"frame: expected an array or tensor uint8 \(H, W, 3\), got list"),
+        (None, instruction(), "frame: expected an array or tensor .* got NoneType"),
+        (frames()[0], instruction()[:384], r"expected float \(512,\) or \(1, 512\), got float32 \(384,\)"),
+        (frames()[0], np.zeros(512, np.int64), r"instruction embedding: expected float \(512,\) .* got int64 \(512,\)"),
+        (frames()[0], np.zeros((3, 512), np.float32), r"or \(1, 512\), got float32 \(3, 512\)"),
+        (frames()[0], None, "instruction: expected a text, texts or an embedding float .* got None"),
+        (frames()[0], [], r"instruction: expected a text, .* got \[\]"),
+        (frames()[0], [0.5] * 512, r"instruction: expected a text, .* got \[0.5, 0.5"),
         (frames()[0], "pick", "'pick' is a text: give the policy an encoder"),
-        (frames()[0], np.full(512, np.nan, np.float32), "embedding: expected finite float"),
+        (frames()[0], np.full(512, np.nan, np.float32), "instruction embedding: expected finite float"),
     ],
 )
-def test_bad_input_is_refused(frame: np.ndarray, text: np.ndarray | str, message: str) -> None:
+def test_bad_input_is_refused(frame: Any, text: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Policy(model_of(TINY)).act(frame, text)
+
+
+def test_what_is_refused_leaves_the_history_as_it_was() -> None:
+    model, frame = model_of(TINY), frames()[-1]
+    disturbed, calm = Policy(model), Policy(model)
+    for earlier in frames()[:-1]:
+        disturbed.act(earlier, instruction())
+        calm.act(earlier, instruction())
+    for bad in (np.full(512, np.nan, np.float32), instruction()[:3]):
+        with pytest.raises(ValueError, match="instruction embedding"):
+            disturbed.act(frame, bad)
+    assert (disturbed._real_RT == calm._real_RT).all()
+    np.testing.assert_array_equal(disturbed.act(frame, instruction()).tokens, calm.act(frame, instruction()).tokens)
+
+
+def test_any_array_of_pixels_will_do(recwarn: pytest.WarningsRecorder) -> None:
+    model, frame = model_of(TINY), frames()[0]
+    mirrored, fixed = np.ascontiguousarray(frame[:, ::-1])[:, ::-1], frame.copy()
+    fixed.flags.writeable = False
+    for same in (mirrored, fixed, torch.from_numpy(frame), frame[None]):
+        np.testing.assert_array_equal(
+            np.ravel(Policy(model).act(same, instruction()).tokens), Policy(model).act(frame, instruction()).tokens
+        )
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_a_robot_or_a_transform_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"robot 2 cannot be reset: this policy's are 0..1"):
+        Policy(model_of(TINY), num_robots=2).reset([0, 2])
+    transform = AffineTransform(name="7d", scale=(1.0,) * 7, offset=(0.0,) * 7)
+    with pytest.raises(ValueError, match="transform 7d has 7 dimensions, the model acts in 11"):
+        Policy(model_of(TINY), transform=transform)
 
 
 def test_a_model_put_back_into_training_does_not_act() -> None:

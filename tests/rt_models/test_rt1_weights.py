@@ -231,6 +231,13 @@ def test_a_nested_tree_is_the_same_model(golden: Golden) -> None:
         assert torch.equal(model.state_dict()[name], value), name
 
 
+def test_a_tree_flattened_to_tuples_of_any_float_is_the_same_model(golden: Golden) -> None:
+    halves = {tuple(path.split("/")): value.astype(np.float16) for path, value in golden.leaves.items()}
+    state = from_flax(halves).state_dict()
+    for name, value in golden.model.state_dict().items():
+        assert state[name].dtype == torch.float32 and torch.equal(state[name], value.half().float()), name
+
+
 def test_a_linear_tree_is_recognised(golden: Golden) -> None:
     linear = {
         path: value
@@ -263,6 +270,8 @@ def test_an_rt1x_tree_is_recognised_from_its_shapes(golden: Golden) -> None:
     assert (config.num_steps, config.num_image_tokens, config.bins, config.world_vector_limit) == (15, 81, 512, 2.0)
     assert sum(parameter.numel() for parameter in model.parameters()) == 56_896_809
     assert from_flax(leaves, world_vector_limit=1.75).spec.bounds()[1][1] == 1.75
+    with pytest.raises(ValueError, match=r"world_vector_x: needs finite low < high, got \[-0.0, 0.0\]"):
+        from_flax(leaves, world_vector_limit=0.0)
 
 
 def test_a_tree_with_previous_actions_gets_the_mask_that_lets_images_see_them(golden: Golden) -> None:
@@ -290,6 +299,38 @@ def test_missing_and_left_over_leaves_are_listed(golden: Golden) -> None:
 def test_a_leaf_of_another_shape_is_named(golden: Golden) -> None:
     with pytest.raises(ValueError, match=r"TransformerBlock_5/LayerNorm_0/scale \(511,\) where the model has \(512,\)"):
         from_flax(reshaped(golden, {"TransformerBlock_5/LayerNorm_0/scale": (511,)}))
+
+
+ATTENTION = "params/Transformer_0/TransformerBlock_2/MultiHeadDotProductAttention_0"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (f"{ATTENTION}/key/kernel", np.zeros((512, 4, 256)), r"\(512, 4, 256\), by the others .* \(512, 8, 128\)"),
+        (f"{ATTENTION}/value/bias", np.zeros((128, 8)), r"has shape \(128, 8\), by the others .* \(8, 128\)"),
+        (f"{ATTENTION}/out/kernel", np.zeros((128, 8, 512)), r"out/kernel has shape \(128, 8, 512\)"),
+        ("params/Transformer_0/Dense_2/kernel", np.zeros(512), r"has shape \(512,\), an RT-1's has 2 axes"),
+        ("params/image_tokenizer/EfficientNetWithFilm_0/Stem_0/conv2d/kernel", np.zeros((3, 3)), r"Stem_0.* \(3, 3\)"),
+        ("params/image_tokenizer/FilmConditioning_0/Dense_0/bias", "lost", "FilmConditioning_0/Dense_0/bias, a str"),
+        (
+            "params/Transformer_0/Dense_0/bias",
+            np.full(512, np.nan),
+            "NaN or infinity in params/Transformer_0/Dense_0/b",
+        ),
+        ("params/Transformer_0/Dense_0/bias", None, "Dense_0/bias"),
+    ],
+)
+def test_a_leaf_that_is_no_such_weight_is_named(golden: Golden, path: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_flax(golden.leaves | {path: value})
+
+
+def test_what_is_no_tree_is_refused(golden: Golden) -> None:
+    with pytest.raises(ValueError, match="expected a mapping with 'params' and 'batch_stats', got list"):
+        from_flax([golden.leaves])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="is missing; is this a tree of RT-1 with 'params' and 'batch_stats'"):
+        from_flax(nested(golden.leaves)["params"])
 
 
 def test_a_position_table_that_is_no_whole_number_of_steps_is_refused(golden: Golden) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -182,12 +185,14 @@ def test_crops_move_robots_in_training_only_and_leave_the_web_alone() -> None:
     [
         (torch.rand(1, 1, 16, 16), torch.tensor([[1]]), r"RGB \(1, 3, 16, 16\)"),
         (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), torch.tensor([[1]]), "torch.uint8"),
-        (torch.rand(1, 3, 20, 16), torch.tensor([[1]]), r"\(1, 1, 3, 20, 16\)"),
+        (torch.rand(1, 3, 20, 16), torch.tensor([[1]]), r"\(1, 3, 20, 16\)$"),
         (torch.full((1, 3, 16, 16), torch.nan), torch.tensor([[1]]), "NaN"),
         (torch.rand(1, 3, 16, 16), torch.ones(1, 129, dtype=torch.int64), "1 to 128 tokens"),
         (torch.rand(1, 3, 16, 16), torch.tensor([[1.0]]), "int64"),
         (torch.rand(1, 3, 16, 16), torch.tensor([[1024]]), "ids from 0 to 1023"),
         (torch.rand(2, 3, 16, 16), torch.tensor([[1]]), r"\(1, 3, 16, 16\)"),
+        (np.zeros((1, 3, 16, 16), np.float32), torch.tensor([[1]]), "got a ndarray"),
+        (torch.rand(1, 3, 16, 16), [[1]], "got a list"),
     ],
 )
 def test_a_wrong_picture_or_caption_is_refused(image: Tensor, caption: Tensor, says: str) -> None:
@@ -196,20 +201,41 @@ def test_a_wrong_picture_or_caption_is_refused(image: Tensor, caption: Tensor, s
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "says"),
+    ("key", "spoilt", "says"),
     [
-        ("frames", torch.zeros(3, 20, 24, 4, dtype=torch.uint8), "RGB"),
-        ("frames", torch.zeros(3, 20, 24, dtype=torch.uint8), "RGB"),
-        ("tokens", torch.full((4, 9), 5000), "vocabulary has 1024"),
-        ("tokens", torch.ones(4, 200, dtype=torch.int64), "context holds 128"),
+        ("frames", lambda _: torch.zeros(3, 20, 24, 4, dtype=torch.uint8), "RGB"),
+        ("frames", lambda _: torch.zeros(3, 20, 24, dtype=torch.uint8), "RGB"),
+        ("frames", lambda _: torch.zeros(3, 0, 0, 3, dtype=torch.uint8), "needs a row, a token and a pixel"),
+        ("frames", lambda _: [1], "expected a torch tensor"),
+        ("tokens", lambda tokens: torch.full_like(tokens, 5000), "vocabulary has 1024"),
+        ("tokens", lambda _: torch.ones(4, 200, dtype=torch.int64), "context holds 128"),
+        ("token_mask", lambda mask: mask[:, :3], r"batch\['token_mask'\]: expected bool \(4, "),
+        ("token_mask", torch.zeros_like, "a row begins with a real token"),
+        ("token_mask", lambda mask: mask & (torch.arange(mask.shape[1]) != 2), "its padding stands at the right"),
+        ("answer_mask", torch.ones_like, "is True on padding"),
+        ("answer_mask", lambda mask: mask[:2], r"batch\['answer_mask'\]: expected bool \(4, "),
+        ("image_index", lambda index: index + 1, "expected rows of the 3 frames, or -1, got 0 to 3"),
+        ("image_index", lambda index: index - 1, "expected rows of the 3 frames, or -1, got -2 to 1"),
     ],
 )
-def test_a_wrong_batch_is_refused(key: str, value: Tensor, says: str) -> None:
+def test_a_wrong_batch_is_refused(key: str, spoilt: Callable[[Tensor], Any], says: str) -> None:
+    batch = make_batch(MINIMAL.build_text())
     with pytest.raises(ValueError, match=says):
-        RT2(MINIMAL).loss(make_batch(MINIMAL.build_text()) | {key: value})
+        RT2(MINIMAL).loss(batch | {key: spoilt(batch[key])})
+
+
+def test_a_loss_needs_to_know_the_answers() -> None:
+    batch = make_batch(MINIMAL.build_text())
+    del batch["answer_mask"]
+    with pytest.raises(ValueError, match="'answer_mask' is missing"):
+        RT2(MINIMAL).loss(batch)
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="prefix must be one of causal, image, prompt, got 'words'"):
+        replace(MINIMAL, prefix="words")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"decoder.num_heads must be a whole number and at least 1, got 0"):
+        DecoderConfig(num_heads=0)
     with pytest.raises(ValueError, match="patch_size"):
         replace(MINIMAL, picture=PictureConfig(image_size=20))
     with pytest.raises(ValueError, match="num_key_value_heads"):

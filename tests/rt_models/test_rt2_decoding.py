@@ -92,6 +92,14 @@ def test_an_untrained_model_never_says_an_invalid_action(strategy: Strategy) -> 
     assert wrong_without > 0  # unmasked, an untrained model does go wrong: the mask did something
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_model_that_diverged_says_nothing(strategy: Strategy) -> None:
+    model = fresh()
+    torch.nn.init.constant_(model.output.weight, torch.nan)
+    with pytest.raises(ValueError, match="logits are not finite: its weights have diverged"):
+        predict_actions(model, prompts_of(TEXT, INSTRUCTIONS), TEXT, strategy=strategy)
+
+
 def test_the_masks_metrics_are_the_probabilities_before_it() -> None:
     model, batch = fresh(), prompts_of(TEXT, INSTRUCTIONS)
     answer = predict_actions(model, batch, TEXT)

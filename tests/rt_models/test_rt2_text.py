@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -214,3 +215,18 @@ def test_unknown_fields_are_refused() -> None:
 def test_a_tokenizer_must_be_able_to_end() -> None:
     with pytest.raises(ValueError, match="no token '</s>'"):
         PlainTokenizer(word_tokenizer(), eos="</s>")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"robot_prompt": "do it"}, r"text.robot_prompt must hold \{instruction\}"),
+        ({"question_prompt": "Q: {question} {A}"}, r"and no other braces, got 'Q: \{question\} \{A\}'"),
+        ({"action_mark": " "}, "text.action_mark is empty"),
+        ({"frames": 0}, "text.frames must be a whole number and at least 1, got 0"),
+        ({"binning": "round"}, "text.binning must be one of truncate, centre, got 'round'"),
+    ],
+)
+def test_templates_without_their_place_are_refused(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        RT2TextConfig(**settings)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,19 +38,38 @@ def config_of(folders: dict[str, Path], family: str, **settings: Any) -> RT2VLMC
 def native_loss(model: RT2VLM, row: dict[str, Tensor]) -> Tensor:
     """Summed cross-entropy of one row's answer as transformers itself computes it."""
     image_NCHW = row["frames"][row["image_index"][0]].permute(0, 3, 1, 2).double() / 255
-    size = model.vlm.config.vision_config.image_size
+    size = model.picture.image_size
     pixels = torch.nn.functional.interpolate(image_NCHW, (size, size), mode="bilinear", antialias=True) * 2 - 1
     ids = torch.tensor([*model.image_ids * len(pixels), *row["tokens"][0].tolist()])[None]
     labels = torch.full_like(ids, -100)
     answer = torch.nn.functional.pad(row["answer_mask"], (ids.shape[1] - row["answer_mask"].shape[1], 0))
     labels[answer] = ids[answer]
     arguments: dict[str, Any] = {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
-    if len(pixels):
-        arguments["pixel_values"] = pixels if model.family.first_position else pixels[None]
-    if model.family.first_position:  # PaliGemma: its processor marks the answer
+    kind = model.vlm.config.model_type
+    if len(pixels) and kind == "qwen2_vl":
+        arguments |= qwen_pixels(pixels, model.vlm.config.vision_config)
+        arguments["mm_token_type_ids"] = (ids == model.vlm.config.image_token_id).int()
+    elif len(pixels):
+        arguments["pixel_values"] = pixels[None] if kind == "smolvlm" else pixels
+    if kind == "paligemma":  # its processor marks the answer
         first = int(answer[0].to(torch.uint8).argmax())
         arguments["token_type_ids"] = (torch.arange(ids.shape[1]) >= first).long()[None]
     return model.vlm(**arguments).loss * answer.sum()
+
+
+def qwen_pixels(pixels_NCHW: Tensor, vision: Any) -> dict[str, Tensor]:
+    """As its processor lays them out: CLIP's normalisation, each picture twice in time, patches in groups to merge."""
+    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+    mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    patches, side = [], pixels_NCHW.shape[-1] // vision.patch_size
+    for picture in ((pixels_NCHW + 1) / 2 - mean) / std:
+        for row, column in ((r, c) for r in range(0, side, 2) for c in range(0, side, 2)):
+            for y, x in ((row, column), (row, column + 1), (row + 1, column), (row + 1, column + 1)):
+                patch = picture[:, y * vision.patch_size :, x * vision.patch_size :]
+                patch = patch[:, : vision.patch_size, : vision.patch_size]
+                patches.append(torch.stack([patch, patch], dim=1).flatten())
+    return {"pixel_values": torch.stack(patches), "image_grid_thw": torch.tensor([[1, side, side]] * len(pixels_NCHW))}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -62,6 +83,16 @@ def test_a_rows_loss_is_that_of_transformers(family: str, folders: dict[str, Pat
         expected = native_loss(model, alone)  # transformers takes its cross-entropy in float32
         torch.testing.assert_close(together.sum_B[row], expected.double(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(model.loss(batch), (together.sum_B / together.tokens_B).mean())
+
+
+@pytest.mark.parametrize("pictures", [1, 2, 3])
+def test_positions_of_three_axes_are_those_of_transformers(pictures: int, folders: dict[str, Path]) -> None:
+    model = config_of(folders, "qwen2_vl").build()
+    ids = torch.tensor([[*model.image_ids * pictures, 7, 8, 9]])
+    is_patch, grid = (ids == model.vlm.config.image_token_id).int(), torch.tensor([[1, 4, 4]] * pictures)
+    expected, _ = model.vlm.model.get_rope_index(ids, is_patch, image_grid_thw=grid)
+    place_BS = torch.arange(ids.shape[1])[None]
+    assert torch.equal(model.family.positions(model.vlm.config, place_BS, torch.tensor([pictures])), expected)
 
 
 @torch.no_grad()
@@ -119,7 +150,7 @@ def test_each_tuning_moves_what_it_says(family: str, folders: dict[str, Path]) -
         optimizer.step()
         moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
         assert moved <= trained(model)
-        vision = {name for name in moved if ".vision" in name}
+        vision = {name for name in moved if ".vision" in name or ".visual" in name}
         if isinstance(tuning, FullTuning):
             assert vision and trained(model) == set(before)
         elif isinstance(tuning, FrozenVision):
@@ -200,6 +231,41 @@ def test_a_folder_without_a_model_is_one_sentence(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("file", "spoilt", "says"),
+    [
+        ("config.json", lambda _: b"[]", "Unrecognized model"),
+        ("config.json", lambda _: b"{}", "Unrecognized model"),
+        ("config.json", lambda whole: whole.replace(b'"hidden_size": 32', b'"hidden_size": 30'), "must be divisible"),
+        ("tokenizer.json", lambda whole: whole[:100], "model "),
+        ("model.safetensors", lambda whole: whole[:5000], "is cut or damaged"),
+        ("model.safetensors", lambda whole: whole[:-1], "is cut or damaged"),
+        ("model.safetensors", None, "no weights are in it; --model.weights random takes only its sizes"),
+    ],
+)
+def test_a_damaged_folder_is_one_sentence_before_anything_is_loaded(
+    folders: dict[str, Path], tmp_path: Path, file: str, spoilt: Callable[[bytes], bytes] | None, says: str
+) -> None:
+    folder = shutil.copytree(folders["paligemma"], tmp_path / "model")
+    RT2VLMConfig.paligemma(str(folder)).require_loadable()
+    if spoilt is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_bytes(spoilt((folder / file).read_bytes()))
+    with pytest.raises(OSError, match=says) as error:
+        RT2VLMConfig.paligemma(str(folder)).require_loadable()
+    assert "\n" not in str(error.value) and str(folder) in str(error.value)
+
+
+def test_weights_of_other_sizes_are_one_sentence(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders["paligemma"], tmp_path / "model")
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace('"intermediate_size": 64', '"intermediate_size": 48'))
+    with pytest.raises(OSError, match=f"model {folder}: ") as error:
+        RT2VLMConfig.paligemma(str(folder)).build()
+    assert "\n" not in str(error.value)
+
+
 def test_an_unknown_family_is_one_sentence(tmp_path: Path) -> None:
     transformers.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a bert: known here are paligemma"):
@@ -216,5 +282,5 @@ def test_a_vocabulary_without_room_is_one_sentence(tmp_path: Path) -> None:
 def test_a_picture_of_another_mode_is_one_sentence(folders: dict[str, Path]) -> None:
     config = config_of(folders, "paligemma")
     grey = make_batch(config.build_text()) | {"frames": torch.zeros(3, 20, 24, 1, dtype=torch.uint8)}
-    with pytest.raises(ValueError, match=r"uint8 RGB"):
+    with pytest.raises(ValueError, match="RGB in 0"):
         config.build().loss(grey)

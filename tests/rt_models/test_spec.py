@@ -98,6 +98,8 @@ def test_a_mismatch_prints_both_sides() -> None:
     with pytest.raises(ContractMismatch, match="a is given more than once"):
         merge_contracts([model, model])
     model.require_readable(contract(ZEROS), where="there")
+    with pytest.raises(ContractMismatch, match=r"bound to no dataset.*rtp import-weights \.\.\. --data there"):
+        replace(model, datasets=()).require_readable(store, where="there")
 
 
 def test_what_a_dataset_does_not_have_is_its_constant_not_the_model_s_guess() -> None:

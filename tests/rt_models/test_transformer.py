@@ -29,14 +29,19 @@ def contents(batch: int = 2) -> tuple[Tensor, Tensor]:
     return image, action
 
 
-def reference(model: Transformer, image: Tensor, action: Tensor | None, rule: str, first_step: int = 0) -> Tensor:
-    """Softmax attention written out, all positions; `first_step` leaves earlier steps and their positions away."""
+def reference(
+    model: Transformer, image: Tensor, action: Tensor | None, rule: str, first_step: int = 0, first_place: int = 0
+) -> Tensor:
+    """Softmax attention written out, all positions; `first_step` leaves earlier steps away, `first_place` their places
+    in the table of positions."""
     layout = model.layout
     action = torch.zeros(*image.shape[:2], layout.num_action_tokens, 7).double() if action is None else action
     content = torch.cat([image, action], dim=2)[:, first_step:].flatten(1, 2)
     kept = slice(first_step * layout.step_size, None)
     mask = torch.from_numpy(attention_mask(layout, rule))[kept, kept]  # type: ignore[arg-type]
-    x = model.token_projection(content) + model.position.weight[kept] + model.position.bias
+    places = slice(first_place * layout.step_size, None)
+    position = model.position.weight[places][: content.shape[1]]
+    x = model.token_projection(content) + position + model.position.bias
     for block in model.blocks:
         attention, h = block.attention, block.attention_norm(x)
         q, k, v = (
@@ -73,18 +78,23 @@ def test_the_two_masks_differ() -> None:
 
 
 @pytest.mark.parametrize("mask", ["tf", "jax"])
-@pytest.mark.parametrize("padded", [1, 2])
-def test_a_padded_window_equals_the_real_steps_alone_at_their_positions(mask: str, padded: int) -> None:
-    model = build(mask=mask)
+@pytest.mark.parametrize("padded", [0, 1, 2])
+@pytest.mark.parametrize("episode_start", ["last_places", "first_places"])
+def test_a_padded_window_equals_the_real_steps_alone_at_their_positions(
+    mask: str, padded: int, episode_start: str
+) -> None:
+    model = build(mask=mask, episode_start=episode_start)
     image, action = contents()
     real = torch.arange(LAYOUT.num_steps).expand(2, -1) >= padded
-    alone = reference(model, image, action, mask, first_step=padded)
+    first_place = padded if episode_start == "last_places" else 0
+    alone = reference(model, image, action, mask, first_step=padded, first_place=first_place)
     torch.testing.assert_close(model(image, action, real)[:, padded:], alone, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(model(image, action, real, "last"), alone[:, -1:], rtol=1e-12, atol=1e-12)
 
 
-def test_windows_of_one_batch_may_be_padded_differently() -> None:
-    model = build()
+@pytest.mark.parametrize("episode_start", ["last_places", "first_places"])
+def test_windows_of_one_batch_may_be_padded_differently(episode_start: str) -> None:
+    model = build(episode_start=episode_start)
     image, action = contents(3)
     real = torch.tensor([[True, True, True], [False, True, True], [False, False, True]])
     together = model(image, action, real)

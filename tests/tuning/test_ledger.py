@@ -51,6 +51,14 @@ def test_a_record_of_another_version_is_refused_by_name(tmp_path: Path) -> None:
         Ledger.load(str(tmp_path))
 
 
+@pytest.mark.parametrize(("name", "text"), [("sweep.json", ""), ("trials/0003/trial.json", "{"), ("sweep.json", "3")])
+def test_what_is_no_record_is_named(name: str, text: str, tmp_path: Path) -> None:
+    Ledger(str(tmp_path)).put(RECORD)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=f"{Path(name).name} is not a record of a sweep"):
+        Ledger.load(str(tmp_path)).description()
+
+
 @given(st.lists(st.tuples(st.integers(1, 9), st.sampled_from(["a", "b", None])), max_size=30))
 def test_reports_are_in_order_and_the_newest_of_a_step_counts(events: list[tuple[int, str | None]]) -> None:
     record, newest = TrialRecord(number=0, point=0, seed=0, parameters={}), {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -46,6 +48,12 @@ def test_perturbing_a_whole_number_changes_it(dimension: Integer, seed: int) -> 
     middle = (dimension.low + dimension.high) // 2
     changed = dimension.perturb(middle, 1.05, np.random.default_rng(seed))
     assert changed != middle
+
+
+def test_a_choice_is_found_again_in_the_ledgers_json() -> None:
+    dimension = Choice(values=((0.9, 0.95), ((1, 2), 3), "a"))
+    again = json.loads(json.dumps(dimension.values))
+    assert to_optuna({"x": dimension}, {"x": again[1]}) == {"x": 1} and again == list(dimension.values)
 
 
 @given(st.integers(0, 4), st.integers(0, 99))

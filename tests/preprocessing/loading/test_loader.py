@@ -207,6 +207,11 @@ def test_an_error_in_the_background_reaches_the_training(store: EpisodeStore, tm
         ({"world_size": 4, "global_batch": 16}, "4 workers cannot share 6 lanes evenly"),
         ({"global_batch": 10}, "global batch 10 must be a multiple of micro-batch 4 x 1 workers"),
         ({"segment_windows": 3}, "the micro-batch of 3 windows a segment"),
+        ({"segment_windows": 0}, "segment_windows must be at least 1, got 0"),
+        ({"global_batch": 0}, "global_batch must be at least 1, got 0"),
+        ({"lanes": 0}, "lanes must be at least 1, got 0"),
+        ({"position": -24}, "position must be at least 0, got -24"),
+        ({"rank": 1}, "rank 1 is none of 1 workers"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(reader: WindowReader, settings: dict[str, int], message: str) -> None:

@@ -1,0 +1,37 @@
+"""Small files that a kill at any moment leaves whole, or whose readers do without what it cut."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+
+def write_whole(path: str, text: str) -> None:
+    """Write a file whole or not at all: by renaming on a file system; an object store's upload is so by itself."""
+    if "://" in path:
+        files, name = fsspec.core.url_to_fs(path)
+        files.pipe_file(name, text.encode())
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.partial")
+    partial.write_text(text)
+    partial.replace(target)
+
+
+def whole_lines(path: str) -> Iterator[dict[str, Any]]:
+    """The lines of a file of JSON lines, local or remote, without those that a crash has cut; none without a file."""
+    try:
+        with fsspec.open(path, "r") as file:
+            text = file.read()  # type: ignore[union-attr]
+    except FileNotFoundError:
+        return
+    for line in text.rpartition("\n")[0].splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:  # cut by a crash, before a later attempt wrote on
+            continue

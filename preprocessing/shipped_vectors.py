@@ -1,0 +1,55 @@
+"""Instruction vectors that episodes ship: whether there are any, and whether an encoder gives the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import islice
+
+import numpy as np
+
+from preprocessing.dataset_spec import DatasetSpec
+from preprocessing.rlds import Episode, RldsDataset, SourceShard
+from rt_models.spec import EMBEDDING_WIDTH
+
+_RECORDS, _TEXTS = 16, 8  # looked at, from the beginning
+_AGREES = 0.999  # cosine; the same network in another TensorFlow differs by less
+
+
+def ships_vectors(dataset: RldsDataset, spec: DatasetSpec) -> bool:
+    """Whether the episodes hold the vectors that `spec` declares."""
+    path = spec.embedding
+    return path is not None and path in dataset.step_paths and dataset.feature(path).shape == (EMBEDDING_WIDTH,)
+
+
+def require_agreement(
+    dataset: RldsDataset, shard: SourceShard, spec: DatasetSpec, encoder: str, embed: Callable[[list[str]], np.ndarray]
+) -> None:
+    """Raise ValueError where `embed` gives other vectors than episodes of `shard` ship of an encoder of the same id."""
+    if spec.embedding_encoder != encoder or not ships_vectors(dataset, spec):
+        return
+    shipped = _shipped(dataset, shard, spec)
+    texts = list(shipped)[:_TEXTS]
+    if not texts:
+        return
+    computed_ND, shipped_ND = embed(texts), np.stack([shipped[text] for text in texts])
+    lengths = np.linalg.norm(computed_ND, axis=1) * np.linalg.norm(shipped_ND, axis=1)
+    cosine_N = (computed_ND * shipped_ND).sum(axis=1) / np.maximum(lengths, 1e-12)
+    worst = int(cosine_N.argmin())
+    if not cosine_N[worst] >= _AGREES:
+        raise ValueError(
+            f"{encoder} gives {texts[worst]!r} another vector than the episodes ship (cosine {cosine_N[worst]:.4f}, at "
+            f"least {_AGREES} is expected): give the --use-model that theirs come from, or --encoder dataset"
+        )
+
+
+def _shipped(dataset: RldsDataset, shard: SourceShard, spec: DatasetSpec) -> dict[str, np.ndarray]:
+    """Vectors by text, without blank texts (zeros, whatever the encoder) and without what will go to quarantine."""
+    assert spec.embedding is not None
+    found: dict[str, np.ndarray] = {}
+    for item in islice(dataset.read_shard(shard, paths=(spec.instruction.path, spec.embedding)), _RECORDS):
+        if isinstance(item, Episode):
+            with suppress(ValueError):
+                pairs = zip(spec.instruction.texts(item), item.steps[spec.embedding], strict=True)
+                found |= {text: vector for text, vector in pairs if text.strip() and np.isfinite(vector).all()}
+    return found
