@@ -29,6 +29,8 @@ COMMANDS = {
     "doctor": "what this machine or a cluster has, and whether a recipe will fit",
 }
 
+_STORE_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs")  # not all of their errors are OSErrors
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
@@ -49,6 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(_one_sentence(error), code=1)
     except (ValueError, OSError, ImportError) as error:
         return _fail(_one_sentence(error))
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _STORE_CLIENTS:
+            raise
+        sentence = f"the object store cannot be reached ({type(error).__name__}: {_one_sentence(error)})"
+        return _fail(f"{sentence}: check the address and the credentials")
     except KeyboardInterrupt:
         return _fail("stopped; running the same command again continues where that is possible", code=130)
     if as_json and result is not None:

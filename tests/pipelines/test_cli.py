@@ -180,3 +180,14 @@ def test_a_model_that_the_registry_does_not_know_is_one_sentence(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     printed = sentence(capsys, "evaluate", "models:/nobody@champion", "--data", "x")
     assert "nobody" in printed and "runs/mlflow.db" in printed
+
+
+def test_an_object_store_without_credentials_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    said = sentence(capsys, "import-weights", "s3://no-such-bucket/x", str(tmp_path / "out"))
+    assert "cannot be reached" in said and "check the address and the credentials" in said
