@@ -33,7 +33,7 @@ class ZeroConfig:
 
     stage: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters.
     offload_optimizer, offload_parameters: keep that state in host memory ("cpu"), parameters only with stage 3.
-    bucket_elements: gradients reduced (and parameters gathered) at a time; each bucket costs 4 bytes an element.
+    bucket_elements: gradients reduced, and with stage 3 parameters updated, at a time; each costs 4 bytes an element.
     overlap: communicate beside the backward pass; needs a GPU, gloo has no overlap.
     persist_elements: stage 3 leaves parameters smaller than this unsharded.
     live_elements: stage 3 keeps so many gathered parameters between their uses; fewer save memory and cost time.
@@ -133,6 +133,7 @@ def _zero_section(zero: ZeroConfig, device_type: str) -> dict[str, Any]:
         "reduce_scatter": zero.stage == 3,
     }
     if zero.stage == 3:
+        section["sub_group_size"] = zero.bucket_elements
         section["stage3_prefetch_bucket_size"] = zero.prefetch_elements
         section["stage3_param_persistence_threshold"] = zero.persist_elements
         section["stage3_max_live_parameters"] = section["stage3_max_reuse_distance"] = zero.live_elements

@@ -23,7 +23,9 @@ from cluster.zero import STAGES, ZeroConfig, state_bytes
 CONFIGS: dict[str, Any] = {
     "torch": TorchEngineConfig(clip_norm=0.5, ema_decay=0.8),
     **{
-        f"zero-{s}": DeepSpeedEngineConfig(zero=ZeroConfig(stage=s, persist_elements=1), clip_norm=0.5, ema_decay=0.8)
+        f"zero-{s}": DeepSpeedEngineConfig(
+            zero=ZeroConfig(stage=s, persist_elements=1, bucket_elements=10), clip_norm=0.5, ema_decay=0.8
+        )
         for s in STAGES
     },
 }
