@@ -60,7 +60,7 @@ def curves(ledger: Ledger, metric: str) -> str:
             axes.plot(*zip(*seen, strict=True), marker="o", markersize=3, color=colour, label=f"trial {record.number}")
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(metric)
-    if len(ledger.trials) <= 12:
+    if axes.lines and len(ledger.trials) <= 12:
         axes.legend(frameon=False, fontsize=8)
     return _svg(figure)
 

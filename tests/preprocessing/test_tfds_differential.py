@@ -97,7 +97,7 @@ def some(feature: Any, rng: np.random.Generator) -> Any:
         return tfds_features.BBox(0.0, 0.25, 0.5, 1.0)
     if isinstance(feature, tfds_features.Image):
         if feature.np_dtype == np.float32:  # depth: TFDS asks for numbers, and packs them into a PNG
-            return rng.random((4, 5, 1), np.float32)
+            return rng.random([size or 4 for size in feature.shape], np.float32)
         return io.BytesIO(_png(feature, rng))
     shape = [rng.integers(1, 4) if size is None else size for size in feature.shape]
     if feature.np_dtype.kind == "O":
