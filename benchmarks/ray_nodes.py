@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,7 +113,15 @@ def running_nodes(scratch: Path, count: int) -> Iterator[Nodes]:
 class Training:
     """`rtp train` in a process of its own, on the nodes, into `output`."""
 
-    def __init__(self, nodes: Nodes, stores: list[str], output: Path, steps: int, launch: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        nodes: Nodes,
+        stores: list[str],
+        output: Path,
+        steps: int,
+        launch: Mapping[str, object],
+        flags: Sequence[str] = (),
+    ) -> None:
         self._nodes, self._output = nodes, output
         self._dice = random.Random(steps)
         loop = {"steps": steps, "checkpoint_every": CHECKPOINT_EVERY, "evaluate_every": EVALUATE_EVERY}
@@ -124,7 +132,7 @@ class Training:
             *("--data", stores[0], "--validation", stores[1], "--output", str(output)),
             *("--engine", "DeepSpeedEngineConfig", "--engine.zero.stage", "1"),
             *(word for name, value in loop.items() for word in (f"--loop.{name}", str(value))),
-            "--loop.log_samples",
+            *("--loop.log_samples", *flags),
             *("--launch", "RayLaunch", "--launch.storage_path", f"{nodes.scratch}/ray-train"),
             *(word for name, value in launch.items() for word in (f"--launch.{name}", *str(value).split())),
         ]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cluster.engine import DeepSpeedEngineConfig
 from cluster.launch import RayLaunch
@@ -15,6 +15,7 @@ from cluster.zero import STAGES
 from pipelines.experiment import Experiment
 from pipelines.forecast import Forecast
 from pipelines.machine import PARTS, SHARED_MEMORY, Machine
+from rt_models.efficientnet import EfficientNetConfig
 
 GIGABYTE = 10**9
 
@@ -117,7 +118,16 @@ def run_checks(
     loop, launch = experiment.loop, experiment.launch
     workers = f"{least}" if least == most else f"{least} to {most}"
     product = f"micro-batch {loop.micro_batch} x accumulation {plan.accumulation} x {most} workers"
-    yield Check(name="batch", found=f"{loop.global_batch} = {product}")
+    varies = least != most and _synchronised(experiment.model)
+    yield Check(
+        name="batch",
+        found=f"{loop.global_batch} = {product}",
+        verdict="note" if varies else "ok",
+        remedy="BatchNorm's statistics are those of a micro-batch on every worker, so the loss curve depends on how many "
+        "there are: model.backbone.batch_norm.statistics frozen keeps it"
+        if varies
+        else "",
+    )
     epochs = f", {plan.epochs:.1f} epochs of {plan.samples_per_epoch}" if plan.epochs is not None else ""
     yield Check(name="length", found=f"{plan.steps} steps, {plan.samples} samples{epochs}; {workers} workers")
     if isinstance(launch, RayLaunch):
@@ -131,6 +141,11 @@ def run_checks(
         verdict="fail" if short else "ok",
         remedy="free space, or lower loop.keep_last, or give another --output" if short else "",
     )
+
+
+def _synchronised(model: Any) -> bool:
+    backbone = getattr(model, "backbone", None)
+    return isinstance(backbone, EfficientNetConfig) and backbone.batch_norm.statistics == "synchronised"
 
 
 def _worker_checks(launch: RayLaunch, machines: Sequence[Machine]) -> Iterator[Check]:

@@ -169,6 +169,12 @@ def test_memory_that_does_not_suffice_names_what_does(fractal: tuple[Experiment,
     assert told(fractal, replace(HERE, gpus=HERE.gpus[:7]))["workers"].verdict == "fail"
 
 
+def test_workers_that_come_and_go_change_what_batch_norm_sees(fractal: tuple[Experiment, Forecast]) -> None:
+    assert told(fractal, HERE)["batch"].verdict == "ok"
+    check = told((fractal[0], replace(fractal[1], workers=(4, 8))), HERE)["batch"]
+    assert check.verdict == "note" and "statistics frozen" in check.remedy
+
+
 def test_a_full_disk_is_foreseen(fractal: tuple[Experiment, Forecast]) -> None:
     check = told(fractal, HERE, free_disk=10**9)["checkpoints"]
     assert check.verdict == "fail" and "loop.keep_last" in check.remedy
