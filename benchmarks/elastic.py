@@ -4,7 +4,7 @@ A second Ray node joins while the tiny RT-1 trains on one, and later its raylet 
 training had one, two and one worker in turn, every step was trained on the samples of the undisturbed training, none
 twice, and the losses agree. Another number of ranks sums in another order, and training makes such a difference grow:
 they must agree to a relative 1e-4 for 50 steps after the first change of workers, and to 5 % ever after. BatchNorm is
-frozen: synchronised statistics are those of a micro-batch on every worker, so of more frames the more workers there are.
+frozen: synchronised statistics are those of a micro-batch on every worker, of more frames the more workers there are.
 """
 
 from __future__ import annotations

@@ -123,8 +123,8 @@ def run_checks(
         name="batch",
         found=f"{loop.global_batch} = {product}",
         verdict="note" if varies else "ok",
-        remedy="BatchNorm's statistics are those of a micro-batch on every worker, so the loss curve depends on how many "
-        "there are: model.backbone.batch_norm.statistics frozen keeps it"
+        remedy="BatchNorm's statistics are those of a micro-batch on every worker, so the loss curve depends on how "
+        "many there are: model.backbone.batch_norm.statistics frozen keeps it"
         if varies
         else "",
     )
