@@ -117,7 +117,7 @@ def _arguments() -> argparse.Namespace:
     made.add_argument("--seconds", type=float, default=60.0, help="training time of a side (default: 60)")
     made.add_argument("--seeds", type=positive, default=3, help="pairs of trainings (default: 3)")
     made.add_argument("--segment", type=positive, default=12, help="windows of a segment (default: 12)")
-    made.add_argument("--segments", type=positive, default=8, help="segments a step (default: 8)")
+    made.add_argument("--segments", type=positive, default=4, help="segments a step (default: 4)")
     made.add_argument("--plain-windows", type=positive, default=32, help="windows a plain step (default: 32)")
     arguments = made.parse_args()
     arguments.freed_memory = "keep"
