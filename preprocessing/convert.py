@@ -56,8 +56,8 @@ class ConvertConfig:
     dataset: str | None = None
     """Name of the dataset spec, or a .yaml file with one; by default the name that dataset_info.json records."""
     encoder: str | None = None
-    """Instruction encoder: dataset, use, hash or sentence-transformers:MODEL; by default the vectors that the episodes
-    ship, else use."""
+    """Instruction encoder: dataset (the vectors that the episodes ship; the default where they do), use-multilingual
+    (the default elsewhere), use, sentence-transformers:MODEL, or hash, which is for tests and knows no meaning."""
     use_model: str | None = None
     """Folder, .tar.gz or URL of the Universal Sentence Encoder's SavedModel; by default TF-Hub's large/5."""
     image_size: str | None = None
@@ -167,10 +167,10 @@ def _spec(name: str) -> DatasetSpec:
 def _encoder(config: ConvertConfig, spec: DatasetSpec, dataset: RldsDataset) -> Encoder | None:
     """The encoder to compute vectors with, or None for those that the episodes ship."""
     ships = ships_vectors(dataset, spec)
-    name = config.encoder or ("dataset" if ships else "use")
+    name = config.encoder or ("dataset" if ships else "use-multilingual")
     encoder = None if name == "dataset" else load_encoder(name, use_model=config.use_model)
     if encoder is None and not ships:
-        raise ValueError(f"{dataset.folder} ships no instruction vectors: give --encoder use or another one")
+        raise ValueError(f"{dataset.folder} ships no instruction vectors: leave out --encoder dataset")
     if config.use_model and not isinstance(encoder, UseEncoder):
         raise ValueError(f"--use-model is for --encoder use, and the encoder here is {name}: leave out one of them")
     return encoder

@@ -22,9 +22,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from preprocessing.multilingual_encoder import MULTILINGUAL_ENCODER, MultilingualEncoder
 from rt_models.spec import EMBEDDING_WIDTH
 
-ENCODERS = ("dataset", "use", "hash", "sentence-transformers:MODEL")
+ENCODERS = ("dataset", "use-multilingual", "use", "sentence-transformers:MODEL", "hash")
 HASH_ENCODER = "hash-512"
 USE_ENCODER = "universal-sentence-encoder-large/5"
 _USE_FAMILY = "universal-sentence-encoder"
@@ -51,8 +52,8 @@ class Encoder(Protocol):
 class HashEncoder:
     """Words, word pairs and letter triples hashed with a sign into 512 buckets, scaled to length 1.
 
-    Deterministic and offline. It is not the Universal Sentence Encoder: sentences are near when they share words, not
-    when they share meaning.
+    For tests of the plumbing: it is no sentence encoder. Sentences are near when they share words, not when they share
+    meaning, so a policy knows the very words of its training and nothing else.
     """
 
     id: str = HASH_ENCODER
@@ -139,6 +140,8 @@ def load_encoder(name: str, *, use_model: str | None = None) -> Encoder:
     """The encoder a user names or a contract records. Raises ValueError for an unknown one."""
     if name in ("hash", HASH_ENCODER):
         return HashEncoder()
+    if name in ("use-multilingual", MULTILINGUAL_ENCODER):
+        return MultilingualEncoder()
     if name == "use" or name.startswith(_USE_FAMILY):
         name = USE_ENCODER if name == "use" else name
         return UseEncoder(model=use_model or _TFHUB + name, id=name)

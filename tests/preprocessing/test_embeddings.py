@@ -63,7 +63,7 @@ def test_names_and_ids_find_the_same_encoder() -> None:
     assert load_encoder("use") == load_encoder(USE_ENCODER)
     model = load_encoder("sentence-transformers:some/model")
     assert model == load_encoder(model.id) == SentenceTransformersEncoder(model="some/model")
-    with pytest.raises(ValueError, match="no instruction encoder 'bert': choose one of dataset, use, hash"):
+    with pytest.raises(ValueError, match="no instruction encoder 'bert': choose one of dataset, use-multilingual, use"):
         load_encoder("bert")
 
 
