@@ -1,8 +1,8 @@
 """`rtp register`: a checkpoint becomes a version of a registered MLflow model that acts on raw camera frames.
 
 The version carries weights (safetensors), configuration, contract, the instruction table of its training stores and
-the code it needs; `pipelines/serve.py` is how it predicts. An alias such as champion, which robots load by, moves only
-if all gates pass.
+the code it needs; `pipelines/mlflow_policy.py` is how it predicts. An alias such as champion, which robots load by,
+moves only if all gates pass.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from preprocessing.web_store import WebStore, open_store, robot_stores
 from rt_models.rt2 import RT2
 from rt_models.rt2_vlm import RT2VLM, RT2VLMConfig
 
-# What serve.py imports; MLflow brings pyarrow itself.
+# What mlflow_policy.py imports; MLflow brings pyarrow itself.
 _NEEDED = ("torch", "numpy", "pandas", "einops", "safetensors", "simplejpeg", "pillow", "tyro", "mlflow")
 _DEFAULT_GATE = "token_accuracy>=champion"
 
@@ -179,7 +179,7 @@ def _logged(mlflow: Any, trained: TrainedModel, stores: Sequence[Store], name: s
     with tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_id=run_id):
         info = mlflow.pyfunc.log_model(
             name="policy",
-            python_model=str(Path(__file__).with_name("serve.py")),
+            python_model=str(Path(__file__).with_name("mlflow_policy.py")),
             artifacts={"policy": str(_bundle(trained, stores, Path(scratch)))},
             code_paths=[str(Path(package.__path__[0])) for package in (pipelines, preprocessing, rt_models)],
             pip_requirements=[_pinned(package) for package in _needed(trained)],
@@ -206,7 +206,7 @@ def _without_paths(mlflow: Any, info: Any, scratch: Path) -> None:
 
 
 def signature(trained: TrainedModel) -> ModelSignature:
-    """Columns in and out, and parameters (serve.py says what each may hold); the output's names are the dimensions."""
+    """Columns in and out, and parameters: `mlflow_policy.RobotPolicy` says what each may hold."""
     inputs: list[ColSpec | TensorSpec] = [
         ColSpec(AnyType(), "image"),
         ColSpec(DataType.string, "instruction", required=False),

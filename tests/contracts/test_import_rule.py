@@ -20,7 +20,7 @@ THEIRS = {  # library -> the only files, or folders, that may import it
     "tensorflow": ("preprocessing/embeddings.py",),
     "tensorflow_hub": (),
     "deepspeed": ("cluster/engine.py", "cluster/zero.py"),
-    "mlflow": ("pipelines/tracking.py", "pipelines/register.py", "pipelines/serve.py"),
+    "mlflow": ("pipelines/tracking.py", "pipelines/register.py", "pipelines/mlflow_policy.py", "pipelines/serve.py"),
     "ray": ("preprocessing/convert.py", "preprocessing/loading/loader.py", "cluster/", "tuning/", "pipelines/"),
     "metaworld": ("pipelines/simulate.py",),
     "mujoco": ("pipelines/simulate.py",),

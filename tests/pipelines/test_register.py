@@ -135,7 +135,12 @@ def test_no_file_of_a_version_names_a_folder_of_this_machine(registered: dict[st
     here = [str(place).encode() for place in (home, REPOSITORY, Path(run), Path.home())]
     assert [(file, place) for file in files for place in here if place in file.read_bytes()] == []
     names = {path.relative_to(folder).as_posix() for path in files}
-    assert {"serve.py", "requirements.txt", "code/rt_models/rt1.py", "artifacts/policy/model.safetensors"} <= names
+    assert {
+        "mlflow_policy.py",
+        "requirements.txt",
+        "code/rt_models/rt1.py",
+        "artifacts/policy/model.safetensors",
+    } <= names
     assert [name for name in names if name.endswith((".pkl", ".pyc", ".pt"))] == []
 
 

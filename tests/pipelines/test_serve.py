@@ -19,13 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines import serve
+from pipelines import mlflow_policy
 from pipelines.bundle import TrainedModel
 from pipelines.catalogue import load_recipe
 from pipelines.cli import main
 from pipelines.co_fine_tuning import CoFineTuningConfig, with_tokenizer
+from pipelines.mlflow_policy import RobotPolicy
 from pipelines.register import _bundle
-from pipelines.serve import RobotPolicy, camera_frame
+from pipelines.request_values import camera_frame
 from pipelines.training_data import training_contract
 from preprocessing.episode_store import EpisodeStore
 from preprocessing.images import decode_image, encode_jpeg
@@ -199,7 +200,7 @@ def test_an_unseen_instruction_goes_through_the_encoder_or_says_what_is_missing(
     def lacking(encoder: str, texts: list[str]) -> np.ndarray:
         raise ValueError("the `use` encoder needs TensorFlow")
 
-    monkeypatch.setattr(serve, "embed_texts", lacking)
+    monkeypatch.setattr(mlflow_policy, "embed_texts", lacking)
     with pytest.raises(ValueError, match=r"'sing' is not one of the \d+ .*needs TensorFlow.*or an embedding"):
         ask(policy, {"image": frames[0], "instruction": "sing"})
 
@@ -244,7 +245,7 @@ def test_a_bad_row_leaves_every_history_as_it_was(policy: RobotPolicy, frames: l
 def test_histories_are_bounded_and_the_stalest_goes_first(
     policy: RobotPolicy, frames: list[bytes], text: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    monkeypatch.setattr(serve, "MAX_ROBOTS", 2)
+    monkeypatch.setattr(mlflow_policy, "MAX_ROBOTS", 2)
     for robot in ("a", "b", "a", "c"):
         ask(policy, {"image": frames[0], "instruction": text, "robot": robot})
     assert [robot for robot, _ in policy._robots] == ["a", "c"]
