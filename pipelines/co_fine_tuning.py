@@ -145,7 +145,8 @@ def texts(stores: Sequence[Store], config: RT2TextConfig) -> Iterator[str]:
 
 
 def require_room(stores: Sequence[Store], text: RT2Text, plans: Mapping[str, str]) -> None:
-    """Raise ValueError unless every instruction, plan and example fits into the model's context."""
+    """Raise ValueError unless every instruction, plan and example fits into the model's context, and a robot's actions
+    have something to say in it."""
     nothing = np.zeros(text.spec.size, np.float32), np.ones(text.spec.size, bool)
     said = {line.strip() for store in robot_stores(stores) for line in store.instruction_texts}
     if plans and stores and not said.intersection(plans):
@@ -153,6 +154,12 @@ def require_room(stores: Sequence[Store], text: RT2Text, plans: Mapping[str, str
             f"co_fine_tuning.plans has plans for other instructions only, such as {next(iter(plans))!r}; these stores "
             f"have {next(iter(said), '')!r}"
         )
+    for store in robot_stores(stores):
+        if not any(store.contract.datasets[0].action_mask[dim] for dim in text.field_dims):
+            raise ValueError(
+                f"{store.root} has none of the dimensions in model.text.fields ({', '.join(text.config.fields)}), so "
+                f"there is nothing to learn from it: leave it out of --data, or choose other fields"
+            )
     for store in stores:
         if isinstance(store, EpisodeStore):
             empty = [line for line in store.instruction_texts if not line.strip()]

@@ -120,6 +120,14 @@ def require_answers(batch: Mapping[str, Tensor]) -> None:
     _require("batch['answer_mask']", answer, "bool", tuple(real.shape))
     if answer.device.type == "cpu" and (answer & ~real).any():
         raise ValueError("batch['answer_mask'] is True on padding: only tokens where token_mask is True can be targets")
+    if "prompt_length" not in batch:
+        return
+    prompt_B = batch["prompt_length"]
+    _require("batch['prompt_length']", prompt_B, "int64", (len(real),))
+    if answer.device.type == "cpu":
+        places = torch.arange(real.shape[1])
+        if (prompt_B < 1).any() or (answer & (places < prompt_B[:, None])).any():
+            raise ValueError("batch['prompt_length']: a prompt has at least a token, and no target stands in it")
 
 
 def _require_row_values(batch: Mapping[str, Tensor], vocab_size: int) -> None:

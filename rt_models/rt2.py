@@ -10,6 +10,7 @@ A batch is a dict of tensors:
     tokens int64 (B, L)            prompt, answer, end token; padded at the right
     token_mask bool (B, L)         True: a real token
     answer_mask bool (B, L)        True: a target of the loss, predicted from the place before it (loss only)
+    prompt_length int64 (B,)       tokens before the answer; where left out, those before the first target (loss only)
     is_robot bool, crop_key int64 (B,)   which frames are cropped in training, and how (with a robot_crop only)
 
 Axes: B rows, I image places, N pictures, P patches, L tokens, S positions of a row (patches and tokens), R answered

@@ -57,7 +57,7 @@ class Targets:
     real_BR: Tensor
     """bool: False where a row has fewer targets than the longest."""
     prompt_B: Tensor
-    """int64: tokens before the first target."""
+    """int64: tokens before the answer, whose first need not be a target."""
 
     @staticmethod
     def of(batch: Mapping[str, Tensor]) -> Targets:
@@ -67,7 +67,8 @@ class Targets:
         order_BL = (~answer_mask_BL).to(torch.uint8).argsort(dim=1, stable=True)
         place_BR = order_BL[:, : max(1, int(count_B.max()))]
         real_BR = torch.arange(place_BR.shape[1], device=place_BR.device) < count_B[:, None]
-        return Targets(place_BR=place_BR, real_BR=real_BR, prompt_B=place_BR[:, 0])
+        prompt_B = batch.get("prompt_length", place_BR[:, 0])
+        return Targets(place_BR=place_BR, real_BR=real_BR, prompt_B=prompt_B)
 
     def losses(self, logits_MV: Tensor, tokens_BL: Tensor) -> RowLosses:
         """From the logits of the real places, row after row; in float32 or wider."""

@@ -91,11 +91,12 @@ class PredictedActions:
     """One action for each row."""
 
     bins_BA: Tensor
-    """int64, every dimension of the spec; those that are no field, or not in the dataset, hold the bin of 0."""
+    """int64, every dimension of the spec; those that are no field, or not in the dataset, hold the neutral bin."""
     values_BA: Tensor
     """float32 model values."""
     valid_mass_BK: Tensor
-    """float32: probability that the model gave to valid tokens at each place before the others were shut out."""
+    """float32: probability that the model gave to valid tokens at each place before the others were shut out; 1 where
+    the dataset has no such dimension."""
     invalid_BK: Tensor
     """bool: without that, the likeliest token of the vocabulary would have been no valid one."""
     plans: tuple[tuple[int, ...], ...] = ()
@@ -114,7 +115,7 @@ def predict_actions(
 ) -> PredictedActions:
     """The actions for a batch of robot prompts ("frames", "image_index", "tokens", "token_mask").
 
-    `action_mask_BA` bool: False where a row's dataset has no such dimension; it is said to be 0, as in training.
+    `action_mask_BA` bool: False where a row's dataset has no such dimension; it is said to be neutral, as in training.
     `plan_room` above 0 lets the model say a plan of so many tokens first; the prompts must ask for one. Raises
     ValueError where the model's logits are not finite.
     """
@@ -156,8 +157,10 @@ def _say_field(
         values_B = logits_BC.softmax(dim=-1) @ value_C
         bins_B = text.bins_of_field(number, values_B)
     if present_B is not None:
-        zero_bin = text.zero_bins()[number].to(bins_B.device)
-        bins_B, values_B = torch.where(present_B, bins_B, zero_bin), torch.where(present_B, values_B, value_C[zero_bin])
+        neutral_bin, neutral_value = text.neutral(number)
+        bins_B = torch.where(present_B, bins_B, neutral_bin)
+        values_B = torch.where(present_B, values_B, neutral_value)
+        mass_B, invalid_B = torch.where(present_B, mass_B, 1.0), invalid_B & present_B  # nothing is chosen there
     if number + 1 < len(text.field_dims):
         answer.say(ids_C[bins_B])
     return bins_B, values_B, mass_B, invalid_B

@@ -6,7 +6,8 @@ caption. With a plan (chain of thought) the answer is "[plan]. Action:" and then
 [instruction]. Plan:". Every answer ends with the end token; only answers are trained on.
 
 `RT2TextConfig.build(tokenizer)` gives an `RT2Text`. A field is a dimension of the ActionSpec. Where a dataset does not
-have a dimension, its place holds the token of the value 0 and is not trained on, and decoding puts it there too.
+have a dimension, its place holds the token of the neutral value (zero motion; the arm moves on, it never terminates)
+and is not trained on, and decoding puts it there too.
 
 Axes: A actions of the spec, K fields of the text, B rows, L tokens, V vocabulary.
 """
@@ -24,7 +25,7 @@ from torch import Tensor
 from rt_models.action_tokens import decode, encode
 from rt_models.config_checks import require_choices, require_sizes
 from rt_models.rt2_vocabulary import ActionVocabulary, IntegerTokens, Tokenizer
-from rt_models.spec import ActionSpec, rt1_action_spec
+from rt_models.spec import ARM, ActionSpec, rt1_action_spec
 
 FIELDS = (
     "terminate_episode",
@@ -34,6 +35,7 @@ FIELDS = (
 )
 
 
+_NEUTRAL = {"terminate_episode": float(ARM)}  # model values that change nothing; 0 in every other dimension
 _PLACES = {"robot_prompt": "instruction", "plan_prompt": "instruction", "question_prompt": "question"}
 
 
@@ -89,7 +91,7 @@ class RT2TextConfig:
         )
 
     def spec(self) -> ActionSpec:
-        """RT-1's 11 dimensions, binned as here; those that are no field keep the value 0."""
+        """RT-1's 11 dimensions, binned as here; those that are no field keep their neutral value."""
         return rt1_action_spec(bins=self.bins, world_vector_limit=self.world_vector_limit, binning=self.binning)
 
     def build(self, tokenizer: Tokenizer, *, max_tokens: int) -> RT2Text:
@@ -103,7 +105,9 @@ class TextExample:
 
     ids: tuple[int, ...]
     is_target: tuple[bool, ...]
-    """True: trained on. The first token of an answer always is: it marks where the prompt ends."""
+    """True: trained on. The first token of an answer need not be."""
+    prompt_length: int
+    """Tokens before the answer."""
 
 
 class RT2Text:
@@ -118,7 +122,8 @@ class RT2Text:
         self.field_dims = [self.spec.names.index(name) for name in config.fields]
         """Dimension of each field."""
         self._bin_of_id = {number: bin_ for bin_, number in enumerate(self.action_ids)}
-        self._zero_bins_A = encode(torch.zeros(self.spec.size), self.spec)
+        self._neutral_A = torch.tensor([_NEUTRAL.get(name, 0.0) for name in self.spec.names])
+        self._neutral_bins_A = encode(self._neutral_A, self.spec)
         self._prompts: dict[str, tuple[int, ...]] = {}
 
     # --- one example ---
@@ -140,7 +145,7 @@ class RT2Text:
     def robot(self, instruction: str, action_A: np.ndarray, mask_A: np.ndarray, plan: str = "") -> TextExample:
         """A robot's step: float (A,) model values of the spec, bool (A,) dimensions that the dataset has."""
         present_A = torch.as_tensor(mask_A)
-        said_A = torch.where(present_A, torch.as_tensor(action_A, dtype=torch.float32), torch.tensor(0.0))
+        said_A = torch.where(present_A, torch.as_tensor(action_A, dtype=torch.float32), self._neutral_A)
         ids = [self.action_ids[bin_] for bin_ in self.field_bins(said_A).tolist()]
         targets = [bool(present_A[dim]) for dim in self.field_dims]
         thought = self.plan_ids(plan) if plan.strip() else ()
@@ -164,12 +169,13 @@ class RT2Text:
     # --- rows of a batch ---
 
     def collate(self, examples: Sequence[TextExample]) -> dict[str, Tensor]:
-        """ "tokens" int64, "token_mask" and "answer_mask" bool, all (B, L), padded at the right."""
+        """ "tokens" int64, "token_mask", "answer_mask" bool, (B, L), padded at the right; "prompt_length" int64 (B,)."""
         tokens_BL, mask_BL = self._padded([example.ids for example in examples])
         answer_BL = torch.zeros_like(mask_BL)
         for row, example in enumerate(examples):
             answer_BL[row, : len(example.ids)] = torch.tensor(example.is_target)
-        return {"tokens": tokens_BL, "token_mask": mask_BL, "answer_mask": answer_BL}
+        prompt_B = torch.tensor([example.prompt_length for example in examples])
+        return {"tokens": tokens_BL, "token_mask": mask_BL, "answer_mask": answer_BL, "prompt_length": prompt_B}
 
     def collate_prompts(self, prompts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """ "tokens" int64 and "token_mask" bool, (B, L), padded at the right."""
@@ -183,21 +189,22 @@ class RT2Text:
         return encode(action_xA, self.spec)[..., self.field_dims]
 
     def all_bins(self, bins_xK: Tensor) -> Tensor:
-        """int64 (..., A): the bins of the fields, and the bin of 0 in every other dimension."""
-        bins_xA = self._zero_bins_A.to(bins_xK.device).expand(*bins_xK.shape[:-1], -1).clone()
+        """int64 (..., A): the bins of the fields, and the neutral bin in every other dimension."""
+        bins_xA = self._neutral_bins_A.to(bins_xK.device).expand(*bins_xK.shape[:-1], -1).clone()
         bins_xA[..., self.field_dims] = bins_xK
         return bins_xA
 
     def values(self, bins_xA: Tensor) -> Tensor:
-        """float32 (..., A) model values of bins; dimensions that are no field are exactly 0."""
+        """float32 (..., A) model values of bins; dimensions that are no field have exactly their neutral value."""
         values_xA = decode(bins_xA, self.spec)
         kept_A = torch.zeros(self.spec.size, dtype=torch.bool, device=bins_xA.device)
         kept_A[self.field_dims] = True
-        return torch.where(kept_A, values_xA, 0.0)
+        return torch.where(kept_A, values_xA, self._neutral_A.to(bins_xA.device))
 
-    def zero_bins(self) -> Tensor:
-        """int64 (K,): the bin of the value 0 for each field, which stands where a dataset has no such dimension."""
-        return self._zero_bins_A[self.field_dims]
+    def neutral(self, number: int) -> tuple[int, float]:
+        """(bin, model value) that stand in this field where a dataset has no such dimension."""
+        dim = self.field_dims[number]
+        return int(self._neutral_bins_A[dim]), float(self._neutral_A[dim])
 
     def num_choices(self) -> list[int]:
         """Per field the number of bins it may take: classes of a discrete dimension, else all bins."""
@@ -263,9 +270,8 @@ class RT2Text:
     def _example(self, prompt: tuple[int, ...], answer: tuple[int, ...], targets: Sequence[bool]) -> TextExample:
         ids = prompt + answer
         self._require_room(len(ids), self.decode(ids))
-        is_target = [False] * len(prompt) + list(targets) + [True]
-        is_target[len(prompt)] = True
-        return TextExample(ids=ids, is_target=tuple(is_target))
+        is_target = (*[False] * len(prompt), *targets, True)  # an answer's end is always trained on
+        return TextExample(ids=ids, is_target=is_target, prompt_length=len(prompt))
 
     def _require_room(self, length: int, text: str) -> None:
         if length > self.max_tokens:

@@ -28,7 +28,7 @@ from preprocessing.mixture import MixtureConfig
 from preprocessing.web_data import WebConvertConfig, convert_web
 from preprocessing.web_store import WebStore
 from rt_models.rt2_text import RT2TextConfig
-from rt_models.spec import ContractMismatch
+from rt_models.spec import ARM, ContractMismatch
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -119,6 +119,29 @@ def test_a_robot_step_is_its_prompt_and_its_bins(reader: CoFineTuningReader, rob
         assert text.decode(ids).startswith(expected)
         assert text.bins_of(ids) == bins[row].tolist()
         assert int(batch["answer_mask"][row].sum()) == (0 if known["is_terminal"] else len(text.field_dims) + 1)
+
+
+def test_a_dataset_without_terminate_teaches_no_step_to_stop(robot: EpisodeStore, web: WebStore) -> None:
+    dataset = robot.contract.datasets[0]
+    lacking = replace(dataset, action_mask=(False, *dataset.action_mask[1:]))
+    bridge = replace(robot, contract=replace(robot.contract, datasets=(lacking,)))
+    with closing(opened(experiment(), bridge, web)) as reader:
+        rows = np.arange(sum(shard.rows for shard in robot.shards))
+        batch, text = reader.read(rows, rows), reader._text
+    first_B = batch["prompt_length"]
+    assert (batch["tokens"][rows, first_B] == text.action_ids[ARM]).all()
+    assert not batch["answer_mask"][rows, first_B].any()
+    trained = batch["answer_mask"].any(1)
+    present = [bool(lacking.action_mask[dim]) for dim in text.field_dims]
+    assert trained.any() and (batch["answer_mask"].sum(1)[trained] == sum(present) + 1).all()
+
+
+def test_a_dataset_without_any_field_of_the_model_is_refused(robot: EpisodeStore, web: WebStore) -> None:
+    dataset, chosen = robot.contract.datasets[0], experiment()
+    lacking = replace(dataset, action_mask=(False,) * 8 + dataset.action_mask[8:])
+    store = replace(robot, contract=replace(robot.contract, datasets=(lacking,)))
+    with pytest.raises(ValueError, match=r"has none of the dimensions in model.text.fields \(terminate_episode, "):
+        resolved(chosen, [store, web])
 
 
 def test_costs_are_the_lengths(reader: CoFineTuningReader) -> None:

@@ -78,6 +78,7 @@ def row_of(batch: dict[str, Tensor], row: int) -> dict[str, Tensor]:
         "image_index": places[places >= 0][None],
         "is_robot": batch["is_robot"][row : row + 1],
         "crop_key": batch["crop_key"][row : row + 1],
+        "prompt_length": batch["prompt_length"][row : row + 1],
     }
 
 

@@ -116,7 +116,7 @@ def test_the_loss_is_that_of_the_whole_rows_logits(prefix: str) -> None:
     alone = row_of(make_batch(MINIMAL.build_text()), 1 if prefix != "prompt" else 3)
     if prefix == "prompt":  # a caption passed to forward has no prompt: only a row whose prompt is one token agrees
         alone["tokens"][:, 0], alone["answer_mask"][:] = 1, True
-        alone["answer_mask"][:, 0] = False
+        alone["answer_mask"][:, 0], alone["prompt_length"][:] = False, 1
     pictures = alone["frames"][alone["image_index"][0]].permute(0, 3, 1, 2).double() / 255
     small = (
         torch.nn.functional.interpolate(pictures, (16, 16), mode="bilinear", antialias=True) if len(pictures) else None
@@ -214,6 +214,9 @@ def test_a_wrong_picture_or_caption_is_refused(image: Tensor, caption: Tensor, s
         ("token_mask", lambda mask: mask & (torch.arange(mask.shape[1]) != 2), "its padding stands at the right"),
         ("answer_mask", torch.ones_like, "is True on padding"),
         ("answer_mask", lambda mask: mask[:2], r"batch\['answer_mask'\]: expected bool \(4, "),
+        ("prompt_length", lambda length: length[:2], r"batch\['prompt_length'\]: expected int64 \(4,"),
+        ("prompt_length", torch.zeros_like, "a prompt has at least a token"),
+        ("prompt_length", lambda length: length + 1, "no target stands in it"),
         ("image_index", lambda index: index + 1, "expected rows of the 3 frames, or -1, got 0 to 3"),
         ("image_index", lambda index: index - 1, "expected rows of the 3 frames, or -1, got -2 to 1"),
     ],

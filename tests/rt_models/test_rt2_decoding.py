@@ -15,9 +15,9 @@ from rt_models.policy import Action
 from rt_models.rt2 import RT2
 from rt_models.rt2_decoding import ExpectedValue, Greedy, Sampling, Strategy, generate, predict_actions
 from rt_models.rt2_policy import RT2Policy
-from rt_models.rt2_text import RT2Text, RT2TextConfig
+from rt_models.rt2_text import FIELDS, RT2Text, RT2TextConfig
 from rt_models.rt2_vocabulary import AddedTokens
-from rt_models.spec import AffineTransform
+from rt_models.spec import ARM, AffineTransform
 
 STRATEGIES = [Greedy(), Sampling(seed=1), ExpectedValue()]
 TEXT = MINIMAL.build_text()
@@ -54,10 +54,16 @@ def test_cached_logits_equal_those_of_the_whole_row(prefix: str) -> None:
 
 
 @torch.no_grad()
-def test_cached_logits_under_a_prompt_prefix_are_those_trained_on() -> None:
-    """Under prefix "prompt" the answer is causal after a prompt that sees all of itself, in the loss as in decoding."""
+@pytest.mark.parametrize("untrained", [0, 1, 3])
+def test_cached_logits_under_a_prompt_prefix_are_those_trained_on(untrained: int) -> None:
+    """Under prefix "prompt" the answer is causal after a prompt that sees all of itself, in the loss as in decoding.
+
+    Also where an answer's first tokens are not trained on.
+    """
     model, batch = fresh(prefix="prompt").double(), make_batch(TEXT)
-    length_B = batch["answer_mask"].to(torch.uint8).argmax(dim=1)
+    length_B = batch["prompt_length"]
+    assert torch.equal(length_B, batch["answer_mask"].to(torch.uint8).argmax(dim=1))
+    batch["answer_mask"] &= torch.arange(batch["tokens"].shape[1]) >= length_B[:, None] + untrained
     prompt_BL = torch.arange(batch["tokens"].shape[1]) < length_B[:, None]
     logits_BV, cache = model.start({**batch, "token_mask": prompt_BL}, room=40)
     count_B = (batch["token_mask"] & ~prompt_BL).sum(dim=1)
@@ -141,10 +147,23 @@ def test_dimensions_a_robot_does_not_have_are_zero() -> None:
     mask[1, 4:7] = False
     answer = predict_actions(fresh(), prompts_of(TEXT, INSTRUCTIONS), TEXT, action_mask_BA=mask)
     zero = encode(torch.zeros(11), TEXT.spec)
+    assert (answer.values_BA[1, 4:7] == 0).all()
     assert torch.equal(answer.bins_BA[1, 4:7], zero[4:7])
     free = predict_actions(fresh(), prompts_of(TEXT, INSTRUCTIONS), TEXT)
     assert torch.equal(answer.bins_BA[[0, 2]], free.bins_BA[[0, 2]])
     assert torch.equal(answer.bins_BA[1, :4], free.bins_BA[1, :4])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_robot_without_terminate_is_never_told_to_stop(strategy: Strategy) -> None:
+    mask = torch.ones(3, 11, dtype=torch.bool)
+    mask[:, 0] = False
+    answer = predict_actions(fresh(), prompts_of(TEXT, INSTRUCTIONS), TEXT, action_mask_BA=mask, strategy=strategy)
+    assert (answer.bins_BA[:, 0] == ARM).all() and (answer.values_BA[:, 0] == ARM).all()
+    assert (answer.valid_mass_BK[:, 0] == 1).all() and not answer.invalid_BK[:, 0].any()
+    text = RT2TextConfig(fields=FIELDS[1:]).build(TEXT.tokenizer, max_tokens=128)
+    answer = predict_actions(fresh(), prompts_of(text, INSTRUCTIONS), text, strategy=strategy)
+    assert (answer.bins_BA[:, 0] == ARM).all() and (answer.values_BA[:, 0] == ARM).all()
 
 
 def test_rows_of_a_batch_are_answered_as_alone() -> None:

@@ -23,6 +23,7 @@ from rt_models.rt2_vocabulary import (
     ReservedTokens,
     TransformersTokenizer,
 )
+from rt_models.spec import ARM
 
 PLACES = [f"<loc{number:04d}>" for number in range(1024)]
 WORDS = PlainTokenizer(word_tokenizer(extra=PLACES))
@@ -105,24 +106,33 @@ def test_language_table_is_two_integers() -> None:
     text = config.build(tokenizer, max_tokens=128)
     for x, y in [(-10, 10), (0, 3), (7, -1)]:
         action = np.zeros(11, np.float32)
-        action[1:3] = x / 100, y / 100
+        action[:3] = ARM, x / 100, y / 100
         example = text.robot("push the block", action, np.ones(11, bool))
         assert text.decode(example.ids).endswith(f"A: {x} {y}")
         back = text.values(text.all_bins(torch.tensor(text.bins_of(example.ids))))
         np.testing.assert_allclose(back.numpy(), action, atol=1e-6)
 
 
-def test_a_missing_dimension_stands_as_zero_and_is_no_target() -> None:
+def test_a_missing_dimension_stands_as_its_neutral_value_and_is_no_target() -> None:
+    """Bridge has no terminate: the arm moves on, and no step teaches the model to stop."""
     text = text_of("integers")
     mask = np.ones(11, bool)
     mask[[0, 4, 5, 6]] = False
     example = text.robot("pick up the red can", np.full(11, 0.7, np.float32), mask)
-    zero = encode(torch.zeros(11), text.spec)
-    answer = text.bins_of(example.ids)
-    assert answer[4:7] == zero[4:7].tolist() == text.zero_bins()[4:7].tolist()
-    targets = list(example.is_target[-9:])
-    # The first place is a target all the same: it marks where the prompt ends.
-    assert targets == [True, True, True, True, False, False, False, True, True]
+    zero, answer = encode(torch.zeros(11), text.spec), text.bins_of(example.ids)
+    assert answer[0] == ARM == text.neutral(0)[0]
+    assert answer[4:7] == zero[4:7].tolist() == [text.neutral(field)[0] for field in (4, 5, 6)]
+    assert list(example.is_target[-9:]) == [False, True, True, True, False, False, False, True, True]
+
+
+@pytest.mark.parametrize("lacks_terminate", [True, False])
+def test_where_the_prompt_ends_does_not_depend_on_what_is_trained_on(lacks_terminate: bool) -> None:
+    text, prompt = text_of("integers"), text_of("integers").robot_prompt("pick up the red can")
+    example = text.robot("pick up the red can", np.zeros(11, np.float32), np.arange(11) >= lacks_terminate)
+    web = text.web("is it red ?", "yes")
+    batch = text.collate([example, web])
+    assert batch["prompt_length"].tolist() == [len(prompt), len(text.web_prompt("is it red ?"))]
+    assert batch["answer_mask"][:, : len(prompt) + 1].any(1).tolist() == [not lacks_terminate, True]
 
 
 def test_fields_can_be_left_out() -> None:
@@ -130,6 +140,9 @@ def test_fields_can_be_left_out() -> None:
     example = text.robot("pick up the red can", np.full(11, 1.0, np.float32), np.ones(11, bool))
     assert text.bins_of(example.ids) == [1, 255]
     assert text.values(text.all_bins(torch.tensor([1, 255])))[1:7].abs().sum() == 0
+    without = text_of("integers", fields=("gripper_closedness_action",))
+    said = without.all_bins(torch.tensor([255]))
+    assert said[0] == without.values(said)[0] == ARM  # what is no field never ends an episode
 
 
 def test_counting_takes_the_rarest_and_leaves_special_tokens() -> None:
