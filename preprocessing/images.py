@@ -1,4 +1,9 @@
-"""Camera frames as encoded bytes: their size, decoding, and the three ways of resizing.
+"""What a picture is, for all that read one: robots' frames, image-text data, audit, loader, report and server.
+
+A picture is judged by its header before anything is decoded (`preprocessing/image_header.py`), then by its data: what
+`require_whole_image` lets in, everything here decodes, to the same pixels, upright as its EXIF orientation says. A
+palette becomes its colours, grey three equal channels, CMYK and YCCK become RGB; alpha is dropped and the colours below
+it are kept as they are stored, as TensorFlow does.
 
 JPEG goes through libjpeg-turbo, everything else through Pillow. Axes: H height, W width, C colour.
 """
@@ -6,55 +11,54 @@ JPEG goes through libjpeg-turbo, everything else through Pillow. Axes: H height,
 from __future__ import annotations
 
 import io
-from typing import Literal
+import re
+from typing import Any, Literal
 
 import numpy as np
 import simplejpeg
 from PIL import Image
 
+from preprocessing.image_header import JPEG, ImageHeader, jpeg_orientation, read_header
+
 Resize = Literal["pad", "squash", "crop"]
 
 JPEG_QUALITY = 95
-_JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
-_JPEG_END, _PNG_END = b"\xff\xd9", b"IEND\xaeB`\x82"
+# The one complaint of libjpeg that leaves every pixel as it was encoded: bytes between the last of them and the end
+# marker, which USB cameras write and every viewer passes over.
+_STRAY_BYTES = re.compile("extraneous bytes before marker 0xd9")
 
 
 def image_size(encoded: bytes) -> tuple[int, int]:
-    """(height, width) from the header alone. Raises ValueError where the bytes are no image."""
-    if encoded.startswith(_JPEG):
-        height, width, *_ = simplejpeg.decode_jpeg_header(encoded)
-        return int(height), int(width)
-    if encoded.startswith(_PNG) and len(encoded) >= 24:
-        return int.from_bytes(encoded[20:24], "big"), int.from_bytes(encoded[16:20], "big")
-    with _opened(encoded) as image:
-        return image.height, image.width
+    """(height, width) of the upright picture, from the header alone. Raises ValueError where the bytes are no picture:
+    of no known kind, of more than 8 bits a channel, animated, or larger than `image_header.MOST_PIXELS`."""
+    return _upright_size(read_header(encoded))
 
 
 def require_whole_image(encoded: bytes) -> None:
-    """Raise ValueError for a frame that was cut off or cannot be decoded. One that ends as its format does is not
-    decoded for it: a look at the last bytes."""
-    if not encoded.startswith((_JPEG, _PNG)) or not encoded.endswith((_JPEG_END, _PNG_END)):
-        decode_image(encoded)
+    """Raise ValueError for what `decode_image` would refuse.
+
+    A JPEG is read through to its end without computing its pixels (an eighth of its size), which takes about half as
+    long; libjpeg complains of the same damage as in full size.
+    """
+    header = read_header(encoded)
+    if header.kind == "JPEG":
+        _decoded_jpeg(encoded, min_height=1, min_width=1, fastdct=True, fastupsample=True)
+    else:
+        _decoded_by_pillow(encoded, header)
 
 
 def decode_image(encoded: bytes) -> np.ndarray:
-    """uint8 (H, W, 3) RGB. Raises ValueError where the bytes are no image."""
-    if encoded.startswith(_JPEG):
-        return simplejpeg.decode_jpeg(encoded, colorspace="RGB", fastdct=False, fastupsample=False)
-    with _opened(encoded) as image:
-        try:
-            return np.array(image.convert("RGB"))  # a copy: Pillow's own memory is read-only
-        except Exception as error:  # Pillow's decoders raise whatever they stumble over
-            raise ValueError(f"an image of {len(encoded)} bytes cannot be decoded ({error})") from None
+    """uint8 (H, W, 3) RGB, upright. Raises ValueError for what `image_size` refuses, and for damaged data."""
+    header = read_header(encoded)
+    decoded = _decoded_jpeg(encoded) if header.kind == "JPEG" else _decoded_by_pillow(encoded, header)
+    return _upright(decoded, header.orientation)
 
 
 def decode_into(encoded: bytes, image_HWC: np.ndarray) -> tuple[int, int]:
-    """Decode into contiguous uint8 (H, W, 3); its own (height, width), with rubbish written where they differ."""
-    if encoded.startswith(_JPEG):
+    """Decode into contiguous uint8 (H, W, 3); the picture's (height, width), with rubbish written where they differ."""
+    if encoded.startswith(JPEG) and jpeg_orientation(encoded) == 1:
         try:
-            decoded = simplejpeg.decode_jpeg(
-                encoded, colorspace="RGB", fastdct=False, fastupsample=False, buffer=image_HWC
-            )
+            decoded = _decoded_jpeg(encoded, buffer=image_HWC)
         except ValueError:
             size = image_size(encoded)
             if size == image_HWC.shape[:2]:
@@ -105,24 +109,59 @@ def resize_image(image_HWC: np.ndarray, height: int, width: int, how: Resize) ->
 
 
 def reencode(encoded: bytes, height: int, width: int, how: Resize) -> bytes:
-    """The frame at another size; bytes that have it already pass through untouched.
+    """The picture at another size, upright; bytes that have it already pass through untouched.
 
     A JPEG of more than twice the size is decoded at a reduced scale, which libjpeg does in the frequency domain.
     """
-    source_height, source_width = image_size(encoded)
+    header = read_header(encoded)
+    source_height, source_width = _upright_size(header)
     if (source_height, source_width) == (height, width):
         return encoded
-    if not encoded.startswith(_JPEG):
+    if header.kind != "JPEG":
         return encode_jpeg(resize_image(decode_image(encoded), height, width, how))
     ratio = min(height / source_height, width / source_width) if how == "pad" else 0
     enough = (round(source_height * ratio), round(source_width * ratio)) if ratio else (height, width)
-    image_HWC = simplejpeg.decode_jpeg(encoded, colorspace="RGB", min_height=enough[0], min_width=enough[1])
-    return encode_jpeg(resize_image(image_HWC, height, width, how))
+    least_height, least_width = enough[::-1] if header.lying else enough
+    image_HWC = _decoded_jpeg(encoded, min_height=least_height, min_width=least_width)
+    return encode_jpeg(resize_image(_upright(image_HWC, header.orientation), height, width, how))
 
 
-def _opened(encoded: bytes) -> Image.Image:
+def _upright_size(header: ImageHeader) -> tuple[int, int]:
+    return (header.width, header.height) if header.lying else (header.height, header.width)
+
+
+def _upright(image_HWC: np.ndarray, orientation: int) -> np.ndarray:
+    """The picture as EXIF's `orientation` wants it shown: turned, and mirrored where it is 2, 4, 5 or 7."""
+    if orientation == 1:
+        return image_HWC
+    turned = image_HWC.swapaxes(0, 1) if orientation >= 5 else image_HWC
+    rows, columns = _REVERSED[orientation]
+    return np.ascontiguousarray(turned[::rows, ::columns])
+
+
+# Orientation: the steps along rows and columns, after rows and columns changed places where it is 5 or more.
+_REVERSED = {2: (1, -1), 3: (-1, -1), 4: (-1, 1), 5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}
+
+
+def _decoded_jpeg(encoded: bytes, **options: Any) -> np.ndarray:
+    """uint8 (H, W, 3) as stored. Raises ValueError with libjpeg's complaint, the first of them, for damaged data."""
     try:
-        return Image.open(io.BytesIO(encoded))
-    except Exception as error:
-        reason = f" ({error})" if isinstance(error, Image.DecompressionBombError) else ""
-        raise ValueError(f"{len(encoded)} bytes that are no image Pillow can read{reason}") from None
+        return simplejpeg.decode_jpeg(encoded, colorspace="RGB", **options)
+    except ValueError as error:
+        if not _STRAY_BYTES.search(str(error)):
+            raise
+    return simplejpeg.decode_jpeg(encoded, colorspace="RGB", strict=False, **options)
+
+
+def _decoded_by_pillow(encoded: bytes, header: ImageHeader) -> np.ndarray:
+    """uint8 (H, W, 3) as stored."""
+    try:
+        with Image.open(io.BytesIO(encoded), formats=[header.kind]) as image:
+            if image.size != (header.width, header.height):
+                raise ValueError(
+                    f"its header says {header.height}x{header.width}, its data {image.height}x{image.width}"
+                )
+            return np.array(image.convert("RGB"))  # a copy: Pillow's own memory is read-only
+    except Exception as error:  # Pillow's decoders raise whatever they stumble over
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"an image of {len(encoded)} bytes cannot be decoded ({reason})") from None

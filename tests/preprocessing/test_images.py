@@ -105,5 +105,5 @@ def test_a_few_bytes_that_claim_a_huge_image_are_refused() -> None:
 
     size = (40_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
     huge = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR" + size) + chunk(b"IDAT" + zlib.compress(b"")) + chunk(b"IEND")
-    with pytest.raises(ValueError, match=r"no image Pillow can read .*1600000000 pixels"):
+    with pytest.raises(ValueError, match=r"claims 40000x40000, 1600000000 pixels"):
         decode_image(huge)
