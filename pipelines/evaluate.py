@@ -4,6 +4,9 @@ Every non-terminal step of every episode is predicted from the recorded frames u
 the dataset has and that vary in it; a constant dimension would be right for free. Beside the policy stand three lazy
 ones. Their constants are taken from the evaluated episodes themselves, which favours them.
 
+- token accuracy: the share of exactly right bins; it compares only models with the same bins
+- scaled error: mean absolute error in physical units, each dimension over its range in the store; it compares any two
+
 - most frequent token: per dimension, always the commonest bin
 - mean action: per dimension, always the bin of the mean
 - previous action: repeat the recorded action of the step before (at an episode's first step: the commonest bin)
@@ -23,10 +26,12 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.arguments import parse
-from pipelines.bootstrap import Bootstrap
+from pipelines.bootstrap import Bootstrap, Interval
 from pipelines.bundle import TrainedModel
 from pipelines.checkpoints import load_trained
+from pipelines.comparison import labels_of, obstacle
 from pipelines.models import Model
+from pipelines.physical_error import ErrorScale
 from pipelines.predictions import Perturbation, Predictions, predict_store
 from pipelines.run_report import DIMENSION_HEAD, SCORE_HEAD, WEB_HEAD, before_rows, dimension_rows, score_rows, web_rows
 from pipelines.scoreboard import WebScoreConfig, score_web
@@ -64,18 +69,27 @@ def evaluate(model: Model, contract: Contract, store: EpisodeStore, config: Eval
     contract.require_readable(store.contract, where=store.root)
     dataset = contract.dataset(store.contract.datasets[0].name)
     predictions = predict_store(model, contract, store, batch=config.batch)
-    dims = scored_dimensions(dataset, predictions)
+    dims, scale = scored_dimensions(dataset, predictions), ErrorScale.of(store.contract)
     lazy = {name: _lazy_tokens(name, predictions, model) for name in LAZY_POLICIES}
     interval = config.bootstrap().over(predictions.episode_N)
     correct = {name: _correct(tokens, predictions, dims) for name, tokens in lazy.items()}
     own = _correct(predictions.tokens_NA, predictions, dims)
+
+    def scaled_error(tokens_NA: np.ndarray) -> Interval:
+        return interval(scale.errors(_physical(tokens_NA, model, dataset), predictions.physical_NA))
+
+    names = model.spec.names
     report: dict[str, Any] = {
         "store": store.root,
         "contract": contract.id,
         "episodes": len(np.unique(predictions.episode_N)),
         "steps": len(predictions.episode_N),
-        "dimensions": [model.spec.names[dim] for dim in dims],
+        "dimensions": [names[dim] for dim in dims],
+        "labels": labels_of(model.spec, dataset, dims.tolist()),
         "token_accuracy": interval(own),
+        "scaled_error": scaled_error(predictions.tokens_NA),
+        "scaled_error_lazy": {name: scaled_error(tokens) for name, tokens in lazy.items()},
+        "ranges": {names[dim]: float(width) for dim, width in zip(scale.dims, scale.ranges_D, strict=True)},
         "lazy": {name: interval(value) for name, value in correct.items()},
         "margin": {name: interval(own - value) for name, value in correct.items()},
         "per_dimension": _per_dimension(predictions, lazy, model, dataset, dims),
@@ -90,7 +104,7 @@ def evaluate(model: Model, contract: Contract, store: EpisodeStore, config: Eval
             other = predict_store(model, contract, store, batch=config.batch, perturbation=kind)
             fallen = _correct(other.tokens_NA, predictions, dims)
             scores = {"token_accuracy": interval(fallen), "fall": interval(own - fallen)}
-            report.setdefault("perturbed", {})[kind] = scores
+            report.setdefault("perturbed", {})[kind] = scores | {"scaled_error": scaled_error(other.tokens_NA)}
     return report
 
 
@@ -172,7 +186,9 @@ def main(arguments: list[str]) -> dict[str, Any]:
         store = open_store(path, split=given.split)
         report = score(trained, store, given.evaluation)
         if earlier is not None:
-            report["before"] = _headlines(score(earlier, store, given.evaluation))
+            report["before"] = compared(
+                report, score(earlier, store, given.evaluation), me=given.model, them=given.before
+            )
         reports.append(report)
         print_tables(report)
     return {"model": given.model, "step": trained.step, "evaluations": reports}
@@ -187,9 +203,20 @@ def score(trained: TrainedModel, store: EpisodeStore | WebStore, config: Evaluat
     )
 
 
-def _headlines(report: dict[str, Any]) -> dict[str, Any]:
+def compared(now: dict[str, Any], before: dict[str, Any], *, me: str, them: str | None) -> dict[str, Any]:
+    """The scores of `before` by which two models are compared; those that do not compare are left out, and why stands
+    under "not_compared"."""
+    scores, refused = headlines(before), {}
+    for name in list(scores):
+        if (reason := obstacle(name, now, before, me=me, them=them or "the earlier model")) is not None:
+            del scores[name]
+            refused[name] = reason
+    return scores | ({"not_compared": refused} if refused else {})
+
+
+def headlines(report: dict[str, Any]) -> dict[str, Any]:
     """The scores of a report by which models are compared."""
-    found = {key: report[key] for key in ("token_accuracy", "vqa_accuracy") if key in report}
+    found = {key: report[key] for key in ("scaled_error", "token_accuracy", "vqa_accuracy") if key in report}
     return found | ({"cider_d": report["captions"]["cider_d"]} if "captions" in report else {})
 
 
@@ -216,7 +243,9 @@ def print_tables(report: dict[str, Any]) -> None:
         mass, rate = report["decoding"]["valid_token_mass"], report["decoding"]["invalid_rate_without_mask"]
         console.print(f"probability of valid action tokens {mass:.4f}; invalid without the mask {100 * rate:.2f} %")
     if "before" in report:
-        _print_table(console, ["", "before", "now"], before_rows(report["before"], _headlines(report)))
+        _print_table(console, ["", "before", "now"], before_rows(report["before"], headlines(report)))
+        for reason in report["before"].get("not_compared", {}).values():
+            console.print(reason, highlight=False)
 
 
 def _print_table(console: Console, head: list[str], rows: list[list[str]]) -> None:

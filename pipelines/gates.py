@@ -1,11 +1,12 @@
 """Conditions that a model must meet before an alias moves to it, over the metrics of `rtp evaluate`.
 
     token_accuracy>=0.6                           a number
-    token_accuracy>=champion                      what the alias's present holder reaches on the same episodes
+    scaled_error<=champion                        what the alias's present holder reaches on the same episodes
     margin.previous_action.low>champion-0.02      less, or more, than that
 
 A metric is a path into one entry of `evaluations` in the output of `rtp evaluate --json`; where that is an interval,
-its mean. With several held-out stores a condition must hold on each that has the metric.
+its mean. With several held-out stores a condition must hold on each that has the metric. Metrics that mean different
+things for the two models, such as token accuracies at other bins, are refused (pipelines/comparison.py).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.comparison import PHYSICAL, obstacle
 from pipelines.serialization import did_you_mean, flatten
 
 _RELATIONS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
@@ -73,6 +75,9 @@ class Gate:
         return Verdict(passed=passed, text=text)
 
     def _of(self, metrics: Metrics) -> float:
+        if self.metric == PHYSICAL and PHYSICAL not in metrics:
+            remedy = "give a store of robot episodes, or --gate 'vqa_accuracy>=champion'"
+            raise ValueError(f"--gate {PHYSICAL} is of actions, and these are image-text examples: {remedy}")
         if self.metric not in metrics:
             hint = did_you_mean(self.metric, list(metrics))
             if "did you mean" not in hint:  # there are some hundred: leave out the ends of intervals
@@ -95,11 +100,23 @@ def judge_all(
     *,
     holder: str | None,
 ) -> list[Verdict]:
-    """Every gate on every store that has its metric; `mine` and `champion` are evaluations by store."""
+    """Every gate on every store that has its metric; `mine` and `champion` are evaluations by store.
+
+    Raises ValueError for a metric that nobody has, and for one that does not compare with the champion's.
+    """
     metrics = {store: metrics_of(report) for store, report in mine.items()}
     theirs = {store: metrics_of(report) for store, report in (champion or {}).items()}
     verdicts = []
     for gate in gates:
         stores = [store for store in metrics if gate.metric in metrics[store]] or list(metrics)  # else it is unknown
+        if gate.against_champion and champion is not None:
+            for store in stores:
+                _require_comparable(gate.metric, mine[store], champion[store], holder=holder)
         verdicts += [gate.judge(metrics[store], theirs.get(store), holder=holder) for store in stores]
     return verdicts
+
+
+def _require_comparable(metric: str, mine: Mapping[str, Any], theirs: Mapping[str, Any], *, holder: str | None) -> None:
+    found = obstacle(metric, mine, theirs, me="the new model", them=f"version {holder}")
+    if found is not None:
+        raise ValueError(f"--gate: {found}")

@@ -33,26 +33,34 @@ class Predictions:
     """All scored steps in episode order. The last two are RT-2's: see `rt_models.rt2_decoding.PredictedActions`."""
 
     episode_N: np.ndarray
-    first_N: np.ndarray
+    step_N: np.ndarray
     physical_NA: np.ndarray
+    """The recorded actions."""
     target_tokens_NA: np.ndarray
     tokens_NA: np.ndarray
     valid_mass_NK: np.ndarray | None = None
     invalid_NK: np.ndarray | None = None
 
+    @property
+    def first_N(self) -> np.ndarray:
+        """bool: the first scored step of its episode."""
+        return np.diff(self.episode_N, prepend=-1) != 0
+
 
 def predict_store(
     model: Model, contract: Contract, store: EpisodeStore, *, batch: int, perturbation: Perturbation = "none"
 ) -> Predictions:
-    """The model's tokens for every step of `store` that is trained on."""
+    """The model's tokens for every step of `store` that is trained on. Raises ValueError where there is none."""
     dataset, seen = contract.dataset(store.contract.datasets[0].name), as_trained(store, contract)
     steps = _rt1_steps if isinstance(model, RT1) else _rt2_steps
     parts = list(steps(model, contract, seen, batch, perturbation))  # type: ignore[arg-type]
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     episode, step, action, target, tokens, *rest = columns
+    if not len(episode):
+        raise ValueError(f"{store.root} has no step to score, all are terminal: give another store")
     return Predictions(
         episode_N=episode,
-        first_N=step == 0,
+        step_N=step,
         physical_NA=dataset.transform.invert(action),
         target_tokens_NA=target,
         tokens_NA=tokens,

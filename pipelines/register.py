@@ -49,7 +49,7 @@ from rt_models.rt2_vlm import RT2VLM, RT2VLMConfig
 
 # What mlflow_policy.py imports; MLflow brings pyarrow itself.
 _NEEDED = ("torch", "numpy", "pandas", "einops", "safetensors", "simplejpeg", "pillow", "tyro", "mlflow")
-_DEFAULT_GATE = "token_accuracy>=champion"
+_DEFAULT_GATE = "scaled_error<=champion"
 
 Store = EpisodeStore | WebStore
 
@@ -66,9 +66,10 @@ class RegisterArguments:
     """Alias to point at the new version, such as champion."""
     gate: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Condition for --alias to move, over the metrics of rtp evaluate: 'token_accuracy>=0.6', or against the version it
-    points at now: 'token_accuracy>=champion'. May be given several times."""
+    points at now: 'scaled_error<=champion'. May be given several times."""
     data: tuple[str, ...] = ()
-    """Held-out episode stores that gates are judged on; without a --gate, token_accuracy>=champion is."""
+    """Held-out episode stores that gates are judged on; without a --gate, scaled_error<=champion is: the mean absolute
+    error in physical units, each dimension over its range, is not larger."""
     split: str = "val"
     """Split of each store, where --data names a folder that holds several."""
 

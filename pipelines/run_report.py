@@ -108,8 +108,17 @@ def web_rows(evaluation: dict[str, Any]) -> list[list[str]]:
 
 def before_rows(before: dict[str, Any], now: dict[str, Any]) -> list[list[str]]:
     """[score, of the earlier model, of this one]."""
-    shown = {name: plain if name == "cider_d" else percent for name in before}
-    return [[name.replace("_", " "), shown[name](before[name]), shown[name](now[name])] for name in before]
+    shown = {"cider_d": plain, "scaled_error": error}
+    rows = []
+    for name in [name for name in now if name in before]:
+        say = shown.get(name, percent)
+        rows.append([name.replace("_", " "), say(before[name]), say(now[name])])
+    return rows
+
+
+def error(interval: dict[str, float]) -> str:
+    """ "0.0412 [0.0388, 0.0437]" """
+    return f"{interval['mean']:.4f} [{interval['low']:.4f}, {interval['high']:.4f}]"
 
 
 def plain(interval: dict[str, float]) -> str:

@@ -19,6 +19,7 @@ from cluster.context import LocalContext
 from cluster.manifest import MANIFEST, Manifest
 from cluster.storage import CheckpointFolder
 from pipelines.checkpoints import load_trained
+from pipelines.comparison import require_comparable
 from pipelines.evaluate import EvaluationConfig, score
 from pipelines.experiment import Experiment, InProcess
 from pipelines.meter import require_reported
@@ -36,7 +37,7 @@ from tuning.space import Space
 from tuning.sweep import Asha, Sweep, ToTheEnd
 from tuning.tuner import Report, TrialTask
 
-SCORES = {"token_accuracy", "vqa_accuracy"}  # objectives that an evaluation after the training measures
+SCORES = {"token_accuracy", "scaled_error", "vqa_accuracy"}  # objectives that an evaluation after the training measures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +126,7 @@ def check_sweep(sweep: Sweep, job: TrainJob, accepted: Collection[str] = ()) -> 
     """Raise ValueError for what can be known to go wrong before any trial starts: space, schedule, stores."""
     experiment = job.experiment
     _check_space(sweep.space, experiment)
+    _check_comparable(sweep, experiment)
     if isinstance(sweep.scheduler, Population):
         fixed = [path for path in sweep.space if path.startswith(FIXED)]
         if fixed:
@@ -157,6 +159,14 @@ def _check_space(space: Space, experiment: Experiment) -> None:
             changed.require_sizes()
 
 
+def _check_comparable(sweep: Sweep, experiment: Experiment) -> None:
+    """Raise ValueError where a setting that is varied changes what an objective counts."""
+    for path, dimension in sweep.space.items():
+        variants = [with_parameters(experiment, {path: value}) for value in dimension.extremes()]
+        for objective in sweep.objectives:
+            require_comparable(objective.metric, path, variants, sweep=sweep.name)
+
+
 def _check_stores(space: Space, job: TrainJob, accepted: Collection[str]) -> None:
     """The checks of a training, for one point of the space."""
     experiment = with_parameters(job.experiment, {path: dimension.extremes()[0] for path, dimension in space.items()})
@@ -168,7 +178,7 @@ def _check_scores(sweep: Sweep, metric: str, job: TrainJob) -> None:
     if not isinstance(sweep.scheduler, ToTheEnd):
         raise ValueError(f"{metric} is measured once, after a training, so its sweep needs the scheduler ToTheEnd")
     kinds = {type(open_store(path, split="val")) for path in job.validation}
-    wanted = EpisodeStore if metric == "token_accuracy" else WebStore
+    wanted = WebStore if metric == "vqa_accuracy" else EpisodeStore
     if wanted not in kinds:
         what = "robot episodes" if wanted is EpisodeStore else "image-text examples"
         raise ValueError(f"sweep {sweep.name} compares {metric}: give --validation a store of {what}")

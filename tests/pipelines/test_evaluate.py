@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -7,21 +8,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines import bootstrap
 from pipelines.bootstrap import Bootstrap
 from pipelines.catalogue import load_recipe
+from pipelines.comparison import labels_of, obstacle
 from pipelines.evaluate import (
     EvaluationConfig,
     Predictions,
     _correct,
     _lazy_tokens,
+    compared,
     evaluate,
     scored_dimensions,
 )
+from pipelines.physical_error import ErrorScale
 from pipelines.training_data import training_contract
 from preprocessing.episode_store import EpisodeStore
+from rt_models.action_scaling import Scaling
 from rt_models.action_tokens import encode
-from rt_models.rt1 import RT1
-from rt_models.spec import Contract, ContractMismatch, DatasetContract
+from rt_models.rt1 import RT1, RT1Config
+from rt_models.spec import Bounds, Contract, ContractMismatch, DatasetContract, Identity, Quantiles
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +87,9 @@ def test_a_model_of_another_contract_is_refused(opened: EpisodeStore, contract: 
 def predictions(tokens: list[list[int]], first: list[bool]) -> Predictions:
     array = np.array(tokens)
     episode = np.cumsum(first) - 1
+    step = np.arange(len(first)) - np.flatnonzero(first)[episode]
     physical = array.astype(np.float32)
-    return Predictions(
-        episode_N=episode, first_N=np.array(first), physical_NA=physical, target_tokens_NA=array, tokens_NA=array
-    )
+    return Predictions(episode_N=episode, step_N=step, physical_NA=physical, target_tokens_NA=array, tokens_NA=array)
 
 
 def test_the_lazy_policies_by_hand(model: RT1) -> None:
@@ -96,6 +101,12 @@ def test_the_lazy_policies_by_hand(model: RT1) -> None:
     mean = (5 + 7 + 7 + 100 + 7) / 5
     assert (np.abs(_lazy_tokens("mean_action", found, model)[:, 3] - mean) <= 1).all()
     assert _correct(_lazy_tokens("previous_action", found, model), found, dims).tolist() == [0, 0, 1, 0, 0]
+
+
+def test_the_previous_action_is_never_another_episodes(model: RT1) -> None:
+    found = predictions([[token] * 11 for token in (5, 7, 9, 100)], [True, False, True, False])
+    found = replace(found, step_N=found.step_N + 1)  # the first step of each episode is terminal or left out
+    assert found.first_N.tolist() == [True, False, True, False]
 
 
 def test_scored_are_dimensions_that_exist_and_vary(contract: Contract) -> None:
@@ -115,3 +126,97 @@ def test_intervals_hold_the_mean_and_vanish_without_spread(episodes: int, steps:
     assert flat["low"] == pytest.approx(value) and flat["high"] == pytest.approx(value)
     spread = interval(members / episodes)
     assert spread["low"] <= spread["mean"] <= spread["high"]
+
+
+def test_intervals_of_many_groups_are_those_of_all_weights_at_once_within_bounded_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    random = np.random.default_rng(1)
+    for groups in (1, 24, 333):
+        members = np.repeat(np.arange(groups), random.integers(1, 9, groups))
+        values = random.random(len(members))
+        draws = np.random.default_rng(0).integers(groups, size=(2000, groups))
+        weights = np.stack([np.bincount(draw, minlength=groups) for draw in draws])
+        means = (weights @ np.bincount(members, weights=values)) / (weights @ np.bincount(members))
+        for block in (2**21, 1000):
+            monkeypatch.setattr(bootstrap, "_BLOCK", block)
+            found = Bootstrap().over(members)(values)
+            assert [found["low"], found["high"]] == np.quantile(means, [0.025, 0.975]).tolist()
+
+
+def test_a_block_of_weights_stays_small_whatever_the_number_of_episodes() -> None:
+    block = next(Bootstrap()._weights(100_000))
+    assert block.shape == (bootstrap._BLOCK // 100_000, 100_000)
+    tracemalloc.start()
+    Bootstrap(samples=60).over(np.arange(100_000))(np.ones(100_000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 150e6  # all weights of 2,000 resamples at once are 4.8 GB
+
+
+# --- errors in physical units, and what compares ---
+
+
+def of_bins(bins: int, contract: Contract, scaling: Scaling | None = None) -> tuple[RT1, Contract]:
+    """A model that always answers rightly, and its contract, with so many bins."""
+    model = Oracle(replace(load_recipe("rt1_tiny").model, bins=bins))
+    return model, contract.trained_with(model.spec, scaling or Identity())
+
+
+def test_the_scaled_error_sees_the_width_of_bins_where_token_accuracy_does_not(
+    opened: EpisodeStore, contract: Contract
+) -> None:
+    config = EvaluationConfig(bootstrap_samples=10, perturbations=False)
+    reports = {bins: evaluate(*of_bins(bins, contract, Bounds()), opened, config) for bins in (16, 256)}
+    errors = {bins: report["scaled_error"]["mean"] for bins, report in reports.items()}
+    assert reports[16]["token_accuracy"]["mean"] == reports[256]["token_accuracy"]["mean"] == 1
+    assert 0 < errors[256] < 0.005 < errors[16] < 0.06  # half a bin, and the class is always right
+    assert reports[16]["ranges"] == reports[256]["ranges"]
+    lazy = [reports[bins]["scaled_error_lazy"]["mean_action"]["mean"] for bins in (16, 256)]
+    assert lazy[0] == pytest.approx(lazy[1], abs=0.05) and lazy[1] > 10 * errors[256]
+
+
+def test_the_scaled_error_by_hand(opened: EpisodeStore) -> None:
+    scale = ErrorScale.of(opened.contract)
+    names = [opened.contract.action.names[dim] for dim in scale.dims]
+    assert names[0] == "terminate_episode" and "rotation_delta_x" not in names  # constant there
+    recorded = np.zeros((2, 11), np.float32)
+    predicted = recorded.copy()
+    predicted[1, scale.dims] = scale.ranges_D  # off by the whole range, and another class
+    assert scale.errors(predicted, recorded).tolist() == pytest.approx([0, 1])
+    predicted[1, 0] = 2  # however far the class number is
+    predicted[:, 4] = 9e9  # a dimension that the dataset does not have
+    assert scale.errors(predicted, recorded).tolist() == pytest.approx([0, 1])
+
+
+def test_token_metrics_of_other_bins_are_refused_and_physical_ones_compared(
+    opened: EpisodeStore, contract: Contract
+) -> None:
+    config = EvaluationConfig(bootstrap_samples=10, perturbations=False)
+    now, coarse = (evaluate(*of_bins(bins, contract), opened, config) for bins in (256, 16))
+    before = compared(now, coarse, me="new", them="old")
+    assert before["scaled_error"] == coarse["scaled_error"] and "token_accuracy" not in before
+    sentence = before["not_compared"]["token_accuracy"]
+    assert "old (16 bins, truncate, scaling identity)" in sentence and "new (256 bins, truncate" in sentence
+    assert "scaled_error" in sentence and "\n" not in sentence
+    scaled = evaluate(*of_bins(256, contract, Quantiles()), opened, config)
+    said = obstacle("margin.mean_action.low", now, scaled, me="new", them="old")
+    assert said is not None and "scaling q01-q99" in said and "scaling identity" in said
+    metric = "per_dimension.world_vector_x.policy.mean_absolute_error"
+    assert obstacle(metric, now, scaled, me="new", them="old") is None
+    assert obstacle("token_accuracy", now, now | {"store": "elsewhere"}, me="new", them="old") is None
+
+
+def test_other_bounds_of_the_bins_and_other_labels_are_named(opened: EpisodeStore, contract: Contract) -> None:
+    now = {"labels": labels_of(contract.action, contract.datasets[0], [1, 2])}
+    wide = {"labels": labels_of(RT1Config.rt1x().action_spec(), contract.datasets[0], [1, 2])}
+    wide["labels"]["bins"] = 256
+    said = obstacle("token_accuracy", now, wide, me="new", them="old")
+    for labels in (now["labels"], wide["labels"]):
+        low, high = labels["bounds"]["world_vector_x"]
+        assert f"256 bins of world_vector_x from {low:.6g} to {high:.6g}" in str(said)
+    fewer = {"labels": labels_of(contract.action, contract.datasets[0], [1])}
+    assert "of world_vector_x)" in str(obstacle("token_accuracy", now, fewer, me="new", them="old"))
+    reached = {"labels": now["labels"] | {"arm": "reached"}}
+    said = obstacle("scaled_error", now, reached, me="new", them="old")
+    assert said is not None and "old was trained on what the arm reached" in said

@@ -89,3 +89,21 @@ def test_a_condition_holds_on_every_store_or_not_at_all() -> None:
     better = REPORT | {"token_accuracy": {"mean": 0.9}}
     verdicts = judge_all([Gate.parse("token_accuracy>=0.6")], {"a": better, "b": REPORT}, None, holder=None)
     assert [verdict.passed for verdict in verdicts] == [True, False]
+
+
+def test_a_token_metric_of_other_bins_than_the_champions_is_refused_in_one_sentence() -> None:
+    labels = {"arm": "commanded", "bins": 256, "binning": "truncate", "scaling": "identity", "bounds": {"x": [-1, 1]}}
+    mine = REPORT | {"labels": labels, "scaled_error": {"mean": 0.1}}
+    theirs = mine | {"labels": labels | {"bins": 16}, "scaled_error": {"mean": 0.2}}
+    for metric in ("token_accuracy", "token_accuracy.low"):
+        with pytest.raises(ValueError, match=r"version 3 \(16 bins.* the new model \(256 bins.*compare scaled_error"):
+            judge_all([Gate.parse(f"{metric}>=champion")], {"s": mine}, {"s": theirs}, holder="3")
+    (verdict,) = judge_all([Gate.parse("scaled_error<=champion")], {"s": mine}, {"s": theirs}, holder="3")
+    assert verdict.passed
+    (alone,) = judge_all([Gate.parse("token_accuracy>=0.4")], {"s": mine}, None, holder=None)
+    assert alone.passed, "a number is judged without comparing"
+
+
+def test_the_default_gate_on_image_text_examples_alone_names_one_that_works() -> None:
+    with pytest.raises(ValueError, match=r"image-text examples: .*--gate 'vqa_accuracy>=champion'"):
+        judge_all([Gate.parse("scaled_error<=champion")], {"web": {"vqa_accuracy": {"mean": 0.9}}}, None, holder=None)

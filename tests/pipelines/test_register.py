@@ -279,7 +279,7 @@ def test_a_worse_model_never_becomes_champion(
 
 def test_without_gates_data_alone_mean_not_worse_than_the_champion(store: str) -> None:
     (gate,) = Guard.of("champion", (), (store,)).gates
-    assert gate.metric == "token_accuracy" and gate.against_champion
+    assert (gate.metric, gate.relation, gate.bound) == ("scaled_error", "<=", 0) and gate.against_champion
     assert Guard.of("champion", (), ()).gates == ()
 
 

@@ -15,6 +15,7 @@ from cluster.shards import read_weights
 from cluster.storage import CheckpointFolder
 from pipelines.catalogue import load_recipe
 from pipelines.cli import main
+from pipelines.comparison import require_comparable
 from pipelines.experiment import Experiment
 from pipelines.run_files import read_metrics
 from pipelines.serialization import from_plain
@@ -145,6 +146,21 @@ def test_a_trial_of_two_ray_workers_with_deepspeed(rtp: Rtp, stores: list[str], 
         (('recipe="rt1_tiny"', 'recipe="rt1_tny"'), "did you mean 'rt1_tiny'?"),
         (("grace_steps=2", "grace_steps=4"), "grace_steps is 4 and loop.steps 4: no trial could be stopped early"),
         (('metric="validation_loss"', 'metric="validaton_loss"'), "did you mean 'validation_loss'?"),
+        (
+            ('"optimizer.lr": Choice(values=(3e-3, 1e-6, 1e30))', '"model.bins": Choice(values=(16, 256))'),
+            "varies model.bins, and trials that differ in bins do not compare by validation_loss: make scaled_error",
+        ),
+        (
+            (
+                '"optimizer.lr": Choice(values=(3e-3, 1e-6, 1e30))',
+                '"scaling": Choice(values=({"type": "Bounds"}, {"type": "Identity"}))',
+            ),
+            "trials that differ in scaling do not compare by validation_loss",
+        ),
+        (
+            ('"optimizer.lr": Choice(values=(3e-3, 1e-6, 1e30))', '"loader.relabel": Choice(values=([], ["a"]))'),
+            "as they learn different actions: leave loader.relabel out of the space",
+        ),
         (("def sweep", "def sweeep"), "has no function sweep()"),
         (("def sweep", "def sweep("), "mine.py is not Python"),
     ],
@@ -183,6 +199,36 @@ def test_mistakes_on_the_command_line(
     assert main(["tune", *arguments]) == 2
     assert words in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "path", "values", "compares"),
+    [
+        ("token_accuracy", "model.bins", (16, 256), False),
+        ("token_accuracy", "model.binning", ("truncate", "centre"), False),
+        ("token_accuracy", "model.world_vector_limit", (1.0, 2.0), False),
+        ("token_accuracy", "model.num_steps", (2, 3), True),
+        ("scaled_error", "model.bins", (16, 256), True),
+        ("scaled_error", "loader.relabel", ([], ["a"]), False),
+        ("validation_loss", "model.num_steps", (2, 3), False),  # early windows are shorter and weigh less
+        ("validation_loss", "loader.mask_flags", ([], ["a"]), False),
+        ("validation_loss", "mixture.weights.a", (1.0, 2.0), True),
+        ("loss", "mixture.weights.a", (1.0, 2.0), False),
+        ("loss", "optimizer.lr", (1e-3, 1e-2), True),
+        ("samples_per_s", "model.bins", (16, 256), True),
+    ],
+)
+def test_an_objective_must_mean_the_same_in_all_trials(
+    metric: str, path: str, values: tuple[Any, ...], compares: bool
+) -> None:
+    variants = [with_parameters(load_recipe("rt1_tiny"), {path: value}) for value in values]
+    if compares:
+        require_comparable(metric, path, variants, sweep="s")
+        return
+    with pytest.raises(
+        ValueError, match=rf"sweep s varies {path}, and trials that differ in .* do not compare by {metric}"
+    ):
+        require_comparable(metric, path, variants, sweep="s")
 
 
 def test_a_part_that_is_chosen_and_a_setting_of_it_leave_the_sweep_as_it_is() -> None:
