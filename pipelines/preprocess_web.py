@@ -9,6 +9,7 @@ import tyro
 
 from pipelines.arguments import parse
 from preprocessing.web_data import WebConvertConfig, convert_web
+from preprocessing.web_report import account
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +29,11 @@ def main(arguments: list[str]) -> dict[str, Any]:
     summary = asdict(convert_web(given.source, given.out, given.config))
     converted = f"{summary['shards_converted']} of {summary['shards']} shards converted in {summary['seconds']:.1f} s"
     print(
-        f"{summary['store']}\n"
-        f"examples in {summary['examples_in']} = out {summary['examples_out']} + quarantined {summary['quarantined']}; "
+        f"{summary['store']}\n{account(summary)}; "
         f"{summary['images']} images; {converted if summary['shards_converted'] else 'nothing left to do'}"
     )
+    if given.config.format == "gqa" and summary["duplicates"]:
+        print(
+            f"questions that stand in several files count once; --split {summary['split']}_balanced takes those alone"
+        )
     return summary

@@ -1,83 +1,183 @@
-"""Image-text data whose files are read whole: WebDataset tars, and Parquet as on the Hugging Face hub."""
+"""WebDataset tars, plain or gzipped: neighbouring members of one key are a record.
+
+The key of a member is its path up to the first dot of the file's name, and what follows is its extension, as the
+webdataset library has it. A picture or text is known by the end of its extension, so `7.0.jpg` is a picture of key 7.
+Every member is in the account: as a part of an example, in quarantine, or by its extension among those not read.
+"""
 
 from __future__ import annotations
 
-import json
+import gzip
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from preprocessing.web_records import IMAGE_SUFFIXES, Identities, WebExample, WebRecord, parsed_once
+from preprocessing.web_texts import NOTHING_TO_LEARN, examples_of, unusable, without_picture
 
-from preprocessing.web_records import IMAGE_SUFFIXES, WebRecord, examples_of
-
-_TAR_END_BYTES = 1024
-
-
-def _read_tar(filesystem: Any, path: str, name: str) -> Iterator[WebRecord]:
-    """WebDataset: neighbouring members of one key are a record; .json or .txt beside an image."""
-    key, members = None, {}
-    for member, data in _tar_members(filesystem, path):
-        folder, _, base = member.rpartition("/")
-        stem, _, suffix = base.partition(".")
-        if key is not None and key != (folder, stem):
-            yield _tar_record(f"{name}:{key[1]}", members)
-            members = {}
-        key = (folder, stem)
-        members[suffix.lower()] = data
-    if key is not None:
-        yield _tar_record(f"{name}:{key[1]}", members)
+TAR_PATTERNS = ("*.tar", "*.tar.gz", "*.tgz")
+_END_BYTES = 1024  # of zeros, that an archive ends in
+_KEPT_BYTES = 1 << 16  # more than tarfile reads ahead of what it hands out
+_MOST_BYTES = 1 << 28  # of a member: no picture or text is larger
+_APART = "its members stand apart from each other in the archive: pack those of a key side by side"
 
 
-def _tar_members(filesystem: Any, path: str) -> Iterator[tuple[str, bytes]]:
-    """(name, bytes) of each member of an archive, one after the other; nothing in one that is a link."""
-    end = filesystem.tail(path, _TAR_END_BYTES)
-    if len(end) < _TAR_END_BYTES or any(end):  # tarfile takes a cut header for the end
-        raise ValueError(f"{path} is cut or no tar archive (it does not end in two empty blocks): fetch it again")
+@dataclass(frozen=True, kw_only=True)
+class _Member:
+    """One file of an archive; `problem` where its bytes cannot be had."""
+
+    key: str
+    extension: str
+    data: bytes
+    problem: str | None
+
+
+def read_tar(filesystem: Any, path: str, name: str) -> Iterator[WebRecord]:
+    """The records of an archive; those with a picture or a text alone come last, since the other may stand apart.
+
+    Raises ValueError where the archive is cut or damaged.
+    """
+    runs, known, incomplete = Counter[str](), Identities(), list[tuple[str, WebRecord]]()
+    for members in _runs(_members(filesystem, path)):
+        key = members[0].key
+        record = _record(f"{name}:{key}", members)
+        runs[key] += 1
+        if not _is_complete(record):
+            incomplete.append((key, replace(record, image=None)))
+        elif known.judge(key, (record.image, record.problem, record.examples)) == "again":
+            yield replace(record, image=None, examples=(), problem=None, duplicates=len(record.examples))
+        else:
+            yield record
+    for key, record in incomplete:
+        yield replace(record, problem=_APART) if runs[key] > 1 else record
+
+
+def _runs(members: Iterator[_Member]) -> Iterator[list[_Member]]:
+    """Members side by side that have one key; an extension that comes again begins another record."""
+    run: list[_Member] = []
+    for member in members:
+        if run and (run[0].key != member.key or any(m.extension == member.extension for m in run)):
+            yield run
+            run = []
+        run.append(member)
+    if run:
+        yield run
+
+
+def _is_complete(record: WebRecord) -> bool:
+    """Whether nothing of the record may stand elsewhere, or it is in quarantine anyway."""
+    has_text = record.examples[0].problem != NOTHING_TO_LEARN
+    return record.problem is not None or (record.image is not None and has_text)
+
+
+# --- A record ---
+
+
+def _record(place: str, members: Sequence[_Member]) -> WebRecord:
+    pictures = _chosen(members, IMAGE_SUFFIXES)
+    texts = [*_chosen(members, (".json",)), *_chosen(members, (".txt",))]
+    used = [*pictures, *texts]
+    problem = next((member.problem for member in used if member.problem), None)
+    if problem is None and len(pictures) > 1:
+        problem = f"it has {len(pictures)} pictures, and an example has one"
+    unreadable = any(member.problem for member in texts)
+    examples = None if unreadable else _examples(texts, has_picture=bool(pictures))
+    return WebRecord(
+        place=place,
+        image=pictures[0].data if pictures and problem is None else None,
+        examples=examples or (unusable(NOTHING_TO_LEARN),),
+        problem=problem or (None if examples else "its text cannot be read"),
+        unread=tuple(member.extension for member in members if member not in used),
+    )
+
+
+def _chosen(members: Sequence[_Member], suffixes: tuple[str, ...]) -> list[_Member]:
+    """The members of a kind: the one whose extension is just that, where there is only one such, else all."""
+    found = [member for member in members if f".{member.extension}".endswith(suffixes)]
+    exact = [member for member in found if f".{member.extension}" in suffixes]
+    return exact if len(exact) == 1 else found
+
+
+def _examples(texts: Sequence[_Member], *, has_picture: bool) -> tuple[WebExample, ...] | None:
+    """What JSON members say, and captions in text members that they do not say too; None where one cannot be read."""
+    fields: dict[str, Any] = {}
+    examples: list[WebExample] = []
+    captions: list[str] = []
     try:
-        with filesystem.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as tar:
-            for member in tar:
-                extracted = tar.extractfile(member) if member.isfile() else None
-                if not member.isdir():
-                    yield member.name, b"" if extracted is None else extracted.read()
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+        for member in texts:
+            if member.extension.endswith("json"):
+                told = parsed_once(member.data, member.extension)
+                examples += examples_of(told)
+                fields |= told
+            else:
+                captions.append(member.data.decode("utf-8-sig"))
+    except (ValueError, AttributeError, TypeError):
+        return None
+    said = {example.answer for example in examples}
+    if captions:
+        examples = [example for example in examples if example.problem != NOTHING_TO_LEARN]
+    examples += [example for text in captions if text not in said for example in examples_of({"caption": text})]
+    examples = examples or [unusable(NOTHING_TO_LEARN)]
+    return tuple(examples) if has_picture else without_picture(fields, examples)
+
+
+# --- Members ---
+
+
+def _members(filesystem: Any, path: str) -> Iterator[_Member]:
+    """Each member of an archive but folders, one after the other."""
+    try:
+        with filesystem.open(path, "rb") as file:
+            stream = _Stream(gzip.GzipFile(fileobj=file) if file.read(2) == b"\x1f\x8b" else file)
+            file.seek(0)
+            with tarfile.open(fileobj=stream, mode="r|") as tar:  # pyright: ignore[reportCallIssue, reportArgumentType]
+                yield from (_member(tar, member) for member in tar if not member.isdir())
+                stream.require_end(tar.offset)
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is cut or no tar archive ({error}): fetch it again") from error
 
 
-def _tar_record(place: str, members: dict[str, bytes]) -> WebRecord:
-    image = next((data for suffix, data in members.items() if f".{suffix}" in IMAGE_SUFFIXES), None)
-    try:
-        fields = json.loads(members["json"]) if "json" in members else {}
-        examples = examples_of({"caption": members["txt"].decode()} if "txt" in members else fields)
-    except (ValueError, AttributeError, RecursionError):
-        return WebRecord(place=place, image=image, examples=(), problem="its text cannot be read")
-    return WebRecord(place=place, image=image, examples=examples)
+def _member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> _Member:
+    folder, _, base = member.name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    is_named = bool(stem and extension)
+    problem = None
+    if not member.isfile():
+        problem = "its member is a link" if member.issym() or member.islnk() else "its member is no file"
+    elif member.size > _MOST_BYTES:
+        problem = f"its member has more than {_MOST_BYTES >> 20} MiB"
+    extracted = tar.extractfile(member) if problem is None else None
+    return _Member(
+        key=(f"{folder}/{stem}" if folder else stem) if is_named else member.name,
+        extension=extension.lower() if is_named else "",
+        data=b"" if extracted is None else extracted.read(),
+        problem=problem,
+    )
 
 
-def _read_parquet(filesystem: Any, path: str, name: str) -> Iterator[WebRecord]:
-    """Hugging Face Parquet: an `image` of {bytes, path} or plain bytes, and texts as `examples_of` reads them."""
-    for number, fields in enumerate(_parquet_rows(filesystem, path)):
-        image, problem = fields.get("image"), None
-        held = image.get("bytes") if isinstance(image, Mapping) else image
-        if image is not None and not isinstance(held, bytes):
-            kind = "path" if isinstance(image, str | Mapping) else type(image).__name__
-            held, problem = None, f"its image is a {kind}, not bytes"
-        yield WebRecord(place=f"{name}:{number}", image=held, examples=examples_of(fields), problem=problem)
+class _Stream:
+    """A file that is read once from its beginning, and remembers the last it gave."""
 
+    def __init__(self, file: Any) -> None:
+        self._file, self._given, self._kept = file, 0, b""
 
-def _parquet_rows(filesystem: Any, path: str) -> Iterator[dict[str, Any]]:
-    try:
-        with filesystem.open(path, "rb") as file:
-            for batch in pq.ParquetFile(file).iter_batches(batch_size=128):
-                yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is damaged or no Parquet file ({error}): fetch it again") from error
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self._given += len(data)
+        self._kept = (self._kept + data)[-_KEPT_BYTES:]
+        return data
 
-
-WHOLE_FILES: dict[str, tuple[str, Callable[[Any, str, str], Iterator[WebRecord]]]] = {
-    "webdataset": ("tar", _read_tar),
-    "parquet": ("parquet", _read_parquet),
-}
-"""Format to the suffix of its files and what reads one: (filesystem, path, name in the source) to records."""
+    def require_end(self, offset: int) -> None:
+        """Raise tarfile.ReadError unless there are only zeros from `offset` on, and enough of them: tarfile takes a
+        header that is cut or damaged for the end of the archive, and never looks behind it."""
+        rest = self._kept[len(self._kept) - (self._given - offset) :]
+        count, empty = len(rest), not any(rest)
+        while data := self._file.read(1 << 20):
+            count, empty = count + len(data), empty and not any(data)
+        if not empty:
+            raise tarfile.ReadError("it goes on behind its end")
+        if count < _END_BYTES:
+            raise tarfile.ReadError("it does not end in two empty blocks")

@@ -1,16 +1,18 @@
 """Image-text data -> a store of examples: one Ray Data task a shard, resumable, with a closing account.
 
 Images are decoded once to know that they can be; texts must be there and of bearable length. What fails goes to
-quarantine with its reason, example by example: examples in = examples out + quarantined.
+quarantine with its reason, example by example: examples in = examples out + quarantined + duplicates.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import re
 import time
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from preprocessing.store_claim import claim, finished
 from preprocessing.web_records import WebExample, WebRecord
 from preprocessing.web_sources import Format, Piece, WebSource
 from preprocessing.web_store import KIND, WEB_SCHEMA, WEB_SCHEMA_VERSION
+from preprocessing.web_texts import PLACEHOLDER
 
 _ROW_GROUP_ROWS = 16  # images; a photograph with its questions is some 50 KB, and many places are read from at once
 _MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")  # Pillow's, of 8 bits a channel
@@ -43,9 +46,10 @@ class WebConvertConfig:
     """Settings of a conversion of image-text data."""
 
     format: Format
-    """Layout of SOURCE: vqav2, okvqa, gqa, coco (captions), easy_vqa, jsonl, webdataset (tars) or parquet."""
+    """Layout of SOURCE: vqav2, okvqa, gqa, coco (captions), easy_vqa, jsonl, llava, webdataset (tars) or parquet."""
     split: str = "train"
-    """Split to convert: files and folders that carry its name, or all where none is named after a split."""
+    """Split to convert: files and folders that carry its exact name (val is also val2014, never test-dev or val_seen),
+    or all where none is named after a split. Of GQA, val is all questions, val_balanced those alone."""
     images: str | None = None
     """Folder of the images, where they do not lie below SOURCE (formats with annotations in JSON)."""
     dataset: str | None = None
@@ -68,11 +72,15 @@ class WebConvertConfig:
             raise ValueError(f"--max-characters must be at least 1, got {self.max_characters}")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"--workers must be 0 or more, got {self.workers}")
+        for flag, name in (("split", self.split), ("dataset", self.dataset), ("version", self.version)):
+            if name is not None and not re.fullmatch(r"[^\W_][\w.+-]*", name):
+                raise ValueError(f"--{flag} {name!r} must be letters, digits and . _ + -: it names a folder")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WebSummary:
-    """The closing account: examples_in = examples_out + quarantined. `images` are rows with an image."""
+    """The closing account: examples_in = examples_out + quarantined + duplicates. `images` are rows with an image,
+    `unread` counts members of archives that nothing reads, by their extension."""
 
     store: str
     dataset: str
@@ -84,6 +92,8 @@ class WebSummary:
     shards: int
     shards_converted: int
     seconds: float
+    duplicates: int = 0
+    unread: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +115,7 @@ def convert_web(source: str, out: str, config: WebConvertConfig) -> WebSummary:
     Raises ValueError or OSError with one sentence for what a user can mend.
     """
     began = time.monotonic()
-    name = config.dataset or Path(source.rstrip("/")).name
+    name = config.dataset or Path(_absolute(source)).name
     images = _absolute(config.images) if config.images else ""
     opened = WebSource(folder=_absolute(source), format=config.format, split=config.split, images=images)
     root = _absolute(f"{str(out).rstrip('/')}/{name}/{config.version}/{config.split}")
@@ -129,6 +139,8 @@ def convert_web(source: str, out: str, config: WebConvertConfig) -> WebSummary:
         dataset=name,
         split=config.split,
         **manifest["counts"],
+        duplicates=manifest.get("duplicates", 0),
+        unread=manifest.get("unread", {}),
         shards=len(manifest["shards"]),
         shards_converted=len(missing),
         seconds=time.monotonic() - began,
@@ -181,6 +193,8 @@ def _convert_piece(task: _Task, index: int) -> dict[str, Any]:
         "episode_lengths": account.counts,
         "examples_in": account.examples_in,
         "images": account.images,
+        "duplicates": account.duplicates,
+        "unread": dict(account.unread),
         "quarantine": account.quarantine,
     }
     with atomic_write(filesystem, f"{progress}/{report_name(index)}", temporary=progress) as file:
@@ -194,19 +208,17 @@ class _Account:
     def __init__(self, config: WebConvertConfig) -> None:
         self._config, self._records = config, 0
         self.counts: list[int] = []
-        self.examples_in = self.images = 0
+        self.examples_in = self.images = self.duplicates = 0
+        self.unread: Counter[str] = Counter()
         self.quarantine: list[dict[str, Any]] = []
 
     def take(self, record: WebRecord) -> pa.Table | None:
         """The row of a record, or None where nothing of it is left."""
         self._records += 1
-        self.examples_in += max(len(record.examples), 1)  # a record that cannot be read counts as one
-        problem = record.problem or (None if record.examples else "it has neither question and answer nor a caption")
-        problem = problem or _image_problem(record.image, self._config)
-        if problem is not None:
-            self._leave_out(record, [problem] * max(len(record.examples), 1))
-            return None
-        problems = [_text_problem(example, self._config) for example in record.examples]
+        self.examples_in += len(record.examples) + record.duplicates
+        self.duplicates += record.duplicates
+        self.unread.update(record.unread)
+        problems = _problems(record, self._config)
         self._leave_out(record, problems)
         kept = [e for e, problem in zip(record.examples, problems, strict=True) if problem is None]
         if not kept:
@@ -223,9 +235,24 @@ class _Account:
         return pa.Table.from_pylist([row], schema=WEB_SCHEMA)
 
     def _leave_out(self, record: WebRecord, problems: list[str | None]) -> None:
-        for number, problem in enumerate(problems):
+        """`example` counts the examples of one place."""
+        numbers: Counter[str] = Counter()
+        for example, problem in zip(record.examples, problems, strict=True):
+            place = example.place or record.place
             if problem is not None:
-                self.quarantine.append({"place": record.place, "example": number, "reason": problem})
+                self.quarantine.append({"place": place, "example": numbers[place], "reason": problem})
+            numbers[place] += 1
+
+
+def _problems(record: WebRecord, config: WebConvertConfig) -> list[str | None]:
+    """Why each example of a record cannot be used, or None."""
+    if record.problem is not None:
+        return [record.problem] * len(record.examples)
+    problems = [example.problem or _text_problem(example, config) for example in record.examples]
+    if None not in problems:
+        return problems
+    unseen = _image_problem(record.image, config)
+    return [problem or unseen for problem in problems]
 
 
 def _image_problem(encoded: bytes | None, config: WebConvertConfig) -> str | None:
@@ -250,6 +277,8 @@ def _image_problem(encoded: bytes | None, config: WebConvertConfig) -> str | Non
 def _text_problem(example: WebExample, config: WebConvertConfig) -> str | None:
     if not example.answer.strip():
         return "its answer is empty"
+    if PLACEHOLDER in example.prompt or PLACEHOLDER in example.answer:
+        return f"its text holds {PLACEHOLDER}, which stands for a picture"
     try:
         "".join((example.prompt, example.answer, *example.references)).encode()
     except UnicodeEncodeError:
@@ -280,6 +309,8 @@ def _write_manifest(task: _Task, settings: dict[str, Any]) -> dict[str, Any]:
         "version": settings["version"],
         "split": settings["split"],
         "counts": counts,
+        "duplicates": sum(report.get("duplicates", 0) for report in reports),
+        "unread": dict(sum((Counter(report.pop("unread", {})) for report in reports), Counter())),
         "row_group_rows": _ROW_GROUP_ROWS,
         "shards": reports,
         "settings": settings,
@@ -299,8 +330,11 @@ def _counts(reports: list[dict[str, Any]]) -> dict[str, int]:
     taken = sum(report["examples_in"] for report in reports)
     kept = sum(sum(report["episode_lengths"]) for report in reports)
     left_out = sum(len(report["quarantine"]) for report in reports)
-    if taken != kept + left_out:
-        raise RuntimeError(f"the account does not add up: {taken} examples in, {kept} out, {left_out} left out")
+    again = sum(report.get("duplicates", 0) for report in reports)
+    if taken != kept + left_out + again:
+        raise RuntimeError(
+            f"the account does not add up: {taken} examples in, {kept} out, {left_out} left out, {again} duplicates"
+        )
     if kept == 0:
         first = next((line["reason"] for report in reports for line in report["quarantine"]), "the split is empty")
         raise ValueError(f"not one of {taken} examples can be used ({first}): is --format the right one?")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
@@ -13,21 +13,53 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 @dataclass(frozen=True, kw_only=True)
 class WebExample:
     """What is asked of an image and what is to be said. `prompt` is empty for a caption; `references` are all answers
-    that people gave, the one trained on among them."""
+    that people gave, the one trained on among them.
 
-    prompt: str
-    answer: str
-    references: tuple[str, ...]
+    What cannot be used is an example too, with a `problem`, so that every account counts it. `place` says where it
+    stands in the source, where its record's place does not say it.
+    """
+
+    prompt: str = ""
+    answer: str = ""
+    references: tuple[str, ...] = ()
+    place: str = ""
+    problem: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class WebRecord:
-    """`place` says where it stands in the source. `image` is the encoded file or None; `problem` why it is unusable."""
+    """`place` says where it stands in the source. `image` is the encoded file or None; `problem` why no example of it
+    can be used. `duplicates` counts examples that stand in the source again and were left out for it; `unread` names
+    the parts of the record that nothing reads, by their extension."""
 
     place: str
     image: bytes | None
     examples: tuple[WebExample, ...]
     problem: str | None = None
+    duplicates: int = 0
+    unread: tuple[str, ...] = ()
+
+
+class Identities:
+    """Ids that were read, with what stood under them."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, int] = {}
+
+    def judge(self, identity: Any, content: Hashable) -> Literal["new", "again", "other"]:
+        """Whether the id was not read before (as None never is), or with the same content, or with another one."""
+        if identity is None:
+            return "new"
+        key, now = str(identity), hash(content)
+        if key not in self._known:
+            self._known[key] = now
+            return "new"
+        return "again" if self._known[key] == now else "other"
+
+
+def not_its_own(identity: Any) -> str:
+    """The problem of what stands under another's id."""
+    return f"its id {str(identity)[:80]} stands for something else already"
 
 
 def parsed(text: bytes, path: str) -> Any:
@@ -38,30 +70,17 @@ def parsed(text: bytes, path: str) -> Any:
         raise ValueError(f"{path} cannot be read as JSON ({error}): fetch it again") from None
 
 
-def examples_of(fields: Mapping[str, Any]) -> tuple[WebExample, ...]:
-    """Question and answer(s), or caption(s), under the names that public sets use; none where there is neither.
-
-    Of several answers the commonest is trained on, the first given of equally common ones.
-    """
-    question = str(fields.get("question") or fields.get("prompt") or "")
-    answers = _texts(fields.get("answers")) or _texts(fields.get("answer"))
-    chosen = fields.get("multiple_choice_answer") or max(answers, key=answers.count, default="")
-    if answers or chosen:
-        return (WebExample(prompt=question, answer=str(chosen), references=tuple(answers or [str(chosen)])),)
-    for name in ("captions", "caption", "sentences", "text"):
-        captions = _texts(fields.get(name))
-        if captions:
-            return tuple(WebExample(prompt=question, answer=c, references=tuple(captions)) for c in captions)
-    return ()
+def parsed_once(text: bytes, path: str) -> Any:
+    """As `parsed`, and a name that an object gives twice, of which JSON would keep the last, is a ValueError too."""
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as JSON ({error}): fetch it again") from None
 
 
-def answers_of(question: str, fields: Mapping[str, Any]) -> tuple[WebExample, ...]:
-    """The answers in `fields` to a question; where there is none, the question with an empty answer."""
-    return examples_of({**fields, "question": question}) or (WebExample(prompt=question, answer="", references=()),)
-
-
-def _texts(value: Any) -> list[str]:
-    """Texts of a text, a list of texts, or a list of {"answer": text} or {"raw": text}."""
-    items: Iterable[Any] = value if isinstance(value, list | tuple) else [] if value is None else [value]
-    found = (item.get("answer") or item.get("raw") if isinstance(item, Mapping) else item for item in items)
-    return ["" if text is None else str(text) for text in found]
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
+    return fields

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from preprocessing.report import quarantine
@@ -15,6 +16,8 @@ def summary(store: WebStore) -> dict[str, Any]:
     return {
         "store": store.root,
         **{key: manifest[key] for key in ("kind", "dataset", "version", "split", "counts")},
+        "duplicates": manifest.get("duplicates", 0),
+        "unread": manifest.get("unread", {}),
         "bytes": sum(shard["bytes"] for shard in manifest["shards"]),
         "quarantine": dict(Counter(line["reason"] for line in quarantine(store)).most_common()),
     }
@@ -25,8 +28,16 @@ def text(found: dict[str, Any]) -> str:
     counts = found["counts"]
     lines = [
         f"{found['store']}  image-text examples",
-        f"{found['dataset']} {found['version']} {found['split']}: examples in {counts['examples_in']} = "
-        f"out {counts['examples_out']} + quarantined {counts['quarantined']}; {counts['images']} images, "
-        f"{found['bytes'] / 1e6:.1f} MB",
+        f"{found['dataset']} {found['version']} {found['split']}: {account({**found, **counts})}; "
+        f"{counts['images']} images, {found['bytes'] / 1e6:.1f} MB",
     ]
     return "\n".join([*lines, *(f"quarantine: {reason} {count}" for reason, count in found["quarantine"].items())])
+
+
+def account(counts: Mapping[str, Any]) -> str:
+    """The closing account of a conversion, in which nothing is missing."""
+    said = f"examples in {counts['examples_in']} = out {counts['examples_out']} + quarantined {counts['quarantined']}"
+    if counts["duplicates"]:
+        said += f" + duplicates {counts['duplicates']}"
+    unread = [f"{n} .{kind}" if kind else f"{n} without extension" for kind, n in counts["unread"].items()]
+    return f"{said}; members not read: {', '.join(unread)}" if unread else said

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -31,6 +34,7 @@ from preprocessing.web_store import WebStore, open_store
 
 Example = tuple[str, str, int]
 ELSEWHERE = "is not named by a path below the folder of images"
+UNREAD = "its picture is named by 'image_id', which is not read: name it 'image'"
 CAPTION = {"image_id": 1, "caption": "a picture"}
 PICTURES = [picture(kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP")]
 
@@ -39,7 +43,7 @@ def converted(source: Path, out: Path, **settings: Any) -> tuple[WebStore, list[
     """The store, its (prompt, answer, number of references), and its quarantine."""
     summary = convert_web(str(source), str(out), WebConvertConfig(workers=0, **settings))
     store = WebStore.open(summary.store)
-    assert summary.examples_in == summary.examples_out + summary.quarantined
+    assert summary.examples_in == summary.examples_out + summary.quarantined + summary.duplicates
     assert summary.examples_out == store.num_examples
     rows = [zip(*row, strict=True) for row in store.texts()]
     examples = [(prompt, answer, len(given)) for row in rows for prompt, answer, given in row]
@@ -90,6 +94,136 @@ def test_every_layout_becomes_the_same_store(
     assert store.manifest["counts"]["images"] == sum(shard.rows for shard in store.shards)
 
 
+# --- One thing counts once: identity by id, splits by exact name ---
+
+
+def put(folder: Path, files: dict[str, Any], images: tuple[str, ...] = ("7.png",)) -> Path:
+    """JSON (or text, or bytes) and pictures below `folder`."""
+    for name in images:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(png(len(name)))
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def asked(number: int, image: int = 7) -> dict[str, Any]:
+    return {"question_id": number, "image_id": image, "question": f"is it {number}?"}
+
+
+def answered(number: int, answer: str = "yes") -> dict[str, Any]:
+    return {"question_id": number, "image_id": 7, "answers": [{"answer": answer}]}
+
+
+def gqa(*numbers: int, answer: str = "yes") -> dict[str, Any]:
+    return {f"q{n}": {"question": f"is it {n}?", "answer": answer, "imageId": "7"} for n in numbers}
+
+
+def test_balanced_questions_of_gqa_count_once(tmp_path: Path) -> None:
+    files = {f"{split}_all_questions.json": gqa(1, 2, 3) for split in ("val", "test", "testdev")}
+    files |= {f"{split}_balanced_questions.json": gqa(2) for split in ("val", "test", "testdev")}
+    source = put(tmp_path / "gqa", files)
+    for split, count, again in (("val", 3, 1), ("test", 3, 1), ("val_balanced", 1, 0), ("val_all", 3, 0)):
+        store, found, quarantine = converted(source, tmp_path / "out", format="gqa", split=split)
+        assert (len(found), store.manifest["duplicates"], quarantine) == (count, again, [])
+
+
+def test_a_question_id_stands_for_one_question(tmp_path: Path) -> None:
+    files = {"val_all_questions.json": gqa(1, 2), "val_balanced_questions.json": gqa(2, answer="no")}
+    _, found, quarantine = converted(put(tmp_path / "gqa", files), tmp_path / "out", format="gqa", split="val")
+    assert found == [("is it 1?", "yes", 1), ("is it 2?", "yes", 1)]
+    assert [(line["place"], line["reason"]) for line in quarantine] == [
+        ("question q2", "its id q2 stands for something else already")
+    ]
+
+
+def test_what_does_not_pair_is_accounted_by_question_id(tmp_path: Path) -> None:
+    questions = [asked(1), asked(1), asked(2), {"question_id": 3, "question": "no image"}, asked(4), asked(6, 8)]
+    annotations = [answered(1), answered(1), answered(4), answered(4, "no"), answered(5), {"answers": []}, answered(6)]
+    files = {
+        "v2_OpenEnded_mscoco_train2014_questions.json": {"questions": questions},
+        "v2_mscoco_train2014_annotations.json": {"annotations": annotations},
+        "v2_OpenEnded_mscoco_test-dev2015_questions.json": {"questions": [asked(9)]},
+        "v2_OpenEnded_mscoco_test2015_questions.json": {"questions": [asked(9)]},
+    }
+    store, found, quarantine = converted(put(tmp_path / "vqa", files), tmp_path / "out", format="vqav2")
+    assert (found, store.manifest["duplicates"]) == ([("is it 1?", "yes", 1)], 1)
+    assert {line["place"]: line["reason"] for line in quarantine} == {
+        "question 2": "it has no annotation",
+        "question 4 of the file": "it is not laid out as a question (KeyError: 'image_id')",
+        "question 4": "it has two annotations that differ",
+        "question 6": "its annotation is about another image",
+        "annotation of question 5": "it has no question",
+        "annotation 6 of the file": "it has no question_id",
+    }
+
+
+def test_captions_of_coco_are_accounted_by_annotation_id(tmp_path: Path) -> None:
+    captions = [
+        {"id": 1, "image_id": 7, "caption": "one"},
+        {"id": 1, "image_id": 7, "caption": "one"},
+        {"id": 1, "image_id": 7, "caption": "another"},
+        {"id": 2, "image_id": 7, "caption": None},
+        {"id": 3, "image_id": 9, "caption": "of no image"},
+    ]
+    images = [{"id": 7, "file_name": "7.png"}, {"id": 8, "file_name": "8.png"}]
+    files = {"captions_val2014.json": {"images": images, "annotations": captions}}
+    files |= {"captions_valminusminival2014.json": {"images": [], "annotations": []}}
+    source = put(tmp_path / "coco", files, ("val2014/7.png", "val2014/8.png"))
+    store, found, quarantine = converted(source, tmp_path / "out", format="coco", split="val")
+    assert (found, store.manifest["duplicates"]) == ([("", "one", 1)], 1)
+    assert {line["place"]: line["reason"] for line in quarantine} == {
+        "annotation 1": "its id 1 stands for something else already",
+        "annotation 2": "its caption is empty",
+        "annotation 3": "it is not listed among the images",
+        "image 8": "it has no caption",
+    }
+
+
+@pytest.mark.parametrize("name", ["jsonl", "parquet"])
+def test_rows_with_one_question_id_count_once(tmp_path: Path, name: Any) -> None:
+    rows = [
+        {"question_id": 1, "question": "a?", "answer": "yes"},
+        {"question_id": 1, "question": "a?", "answer": "yes"},
+        {"question_id": 1, "question": "a?", "answer": "no"},
+        {"question_id": None, "question": "b?", "answer": "yes"},
+        {"question_id": None, "question": "b?", "answer": "yes"},
+    ]
+    (tmp_path / name).mkdir()
+    if name == "jsonl":
+        (tmp_path / name / "all.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name / "all.parquet")
+    store, found, quarantine = converted(tmp_path / name, tmp_path / "out", format=name)
+    assert found == [("a?", "yes", 1), ("b?", "yes", 1), ("b?", "yes", 1)]
+    assert store.manifest["duplicates"] == 1
+    assert [line["reason"] for line in quarantine] == ["its id 1 stands for something else already"]
+
+
+def test_of_two_pictures_with_one_name_none_is_guessed(tmp_path: Path) -> None:
+    files = {"train_questions.json": gqa(1)}
+    source = put(tmp_path / "apart", files, ("train/7.png", "val/7.png"))
+    assert len(converted(source, tmp_path / "out", format="gqa")[1]) == 1  # the split's own
+    source = put(tmp_path / "both", files, ("a/7.png", "b/7.png"))
+    with pytest.raises(ValueError, match="its image 7 is there 2 times"):
+        converted(source, tmp_path / "out", format="gqa")
+
+
+@pytest.mark.parametrize("folder", ["a[1]", "100%2F", "what?", "a*b"])
+def test_signs_in_a_folder_are_no_pattern(tmp_path: Path, folder: str) -> None:
+    source = put(tmp_path / folder, {"train_questions.json": gqa(1)})
+    assert len(converted(source, tmp_path / "out", format="gqa", dataset="gqa")[1]) == 1
+
+
+@pytest.mark.parametrize("flag", ["split", "dataset", "version"])
+@pytest.mark.parametrize("name", ["../up", "a/b", "", ".", "train[:10]"])
+def test_names_of_folders_do_not_lead_out(flag: str, name: str) -> None:
+    with pytest.raises(ValueError, match=f"--{flag} .* must be letters"):
+        WebConvertConfig(format="jsonl", **{flag: name})
+
+
 @pytest.mark.parametrize(("write", "name"), [(write_okvqa, "okvqa"), (write_gqa, "gqa"), (write_coco, "coco")])
 def test_images_may_lie_elsewhere(tmp_path: Path, write: Callable[[Path], None], name: Any) -> None:
     together, annotations, images = tmp_path / "together", tmp_path / "annotations", tmp_path / "images"
@@ -119,6 +253,72 @@ def test_json_lines_with_and_without_images(tmp_path: Path) -> None:
     assert found == [("what?", "this", 1), ("", "a picture", 1), ("what is the capital of France?", "Paris", 1)]
     assert store.read_rows(0, 0, ["image"])["image"].is_null().to_pylist() == [False, True]
     assert [line["place"] for line in quarantine] == ["train.jsonl:4", "train.jsonl:5", "train.jsonl:6"]
+
+
+def test_every_line_is_in_the_account(tmp_path: Path) -> None:
+    """Whatever its neighbours are: lines of one picture become one row, and none of them vanishes in it."""
+    good = {"image": "a.png", "question": "what?", "answer": "this"}
+    talk = [{"from": "human", "value": "<image>\nwho?"}, {"from": "gpt", "value": "me"}]
+    lines: list[tuple[bytes, str | None]] = [
+        (b"\xef\xbb\xbf" + json.dumps(good).encode() + b"\r", None),
+        (b"", None),
+        (json.dumps({"image": "a.png"}).encode(), "it has neither question and answer nor a caption"),
+        (json.dumps(good).encode() + b",", "the line holds more than one JSON object"),
+        (json.dumps(good).encode() * 2, "the line holds more than one JSON object"),
+        (b'{"image": "a.png", "answer": "x", "question": "q", "answer": "y"}', "the line gives a field twice"),
+        (json.dumps({**good, "answer": math.nan}).encode(), "its answer is nan, not a text"),
+        (json.dumps({**good, "question": None}).encode(), "it has an answer and no question"),
+        (b"\t \r", None),
+        (json.dumps({"image": "a.png", "conversations": talk}).encode(), None),
+        (json.dumps({"conversations": talk}).encode(), "its conversation is about no picture"),
+        (json.dumps({"caption": "a cup"}).encode(), "it is a caption without a picture"),
+        (json.dumps({"image_id": "a.png", "caption": "a cup"}).encode(), UNREAD),
+    ]
+    source = put(tmp_path / "lines", {"all.jsonl": b"\n".join(line for line, _ in lines)}, ("a.png",))
+    _, found, quarantine = converted(source, tmp_path / "out", format="jsonl")
+    assert found == [("what?", "this", 1), ("who?", "me", 1)]
+    expected = [(f"all.jsonl:{n}", reason) for n, (_, reason) in enumerate(lines, start=1) if reason]
+    assert sorted((line["place"], line["reason"]) for line in quarantine) == sorted(expected)
+
+
+def test_llava_is_read_as_published(tmp_path: Path) -> None:
+    talk = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a cup"}]
+    talk += [{"from": "human", "value": "which colour?"}, {"from": "gpt", "value": "red"}]
+    records = [{"id": "1", "image": "coco/7.png", "conversations": talk}, {"id": "2", "conversations": talk[2:]}, 7]
+    source = put(tmp_path / "llava", {"llava_mix.json": records}, ("coco/7.png",))
+    store, found, quarantine = converted(source, tmp_path / "out", format="llava")
+    assert found == [("what?", "a cup", 1), ("which colour?", "red", 1)]
+    assert store.manifest["counts"]["images"] == 1
+    assert [(line["place"], line["reason"]) for line in quarantine] == [
+        ("llava_mix.json:2", "its conversation is about no picture"),
+        ("llava_mix.json:3", "it is no JSON object"),
+    ]
+
+
+def test_rows_of_parquet_are_accounted(tmp_path: Path) -> None:
+    kept = {"bytes": png(), "path": None}
+    rows: list[tuple[dict[str, Any], str | None]] = [
+        ({"image": kept, "question": "what?", "answer": 2.5}, None),
+        ({"image": kept, "question": "what?", "answer": math.nan}, "its answer is nan, not a text"),
+        ({"image": kept, "question": None, "answer": 1.0}, "it has an answer and no question"),
+        ({"image": kept, "question": None, "answer": None}, "it has neither question and answer nor a caption"),
+        ({"image": None, "question": "words?", "answer": 1.0}, None),
+        ({"image": {"bytes": None, "path": "a.png"}, "question": "?", "answer": 1.0}, "its image is a path, not bytes"),
+        ({"image": {"bytes": b"", "path": ""}, "question": "?", "answer": 1.0}, "its image cannot be decoded"),
+    ]
+    (tmp_path / "rows").mkdir()
+    pq.write_table(pa.Table.from_pylist([row for row, _ in rows]), tmp_path / "rows/train.parquet")
+    _, found, quarantine = converted(tmp_path / "rows", tmp_path / "out", format="parquet")
+    assert found == [("what?", "2.5", 1), ("words?", "1.0", 1)]
+    assert [line["reason"].partition(" (")[0] for line in quarantine] == [reason for _, reason in rows if reason]
+
+
+def test_a_column_that_names_pictures_is_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    rows = [{"imageId": "7", "question": "what?", "answer": "this"}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows/train.parquet")
+    with pytest.raises(ValueError, match="its picture is named by 'imageId', which is not read"):
+        converted(tmp_path / "rows", tmp_path / "out", format="parquet")
 
 
 def test_one_bad_line_costs_only_itself(tmp_path: Path) -> None:
@@ -205,7 +405,7 @@ def test_a_link_in_an_archive_is_no_picture(tmp_path: Path) -> None:
             tar.addfile(member, io.BytesIO(content or b""))
     _, found, quarantine = converted(tmp_path / "source", tmp_path / "out", format="webdataset")
     assert found == [("", "seen", 1)]
-    assert [line["reason"].split(" (")[0] for line in quarantine] == ["its image cannot be decoded"]
+    assert [line["reason"].split(" (")[0] for line in quarantine] == ["its member is a link"]
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
