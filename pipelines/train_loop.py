@@ -19,14 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from cluster.background import BackgroundSaver
 from cluster.context import WorkerContext
 from cluster.engine import Engine
 from cluster.storage import Checkpoint, CheckpointFolder
-from pipelines.co_fine_tuning import CoFineTuningReader
 from pipelines.experiment import Experiment
 from pipelines.loop_state import LoopState
 from pipelines.meter import Meter
@@ -36,7 +34,8 @@ from pipelines.serialization import to_plain
 from pipelines.starting_point import model_factory, require_same_run
 from pipelines.stopping import StopFile, StopWatch
 from pipelines.training_data import build_loader, open_reader, training_contract
-from preprocessing.loading.loader import Batch, WindowReader
+from pipelines.validation import validation_loss
+from preprocessing.loading.loader import Batch
 from preprocessing.web_store import open_store
 
 __all__ = ["TrainJob", "git_revision", "read_metrics", "require_same_run", "train"]
@@ -204,27 +203,13 @@ class _Session:
     def _evaluate(self) -> dict[str, float]:
         if self.validation is None:
             return {}
-        began = time.perf_counter()
-        metrics = {"validation_loss": self._validation_loss(self.validation)}
+        began, loop = time.perf_counter(), self.loop
+        sizes = {"windows": loop.evaluate_windows, "micro_batch": loop.micro_batch}
+        with self.engine.evaluate_mode(averaged=self.experiment.engine.ema_decay > 0) as model:
+            metrics = {"validation_loss": validation_loss(model, self.validation, self.context, **sizes)}
         self.meter.leave_out(time.perf_counter() - began)
         self._report(metrics)
         return metrics
-
-    def _validation_loss(self, reader: WindowReader | CoFineTuningReader) -> float:
-        """Mean loss without crops over evenly spread windows of the validation stores, shared among the ranks."""
-        num_rows = sum(reader.store_rows)
-        count = min(self.loop.evaluate_windows, num_rows)
-        rows = np.unique(np.linspace(0, num_rows - 1, count).astype(np.int64))
-        per_rank = -(-len(rows) // self.context.world_size)  # equal shares: every rank takes part in every forward
-        mine = np.resize(rows, per_rank * self.context.world_size)[self.context.rank :: self.context.world_size]
-        total = 0.0
-        with self.engine.evaluate_mode(averaged=self.experiment.engine.ema_decay > 0) as model:
-            for first in range(0, len(mine), self.loop.micro_batch):
-                self.context.beat()
-                piece = mine[first : first + self.loop.micro_batch]
-                batch = {k: v.to(self.context.device) for k, v in reader.read(piece, piece).items()}
-                total += float(model.loss(batch)) * len(piece)
-        return float(np.mean(self.context.gather(total / len(mine))))
 
     def _save(self, measured: dict[str, float]) -> None:
         best_by = self.loop.best_by

@@ -169,7 +169,7 @@ class RT2Text:
     # --- rows of a batch ---
 
     def collate(self, examples: Sequence[TextExample]) -> dict[str, Tensor]:
-        """ "tokens" int64, "token_mask", "answer_mask" bool, (B, L), padded at the right; "prompt_length" int64 (B,)."""
+        """ "tokens" int64, "token_mask", "answer_mask" bool, (B, L), padded at the right; "prompt_length" int64 B."""
         tokens_BL, mask_BL = self._padded([example.ids for example in examples])
         answer_BL = torch.zeros_like(mask_BL)
         for row, example in enumerate(examples):
