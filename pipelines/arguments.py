@@ -5,31 +5,50 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import warnings
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import tyro
 
+from pipelines import help_page
+from pipelines.commands import COMMANDS
 from pipelines.serialization import did_you_mean
 
 T = TypeVar("T")
 
 _MARKERS = (tyro.conf.AvoidSubcommands, tyro.conf.PositionalMetavarFromFieldName)
+_HELP = ("-h", "--help")
 
 
 class UsageError(ValueError):
     """The command line cannot be understood; the message is one sentence with the remedy."""
 
 
-def parse(kind: type[T], arguments: Sequence[str], *, prog: str, default: Any = None, description: str = "") -> T:
-    """Build `kind` from command-line arguments; `--help` prints the flags with their units and exits."""
-    options: dict[str, Any] = {
-        "prog": prog,
-        "description": description or None,
-        "config": (tyro.conf.AvoidSubcommands,),
-    }
+def parse(
+    kind: type[T],
+    arguments: Sequence[str],
+    *,
+    prog: str,
+    default: Any = None,
+    description: str = "",
+    first: Sequence[str] = (),
+    choices: help_page.Choices = MappingProxyType({}),
+) -> T:
+    """Build `kind` from command-line arguments; `--help` prints the flags with their units and exits.
+
+    `first` names the flags that the help page begins with, `choices` those that `take` has read already.
+    """
+    options: dict[str, Any] = {"prog": prog, "config": _MARKERS}
     if default is not None:
         options["default"] = default
+    if any(word in _HELP for word in arguments):
+        command = COMMANDS.get(prog.split()[1])
+        example = command.example if command else ""
+        parser = _parser(kind, options)
+        print(help_page.page(parser, prog=prog, description=description, example=example, first=first, choices=choices))
+        raise SystemExit(0)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -37,7 +56,14 @@ def parse(kind: type[T], arguments: Sequence[str], *, prog: str, default: Any = 
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-    raise UsageError(_sentence(complaint.getvalue(), prog, lambda: _flags(kind, options)))
+    raise UsageError(_sentence(complaint.getvalue(), prog, lambda: [*_flags(kind, options), *choices]))
+
+
+def _parser(kind: Any, options: dict[str, Any]) -> Any:
+    """What tyro would parse with, as argparse has it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return tyro.extras.get_parser(kind, **options)
 
 
 def take(flags: list[str], name: str) -> str | None:
@@ -75,7 +101,4 @@ def _hint(flag: str, known: list[str]) -> str:
 
 
 def _flags(kind: Any, options: dict[str, Any]) -> list[str]:
-    page = io.StringIO()
-    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(page):
-        tyro.cli(kind, args=["--help"], **options)
-    return sorted(set(re.findall(r"--[a-z][\w.-]*", page.getvalue())))
+    return [name for action in _parser(kind, options)._actions for name in action.option_strings if name != "-h"]

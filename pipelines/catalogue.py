@@ -1,15 +1,30 @@
-"""`rtp list`, and finding a recipe by its name."""
+"""`rtp list`: what can be named on a command line; and finding a recipe by its name.
+
+Imports neither torch nor a recipe before one is asked for: a list is shown at once.
+"""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import pkgutil
+import shutil
+import textwrap
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pipelines.arguments import UsageError
-from pipelines.experiment import Experiment
+from pipelines.arguments import UsageError, parse
 from pipelines.serialization import did_you_mean
+
+if TYPE_CHECKING:
+    from pipelines.experiment import Experiment
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListArguments:
+    """`rtp list` has no flags of its own."""
 
 
 def recipe_names() -> list[str]:
@@ -27,15 +42,76 @@ def load_recipe(name: str) -> Experiment:
     return recipe()
 
 
+def recipe_summary(name: str) -> str:
+    """The first sentence of a recipe's file, without importing it."""
+    import pipelines.recipes
+
+    return _first_line(Path(next(iter(pipelines.recipes.__path__)), f"{name}.py"))
+
+
+def sweep_summary(name: str) -> str:
+    """The same of a sweep."""
+    import tuning.sweeps
+
+    return _first_line(Path(next(iter(tuning.sweeps.__path__)), f"{name}.py"))
+
+
+def _first_line(path: Path) -> str:
+    return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+
+
+def require_first(command: str, arguments: list[str]) -> None:
+    """Before anything heavy is imported: the recipe of `rtp train`, the sweep of `rtp tune`.
+
+    `--help` without one says what they are and exits. Raises UsageError where it is missing.
+    """
+    from tuning.sweep import sweep_names
+
+    kind = "sweep" if command == "tune" else "recipe"
+    if arguments and not arguments[0].startswith("-"):
+        return
+    names = sweep_names() if kind == "sweep" else recipe_names()
+    if not any(word in ("-h", "--help") for word in arguments):
+        raise UsageError(f"rtp {command}: name a {kind} first, one of {', '.join(names)}")
+    summary = sweep_summary if kind == "sweep" else recipe_summary
+    print(f"usage: rtp {command} {kind.upper()} --data STORE ... --output DIR [OPTIONS] [--json]\n\n{kind}s:")
+    _print_rows({name: summary(name) for name in names})
+    if kind == "sweep":
+        print("  or a Python file with a function sweep()")
+    print(f"\nrtp {command} {kind.upper()} --help lists the options, with the {kind}'s values as defaults")
+    raise SystemExit(0)
+
+
 def main(arguments: list[str]) -> dict[str, Any]:
     """Print what can be named on a command line."""
     from preprocessing.dataset_spec import names
     from preprocessing.embeddings import ENCODERS
     from tuning.sweep import sweep_names
 
-    if arguments:
+    if arguments and not arguments[0].startswith("-"):
         raise UsageError(f"rtp list takes no arguments, got {arguments[0]!r}")
+    parse(ListArguments, arguments, prog="rtp list", description="rtp list: what can be named on a command line.")
     found = {"recipes": recipe_names(), "sweeps": sweep_names(), "datasets": names(), "encoders": list(ENCODERS)}
-    for kind, values in found.items():
-        print(f"{kind}: {', '.join(values)}")
+    print("recipes, for rtp train:")
+    _print_rows({name: recipe_summary(name) for name in found["recipes"]})
+    print("\nsweeps, for rtp tune:")
+    _print_rows({name: sweep_summary(name) for name in found["sweeps"]})
+    print("\ndatasets, for rtp preprocess --dataset (or a .yaml file, see --draft-spec):")
+    print(_wrapped(", ".join(found["datasets"]), 2))
+    print("\nencoders of instructions, for rtp preprocess --encoder:")
+    print(_wrapped(", ".join(found["encoders"]), 2))
+    print("\nnext: rtp train RECIPE --help")
     return found
+
+
+def _print_rows(rows: dict[str, str]) -> None:
+    width = max(map(len, rows)) + 4
+    for name, text in rows.items():
+        print(f"  {name:<{width - 2}}{_wrapped(text, width).lstrip()}")
+
+
+def _wrapped(text: str, indent: int) -> str:
+    lead, width = " " * indent, min(100, shutil.get_terminal_size((80, 24)).columns)
+    wrap = textwrap.TextWrapper(width, initial_indent=lead, subsequent_indent=lead, break_long_words=False)
+    wrap.break_on_hyphens = False
+    return "\n".join(wrap.wrap(text))

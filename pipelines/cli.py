@@ -2,80 +2,137 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import importlib.metadata
 import json
 import logging
+import os
+import select
+import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
+from pipelines.catalogue import require_first
+from pipelines.commands import COMMANDS
+from pipelines.full_disk import full_disk
 from pipelines.serialization import did_you_mean
-
-COMMANDS = {
-    "demo": "the whole path on the shipped robot episodes, some minutes on 2 cores",
-    "simulate": "Meta-World's scripted experts -> an RLDS dataset in TFDS layout",
-    "preprocess": "RLDS shards -> episode store (re-running resumes)",
-    "inspect": "counts, statistics, conventions and pictures of an episode store",
-    "train": "train a recipe on episode stores",
-    "tune": "a sweep over a recipe's settings; resumable",
-    "import-weights": "a flax or Orbax checkpoint of the JAX RT-1 or RT-1-X -> safetensors with a contract",
-    "export": "a checkpoint -> one model.safetensors with configuration and contract",
-    "evaluate": "score a checkpoint or registered model on held-out episodes",
-    "register": "put a checkpoint into the MLflow model registry; gates decide whether an alias moves to it",
-    "registry": "where registered models come from; roll an alias back",
-    "serve": "answer camera frames with actions over HTTP",
-    "submit": "run a command on a Ray cluster and follow it",
-    "list": "recipes, datasets and encoders",
-    "doctor": "what this machine or a cluster has, and whether a recipe will fit",
-}
 
 _STORE_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs")  # not all of their errors are OSErrors
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help"):
+    try:
+        code = _main(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever reads, such as `| head`, has seen enough
+        _let_go_of(sys.stdout)
+        return 128 + signal.SIGPIPE
+
+
+def _reader_has_left(stream: TextIO) -> bool:
+    poll = select.poll()
+    try:
+        poll.register(stream, 0)
+    except (OSError, ValueError):  # no file
+        return False
+    return any(events & select.POLLERR for _, events in poll.poll(0))
+
+
+def _let_go_of(stream: TextIO) -> None:
+    """What is still to be printed goes nowhere, without a complaint when the interpreter ends."""
+    with contextlib.suppress(OSError, ValueError):  # a stream that is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _main(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help") or words == ["help"]:
         print(_usage())
         return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        print(f"rtp {_version()}")
+        return 0
+    if words[0] == "help":
+        words = [*words[1:], "--help"]
     name, rest = words[0], words[1:]
     if name not in COMMANDS:
-        return _fail(f"rtp has no command {name!r}{did_you_mean(name, list(COMMANDS))}")
+        return _fail(f"rtp has no command {name!r}{did_you_mean(name, list(COMMANDS))} (rtp --help says what they do)")
     end = rest.index("--") if "--" in rest else len(rest)  # what follows belongs to a command that submit passes on
     as_json = "--json" in rest[:end]
+    _set_up_logging()
+    result = _run_in_words(name, [word for word in rest[:end] if word != "--json"] + rest[end:])
+    if isinstance(result, int):
+        return result
+    if as_json and result is not None:
+        print(json.dumps(result))
+    return int(result.get("exit_code", 0)) if result else 0
+
+
+def _set_up_logging() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints a traceback of what it then raises
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(Once())
+
+
+class Once(logging.Filter):
+    """Lets a warning through the first time it is said, and not again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[tuple[str, str]] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        said = (record.levelname, record.getMessage())
+        is_new = said not in self._said
+        self._said.add(said)
+        return is_new
+
+
+def _run_in_words(name: str, arguments: list[str]) -> dict[str, Any] | int | None:
+    """What the command returns; for what went wrong one sentence on stderr, and the exit code."""
     try:
-        result = _run(name, [word for word in rest[:end] if word != "--json"] + rest[end:])
+        return _run(name, arguments)
+    except BrokenPipeError:
+        if _reader_has_left(sys.stdout):
+            raise
+        return _fail("a connection was closed at its other end")
     except (FloatingPointError, ChildProcessError) as error:  # not a mistake in what was asked for
-        return _fail(_one_sentence(error), code=1)
+        return _fail(full_disk(error, arguments) or _one_sentence(error), code=1)
     except (ValueError, OSError, ImportError) as error:
-        return _fail(_one_sentence(error))
+        return _fail(full_disk(error, arguments) or _one_sentence(error))
     except Exception as error:
+        if (sentence := full_disk(error, arguments)) is not None:
+            return _fail(sentence)
         if type(error).__module__.partition(".")[0] not in _STORE_CLIENTS:
             raise
         sentence = f"the object store cannot be reached ({type(error).__name__}: {_one_sentence(error)})"
         return _fail(f"{sentence}: check the address and the credentials")
     except KeyboardInterrupt:
         return _fail("stopped; running the same command again continues where that is possible", code=130)
-    if as_json and result is not None:
-        print(json.dumps(result))
-    return int(result.get("exit_code", 0)) if result else 0
 
 
 def _run(name: str, arguments: list[str]) -> dict[str, Any] | None:
-    module = importlib.import_module(f"pipelines.{_MODULES.get(name, name)}")
-    return module.main(arguments)
+    if COMMANDS[name].first:
+        require_first(name, arguments)
+    return importlib.import_module(f"pipelines.{COMMANDS[name].file(name)}").main(arguments)
 
 
-# A module called list would shadow the builtin for its readers.
-_MODULES = {"list": "catalogue", "import-weights": "import_weights"}
+def _version() -> str:
+    try:
+        return importlib.metadata.version("rt-pipelines")
+    except importlib.metadata.PackageNotFoundError:
+        return "from a source tree that is not installed"
 
 
 def _usage() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
-    return "\n".join(["usage: rtp COMMAND ... [--json] [--help]", "", *lines])
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    head = "usage: rtp COMMAND ... [--json] [--help]\n       rtp help COMMAND, rtp --version"
+    return "\n".join([head, "", *lines, "", "start with: rtp demo"])
 
 
 def _one_sentence(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from cluster.context import LocalContext
 from cluster.launch import launch
 from cluster.storage import Checkpoint, CheckpointFolder
 from pipelines.arguments import UsageError, parse, take
-from pipelines.catalogue import load_recipe, recipe_names
+from pipelines.catalogue import load_recipe, recipe_summary, require_first
 from pipelines.co_fine_tuning import Store
 from pipelines.experiment import Experiment, InProcess
 from pipelines.loop_state import LoopState
@@ -229,16 +229,36 @@ def _summary(result: dict[str, Any]) -> str:
 
 def parse_arguments(arguments: list[str]) -> TrainArguments:
     """RECIPE, then --config's overlay, then flags: each is laid over the one before."""
-    if not arguments or arguments[0].startswith("-"):
-        if "--help" in arguments or "-h" in arguments:
-            names = ", ".join(recipe_names())
-            print(f"usage: rtp train RECIPE --data STORE ... --output DIR [OPTIONS]\n\nrecipes: {names}")
-            print("rtp train RECIPE --help lists the options, with the recipe's values as defaults")
-            raise SystemExit(0)
-        raise UsageError(f"rtp train: name a recipe first, one of {', '.join(recipe_names())}")
+    require_first("train", arguments)
     experiment, flags = chosen_experiment(arguments[0], arguments[1:])
-    default = TrainArguments(data=tyro.MISSING, output=tyro.MISSING, experiment=experiment)
-    return parse(TrainArguments, flags, prog=f"rtp train {arguments[0]}", default=default, description=__doc__ or "")
+    return parse(
+        TrainArguments,
+        flags,
+        prog=f"rtp train {arguments[0]}",
+        default=TrainArguments(data=tyro.MISSING, output=tyro.MISSING, experiment=experiment),
+        description=f"{recipe_summary(arguments[0])}\n\n{__doc__}",
+        first=_FIRST_FLAGS,
+        choices=class_choices(experiment),
+    )
+
+
+_FIRST_FLAGS = (
+    *("--data", "--output", "--validation", "--resume", "--init", "--config"),
+    *("--loop.steps", "--loop.global-batch", "--loop.micro-batch", "--optimizer.lr"),
+)
+
+
+def class_choices(config: Any, prefix: str = "") -> dict[str, tuple[list[str], str]]:
+    """The settings below `config` that are config classes: --flag -> (names of the classes, the present one)."""
+    found: dict[str, tuple[list[str], str]] = {}
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        choices = [choice.__name__ for choice in members(hint) if is_dataclass(choice)]
+        if len(choices) > 1:
+            found[f"--{prefix}{name}"] = (choices, type(value).__name__)
+        if is_dataclass(value):
+            found |= class_choices(value, f"{prefix}{name}.")
+    return found
 
 
 def chosen_experiment(recipe: str, flags: list[str]) -> tuple[Experiment, list[str]]:

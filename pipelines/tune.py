@@ -16,7 +16,7 @@ import yaml
 from cluster.launch import RayLaunch
 from cluster.session import RaySession, connect
 from pipelines.arguments import UsageError, parse, take
-from pipelines.catalogue import load_recipe
+from pipelines.catalogue import load_recipe, require_first
 from pipelines.experiment import Experiment
 from pipelines.output_lock import alone_in
 from pipelines.serialization import did_you_mean, flatten, members, read_value, to_plain
@@ -24,7 +24,7 @@ from pipelines.sweep_table import SweepTable
 from pipelines.sweep_tracking import close_trials, open_parent, publish
 from pipelines.sweep_trials import SCORES, TrainingTrial, check_sweep, clone_checkpoint, with_parameters
 from pipelines.tracking import tracking_uri
-from pipelines.train import absolute
+from pipelines.train import absolute, class_choices
 from pipelines.train_loop import TrainJob
 from tuning.ledger import Ledger
 from tuning.ranking import Point, best
@@ -132,13 +132,7 @@ def _tune(
 
 def parse_arguments(arguments: list[str]) -> tuple[Sweep, TuneArguments]:
     """SWEEP, then flags laid over the sweep's settings and its recipe's."""
-    if not arguments or arguments[0].startswith("-"):
-        if "--help" in arguments or "-h" in arguments:
-            print("usage: rtp tune SWEEP --data STORE ... --validation STORE ... --output DIR [--resume] [OPTIONS]")
-            print(f"\nsweeps: {', '.join(sweep_names())}, or a Python file with a function sweep()")
-            print("rtp tune SWEEP --help lists the options, with the sweep's and its recipe's values as defaults")
-            raise SystemExit(0)
-        raise UsageError(f"rtp tune: name a sweep first, one of {', '.join(sweep_names())}")
+    require_first("tune", arguments)
     name, flags = arguments[0], arguments[1:]
     if not name.endswith(".py") and name not in sweep_names():
         raise UsageError(f"there is no sweep {name!r}{did_you_mean(name, sweep_names())}")
@@ -149,9 +143,26 @@ def parse_arguments(arguments: list[str]) -> tuple[Sweep, TuneArguments]:
     parts = {name: getattr(experiment, name) for name in typing.get_type_hints(Experiment)}
     _swap_classes(Experiment, parts, flags)
     default = TuneArguments(data=tyro.MISSING, output=tyro.MISSING, experiment=Experiment(**parts), **defaults)
-    given = parse(TuneArguments, flags, prog=f"rtp tune {name}", default=default, description=__doc__ or "")
+    choices = class_choices(sweep) | class_choices(default.experiment)
+    given = parse(
+        TuneArguments,
+        flags,
+        prog=f"rtp tune {name}",
+        default=default,
+        description=f"{__doc__}\n\n{_in_words(sweep)}",
+        first=("--data", "--output", "--validation", "--resume", "--budget.trials", "--concurrency", "--seeds"),
+        choices={flag: choice for flag, choice in choices.items() if flag.count(".") == 0},
+    )
     _require_not_varied(sweep, experiment, given.experiment)
     return replace(sweep, **{part: getattr(given, part) for part in _OF_SWEEP}), given
+
+
+def _in_words(sweep: Sweep) -> str:
+    """What is varied, what is best, and how long it goes on."""
+    objectives = " and ".join(f"{each.metric} ({each.direction})" for each in sweep.objectives)
+    varied = "\n".join(f"- {path} {dimension.words()}" for path, dimension in sweep.space.items())
+    how = f"{type(sweep.search).__name__} and {type(sweep.scheduler).__name__}, {sweep.budget.trials} trials"
+    return f"{sweep.name} trains {sweep.recipe} and varies\n{varied}\n\nBest is by {objectives}; {how}."
 
 
 _OF_SWEEP = ("concurrency", "seeds", "retries", "budget", "search", "scheduler", "resources")

@@ -29,6 +29,9 @@ class Uniform:
     def distribution(self) -> BaseDistribution:
         return FloatDistribution(float(self.low), float(self.high), log=self.log)
 
+    def words(self) -> str:
+        return f"between {self.low:g} and {self.high:g}{', on a log scale' if self.log else ''}"
+
     def extremes(self) -> tuple[Value, ...]:
         """Values that a setting must accept for every value in between to be accepted."""
         return (float(self.low), float(self.high))
@@ -63,6 +66,9 @@ class Integer:
     def distribution(self) -> BaseDistribution:
         return IntDistribution(self.low, self.high, log=self.log)
 
+    def words(self) -> str:
+        return f"a whole number from {self.low} to {self.high}{', on a log scale' if self.log else ''}"
+
     def extremes(self) -> tuple[Value, ...]:
         return (self.low, self.high)
 
@@ -94,6 +100,9 @@ class Choice:
 
     def distribution(self) -> BaseDistribution:
         return CategoricalDistribution(range(len(self.values)))  # by place: a value may be a whole config class
+
+    def words(self) -> str:
+        return f"one of {', '.join(map(str, self.values))}"
 
     def extremes(self) -> tuple[Value, ...]:
         return self.values

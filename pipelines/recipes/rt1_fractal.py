@@ -1,4 +1,4 @@
-"""RT-1 as released, on its own data: batch 1024, Adam 1e-4 constant (facts: the released training notebook, c28)."""
+"""RT-1 as released, on its own data: batch 1024, Adam at a constant 1e-4 (the released training notebook)."""
 
 from __future__ import annotations
 

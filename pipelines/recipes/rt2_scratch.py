@@ -1,4 +1,4 @@
-"""RT-2 from scratch with the published hyperparameters of RT-2-PaLM-E (facts: batch 512, rate 4e-4, 66 % robot data).
+"""RT-2 from scratch with RT-2-PaLM-E's published hyperparameters: batch 512, rate 4e-4, 66 % robot data.
 
 It shows the recipe at the size of `RT2()`, 50 million parameters; the paper found that without pretraining RT-2
 generalises little (9 % of unseen tasks, against 44 % co-fine-tuned).

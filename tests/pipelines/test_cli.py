@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import logging
+import re
+import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipelines.catalogue import load_recipe, recipe_names
-from pipelines.cli import COMMANDS, main
+from pipelines.cli import COMMANDS, Once, main
+from pipelines.full_disk import full_disk
 from pipelines.serialization import from_plain, to_plain
 from pipelines.train import parse_arguments
 
@@ -78,8 +86,6 @@ def test_a_batch_that_does_not_divide_prints_the_whole_equation(
 
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     for command in COMMANDS:
-        if command in ("list", "doctor"):
-            continue
         with pytest.raises(SystemExit) as stop:
             main([command, "--help"])
         assert stop.value.code in (0, None)
@@ -191,3 +197,105 @@ def test_an_object_store_without_credentials_is_one_sentence(
     monkeypatch.setenv("HOME", str(tmp_path))
     said = sentence(capsys, "import-weights", "s3://no-such-bucket/x", str(tmp_path / "out"))
     assert "cannot be reached" in said and "check the address and the credentials" in said
+
+
+# --- Help, and what is shown at once ---
+
+HEAVY = ("torch", "ray", "mlflow", "deepspeed", "pandas", "transformers", "tensorflow")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["list"], ["list", "--help"], ["train", "--help"], ["tune", "--help"], ["train"]],
+    ids=" ".join,
+)
+def test_what_is_only_looked_up_imports_no_framework(arguments: list[str]) -> None:
+    """torch alone takes two seconds; a list or a page of help is read before it would have been imported."""
+    code = (
+        "import sys; from pipelines.cli import main\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit: pass\n"
+        f"print(*[name for name in {HEAVY!r} if name in sys.modules], sep=',')"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines()[-1] == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_page_of_help_names_its_positionals_has_an_example_and_fits_80_columns(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    first = {"train": ["rt1_tiny"], "tune": ["rt1_lr_wd"]}.get(command, [])
+    with pytest.raises(SystemExit):
+        main([command, *first, "--help"])
+    page = capsys.readouterr().out
+    assert max(map(len, page.splitlines())) <= 80
+    assert "Example:\n  rtp " + command in page and " STR" not in page.partition("\n\n")[0]
+
+
+def test_the_example_can_be_copied_and_its_flags_exist() -> None:
+    for command in COMMANDS.values():
+        assert max(map(len, command.summary.splitlines())) <= 80 - 18
+        assert shlex.split(command.example)[0] == "rtp"
+
+
+def test_the_flags_of_train_that_matter_come_first(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "rt1_metaworld", "--help"])
+    page = capsys.readouterr().out
+    first, rest = page.split("kinds of component")
+    assert first.count("\n  --") == 10 and all(flag in first for flag in ("--data", "--resume", "--optimizer.lr"))
+    assert "--engine CLASS" in rest and "TorchEngineConfig or DeepSpeedEngineConfig" in " ".join(rest.split())
+
+
+def test_the_help_of_a_sweep_says_what_is_swept(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["tune", "rt1_lr_wd", "--help"])
+    page = " ".join(capsys.readouterr().out.split())
+    assert "optimizer.lr between 0.0001 and 0.02, on a log scale" in page and "validation_loss (min)" in page
+
+
+@pytest.mark.parametrize("arguments", [["help"], ["help", "export"], ["help", "list"], ["--version"]])
+def test_help_and_version_are_commands(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):
+        assert main(arguments) == 0
+    assert re.match(r"usage: rtp|rtp \d", capsys.readouterr().out)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    shell = f"{shlex.quote(sys.executable)} -m pipelines list | true"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    code = "import os, sys; from pipelines.cli import main; read, write = os.pipe(); os.close(read)\n"
+    code += "os.dup2(write, 1); sys.exit(main(['list']))"
+    done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_warning_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    log, handler = logging.Logger("told"), logging.StreamHandler(sys.stderr)
+    handler.addFilter(Once())
+    log.addHandler(handler)
+    for store in ("a", "a", "b", "a"):
+        log.warning("%s is old", store)
+    assert capsys.readouterr().err == "a is old\nb is old\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("PytorchStreamWriter failed writing file data/0: No space left on device"),
+        ChildProcessError("(sqlite3.OperationalError) database or disk is full"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_full_disk_names_the_path(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def usage(path: Any) -> Any:
+        return types.SimpleNamespace(free=10**6 if str(path).startswith(str(tmp_path)) else 10**12)
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    said = full_disk(error, ["runs/first", f"--output={tmp_path}/new/run", "s3://bucket/x"])
+    assert said is not None and f"{tmp_path}/new/run (1 MB are free)" in said
+    assert full_disk(ValueError("loop.steps must be at least 1"), [str(tmp_path)]) is None

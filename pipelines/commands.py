@@ -1,0 +1,88 @@
+"""The commands of `rtp`, in the order in which a project meets them. Imports nothing: `rtp --help` is at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One command. `summary` and a name fit a line of 80 columns together; `example` is a line that can be copied."""
+
+    summary: str
+    example: str
+    module: str = ""
+    """Its file in pipelines/, where that is not the command's name."""
+    first: str = ""
+    """What must be named before anything else: RECIPE or SWEEP, whose settings the flags are."""
+
+    def file(self, name: str) -> str:
+        return self.module or name
+
+
+COMMANDS = {
+    "demo": Command(
+        summary="the whole path on the shipped robot episodes, in minutes",
+        example="rtp demo --output runs/demo",
+    ),
+    "simulate": Command(
+        summary="Meta-World's scripted experts -> an RLDS dataset",
+        example="rtp simulate data --tasks drawer-open-v3 faucet-open-v3 --episodes 50",
+    ),
+    "preprocess": Command(
+        summary="RLDS shards or web data -> a store; run again, it resumes",
+        example="rtp preprocess examples/metaworld_sample/1.0.0 stores --split train",
+    ),
+    "inspect": Command(
+        summary="what a store, run, checkpoint or bundle holds; pictures, audit",
+        example="rtp inspect stores/metaworld_sample/1.0.0/train --html store.html",
+    ),
+    "train": Command(
+        summary="train a recipe on stores; --resume continues",
+        example="rtp train rt1_metaworld --data stores/metaworld_sample/1.0.0/train --output runs/first",
+        first="RECIPE",
+    ),
+    "tune": Command(
+        summary="a sweep over a recipe's settings; --resume continues",
+        example="rtp tune rt1_lr_wd --data STORES/train --validation STORES/val --output runs/sweep",
+        first="SWEEP",
+    ),
+    "import-weights": Command(
+        summary="a JAX checkpoint of RT-1 or RT-1-X -> a model of ours",
+        example="rtp import-weights rt_1_x_jax models/rt1x --data stores/fractal20220817_data/0.1.0/train",
+        module="import_weights",
+    ),
+    "export": Command(
+        summary="a checkpoint -> one model.safetensors with its contract",
+        example="rtp export runs/first models/first",
+    ),
+    "evaluate": Command(
+        summary="score a model on held-out episodes, beside lazy policies",
+        example="rtp evaluate runs/first --data stores/metaworld_sample/1.0.0/val",
+    ),
+    "register": Command(
+        summary="a checkpoint -> the MLflow registry; gates guard an alias",
+        example="rtp register runs/first --name my-policy --alias champion",
+    ),
+    "registry": Command(
+        summary="where registered models come from; roll an alias back",
+        example="rtp registry show my-policy",
+    ),
+    "serve": Command(
+        summary="answer camera frames with actions over HTTP",
+        example="rtp serve models:/my-policy@champion --port 5001",
+    ),
+    "submit": Command(
+        summary="run a command on a Ray cluster and follow it",
+        example="rtp submit --address http://HEAD:8265 -- train rt1_fractal --data s3://BUCKET/STORE ...",
+    ),
+    "list": Command(
+        summary="recipes, sweeps, datasets and encoders",
+        example="rtp list",
+        module="catalogue",  # a module called list would shadow the builtin for its readers
+    ),
+    "doctor": Command(
+        summary="what a machine or cluster has, and whether a recipe will fit",
+        example="rtp doctor rt1_metaworld --data stores/metaworld_sample/1.0.0/train --measure",
+    ),
+}
