@@ -8,11 +8,11 @@ from typing import Literal
 import numpy as np
 
 from preprocessing.episode_store import EpisodeStore
+from preprocessing.step_marks import STEP_MARKS
 
 Finding = Literal["holds", "contradicted", "unknown"]
 FEWEST_STEPS = 50  # below, a correlation or a share says nothing
 _EPISODES = 512
-_MARKS = ("is_first", "is_last", "is_terminal")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ def places(store: EpisodeStore, most: int) -> list[tuple[int, int]]:
 
 def tracks(store: EpisodeStore) -> list[Track]:
     sensed = ["proprio"] if store.manifest["proprio"]["names"] else []
-    return [_track(store, *place, columns=["action", *sensed, *_MARKS]) for place in places(store, _EPISODES)]
+    return [_track(store, *place, columns=["action", *sensed, *STEP_MARKS]) for place in places(store, _EPISODES)]
 
 
 def _track(store: EpisodeStore, shard: int, episode: int, *, columns: list[str]) -> Track:
@@ -69,5 +69,5 @@ def _track(store: EpisodeStore, shard: int, episode: int, *, columns: list[str])
     }
     if not np.isfinite(vectors["proprio"]).all():
         vectors["proprio"] = np.zeros_like(vectors["proprio"])  # a state that does not move tells nothing
-    marks = {mark: bool(np.asarray(table[mark]).any()) for mark in _MARKS}
+    marks = {mark: bool(np.asarray(table[mark]).any()) for mark in STEP_MARKS}
     return Track(action_TA=vectors["action"], proprio_TP=vectors["proprio"], marks=marks)

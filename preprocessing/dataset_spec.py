@@ -13,12 +13,14 @@ import importlib
 import math
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from preprocessing.rlds import Episode
+from preprocessing.step_marks import STEP_MARKS
+from preprocessing.tfds_features import naming
 from rt_models.spec import ARM, TERMINATE, rt1_action_spec
 
 GROUPS: dict[str, slice] = {
@@ -30,7 +32,6 @@ GROUPS: dict[str, slice] = {
     "base_displacement_vector": slice(9, 11),
 }
 ACTION_SIZE = 11
-STEP_FIELDS = ("is_first", "is_last", "is_terminal")
 
 Steps = Mapping[str, Any]
 
@@ -244,7 +245,8 @@ class DatasetSpec:
     `embedding` is the path of vectors that the episodes ship and `embedding_encoder` what made them. `action` says how
     the canonical values follow; `source_actions` are the paths kept verbatim. `gripper` says what the canonical number
     commands: "absolute" a closedness to hold, "relative" a change (0 = none). `control_hz` is in steps a second, or the
-    path of the episode's field that records it. `notes` are known defects, for readers.
+    path of the episode's field that records it. `ignored_marks` are those of is_first, is_last and is_terminal that mean
+    something else in this dataset. `notes` are known defects, for readers.
     """
 
     name: str
@@ -258,6 +260,7 @@ class DatasetSpec:
     control_hz: float | str
     proprio: tuple[Proprio, ...] = ()
     flags: tuple[Flag, ...] = ()
+    ignored_marks: tuple[str, ...] = field(default=(), repr=False)
     notes: str = ""
 
     def __post_init__(self) -> None:
@@ -273,6 +276,8 @@ class DatasetSpec:
             require_rate(self.control_hz)
         if len({flag.name for flag in self.flags}) != len(self.flags) or len(self.flags) > 32:
             raise ValueError(f"dataset spec {self.name}: at most 32 flags of different names")
+        if not {*self.ignored_marks} <= {*STEP_MARKS}:
+            raise ValueError(f"dataset spec {self.name}: ignored_marks {self.ignored_marks} must be of {STEP_MARKS}")
 
     @property
     def action_mask(self) -> tuple[bool, ...]:
@@ -317,27 +322,28 @@ class DatasetSpec:
     def standardize(self, steps: Steps) -> np.ndarray:
         """float32 (N, 11) canonical physical actions; dimensions that the dataset lacks are 0 (terminate: "arm").
 
-        Raises ValueError for values that are not finite.
+        Raises ValueError naming field and step for values that are not finite as float32.
         """
         num_steps = len(steps[self.action[0].path])
         action_NA = np.zeros((num_steps, ACTION_SIZE), np.float32)
         action_NA[:, 0] = ARM
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused below
-            for part in self.action:
-                action_NA[:, _place(part)] = part.values(steps)
-        if not np.isfinite(action_NA).all():
-            step = int(np.flatnonzero(~np.isfinite(action_NA).all(axis=1))[0])
-            raise ValueError(f"the action of step {step} is not finite")
+        for part in self.action:
+            with naming(part.path), np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+                values_NW = part.values(steps)
+                action_NA[:, _place(part)] = values_NW
+            _require_finite(part, values_NW, action_NA[:, _place(part)])
         return action_NA
 
     def proprioception(self, steps: Steps) -> np.ndarray:
         """float32 (N, P), in the order of `proprio_names`."""
-        columns = [np.asarray(steps[p.path], np.float32) for p in self.proprio]
-        flat = [column.reshape(len(column), -1) for column in columns]
-        for field, column in zip(self.proprio, flat, strict=True):
-            if column.shape[1] != len(field.names):
-                raise ValueError(f"{field.path} has {column.shape[1]} values, its spec names {len(field.names)}")
-        return np.concatenate(flat, axis=1) if flat else np.zeros((len(steps["is_first"]), 0), np.float32)
+        flat = []
+        for part in self.proprio:
+            with naming(part.path), np.errstate(over="ignore"):
+                column = np.asarray(steps[part.path], np.float32)
+            flat.append(column.reshape(len(column), -1))
+            if flat[-1].shape[1] != len(part.names):
+                raise ValueError(f"{part.path} has {flat[-1].shape[1]} values, its spec names {len(part.names)}")
+        return np.concatenate(flat, axis=1)
 
     def rate_hz(self, episode: Episode) -> float:
         """Steps a second of this episode. Raises ValueError where the recorded number can be no rate."""
@@ -353,7 +359,8 @@ class DatasetSpec:
 
     def hash(self) -> str:
         """A short id of everything declared but the notes."""
-        return hashlib.sha256(repr(replace(self, notes="")).encode()).hexdigest()[:16]
+        declared = repr(replace(self, notes="")) + (repr(self.ignored_marks) if self.ignored_marks else "")
+        return hashlib.sha256(declared.encode()).hexdigest()[:16]
 
 
 def require_rate(control_hz: Any) -> float:
@@ -361,6 +368,14 @@ def require_rate(control_hz: Any) -> float:
     if not 0 < float(control_hz) < math.inf:
         raise ValueError(f"control_hz is {control_hz}, and must be a number of steps a second above 0")
     return float(control_hz)
+
+
+def _require_finite(part: ActionPart, values_NW: np.ndarray, stored_NW: np.ndarray) -> None:
+    wrong = np.argwhere(~np.isfinite(stored_NW))
+    if len(wrong):
+        step, value = int(wrong[0][0]), values_NW[tuple(wrong[0])]
+        held = f"comes to {value:.3g} as {part.group}, more than float32 holds"
+        raise ValueError(f"{part.path} of step {step} {held if np.isfinite(value) else 'is not finite'}")
 
 
 def _place(part: ActionPart) -> slice:

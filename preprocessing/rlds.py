@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -19,7 +19,7 @@ import fsspec
 from preprocessing.array_record_files import read_array_records
 from preprocessing.json_files import parsed, taken_apart
 from preprocessing.shard_files import open_patiently, patiently, reaching
-from preprocessing.tf_example import parse
+from preprocessing.tf_example import Example, parse
 from preprocessing.tfds_features import Feature, flatten
 from preprocessing.tfrecord import Damage, Record, read_records, skip_records
 
@@ -39,7 +39,7 @@ class Episode:
 
     A column is an array (num_steps, ...), or a list of bytes (images, texts), or a list of arrays where sizes vary.
     `metadata` maps the episode's own fields, such as "episode_metadata/file_path", to their values. `crc` is the masked
-    CRC32C of the record.
+    CRC32C of the record. `unread` maps optional fields that this record does not have as declared to the reason.
     """
 
     shard: str
@@ -49,6 +49,7 @@ class Episode:
     num_steps: int
     steps: dict[str, Any]
     metadata: dict[str, Any]
+    unread: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,22 +175,28 @@ class RldsDataset:
             yield from self.read_shard(shard, paths=paths, check_crc=check_crc)
 
     def read_shard(
-        self, shard: SourceShard, *, paths: Collection[str] | None = None, check_crc: bool = True
+        self,
+        shard: SourceShard,
+        *,
+        paths: Collection[str] | None = None,
+        optional: Collection[str] = (),
+        check_crc: bool = True,
     ) -> Iterator[Episode | Corrupt]:
         """Every record of one file, streaming. `paths` (of steps and of the episode) limits what is decoded.
 
+        Step paths that are `optional` come beside them where a record has them as declared, and never cost an episode.
         `check_crc=False` skips the CRC of payloads.
         """
-        wanted, number = self._wanted(paths), shard.first - 1
+        wanted, extra, number = self._wanted(paths), self._wanted(optional), shard.first - 1
         for number, item in enumerate(_records(shard, check_crc), shard.first):
-            yield _episode(item, shard.name, number, wanted)
+            yield _episode(item, shard.name, number, wanted, extra)
         for missing in range(number + 1, shard.first + shard.num_selected):
             reason = f"missing: dataset_info.json declares {shard.num_records} records, the file ends before"
             yield Corrupt(shard=shard.name, record=missing, offset=shard.num_bytes, reason=reason)
 
     def _wanted(self, paths: Collection[str] | None) -> list[Feature]:
         if paths is None:
-            return list(self.features.values())
+            return [feature for feature in self.features.values() if not feature.refusal]
         unknown = [path for path in paths if path not in self.features and _STEPS + path not in self.features]
         if unknown:
             have = ", ".join(sorted(key.removeprefix(_STEPS) for key in self.features))
@@ -317,7 +324,9 @@ def _records(shard: SourceShard, check_crc: bool) -> Iterator[Record | Damage]:
         yield from islice(read_records(file, size, check_crc=check_crc, start=start), count)
 
 
-def _episode(item: Record | Damage, shard: str, number: int, wanted: list[Feature]) -> Episode | Corrupt:
+def _episode(
+    item: Record | Damage, shard: str, number: int, wanted: list[Feature], optional: list[Feature]
+) -> Episode | Corrupt:
     if isinstance(item, Damage):
         return Corrupt(shard=shard, record=number, offset=item.offset, reason=item.reason)
     try:
@@ -329,8 +338,27 @@ def _episode(item: Record | Damage, shard: str, number: int, wanted: list[Featur
         reason = " ".join(str(error).split())
         return Corrupt(shard=shard, record=number, offset=item.offset, reason=reason)
     metadata = {key: value for key, value in values.items() if not key.startswith(_STEPS)}
+    more, unread = _where_readable(example, optional, num_steps)
     place = {"shard": shard, "record": number, "offset": item.offset, "crc": item.crc}
-    return Episode(**place, num_steps=num_steps, steps=steps, metadata=metadata)
+    return Episode(**place, num_steps=num_steps, steps=steps | more, metadata=metadata, unread=unread)
+
+
+def _where_readable(
+    example: Example, features: list[Feature], num_steps: int
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """(columns by path, reasons by path of those that are not as declared)."""
+    columns, unread = {}, {}
+    for feature in features:
+        path = feature.key.removeprefix(_STEPS)
+        try:
+            column = feature.read(example)
+            if len(column) != num_steps:
+                raise ValueError(f"{path} has {len(column)} values for {num_steps} steps")
+        except (ValueError, KeyError, IndexError, OverflowError) as error:
+            unread[path] = " ".join(str(error).split())
+        else:
+            columns[path] = column
+    return columns, unread
 
 
 def _num_steps(steps: Mapping[str, Any]) -> int:

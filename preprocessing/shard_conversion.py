@@ -1,13 +1,14 @@
 """One source shard -> one Parquet shard, streaming record by record; knows nothing of Ray.
 
-A record that cannot be read, or whose values its spec refuses, goes to quarantine with its reason. What the shard
-contributes to the manifest is written beside it as JSON, last: that file means "this shard is done".
+A record that cannot be read, or whose values its spec refuses, goes to quarantine with its reason. What no model reads
+costs no episode: it is left empty, and counted. What the shard contributes to the manifest is written beside it as JSON, last: that file means "this shard is done".
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from preprocessing.dataset_spec import ACTION_SIZE, STEP_FIELDS, DatasetSpec
+from preprocessing.dataset_spec import ACTION_SIZE, DatasetSpec
 from preprocessing.episode_store import (
     PROGRESS,
     ShardWriter,
@@ -30,6 +31,8 @@ from preprocessing.episode_store import (
 from preprocessing.images import Resize, encode_png, image_size, reencode, require_whole_image
 from preprocessing.rlds import Corrupt, Episode, RldsDataset, SourceShard
 from preprocessing.statistics import Moments
+from preprocessing.step_marks import STEP_MARKS, read_marks, require_one_episode
+from preprocessing.tfds_features import naming
 
 _STATISTICS_ROWS = 8192
 
@@ -56,10 +59,21 @@ class ShardTask:
         return f"shard-{index:05d}-of-{len(self.shards):05d}.parquet"
 
     def paths(self) -> tuple[str, ...]:
-        """Fields to decode: what the spec needs, the vectors, and the step fields that the dataset has."""
-        optional = [path for path in (*STEP_FIELDS, "reward") if path in self.dataset.step_paths]
+        """Fields that every episode must have: what the spec needs, and the vectors."""
         needed = self.spec.paths(self.layout.cameras)
-        return tuple(dict.fromkeys([*needed, *optional, *([self.embedding] if self.embedding else [])]))
+        return tuple(dict.fromkeys([*needed, *([self.embedding] if self.embedding else [])]))
+
+    def optional_paths(self) -> tuple[str, ...]:
+        """Marks and reward where the dataset has them as one number a step."""
+        return tuple(path for path in self._unneeded() if self.dataset.feature(path).is_one_number)
+
+    def paths_of_other_form(self) -> tuple[str, ...]:
+        """Marks and reward that the dataset has in a form that cannot be read as one number a step."""
+        return tuple(path for path in self._unneeded() if not self.dataset.feature(path).is_one_number)
+
+    def _unneeded(self) -> list[str]:
+        there = set(self.dataset.step_paths) - set(self.paths()) - set(self.spec.ignored_marks)
+        return [path for path in (*STEP_MARKS, "reward") if path in there]
 
 
 def report_name(index: int) -> str:
@@ -77,7 +91,9 @@ def convert_shard(task: ShardTask, index: int) -> dict[str, Any]:
     filesystem, root = fsspec.core.url_to_fs(task.root)
     progress, source, shard = f"{root}/{PROGRESS}", task.shards[index], _Shard(task)
     with atomic_write(filesystem, f"{root}/{task.shard_file(index)}", temporary=progress) as file:
-        records = task.dataset.read_shard(source, paths=task.paths(), check_crc=task.check_crc)
+        records = task.dataset.read_shard(
+            source, paths=task.paths(), optional=task.optional_paths(), check_crc=task.check_crc
+        )
         with ShardWriter(file, task.layout.schema()) as writer:
             for item in islice(records, task.limits[index]):
                 table = shard.take(item)
@@ -104,6 +120,8 @@ class _Shard:
         self._frame_size: tuple[int, int] | None = None
         self._rates_hz: set[float] = set()
         self._moments, self._recent = Moments.empty(ACTION_SIZE), []
+        self._unread: Counter[str] = Counter()
+        self._odd_states: list[int] = []
 
     def take(self, item: Episode | Corrupt) -> pa.Table | None:
         """The rows of a record, or None where it goes to quarantine."""
@@ -114,8 +132,6 @@ class _Shard:
             return None
         try:
             images, rate_hz = _images(self._task, item), self._task.spec.rate_hz(item)
-            for encoded in images["image"]:
-                require_whole_image(encoded)
             sizes = {image_size(encoded) for encoded in images["image"]}
             columns = self._columns(item) | {image_column(role): pa.array(c, pa.binary()) for role, c in images.items()}
         except ValueError as error:
@@ -123,6 +139,7 @@ class _Shard:
             return None
         self._require_one_size(item, sizes)
         self._rates_hz.add(rate_hz)
+        self._unread.update(item.unread)
         table = pa.table([columns[name] for name in self._schema.names], schema=self._schema)
         self._lengths.append(item.num_steps)
         self._count_statistics(table)
@@ -138,6 +155,8 @@ class _Shard:
             "frame_size": self._frame_size,
             "rates_hz": sorted(self._rates_hz),
             "moments": self._moments.to_json(),
+            **({"unread": dict(sorted(self._unread.items()))} if self._unread else {}),
+            **({"states_not_finite": self._odd_states} if self._odd_states else {}),
         }
 
     def _leave_out(self, item: Episode | Corrupt, reason: str) -> None:
@@ -147,28 +166,37 @@ class _Shard:
     def _columns(self, episode: Episode) -> dict[str, pa.Array]:
         """Every column but the images. Raises ValueError for values that the spec refuses."""
         spec, steps, count = self._task.spec, episode.steps, episode.num_steps
+        marks = read_marks(steps, count, ignored=spec.ignored_marks)
+        require_one_episode(marks)
         action = spec.standardize(steps)
         proprio = spec.proprioception(steps) if self._task.layout.proprio_size else None
-        place = np.arange(count, dtype=np.int32)
-        vectors = steps[self._task.embedding] if self._task.embedding else None
-        reward = steps.get("reward")
         columns = {
             "episode": pa.array(np.full(count, len(self._lengths), np.int32)),
             "record": pa.array(np.full(count, episode.record, np.int64)),
-            "step": pa.array(place),
-            "is_first": pa.array(np.asarray(steps.get("is_first", place == 0), bool)),
-            "is_last": pa.array(np.asarray(steps.get("is_last", place == count - 1), bool)),
-            "is_terminal": pa.array(np.asarray(steps.get("is_terminal", np.zeros(count, bool)), bool)),
+            "step": pa.array(np.arange(count, dtype=np.int32)),
+            **{name: pa.array(marked_N) for name, marked_N in marks.items()},
             "flags": pa.array(spec.flag_bits(episode)),
-            "reward": pa.nulls(count, pa.float32()) if reward is None else pa.array(np.asarray(reward, np.float32)),
-            "instruction": pa.array(self.instructions.ids(spec.instruction.texts(episode), vectors)),
+            "reward": _reward(steps.get("reward"), count),
+            "instruction": pa.array(self._instruction_ids(episode)),
             "action": fixed_lists(action),
             "proprio": None if proprio is None else fixed_lists(proprio),
         }
         for field in self._task.layout.source:
-            values = np.asarray(steps[field.path])
-            columns[field.column] = fixed_lists(values) if field.shape else pa.array(values)
+            with naming(field.path):
+                values = np.asarray(steps[field.path])
+                columns[field.column] = fixed_lists(values) if field.shape else pa.array(values)
+        if proprio is not None and (odd := int((~np.isfinite(proprio)).any(axis=1).sum())):
+            self._odd_states.append(odd)
         return columns
+
+    def _instruction_ids(self, episode: Episode) -> np.ndarray:
+        instruction, path = self._task.spec.instruction, self._task.embedding
+        with naming(instruction.path):
+            texts = instruction.texts(episode)
+        if path is None:
+            return self.instructions.ids(texts, None)
+        with naming(path):
+            return self.instructions.ids(texts, np.asarray(episode.steps[path], np.float32))
 
     def _require_one_size(self, episode: Episode, sizes: set[tuple[int, int]]) -> None:
         known = sizes | ({self._frame_size} if self._frame_size else set())
@@ -200,7 +228,7 @@ class _Instructions:
     def ids(self, texts: list[str], vectors: np.ndarray | None) -> np.ndarray:
         """int64 (N,). Raises ValueError for vectors that are not finite."""
         if vectors is not None and not np.isfinite(vectors).all():
-            raise ValueError("the instruction embedding holds values that are not finite")
+            raise ValueError("the instruction's vector holds values that are not finite")
         shipped = [b""] * len(texts) if vectors is None else [vector.tobytes() for vector in vectors]
         return np.array([self._id(text, vector) for text, vector in zip(texts, shipped, strict=True)])
 
@@ -223,17 +251,31 @@ class _Instructions:
 
 
 def _images(task: ShardTask, episode: Episode) -> dict[str, list[bytes]]:
-    """Encoded frames of every camera, at the asked size."""
-    found = {role: _encoded(episode.steps[task.spec.cameras[role]]) for role in task.layout.cameras}
-    if task.image_size is None:
-        return found
-    height, width = task.image_size
-    return {role: [reencode(frame, height, width, task.resize) for frame in column] for role, column in found.items()}
+    """Encoded frames of every camera, whole, at the asked size."""
+    return {role: _frames(task, task.spec.cameras[role], episode) for role in task.layout.cameras}
+
+
+def _frames(task: ShardTask, path: str, episode: Episode) -> list[bytes]:
+    frames = []
+    for step, encoded in enumerate(_encoded(episode.steps[path])):
+        with naming(f"{path} of step {step}"):
+            frame = encoded if task.image_size is None else reencode(encoded, *task.image_size, task.resize)
+            require_whole_image(frame)
+        frames.append(frame)
+    return frames
 
 
 def _encoded(column: Any) -> list[bytes]:
     """Frames as their source encoded them; those that it keeps as numbers become PNG."""
     return column if isinstance(column, list) else [encode_png(frame) for frame in column]
+
+
+def _reward(column: Any, count: int) -> pa.Array:
+    """float32 (N,), null where there is none."""
+    if column is None:
+        return pa.nulls(count, pa.float32())
+    with np.errstate(over="ignore"):
+        return pa.array(np.asarray(column).reshape(count).astype(np.float32))
 
 
 def size_text(sizes: list[tuple[int, int]]) -> str:

@@ -30,7 +30,7 @@ from preprocessing.tfds_features import Feature
 
 _UNKNOWN = "?"
 _REQUIRED = ("name", "cameras", "instruction", "action", "gripper", "control_hz")
-_OPTIONAL = ("embedding", "embedding_encoder", "source_actions", "proprio", "flags", "notes")
+_OPTIONAL = ("embedding", "embedding_encoder", "source_actions", "proprio", "flags", "ignored_marks", "notes")
 _GRIPPERS = ("absolute", "relative", "none")
 
 
@@ -76,6 +76,7 @@ def _spec(data: Any) -> DatasetSpec:
         control_hz=fields["control_hz"],
         proprio=tuple(_proprio(given) for given in fields.get("proprio") or ()),
         flags=tuple(_flag(name, given) for name, given in (fields.get("flags") or {}).items()),
+        ignored_marks=tuple(fields.get("ignored_marks") or ()),
         notes=fields.get("notes") or "",
     )
 

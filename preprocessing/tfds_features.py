@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -28,16 +29,18 @@ class Feature:
     An `optional` value may be left out of a record; what is read then is TFDS's mark for it, the lowest number, False
     or an empty text.
 
-    `kind` "image" and "text" are one byte string a value, whatever `shape` the decoded image has.
+    `kind` "image" and "text" are one byte string a value, whatever `shape` the decoded image has. `refusal` says why
+    one of kind "unknown" cannot be read; it is in the way only where someone wants to.
     """
 
     key: str
-    kind: Literal["tensor", "image", "text"]
+    kind: Literal["tensor", "image", "text", "unknown"]
     shape: Dimensions
     dtype: str
     encoding: Encoding = "none"
     outer: Dimensions = ()
     optional: bool = False
+    refusal: str = ""
 
     @property
     def is_bytes(self) -> bool:
@@ -52,7 +55,12 @@ class Feature:
     @property
     def is_text(self) -> bool:
         """True of one string a step, or one of the episode."""
-        return self.kind != "image" and self.is_bytes and not self.shape and len(self.outer) < 2
+        return self.is_bytes and self.kind in ("tensor", "text") and not self.shape and len(self.outer) < 2
+
+    @property
+    def is_one_number(self) -> bool:
+        """True of one number a step, also where it is wrapped as in shape (1,)."""
+        return not self.is_bytes and len(self.outer) == 1 and math.prod(size or 0 for size in self.shape) == 1
 
     def fixed_shape(self) -> tuple[int, ...]:
         """The shape of one step's value. Raises ValueError where a dimension is unknown."""
@@ -62,7 +70,16 @@ class Feature:
         return tuple(size for size in shape if size is not None)
 
     def read(self, example: Example) -> Any:
-        """The value: an array, a scalar, bytes, or a list of these along an unknown or byte-valued dimension."""
+        """The value: an array, a scalar, bytes, or a list of these along an unknown or byte-valued dimension.
+
+        Raises ValueError naming the feature where the record does not have it so.
+        """
+        if self.refusal:
+            raise ValueError(self.refusal)
+        with naming(self.key):
+            return self._value(example)
+
+    def _value(self, example: Example) -> Any:
         if self.optional and not self.outer and self.key not in example:
             return self._left_out()
         stored = () if self.kind != "tensor" or self.encoding != "none" else self.shape
@@ -108,30 +125,51 @@ class Feature:
         return example.ints(key).astype(self.dtype, copy=False)
 
 
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Around what reads a field: whatever is wrong with its values becomes a ValueError that names it."""
+    try:
+        yield
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(said if path in said else f"{path}: {said}") from None
+
+
 def flatten(tree: Mapping[str, Any]) -> dict[str, Feature]:
     """Leaves of features.json by their key in the records, e.g. "steps/observation/image".
 
-    Raises ValueError for a feature class that records of episodes cannot hold here.
+    A leaf of a kind that is not known here says so when it is read.
     """
     return {feature.key: feature for feature in _leaves(tree, "", ())}
 
 
 def _leaves(node: Mapping[str, Any], key: str, outer: Dimensions) -> Iterator[Feature]:
-    name = str(node.get("pythonClassName", "")).rpartition(".")[2]
-    if "featuresDict" in node:
-        for child, inner in node["featuresDict"]["features"].items():
+    if "featuresDict" in node:  # an empty one is written without `features`
+        for child, inner in node["featuresDict"].get("features", {}).items():
             yield from _leaves(inner, f"{key}/{child}" if key else child, outer)
     elif "sequence" in node:
         length = int(node["sequence"].get("length", -1))
         yield from _leaves(node["sequence"]["feature"], key, (*outer, None if length < 0 else length))
-    elif body := node.get("tensor") or node.get("boundingBox") or node.get("audio"):
-        kind, encoding = ("text" if body.get("lazyDecode") else "tensor"), _encoding(body)
+    else:
+        try:
+            yield from _leaf(node, key, outer)
+        except ValueError as error:  # most datasets have fields that nobody here reads
+            if not key:
+                raise
+            yield Feature(key=key, kind="unknown", shape=(), dtype="object", outer=outer, refusal=str(error))
+
+
+def _leaf(node: Mapping[str, Any], key: str, outer: Dimensions) -> Iterator[Feature]:
+    """The feature of a node without children. Raises ValueError where it is of no kind that is known here."""
+    name = str(node.get("pythonClassName", "")).rpartition(".")[2]
+    if body := node.get("tensor") or node.get("boundingBox") or node.get("audio"):
+        kind, encoding = ("text" if body.get("lazyDecode") else "tensor"), _encoding(body, key)
         numbers = {"shape": _shape(body), "dtype": _dtype(body, key), "optional": bool(body.get("optional"))}
         yield Feature(key=key, kind=kind, encoding=encoding, outer=outer, **numbers)
     elif "image" in node:
         body = {"dtype": "uint8", **node["image"]}  # which old versions of TFDS leave out
         yield Feature(key=key, kind="image", shape=_shape(body), dtype=_dtype(body, key), outer=outer)
-    elif "video" in node:
+    elif _shape(node.get("video", {})):
         frames, *shape = _shape(node["video"])
         yield Feature(key=key, kind="image", shape=tuple(shape), dtype="uint8", outer=(*outer, frames))
     elif "text" in node or name == "Text":
@@ -140,7 +178,7 @@ def _leaves(node: Mapping[str, Any], key: str, outer: Dimensions) -> Iterator[Fe
         yield Feature(key=key, kind="tensor", shape=(), dtype="int64", outer=outer)
     elif "translation" in node:
         several = bool(node["translation"].get("variableLanguagesPerExample"))
-        languages = ("language", "translation") if several else node["translation"]["languages"]
+        languages = ("language", "translation") if several else node["translation"].get("languages", ())
         for language in languages:
             more = (*outer, None) if several else outer
             yield Feature(key=f"{key}/{language}", kind="text", shape=(), dtype="string", outer=more)
@@ -153,11 +191,11 @@ def _shape(body: Mapping[str, Any]) -> Dimensions:
     return tuple(None if size < 0 else size for size in sizes)
 
 
-def _encoding(body: Mapping[str, Any]) -> Encoding:
+def _encoding(body: Mapping[str, Any], key: str) -> Encoding:
     name = str(body.get("encoding") or "none").lower()
     found = next((known for known in get_args(Encoding) if known == name), None)
     if found is None:
-        raise ValueError(f"encoding {name!r} is none of {', '.join(get_args(Encoding))}")
+        raise ValueError(f"{key or 'the root'} has encoding {name!r}, none of {', '.join(get_args(Encoding))}")
     return found
 
 
