@@ -63,4 +63,6 @@ def main(arguments: list[str]) -> dict[str, Any]:
         f"episodes in {summary['episodes_in']} = out {summary['episodes_out']} + quarantined {summary['quarantined']}; "
         f"{summary['steps']} steps, {summary['instructions']} distinct instructions ({summary['encoder']}); {converted}"
     )
+    for remark in summary["remarks"]:
+        print(f"remark: {remark}")
     return summary

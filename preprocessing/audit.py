@@ -23,9 +23,11 @@ from preprocessing.dataset_spec import GROUPS
 from preprocessing.episode_store import MANIFEST, EpisodeStore, atomic_write
 from preprocessing.json_files import parsed, taken_apart
 from preprocessing.report import usage
+from preprocessing.step_marks import seams
 
 AUDIT = "audit.json"
-_BLANK_SHARE = 0.10
+_RULES = 2  # raised when a verdict is added: an audit saved before says nothing of it
+_BLANK_SHARE, _TERMINAL_SHARE = 0.10, 0.9
 _UNINFORMATIVE = "uninformative_instruction"
 _MOVES_M, _MOVES = 0.02, 0.2  # spans of a state in m, and in rad or openness, that no noise has
 
@@ -37,6 +39,7 @@ class Audit:
     manifest_sha256: str
     episodes: int
     verdicts: tuple[Verdict, ...]
+    rules: int = 1
 
     def to_json(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))
@@ -57,8 +60,12 @@ def audit(store: EpisodeStore, *, reference: EpisodeStore | None = None) -> Audi
         _constants(store, looked_at),
         *_instructions(said, flagged),
         _flags(flagged, looked_at),
+        _one_episode_a_record(store),
+        _terminal_steps(looked_at),
+        _states(looked_at),
     ]
-    return Audit(manifest_sha256=_manifest_sha256(store), episodes=len(looked_at), verdicts=tuple(verdicts))
+    manifest = _manifest_sha256(store)
+    return Audit(manifest_sha256=manifest, episodes=len(looked_at), verdicts=tuple(verdicts), rules=_RULES)
 
 
 def blocking(verdicts: Collection[Verdict], *, accepted: Collection[str] = ()) -> list[str]:
@@ -81,7 +88,7 @@ def save(store: EpisodeStore, found: Audit) -> None:
 
 
 def saved(store: EpisodeStore) -> Audit | None:
-    """The audit that was saved for this very store; None where there is none, or the store was made anew since."""
+    """The audit that was saved for this very store; None where there is none, or it is older than store or rules."""
     path = f"{store.root}/{AUDIT}"
     try:
         blob = store.filesystem.cat_file(path)
@@ -91,7 +98,7 @@ def saved(store: EpisodeStore) -> Audit | None:
     data = parsed(blob, path, remedy=remedy)
     with taken_apart(path, remedy=remedy):
         found = Audit.from_json(data)
-    return found if found.manifest_sha256 == _manifest_sha256(store) else None
+    return found if (found.manifest_sha256, found.rules) == (_manifest_sha256(store), _RULES) else None
 
 
 def _manifest_sha256(store: EpisodeStore) -> str:
@@ -149,7 +156,42 @@ def _flags(flagged: dict[str, int], looked_at: list[Track]) -> Verdict:
     """Flags and step marks that are never set: they may be rare, or the field may be empty. Never a contradiction."""
     name = "flags_are_set"
     never = [flag for flag, count in flagged.items() if not count]
-    never += [mark for mark in looked_at[0].marks if not any(track.marks[mark] for track in looked_at)]
+    never += [mark for mark in looked_at[0].marks if not sum(track.marks[mark] for track in looked_at)]
     if never:
         return unknown(name, f"never set: {', '.join(never)}")
     return Verdict(name=name, finding="holds", measured=0, sentence="every flag and every step mark is set somewhere")
+
+
+def _one_episode_a_record(store: EpisodeStore) -> Verdict:
+    """Whether windows stay within one episode: over all of them, since every window counts."""
+    name, found = "records_hold_one_episode", 0
+    for number, shard in enumerate(store.shards):
+        table = store.read_shard(number, ["is_first", "is_last"])
+        ends_E, begins_N = np.cumsum(shard.episode_lengths), np.zeros(shard.rows + 1, bool)
+        begins_N[[0, *ends_E]] = True
+        inside_N = seams(table["is_first"].to_numpy(), table["is_last"].to_numpy(), begins_N[:-1])
+        found += len(np.unique(np.searchsorted(ends_E, np.flatnonzero(inside_N), side="right")))
+    total = sum(len(shard.episode_lengths) for shard in store.shards)
+    if not found:
+        return Verdict(name=name, finding="holds", measured=0, sentence=f"no mark in the middle of {total} episodes")
+    sentence = (
+        f"is_first or is_last says in the middle of {found} of {total} episodes that another one begins, and windows "
+        f"cross that seam; rtp preprocess puts such records into quarantine: delete the store and run it again"
+    )
+    return Verdict(name=name, finding="contradicted", measured=found, sentence=sentence)
+
+
+def _terminal_steps(looked_at: list[Track]) -> Verdict:
+    """Terminal steps are not trained on; a mark that is set nearly everywhere means something else."""
+    total = sum(len(track.action_TA) for track in looked_at)
+    share = sum(track.marks["is_terminal"] for track in looked_at) / total
+    sentence = f"is_terminal is set at {100 * share:.1f} % of {total} steps, which are not trained on"
+    return by_share("few_steps_are_terminal", share, _TERMINAL_SHARE, sentence)
+
+
+def _states(looked_at: list[Track]) -> Verdict:
+    name, odd = "state_is_finite", [track.odd_states for track in looked_at if track.odd_states]
+    if odd:
+        where = f"at {sum(odd)} steps of {len(odd)} of {len(looked_at)} episodes"
+        return unknown(name, f"the state is not finite {where}: training reads none, loader.relabel refuses the store")
+    return Verdict(name=name, finding="holds", measured=0, sentence=f"in {len(looked_at)} episodes")

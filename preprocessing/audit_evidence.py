@@ -38,11 +38,15 @@ def by_share(name: str, share: float, limit: float, sentence: str) -> Verdict:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Track:
-    """Numbers of one episode, float64: canonical actions, proprioception, and which step marks are ever set."""
+    """Numbers of one episode, float64: canonical actions, proprioception, and how many steps have each mark.
+
+    A state that is not finite tells nothing and reads as 0; `odd_states` counts the steps where it is so.
+    """
 
     action_TA: np.ndarray
     proprio_TP: np.ndarray
-    marks: dict[str, bool]
+    odd_states: int
+    marks: dict[str, int]
 
 
 def places(store: EpisodeStore, most: int) -> list[tuple[int, int]]:
@@ -67,7 +71,8 @@ def _track(store: EpisodeStore, shard: int, episode: int, *, columns: list[str])
         else np.zeros((table.num_rows, 0))
         for name in ("action", "proprio")
     }
-    if not np.isfinite(vectors["proprio"]).all():
-        vectors["proprio"] = np.zeros_like(vectors["proprio"])  # a state that does not move tells nothing
-    marks = {mark: bool(np.asarray(table[mark]).any()) for mark in STEP_MARKS}
-    return Track(action_TA=vectors["action"], proprio_TP=vectors["proprio"], marks=marks)
+    odd_states = int((~np.isfinite(vectors["proprio"])).any(axis=1).sum())
+    if odd_states:
+        vectors["proprio"] = np.zeros_like(vectors["proprio"])
+    marks = {mark: int(np.asarray(table[mark]).sum()) for mark in STEP_MARKS}
+    return Track(action_TA=vectors["action"], proprio_TP=vectors["proprio"], odd_states=odd_states, marks=marks)

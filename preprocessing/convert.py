@@ -103,7 +103,8 @@ class ConvertConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """The closing account of a conversion: episodes_in = episodes_out + quarantined."""
+    """The closing account of a conversion: episodes_in = episodes_out + quarantined. `remarks` are sentences about what
+    is odd and cost no episode."""
 
     store: str
     dataset: str
@@ -119,6 +120,7 @@ class Summary:
     shards: int
     shards_converted: int
     seconds: float
+    remarks: tuple[str, ...]
 
 
 def convert(source: str, out: str, config: ConvertConfig) -> Summary:
@@ -222,6 +224,9 @@ def _require_fit(dataset: RldsDataset, spec: DatasetSpec, cameras: tuple[str, ..
     for path in (spec.cameras[role] for role in cameras):
         if not dataset.feature(path).is_picture:
             raise ValueError(f"{wrong}: {path!r} holds no colour pictures of 8 bits: name another camera")
+    refused = [refusal for path in spec.paths(cameras) if (refusal := dataset.feature(path).refusal)]
+    if refused:
+        raise ValueError(f"{wrong}: {refused[0]}: name another field")
     texts = [path for path in spec.number_paths() if dataset.feature(path).is_bytes]
     if texts:
         raise ValueError(f"{wrong}: {texts[0]!r} holds no numbers: name another field")
@@ -377,4 +382,5 @@ def _summary(root: str, manifest: dict[str, Any], converted: int, seconds: float
         shards=len(manifest["shards"]),
         shards_converted=converted,
         seconds=seconds,
+        remarks=tuple(manifest.get("remarks", ())),
     )

@@ -69,6 +69,7 @@ def summary(store: EpisodeStore) -> dict[str, Any]:
         "instructions": instructions,
         "flags": flags,
         "quarantine": dict(Counter(line["reason"] for line in quarantine(store)).most_common()),
+        "remarks": list(manifest.get("remarks", ())),
         "notes": manifest["notes"],
     }
 
@@ -95,6 +96,7 @@ def text(found: dict[str, Any]) -> str:
     lines += [f"{count:>8}  {instruction!r}" for instruction, count in list(found["instructions"].items())[:10]]
     for title in ("flags", "quarantine"):
         lines += [f"{title}: {name} {count}" for name, count in found[title].items()]
+    lines += [f"remark: {remark}" for remark in found["remarks"]]
     lines += [f"{row['finding']:<13}{row['name']}: {row['sentence']}" for row in _verdicts(found)]
     return "\n".join([*lines, *([f"notes: {found['notes']}"] if found["notes"] else [])])
 
@@ -126,6 +128,7 @@ def page(store: EpisodeStore, found: dict[str, Any], *, episodes: int = 12) -> s
         _table(["instruction", "steps", "share"], used),
         "<h2>Flags</h2>",
         _table(["flag", "steps"], list(found["flags"].items())),
+        *(f"<p>{html.escape(remark)}</p>" for remark in found["remarks"]),
         *_audited(found),
         f"<h2>Quarantine: {found['counts']['quarantined']}</h2>",
         _table(["shard", "record", "offset in bytes", "reason"], refused),

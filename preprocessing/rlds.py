@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -39,7 +39,7 @@ class Episode:
 
     A column is an array (num_steps, ...), or a list of bytes (images, texts), or a list of arrays where sizes vary.
     `metadata` maps the episode's own fields, such as "episode_metadata/file_path", to their values. `crc` is the masked
-    CRC32C of the record. `unread` maps optional fields that this record does not have as declared to the reason.
+    CRC32C of the record. `unread` are the optional fields that this record does not have as declared.
     """
 
     shard: str
@@ -49,7 +49,7 @@ class Episode:
     num_steps: int
     steps: dict[str, Any]
     metadata: dict[str, Any]
-    unread: dict[str, str] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,31 +334,24 @@ def _episode(
         values = {feature.key: feature.read(example) for feature in wanted}
         steps = {key.removeprefix(_STEPS): value for key, value in values.items() if key.startswith(_STEPS)}
         num_steps = _num_steps(steps)
-    except (ValueError, KeyError, IndexError, OverflowError) as error:
+    except (ArithmeticError, LookupError, ValueError) as error:
         reason = " ".join(str(error).split())
         return Corrupt(shard=shard, record=number, offset=item.offset, reason=reason)
     metadata = {key: value for key, value in values.items() if not key.startswith(_STEPS)}
-    more, unread = _where_readable(example, optional, num_steps)
+    found = {feature.key.removeprefix(_STEPS): _optional(feature, example, num_steps) for feature in optional}
     place = {"shard": shard, "record": number, "offset": item.offset, "crc": item.crc}
-    return Episode(**place, num_steps=num_steps, steps=steps | more, metadata=metadata, unread=unread)
+    steps |= {path: column for path, column in found.items() if column is not None}
+    unread = tuple(path for path, column in found.items() if column is None)
+    return Episode(**place, num_steps=num_steps, steps=steps, metadata=metadata, unread=unread)
 
 
-def _where_readable(
-    example: Example, features: list[Feature], num_steps: int
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """(columns by path, reasons by path of those that are not as declared)."""
-    columns, unread = {}, {}
-    for feature in features:
-        path = feature.key.removeprefix(_STEPS)
-        try:
-            column = feature.read(example)
-            if len(column) != num_steps:
-                raise ValueError(f"{path} has {len(column)} values for {num_steps} steps")
-        except (ValueError, KeyError, IndexError, OverflowError) as error:
-            unread[path] = " ".join(str(error).split())
-        else:
-            columns[path] = column
-    return columns, unread
+def _optional(feature: Feature, example: Example, num_steps: int) -> Any:
+    """The column, or None where this record does not have it as declared."""
+    try:
+        column = feature.read(example)
+    except ValueError:
+        return None
+    return column if len(column) == num_steps else None
 
 
 def _num_steps(steps: Mapping[str, Any]) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 from rt_models.spec import ActionStatistics
 
 _DROPPED_BITS = 12  # of a float32's 23 mantissa bits; 11 stored ones and the leading one stay
+_LARGEST = 0x7F7FFFFF  # bits of the largest finite float32
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -142,7 +143,7 @@ def _keys(values: np.ndarray) -> np.ndarray:
 
 
 def _value(key: np.int64) -> float:
-    bits = np.array(abs(int(key)) << _DROPPED_BITS, np.int32)
+    bits = np.array(min(abs(int(key)) << _DROPPED_BITS, _LARGEST), np.int32)  # rounding up may have left the numbers
     return float(np.sign(key) * bits.view(np.float32))
 
 

@@ -6,6 +6,7 @@ Everything is taken in shard order, so the bytes do not depend on which shard wa
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
@@ -37,6 +38,12 @@ from rt_models.spec import (
     rt1_action_spec,
 )
 
+_INSTEAD = {  # of a field that cannot be read
+    "is_first": "the first step counts as first",
+    "is_last": "the last step counts as last",
+    "is_terminal": "no step counts as terminal",
+    "reward": "it is left empty",
+}
 Embed = Callable[[list[str]], np.ndarray]
 
 
@@ -76,9 +83,11 @@ def write_manifest(task: ShardTask, settings: dict[str, Any], embed: Embed | Non
         **_columns(task.spec, task),
         "row_group_rows": settings["row_group_rows"],
         "instructions": {"file": INSTRUCTIONS, "rows": table.num_rows, "sha256": instructions.sha256},
-        "shards": [_without(report, "frame_size", "rates_hz") for report in reports],
+        "shards": [_without(report, "frame_size", "rates_hz", "unread", "states_not_finite") for report in reports],
         "settings": settings,
     }
+    if remarks := _remarks(task, reports):
+        manifest["remarks"] = remarks
     with atomic_write(filesystem, f"{root}/{MANIFEST}", temporary=temporary) as file:
         lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in manifest.items())
         file.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())  # one key a line: legible, yet small
@@ -107,6 +116,24 @@ def _counts(reports: list[dict[str, Any]]) -> dict[str, int]:
         first = next((line["reason"] for report in reports for line in report["quarantine"]), "the split is empty")
         raise ValueError(f"not one of {records} episodes can be read ({first}): is this the right dataset spec?")
     return {"episodes_in": records, "episodes_out": episodes, "quarantined": quarantined, "steps": steps}
+
+
+def _remarks(task: ShardTask, reports: list[dict[str, Any]]) -> list[str]:
+    """Sentences about what is odd and costs no episode."""
+    unread = sum((Counter(report.get("unread", {})) for report in reports), Counter())
+    odd = [steps for report in reports for steps in report.get("states_not_finite", [])]
+    total = sum(len(report["episode_lengths"]) for report in reports)
+    remarks = [f"{path} is not one number a step: {_INSTEAD[path]}" for path in task.paths_of_other_form()]
+    remarks += [
+        f"{path} of {count} of {total} episodes is not as features.json declares it: {_INSTEAD[path]} there"
+        for path, count in sorted(unread.items())
+    ]
+    if odd:
+        remarks.append(
+            f"the state is not finite at {sum(odd)} steps of {len(odd)} of {total} episodes: it is kept as it is; "
+            f"training reads no state, and loader.relabel refuses this store"
+        )
+    return remarks
 
 
 def _instructions(filesystem: Any, folder: str, count: int, embed: Embed | None, encoder_id: str) -> pa.Table:

@@ -181,5 +181,5 @@ def test_infinities_outside_of_the_action_are_no_fault(tmp_path: Path, shared_di
         released_schemas(shared_dir)["fractal20220817_data"],
         given | {"action/world_vector": np.full((3, 3), np.inf)},
     )
-    with pytest.raises(ValueError, match="the action of step 0 is not finite"):
+    with pytest.raises(ValueError, match="action/world_vector of step 0 is not finite"):
         convert(str(bad), str(tmp_path / "out2"), ConvertConfig(workers=0))

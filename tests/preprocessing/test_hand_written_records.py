@@ -68,7 +68,7 @@ def odd_records(features: Mapping[str, Feature]) -> list[tuple[str, bytes]]:
         ("", make(observation__natural_language_instruction=[b""] * 3)),
         ("", make(1)),
         ("the episode has no steps", make(0)),
-        ("the action of step 1 is not finite", make(action__world_vector=broken)),
+        ("action/world_vector of step 1 is not finite", make(action__world_vector=broken)),
         ("action/rotation_delta missing from every step", changed(make(), turn, lambda feature: feature.Clear())),
         ("observation/image missing from every step", changed(make(), image, lambda feature: feature.Clear())),
         ("the columns disagree on the number of steps", make(action__world_vector=MOVES[:2])),
