@@ -19,7 +19,6 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from preprocessing.rlds import Episode
-from preprocessing.step_marks import STEP_MARKS
 from preprocessing.tfds_features import naming
 from rt_models.spec import ARM, TERMINATE, rt1_action_spec
 
@@ -245,8 +244,8 @@ class DatasetSpec:
     `embedding` is the path of vectors that the episodes ship and `embedding_encoder` what made them. `action` says how
     the canonical values follow; `source_actions` are the paths kept verbatim. `gripper` says what the canonical number
     commands: "absolute" a closedness to hold, "relative" a change (0 = none). `control_hz` is in steps a second, or the
-    path of the episode's field that records it. `ignored_marks` are those of is_first, is_last and is_terminal that mean
-    something else in this dataset. `notes` are known defects, for readers.
+    path of the episode's field that records it. `ignored_marks` are step marks that mean something
+    else here. `notes` are known defects, for readers.
     """
 
     name: str
@@ -276,8 +275,6 @@ class DatasetSpec:
             require_rate(self.control_hz)
         if len({flag.name for flag in self.flags}) != len(self.flags) or len(self.flags) > 32:
             raise ValueError(f"dataset spec {self.name}: at most 32 flags of different names")
-        if not {*self.ignored_marks} <= {*STEP_MARKS}:
-            raise ValueError(f"dataset spec {self.name}: ignored_marks {self.ignored_marks} must be of {STEP_MARKS}")
 
     @property
     def action_mask(self) -> tuple[bool, ...]:
@@ -324,8 +321,7 @@ class DatasetSpec:
 
         Raises ValueError naming field and step for values that are not finite as float32.
         """
-        num_steps = len(steps[self.action[0].path])
-        action_NA = np.zeros((num_steps, ACTION_SIZE), np.float32)
+        action_NA = np.zeros((len(steps[self.action[0].path]), ACTION_SIZE), np.float32)
         action_NA[:, 0] = ARM
         for part in self.action:
             with naming(part.path), np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
@@ -336,14 +332,14 @@ class DatasetSpec:
 
     def proprioception(self, steps: Steps) -> np.ndarray:
         """float32 (N, P), in the order of `proprio_names`."""
-        flat = []
+        columns = []
         for part in self.proprio:
             with naming(part.path), np.errstate(over="ignore"):
-                column = np.asarray(steps[part.path], np.float32)
-            flat.append(column.reshape(len(column), -1))
-            if flat[-1].shape[1] != len(part.names):
-                raise ValueError(f"{part.path} has {flat[-1].shape[1]} values, its spec names {len(part.names)}")
-        return np.concatenate(flat, axis=1)
+                column = np.asarray(steps[part.path], np.float32).reshape(len(steps[part.path]), -1)
+                if column.shape[1] != len(part.names):
+                    raise ValueError(f"{part.path} has {column.shape[1]} values, its spec names {len(part.names)}")
+                columns.append(column)
+        return np.concatenate(columns, axis=1)
 
     def rate_hz(self, episode: Episode) -> float:
         """Steps a second of this episode. Raises ValueError where the recorded number can be no rate."""
@@ -359,7 +355,7 @@ class DatasetSpec:
 
     def hash(self) -> str:
         """A short id of everything declared but the notes."""
-        declared = repr(replace(self, notes="")) + (repr(self.ignored_marks) if self.ignored_marks else "")
+        declared = f"{replace(self, notes='')}{self.ignored_marks or ''}"
         return hashlib.sha256(declared.encode()).hexdigest()[:16]
 
 
@@ -371,11 +367,10 @@ def require_rate(control_hz: Any) -> float:
 
 
 def _require_finite(part: ActionPart, values_NW: np.ndarray, stored_NW: np.ndarray) -> None:
-    wrong = np.argwhere(~np.isfinite(stored_NW))
-    if len(wrong):
-        step, value = int(wrong[0][0]), values_NW[tuple(wrong[0])]
+    for place in np.argwhere(~np.isfinite(stored_NW)):
+        value = float(values_NW[tuple(place)])
         held = f"comes to {value:.3g} as {part.group}, more than float32 holds"
-        raise ValueError(f"{part.path} of step {step} {held if np.isfinite(value) else 'is not finite'}")
+        raise ValueError(f"{part.path} of step {place[0]} {held if math.isfinite(value) else 'is not finite'}")
 
 
 def _place(part: ActionPart) -> slice:

@@ -1,7 +1,8 @@
 """One source shard -> one Parquet shard, streaming record by record; knows nothing of Ray.
 
 A record that cannot be read, or whose values its spec refuses, goes to quarantine with its reason. What no model reads
-costs no episode: it is left empty, and counted. What the shard contributes to the manifest is written beside it as JSON, last: that file means "this shard is done".
+costs no episode: it is left empty, and counted. What the shard contributes to the manifest is written beside it as
+JSON, last: that file means "this shard is done".
 """
 
 from __future__ import annotations

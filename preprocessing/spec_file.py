@@ -26,6 +26,7 @@ from preprocessing.dataset_spec import (
     Text,
 )
 from preprocessing.rlds import RldsDataset, folder_name
+from preprocessing.step_marks import STEP_MARKS
 from preprocessing.tfds_features import Feature
 
 _UNKNOWN = "?"
@@ -76,9 +77,15 @@ def _spec(data: Any) -> DatasetSpec:
         control_hz=fields["control_hz"],
         proprio=tuple(_proprio(given) for given in fields.get("proprio") or ()),
         flags=tuple(_flag(name, given) for name, given in (fields.get("flags") or {}).items()),
-        ignored_marks=tuple(fields.get("ignored_marks") or ()),
+        ignored_marks=_marks(fields.get("ignored_marks") or []),
         notes=fields.get("notes") or "",
     )
+
+
+def _marks(given: Any) -> tuple[str, ...]:
+    if not isinstance(given, list) or not set(map(str, given)) <= {*STEP_MARKS}:
+        raise ValueError(f"ignored_marks must be a list of {', '.join(STEP_MARKS)}, got {given!r}")
+    return tuple(given)
 
 
 def _part(group: str, given: Any) -> ActionPart:

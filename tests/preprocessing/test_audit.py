@@ -189,6 +189,7 @@ def test_noise_is_unknown(make_bridge: Callable[..., Path], tmp_path: Path) -> N
     convert(str(make_bridge([60, 40], [50])), str(tmp_path / "out"), ConvertConfig(workers=0))
     found = audit(EpisodeStore.open(str(tmp_path / "out")))
     told = {"instructions_are_there", "instructions_differ", "declared_dimensions_vary", "frames_follow_the_motion"}
+    told |= {"records_hold_one_episode", "few_steps_are_terminal", "state_is_finite"}
     assert {v.name for v in found.verdicts if v.finding != "unknown"} <= told
 
 
@@ -205,6 +206,8 @@ def test_states_that_are_not_finite_tell_nothing(tmp_path: Path, state: float) -
     json.dumps(found.to_json(), allow_nan=False)
     of_the_state = ("world_vector", "rotation_delta", "gripper", "action_to_state")
     assert {v.finding for v in found.verdicts if v.name.startswith(of_the_state)} == {"unknown"}
+    (verdict,) = [v for v in found.verdicts if v.name == "state_is_finite"]
+    assert verdict.sentence.startswith("the state is not finite at 80 steps of 2 of 2 episodes")
 
 
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
