@@ -10,7 +10,9 @@ import logging
 import math
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +84,7 @@ class RayLaunch:
 
     @contextmanager
     def connected(self) -> Iterator[None]:
-        """Be connected to the Ray that the workers run on. Ray then takes SIGTERM for itself."""
+        """Be connected to the Ray that the workers run on."""
         if self.most <= SMALL:
             for name, value in FAST_START.items():
                 os.environ.setdefault(name, value)
@@ -134,10 +136,26 @@ def _fit(
         ),
     )
     try:
-        result = trainer.fit()
+        result = _beside_the_main_thread(trainer.fit)
     except TrainingFailedError as error:
         raise _cause(error) from error
     return dict(result.return_value or {})
+
+
+def _beside_the_main_thread(fit: Callable[[], Any]) -> Any:
+    """Ray Train takes SIGINT for itself where the main thread fits, and ends the workers without a checkpoint."""
+    if threading.current_thread() is not threading.main_thread():
+        return fit()
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(fit())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="fit").start()
+    return outcome.result()
 
 
 def _work(task: dict[str, Any]) -> dict[str, Any]:

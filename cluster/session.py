@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,10 +48,11 @@ def connect(session: RaySession) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = session.address or os.environ.get("RAY_ADDRESS")
-    if address is None:
-        _start(session)
-    else:
-        _join(address, session)
+    with _signals_kept():
+        if address is None:
+            _start(session)
+        else:
+            _join(address, session)
     try:
         yield
     finally:
@@ -79,6 +82,19 @@ def _start(session: RaySession) -> None:
         )
     root.setLevel(level)  # Ray's choice is for its own processes, not for this one
     root.handlers[:] = handlers
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, to exit with the code 15; what was to be done on it stays to be done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def name_own_ray() -> None:

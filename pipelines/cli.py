@@ -17,7 +17,16 @@ from typing import Any, TextIO
 from pipelines.catalogue import require_first
 from pipelines.commands import COMMANDS
 from pipelines.full_disk import full_disk
+from pipelines.interrupts import exit_code_of, raised_as_stopped
 from pipelines.serialization import did_you_mean
+
+# What is left to say where a command was stopped in the middle: nothing, where all of it is to be done again.
+_GOES_ON = {
+    "preprocess": "; running the same command again continues",
+    "train": " at once; with --resume the same command goes on from the newest checkpoint, if there is one",
+    "tune": " at once; with --resume the same command continues the sweep",
+    "submit": "; a job that the cluster has taken goes on",
+}
 
 _STORE_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs")  # not all of their errors are OSErrors
 
@@ -95,7 +104,8 @@ class Once(logging.Filter):
 def _run_in_words(name: str, arguments: list[str]) -> dict[str, Any] | int | None:
     """What the command returns; for what went wrong one sentence on stderr, and the exit code."""
     try:
-        return _run(name, arguments)
+        with raised_as_stopped():
+            return _run(name, arguments)
     except BrokenPipeError:
         if _reader_has_left(sys.stdout):
             raise
@@ -111,8 +121,8 @@ def _run_in_words(name: str, arguments: list[str]) -> dict[str, Any] | int | Non
             raise
         sentence = f"the object store cannot be reached ({type(error).__name__}: {_one_sentence(error)})"
         return _fail(f"{sentence}: check the address and the credentials")
-    except KeyboardInterrupt:
-        return _fail("stopped; running the same command again continues where that is possible", code=130)
+    except KeyboardInterrupt as interrupt:
+        return _fail(f"stopped{_GOES_ON.get(name, '')}", code=exit_code_of(interrupt))
 
 
 def _run(name: str, arguments: list[str]) -> dict[str, Any] | None:

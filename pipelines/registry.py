@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -21,12 +18,9 @@ import tyro
 
 from pipelines.arguments import parse
 from pipelines.gates import Verdict
+from pipelines.registry_lock import LOCKED, exclusive, found, is_lock
 from pipelines.tracking import connect, explained, tracking_uri
 
-STALE_LOCK_S = 30.0  # a lock is held for the milliseconds of a comparison and a write; its owner has died
-_POLL_S = 0.1
-
-LOCKED = ".lock"  # how the names of locks end
 _NAME = re.compile(r"\w[\w .+-]*")
 _ALIAS = re.compile(r"(?!v\d+$|latest$)[a-z0-9_-]+", re.IGNORECASE | re.ASCII)
 
@@ -35,7 +29,7 @@ Judge = Callable[[str | None], Sequence[Verdict]]
 
 def require_names(name: str, alias: str | None) -> None:
     """Raise ValueError unless a model can be registered as `name` and `alias` can point at it."""
-    if not _NAME.fullmatch(name) or name.endswith(LOCKED):
+    if not _NAME.fullmatch(name) or is_lock(name):
         raise ValueError(f"--name {name!r} cannot name a model: use letters, digits, spaces and . _ + -")
     if alias is not None and not _ALIAS.fullmatch(alias):
         raise ValueError(
@@ -65,11 +59,13 @@ def promote(client: Any, name: str, alias: str, version: str, judge: Judge) -> D
             decision = Decision(promoted=False, replaced=None, verdicts=verdicts)
             _write(client, name, alias, version, decision, f"stays with version {holder}" if holder else "not set")
             return decision
-        with exclusive(client, f"{name}.{alias}{LOCKED}"):
+        with exclusive(client, f"{name}.{alias}{LOCKED}") as lease:
             if holder_of(client, name, alias) != holder:
                 continue  # another registration was faster: compare with what it put there
             decision = Decision(promoted=True, replaced=holder, verdicts=verdicts)
+            lease.require()
             _write(client, name, alias, version, decision, f"moved from version {holder}" if holder else "first holder")
+            lease.require()
             client.set_registered_model_alias(name, alias, version)
             return decision
 
@@ -81,7 +77,7 @@ def rollback(client: Any, name: str, alias: str) -> tuple[str, str]:
     """
     require_names(name, alias)
     _known_model(client, name)
-    with exclusive(client, f"{name}.{alias}{LOCKED}"):
+    with exclusive(client, f"{name}.{alias}{LOCKED}") as lease:
         left = holder_of(client, name, alias)
         if left is None:
             raise ValueError(f"{name} has no alias {alias!r}: nothing to roll back")
@@ -93,7 +89,9 @@ def rollback(client: Any, name: str, alias: str) -> tuple[str, str]:
                 f"{name}@{alias} is version {left}, and version {back}, which it replaced, has been deleted: "
                 f"the alias stays"
             )
+        lease.require()
         client.set_model_version_tag(name, left, f"{alias}.decision", f"{_now()} rolled back to version {back}")
+        lease.require()
         client.set_registered_model_alias(name, alias, back)
         return left, back
 
@@ -106,73 +104,21 @@ def holder_of(client: Any, name: str, alias: str) -> str | None:
 
 
 def _model(client: Any, name: str) -> Any | None:
-    return _found(client.get_registered_model, name)
+    return found(client.get_registered_model, name)
 
 
 def _is_there(client: Any, name: str, version: str) -> bool:
-    return _found(client.get_model_version, name, version) is not None
-
-
-def _found(get: Callable[..., Any], *which: str) -> Any | None:
-    """What the client gets, None where that does not exist."""
-    try:
-        return get(*which)
-    except Exception as error:
-        if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
+    return found(client.get_model_version, name, version) is not None
 
 
 def _known_model(client: Any, name: str) -> Any:
     """Raises ValueError, with those there are, where there is no such registered model."""
     model = _model(client, name)
     if model is None:
-        others = [other.name for other in client.search_registered_models() if not other.name.endswith(LOCKED)]
+        others = [other.name for other in client.search_registered_models() if not is_lock(other.name)]
         known = ", ".join(others) or "none"
         raise ValueError(f"there is no registered model {name!r} at {tracking_uri()}: known are {known}")
     return model
-
-
-@contextmanager
-def exclusive(client: Any, lock: str) -> Iterator[None]:
-    """Alone with `lock`, among all who use this registry: a registered model of that name, as names are unique there.
-
-    A lock that stays the same for STALE_LOCK_S was left by a process that died, and is taken over.
-    """
-    token = secrets.token_hex(8)
-    seen, since = None, time.monotonic()
-    while (other := _try_lock(client, lock, token)) is not None:
-        if other != seen:
-            seen, since = other, time.monotonic()
-        elif time.monotonic() - since > STALE_LOCK_S:
-            _unlock(client, lock, other)
-        time.sleep(_POLL_S)
-    try:
-        yield
-    finally:
-        _unlock(client, lock, token)
-
-
-def _try_lock(client: Any, lock: str, token: str) -> str | None:
-    """None if the lock is ours now, else the token of who holds it ("" if it was given back meanwhile)."""
-    try:
-        client.create_registered_model(lock, tags={"owner": token}, description="held while an alias moves")
-    except Exception as error:
-        if getattr(error, "error_code", "") != "RESOURCE_ALREADY_EXISTS":
-            raise
-        return _owner(client, lock)
-    return None
-
-
-def _owner(client: Any, lock: str) -> str:
-    held = _model(client, lock)
-    return str(held.tags.get("owner", "")) if held is not None else ""
-
-
-def _unlock(client: Any, lock: str, token: str) -> None:
-    if _owner(client, lock) == token:
-        with suppress(Exception):  # taken over in this very moment
-            client.delete_registered_model(lock)
 
 
 def _write(client: Any, name: str, alias: str, version: str, decision: Decision, outcome: str) -> None:
@@ -205,7 +151,7 @@ def show(client: Any, name: str) -> dict[str, Any]:
 
 def _lineage(client: Any, version: Any, aliases: list[str]) -> dict[str, Any]:
     tags = version.tags
-    run = _found(client.get_run, version.run_id) if version.run_id else None
+    run = found(client.get_run, version.run_id) if version.run_id else None
     return {
         "version": str(version.version),
         "aliases": sorted(aliases),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 import pandas as pd
 import tyro
 
+from pipelines import child_process
 from pipelines.arguments import parse
 from pipelines.bundle import DESCRIPTION, TrainedModel, read_bundle
 from pipelines.tracking import connect, explained, tracking_uri, with_password
@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # MLflow calls uvicorn
     environment = os.environ | {"MLFLOW_TRACKING_URI": with_password(tracking_uri()), "PATH": programs}
     print(f"serving {given.model}, contract {contract.id}, at http://{given.host}:{given.port}/invocations", flush=True)
-    return {"exit_code": subprocess.run([*command, *address], env=environment, check=False).returncode}
+    return {"exit_code": child_process.run([*command, *address], environment)}
 
 
 def _require_free(host: str, port: int) -> None:

@@ -1,9 +1,9 @@
 """Asking a training to stop in good order: a file named STOP in its output folder.
 
 The loop looks for it about once a second, finishes its step, writes a checkpoint and leaves; `--resume` goes on there.
-SIGTERM to the command writes the file, and so may anyone by hand; it reaches workers on any node, since they share the
-folder with the checkpoints. A worker that meets an error which no restart can mend leaves it there, so that workers
-which Ray starts again end at once.
+Ctrl-C, SIGTERM or SIGHUP to the command write the file, and so may anyone by hand; it reaches workers on any node,
+since they share the folder with the checkpoints. A worker that meets an error which no restart can mend leaves it
+there, so that workers which Ray starts again end at once.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 import fsspec
+
+from pipelines.interrupts import TOLD_BY
 
 STOPPED_EXIT_CODE = 75  # sysexits.h: EX_TEMPFAIL, "try again later"
 _POLL_S = 1.0
@@ -77,32 +80,49 @@ class StopWatch:
 
 
 @contextlib.contextmanager
-def stopping_on_sigterm(file: StopFile) -> Iterator[None]:
-    """Inside, SIGTERM to this process writes the file instead of ending the process.
+def stopping_on_signals(file: StopFile) -> Iterator[None]:
+    """Inside, Ctrl-C, SIGTERM and SIGHUP to this process write the file instead of ending the process.
 
-    Only where this is the main thread: elsewhere signals belong to whoever has it.
+    A second Ctrl-C raises KeyboardInterrupt. Signals that the process ignores stay ignored. Only where this is the main
+    thread: elsewhere signals belong to whoever has it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    told = threading.Event()
-    ended = threading.Event()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        told.set()
-
-    def wait() -> None:
-        told.wait()
-        if not ended.is_set():
-            file.ask("SIGTERM")
-
-    thread = threading.Thread(target=wait, daemon=True, name="sigterm")
-    thread.start()
-    before = signal.signal(signal.SIGTERM, on_signal)
+    asking = _Asking(file)
+    before = {number: signal.getsignal(number) for number in TOLD_BY}
+    taken = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    for number in taken:
+        signal.signal(number, asking.on_signal)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
-        ended.set()
-        told.set()
-        thread.join()
+        for number in taken:
+            signal.signal(number, before[number])
+        asking.close()
+
+
+class _Asking:
+    """Writes the file from a thread of its own: a signal's handler may interrupt whatever the file system is doing."""
+
+    def __init__(self, file: StopFile) -> None:
+        self._file, self._told = file, threading.Event()
+        self._by: str | None = None
+        self._thread = threading.Thread(target=self._ask, daemon=True, name="signals")
+        self._thread.start()
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._by is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._by = self._by or TOLD_BY[signal.Signals(number)]
+        self._told.set()
+
+    def close(self) -> None:
+        self._told.set()
+        self._thread.join()
+
+    def _ask(self) -> None:
+        self._told.wait()
+        if self._by is not None:
+            print(f"rtp: {self._by}: stopping with a checkpoint; Ctrl-C again stops at once", file=sys.stderr)
+            self._file.ask(self._by)

@@ -1,12 +1,15 @@
 """`rtp train`: check what can be checked before any worker starts, then run the loop where it was asked for.
 
 Exit codes: 0 trained to the end (or ended early by loop.patience), 2 a mistake in what was asked for, 75 stopped by
-SIGTERM or a file STOP in the output folder with a checkpoint that --resume goes on from, 1 anything else.
+Ctrl-C, SIGTERM, SIGHUP or a file STOP in the output folder with a checkpoint that --resume goes on from, 130 stopped at
+once by a second Ctrl-C, 1 anything else.
 """
 
 from __future__ import annotations
 
 import logging
+import shlex
+import sys
 import typing
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, is_dataclass, replace
@@ -31,7 +34,7 @@ from pipelines.run_record import finish_run, open_run, write_config
 from pipelines.serialization import from_plain, members, read_yaml
 from pipelines.speed import verdict
 from pipelines.starting_point import require_same_run, require_usable
-from pipelines.stopping import STOPPED_EXIT_CODE, StopFile, stopping_on_sigterm
+from pipelines.stopping import STOPPED_EXIT_CODE, StopFile, stopping_on_signals
 from pipelines.tracking import tracking_uri
 from pipelines.train_loop import TrainJob, train
 from pipelines.train_worker import train_worker
@@ -56,7 +59,7 @@ def run_training(
     """Run `job` and return its last metrics with where the checkpoint lies. Raises ValueError for what cannot work.
 
     `accepted` names verdicts of the audit (preprocessing/audit.py) to train in spite of. A run that was asked to stop,
-    by SIGTERM or otherwise (pipelines/stopping.py), returns with "stopped", the reason. `context` is what an
+    by Ctrl-C or otherwise (pipelines/stopping.py), returns with "stopped", the reason. `context` is what an
     InProcess run reports its metrics to, `callbacks` (Ray Train's) what a RayLaunch does. `patience_s`: how long to
     wait for another process to leave the output folder.
     """
@@ -113,9 +116,9 @@ def _run_where_asked(job: TrainJob, stop: StopFile, context: LocalContext, callb
     where = job.experiment.launch
     with following(job.output, job.experiment.loop.steps):
         if isinstance(where, InProcess):
-            with stopping_on_sigterm(stop):
+            with stopping_on_signals(stop):
                 return train(context, job)
-        with where.connected(), stopping_on_sigterm(stop):
+        with where.connected(), stopping_on_signals(stop):
             ended = launch(train_worker, {"job": job}, where, callbacks=callbacks)
     error = stop.left()
     if error is not None:
@@ -208,9 +211,14 @@ def main(arguments: list[str]) -> dict[str, Any]:
     result = run_training(job, accepted=given.accept)
     print(f"trained {given.experiment.name} to step {result['steps']}: {_summary(result)}; {job.output}")
     if "stopped" in result:
-        log.warning("%s; --resume continues", result["stopped"])
+        print(f"rtp: {result['stopped']}; to continue: {_resuming(arguments)}", file=sys.stderr)
         return result | {"exit_code": STOPPED_EXIT_CODE}
     return result
+
+
+def _resuming(arguments: list[str]) -> str:
+    """The command that goes on with what these arguments began."""
+    return shlex.join(["rtp", "train", *arguments, *(() if "--resume" in arguments else ("--resume",))])
 
 
 def _summary(result: dict[str, Any]) -> str:

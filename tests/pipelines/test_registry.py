@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import pytest
 
 from pipelines import registry
 from pipelines.gates import Gate, Verdict
-from pipelines.registry import exclusive, holder_of, promote, require_names, rollback, show
+from pipelines.registry import holder_of, promote, require_names, rollback, show
 from pipelines.tracking import connect
 
 NAME, ALIAS = "arm", "champion"
@@ -122,33 +120,6 @@ def test_two_processes_at_once_leave_the_best_and_an_unbroken_chain(client: Any,
     scores = [accuracies[numbers.index(str(number))] for number in held]
     assert scores == sorted(scores, reverse=True)  # nobody was ever replaced by a worse one
     assert [model.name for model in client.search_registered_models()] == [NAME]  # no lock is left
-
-
-def test_the_lock_lets_one_in_at_a_time(client: Any, database: str) -> None:
-    inside, most = [0], [0]
-
-    def work() -> None:
-        with exclusive(connect(database).MlflowClient(), "arm.champion.lock"):
-            inside[0] += 1
-            most[0] = max(most[0], inside[0])
-            time.sleep(0.05)
-            inside[0] -= 1
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == [1]
-
-
-def test_a_lock_left_by_the_dead_is_taken_over(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "STALE_LOCK_S", 0.5)
-    client.create_registered_model("arm.champion.lock", tags={"owner": "a process that was killed"})
-    began = time.monotonic()
-    with exclusive(client, "arm.champion.lock"):
-        assert time.monotonic() - began > 0.5
-    assert client.search_registered_models() == []
 
 
 def test_an_unknown_model_is_answered_with_those_there_are(client: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.stopping import StopFile, StopWatch, stopping_on_sigterm
+from pipelines.stopping import StopFile, StopWatch, stopping_on_signals
 
 
 def wait_for(condition) -> None:
@@ -46,12 +46,12 @@ def test_an_error_is_left_for_the_workers_that_come_after(error: Exception, tmp_
 
 def test_sigterm_writes_the_file_and_does_not_end_the_process(tmp_path: Path) -> None:
     file, before = StopFile(str(tmp_path)), signal.getsignal(signal.SIGTERM)
-    with stopping_on_sigterm(file):
+    with stopping_on_signals(file):
         os.kill(os.getpid(), signal.SIGTERM)
         wait_for(lambda: file.reason() == "SIGTERM")
     assert signal.getsignal(signal.SIGTERM) is before
     file.clear()
-    with stopping_on_sigterm(file):
+    with stopping_on_signals(file):
         pass
     assert file.reason() is None
 
@@ -60,7 +60,7 @@ def test_outside_the_main_thread_signals_are_left_alone(tmp_path: Path) -> None:
     seen = []
 
     def run() -> None:
-        with stopping_on_sigterm(StopFile(str(tmp_path))):
+        with stopping_on_signals(StopFile(str(tmp_path))):
             seen.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=run)

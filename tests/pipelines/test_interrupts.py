@@ -1,0 +1,137 @@
+"""Commands that are told to end, by the signals that terminals, launchers and impatient people send: a sentence, an
+honest exit code, and no process that lives on.
+
+A terminal's Ctrl-C goes to every process of the foreground group, so commands are started in a group of their own and
+the whole group is told.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from command_line import environment, rtp_command
+
+from cluster.storage import CheckpointFolder
+from pipelines.stopping import STOPPED_EXIT_CODE
+
+PATIENCE_S = 180
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A running command; `said` is what it has written to stderr."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def press_ctrl_c(self) -> None:
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def family(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def ended(self) -> int:
+        return self.process.wait(timeout=PATIENCE_S)
+
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        ends = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert self.process.poll() is None and time.monotonic() < ends, self.said
+            time.sleep(0.05)
+
+
+@contextmanager
+def started(command: list[str], home: Path, **variables: str) -> Iterator[Command]:
+    """In a process group of its own, as a shell starts it."""
+    log = home / "said.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, cwd=home, env=environment() | variables, stdout=file, stderr=file, start_new_session=True
+        )
+    running = Command(process=process, log=log)
+    family: list[psutil.Process] = []
+    try:
+        yield running
+    finally:
+        if process.poll() is None:
+            family = running.family()
+            process.kill()
+            process.wait()
+        for member in family:
+            if member.is_running():
+                member.kill()
+
+
+def are_gone(family: list[psutil.Process], within_s: float = 90) -> list[str]:
+    """The command lines of those that still run after so long."""
+    _, alive = psutil.wait_procs(family, timeout=within_s)
+    return [" ".join(process.cmdline()) for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def training(store: str, output: Path, *flags: str) -> list[str]:
+    steps = ["--loop.steps", "100000", "--loop.checkpoint_every", "2", "--loop.keep_last", "1"]
+    return rtp_command("train", "rt1_tiny", "--data", store, "--output", output, *steps, *flags)
+
+
+RAY = ("--launch", "RayLaunch")
+
+
+@pytest.mark.parametrize("launch", [(), RAY], ids=["alone", "ray"])
+def test_ctrl_c_leaves_a_checkpoint_and_the_command_that_resumes(
+    launch: tuple[str, ...], store: str, tmp_path: Path
+) -> None:
+    folder = CheckpointFolder(tmp_path / "run/checkpoints")
+    with started(training(store, tmp_path / "run", *launch), tmp_path) as command:
+        command.wait_until(lambda: folder.latest() is not None)
+        family = command.family()
+        command.press_ctrl_c()
+        assert command.ended() == STOPPED_EXIT_CODE, command.said
+    latest = folder.latest()
+    assert latest is not None and f"Ctrl-C: stopped at step {latest.step} of" in command.said
+    assert (
+        "to continue: rtp train rt1_tiny" in command.said
+        and "--resume" in command.said
+        and "Traceback" not in command.said
+    )
+    assert are_gone(family) == []
+
+
+def test_a_second_ctrl_c_stops_a_training_at_once(store: str, tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path / "run/checkpoints")
+    with started(training(store, tmp_path / "run", *RAY), tmp_path) as command:
+        command.wait_until(lambda: folder.latest() is not None)
+        family = command.family()
+        workers = [member for member in family if "RayTrainWorker" in " ".join(member.cmdline())]
+        for worker in workers:  # a step that takes for ever
+            worker.suspend()
+        command.press_ctrl_c()
+        command.wait_until(lambda: "Ctrl-C again stops at once" in command.said)
+        began = time.monotonic()
+        command.press_ctrl_c()
+        assert workers and command.ended() == 130 and time.monotonic() - began < 30, command.said
+    assert "rtp: stopped at once" in command.said and "Traceback" not in command.said
+    assert are_gone(family) == []
+
+
+@pytest.mark.slow
+def test_nothing_outlives_a_killed_training(store: str, tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path / "run/checkpoints")
+    with started(training(store, tmp_path / "run", *RAY), tmp_path) as command:
+        command.wait_until(lambda: folder.latest() is not None)
+        family = command.family()
+        command.process.kill()
+        command.ended()
+    assert family and are_gone(family) == []
