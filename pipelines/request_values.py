@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
-import io
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from preprocessing.images import decode_image, resize_image
 from rt_models.spec import ImageRecipe
@@ -36,9 +33,8 @@ def _pixels(image: Any, recipe: ImageRecipe) -> np.ndarray:
         if len(encoded) == recipe.height * recipe.width * 3 and not encoded.startswith(_HEADERS):
             return np.frombuffer(encoded, np.uint8).reshape(recipe.height, recipe.width, 3).copy()
         try:
-            _require_colours(encoded)
             return decode_image(encoded)
-        except _UNDECODABLE as error:
+        except ValueError as error:
             raise ValueError(f"image cannot be decoded: {error}") from error
     frame = numbers(image) if isinstance(image, np.ndarray | list | tuple) else np.zeros(0)
     if frame.dtype.kind in "iu" and frame.size and frame.min() >= 0 and frame.max() <= 255:
@@ -51,16 +47,6 @@ def _pixels(image: Any, recipe: ImageRecipe) -> np.ndarray:
     return frame
 
 
-def _require_colours(encoded: bytes) -> None:
-    """Raise ValueError for a picture of 16 or 32 bits a pixel, of which 8 bits would be a picture too, all white."""
-    if not encoded.startswith(_HEADERS[0]):
-        with contextlib.suppress(Image.UnidentifiedImageError), Image.open(io.BytesIO(encoded)) as picture:
-            if picture.mode.startswith(("I", "F")):
-                raise ValueError(f"image has the mode {picture.mode}, as depth images have: send a colour image")
-
-
-# Pillow's: for a picture that ends too early, and for one too large to be a camera's.
-_UNDECODABLE = (OSError, SyntaxError, Image.DecompressionBombError)
 _HEADERS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 
 

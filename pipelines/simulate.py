@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import simplejpeg
 import tyro
 from rich.console import Console
 from rich.progress import track
@@ -37,6 +36,7 @@ from rich.progress import track
 from pipelines.arguments import parse
 from pipelines.metaworld_rlds import INSTRUCTIONS, Recording, dataset_features, rlds_episode
 from pipelines.serialization import did_you_mean
+from preprocessing.images import encode_jpeg
 from preprocessing.rlds_writer import RldsWriter, SplitPlan
 
 SIMULATOR_HZ = 80
@@ -350,8 +350,7 @@ class _Eye:
     def jpeg(self, data: Any) -> bytes:
         """The present state as an upright RGB picture."""
         self._renderer.update_scene(data, self._camera, self._options)
-        image_HWC = np.ascontiguousarray(self._renderer.render())
-        return simplejpeg.encode_jpeg(image_HWC, quality=self._quality, colorsubsampling="444")
+        return encode_jpeg(self._renderer.render(), quality=self._quality)
 
     def close(self) -> None:
         self._renderer.close()

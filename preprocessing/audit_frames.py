@@ -62,7 +62,12 @@ def _palette(store: EpisodeStore, role: str) -> _Palette:
     for shard, episode in places(store, _FILMED):
         frames = store.read_episode(shard, episode, [image_column(role)])[0]
         for step in {0, len(frames) // 2, len(frames) - 1}:
-            colour_NC = decode_image(frames[step].as_py()).reshape(-1, 3)
+            try:
+                colour_NC = decode_image(frames[step].as_py()).reshape(-1, 3)
+            except ValueError as error:
+                raise store.frame_error(
+                    shard, episode, step, f"of camera {role} cannot be decoded ({error})"
+                ) from error
             counts_CB += [np.bincount(colour_NC[:, c] >> 3, minlength=32) for c in range(3)]
             red_over_blue = colour_NC[:, 0].astype(np.int32) - colour_NC[:, 2]
             warm += int(red_over_blue.clip(min=0).sum())

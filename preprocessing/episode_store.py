@@ -283,6 +283,11 @@ class EpisodeStore:
         """The rows of neighbouring row groups; all reading goes through here."""
         return self._files.read(shard, columns, row_groups)
 
+    def frame_error(self, shard: int, episode: int, step: int, problem: str) -> ValueError:
+        """What to raise for a stored frame that cannot be used; `episode` counts within the shard, from 0."""
+        name = f"the frame at step {step} of episode {episode} of {self.shards[shard].path}"
+        return ValueError(f"{name} {problem}: {_REMEDY}, which leaves out episodes with frames that cannot be read")
+
     def verify(self) -> None:
         """Read every file and compare checksums and row counts. Raises ValueError naming the first that differs."""
         require_whole(self, checksum_bytes=float("inf"))

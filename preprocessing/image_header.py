@@ -77,18 +77,18 @@ def _require_eight_bits(bits: int, mode: str) -> None:
 
 def _jpeg(encoded: bytes) -> ImageHeader:
     try:  # what the decoder itself will allocate; KeyError is simplejpeg's for a file that ends before its size
-        height, width, *_ = simplejpeg.decode_jpeg_header(encoded, strict=False)
+        height, width = map(int, simplejpeg.decode_jpeg_header(encoded, strict=False)[:2])
     except (ValueError, KeyError) as error:
         raise ValueError(
             f"{len(encoded)} bytes that are no image: a JPEG without a readable header ({error})"
         ) from None
     bits, orientation, several_scans = _before_first_scan(encoded)
     _require_eight_bits(bits, f"JPEG;{bits}")
-    if height * width > _PIXELS_PER_BYTE * len(encoded):
+    if MOST_PIXELS >= height * width > _PIXELS_PER_BYTE * len(encoded):
         raise ValueError(f"the image claims {height}x{width} pixels, which {len(encoded)} bytes of JPEG cannot hold")
     if several_scans and (scans := encoded.count(b"\xff\xda")) > _MOST_SCANS:
         raise ValueError(f"the JPEG has {scans} scans, at most {_MOST_SCANS} are decoded")
-    return ImageHeader(kind="JPEG", height=int(height), width=int(width), orientation=orientation)
+    return ImageHeader(kind="JPEG", height=height, width=width, orientation=orientation)
 
 
 def _before_first_scan(encoded: bytes) -> tuple[int, int, bool]:
@@ -166,10 +166,12 @@ def _webp(encoded: bytes) -> ImageHeader:
 
 
 def _by_pillow(encoded: bytes) -> ImageHeader:
-    """GIF and BMP, whose headers Pillow reads without allocating; a GIF's frames it counts without decoding them."""
+    """GIF and BMP, whose headers Pillow reads without allocating; a GIF's frames it counts without decoding them.
+    The size is looked at before, since Pillow prints a warning about large ones."""
     kind: Kind = "BMP" if encoded.startswith(BMP) else "GIF"
-    if kind == "GIF":
-        _require_bearable(_little(encoded[8:10]), _little(encoded[6:8]))
+    sides = (encoded[8:10], encoded[6:8]) if kind == "GIF" else (encoded[22:26], encoded[18:22])
+    if kind == "GIF" or _little(encoded[14:18]) >= 40:
+        _require_bearable(*(abs(int.from_bytes(side, "little", signed=kind == "BMP")) for side in sides))
     try:
         with Image.open(io.BytesIO(encoded), formats=[kind]) as image:
             frames = getattr(image, "n_frames", 1)

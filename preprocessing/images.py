@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from preprocessing.image_header import JPEG, ImageHeader, jpeg_orientation, read_header
 
@@ -71,9 +71,9 @@ def decode_into(encoded: bytes, image_HWC: np.ndarray) -> tuple[int, int]:
     return decoded.shape[0], decoded.shape[1]
 
 
-def encode_jpeg(image_HWC: np.ndarray) -> bytes:
-    """JPEG of quality 95 without colour subsampling, from uint8 (H, W, 3) RGB."""
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(image_HWC), quality=JPEG_QUALITY, colorsubsampling="444")
+def encode_jpeg(image_HWC: np.ndarray, *, quality: int = JPEG_QUALITY) -> bytes:
+    """JPEG without colour subsampling, from uint8 (H, W, 3) RGB."""
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(image_HWC), quality=quality, colorsubsampling="444")
 
 
 def encode_png(image_HWC: np.ndarray) -> bytes:
@@ -162,6 +162,8 @@ def _decoded_by_pillow(encoded: bytes, header: ImageHeader) -> np.ndarray:
                     f"its header says {header.height}x{header.width}, its data {image.height}x{image.width}"
                 )
             return np.array(image.convert("RGB"))  # a copy: Pillow's own memory is read-only
+    except UnidentifiedImageError:  # whose words hold an address in memory: never the same twice
+        raise ValueError(f"{len(encoded)} bytes that are no image: no {header.kind} that Pillow reads") from None
     except Exception as error:  # Pillow's decoders raise whatever they stumble over
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"an image of {len(encoded)} bytes cannot be decoded ({reason})") from None

@@ -171,7 +171,7 @@ def quarantine(store: Store) -> list[dict[str, Any]]:
 def _film_strip(store: EpisodeStore, shard: int, episode: int) -> str:
     table = store.read_episode(shard, episode, ["image", "action", "instruction"])
     picked = np.unique(np.linspace(0, table.num_rows - 1, min(_FRAMES, table.num_rows)).astype(int))
-    frames = "".join(_picture(table["image"][int(i)].as_py()) for i in picked)
+    frames = "".join(_picture(store, shard, episode, int(i), table["image"][int(i)].as_py()) for i in picked)
     said = {store.instruction_texts[i] for i in np.searchsorted(store.instruction_ids, table["instruction"].to_numpy())}
     action_NA = table["action"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
     dataset = store.contract.datasets[0]
@@ -185,10 +185,13 @@ def _film_strip(store: EpisodeStore, shard: int, episode: int) -> str:
     )
 
 
-def _picture(encoded: bytes) -> str:
-    height, width = image_size(encoded)
-    if height > _FRAME_HEIGHT:
-        encoded = reencode(encoded, _FRAME_HEIGHT, max(round(width * _FRAME_HEIGHT / height), 1), "squash")
+def _picture(store: EpisodeStore, shard: int, episode: int, step: int, encoded: bytes) -> str:
+    try:
+        height, width = image_size(encoded)
+        if height > _FRAME_HEIGHT:
+            encoded = reencode(encoded, _FRAME_HEIGHT, max(round(width * _FRAME_HEIGHT / height), 1), "squash")
+    except ValueError as error:
+        raise store.frame_error(shard, episode, step, f"cannot be decoded ({error})") from error
     kind = "png" if encoded.startswith(b"\x89PNG") else "jpeg"
     data = base64.b64encode(encoded).decode()
     return f'<img alt="" style="height:{_FRAME_HEIGHT}px" src="data:image/{kind};base64,{data}">'

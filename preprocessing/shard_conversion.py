@@ -258,17 +258,22 @@ def _images(task: ShardTask, episode: Episode) -> dict[str, list[bytes]]:
 
 def _frames(task: ShardTask, path: str, episode: Episode) -> list[bytes]:
     frames = []
-    for step, encoded in enumerate(_encoded(episode.steps[path])):
+    for step, given in enumerate(episode.steps[path]):
         with naming(f"{path} of step {step}"):
-            frame = encoded if task.image_size is None else reencode(encoded, *task.image_size, task.resize)
-            require_whole_image(frame)
-        frames.append(frame)
+            frames.append(_frame(task, given))
     return frames
 
 
-def _encoded(column: Any) -> list[bytes]:
-    """Frames as their source encoded them; those that it keeps as numbers become PNG."""
-    return column if isinstance(column, list) else [encode_png(frame) for frame in column]
+def _frame(task: ShardTask, given: bytes | np.ndarray) -> bytes:
+    """A frame as its source encoded it, known to be whole, or at the asked size; one kept as numbers becomes PNG."""
+    encoded = given if isinstance(given, bytes) else encode_png(given)
+    if task.image_size is not None:
+        resized = reencode(encoded, *task.image_size, task.resize)
+        if resized is not encoded:
+            return resized
+    if encoded is given:
+        require_whole_image(encoded)
+    return encoded
 
 
 def _reward(column: Any, count: int) -> pa.Array:

@@ -1,12 +1,11 @@
 """Image-text data -> a store of examples: one Ray Data task a shard, resumable, with a closing account.
 
-Images are decoded once to know that they can be; texts must be there and of bearable length. What fails goes to
-quarantine with its reason, example by example: examples in = examples out + quarantined + duplicates.
+Images are read through once to know that they can be decoded; texts must be there and of bearable length. What fails
+goes to quarantine with its reason, example by example: examples in = examples out + quarantined + duplicates.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import time
@@ -19,7 +18,6 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
-from PIL import Image, UnidentifiedImageError
 
 from preprocessing.convert import convert_shards
 from preprocessing.episode_store import (
@@ -29,7 +27,7 @@ from preprocessing.episode_store import (
     ShardWriter,
     atomic_write,
 )
-from preprocessing.images import decode_image, image_size
+from preprocessing.images import image_size, require_whole_image
 from preprocessing.shard_conversion import report_name
 from preprocessing.store_claim import claim, finished
 from preprocessing.web_records import WebExample, WebRecord
@@ -38,7 +36,6 @@ from preprocessing.web_store import KIND, WEB_SCHEMA, WEB_SCHEMA_VERSION
 from preprocessing.web_texts import PLACEHOLDER
 
 _ROW_GROUP_ROWS = 16  # images; a photograph with its questions is some 50 KB, and many places are read from at once
-_MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")  # Pillow's, of 8 bits a channel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,14 +260,9 @@ def _image_problem(encoded: bytes | None, config: WebConvertConfig) -> str | Non
         height, width = image_size(encoded)
         if min(height, width) < config.min_side or max(height, width) > config.max_side:
             return f"its image is {height}x{width} pixels, not between {config.min_side} and {config.max_side}"
-        mode = Image.open(io.BytesIO(encoded)).mode
-        if mode not in _MODES:
-            return f"its image has mode {mode}, which has no 8-bit colours"
-        decode_image(encoded)
-    except UnidentifiedImageError:  # whose words hold an address in memory: never the same twice
-        return "its image cannot be decoded (it is of no kind that Pillow reads)"
-    except Exception as error:  # Pillow's decoders raise whatever they stumble over
-        return f"its image cannot be decoded ({' '.join(str(error).split()) or type(error).__name__})"
+        require_whole_image(encoded)
+    except ValueError as error:
+        return f"its image cannot be decoded ({error})"
     return None
 
 

@@ -68,7 +68,14 @@ class WebReader:
     def _frame(self, image: tuple[int, int, int]) -> np.ndarray:
         number, shard, row = image
         group, place = divmod(row, self._stores[number].shards[shard].row_group_rows)
-        decoded = decode_image(self._group(number, shard, group)["image"][place])
+        try:
+            decoded = decode_image(self._group(number, shard, group)["image"][place])
+        except ValueError as error:
+            path = self._stores[number].shards[shard].path
+            raise ValueError(
+                f"the image in row {row} of {path} cannot be decoded ({error}): delete the store and preprocess again, "
+                f"images that cannot be read are then left out"
+            ) from error
         return resize_image(decoded, *self._frame_size, "pad")
 
     def _read_group(self, number: int, shard: int, group: int) -> dict[str, list[Any]]:

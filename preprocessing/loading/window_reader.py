@@ -183,21 +183,21 @@ class WindowReader:
         return direct
 
     def _decode_one(self, group: _Group, inside: int, frame: np.ndarray) -> None:
-        """Decode into `frame` (H, W, 3). Raises ValueError naming the shard."""
+        """Decode into `frame` (H, W, 3). Raises ValueError naming store, shard, episode and step."""
         try:
             height, width = decode_into(group.images[inside].as_py(), frame)
         except ValueError as error:
-            raise ValueError(f"{self._name(group.first_row + inside)} cannot be decoded: {error}") from error
+            raise self._frame_error(group.first_row + inside, f"cannot be decoded ({error})") from error
         if (height, width) != frame.shape[:2]:
-            raise ValueError(
-                f"{self._name(group.first_row + inside)} is {height}x{width}, its manifest says "
-                f"{frame.shape[0]}x{frame.shape[1]}: preprocess again with --image-size"
-            )
+            expected = f"{frame.shape[0]}x{frame.shape[1]}"
+            raise self._frame_error(group.first_row + inside, f"is {height}x{width}, its manifest says {expected}")
 
-    def _name(self, row: int) -> str:
-        shard, inside = self.index.locate(np.array([row]))
-        number, place = self._shards[int(shard[0])]
-        return f"the frame in row {inside[0]} of {self._stores[number].shards[place].path}"
+    def _frame_error(self, row: int, problem: str) -> ValueError:
+        (shard,), (inside,) = self.index.locate(np.array([row]))
+        (_,), (step,) = self.index.episodes(np.array([row]))
+        number, place = self._shards[int(shard)]
+        ends = np.cumsum(self._stores[number].shards[place].episode_lengths)
+        return self._stores[number].frame_error(place, int(np.searchsorted(ends, inside, "right")), int(step), problem)
 
     def _slots(self, batch_frames: int) -> int:
         """Frames that may stay decoded beside the encoded ones and the batches under way."""

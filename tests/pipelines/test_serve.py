@@ -6,6 +6,7 @@ import base64
 import contextlib
 import io
 import socket
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ import pytest
 from command_line import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pipelines import mlflow_policy
 from pipelines.bundle import TrainedModel
@@ -120,10 +121,24 @@ def test_what_is_no_frame_is_refused_in_words(image: Any, words: str) -> None:
         camera_frame(image, RECIPE)
 
 
-def test_a_picture_too_large_for_any_camera_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ValueError, match="cannot be decoded"):
-        camera_frame(png(NOISE), RECIPE)
+def test_a_picture_too_large_for_any_camera_is_refused_by_its_header() -> None:
+    encoded = encode_jpeg(NOISE)
+    place = encoded.index(b"\xff\xc0") + 5
+    lying = encoded[:place] + (17_000).to_bytes(2, "big") + (30_000).to_bytes(2, "big") + encoded[place + 4 :]
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="image cannot be decoded: the image claims 17000x30000, 510000000 pixels"):
+        camera_frame(base64.b64encode(lying).decode(), RECIPE)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_frame_that_was_taken_turned_is_seen_upright(orientation: int) -> None:
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.fromarray(NOISE[:8, :6] if orientation == 3 else NOISE[:6, :8]).save(file, "PNG", exif=exif)
+    shown = np.asarray(ImageOps.exif_transpose(Image.open(file)))
+    np.testing.assert_array_equal(camera_frame(file.getvalue(), RECIPE), shown)
 
 
 @given(

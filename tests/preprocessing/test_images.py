@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import io
+import struct
+import tracemalloc
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
 import simplejpeg
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
+from preprocessing.image_header import MOST_PIXELS
 from preprocessing.images import (
     Resize,
     decode_image,
+    decode_into,
     encode_jpeg,
     image_size,
     reencode,
@@ -99,11 +104,210 @@ def test_bytes_after_a_frame_are_no_fault() -> None:
     require_whole_image(encode_jpeg(np.zeros((8, 8, 3), np.uint8)) + b"\0\0")
 
 
-def test_a_few_bytes_that_claim_a_huge_image_are_refused() -> None:
-    def chunk(body: bytes) -> bytes:
-        return (len(body) - 4).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+# --- What is a picture ---
 
-    size = (40_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
-    huge = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR" + size) + chunk(b"IDAT" + zlib.compress(b"")) + chunk(b"IEND")
-    with pytest.raises(ValueError, match=r"claims 40000x40000, 1600000000 pixels"):
-        decode_image(huge)
+COARSE = np.random.default_rng(0).integers(0, 255, (6, 9, 3), dtype=np.uint8)
+SCENE = np.asarray(Image.fromarray(COARSE).resize((72, 48)))
+INVERSE = Image.fromarray(~SCENE)
+
+
+def saved(image: Image.Image | np.ndarray, kind: str, **options: Any) -> bytes:
+    page = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(page, kind, **options)
+    return page.getvalue()
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    return len(body).to_bytes(4, "big") + name + body + zlib.crc32(name + body).to_bytes(4, "big")
+
+
+def png_header(height: int, width: int, *, bits: int = 8, colour: int = 2) -> bytes:
+    return chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+
+
+def png_of(header: bytes, rows: bytes = b"") -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def jpeg_that_claims(height: int, width: int) -> bytes:
+    """A small JPEG whose header says another size."""
+    whole = saved(SCENE[:8, :8], "JPEG")
+    place = whole.index(b"\xff\xc0") + 5
+    return whole[:place] + struct.pack(">HH", height, width) + whole[place + 4 :]
+
+
+def turned(kind: str, orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return saved(SCENE, kind, exif=exif)
+
+
+def both_readings(encoded: bytes) -> np.ndarray:
+    """The picture, which decoding into a buffer and the size from the header must agree with."""
+    image_HWC = decode_image(encoded)
+    buffer_HWC = np.zeros_like(image_HWC)
+    assert image_size(encoded) == image_HWC.shape[:2] == decode_into(encoded, buffer_HWC)
+    np.testing.assert_array_equal(buffer_HWC, image_HWC)
+    return image_HWC
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WebP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_stands_a_picture_upright_for_every_reader(kind: str, orientation: int) -> None:
+    encoded = turned(kind, orientation)
+    require_whole_image(encoded)
+    seen = both_readings(encoded)
+    shown = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(encoded))).convert("RGB"))  # as viewers show it
+    assert seen.shape == shown.shape
+    assert np.abs(seen.astype(int) - shown).mean() < 1
+    assert reencode(encoded, *seen.shape[:2], "pad") is encoded
+    smaller = decode_image(reencode(encoded, 24, 24, "crop")).astype(int)
+    assert np.abs(smaller - resize_image(seen, 24, 24, "crop")).mean() < 5
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_an_orientation_that_makes_no_sense_is_none(orientation: int) -> None:
+    np.testing.assert_array_equal(both_readings(turned("PNG", orientation)), SCENE)
+
+
+def test_the_orientation_of_a_thumbnail_is_not_the_picture_s() -> None:
+    whole, body = saved(SCENE, "JPEG"), b"JFXX\0" + turned("JPEG", 6)
+    assert image_size(whole[:2] + b"\xff\xe0" + struct.pack(">H", len(body) + 2) + body + whole[2:]) == (48, 72)
+
+
+@pytest.mark.parametrize(
+    ("encoded", "words"),
+    [
+        (saved(np.full((48, 64), 4000, np.uint16), "PNG"), "mode I;16, as depth images have"),
+        (png_of(png_header(2, 2, bits=16), bytes(26)), "mode RGB;16, as depth images have"),
+        (png_of(png_header(2, 2, bits=16, colour=4), bytes(18)), "mode LA;16"),
+        (saved(np.ones((4, 4), np.float32), "TIFF"), "no image"),
+        (saved(SCENE, "TIFF"), "no image"),
+        (saved(SCENE, "GIF", save_all=True, append_images=[INVERSE]), "GIF is animated"),
+        (saved(SCENE, "PNG", save_all=True, append_images=[INVERSE]), "PNG is animated"),
+        (saved(SCENE, "WebP", save_all=True, append_images=[INVERSE]), "WebP is animated"),
+        (png_of(png_header(0, 4)), "has no pixels"),
+        (jpeg_that_claims(8, 8).replace(b"\xff\xc0\0\x11\x08", b"\xff\xc1\0\x11\x0c"), "mode JPEG;12"),
+    ],
+)
+def test_what_is_no_picture_of_eight_bits_is_refused_by_its_header(encoded: bytes, words: str) -> None:
+    for read in (image_size, require_whole_image, decode_image):
+        with pytest.raises(ValueError, match=words):
+            read(encoded)
+    with pytest.raises(ValueError):
+        decode_into(encoded, np.zeros((48, 72, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("kind", "modes"),
+    [
+        ("JPEG", ["1", "L", "RGB", "CMYK"]),
+        ("PNG", ["1", "L", "LA", "P", "RGB", "RGBA"]),
+        ("WebP", ["L", "LA", "P", "RGB", "RGBA"]),
+        ("GIF", ["1", "L", "LA", "P", "RGB", "RGBA"]),
+        ("BMP", ["1", "L", "P", "RGB", "RGBA"]),
+    ],
+)
+def test_every_mode_of_eight_bits_becomes_rgb(kind: str, modes: list[str]) -> None:
+    for mode in modes:
+        encoded = saved(Image.fromarray(SCENE).convert(mode), kind)
+        require_whole_image(encoded)
+        expected = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB")).astype(int)
+        assert np.abs(both_readings(encoded) - expected).mean() < 2, mode
+
+
+def test_alpha_is_dropped_and_the_colours_below_it_are_kept() -> None:
+    clear = np.dstack([SCENE, np.zeros(SCENE.shape[:2], np.uint8)])
+    np.testing.assert_array_equal(both_readings(png(clear)), SCENE)
+
+
+# --- What a few bytes can cost ---
+
+
+def scans(count: int) -> bytes:
+    """A progressive JPEG whose last scan is repeated."""
+    whole = saved(SCENE, "JPEG", progressive=True)
+    last = whole[whole.rindex(b"\xff\xda") : -2]
+    return whole[:-2] + last * count + whole[-2:]
+
+
+HUGE_BMP = b"BM" + bytes(12) + struct.pack("<IiiHHIIiiII", 40, 30_000, 17_000, 1, 24, 0, 0, 0, 0, 0, 0)
+HUGE_WEBP = b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0\xff\x3f\0\xff\x3f\0" + bytes(8)
+BOMBS = {
+    "JPEG": (jpeg_that_claims(17_000, 30_000), "claims 17000x30000"),
+    "JPEG below the limit": (jpeg_that_claims(5_000, 6_000), "cannot hold"),
+    "PNG": (png_of(png_header(40_000, 40_000)), "claims 40000x40000, 1600000000 pixels"),
+    "PNG with two headers": (png_of(png_header(4, 4) + png_header(9000, 9000)), "says 4x4, its data 9000x9000"),
+    "GIF": (b"GIF89a" + struct.pack("<HH", 30_000, 17_000) + saved(SCENE, "GIF")[10:], "claims 17000x30000"),
+    "BMP": (HUGE_BMP, "claims 17000x30000"),
+    "WebP": (HUGE_WEBP, "claims 16384x16384"),
+    "scans": (scans(400), "JPEG has 4.. scans"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_few_bytes_that_claim_much_are_refused_before_memory_is_taken(name: str) -> None:
+    encoded, words = BOMBS[name]
+    tracemalloc.start()
+    try:
+        for read in (require_whole_image, decode_image, lambda encoded: reencode(encoded, 8, 8, "squash")):
+            with pytest.raises(ValueError, match=words):
+                read(encoded)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_large_photograph_is_a_picture() -> None:
+    encoded = saved(Image.new("RGB", (8192, 4096), (9, 8, 7)), "JPEG")
+    assert MOST_PIXELS == 8192 * 4096
+    assert image_size(encoded) == (4096, 8192)
+    require_whole_image(encoded)
+
+
+# --- Stray bytes and damage ---
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_stray_bytes_before_the_end_marker_are_no_damage(progressive: bool) -> None:
+    whole = saved(SCENE, "JPEG", progressive=progressive)
+    stray = whole[:-2] + b"\0" * 17 + whole[-2:]
+    require_whole_image(stray)
+    np.testing.assert_array_equal(both_readings(stray), decode_image(whole))
+    assert reencode(stray, 16, 16, "squash") == reencode(whole, 16, 16, "squash")
+
+
+WHOLE = {kind: saved(SCENE[:24, :32], kind) for kind in ("JPEG", "PNG", "WebP", "GIF", "BMP")}
+WHOLE["JPEG progressive"] = saved(SCENE[:24, :32], "JPEG", progressive=True)
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_the_beginning_of_a_file_is_no_picture(kind: str) -> None:
+    for length in range(60):
+        with pytest.raises(ValueError):
+            require_whole_image(WHOLE[kind][:length])
+
+
+@settings(max_examples=400)
+@given(
+    kind=st.sampled_from(sorted(WHOLE)),
+    changes=st.lists(st.tuples(st.floats(0, 0.9999), st.integers(0, 255)), max_size=4),
+    stray=st.tuples(st.floats(0, 1), st.binary(max_size=8)),
+    length=st.just(1.0) | st.floats(0, 1),
+)
+def test_what_the_door_lets_in_every_reader_reads(
+    kind: str, changes: list[tuple[float, int]], stray: tuple[float, bytes], length: float
+) -> None:
+    content = bytearray(WHOLE[kind])
+    for place, value in changes:
+        content[int(place * len(content))] = value
+    place = int(stray[0] * len(content))
+    content[place:place] = stray[1]
+    damaged = bytes(content[: round(length * len(content))])
+    try:
+        require_whole_image(damaged)
+    except ValueError:
+        with pytest.raises(ValueError):
+            decode_image(damaged)
+    else:
+        both_readings(damaged)

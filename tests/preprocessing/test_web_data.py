@@ -6,14 +6,17 @@ import math
 import re
 import tarfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from tiny_web import (  # type: ignore[import-not-found]
     picture,
     png,
@@ -29,6 +32,9 @@ from tiny_web import (  # type: ignore[import-not-found]
 
 from preprocessing import web_data, web_sources
 from preprocessing.episode_store import EpisodeStore
+from preprocessing.images import decode_image
+from preprocessing.loading.reader import LoaderConfig
+from preprocessing.loading.web_reader import WebReader
 from preprocessing.web_data import WebConvertConfig, convert_web
 from preprocessing.web_store import WebStore, open_store
 
@@ -440,6 +446,39 @@ def test_no_bytes_stop_a_conversion(data: st.DataObject) -> None:
     cut = bytes(whole[: data.draw(st.integers(0, len(whole)))])
     problem = web_data._image_problem(cut, WebConvertConfig(format="jsonl"))
     assert problem is None or (problem.startswith("its image ") and " at 0x" not in problem)  # the same in every run
+
+
+def test_pictures_are_judged_as_the_loader_reads_them(tmp_path: Path) -> None:
+    """Kept or left out by the one rule for pictures, before anything is decoded that claims too much."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    scene = Image.open(io.BytesIO(png(3)))
+    jpeg, lying, animated = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    scene.save(jpeg, "JPEG")
+    scene.save(lying, "JPEG", exif=exif)
+    scene.save(animated, "GIF", save_all=True, append_images=[scene.rotate(180)])
+    whole = jpeg.getvalue()
+    place = whole.index(b"\xff\xc0") + 5
+    pictures = [
+        (lying.getvalue(), ""),
+        (whole[:-2] + bytes(17) + whole[-2:], ""),
+        (png(1, mode="I;16"), "mode I;16, as depth images have"),
+        (whole[:place] + bytes.fromhex("42687530") + whole[place + 4 :], "the image claims 17000x30000"),
+        (animated.getvalue(), "the GIF is animated"),
+        (whole[:-40] + whole[-2:], "premature end of data segment"),
+    ]
+    lines = [json.dumps({"image": f"images/{n}.png", "caption": "seen"}) for n in range(len(pictures))]
+    write_jsonl(tmp_path / "source", lines, [f"{n}.png" for n in range(len(pictures))])
+    for number, (encoded, _) in enumerate(pictures):
+        (tmp_path / f"source/images/{number}.png").write_bytes(encoded)
+    store, _, quarantine = converted(tmp_path / "source", tmp_path / "out", format="jsonl")
+    assert len(quarantine) == 4
+    for line, (_, reason) in zip(quarantine, pictures[2:], strict=True):
+        assert reason in line["reason"]
+    with closing(WebReader([store], frame_size=(16, 12), config=LoaderConfig())) as reader:
+        kept = [text.image for text in reader.texts(np.arange(2)) if text.image is not None]
+        upright, _ = reader.frames(kept)
+    assert np.array_equal(upright, decode_image(lying.getvalue())) and upright.any(axis=(1, 2)).all()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.episode_store import EpisodeStore
+from preprocessing.images import decode_into
 from preprocessing.loading.loader import Batch, Loader, LoaderConfig, WindowReader
 from rt_models.spec import AffineTransform, check_batch
 
@@ -230,13 +232,32 @@ def test_a_frame_that_cannot_be_decoded_or_has_another_size_is_named(
     def broken(encoded: bytes, image_HWC: np.ndarray) -> tuple[int, int]:
         raise ValueError("no JPEG")
 
-    for decode, message in ((broken, "cannot be decoded: no JPEG"), (lambda *_: (5, 7), "is 5x7, its manifest says")):
+    for decode, message in (
+        (broken, r"cannot be decoded \(no JPEG\)"),
+        (lambda *_: (5, 7), "is 5x7, its manifest says"),
+    ):
         monkeypatch.setattr("preprocessing.loading.window_reader.decode_into", decode)
         with (
             closing(WindowReader([store], [DOUBLE], num_steps=STEPS, config=LoaderConfig())) as reader,
-            pytest.raises(ValueError, match=rf"the frame in row \d+ of .*shard-.*parquet {message}"),
+            pytest.raises(ValueError, match=rf"the frame at step \d+ of episode \d+ of .*shard-.*parquet {message}"),
         ):
             batches(reader, 1)
+
+
+def test_a_damaged_frame_is_found_where_its_error_says(store: EpisodeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard, episode, step = len(store.shards) - 1, len(store.shards[-1].episode_lengths) - 1, 2
+    damaged = store.read_episode(shard, episode, ["image"])["image"][step].as_py()
+
+    def decode(encoded: bytes, image_HWC: np.ndarray) -> tuple[int, int]:
+        return decode_into(encoded[:100] if encoded == damaged else encoded, image_HWC)
+
+    monkeypatch.setattr("preprocessing.loading.window_reader.decode_into", decode)
+    named = rf"the frame at step {step} of episode {episode} of {re.escape(store.shards[shard].path)} cannot be decoded"
+    with (
+        closing(WindowReader([store], [DOUBLE], num_steps=STEPS, config=LoaderConfig())) as reader,
+        pytest.raises(ValueError, match=rf"{named} .*: delete the store and preprocess again"),
+    ):
+        reader.read(np.arange(reader.index.num_rows), np.arange(reader.index.num_rows))
 
 
 def test_the_pool_is_not_for_a_gpu(store: EpisodeStore) -> None:

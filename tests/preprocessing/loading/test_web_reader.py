@@ -69,6 +69,20 @@ def test_examples_count_through_stores_shards_and_rows(stores: list[WebStore]) -
         assert (frame == resize_image(original, 16, 16, "pad")).all()
 
 
+def test_an_image_that_cannot_be_read_is_named(stores: list[WebStore], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(encoded: bytes) -> np.ndarray:
+        raise ValueError("cut")
+
+    monkeypatch.setattr("preprocessing.loading.web_reader.decode_image", broken)
+    with closing(WebReader(stores, frame_size=(16, 16), config=LoaderConfig())) as reader:
+        (text,) = reader.texts(np.array([47]))
+        assert text.image is not None
+        with pytest.raises(
+            ValueError, match=r"row 1 of .*/second/.*shard-00002.*parquet cannot be decoded \(cut\): del"
+        ):
+            reader.frames([text.image])
+
+
 def test_memory_is_bounded_in_row_groups(stores: list[WebStore], tmp_path: Path) -> None:
     with closing(WebReader(stores, frame_size=(8, 8), config=LoaderConfig(memory_mb=1))) as reader:
         reader.texts(np.arange(48))
