@@ -1,0 +1,323 @@
+"""What RT-1 costs on a GPU, stage by stage: needs torch alone. Each stage is a process with a time limit of its own.
+
+    python benchmarks/gpu.py                      every stage, most valuable first
+    python benchmarks/gpu.py --only control       one of them
+    python benchmarks/gpu.py --toy                small sizes on the CPU, to see that the script runs
+
+A stage prints JSON lines as it goes, so one that meets its limit keeps what it measured. Times are medians of steps after
+warm-up, between device synchronisations; `first_s` is what the first step of its kind took.
+
+- shapes: forward and backward of single convolutions for a number of images seen before and for a new one, by memory
+  format and by cuDNN's choice of algorithm: which of them pay for every new number
+- train: optimizer steps of the preset rt1 on plain windows and on segments, eager and with compiled blocks; the bare
+  EfficientNet-B3 of torchvision on as many images
+- control: one action for 1, 8 and 32 robots: `Policy.act`, the two networks alone, and the same as one CUDA graph
+- profile: where the device time of a training step goes, by class of kernel
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor, nn
+from workload import PRESETS, Batch, batch, frames
+
+from rt_models.policy import Policy
+from rt_models.rt1 import RT1
+from rt_models.spec import EMBEDDING_WIDTH
+
+LIMITS_S = {"shapes": 150, "train": 170, "control": 90, "profile": 60}
+
+
+def main() -> None:
+    arguments = _arguments()
+    if len(arguments.only) == 1 and arguments.inside:
+        STAGES[arguments.only[0]](arguments.toy)
+        return
+    for stage in arguments.only:
+        command = [sys.executable, __file__, "--only", stage, "--inside", *(["--toy"] if arguments.toy else [])]
+        began = time.monotonic()
+        try:
+            code: Any = subprocess.run(command, timeout=LIMITS_S[stage], check=False).returncode
+        except subprocess.TimeoutExpired:
+            code = f"cut off after {LIMITS_S[stage]} s"
+        say(stage=stage, ended=code, seconds=round(time.monotonic() - began, 1))
+
+
+def say(**values: Any) -> None:
+    print(json.dumps(values), flush=True)
+
+
+# --- shapes ---
+
+
+def shapes(toy: bool) -> None:
+    """One convolution of each class of B3 at a time, so that what is slow has a name."""
+    device, side, count = _device(), 8 if toy else 38, 3 if toy else 64
+    kinds = {
+        "pointwise 48-288": nn.Conv2d(48, 288, 1, bias=False),
+        "depthwise 3x3": nn.Conv2d(288, 288, 3, padding=1, groups=288, bias=False),
+        "depthwise 5x5": nn.Conv2d(288, 288, 5, padding=2, groups=288, bias=False),
+        "depthwise 5x5 stride 2": nn.Conv2d(288, 288, 5, stride=2, padding=2, groups=288, bias=False),
+        "stem 3x3 stride 2": nn.Conv2d(3, 40, 3, stride=2, padding=1, bias=False),
+    }
+    formats = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+    for memory, search in itertools.product(formats, (False, True)):
+        torch.backends.cudnn.benchmark, memory_format = search, formats[memory]
+        for name, conv in kinds.items():
+            layer = conv.to(device, memory_format=memory_format)
+            times = {}
+            for images in (count, count - 1 - search, count - 1 - search):
+                x = torch.randn(images, conv.in_channels, side, side, device=device)
+                x = x.to(memory_format=memory_format).requires_grad_()
+                times.setdefault(images, []).append(_seconds(lambda x=x, layer=layer: _pass(layer, x)))
+            (first,), (new, again) = times.values()
+            say(
+                stage="shapes",
+                conv=name,
+                memory=memory,
+                cudnn_benchmark=search,
+                first_s=first,
+                new_number_s=new,
+                seen_number_s=again,
+            )
+
+
+def _pass(layer: nn.Module, x: Tensor) -> None:
+    with torch.autocast(x.device.type, torch.bfloat16):
+        y = layer(x)
+    y.float().square().mean().backward()
+
+
+# --- train ---
+
+
+def train(toy: bool) -> None:
+    """Plain windows and segments; what is compiled is one block of the backbone at a time."""
+    windows, segments, size = (2, 1, 2) if toy else (32, 8, 12)
+    plain = {"num_segments": windows, "windows_per_segment": 1}
+    shared = {"num_segments": segments, "windows_per_segment": size}
+    cases = [("segments", shared, False), ("plain", plain, False), ("plain", plain, True), ("segments", shared, True)]
+    if not toy:
+        _bare_backbone(windows * 6)
+    for name, shape, compiled in cases:
+        for line in _training(toy, shape, compiled=compiled):
+            say(stage="train", case=name, compiled_blocks=compiled, windows=len_windows(shape), **line)
+
+
+def len_windows(shape: dict[str, int]) -> int:
+    return shape["num_segments"] * shape["windows_per_segment"]
+
+
+def _training(toy: bool, shape: dict[str, int], *, compiled: bool) -> Iterator[dict[str, Any]]:
+    model, made = _model(toy).train(), _moved(batch("small" if toy else "rt1", **shape))
+    if compiled:
+        for block in model.tokenizer.backbone.blocks:  # type: ignore[union-attr]
+            block.compile(dynamic=False, backend="aot_eager" if toy else "inductor")
+    fused = next(model.parameters()).is_cuda
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, eps=1e-7, fused=fused)
+    step = lambda: _step(model, optimizer, made)  # noqa: E731
+    first = _seconds(step)
+    yield {"first_s": first}
+    times = [_seconds(step) for _ in range(2 if toy else 12)][1:]
+    peak = torch.cuda.max_memory_allocated() / 1e9 if fused else None
+    yield {
+        "step_s": statistics.median(times),
+        "windows_per_s": len_windows(shape) / statistics.median(times),
+        "gb": peak,
+    }
+    torch._dynamo.reset()
+
+
+def _step(model: RT1, optimizer: torch.optim.Optimizer, made: Batch) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    model.loss(made).backward()
+    optimizer.step()
+
+
+def _bare_backbone(images: int) -> None:
+    """torchvision's EfficientNet-B3 with its own head: what RT-1's image tokenizer stands on."""
+    try:
+        from torchvision.models import efficientnet_b3
+    except ImportError as error:
+        say(stage="train", case="torchvision", skipped=str(error))
+        return
+    net = efficientnet_b3().to(_device(), memory_format=torch.channels_last).train()
+    x = torch.randn(images, 3, 300, 300, device=_device()).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(net.parameters(), fused=torch.cuda.is_available())
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        _pass(net, x)
+        optimizer.step()
+
+    first = _seconds(step)
+    times = [_seconds(step) for _ in range(8)]
+    say(stage="train", case="torchvision", images=images, first_s=first, step_s=statistics.median(times))
+
+
+# --- control ---
+
+
+def control(toy: bool) -> None:
+    """The graph holds backbone, TokenLearner and transformer; resizing and the choice of tokens stay outside it."""
+    for robots in (1, 2) if toy else (1, 8, 32):
+        model = _model(toy).eval()
+        policy = Policy(model, num_robots=robots)
+        frame = frames("small" if toy else "rt1", robots).numpy()
+        embedding = torch.randn(robots, EMBEDDING_WIDTH)
+        act = lambda policy=policy, frame=frame, embedding=embedding: policy.act(frame, embedding)  # noqa: E731
+        say(stage="control", robots=robots, side="Policy.act", **_latency(act, toy))
+        networks = _networks(policy.model, robots)
+        say(stage="control", robots=robots, side="networks, eager", **_latency(networks, toy))
+        if torch.cuda.is_available():
+            say(stage="control", robots=robots, side="networks, CUDA graph", **_latency(_graph(networks), toy))
+
+
+def _networks(model: RT1, robots: int) -> Callable[[], Tensor]:
+    config, device = model.config, _device()
+    size = config.input.image_size
+    image = torch.randn(robots, 3, size, size, device=device).to(memory_format=torch.channels_last)
+    embedding = torch.randn(robots, EMBEDDING_WIDTH, device=device)
+    past = torch.randn(robots, config.num_steps - 1, config.num_image_tokens, config.feature_width, device=device)
+    tokenizer = model.tokenizer
+
+    @torch.no_grad()
+    def run() -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            x = tokenizer.projection(tokenizer.backbone(image, embedding, None))
+            x = tokenizer.film(x, embedding) if tokenizer.film is not None else x
+            x = x.flatten(2).transpose(1, 2)
+            tokens = tokenizer.learner(x) if tokenizer.learner is not None else x
+            return model.transformer(torch.cat([past, tokens[:, None].float()], dim=1), None, None, "last")
+
+    return run
+
+
+def _graph(run: Callable[[], Tensor]) -> Callable[[], object]:
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def _latency(run: Callable[[], object], toy: bool) -> dict[str, float]:
+    first = _seconds(run)
+    times = sorted(_seconds(run) for _ in range(3 if toy else 60))
+    return {
+        "first_s": first,
+        "median_ms": 1e3 * statistics.median(times),
+        "p95_ms": 1e3 * times[int(0.95 * len(times))],
+    }
+
+
+# --- profile ---
+
+
+def profile(toy: bool) -> None:
+    """Device time of two plain training steps; kernels are told apart by their names."""
+    model = _model(toy).train()
+    made = _moved(batch("small" if toy else "rt1", num_segments=2 if toy else 32, windows_per_segment=1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=torch.cuda.is_available())
+    for _ in range(2):
+        _step(model, optimizer, made)
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    kinds += [torch.profiler.ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+    began = time.perf_counter()
+    with torch.profiler.profile(activities=kinds) as measured:
+        for _ in range(2):
+            _step(model, optimizer, made)
+        _synchronise()
+    wall_ms = 1e3 * (time.perf_counter() - began) / 2
+    spent: dict[str, float] = {}
+    longest: dict[str, float] = {}
+    for event in measured.key_averages():
+        kernel = event.device_type != torch.profiler.DeviceType.CPU
+        if kernel or not torch.cuda.is_available():
+            ms = (event.self_device_time_total if kernel else event.self_cpu_time_total) / 2e3
+            spent[_class(event.key)] = spent.get(_class(event.key), 0) + ms
+            longest[event.key[:90]] = ms
+    top = dict(sorted(longest.items(), key=lambda item: -item[1])[:14])
+    say(stage="profile", wall_ms_with_profiler=wall_ms, busy_ms=sum(spent.values()), ms_by_class=spent, longest_ms=top)
+
+
+CLASSES = {
+    "depthwise": ("depthwise", "dgrad2d_grouped", "wgrad2d_grouped", "grouped_direct", "conv2d_grouped", "conv2d_c1"),
+    "attention": ("flash", "fmha", "attention", "softmax"),
+    "optimizer": ("multi_tensor", "fused_adam", "adam"),
+    "batch norm": ("batch_norm", "bn_fw", "bn_bw", "batchnorm"),
+    "matrix product, convolution": ("gemm", "cutlass", "xmma", "conv", "cudnn", "nvjet", "cublas", "wgrad", "dgrad"),
+    "copy, cast, layout": ("memcpy", "memset", "copy", "cat", "nchw", "nhwc", "transpose"),
+    "reduction": ("reduce",),
+    "pointwise": ("elementwise", "vectorized", "triton_poi", "pointwise"),
+    "gather, scatter": ("index", "gather", "scatter", "sort", "unique"),
+}
+
+
+def _class(kernel: str) -> str:
+    name = kernel.lower()
+    return next((label for label, parts in CLASSES.items() if any(part in name for part in parts)), "other")
+
+
+# --- what the stages share ---
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _model(toy: bool) -> RT1:
+    config = PRESETS["small" if toy else "rt1"]()
+    torch.manual_seed(0)
+    model = replace(config, compute=replace(config.compute, precision="bf16")).build()
+    return model.to(_device(), memory_format=torch.channels_last)
+
+
+def _moved(made: Batch) -> Batch:
+    return {key: value.to(_device()) for key, value in made.items()}
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    _synchronise()
+    began = time.perf_counter()
+    run()
+    _synchronise()
+    return time.perf_counter() - began
+
+
+STAGES: dict[str, Callable[[bool], None]] = {"train": train, "control": control, "shapes": shapes, "profile": profile}
+
+
+def _arguments() -> argparse.Namespace:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--only", nargs="+", choices=list(STAGES), default=list(STAGES), help="stages (default: all)")
+    made.add_argument("--toy", action="store_true", help="small sizes, in seconds on a CPU")
+    made.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    return made.parse_args()
+
+
+if __name__ == "__main__":
+    main()
