@@ -4,8 +4,8 @@
     python benchmarks/gpu.py --only control       one of them
     python benchmarks/gpu.py --toy                small sizes on the CPU, to see that the script runs
 
-A stage prints JSON lines as it goes, so one that meets its limit keeps what it measured. Times are medians of steps after
-warm-up, between device synchronisations; `first_s` is what the first step of its kind took.
+A stage prints JSON lines as it goes, so one that meets its limit keeps what it measured. Times are medians of steps
+after warm-up, between device synchronisations; `first_s` is what the first step of its kind took.
 
 - shapes: forward and backward of single convolutions for a number of images seen before and for a new one, by memory
   format and by cuDNN's choice of algorithm: which of them pay for every new number
