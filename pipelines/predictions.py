@@ -7,7 +7,7 @@ Axes: N scored steps, B rows of a batch, A action dimensions, K fields of RT-2's
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,7 @@ import torch
 from pipelines.co_fine_tuning import NO_INSTRUCTION, CoFineTuningConfig, CoFineTuningReader, Store
 from pipelines.models import Model
 from pipelines.training_data import as_trained
+from preprocessing.embeddings import embed_texts
 from preprocessing.episode_store import EpisodeStore
 from preprocessing.loading.loader import Batch, LoaderConfig, WindowReader
 from rt_models.action_tokens import encode
@@ -48,12 +49,24 @@ class Predictions:
 
 
 def predict_store(
-    model: Model, contract: Contract, store: EpisodeStore, *, batch: int, perturbation: Perturbation = "none"
+    model: Model,
+    contract: Contract,
+    store: EpisodeStore,
+    *,
+    batch: int,
+    perturbation: Perturbation = "none",
+    rewording: Mapping[str, str] | None = None,
 ) -> Predictions:
-    """The model's tokens for every step of `store` that is trained on. Raises ValueError where there is none."""
+    """The model's tokens for every step of `store` that is trained on.
+
+    `rewording` gives instructions other words, which the contract's encoder embeds; those it does not name stay.
+    Raises ValueError where no step is scored.
+    """
     dataset, seen = contract.dataset(store.contract.datasets[0].name), as_trained(store, contract)
+    if perturbation == "swapped_instructions":
+        rewording = _swapped(store.instruction_texts)
     steps = _rt1_steps if isinstance(model, RT1) else _rt2_steps
-    parts = list(steps(model, contract, seen, batch, perturbation))  # type: ignore[arg-type]
+    parts = list(steps(model, contract, seen, batch, perturbation == "blank_images", rewording))  # type: ignore[arg-type]
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     episode, step, action, target, tokens, *rest = columns
     if not len(episode):
@@ -73,15 +86,15 @@ def predict_store(
 
 
 def _rt1_steps(
-    model: RT1, contract: Contract, store: EpisodeStore, batch: int, perturbation: Perturbation
+    model: RT1, contract: Contract, store: EpisodeStore, batch: int, blank: bool, rewording: Mapping[str, str] | None
 ) -> Iterator[tuple[np.ndarray, ...]]:
     transform = contract.dataset(store.contract.datasets[0].name).transform
     reader = WindowReader([store], [transform], num_steps=model.config.num_steps, config=LoaderConfig())
-    swap = _swapped(store.embeddings) if perturbation == "swapped_instructions" else None
+    swap = None if rewording is None else _reworded_embeddings(store, contract.encoder, rewording)
     device = next(model.parameters()).device
     for rows in _pieces(reader.index.num_rows, batch):
         read = {key: value.to(device) for key, value in reader.read(rows, rows).items()}
-        yield _predict_windows(model, read, blank=perturbation == "blank_images", swap=swap)
+        yield _predict_windows(model, read, blank=blank, swap=swap)
     reader.close()
 
 
@@ -100,9 +113,15 @@ def _predict_windows(
     return _scored(columns, batch["loss_mask"][:, -1])
 
 
-def _swapped(embeddings_ND: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """(instruction embeddings, the embedding each is replaced by): the next instruction's in the store's table."""
-    return torch.tensor(embeddings_ND), torch.tensor(np.roll(embeddings_ND, 1, axis=0))
+def _reworded_embeddings(
+    store: EpisodeStore, encoder: str, rewording: Mapping[str, str]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(the store's instruction embeddings, the embedding each is replaced by)."""
+    of_text = dict(zip(store.instruction_texts, store.embeddings, strict=True))
+    unseen = sorted({text for text in rewording.values() if text not in of_text})
+    of_text |= dict(zip(unseen, embed_texts(encoder, unseen), strict=True)) if unseen else {}
+    others = [of_text[rewording.get(text, text)] for text in store.instruction_texts]
+    return torch.tensor(store.embeddings), torch.tensor(np.stack(others))
 
 
 def _swap_embeddings(embedding_BTD: torch.Tensor, known_ND: torch.Tensor, others_ND: torch.Tensor) -> torch.Tensor:
@@ -124,20 +143,17 @@ def rt2_reader(model: Model, contract: Contract, stores: Sequence[Store]) -> CoF
 
 
 def _rt2_steps(
-    model: Model, contract: Contract, store: EpisodeStore, batch: int, perturbation: Perturbation
+    model: Model, contract: Contract, store: EpisodeStore, batch: int, blank: bool, rewording: Mapping[str, str] | None
 ) -> Iterator[tuple[np.ndarray, ...]]:
     assert not isinstance(model, RT1)
     text, reader = model.config.build_text(), rt2_reader(model, contract, [store])
-    lines = [line.strip() for line in store.instruction_texts]
-    others = dict(zip(lines, [lines[-1], *lines[:-1]], strict=True))
+    others = {line.strip(): other.strip() for line, other in (rewording or {}).items()}
     device = next(model.parameters()).device
     for rows in _pieces(sum(reader.store_rows), batch):
         read = reader.read(rows, rows)
-        if perturbation == "blank_images":
+        if blank:
             read["frames"] = torch.zeros_like(read["frames"])
-        said = reader.instructions(rows)
-        if perturbation == "swapped_instructions":
-            said = [others[line] for line in said]
+        said = [others.get(line, line) for line in reader.instructions(rows)]
         prompts = text.collate_prompts([text.robot_prompt(line or NO_INSTRUCTION) for line in said])
         prompted = {key: read[key].to(device) for key in ("frames", "image_index")}
         prompted |= {key: value.to(device) for key, value in prompts.items()}
@@ -146,6 +162,11 @@ def _rt2_steps(
         columns = (read["episode"], read["step"], read["action"], target_BA, found.bins_BA)
         yield _scored((*columns, found.valid_mass_BK, found.invalid_BK), read["answer_mask"].any(dim=1))
     reader.close()
+
+
+def _swapped(texts: Sequence[str]) -> dict[str, str]:
+    """Every instruction gets the words of the one before it in the store's table, the first those of the last."""
+    return dict(zip(texts, [texts[-1], *texts[:-1]], strict=True))
 
 
 def _scored(columns: Sequence[torch.Tensor], scored_B: torch.Tensor) -> tuple[np.ndarray, ...]:
