@@ -78,7 +78,7 @@ def shapes(toy: bool) -> None:
     for memory, search in itertools.product(formats, (False, True)):
         torch.backends.cudnn.benchmark, memory_format = search, formats[memory]
         for name, conv in kinds.items():
-            layer = conv.to(device, memory_format=memory_format)
+            layer = conv.to(device).to(memory_format=memory_format)  # type: ignore[call-overload]
             times = {}
             for images in (count, count - 1 - search, count - 1 - search):
                 x = torch.randn(images, conv.in_channels, side, side, device=device)
@@ -288,7 +288,7 @@ def _model(toy: bool) -> RT1:
     config = PRESETS["small" if toy else "rt1"]()
     torch.manual_seed(0)
     model = replace(config, compute=replace(config.compute, precision="bf16")).build()
-    return model.to(_device(), memory_format=torch.channels_last)
+    return model.to(_device()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _moved(made: Batch) -> Batch:

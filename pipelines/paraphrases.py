@@ -1,8 +1,8 @@
 """Whether a policy follows the meaning of an instruction or its very words: the shipped tasks, said in other words.
 
 The policy is scored on the same held-out steps with the instructions of its training, with three paraphrases of each
-that it has never seen, and, where a task has an opposite, with the opposite task's instruction, which it should not take for
-its own.
+that it has never seen, and, where a task has an opposite, with the opposite task's instruction, which it should not
+take for its own.
 """
 
 from __future__ import annotations
