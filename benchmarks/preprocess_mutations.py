@@ -2,7 +2,8 @@
 
 Each case damages one file of a small dataset in one of the ways below and converts it. Damage that keeps the CRCs right
 (lying lengths, wrong types, broken messages, broken frames) is what a faulty writer makes; the rest is a faulty disk.
-A conversion must end with a verified store whose account adds up, or with one of the sentences of `REFUSALS`.
+A conversion must end with a verified store whose account adds up and whose frames the loader reads to the last, or with
+one of the sentences of `REFUSALS`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,10 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.episode_store import EpisodeStore
+from preprocessing.loading.loader import LoaderConfig, WindowReader
 from preprocessing.rlds_writer import frame
 from preprocessing.tfrecord import Record, masked_crc32c, read_records
+from rt_models.spec import AffineTransform
 
 REFUSALS = ("not one of", "frames differ in size")
 TIMEOUT_S = 60
@@ -76,7 +80,16 @@ def _outcome(source: Path, data: bytes, *, check_crc: bool) -> str:
     quarantined = len(Path(store.root, "quarantine.jsonl").read_text().splitlines())
     assert summary.episodes_in == summary.episodes_out + summary.quarantined >= EPISODES
     assert quarantined == summary.quarantined and summary.steps == sum(shard.rows for shard in store.shards)
+    _read_all(store)
     return "nothing lost" if not quarantined else "quarantined"
+
+
+def _read_all(store: EpisodeStore) -> None:
+    """Every frame as the training would read it."""
+    identity = AffineTransform(name="identity", scale=(1.0,) * 11, offset=(0.0,) * 11)
+    with closing(WindowReader([store], [identity], num_steps=1, config=LoaderConfig(memory_mb=64))) as reader:
+        rows = np.arange(reader.index.num_rows)
+        assert len(reader.read(rows, rows)["step_mask"]) == len(rows)
 
 
 def _late(*_: object) -> None:

@@ -1,6 +1,7 @@
 """Steps per second on one core: `rtp preprocess` against tensorflow_datasets, and against the bound of its own I/O.
 
-Pass-through: the whole conversion (frames undecoded, CRC, Parquet, checksums, statistics, manifest) against
+Pass-through: the whole conversion (frames read through but kept as they are, CRC, Parquet, checksums, statistics,
+manifest), and the same with a look at the frames' headers and ends alone, against
 `as_dataset(decoders=SkipDecoding)` read in the usual nested loops, step by step through one flat dataset, in batches
 of 64, and in batches with the same Parquet columns written. Only the last does the same job; the others write nothing.
 `decoded` is what `as_dataset` does unless told otherwise. The bound reads the records, checks their CRC, cuts them
@@ -31,6 +32,7 @@ from preprocess_data import write_dataset
 ROUNDS = 5
 PASS_THROUGH = {
     "ours": "rtp preprocess",
+    "ends": "rtp preprocess --no-check-frames",
     "bound": "bound: read, CRC, Parquet",
     "nested": "as_dataset undecoded, nested loops",
     "flat": "as_dataset undecoded, flat, step by step",
@@ -149,19 +151,19 @@ def _passes(name: str, source: Path, size: str | None) -> Callable[[], int]:
     import pyarrow
 
     pyarrow.set_cpu_count(1)
-    if name == "ours":
-        return lambda: _convert(source, size)
+    if name in ("ours", "ends"):
+        return lambda: _convert(source, size, check_frames=name == "ours")
     if name == "bound":
         return lambda: _bound(source)
     return lambda: _tensorflow(name, source)
 
 
-def _convert(source: Path, size: str | None) -> int:
+def _convert(source: Path, size: str | None, *, check_frames: bool) -> int:
     from preprocessing.convert import ConvertConfig, convert
 
     out = source / "store"
     shutil.rmtree(out, ignore_errors=True)
-    return convert(str(source), str(out), ConvertConfig(workers=0, image_size=size)).steps
+    return convert(str(source), str(out), ConvertConfig(workers=0, image_size=size, check_frames=check_frames)).steps
 
 
 def _bound(source: Path) -> int:

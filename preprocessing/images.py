@@ -23,6 +23,7 @@ from preprocessing.image_header import JPEG, ImageHeader, jpeg_orientation, read
 Resize = Literal["pad", "squash", "crop"]
 
 JPEG_QUALITY = 95
+_END = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 # The one complaint of libjpeg that leaves every pixel as it was encoded: bytes between the last of them and the end
 # marker, which USB cameras write and every viewer passes over.
 _STRAY_BYTES = re.compile("extraneous bytes before marker 0xd9")
@@ -34,13 +35,16 @@ def image_size(encoded: bytes) -> tuple[int, int]:
     return _upright_size(read_header(encoded))
 
 
-def require_whole_image(encoded: bytes) -> None:
+def require_whole_image(encoded: bytes, *, thoroughly: bool = True) -> None:
     """Raise ValueError for what `decode_image` would refuse.
 
-    A JPEG is read through to its end without computing its pixels (an eighth of its size), which takes about half as
-    long; libjpeg complains of the same damage as in full size.
+    A JPEG is read through to its end without computing its pixels (only an eighth of its height and width), which takes
+    two thirds of the time; libjpeg complains of the same damage as in full size. Not `thoroughly`, a JPEG or PNG whose
+    header is right and that ends as its kind does is taken to be whole: 0.01 ms instead of 0.3 for 256x320.
     """
     header = read_header(encoded)
+    if not thoroughly and encoded.endswith(_END.get(header.kind, ())):
+        return
     if header.kind == "JPEG":
         _decoded_jpeg(encoded, min_height=1, min_width=1, fastdct=True, fastupsample=True)
     else:

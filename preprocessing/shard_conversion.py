@@ -55,6 +55,7 @@ class ShardTask:
     resize: Resize
     embedding: str | None
     check_crc: bool
+    check_frames: bool
 
     def shard_file(self, index: int) -> str:
         return f"shard-{index:05d}-of-{len(self.shards):05d}.parquet"
@@ -272,7 +273,7 @@ def _frame(task: ShardTask, given: bytes | np.ndarray) -> bytes:
         if resized is not encoded:
             return resized
     if encoded is given:
-        require_whole_image(encoded)
+        require_whole_image(encoded, thoroughly=task.check_frames)
     return encoded
 
 

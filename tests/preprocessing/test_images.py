@@ -277,6 +277,20 @@ def test_stray_bytes_before_the_end_marker_are_no_damage(progressive: bool) -> N
     assert reencode(stray, 16, 16, "squash") == reencode(whole, 16, 16, "squash")
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_look_at_header_and_end_finds_what_was_cut_and_what_claims_too_much(kind: str) -> None:
+    whole = saved(SCENE, kind)
+    for damaged in (whole[:-60], whole[:40]):
+        with pytest.raises(ValueError):
+            require_whole_image(damaged, thoroughly=False)
+    hollow = whole[:-200] + whole[-12:]
+    require_whole_image(hollow, thoroughly=False)
+    with pytest.raises(ValueError):
+        require_whole_image(hollow)
+    with pytest.raises(ValueError, match="claims"):
+        require_whole_image(BOMBS[kind][0], thoroughly=False)
+
+
 WHOLE = {kind: saved(SCENE[:24, :32], kind) for kind in ("JPEG", "PNG", "WebP", "GIF", "BMP")}
 WHOLE["JPEG progressive"] = saved(SCENE[:24, :32], "JPEG", progressive=True)
 

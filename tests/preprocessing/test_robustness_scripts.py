@@ -25,6 +25,10 @@ def test_damaged_files_are_accounted_for() -> None:
     assert result("preprocess_mutations.py", "--count", 35, "--seed", 1)["count"] == 35
 
 
+def test_damaged_pictures_are_read_by_all_or_by_none() -> None:
+    assert result("picture_mutations.py", "--count", 300, "--seed", 1)["count"] == 300
+
+
 @pytest.mark.slow
 def test_killed_conversions_end_with_the_same_store() -> None:
     found = result("preprocess_kills.py", "--kills", 3, "--shards", 12, "--seed", 2)
