@@ -1,22 +1,26 @@
 """`rtp demo`: the whole path on the shipped episodes: store, training, evaluation, registered model, prediction.
 
 Exits with 1 unless the trained policy beats the lazy policies on held-out episodes, with the 95 % interval of the
-margin above zero, and gets worse without its images and with other instructions.
+margin above zero, gets worse without its images and with other instructions, and follows paraphrases that it has never
+seen. Beside it a policy is trained on vectors of the `hash` encoder, which know words and no meaning.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from cluster.engine import TorchEngineConfig
 from pipelines.arguments import parse
 from pipelines.catalogue import load_recipe
 from pipelines.checkpoints import load_trained
 from pipelines.evaluate import EvaluationConfig, evaluate, print_tables
+from pipelines.experiment import Experiment, InProcess
+from pipelines.paraphrases import PARAPHRASES, ParaphraseScores, paraphrase_rows, score_paraphrases
 from pipelines.preprocess import PreprocessConfig, preprocess
 from pipelines.register import Guard, register
 from pipelines.run_report import run_page, write_page
@@ -29,6 +33,7 @@ from preprocessing.report import film_strips
 
 RECIPE = "rt1_metaworld"
 MODEL_NAME = "rt1-demo"
+_LEAST_RATIO = 0.9  # of the accuracy on paraphrases and on the instructions themselves
 _SAMPLE = Path(__file__).resolve().parents[1] / "examples/metaworld_sample/1.0.0"
 
 
@@ -51,10 +56,11 @@ def main(arguments: list[str]) -> dict[str, Any]:
     stores = stages.preprocess(given.source)
     trained_at = stages.train(stores, given.steps)
     report = stages.evaluate(trained_at, stores["val"])
+    words = stages.paraphrase(trained_at, given, stores["val"])
     registered = stages.register(trained_at, stores["val"])
     action = stages.predict(registered["model_uri"], stores["val"])
-    page = stages.report(stores, report, registered)
-    return stages.summary(stores, report, registered, action, page)
+    page = stages.report(stores, report, words, registered)
+    return stages.summary(stores, report, words, registered, action, page)
 
 
 @dataclass
@@ -66,26 +72,30 @@ class _Stages:
     began: float = field(default_factory=time.monotonic)
 
     def preprocess(self, source: str) -> dict[str, EpisodeStore]:
-        self._say("preprocess", "RLDS episodes to an episode store (hash encoder: deterministic, offline, not USE)")
+        self._say("preprocess", "RLDS episodes to an episode store, instructions by the encoder use-multilingual")
+        return self._stores(source, "store", encoder="use-multilingual")
+
+    def _stores(self, source: str, folder: str, *, encoder: str) -> dict[str, EpisodeStore]:
         stores = {}
         for split in ("train", "val"):
-            config = PreprocessConfig(split=split, encoder="hash")
-            stores[split] = EpisodeStore.open(preprocess(source, str(self.output / "store"), config)["store"])
+            config = PreprocessConfig(split=split, encoder=encoder)
+            stores[split] = EpisodeStore.open(preprocess(source, str(self.output / folder), config)["store"])
         return stores
 
     def train(self, stores: dict[str, EpisodeStore], steps: int | None) -> str:
-        experiment = load_recipe(RECIPE)
-        if steps is not None:
-            experiment = replace(experiment, loop=replace(experiment.loop, steps=steps))
+        experiment = _experiment(steps)
         workers = experiment.launch.most
         self._say("train", f"{RECIPE}: {experiment.loop.steps} steps on {workers} Ray workers with DeepSpeed ZeRO-1")
+        return self._train(experiment, stores, "train")
+
+    def _train(self, experiment: Experiment, stores: dict[str, EpisodeStore], folder: str) -> str:
         job = TrainJob(
             experiment=experiment,
             stores=(stores["train"].root,),
             validation=(stores["val"].root,),
-            output=str(self.output / "train"),
+            output=str(self.output / folder),
             tracking_uri=tracking_uri(),
-            resume=(self.output / "train").exists(),
+            resume=(self.output / folder).exists(),
         )
         run_training(job)
         return job.output
@@ -96,6 +106,24 @@ class _Stages:
         report = evaluate(trained.model, trained.contract, store, EvaluationConfig())
         print_tables(report)
         return report
+
+    def paraphrase(
+        self, trained_at: str, given: DemoArguments, store: EpisodeStore
+    ) -> dict[str, ParaphraseScores] | None:
+        """Scores by encoder; None for episodes of one's own, whose paraphrases nobody has written."""
+        if not set(store.instruction_texts) <= set(PARAPHRASES):
+            return None
+        self._say("paraphrase", "the same held-out steps with instructions in words that were never trained on,")
+        self.console.print("           and the same training on vectors of the encoder hash, to compare")
+        stores = self._stores(given.source, "store-hash", encoder="hash")
+        compared = self._train(_in_process(_experiment(given.steps)), stores, "train-hash")
+        words = {
+            "use-multilingual": score_paraphrases(load_trained(trained_at), store, EvaluationConfig()),
+            "hash": score_paraphrases(load_trained(compared), stores["val"], EvaluationConfig()),
+        }
+        for encoder, scores in words.items():
+            self.console.print(f"  {encoder:16} {scores}", highlight=False)
+        return words
 
     def register(self, trained_at: str, store: EpisodeStore) -> dict[str, Any]:
         self._say("register", f"as {MODEL_NAME} in the MLflow registry, @champion unless an earlier one is better")
@@ -113,7 +141,13 @@ class _Stages:
         self.console.print(f"  {text!r} -> " + ", ".join(f"{name} {value:+.4f}" for name, value in action.items()))
         return action
 
-    def report(self, stores: dict[str, EpisodeStore], report: dict[str, Any], registered: dict[str, Any]) -> Path:
+    def report(
+        self,
+        stores: dict[str, EpisodeStore],
+        report: dict[str, Any],
+        words: dict[str, ParaphraseScores] | None,
+        registered: dict[str, Any],
+    ) -> Path:
         facts = {
             "episodes": f"{_episodes(stores['train'])} train, {_episodes(stores['val'])} held out",
             "model": registered["model_uri"],
@@ -121,7 +155,9 @@ class _Stages:
             "contract": report["contract"],
         }
         metrics = read_metrics(self.output / "train/metrics.jsonl")
-        page = run_page("RT-1 on Meta-World episodes", facts, metrics, report, film_strips(stores["val"], limit=8))
+        more = {"Instructions in other words": paraphrase_rows(words)} if words else {}
+        pictures = film_strips(stores["val"], limit=8)
+        page = run_page("RT-1 on Meta-World episodes", facts, metrics, report, pictures, more)
         write_page(self.output / "report.html", page)
         return self.output / "report.html"
 
@@ -129,17 +165,21 @@ class _Stages:
         self,
         stores: dict[str, EpisodeStore],
         report: dict[str, Any],
+        words: dict[str, ParaphraseScores] | None,
         registered: dict[str, Any],
         action: dict[str, float],
         page: Path,
     ) -> dict[str, Any]:
         losses = [line["loss"] for line in read_metrics(self.output / "train/metrics.jsonl") if "loss" in line]
-        failures = shortfalls(report)
+        failures = shortfalls(report) + (unheard(words["use-multilingual"]) if words else [])
         say = self.console.print
         say(f"\nread     {_episodes(stores['train'])} + {_episodes(stores['val'])} episodes, {_steps(stores)} steps")
         say(f"loss     {losses[0]:.3f} first, {losses[-1]:.3f} last")
         lazy = ", ".join(f"{name.replace('_', ' ')} {s['mean']:.3f}" for name, s in report["lazy"].items())
         say(f"accuracy {report['token_accuracy']['mean']:.3f} on held-out episodes; {lazy}")
+        if words:
+            ratios = ", ".join(f"{100 * scores.ratio:.0f} % with {encoder}" for encoder, scores in words.items())
+            say(f"words    accuracy on paraphrases, of that on the instructions themselves: {ratios}")
         say(f"model    {registered['model_uri']}")
         say(f"MLflow   mlflow ui --backend-store-uri {registered['tracking_uri']}")
         say(f"report   {page}")
@@ -148,6 +188,7 @@ class _Stages:
             say(f"[bold red]not shown: {failure}")
         return {
             "evaluation": report,
+            "paraphrases": {encoder: asdict(scores) for encoder, scores in (words or {}).items()},
             "registered": registered,
             "action": action,
             "report": str(page),
@@ -172,6 +213,29 @@ def shortfalls(report: dict[str, Any]) -> list[str]:
         if scores["fall"]["low"] <= 0
     ]
     return missing
+
+
+def unheard(scores: ParaphraseScores) -> list[str]:
+    """What the paraphrases should have shown and did not, in words."""
+    missing = []
+    if scores.ratio < _LEAST_RATIO:
+        missing.append(f"paraphrases reach {_LEAST_RATIO} of the accuracy on the instructions ({scores.ratio:.3f})")
+    if scores.opposite["high"] >= scores.opposed["mean"]:
+        missing.append(f"the opposite task's instruction is told apart ({scores.opposite['mean']:.3f} accuracy)")
+    return missing
+
+
+def _experiment(steps: int | None) -> Experiment:
+    experiment = load_recipe(RECIPE)
+    return experiment if steps is None else replace(experiment, loop=replace(experiment.loop, steps=steps))
+
+
+def _in_process(experiment: Experiment) -> Experiment:
+    """The same training without Ray's start: one process takes the micro-batches of all workers at once."""
+    loop = replace(experiment.loop, micro_batch=experiment.loop.global_batch)
+    return replace(
+        experiment, name=f"{experiment.name}_hash", loop=loop, launch=InProcess(), engine=TorchEngineConfig()
+    )
 
 
 def _episodes(store: EpisodeStore) -> int:

@@ -16,6 +16,7 @@ from pipelines.bootstrap import Interval
 from pipelines.bundle import TrainedModel
 from pipelines.evaluate import EvaluationConfig, scored_dimensions
 from pipelines.predictions import Predictions, predict_store
+from pipelines.run_report import percent
 from preprocessing.episode_store import EpisodeStore
 
 PARAPHRASES = {
@@ -50,6 +51,23 @@ class ParaphraseScores:
     opposite: Interval
     per_task: dict[str, tuple[float, ...]]
     """By task: accuracy with the original words, then with each paraphrase."""
+
+    def __str__(self) -> str:
+        original, paraphrased = percent(self.original), percent(self.paraphrased)
+        tail = f"opposite task {percent(self.opposite)} of {percent(self.opposed)}"
+        return f"{original}; paraphrased {paraphrased}, {100 * self.ratio:.0f} % of it; {tail}"
+
+
+def paraphrase_rows(words: dict[str, ParaphraseScores]) -> tuple[list[str], list[list[str]]]:
+    """(head, rows) of a table: every task's wordings with the token accuracy under each encoder."""
+    rows = []
+    for text in next(iter(words.values())).per_task:
+        for number, wording in enumerate((text, *PARAPHRASES[text])):
+            accuracies = [f"{100 * scores.per_task[text][number]:.1f} %" for scores in words.values()]
+            rows.append([wording, "" if number else "trained on", *accuracies])
+    for title, name in (("all tasks", "original"), ("all paraphrases", "paraphrased"), ("opposite task", "opposite")):
+        rows.append([title, "", *(percent(getattr(scores, name)) for scores in words.values())])
+    return ["instruction", "", *words], rows
 
 
 def score_paraphrases(trained: TrainedModel, store: EpisodeStore, config: EvaluationConfig) -> ParaphraseScores:

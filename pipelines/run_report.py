@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,14 @@ h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem } svg { max-w
 
 
 def run_page(
-    title: str, facts: dict[str, Any], metrics: list[dict[str, Any]], evaluation: dict[str, Any], pictures: str
+    title: str,
+    facts: dict[str, Any],
+    metrics: list[dict[str, Any]],
+    evaluation: dict[str, Any],
+    pictures: str,
+    more: Mapping[str, tuple[list[str], list[list[str]]]] | None = None,
 ) -> str:
-    """The page; `pictures` is trusted HTML, everything else is escaped."""
+    """The page; `pictures` is trusted HTML, everything else is escaped. `more`: (head, rows) of tables by title."""
     sections = [
         f"<h1>{html.escape(title)}</h1>",
         _table(["", ""], [[name, value] for name, value in facts.items()]),
@@ -33,6 +39,7 @@ def run_page(
         _scores(evaluation),
         "<h2>Per dimension</h2>",
         _dimensions(evaluation),
+        *(f"<h2>{html.escape(name)}</h2>{_table(*table)}" for name, table in (more or {}).items()),
         "<h2>Episodes</h2>",
         pictures,
     ]
