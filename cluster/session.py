@@ -12,13 +12,15 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 MEGABYTE = 10**6
+ANSWER_S = 10.0  # in which the head of a cluster must answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,10 @@ class RaySession:
 
 @contextmanager
 def connect(session: RaySession) -> Iterator[None]:
-    """Be connected to Ray inside the block. Raises ConnectionError (an OSError) if the address does not answer."""
+    """Be connected to Ray inside the block.
+
+    Raises ConnectionError (an OSError) within seconds if the address does not answer, ValueError if it is none.
+    """
     import ray
 
     if ray.is_initialized():
@@ -85,6 +90,13 @@ def _start(session: RaySession) -> None:
 
 
 @contextmanager
+def on_demand(session: RaySession) -> Iterator[Callable[[], None]]:
+    """A function that connects when it is first called, for as long as the block lasts."""
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(connect(session))
+
+
+@contextmanager
 def _signals_kept() -> Iterator[None]:
     """Ray takes SIGTERM for itself, to exit with the code 15; what was to be done on it stays to be done."""
     if threading.current_thread() is not threading.main_thread():
@@ -107,10 +119,8 @@ def name_own_ray() -> None:
 def _join(address: str, session: RaySession) -> None:
     import ray
 
-    host, _, port = address.rpartition(":")
     try:
-        if host and port.isdigit() and "://" not in address:  # Ray itself would ask a dead address for minutes
-            socket.create_connection((host, int(port)), timeout=10).close()
+        _require_answer(address)
         ray.init(
             address=address,
             log_to_driver=session.log_to_driver,
@@ -118,7 +128,39 @@ def _join(address: str, session: RaySession) -> None:
             runtime_env=_shipped_packages(),
         )
     except (OSError, RuntimeError) as error:
-        raise ConnectionError(f"no Ray cluster answers at {address!r}: {error}") from error
+        given = "" if session.address else " (RAY_ADDRESS)"
+        remedy = "" if session.address else "; start it, or unset RAY_ADDRESS to use this machine alone"
+        raise ConnectionError(f"no Ray cluster answers at {address!r}{given}: {error}{remedy}") from error
+
+
+def _require_answer(address: str) -> None:
+    """Raise OSError or ValueError within ANSWER_S unless something that could be Ray's head listens at the address.
+
+    Ray itself asks a dead address for minutes, and what answers in another protocol for longer. Addresses without a
+    port, such as "auto", are left to Ray: it finds those on this machine at once.
+    """
+    url = urlsplit(address if "://" in address else f"ray://{address}")
+    try:
+        host, port = url.hostname, url.port
+    except ValueError:
+        raise ValueError(f"{address!r} is no address of a Ray cluster: its port is not a number") from None
+    if url.scheme in ("http", "https"):
+        raise ValueError(f"{address} is a dashboard's address: give the head's, such as {host}:6379, or use rtp submit")
+    if host is None or port is None:
+        return
+    socket.create_connection((host, port), timeout=ANSWER_S).close()
+    if os.environ.get("RAY_USE_TLS", "0") == "0":
+        _require_grpc(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+
+
+def _require_grpc(target: str) -> None:
+    import grpc
+
+    with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=ANSWER_S)
+        except grpc.FutureTimeoutError:
+            raise TimeoutError(f"what listens there is not Ray, or has not answered within {ANSWER_S:.0f} s") from None
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from cluster.shards import read_weights
 from cluster.storage import Checkpoint, CheckpointFolder
 from pipelines.bundle import DESCRIPTION, WEIGHTS, TrainedModel, read_bundle
 from pipelines.models import ModelConfig, model_config
+from pipelines.training_stores import found_again
 from preprocessing.shard_files import is_local
 from rt_models.spec import Contract
 
@@ -47,6 +48,7 @@ def load_trained(path: str, weights: Which | None = None) -> TrainedModel:
             raise
         return bundle
     averaged = _keeps_average(checkpoint) if weights is None else weights == "averaged"
+    run = folder.root.removesuffix("/checkpoints")
     model = model_config(checkpoint.metadata["experiment"]["model"]).build()
     with tempfile.TemporaryDirectory(prefix="model-") as scratch:
         engine = folder.fetch(checkpoint, Path(scratch)) / "engine"
@@ -56,7 +58,7 @@ def load_trained(path: str, weights: Which | None = None) -> TrainedModel:
         contract=Contract.from_json(checkpoint.metadata["contract"]),
         step=checkpoint.step,
         source=checkpoint.path,
-        metadata={**checkpoint.metadata, "weights": "averaged" if averaged else "last"},
+        metadata={**found_again(checkpoint.metadata, run), "weights": "averaged" if averaged else "last"},
     )
 
 
@@ -84,7 +86,8 @@ def _load_bundle(path: str) -> TrainedModel | None:
     if not files.exists(f"{root}/{DESCRIPTION}"):
         return None
     if is_local(files):
-        return read_bundle(Path(root))
+        bundle = read_bundle(Path(root))
+        return replace(bundle, metadata=found_again(bundle.metadata, root))
     with tempfile.TemporaryDirectory(prefix="model-") as scratch:
         for name in (WEIGHTS, DESCRIPTION):
             files.get_file(f"{root}/{name}", f"{scratch}/{name}")

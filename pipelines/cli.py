@@ -105,6 +105,7 @@ def _run_in_words(name: str, arguments: list[str]) -> dict[str, Any] | int | Non
     """What the command returns; for what went wrong one sentence on stderr, and the exit code."""
     try:
         with raised_as_stopped():
+            _require_plain_names(arguments)
             return _run(name, arguments)
     except BrokenPipeError:
         if _reader_has_left(sys.stdout):
@@ -123,6 +124,13 @@ def _run_in_words(name: str, arguments: list[str]) -> dict[str, Any] | int | Non
         return _fail(f"{sentence}: check the address and the credentials")
     except KeyboardInterrupt as interrupt:
         return _fail(f"stopped{_GOES_ON.get(name, '')}", code=exit_code_of(interrupt))
+
+
+def _require_plain_names(arguments: list[str]) -> None:
+    """Raise ValueError for a local path that fsspec would take for two: of /a::b/c it opens, and writes to, /a."""
+    for path in (os.getcwd(), *arguments):
+        if "::" in path and "://" not in path:
+            raise ValueError(f"{path} has '::' in it, which joins two file systems in a URL: rename that folder")
 
 
 def _run(name: str, arguments: list[str]) -> dict[str, Any] | None:

@@ -10,7 +10,6 @@ import os
 import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -21,6 +20,7 @@ from pipelines.catalogue import recipe_names
 from pipelines.diagnosis import Check, cluster_checks, machine_checks, memory_table, run_checks, storage_checks
 from pipelines.experiment import Experiment
 from pipelines.forecast import Forecast, forecast
+from pipelines.local_database import database_of
 from pipelines.machine import Machine, disk_free, examine, examine_nodes
 from pipelines.tracking import tracking_uri
 from pipelines.train import absolute, chosen_experiment
@@ -140,7 +140,7 @@ def _tracking() -> Check:
             socket.create_connection((where.hostname, port), timeout=PATIENCE_S).close()
         except OSError as error:
             problem = f"{uri} does not answer: {error}"
-    elif where.scheme == "sqlite":
-        problem = examine(str(Path(uri.removeprefix("sqlite:///")).parent)).storage
+    elif (database := database_of(uri)) is not None:
+        problem = examine(str(database.parent)).storage
     remedy = "start the server, or set MLFLOW_TRACKING_URI to one that answers" if problem else ""
     return Check(name="MLflow", found=problem or uri, verdict="fail" if problem else "ok", remedy=remedy)

@@ -7,7 +7,7 @@ register`, `rtp train --init`. From Python: `pipelines.bundle.read_bundle(folder
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import tyro
 from pipelines.arguments import parse
 from pipelines.bundle import DESCRIPTION, WEIGHTS, TrainedModel, write_bundle
 from pipelines.checkpoints import Which, load_trained
+from pipelines.training_stores import referred_from
 from preprocessing.shard_files import is_local
 
 
@@ -61,6 +62,7 @@ def require_new(out: str) -> None:
 def publish_bundle(trained: TrainedModel, out: str) -> None:
     """Write a new folder, local or remote. It appears whole; in an object store its description comes last."""
     files, root = fsspec.core.url_to_fs(out)
+    trained = replace(trained, metadata=referred_from(trained.metadata, root if is_local(files) else out))
     parent = Path(root).parent if is_local(files) else None
     if parent is not None:
         parent.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from pipelines.bundle import TrainedModel
 from pipelines.export import publish_bundle, require_new
 from pipelines.train import absolute
 from pipelines.train_loop import git_revision
+from pipelines.training_stores import StoreReference, with_references
 from preprocessing.embeddings import USE_ENCODER
 from preprocessing.episode_store import EpisodeStore
 from preprocessing.shard_files import is_local
@@ -88,7 +89,7 @@ def import_weights(given: ImportArguments) -> dict[str, Any]:
         contract=contract,
         step=0,
         source=checkpoint,
-        metadata={"stores": [absolute(path) for path in given.data], "git_revision": git_revision()},
+        metadata=with_references({"git_revision": git_revision()}, [StoreReference.of(each, out) for each in stores]),
     )
     publish_bundle(trained, out)
     return {

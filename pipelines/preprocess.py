@@ -11,8 +11,10 @@ from typing import Annotated, Any
 
 import tyro
 
+from cluster.session import on_demand
 from pipelines import preprocess_web
 from pipelines.arguments import parse
+from pipelines.preprocess_web import ray_session
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.rlds import open_dataset
 from preprocessing.spec_file import draft
@@ -35,7 +37,8 @@ class PreprocessArguments:
 
 def preprocess(source: str, out: str, config: ConvertConfig) -> dict[str, Any]:
     """Convert, and return the closing account."""
-    return asdict(convert(source, out, config))
+    with on_demand(ray_session(config.workers)) as reach_ray:
+        return asdict(convert(source, out, config, reach_ray))
 
 
 def write_draft(source: str, path: Path) -> dict[str, Any]:

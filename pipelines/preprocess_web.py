@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 import tyro
 
+from cluster.session import RaySession, on_demand
 from pipelines.arguments import parse
+from preprocessing.convert import OBJECT_STORE_MB
 from preprocessing.web_data import WebConvertConfig, convert_web
 from preprocessing.web_report import account
 
@@ -23,10 +25,16 @@ class PreprocessWebArguments:
     config: Annotated[WebConvertConfig, tyro.conf.arg(name="")]
 
 
+def ray_session(workers: int | None) -> RaySession:
+    """The Ray that converts: a cluster where RAY_ADDRESS names one, else one of our own."""
+    return RaySession(num_cpus=workers or None, object_store_mb=OBJECT_STORE_MB, log_to_driver=False)
+
+
 def main(arguments: list[str]) -> dict[str, Any]:
     """Run the command line and print the account."""
     given = parse(PreprocessWebArguments, arguments, prog="rtp preprocess", description=__doc__ or "")
-    summary = asdict(convert_web(given.source, given.out, given.config))
+    with on_demand(ray_session(given.config.workers)) as reach_ray:
+        summary = asdict(convert_web(given.source, given.out, given.config, reach_ray))
     converted = f"{summary['shards_converted']} of {summary['shards']} shards converted in {summary['seconds']:.1f} s"
     print(
         f"{summary['store']}\n{account(summary)}; "

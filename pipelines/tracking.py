@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipelines.local_database import address_of, artifact_location, database_of, follow_move, made_absolute
 from pipelines.outbox import Message, Outbox, Refused
 
 log = logging.getLogger(__name__)
@@ -19,12 +20,13 @@ LOCAL_FOLDER = Path("runs")  # of the SQLite database and its artifacts, under t
 
 
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, else a SQLite file under ./runs as an absolute address (workers run elsewhere).
+    """MLFLOW_TRACKING_URI, else a SQLite file under ./runs; with an absolute path, since workers run elsewhere.
 
     Without the user and password it may hold: this is what is printed and written down. `connect` adds them again.
+    Raises ValueError for an address that cannot be one.
     """
     given = os.environ.get("MLFLOW_TRACKING_URI")
-    return without_password(given) if given else f"sqlite:///{LOCAL_FOLDER.absolute() / 'mlflow.db'}"
+    return made_absolute(without_password(given)) if given else address_of(LOCAL_FOLDER / "mlflow.db")
 
 
 def without_password(text: str) -> str:
@@ -53,9 +55,10 @@ def connect(uri: str) -> Any:
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    database = uri.removeprefix("sqlite:///")
-    if database != uri:
-        Path(database).parent.mkdir(parents=True, exist_ok=True)
+    database = database_of(uri)
+    if database is not None:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        follow_move(database)
     mlflow.set_tracking_uri(with_password(uri))
     mlflow.set_registry_uri(with_password(uri))
     try:
@@ -71,8 +74,8 @@ def experiment_id(mlflow: Any, uri: str, name: str) -> str:
     existing = mlflow.get_experiment_by_name(name)
     if existing is not None:
         return existing.experiment_id
-    database = uri.removeprefix("sqlite:///")
-    location = None if database == uri else (Path(database).parent / "mlflow-artifacts").as_uri()
+    database = database_of(uri)
+    location = None if database is None else artifact_location(database)
     return mlflow.create_experiment(name, artifact_location=location)
 
 

@@ -34,6 +34,7 @@ from pipelines.serialization import to_plain
 from pipelines.starting_point import model_factory, require_same_run
 from pipelines.stopping import StopFile, StopWatch
 from pipelines.training_data import build_loader, open_reader, training_contract
+from pipelines.training_stores import StoreReference, with_references
 from pipelines.validation import validation_loss
 from preprocessing.loading.loader import Batch
 from preprocessing.web_store import open_store
@@ -89,6 +90,7 @@ class _Session:
         self.loop = job.experiment.loop
         stores = [open_store(path, split="train") for path in job.stores]
         self.contract = training_contract(self.experiment, stores)
+        self.references = [StoreReference.of(store, job.output) for store in stores]
         self.folder = CheckpointFolder(f"{job.output}/checkpoints")
         # Not only with --resume: a worker that Ray starts again after a failure goes on from here too. That a new run
         # does not begin in another one's folder is checked once, before any worker starts (pipelines/train.py).
@@ -213,7 +215,7 @@ class _Session:
 
     def _save(self, measured: dict[str, float]) -> None:
         best_by = self.loop.best_by
-        metadata = {
+        metadata: dict[str, Any] = {
             "experiment": to_plain(self.experiment),
             "contract": self.contract.to_json(),
             "contract_id": self.contract.id,
@@ -221,9 +223,9 @@ class _Session:
             "loop_state": self.state.to_plain(),
             "world_size": self.context.world_size,
             "git_revision": git_revision(),
-            "stores": list(self.job.stores),
             "mlflow_run_id": self.record.run_id if self.record else None,
         }
+        metadata = with_references(metadata, self.references)
         if math.isfinite(measured.get(best_by, math.nan)):
             metadata[best_by] = measured[best_by]
         self.saver.save(self.step, self._snapshot(), metadata, keep_last=self.loop.keep_last, keep_best_by=best_by)

@@ -26,6 +26,8 @@ from pipelines.sweep_trials import SCORES, TrainingTrial, check_sweep, clone_che
 from pipelines.tracking import tracking_uri
 from pipelines.train import absolute, class_choices
 from pipelines.train_loop import TrainJob
+from pipelines.training_stores import fingerprint
+from preprocessing.web_store import open_store
 from tuning.ledger import Ledger
 from tuning.ranking import Point, best
 from tuning.report import parameters_text, sweep_page
@@ -188,6 +190,8 @@ def _begin(sweep: Sweep, job: TrainJob, ledger: Ledger, *, resume: bool) -> str:
     """The sweep's MLflow run, a new one or that of the sweep that is resumed, which must be this one."""
     now = {"sweep": to_plain(sweep), "experiment": to_plain(job.experiment), "stores": list(job.stores)}
     now["validation"] = list(job.validation)
+    now["fingerprints"] = [fingerprint(open_store(path, split="train").root) for path in job.stores]
+    now["fingerprints"] += [fingerprint(open_store(path, split="val").root) for path in job.validation]
     before = ledger.description()
     if before is not None and not resume:
         raise ValueError(f"{job.output} already holds a sweep: add --resume to continue it, or give another --output")
@@ -201,6 +205,9 @@ def _begin(sweep: Sweep, job: TrainJob, ledger: Ledger, *, resume: bool) -> str:
 def _require_same(before: dict[str, Any], now: dict[str, Any], output: str) -> None:
     old, new = flatten(before), flatten({**now, "mlflow_run_id": before["mlflow_run_id"]})
     free = tuple(f"sweep.{name}" for name in _FREE)
+    # Older sweeps recorded no fingerprints; where they are the same, the stores may have moved.
+    known = before.get("fingerprints")
+    free += ("fingerprints",) if known is None else ("stores", "validation") if known == now["fingerprints"] else ()
     changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and not k.startswith(free)]
     if changed:
         key = changed[0]

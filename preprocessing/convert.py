@@ -43,7 +43,26 @@ from preprocessing.store_claim import claim, finished
 from preprocessing.store_manifest import write_manifest
 
 _MOST_PIXELS = 8192  # of a side; beyond, a frame alone fills a worker's memory
-_OBJECT_STORE_BYTES = 256 << 20  # only shard numbers and reports travel through it
+OBJECT_STORE_MB = 256  # only shard numbers and reports travel through it
+
+ReachRay = Callable[[], None]
+"""Connects this process to Ray. A cluster is joined by whoever knows how (cluster/session.py)."""
+
+
+def own_ray() -> None:
+    """Start a small Ray on this machine, unless one is connected already."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else Ray writes a token that later `ray start`s lack
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        object_store_memory=OBJECT_STORE_MB << 20,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,10 +145,10 @@ class Summary:
     remarks: tuple[str, ...]
 
 
-def convert(source: str, out: str, config: ConvertConfig) -> Summary:
+def convert(source: str, out: str, config: ConvertConfig, reach_ray: ReachRay = own_ray) -> Summary:
     """Convert one split of the RLDS dataset in folder `source` into a store below `out`; both may be URLs.
 
-    Raises ValueError or OSError with one sentence for what a user can mend.
+    `reach_ray` is called where there is work for Ray. Raises ValueError or OSError, one sentence for a user to act on.
     """
     began = time.monotonic()
     if not str(out).strip():
@@ -140,19 +159,21 @@ def convert(source: str, out: str, config: ConvertConfig) -> Summary:
     task = _task(dataset, spec, out, config, ships_vectors=encoder is None)
     settings = _settings(task, config, encoder.id if encoder else spec.embedding_encoder)
     filesystem, root = open_folder(task.root)
+    embed = None if encoder is None else partial(_embed, encoder, config.workers, reach_ray)
     with reaching(task.root):
         done = filesystem.exists(f"{root}/{MANIFEST}")
     if done:
         manifest, missing = finished(filesystem, root, settings), []
     else:
-        if encoder is not None:
+        if encoder is not None and embed is not None:
             encoder.require()
-            require_agreement(dataset, task.shards[0], spec, encoder.id, partial(_embed, encoder, config.workers))
+            require_agreement(dataset, task.shards[0], spec, encoder.id, embed)
         claim(filesystem, root, settings)
         missing = [i for i in range(len(task.shards)) if not _is_done(filesystem, root, task, i)]
         try:
-            convert_shards(partial(convert_shard, task), missing, total=len(task.shards), workers=config.workers)
-            manifest = write_manifest(task, settings, partial(_embed, encoder, config.workers) if encoder else None)
+            convert_one, total = partial(convert_shard, task), len(task.shards)
+            convert_shards(convert_one, missing, total=total, workers=config.workers, reach_ray=reach_ray)
+            manifest = write_manifest(task, settings, embed)
         except (OSError, ValueError):
             if not filesystem.exists(f"{root}/{MANIFEST}"):
                 raise
@@ -293,6 +314,7 @@ def convert_shards(
     total: int,
     workers: int | None,
     units: tuple[str, str] = ("episodes", "steps"),
+    reach_ray: ReachRay = own_ray,
 ) -> None:
     """Convert the shards `missing` of `total` behind a progress bar; `convert_one` gives a shard's report."""
     columns = (TextColumn("preprocess"), BarColumn(), MofNCompleteColumn(), TextColumn("shards"), TimeElapsedColumn())
@@ -300,7 +322,8 @@ def convert_shards(
     began, episodes, steps = time.monotonic(), 0, 0
     with Progress(*columns, TimeRemainingColumn(), rate, console=Console(stderr=True)) as bar:
         line = bar.add_task("preprocess", total=total, completed=total - len(missing), rate="")
-        for report in map(convert_one, missing) if workers == 0 else _through_ray(convert_one, missing, workers):
+        here = workers == 0
+        for report in map(convert_one, missing) if here else _through_ray(convert_one, missing, workers, reach_ray):
             episodes, steps = episodes + len(report["episode_lengths"]), steps + report["rows"]
             seconds = time.monotonic() - began
             rates = (f"{n / seconds:.1f} {unit}/s" for n, unit in zip((episodes, steps), units, strict=True))
@@ -308,14 +331,14 @@ def convert_shards(
 
 
 def _through_ray(
-    convert_one: Callable[[int], dict[str, Any]], missing: list[int], workers: int | None
+    convert_one: Callable[[int], dict[str, Any]], missing: list[int], workers: int | None, reach_ray: ReachRay
 ) -> Iterator[dict[str, Any]]:
     """Reports of the missing shards as they are finished. What a user can mend comes back as text, not as a crash."""
     if not missing:
         return
     import ray.data
 
-    _require_ray(workers)
+    reach_ray()
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its execution plans; the bar above says what matters
     ray.data.DataContext.get_current().enable_progress_bars = False
     shards = ray.data.from_items([{"index": index} for index in missing], override_num_blocks=len(missing))
@@ -341,33 +364,14 @@ class _ShardRow:
         return {"result": json.dumps({"episode_lengths": report["episode_lengths"], "rows": report["rows"]})}
 
 
-def _embed(encoder: Encoder, workers: int | None, texts: list[str]) -> np.ndarray:
+def _embed(encoder: Encoder, workers: int | None, reach_ray: ReachRay, texts: list[str]) -> np.ndarray:
     """float32 (N, 512); with Ray in a task of its own, so that the encoder's TensorFlow stays out of this process."""
     if workers == 0:
         return embed_texts(encoder, texts)
     import ray
 
-    _require_ray(workers)
+    reach_ray()
     return ray.get(ray.remote(embed_texts).remote(encoder, texts))
-
-
-def _require_ray(workers: int | None) -> None:
-    """Join the Ray that is running or named by RAY_ADDRESS, else start a small local one."""
-    import ray
-
-    if ray.is_initialized():
-        return
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False)
-        return
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else Ray writes a token that later `ray start`s lack
-    ray.init(
-        num_cpus=workers,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        object_store_memory=_OBJECT_STORE_BYTES,
-    )
 
 
 def _summary(root: str, manifest: dict[str, Any], converted: int, seconds: float) -> Summary:

@@ -8,6 +8,7 @@ fsspec knows.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import tempfile
@@ -319,7 +320,7 @@ def find_store(filesystem: Any, root: str, path: str, split: str | None) -> str:
         raise FileNotFoundError(f"{path} does not exist: give a folder that rtp preprocess wrote")
     if filesystem.exists(f"{root}/{MANIFEST}"):
         return root
-    patterns = [f"{root}/{'*/' * depth}" for depth in range(4)]
+    patterns = [f"{glob.escape(root)}/{'*/' * depth}" for depth in range(4)]
     found = [hit[: -len(MANIFEST) - 1] for p in patterns for hit in filesystem.glob(p + MANIFEST)]
     stores = [store for store in sorted(found) if split is None or store.rpartition("/")[2] == split]
     if len(stores) == 1:

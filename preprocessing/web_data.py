@@ -19,7 +19,7 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 
-from preprocessing.convert import convert_shards
+from preprocessing.convert import ReachRay, convert_shards, own_ray
 from preprocessing.episode_store import (
     MANIFEST,
     PROGRESS,
@@ -106,10 +106,11 @@ class _Task:
         return f"shard-{index:05d}-of-{len(self.pieces):05d}.parquet"
 
 
-def convert_web(source: str, out: str, config: WebConvertConfig) -> WebSummary:
+def convert_web(source: str, out: str, config: WebConvertConfig, reach_ray: ReachRay = own_ray) -> WebSummary:
     """Convert one split of the image-text data in folder `source` into a store below `out`; both may be URLs.
 
-    Raises ValueError or OSError with one sentence for what a user can mend.
+    `reach_ray` is called once there is work for it. Raises ValueError or OSError with one sentence for what a user can
+    mend.
     """
     began = time.monotonic()
     name = config.dataset or Path(_absolute(source)).name
@@ -127,7 +128,8 @@ def convert_web(source: str, out: str, config: WebConvertConfig) -> WebSummary:
         missing = [i for i in range(len(task.pieces)) if report_name(i) not in done]
         convert_one = partial(_convert_piece, task)
         units = ("records", "records")
-        convert_shards(convert_one, missing, total=len(task.pieces), workers=config.workers, units=units)
+        settled = {"total": len(task.pieces), "workers": config.workers, "units": units}
+        convert_shards(convert_one, missing, reach_ray=reach_ray, **settled)
         manifest = _write_manifest(task, settings)
     if filesystem.exists(f"{folder}/{PROGRESS}"):
         filesystem.rm(f"{folder}/{PROGRESS}", recursive=True)

@@ -9,6 +9,7 @@ so a sweep continued from it would repeat trials and forget what was compared.
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -96,7 +97,7 @@ class Ledger:
     def load(root: str) -> Ledger:
         """As the files have it; trials that were running when the sweep was killed are interrupted."""
         ledger = Ledger(root)
-        for path in sorted(ledger._files.glob(f"{ledger._path}/trials/*/trial.json")):
+        for path in sorted(ledger._files.glob(f"{glob.escape(ledger._path)}/trials/*/trial.json")):
             record = _record(_parsed(ledger._files.cat_file(path), str(path)), str(path))
             state = "interrupted" if record.state == "running" else record.state
             ledger.trials[record.number] = replace(record, state=state)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 
 import pytest
 import ray
 
-from cluster.session import RaySession, connect
+from cluster import session
+from cluster.session import RaySession, connect, on_demand
 
 
 def test_dead_address_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,6 +23,40 @@ def test_dead_address_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(RaySession(address=address)),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("http://127.0.0.1:8265", "a dashboard's address: give the head's"),
+        ("127.0.0.1:six", "its port is not a number"),
+    ],
+)
+def test_what_is_no_address_of_a_head_is_refused(address: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ValueError, match=words), connect(RaySession()):
+        pass
+
+
+def test_a_server_that_is_not_ray_is_named_within_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that accepts connections and says nothing."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(session, "ANSWER_S", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
+        began = time.monotonic()
+        words = r"\(RAY_ADDRESS\): what listens there is not Ray.*unset RAY_ADDRESS"
+        with pytest.raises(ConnectionError, match=words), connect(RaySession()):
+            pass
+        assert time.monotonic() - began < 30
+
+
+def test_a_connection_on_demand_is_made_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with on_demand(RaySession()) as reach, pytest.raises(ConnectionError, match="no Ray cluster answers"):
+        reach()
 
 
 def test_every_process_of_our_own_ray_knows_which_it_belongs_to() -> None:

@@ -299,3 +299,15 @@ def test_a_full_disk_names_the_path(error: Exception, tmp_path: Path, monkeypatc
     said = full_disk(error, ["runs/first", f"--output={tmp_path}/new/run", "s3://bucket/x"])
     assert said is not None and f"{tmp_path}/new/run (1 MB are free)" in said
     assert full_disk(ValueError("loop.steps must be at least 1"), [str(tmp_path)]) is None
+
+
+def test_a_name_that_is_taken_for_two_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """fsspec opens /a where one says /a::b."""
+    assert main(["inspect", str(tmp_path / "a::b")]) == 2
+    assert "a::b has '::' in it" in capsys.readouterr().err
+    (tmp_path / "c::d").mkdir()
+    monkeypatch.chdir(tmp_path / "c::d")
+    assert main(["inspect", "store"]) == 2
+    assert "c::d has '::' in it" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,10 @@ def test_open_finds_the_only_store_below(store: EpisodeStore, tmp_path: Path) ->
     assert below.root == store.root and below.contract == store.contract
     with pytest.raises(ValueError, match="no store of split 'val', only train"):
         EpisodeStore.open(str(tmp_path / "out"), split="val")
+    odd = tmp_path / "out?1 [a]"
+    shutil.copytree(tmp_path / "out", odd)
+    (tmp_path / "outX1 a").mkdir()  # what the name would mean as a pattern
+    assert EpisodeStore.open(str(odd)).root.startswith(str(odd))
     with pytest.raises(FileNotFoundError, match="does not exist"):
         EpisodeStore.open(str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()

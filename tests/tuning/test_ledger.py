@@ -29,6 +29,14 @@ def test_a_record_survives_the_way_to_disk_and_back(tmp_path: Path) -> None:
     assert Ledger.load(str(tmp_path)).trials == {3: RECORD}
 
 
+@pytest.mark.parametrize("name", ["run?1", "[ab]", "*", "a%2Fb #1"])
+def test_a_folder_of_any_name_holds_its_own_trials_alone(name: str, tmp_path: Path) -> None:
+    Ledger(str(tmp_path / "runs1")).put(replace(RECORD, number=9))
+    Ledger(str(tmp_path / "a")).put(replace(RECORD, number=9))
+    Ledger(str(tmp_path / name)).put(RECORD)
+    assert Ledger.load(str(tmp_path / name)).trials == {3: RECORD}
+
+
 def test_remote_folders_hold_the_same() -> None:
     Ledger("memory://sweep").put(RECORD)
     assert Ledger.load("memory://sweep").trials == {3: RECORD}
