@@ -197,9 +197,8 @@ def _coco(folder: Folder) -> list[Entry]:
     """COCO captions: images and annotations in one file; every caption of an image is a reference of the others."""
     path = one_file(folder, "*captions*.json")
     data = parsed(folder.filesystem.cat_file(path), path)
-    pictures, names = Pictures(folder, lambda path: path.rpartition("/")[2]), dict[str, set[str]]()
-    for image in data["images"]:
-        names.setdefault(str(image["id"]), set()).add(str(image["file_name"]))
+    pictures = Pictures(folder, lambda path: path.rpartition("/")[2])
+    names, unreadable = _file_names(data["images"])
 
     def annotation(fields: Any) -> _Item:
         identity = fields.get("id")
@@ -213,8 +212,20 @@ def _coco(folder: Folder) -> list[Entry]:
         (name,) = names[number]
         return pictures.locate(name.rpartition("/")[2], name.rpartition("/")[2], path=name)
 
-    entries = _by_picture(_each(data["annotations"], annotation, "caption"), locate, list(names))
+    entries = _by_picture([*_each(data["annotations"], annotation, "caption"), *unreadable], locate, list(names))
     return [_with_references(entry) for entry in entries]
+
+
+def _file_names(images: Iterable[Any]) -> tuple[dict[str, set[str]], list[_Item]]:
+    """The names that images are listed with, by their id, and what is listed without."""
+    names: dict[str, set[str]] = {}
+    unreadable = []
+    for number, image in enumerate(images, start=1):
+        if isinstance(image, Mapping) and "id" in image and "file_name" in image:
+            names.setdefault(str(image["id"]), set()).add(str(image["file_name"]))
+        else:
+            unreadable.append(_alone(f"image {number} of the file", "it is listed without id and file_name"))
+    return names, unreadable
 
 
 def _with_references(entry: Entry) -> Entry:

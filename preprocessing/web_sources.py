@@ -7,8 +7,9 @@ index are in web_indexes.py; WebDataset tars in web_archives.py and Parquet in w
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -50,6 +51,8 @@ class WebSource:
     split: str
     images: str = ""
     """Folder of the images, where they do not lie below `folder`."""
+    opened_ns: int = field(default_factory=time.time_ns)
+    """When it was opened: the index that a process keeps of a source is not taken for that of files changed since."""
 
     def pieces(self) -> tuple[Piece, ...]:
         """In the order of the source. Raises FileNotFoundError or ValueError where the layout is another one."""

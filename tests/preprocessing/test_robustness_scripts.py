@@ -29,6 +29,12 @@ def test_damaged_pictures_are_read_by_all_or_by_none() -> None:
     assert result("picture_mutations.py", "--count", 300, "--seed", 1)["count"] == 300
 
 
+def test_damaged_web_data_are_accounted_for_and_read() -> None:
+    """Each layout damaged in each way, and what was accepted read for an epoch."""
+    found = result("web_mutations.py", "--count", 48, "--seed", 1)
+    assert found["count"] == 48 and found["read"] > 100
+
+
 @pytest.mark.slow
 def test_killed_conversions_end_with_the_same_store() -> None:
     found = result("preprocess_kills.py", "--kills", 3, "--shards", 12, "--seed", 2)

@@ -174,7 +174,7 @@ def test_captions_of_coco_are_accounted_by_annotation_id(tmp_path: Path) -> None
         {"id": 2, "image_id": 7, "caption": None},
         {"id": 3, "image_id": 9, "caption": "of no image"},
     ]
-    images = [{"id": 7, "file_name": "7.png"}, {"id": 8, "file_name": "8.png"}]
+    images = [{"id": 7, "file_name": "7.png"}, {"id": 8, "file_name": "8.png"}, {"id": 9}]
     files = {"captions_val2014.json": {"images": images, "annotations": captions}}
     files |= {"captions_valminusminival2014.json": {"images": [], "annotations": []}}
     source = put(tmp_path / "coco", files, ("val2014/7.png", "val2014/8.png"))
@@ -185,6 +185,7 @@ def test_captions_of_coco_are_accounted_by_annotation_id(tmp_path: Path) -> None
         "annotation 2": "its caption is empty",
         "annotation 3": "it is not listed among the images",
         "image 8": "it has no caption",
+        "image 3 of the file": "it is listed without id and file_name",
     }
 
 
@@ -285,6 +286,12 @@ def test_every_line_is_in_the_account(tmp_path: Path) -> None:
     assert found == [("what?", "this", 1), ("who?", "me", 1)]
     expected = [(f"all.jsonl:{n}", reason) for n, (_, reason) in enumerate(lines, start=1) if reason]
     assert sorted((line["place"], line["reason"]) for line in quarantine) == sorted(expected)
+
+
+def test_files_that_changed_are_read_anew(tmp_path: Path) -> None:
+    for answer in ("no", "yes"):
+        source = put(tmp_path / "gqa", {"train_questions.json": gqa(1, answer=answer)})
+        assert converted(source, tmp_path / answer, format="gqa")[1] == [("is it 1?", answer, 1)]
 
 
 def test_llava_is_read_as_published(tmp_path: Path) -> None:
@@ -446,6 +453,7 @@ def test_no_bytes_stop_a_conversion(data: st.DataObject) -> None:
     cut = bytes(whole[: data.draw(st.integers(0, len(whole)))])
     problem = web_data._image_problem(cut, WebConvertConfig(format="jsonl"))
     assert problem is None or (problem.startswith("its image ") and " at 0x" not in problem)  # the same in every run
+    assert problem is not None or decode_image(cut).shape[-1] == 3  # what is let in, the loader reads
 
 
 def test_pictures_are_judged_as_the_loader_reads_them(tmp_path: Path) -> None:
