@@ -21,13 +21,14 @@ from preprocessing.web_texts import NOTHING_TO_LEARN, examples_of, unusable, wit
 TAR_PATTERNS = ("*.tar", "*.tar.gz", "*.tgz")
 _END_BYTES = 1024  # of zeros, that an archive ends in
 _KEPT_BYTES = 1 << 16  # more than tarfile reads ahead of what it hands out
-_MOST_BYTES = 1 << 28  # of a member: no picture or text is larger
+_MOST_BYTES = 1 << 28  # of a picture or text: none is larger
+_READ = (*IMAGE_SUFFIXES, ".json", ".txt")
 _APART = "its members stand apart from each other in the archive: pack those of a key side by side"
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Member:
-    """One file of an archive; `problem` where its bytes cannot be had."""
+    """One file of an archive, without its bytes where nothing reads them; `problem` where they cannot be had."""
 
     key: str
     extension: str
@@ -145,11 +146,12 @@ def _member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> _Member:
     stem, _, extension = base.partition(".")
     is_named = bool(stem and extension)
     problem = None
+    is_read = is_named and base.lower().endswith(_READ)
     if not member.isfile():
         problem = "its member is a link" if member.issym() or member.islnk() else "its member is no file"
     elif member.size > _MOST_BYTES:
         problem = f"its member has more than {_MOST_BYTES >> 20} MiB"
-    extracted = tar.extractfile(member) if problem is None else None
+    extracted = tar.extractfile(member) if is_read and problem is None else None
     return _Member(
         key=(f"{folder}/{stem}" if folder else stem) if is_named else member.name,
         extension=extension.lower() if is_named else "",
