@@ -96,7 +96,7 @@ def forecast(experiment: Experiment, stores: Sequence[Store]) -> Forecast:
         checkpoints_kept=loop.keep_last,
         steps=loop.steps,
         samples=loop.steps * loop.global_batch,
-        samples_per_epoch=sum(map(_samples, stores)) or None,
+        samples_per_epoch=sum(map(num_samples, stores)) or None,
     )
 
 
@@ -113,7 +113,7 @@ def _at(zero: ZeroConfig, stage: Stage) -> ZeroConfig:
     return replace(zero, stage=stage, offload_optimizer="none", offload_parameters="none")
 
 
-def _samples(store: Store) -> int:
+def num_samples(store: Store) -> int:
     """Windows of a robot store, examples of one of web data."""
     return sum(shard.rows for shard in store.shards) if isinstance(store, EpisodeStore) else store.index.num_rows
 

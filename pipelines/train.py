@@ -8,10 +8,10 @@ once by a second Ctrl-C, 1 anything else.
 from __future__ import annotations
 
 import logging
-import shlex
 import sys
 import typing
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,10 +25,12 @@ from pipelines.arguments import UsageError, parse, take
 from pipelines.catalogue import load_recipe, recipe_summary, require_first
 from pipelines.co_fine_tuning import Store
 from pipelines.experiment import Experiment, InProcess
+from pipelines.forecast import num_samples
 from pipelines.loop_state import LoopState
 from pipelines.meter import require_reported
+from pipelines.next_step import command_line, print_next
 from pipelines.output_lock import alone_in
-from pipelines.progress import following
+from pipelines.progress import following, packed
 from pipelines.run_files import METRICS, read_metrics
 from pipelines.run_record import finish_run, open_run, write_config
 from pipelines.serialization import from_plain, members, read_yaml
@@ -67,8 +69,13 @@ def run_training(
     stores = [open_store(path, split="train") for path in job.stores]
     job = replace(job, experiment=resolved(job.experiment, stores))
     contract = check_job(job, stores, accepted)
-    with alone_in(job.output, patience_s=patience_s):
+    with alone_in(job.output, patience_s=patience_s), _followed(job, stores):
         return _run(job, contract, context, callbacks)
+
+
+def _followed(job: TrainJob, stores: Sequence[Store]) -> AbstractContextManager[None]:
+    loop = job.experiment.loop
+    return following(job.output, loop.steps, steps_per_epoch=sum(map(num_samples, stores)) / loop.global_batch)
 
 
 def _run(job: TrainJob, contract: Contract, context: LocalContext | None, callbacks: Sequence[Any]) -> dict[str, Any]:
@@ -114,12 +121,11 @@ def check_job(job: TrainJob, stores: Sequence[Store], accepted: Collection[str])
 
 def _run_where_asked(job: TrainJob, stop: StopFile, context: LocalContext, callbacks: Sequence[Any]) -> dict[str, Any]:
     where = job.experiment.launch
-    with following(job.output, job.experiment.loop.steps):
-        if isinstance(where, InProcess):
-            with stopping_on_signals(stop):
-                return train(context, job)
-        with where.connected(), stopping_on_signals(stop):
-            ended = launch(train_worker, {"job": job}, where, callbacks=callbacks)
+    if isinstance(where, InProcess):
+        with stopping_on_signals(stop):
+            return train(context, job)
+    with where.connected(), stopping_on_signals(stop):
+        ended = launch(train_worker, {"job": job}, where, callbacks=callbacks)
     error = stop.left()
     if error is not None:
         raise error
@@ -209,21 +215,29 @@ def main(arguments: list[str]) -> dict[str, Any]:
         init=None if given.init is None else absolute(given.init),
     )
     result = run_training(job, accepted=given.accept)
-    print(f"trained {given.experiment.name} to step {result['steps']}: {_summary(result)}; {job.output}")
+    print(f"trained {given.experiment.name} to step {result['steps']}, in {job.output}")
+    print("\n".join(f"  {line}" for line in packed(_summary(result), 76)))
     if "stopped" in result:
         print(f"rtp: {result['stopped']}; to continue: {_resuming(arguments)}", file=sys.stderr)
         return result | {"exit_code": STOPPED_EXIT_CODE}
+    if job.validation:
+        print_next("evaluate", job.output, "--data", *job.validation)
+    else:
+        print_next("evaluate", job.output, "--data", *job.stores)
+        print("      (these are the stores it was trained on: give held-out ones for a score that means something)")
     return result
 
 
 def _resuming(arguments: list[str]) -> str:
     """The command that goes on with what these arguments began."""
-    return shlex.join(["rtp", "train", *arguments, *(() if "--resume" in arguments else ("--resume",))])
+    return command_line("rtp", "train", *arguments, *(() if "--resume" in arguments else ("--resume",)))
 
 
-def _summary(result: dict[str, Any]) -> str:
-    """What the user should know of the whole run, in a line."""
+def _summary(result: dict[str, Any]) -> list[str]:
+    """What the user should know of the whole run."""
     said = [f"loss {result.get('loss', float('nan')):.4f}"]
+    if "validation_loss" in result:
+        said.append(f"validation loss {result['validation_loss']:.4f}")
     if "best_step" in result:
         said.append(f"best at step {result['best_step']}")
     if "ended_early" in result:
@@ -232,7 +246,7 @@ def _summary(result: dict[str, Any]) -> str:
         said.append(f"{result['skipped_steps']} updates skipped")
     if "waiting_share" in result:
         said.append(f"{verdict(result['waiting_share'])}, {100 * result['waiting_share']:.0f} % waiting for data")
-    return ", ".join(said)
+    return said
 
 
 def parse_arguments(arguments: list[str]) -> TrainArguments:

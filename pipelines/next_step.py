@@ -1,0 +1,25 @@
+"""The command lines that commands print: quoted for the shell, so that what is copied means what was meant."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+
+def command_line(*words: object) -> str:
+    """`words` as a shell reads them; absolute paths below the present folder are shortened to what is typed there."""
+    return shlex.join(_shortened(str(word)) for word in words)
+
+
+def print_next(*words: object) -> None:
+    """The last line of a command: what to do with what it made."""
+    print(f"next: {command_line('rtp', *words)}")
+
+
+def _shortened(word: str) -> str:
+    if not word.startswith("/"):
+        return word
+    try:
+        return str(Path(word).relative_to(Path.cwd()))
+    except (ValueError, OSError):  # elsewhere, or the present folder is gone
+        return word
