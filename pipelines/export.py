@@ -17,6 +17,7 @@ import tyro
 from pipelines.arguments import parse
 from pipelines.bundle import DESCRIPTION, WEIGHTS, TrainedModel, write_bundle
 from pipelines.checkpoints import Which, load_trained
+from pipelines.next_step import print_next
 from pipelines.training_stores import referred_from
 from preprocessing.shard_files import is_local
 
@@ -42,6 +43,8 @@ def main(arguments: list[str]) -> dict[str, Any]:
     parameters = sum(parameter.numel() for parameter in trained.model.parameters())
     which = trained.metadata.get("weights", "last")
     print(f"{given.out}/{WEIGHTS}: {parameters:,} parameters of step {trained.step}, {which} weights")
+    stores = trained.metadata.get("stores") or ["STORE"]
+    print_next("evaluate", given.out, "--data", *stores)
     return {
         "output": given.out,
         "checkpoint": trained.source,

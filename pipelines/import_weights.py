@@ -22,6 +22,7 @@ import tyro
 from pipelines.arguments import parse
 from pipelines.bundle import TrainedModel
 from pipelines.export import publish_bundle, require_new
+from pipelines.next_step import print_next
 from pipelines.train import absolute
 from pipelines.train_loop import git_revision
 from pipelines.training_stores import StoreReference, with_references
@@ -68,6 +69,8 @@ def main(arguments: list[str]) -> dict[str, Any]:
         f"{written['output']}: {written['parameters']:,} parameters, {written['steps']} frames of "
         f"{written['image_tokens']} tokens, {written['bins']} bins; bound to {bound}"
     )
+    if given.data:
+        print_next("evaluate", given.out, "--data", *given.data)
     return written
 
 

@@ -1,22 +1,34 @@
-"""`rtp inspect STORE`: counts, statistics with units, instructions, quarantine of an episode store; --html draws it.
+"""`rtp inspect PATH`: what lies there.
 
---audit measures from the data whether the declared conventions hold, and keeps the verdicts beside the store.
+Of a store of episodes counts, statistics with units, instructions, quarantine; of image-text examples the account; of a
+run, checkpoint or bundle the model, its contract and where it comes from. --html draws a store of episodes. --audit
+measures from the data whether the declared conventions hold, and keeps the verdicts beside the store.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
 
+from pipelines import inspect_model
 from pipelines.arguments import parse
+from pipelines.inspect_model import MODELS, kind_of_model
+from pipelines.next_step import print_next
 from preprocessing import audit as auditing
 from preprocessing import report, web_report
 from preprocessing.episode_store import EpisodeStore
 from preprocessing.store_check import require_whole
 from preprocessing.web_store import WebStore, open_store
+
+_RECIPES = {
+    "metaworld_sample": "rt1_metaworld",
+    "bridge_dataset": "rt1_bridge_overfit",
+    "fractal20220817_data": "rt1_fractal",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +36,8 @@ class InspectArguments:
     """Flags of `rtp inspect`."""
 
     store: tyro.conf.Positional[str]
-    """Store of episodes, or of image-text examples: a folder that rtp preprocess wrote, local or s3://, gs://."""
+    """What to look at: a store that rtp preprocess wrote, or the folder of a run, checkpoint or bundle; local or s3://,
+    gs://."""
     split: str | None = None
     """Split, where the folder holds several stores."""
     html: str | None = None
@@ -50,7 +63,7 @@ def inspect(
     audit: bool = False,
     reference: str | None = None,
 ) -> dict[str, Any]:
-    """The summary of a store, with the audit's verdicts where there is one; with `html`, its page is written there too.
+    """The summary of a store or model, with the audit's verdicts where a store has them; `html`: write its page there.
 
     Raises ValueError where `verify` fails.
     """
@@ -60,6 +73,11 @@ def inspect(
         raise ValueError(f"--html {html} must be a local file: copy the page there afterwards")
     if episodes < 0:
         raise ValueError(f"--episodes must be 0 or more, got {episodes}")
+    kind = kind_of_model(store)
+    if kind is not None:
+        if html is not None or audit or verify:
+            raise ValueError(f"{store} is a {kind}: --html, --audit and --verify are for stores")
+        return inspect_model.summary(store, kind)
     opened = open_store(store, split=split)
     if split is not None and opened.manifest["split"] != split:
         raise ValueError(f"{opened.root} holds split {opened.manifest['split']!r}, not {split!r}: give its folder")
@@ -85,7 +103,23 @@ def main(arguments: list[str]) -> dict[str, Any]:
     """Run the command line and print the summary."""
     given = parse(InspectArguments, arguments, prog="rtp inspect", description=__doc__ or "")
     found = inspect(**vars(given))
+    if found.get("kind") in MODELS:
+        print(inspect_model.text(found))
+        print_next("evaluate", given.store, "--data", *(found["stores"] or ["STORE"]))
+        return found
     print(web_report.text(found) if "kind" in found else report.text(found))
     if given.html:
         print(f"page: {given.html}")
+    _print_next(found)
     return found
+
+
+def _print_next(found: Mapping[str, Any]) -> None:
+    """Train on it; a split that is no training data is for measuring."""
+    if found["split"].partition("-")[0] != "train":
+        print(f"next: give it to rtp train as --validation, or to rtp evaluate as --data: {found['store']}")
+    elif "kind" in found:
+        print_next("train", "rt2_tiny", "--data", "ROBOT_STORE", found["store"], "--output", "runs/rt2")
+    else:
+        recipe = _RECIPES.get(found["dataset"], "rt1_tiny")
+        print_next("train", recipe, "--data", found["store"], "--output", f"runs/{recipe}")

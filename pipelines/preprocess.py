@@ -14,6 +14,7 @@ import tyro
 from cluster.session import on_demand
 from pipelines import preprocess_web
 from pipelines.arguments import parse
+from pipelines.next_step import command_line, print_next
 from pipelines.preprocess_web import ray_session
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.rlds import open_dataset
@@ -46,7 +47,7 @@ def write_draft(source: str, path: Path) -> dict[str, Any]:
     text = draft(open_dataset(source))
     with path.open("x") as file:
         file.write(text)
-    print(f"{path}: fill in every '?', then rtp preprocess {source} OUT --dataset {path}")
+    print(f"{path}: fill in every '?', then {command_line('rtp', 'preprocess', source, 'OUT', '--dataset', path)}")
     return {"draft_spec": str(path)}
 
 
@@ -68,4 +69,5 @@ def main(arguments: list[str]) -> dict[str, Any]:
     )
     for remark in summary["remarks"]:
         print(f"remark: {remark}")
+    print_next("inspect", summary["store"])
     return summary

@@ -9,6 +9,7 @@ import tyro
 
 from cluster.session import RaySession, on_demand
 from pipelines.arguments import parse
+from pipelines.next_step import print_next
 from preprocessing.convert import OBJECT_STORE_MB
 from preprocessing.web_data import WebConvertConfig, convert_web
 from preprocessing.web_report import account
@@ -44,4 +45,5 @@ def main(arguments: list[str]) -> dict[str, Any]:
         print(
             f"questions that stand in several files count once; --split {summary['split']}_balanced takes those alone"
         )
+    print_next("inspect", summary["store"])
     return summary

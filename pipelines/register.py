@@ -38,6 +38,7 @@ from pipelines.bundle import DESCRIPTION, TrainedModel, write_bundle
 from pipelines.checkpoints import load_trained
 from pipelines.evaluate import EvaluationConfig, score
 from pipelines.gates import Gate, Verdict, judge_all
+from pipelines.next_step import print_next
 from pipelines.registry import Judge, holder_of, promote, require_names
 from pipelines.serve import fetch_registered
 from pipelines.tracking import TrainingRun, connect, explained, tracking_uri
@@ -87,6 +88,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
     if given.alias and not result["promoted"]:
         holder = f"version {result['holder']}" if result["holder"] else "no version"
         print(f"{given.name}@{given.alias} stays with {holder}: a gate failed")
+    print_next("serve", result["model_uri"])
     return result | {"exit_code": 0 if result["promoted"] or not given.alias else 1}
 
 

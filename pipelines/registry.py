@@ -18,6 +18,7 @@ import tyro
 
 from pipelines.arguments import parse
 from pipelines.gates import Verdict
+from pipelines.next_step import print_next
 from pipelines.registry_lock import LOCKED, exclusive, found, is_lock
 from pipelines.tracking import connect, explained, tracking_uri
 
@@ -212,4 +213,5 @@ def main(arguments: list[str]) -> dict[str, Any]:
             return shown
         left, back = rollback(client, given.name, given.alias)
     print(f"{given.name}@{given.alias}: back from version {left} to version {back}")
+    print_next("serve", f"models:/{given.name}@{given.alias}")
     return {"model_uri": f"models:/{given.name}@{given.alias}", "left": left, "version": back}

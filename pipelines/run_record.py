@@ -38,7 +38,7 @@ def open_run(job: TrainJob, contract: Contract) -> TrainingRun:
     run = TrainingRun(
         uri=job.tracking_uri,
         experiment=job.experiment.tracking.experiment,
-        name=job.experiment.name,
+        name=run_name(job),
         params=flatten(to_plain(job.experiment)),
         run_id=known_run(job.output) if job.resume else None,
     )
@@ -51,6 +51,12 @@ def open_run(job: TrainJob, contract: Contract) -> TrainingRun:
     run.json(to_plain(job.experiment), "experiment.json")
     write_whole(f"{job.output}/{_RUN}", json.dumps({"mlflow_run_id": run.run_id, "uri": run.uri}))
     return run
+
+
+def run_name(job: TrainJob) -> str:
+    """What a table of runs shows: two trainings of a recipe are told apart by their output folders."""
+    folder = job.output.rstrip("/").rpartition("/")[2]
+    return job.experiment.name if folder in ("", job.experiment.name) else f"{job.experiment.name} {folder}"
 
 
 def known_run(output: str) -> str | None:
@@ -135,4 +141,4 @@ def _wandb(job: TrainJob, run_id: str) -> WandbRun | None:
         return None
     folder = tempfile.gettempdir() if "://" in job.output else job.output
     params = flatten(to_plain(job.experiment))
-    return WandbRun(project=project, name=job.experiment.name, run_id=run_id, params=params, folder=folder)
+    return WandbRun(project=project, name=run_name(job), run_id=run_id, params=params, folder=folder)

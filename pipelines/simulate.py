@@ -35,6 +35,7 @@ from rich.progress import track
 
 from pipelines.arguments import parse
 from pipelines.metaworld_rlds import INSTRUCTIONS, Recording, dataset_features, rlds_episode
+from pipelines.next_step import print_next
 from pipelines.serialization import did_you_mean
 from preprocessing.images import encode_jpeg
 from preprocessing.rlds_writer import RldsWriter, SplitPlan
@@ -146,6 +147,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
         f"episodes {summary['episodes']}, steps {summary['steps']}, {summary['bytes'] / 1e6:.1f} MB "
         f"in {summary['seconds']} s; experts failed under {failed} further seeds"
     )
+    print_next("preprocess", summary["dataset"], "stores", "--split", "train")
     return summary
 
 

@@ -275,7 +275,7 @@ def class_choices(config: Any, prefix: str = "") -> dict[str, tuple[list[str], s
     found: dict[str, tuple[list[str], str]] = {}
     for name, hint in typing.get_type_hints(type(config)).items():
         value = getattr(config, name)
-        choices = [choice.__name__ for choice in members(hint) if is_dataclass(choice)]
+        choices = [getattr(choice, "__name__", "") for choice in members(hint) if is_dataclass(choice)]
         if len(choices) > 1:
             found[f"--{prefix}{name}"] = (choices, type(value).__name__)
         if is_dataclass(value):

@@ -18,6 +18,7 @@ from cluster.session import RaySession, connect
 from pipelines.arguments import UsageError, parse, take
 from pipelines.catalogue import load_recipe, require_first
 from pipelines.experiment import Experiment
+from pipelines.next_step import print_next
 from pipelines.output_lock import alone_in
 from pipelines.serialization import did_you_mean, flatten, members, read_value, to_plain
 from pipelines.sweep_table import SweepTable
@@ -88,6 +89,15 @@ def main(arguments: list[str]) -> dict[str, Any]:
         accepted=given.accept,
     )
     print(_summary(result))
+    if result["outcome"] == "interrupted":
+        again = () if "--resume" in arguments else ("--resume",)
+        print_next("tune", *arguments, *again)
+    elif result["best"] is not None:
+        validation = ("--validation", *job.validation) if job.validation else ()
+        output = ("--output", f"{job.output}-best")
+        print_next(
+            "train", result["recipe"], "--config", result["best"]["config"], "--data", *job.stores, *validation, *output
+        )
     return result
 
 
@@ -313,10 +323,10 @@ def _summary(result: dict[str, Any]) -> str:
     if result["best"] is not None:
         scores = ", ".join(f"{name} {value:.4f}" for name, value in result["best"]["objectives"].items())
         lines.append(f"best: {parameters_text(result['best']['parameters'])}: {scores}")
-        lines.append(f"rtp train {result['recipe']} --config {result['best']['config']} --data ... trains it")
     elif result["outcome"] == "complete":
         lines.append("no trial has finished: the table says why")
     if result["outcome"] != "complete":
         why = "the budget is used up" if result["outcome"] == "budget" else "stopped"
-        lines.append(f"{why}; --resume continues" + (" under a larger one" if result["outcome"] == "budget" else ""))
+        larger = ": give a larger one, such as --budget.trials" if result["outcome"] == "budget" else ""
+        lines.append(f"{why}{larger}; --resume continues")
     return "\n".join(lines)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import base64
 import html
+import textwrap
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import fsspec
@@ -85,11 +86,8 @@ def text(found: dict[str, Any]) -> str:
         f"frames {found['image']} (resize {found['resize']}), {found['control_hz']:g} Hz, gripper {found['gripper']}, "
         f"{steps['min']} to {steps['max']} steps an episode (median {steps['median']:g})",
         "",
-        f"{'dimension':<38}{'unit':<12}" + "".join(f"{name:>11}" for name in _NUMBERS),
+        *_dimension_lines(found["dimensions"]),
     ]
-    for name, row in found["dimensions"].items():
-        numbers = "".join(f"{row[key]:>11.4g}" for key in _NUMBERS)
-        lines.append(f"{name:<38}{row['unit']:<12}{numbers}  {row['note']}".rstrip())
     if found["dimensions_lacking"]:
         lines.append(f"not in this dataset: {', '.join(found['dimensions_lacking'])}")
     lines += ["", f"{len(found['instructions'])} distinct instructions ({found['encoder']}), by steps:"]
@@ -98,7 +96,24 @@ def text(found: dict[str, Any]) -> str:
         lines += [f"{title}: {name} {count}" for name, count in found[title].items()]
     lines += [f"remark: {remark}" for remark in found["remarks"]]
     lines += [f"{row['finding']:<13}{row['name']}: {row['sentence']}" for row in _verdicts(found)]
-    return "\n".join([*lines, *([f"notes: {found['notes']}"] if found["notes"] else [])])
+    lines += [f"notes: {found['notes']}"] if found["notes"] else []
+    return "\n".join(part for line in lines for part in _wrapped(line))
+
+
+def _wrapped(line: str) -> list[str]:
+    """In 80 columns; a path stays whole."""
+    options = {"subsequent_indent": "    ", "break_long_words": False, "break_on_hyphens": False}
+    return [line] if len(line) <= 80 else textwrap.wrap(line, 80, **options)
+
+
+def _dimension_lines(dimensions: Mapping[str, Any]) -> list[str]:
+    """The table of actions within 80 columns: a name that is too long for its line stands on one of its own."""
+    lines = [f"{'dimension (unit)':<20}" + "".join(f"{name:>10}" for name in _NUMBERS)]
+    for name, row in dimensions.items():
+        head, numbers = f"{name} ({row['unit']})", "".join(f"{row[key]:>10.3g}" for key in _NUMBERS)
+        lines += [head, f"{'':<20}{numbers}"] if len(head) > 20 else [f"{head:<20}{numbers}"]
+        lines += [f"    {row['note']}"] if row["note"] else []
+    return lines
 
 
 _NUMBERS = ("mean", "std", "min", "q01", "q99", "max")

@@ -154,6 +154,10 @@ class ImageRecipe:
     width: int
     resize: Literal["none", "pad", "squash", "crop"] = "none"
 
+    def __str__(self) -> str:
+        resize = "as recorded" if self.resize == "none" else f"resized by {self.resize}"
+        return f"{self.height}x{self.width} of camera {self.camera}, {resize}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetContract:
@@ -255,11 +259,11 @@ def merge_contracts(contracts: Sequence[Contract]) -> Contract:
     """One contract over several stores of a mixture. Raises ContractMismatch where they cannot be mixed."""
     first = contracts[0]
     for other in contracts[1:]:
-        for part in ("encoder", "image"):
+        for part, flags in (("encoder", "--encoder"), ("image", "--image-size, --resize and --cameras")):
             if getattr(first, part) != getattr(other, part):
                 raise ContractMismatch(
                     f"stores cannot be mixed: {part} is {getattr(first, part)} in {first.datasets[0].name} "
-                    f"and {getattr(other, part)} in {other.datasets[0].name}; preprocess them alike"
+                    f"and {getattr(other, part)} in {other.datasets[0].name}; preprocess both with the same {flags}"
                 )
         if not first.action.same_space(other.action):
             raise ContractMismatch(f"stores cannot be mixed: action spaces {first.action.name}, {other.action.name}")

@@ -95,6 +95,12 @@ def test_a_mismatch_prints_both_sides() -> None:
         model.require_readable(replace(store, action=seven_d_action_spec()), where="there")
     with pytest.raises(ContractMismatch, match="encoder is hash-512 in a and universal"):
         merge_contracts([model, store])
+    wide = replace(contract(ZEROS, name="b"), image=ImageRecipe(camera="image", height=64, width=80, resize="pad"))
+    words = (
+        r"64x64 of camera image, as recorded in a and 64x80 of camera image, resized by pad in b; .* same --image-size"
+    )
+    with pytest.raises(ContractMismatch, match=words):
+        merge_contracts([model, wide])
     with pytest.raises(ContractMismatch, match="a is given more than once"):
         merge_contracts([model, model])
     model.require_readable(contract(ZEROS), where="there")
