@@ -36,6 +36,22 @@ def labels_of(spec: ActionSpec, dataset: DatasetContract, dims: Sequence[int]) -
     }
 
 
+def headlines(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores of an evaluation by which models are compared, each an interval."""
+    found = {key: report[key] for key in (PHYSICAL, "token_accuracy", "vqa_accuracy") if key in report}
+    return found | ({"cider_d": report["captions"]["cider_d"]} if "captions" in report else {})
+
+
+def compared(now: Mapping[str, Any], before: Mapping[str, Any], *, me: str, them: str) -> dict[str, Any]:
+    """The headlines of `before` that compare with `now`, evaluations of two models on one store; why the others do not
+    stands under "not_compared"."""
+    scores = headlines(before)
+    refused = {name: obstacle(name, now, before, me=me, them=them) for name in scores}
+    kept = {name: value for name, value in scores.items() if refused[name] is None}
+    reasons = {name: reason for name, reason in refused.items() if reason is not None}
+    return kept | ({"not_compared": reasons} if reasons else {})
+
+
 def obstacle(metric: str, mine: Mapping[str, Any], theirs: Mapping[str, Any], *, me: str, them: str) -> str | None:
     """Why `metric` of two evaluations on one store does not compare, with the remedy; None where it does.
 

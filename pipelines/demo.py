@@ -18,7 +18,9 @@ from cluster.engine import TorchEngineConfig
 from pipelines.arguments import parse
 from pipelines.catalogue import load_recipe
 from pipelines.checkpoints import load_trained
-from pipelines.evaluate import EvaluationConfig, evaluate, print_tables
+from pipelines.counting import counting
+from pipelines.evaluate import Evaluation, EvaluationConfig, evaluation_of, pictures
+from pipelines.evaluation_tables import print_tables
 from pipelines.experiment import Experiment, InProcess
 from pipelines.paraphrases import PARAPHRASES, ParaphraseScores, paraphrase_rows, score_paraphrases
 from pipelines.preprocess import PreprocessConfig, preprocess
@@ -29,7 +31,6 @@ from pipelines.tracking import tracking_uri
 from pipelines.train import run_training
 from pipelines.train_loop import TrainJob, read_metrics
 from preprocessing.episode_store import EpisodeStore
-from preprocessing.report import film_strips
 
 RECIPE = "rt1_metaworld"
 MODEL_NAME = "rt1-demo"
@@ -55,12 +56,12 @@ def main(arguments: list[str]) -> dict[str, Any]:
     stages = _Stages(Path(given.output).absolute())
     stores = stages.preprocess(given.source)
     trained_at = stages.train(stores, given.steps)
-    report = stages.evaluate(trained_at, stores["val"])
+    evaluation = stages.evaluate(trained_at, stores["val"])
     words = stages.paraphrase(trained_at, given, stores["val"])
     registered = stages.register(trained_at, stores["val"])
     action = stages.predict(registered["model_uri"], stores["val"])
-    page = stages.report(stores, report, words, registered)
-    return stages.summary(stores, report, words, registered, action, page)
+    page = stages.report(stores, evaluation, words, registered)
+    return stages.summary(stores, evaluation.report, words, registered, action, page)
 
 
 @dataclass
@@ -100,12 +101,14 @@ class _Stages:
         run_training(job)
         return job.output
 
-    def evaluate(self, trained_at: str, store: EpisodeStore) -> dict[str, Any]:
+    def evaluate(self, trained_at: str, store: EpisodeStore) -> Evaluation:
         self._say("evaluate", "on held-out episodes, beside three lazy policies")
         trained = load_trained(trained_at)
-        report = evaluate(trained.model, trained.contract, store, EvaluationConfig())
-        print_tables(report)
-        return report
+        config = EvaluationConfig()
+        with counting("evaluate", config.passes(store)) as counted:
+            evaluation = evaluation_of(trained.model, trained.contract, store, config, counted)
+        print_tables(evaluation.report)
+        return evaluation
 
     def paraphrase(
         self, trained_at: str, given: DemoArguments, store: EpisodeStore
@@ -144,7 +147,7 @@ class _Stages:
     def report(
         self,
         stores: dict[str, EpisodeStore],
-        report: dict[str, Any],
+        evaluation: Evaluation,
         words: dict[str, ParaphraseScores] | None,
         registered: dict[str, Any],
     ) -> Path:
@@ -152,12 +155,12 @@ class _Stages:
             "episodes": f"{_episodes(stores['train'])} train, {_episodes(stores['val'])} held out",
             "model": registered["model_uri"],
             "MLflow": registered["tracking_uri"],
-            "contract": report["contract"],
+            "contract": evaluation.report["contract"],
         }
         metrics = read_metrics(self.output / "train/metrics.jsonl")
         more = {"Instructions in other words": paraphrase_rows(words)} if words else {}
-        pictures = film_strips(stores["val"], limit=8)
-        page = run_page("RT-1 on Meta-World episodes", facts, metrics, report, pictures, more)
+        drawn = pictures(evaluation, stores["val"], limit=8)
+        page = run_page("RT-1 on Meta-World episodes", facts, metrics, evaluation.report, drawn, more)
         write_page(self.output / "report.html", page)
         return self.output / "report.html"
 

@@ -16,24 +16,29 @@ Intervals are 95 % bootstrap intervals over episodes, because steps of one episo
 
 from __future__ import annotations
 
+import os
+import shlex
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from pipelines.arguments import parse
 from pipelines.bootstrap import Bootstrap, Interval
 from pipelines.bundle import TrainedModel
 from pipelines.checkpoints import load_trained
-from pipelines.comparison import labels_of, obstacle
+from pipelines.comparison import compared, labels_of
+from pipelines.counting import Count, counting, uncounted
+from pipelines.evaluation_record import FOLDER, file_name, home_of, is_seen, save, track
+from pipelines.evaluation_tables import print_tables
 from pipelines.models import Model
 from pipelines.physical_error import ErrorScale
+from pipelines.prediction_view import predicted_episodes
 from pipelines.predictions import Perturbation, Predictions, predict_store
-from pipelines.run_report import DIMENSION_HEAD, SCORE_HEAD, WEB_HEAD, before_rows, dimension_rows, score_rows, web_rows
+from pipelines.run_report import evaluation_page, write_page
 from pipelines.scoreboard import WebScoreConfig, score_web
 from preprocessing.episode_store import EpisodeStore
 from preprocessing.web_store import WebStore, open_store
@@ -60,15 +65,38 @@ class EvaluationConfig:
     def bootstrap(self) -> Bootstrap:
         return Bootstrap(samples=self.bootstrap_samples, seed=self.seed)
 
+    def passes(self, store: EpisodeStore | WebStore) -> int:
+        """Rows, or answers, that an evaluation on `store` takes."""
+        if isinstance(store, WebStore):
+            return 2 * min(self.web.examples, store.num_examples)
+        return sum(shard.rows for shard in store.shards) * (1 + len(PERTURBATIONS) * self.perturbations)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation:
+    """A report as plain data for JSON, and of a store of robot episodes what it was made of."""
+
+    report: dict[str, Any]
+    predictions: Predictions | None = None
+    predicted_NA: np.ndarray | None = None
+    """The policy's actions in physical units."""
+
 
 def evaluate(model: Model, contract: Contract, store: EpisodeStore, config: EvaluationConfig) -> dict[str, Any]:
     """Scores of `model` on `store` beside the lazy policies, as plain data for JSON.
 
     Raises ContractMismatch where the store does not hold what the model was trained on.
     """
+    return evaluation_of(model, contract, store, config).report
+
+
+def evaluation_of(
+    model: Model, contract: Contract, store: EpisodeStore, config: EvaluationConfig, counted: Count = uncounted
+) -> Evaluation:
+    """The same with the predictions; `counted` is told of every row of each pass over the store."""
     contract.require_readable(store.contract, where=store.root)
     dataset = contract.dataset(store.contract.datasets[0].name)
-    predictions = predict_store(model, contract, store, batch=config.batch)
+    predictions = predict_store(model, contract, store, batch=config.batch, counted=counted)
     dims, scale = scored_dimensions(dataset, predictions), ErrorScale.of(store.contract)
     lazy = {name: _lazy_tokens(name, predictions, model) for name in LAZY_POLICIES}
     interval = config.bootstrap().over(predictions.episode_N)
@@ -101,11 +129,12 @@ def evaluate(model: Model, contract: Contract, store: EpisodeStore, config: Eval
         }
     if config.perturbations:
         for kind in PERTURBATIONS:
-            other = predict_store(model, contract, store, batch=config.batch, perturbation=kind)
+            other = predict_store(model, contract, store, batch=config.batch, perturbation=kind, counted=counted)
             fallen = _correct(other.tokens_NA, predictions, dims)
             scores = {"token_accuracy": interval(fallen), "fall": interval(own - fallen)}
             report.setdefault("perturbed", {})[kind] = scores | {"scaled_error": scaled_error(other.tokens_NA)}
-    return report
+    predicted_NA = _physical(predictions.tokens_NA, model, dataset)
+    return Evaluation(report=report, predictions=predictions, predicted_NA=predicted_NA)
 
 
 def scored_dimensions(dataset: DatasetContract, predictions: Predictions) -> np.ndarray:
@@ -173,51 +202,72 @@ class EvaluateArguments:
     """An earlier model, scored on the same stores and printed beside: what was learnt since, and what is forgotten."""
     split: str = "val"
     """Split of each store, where --data names a folder that holds several."""
+    output: str | None = None
+    """File to save the report to as JSON, local or s3://, gs://; default: evaluations/ beside the run's checkpoints."""
+    html: str | None = None
+    """File to write a self-contained page to: the scores, and predicted beside recorded actions under their frames."""
+    episodes: int = 6
+    """Episodes of each store drawn on the page."""
     evaluation: Annotated[EvaluationConfig, tyro.conf.arg(name="")] = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        if self.html is not None and "://" in self.html:
+            raise ValueError(f"--html {self.html} must be a local file: copy the page there afterwards")
+        if self.episodes < 0:
+            raise ValueError(f"--episodes must be 0 or more, got {self.episodes}")
 
 
 def main(arguments: list[str]) -> dict[str, Any]:
-    """Parse the command line, score, and print the tables."""
+    """Parse the command line, score, print the tables, and save and track what came of it."""
     given = parse(EvaluateArguments, arguments, prog="rtp evaluate", description=__doc__ or "")
+    for path in (given.output, given.html):
+        _require_writable(path)
+    stores = [open_store(path, split=given.split) for path in given.data]
     trained = _load(given.model)
     earlier = None if given.before is None else _load(given.before)
-    reports = []
-    for path in given.data:
-        store = open_store(path, split=given.split)
-        report = score(trained, store, given.evaluation)
+    evaluations = []
+    for store in stores:
+        found = _scored(trained, store, given.evaluation, f"evaluate {store.manifest['dataset']}")
+        named = {"dataset": store.manifest["dataset"], "split": store.manifest["split"]}
+        found.report.update(named, seen_in_training=is_seen(trained, store))
         if earlier is not None:
-            report["before"] = compared(
-                report, score(earlier, store, given.evaluation), me=given.model, them=given.before
-            )
-        reports.append(report)
-        print_tables(report)
-    return {"model": given.model, "step": trained.step, "evaluations": reports}
+            before = _scored(earlier, store, given.evaluation, "evaluate the earlier model").report
+            found.report["before"] = compared(found.report, before, me=given.model, them=given.before or "")
+        evaluations.append(found)
+        print_tables(found.report)
+        if found.report["seen_in_training"]:
+            print(f"{store.root} is among the training stores of this model: {_SEEN}")
+    reports = [found.report for found in evaluations]
+    result = {"model": given.model, "step": trained.step, "evaluations": reports}
+    result |= _kept(given, trained, stores, result)
+    if given.html is not None:
+        _write_html(given, stores, evaluations, result)
+    for hint in next_commands(given, trained, reports):
+        print(f"next: {hint}")
+    return result
+
+
+_SEEN = "these scores say what it has by heart, not what it does on new episodes"
+
+
+def _scored(trained: TrainedModel, store: EpisodeStore | WebStore, config: EvaluationConfig, what: str) -> Evaluation:
+    """The evaluation of a model on a store of either kind, with its progress shown."""
+    with counting(what, config.passes(store)) as counted:
+        if isinstance(store, EpisodeStore):
+            return evaluation_of(trained.model, trained.contract, store, config, counted)
+        return Evaluation(report=_web_report(trained, store, config, counted))
 
 
 def score(trained: TrainedModel, store: EpisodeStore | WebStore, config: EvaluationConfig) -> dict[str, Any]:
     """The report of a model on a store of either kind."""
     if isinstance(store, EpisodeStore):
         return evaluate(trained.model, trained.contract, store, config)
-    return score_web(
-        trained.model, trained.contract, store, config.web, batch=config.batch, bootstrap=config.bootstrap()
-    )
+    return _web_report(trained, store, config, uncounted)
 
 
-def compared(now: dict[str, Any], before: dict[str, Any], *, me: str, them: str | None) -> dict[str, Any]:
-    """The scores of `before` by which two models are compared; those that do not compare are left out, and why stands
-    under "not_compared"."""
-    scores, refused = headlines(before), {}
-    for name in list(scores):
-        if (reason := obstacle(name, now, before, me=me, them=them or "the earlier model")) is not None:
-            del scores[name]
-            refused[name] = reason
-    return scores | ({"not_compared": refused} if refused else {})
-
-
-def headlines(report: dict[str, Any]) -> dict[str, Any]:
-    """The scores of a report by which models are compared."""
-    found = {key: report[key] for key in ("scaled_error", "token_accuracy", "vqa_accuracy") if key in report}
-    return found | ({"cider_d": report["captions"]["cider_d"]} if "captions" in report else {})
+def _web_report(trained: TrainedModel, store: WebStore, config: EvaluationConfig, counted: Count) -> dict[str, Any]:
+    model, contract, bootstrap = trained.model, trained.contract, config.bootstrap()
+    return score_web(model, contract, store, config.web, batch=config.batch, bootstrap=bootstrap, counted=counted)
 
 
 def _load(model: str) -> TrainedModel:
@@ -228,28 +278,56 @@ def _load(model: str) -> TrainedModel:
     return fetch_registered(model)
 
 
-def print_tables(report: dict[str, Any]) -> None:
-    """Scores and errors as text."""
-    console = Console()
-    console = console if console.is_terminal else Console(width=110)
-    if "episodes" in report:
-        console.print(f"{report['store']}: {report['steps']} steps of {report['episodes']} episodes")
-        _print_table(console, SCORE_HEAD, score_rows(report))
-        _print_table(console, DIMENSION_HEAD, dimension_rows(report))
-    else:
-        console.print(f"{report['store']}: {report['examples']} image-text examples")
-        _print_table(console, WEB_HEAD, web_rows(report))
-    if "decoding" in report:
-        mass, rate = report["decoding"]["valid_token_mass"], report["decoding"]["invalid_rate_without_mask"]
-        console.print(f"probability of valid action tokens {mass:.4f}; invalid without the mask {100 * rate:.2f} %")
-    if "before" in report:
-        _print_table(console, ["", "before", "now"], before_rows(report["before"], headlines(report)))
-        for reason in report["before"].get("not_compared", {}).values():
-            console.print(reason, highlight=False)
+# --- what is left behind ---
 
 
-def _print_table(console: Console, head: list[str], rows: list[list[str]]) -> None:
-    table = Table(*head, box=None)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+def _require_writable(path: str | None) -> None:
+    """Raise OSError before hours of work, not after them, where a local file cannot be written."""
+    if path is not None and "://" not in path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        if Path(path).is_dir() or not os.access(Path(path).parent, os.W_OK):
+            raise OSError(f"{path} cannot be written: give a file in a folder that you may write in")
+
+
+def _kept(
+    given: EvaluateArguments, trained: TrainedModel, stores: list[EpisodeStore | WebStore], result: dict[str, Any]
+) -> dict[str, Any]:
+    """Save the result as a file and in MLflow; where."""
+    home, name = home_of(given.model), file_name(trained.step, stores)
+    saved = save(result, given.output or f"{home}/{FOLDER}/{name}", asked=given.output is not None)
+    run_id = track(result, home=home, run_id=trained.metadata.get("mlflow_run_id"), name=name)
+    for kept in ([f"report: {saved}"] if saved else []) + ([f"MLflow: run {run_id}"] if run_id else []):
+        print(kept)
+    return {"report": saved, "mlflow_run_id": run_id}
+
+
+def _write_html(
+    given: EvaluateArguments,
+    stores: list[EpisodeStore | WebStore],
+    evaluations: list[Evaluation],
+    result: dict[str, Any],
+) -> None:
+    facts = {"model": given.model, "step": result["step"], "contract": evaluations[0].report["contract"]}
+    drawn = [(e.report, pictures(e, store, limit=given.episodes)) for e, store in zip(evaluations, stores, strict=True)]
+    write_page(Path(given.html or ""), evaluation_page(f"Evaluation of {given.model}", facts, drawn))
+    print(f"page: {given.html}")
+
+
+def pictures(evaluation: Evaluation, store: EpisodeStore | WebStore, *, limit: int) -> str:
+    """Predicted beside recorded actions of some episodes, as HTML; of image-text examples there are none."""
+    if not isinstance(store, EpisodeStore) or evaluation.predictions is None or evaluation.predicted_NA is None:
+        return ""
+    names = evaluation.report["dimensions"]
+    return predicted_episodes(store, evaluation.predictions, evaluation.predicted_NA, names, limit=limit)
+
+
+def next_commands(given: EvaluateArguments, trained: TrainedModel, reports: list[dict[str, Any]]) -> list[str]:
+    """What to do with these scores, as commands for a shell."""
+    if given.model.startswith("models:/"):
+        return [shlex.join(["rtp", "serve", given.model])]
+    if not trained.metadata.get("stores"):  # weights that are bound to no data
+        return []
+    name = str((trained.metadata.get("experiment") or {}).get("name") or "my-policy")
+    command = ["rtp", "register", given.model, "--name", name]
+    fair = [report["store"] for report in reports if "scaled_error" in report and not report["seen_in_training"]]
+    return [shlex.join([*command, "--alias", "champion", "--data", *fair] if fair else command)]

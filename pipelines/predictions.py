@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from pipelines.co_fine_tuning import NO_INSTRUCTION, CoFineTuningConfig, CoFineTuningReader, Store
+from pipelines.counting import Count, uncounted
 from pipelines.models import Model
 from pipelines.training_data import as_trained
 from preprocessing.embeddings import embed_texts
@@ -56,17 +57,22 @@ def predict_store(
     batch: int,
     perturbation: Perturbation = "none",
     rewording: Mapping[str, str] | None = None,
+    counted: Count = uncounted,
 ) -> Predictions:
     """The model's tokens for every step of `store` that is trained on.
 
     `rewording` gives instructions other words, which the contract's encoder embeds; those it does not name stay.
-    Raises ValueError where no step is scored.
+    `counted` is told of every row that is read. Raises ValueError where no step is scored.
     """
     dataset, seen = contract.dataset(store.contract.datasets[0].name), as_trained(store, contract)
     if perturbation == "swapped_instructions":
         rewording = _swapped(store.instruction_texts)
     steps = _rt1_steps if isinstance(model, RT1) else _rt2_steps
-    parts = list(steps(model, contract, seen, batch, perturbation == "blank_images", rewording))  # type: ignore[arg-type]
+    parts, left = [], sum(shard.rows for shard in store.shards)
+    for part in steps(model, contract, seen, batch, perturbation == "blank_images", rewording):  # type: ignore[arg-type]
+        parts.append(part)
+        counted(min(batch, left))
+        left -= batch
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     episode, step, action, target, tokens, *rest = columns
     if not len(episode):

@@ -1,10 +1,12 @@
-"""One self-contained HTML page about a training run: loss curve, scores beside the lazy policies, episode pictures."""
+"""HTML pages about a training run and about an evaluation, and the rows of their tables.
+
+Loss curve, scores beside the lazy policies, predicted beside recorded actions.
+"""
 
 from __future__ import annotations
 
-import html
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,7 @@ import matplotlib
 matplotlib.use("svg")
 from matplotlib.figure import Figure
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24 }
-table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .3rem .8rem; border-bottom: 1px solid #d0d7de }
-th { text-align: left }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem } svg { max-width: 100% }
-"""
+from preprocessing import episode_view, html_page
 
 
 def run_page(
@@ -29,22 +26,41 @@ def run_page(
     pictures: str,
     more: Mapping[str, tuple[list[str], list[list[str]]]] | None = None,
 ) -> str:
-    """The page; `pictures` is trusted HTML, everything else is escaped. `more`: (head, rows) of tables by title."""
+    """About a training run; `more`: (head, rows) of tables by title.
+
+    `pictures` is trusted HTML (pipelines/prediction_view.py), everything else is escaped.
+    """
     sections = [
-        f"<h1>{html.escape(title)}</h1>",
-        _table(["", ""], [[name, value] for name, value in facts.items()]),
-        "<h2>Loss</h2>",
+        html_page.table(["", ""], list(facts.items())),
+        html_page.heading("Loss"),
         loss_curve(metrics),
-        "<h2>Held-out episodes</h2>",
-        _scores(evaluation),
-        "<h2>Per dimension</h2>",
-        _dimensions(evaluation),
-        *(f"<h2>{html.escape(name)}</h2>{_table(*table)}" for name, table in (more or {}).items()),
-        "<h2>Episodes</h2>",
+        *_evaluated("Held-out episodes", evaluation),
+        *(html_page.heading(name) + html_page.table(*table) for name, table in (more or {}).items()),
+        html_page.heading("Episodes"),
         pictures,
     ]
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(sections)}</body></html>'
+    return html_page.page(title, sections, style=episode_view.STYLE, script=episode_view.SCRIPT)
+
+
+def evaluation_page(title: str, facts: dict[str, Any], evaluations: Sequence[tuple[dict[str, Any], str]]) -> str:
+    """About `rtp evaluate`: each evaluation with its pictures, which are trusted HTML."""
+    sections = [html_page.table(["", ""], list(facts.items()))]
+    for evaluation, pictures in evaluations:
+        sections += [*_evaluated(evaluation["store"], evaluation), pictures]
+    return html_page.page(title, sections, style=episode_view.STYLE, script=episode_view.SCRIPT)
+
+
+def _evaluated(title: str, evaluation: dict[str, Any]) -> list[str]:
+    if "per_dimension" not in evaluation:
+        return [html_page.heading(title), html_page.table(WEB_HEAD, web_rows(evaluation))]
+    counts = f"{evaluation['steps']} steps of {evaluation['episodes']} episodes. {SCALED_ERROR}"
+    return [
+        html_page.heading(title),
+        html_page.table(SCORE_HEAD, score_rows(evaluation)),
+        html_page.note(counts),
+        html_page.heading("Per dimension"),
+        html_page.table(DIMENSION_HEAD, dimension_rows(evaluation)),
+    ]
 
 
 def loss_curve(metrics: list[dict[str, Any]]) -> str:
@@ -78,20 +94,26 @@ def percent(interval: dict[str, float]) -> str:
 
 
 def score_rows(evaluation: dict[str, Any]) -> list[list[str]]:
-    """[who, token accuracy, by how much the policy is above it], each with its 95 % interval."""
-    rows = [["policy", percent(evaluation["token_accuracy"]), ""]]
+    """[who, token accuracy and by how much the policy is above it, each with its 95 % interval, scaled error]."""
+
+    def row(who: str, accuracy: dict[str, float], above: str, scaled_error: dict[str, float]) -> list[str]:
+        return [who, percent(accuracy), above, f"{scaled_error['mean']:.4f}"]
+
+    rows = [row("policy", evaluation["token_accuracy"], "", evaluation["scaled_error"])]
     for name, interval in evaluation["lazy"].items():
-        rows.append([name.replace("_", " "), percent(interval), percent(evaluation["margin"][name])])
+        above, lazy = percent(evaluation["margin"][name]), evaluation["scaled_error_lazy"][name]
+        rows.append(row(name.replace("_", " "), interval, above, lazy))
     for name, scores in evaluation.get("perturbed", {}).items():
-        rows.append([f"policy, {name.replace('_', ' ')}", percent(scores["token_accuracy"]), percent(scores["fall"])])
+        who = f"policy, {name.replace('_', ' ')}"
+        rows.append(row(who, scores["token_accuracy"], percent(scores["fall"]), scores["scaled_error"]))
     return rows
 
 
 def dimension_rows(evaluation: dict[str, Any]) -> list[list[str]]:
-    """[dimension, unit, the policy's mean absolute error, then each lazy policy's]."""
+    """[dimension, unit, token accuracy, the policy's mean absolute error, then each lazy policy's]."""
     rows = []
     for name, scores in evaluation["per_dimension"].items():
-        errors = [f"{score['mean_absolute_error']:.4f}" for key, score in scores.items() if key != "unit"]
+        errors = [f"{score['mean_absolute_error']:.4g}" for key, score in scores.items() if key != "unit"]
         rows.append([name, scores["unit"], f"{100 * scores['policy']['token_accuracy']:.1f} %", *errors])
     return rows
 
@@ -134,19 +156,14 @@ def plain(interval: dict[str, float]) -> str:
 
 
 WEB_HEAD = ["", "score [95 %]", "model is above by"]
-SCORE_HEAD = ["", "token accuracy [95 %]", "policy is above by"]
-DIMENSION_HEAD = ["dimension", "unit", "accuracy", "error: policy", "commonest", "mean", "previous"]
-
-
-def _scores(evaluation: dict[str, Any]) -> str:
-    return _table(SCORE_HEAD, score_rows(evaluation))
-
-
-def _dimensions(evaluation: dict[str, Any]) -> str:
-    return _table(DIMENSION_HEAD, dimension_rows(evaluation))
-
-
-def _table(head: list[str], rows: list[list[Any]]) -> str:
-    titles = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"
+SCORE_HEAD = ["", "token accuracy [95 %]", "policy is above by", "scaled\nerror"]
+DIMENSION_HEAD = [
+    "dimension",
+    "unit",
+    "accuracy",
+    "error:\npolicy",
+    "most\nfrequent",
+    "mean\naction",
+    "previous\naction",
+]
+SCALED_ERROR = "Scaled error: mean absolute error in physical units, each dimension over its range in the store."

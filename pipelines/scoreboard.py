@@ -21,6 +21,7 @@ import torch
 from pipelines.answer_scores import cider_d, normalised, vqa_accuracy
 from pipelines.bootstrap import Bootstrap
 from pipelines.co_fine_tuning import CoFineTuningReader
+from pipelines.counting import Count, uncounted
 from pipelines.models import Model
 from pipelines.predictions import rt2_reader
 from preprocessing.loading.web_reader import WebText
@@ -56,9 +57,19 @@ class _Scored:
 
 
 def score_web(
-    model: Model, contract: Contract, store: WebStore, config: WebScoreConfig, *, batch: int, bootstrap: Bootstrap
+    model: Model,
+    contract: Contract,
+    store: WebStore,
+    config: WebScoreConfig,
+    *,
+    batch: int,
+    bootstrap: Bootstrap,
+    counted: Count = uncounted,
 ) -> dict[str, Any]:
-    """Scores of an RT-2 on a store of image-text examples, as plain data for JSON."""
+    """Scores of an RT-2 on a store of image-text examples, as plain data for JSON; `counted` is told of every answer.
+
+    There are two an example.
+    """
     if isinstance(model, RT1):
         raise ValueError(f"{store.root} holds image-text examples, and an RT-1 says actions only: give it robot stores")
     reader = rt2_reader(model, contract, [store])
@@ -67,8 +78,8 @@ def score_web(
     texts = reader.web_texts(rows)
     scored = _Scored(
         texts=texts,
-        said=_answers(model, reader, rows, rows, config, batch),
-        shuffled=_answers(model, reader, rows, np.roll(rows, len(rows) // 2), config, batch),
+        said=_answers(model, reader, rows, rows, config, batch, counted),
+        shuffled=_answers(model, reader, rows, np.roll(rows, len(rows) // 2), config, batch, counted),
     )
     reader.close()
     report: dict[str, Any] = {"store": store.root, "contract": contract.id, "examples": len(rows)}
@@ -82,7 +93,13 @@ def score_web(
 
 @torch.no_grad()
 def _answers(
-    model: Any, reader: CoFineTuningReader, rows: np.ndarray, images: np.ndarray, config: WebScoreConfig, batch: int
+    model: Any,
+    reader: CoFineTuningReader,
+    rows: np.ndarray,
+    images: np.ndarray,
+    config: WebScoreConfig,
+    batch: int,
+    counted: Count,
 ) -> list[str]:
     """What the model says to the prompts of `rows` when it sees the pictures of `images`."""
     text, device, said = model.config.build_text(), next(model.parameters()).device, []
@@ -93,6 +110,7 @@ def _answers(
         prompted = {key: value.to(device) for key, value in (pictures | prompts).items()}
         found = generate(model, prompted, eos_id=text.tokenizer.eos_id, room=config.answer_tokens)
         said += [text.decode(ids) for ids in found]
+        counted(len(piece))
     return said
 
 

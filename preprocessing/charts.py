@@ -9,20 +9,49 @@ import numpy as np
 
 _COLOURS = ("#0969da", "#cf222e", "#1a7f37", "#9a6700", "#8250df", "#bf3989", "#57606a", "#0a7ea4", "#bc4c00")
 
+_THIN = 'stroke-width="1.5" vector-effect="non-scaling-stroke"'
 
-def lines(series: Mapping[str, Sequence[float]], *, width: int = 640, height: int = 90) -> str:
-    """One line a name over equally spaced places, each scaled to its own range; the legend gives the ranges."""
+
+def lines(
+    series: Mapping[str, Sequence[float] | np.ndarray],
+    *,
+    places: np.ndarray | None = None,
+    shared: bool = False,
+    width: int = 800,
+    height: int = 90,
+) -> str:
+    """One line a name; the legend gives the ranges. NaN: no point there.
+
+    Each is scaled to its own range, or `shared`: all to that of all. `places` (N,) are where the points stand, in
+    shares of the width; then there is a cursor too, which a script may move (preprocessing/episode_view.py).
+    """
     paths, legend = [], []
+    everything = np.concatenate([np.asarray(values, float) for values in series.values()])
     for number, (name, values) in enumerate(series.items()):
         colour, y = _COLOURS[number % len(_COLOURS)], np.asarray(values, float)
-        low, high = float(y.min()), float(y.max())
-        x = np.linspace(2, width - 2, len(y)) if len(y) > 1 else np.array([width / 2])
-        level = (y - low) / (high - low) if high > low else np.full(len(y), 0.5)
-        points = " ".join(f"{a:.1f},{height - 4 - b * (height - 8):.1f}" for a, b in zip(x, level, strict=True))
-        paths.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
-        legend.append(f'<span style="color:{colour}">{html.escape(name)} {low:.3g} .. {high:.3g}</span>')
-    svg = _svg(width, height, "".join(paths))
+        x = width * (_evenly(len(y)) if places is None else places)
+        known = np.isfinite(y)
+        own = f"{y[known].min():.3g} .. {y[known].max():.3g}" if known.any() else "none"
+        level = _levels(y, everything if shared else y)
+        points = " ".join(
+            f"{a:.1f},{height - 4 - b * (height - 8):.1f}" for a, b in zip(x[known], level[known], strict=True)
+        )
+        paths.append(f'<polyline points="{points}" fill="none" stroke="{colour}" {_THIN}/>')
+        legend.append(f'<span style="color:{colour}">{html.escape(name)} {own}</span>')
+    cursor = "" if places is None else f'<line class="cursor" x1="0" x2="0" y1="0" y2="{height}" {_THIN}/>'
+    svg = _svg(width, height, "".join(paths) + cursor, fills=places is not None)
     return f'{svg}<div style="font-size:12px">{" &nbsp; ".join(legend)}</div>'
+
+
+def _evenly(count: int) -> np.ndarray:
+    return np.linspace(0.003, 0.997, count) if count > 1 else np.array([0.5])
+
+
+def _levels(values: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """0 .. 1 from the lowest to the highest of `among`; the middle where they are equal."""
+    known = among[np.isfinite(among)]
+    low, high = (known.min(), known.max()) if len(known) else (0.0, 0.0)
+    return (values - low) / (high - low) if high > low else np.full(len(values), 0.5)
 
 
 def histogram(values: np.ndarray, *, bins: int = 40, width: int = 300, height: int = 80) -> str:
@@ -43,6 +72,9 @@ def histogram(values: np.ndarray, *, bins: int = 40, width: int = 300, height: i
     return f'{_svg(width, height, bars)}<div style="font-size:12px">{edges[0]:.4g} .. {edges[-1]:.4g}</div>'
 
 
-def _svg(width: int, height: int, inside: str) -> str:
+def _svg(width: int, height: int, inside: str, *, fills: bool = False) -> str:
+    """`fills`: stretched to whatever width the page gives it, so that places are shares of that."""
     frame = f'<rect width="{width}" height="{height}" fill="#f6f8fa"/>'
-    return f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">{frame}{inside}</svg>'
+    stretched = ' preserveAspectRatio="none"' if fills else ""
+    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    return f'<svg {size}{stretched} role="img">{frame}{inside}</svg>'

@@ -6,32 +6,22 @@ store, and the page says how many.
 
 from __future__ import annotations
 
-import base64
 import html
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 
-from preprocessing import charts
+from preprocessing import charts, episode_view, html_page
 from preprocessing.episode_store import QUARANTINE, EpisodeStore
-from preprocessing.images import image_size, reencode
 from preprocessing.json_files import parsed
 from preprocessing.store_check import Store
 
-_FRAMES, _FRAME_HEIGHT = 10, 96  # of a film strip
 _HISTOGRAM_GROUPS = 512
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24 }
-table { border-collapse: collapse; margin: .5rem 0; font-variant-numeric: tabular-nums }
-th, td { padding: .2rem .7rem; border-bottom: 1px solid #d0d7de; text-align: right }
-th:first-child, td:first-child, td.text { text-align: left }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
-.grid { display: flex; flex-wrap: wrap; gap: 1rem } .muted { color: #57606a }
-"""
 
 
 def summary(store: EpisodeStore) -> dict[str, Any]:
@@ -131,27 +121,25 @@ def page(store: EpisodeStore, found: dict[str, Any], *, episodes: int = 12) -> s
     lengths = np.concatenate([shard.episode_lengths for shard in store.shards])
     facts = {key: found[key] for key in ("encoder", "control_hz", "image", "resize", "gripper", "contract_id", "notes")}
     sections = [
-        f"<h1>{html.escape(title)}</h1>",
-        _table(["", ""], [*found["counts"].items(), *facts.items()]),
-        "<h2>Actions, physical values</h2>",
-        _table(["dimension", "unit", *_NUMBERS, ""], numbers),
-        f'<p class="muted">not in this dataset: {html.escape(", ".join(found["dimensions_lacking"]) or "none")}</p>',
+        html_page.table(["", ""], [*found["counts"].items(), *facts.items()]),
+        html_page.heading("Actions, physical values"),
+        html_page.table(["dimension", "unit", *_NUMBERS, ""], numbers),
+        html_page.note(f"not in this dataset: {', '.join(found['dimensions_lacking']) or 'none'}"),
         _histograms(store),
-        "<h2>Steps an episode</h2>",
+        html_page.heading("Steps an episode"),
         charts.histogram(lengths, width=640),
-        f"<h2>{len(found['instructions'])} distinct instructions</h2>",
-        _table(["instruction", "steps", "share"], used),
-        "<h2>Flags</h2>",
-        _table(["flag", "steps"], list(found["flags"].items())),
-        *(f"<p>{html.escape(remark)}</p>" for remark in found["remarks"]),
+        html_page.heading(f"{len(found['instructions'])} distinct instructions"),
+        html_page.table(["instruction", "steps", "share"], used),
+        html_page.heading("Flags"),
+        html_page.table(["flag", "steps"], list(found["flags"].items())),
+        *map(html_page.note, found["remarks"]),
         *_audited(found),
-        f"<h2>Quarantine: {found['counts']['quarantined']}</h2>",
-        _table(["shard", "record", "offset in bytes", "reason"], refused),
-        "<h2>Episodes</h2>",
+        html_page.heading(f"Quarantine: {found['counts']['quarantined']}"),
+        html_page.table(["shard", "record", "offset in bytes", "reason"], refused),
+        html_page.heading("Episodes"),
         film_strips(store, limit=episodes),
     ]
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(sections)}</body></html>'
+    return html_page.page(title, sections, style=episode_view.STYLE, script=episode_view.SCRIPT)
 
 
 def _verdicts(found: dict[str, Any]) -> list[dict[str, Any]]:
@@ -165,14 +153,26 @@ def _audited(found: dict[str, Any]) -> list[str]:
     if not rows:
         return []
     title = f"Conventions, measured on {found['audit']['episodes']} episodes"
-    return [f"<h2>{title}</h2>", _table(["convention", "finding", "measured"], rows)]
+    return [html_page.heading(title), html_page.table(["convention", "finding", "measured"], rows)]
 
 
 def film_strips(store: EpisodeStore, *, limit: int = 8) -> str:
-    """HTML of episodes spread evenly over the store: instruction, frames, and the actions that vary in the store."""
-    places = [(s, e) for s, shard in enumerate(store.shards) for e in range(len(shard.episode_lengths))]
-    chosen = np.unique(np.linspace(0, len(places) - 1, min(limit, len(places))).astype(int))
-    return "".join(_film_strip(store, *places[i]) for i in chosen)
+    """HTML of episodes spread evenly over the store: instruction, frames, and the actions that vary in the store.
+
+    Its page needs the style and, for the frames to play, the script of `episode_view`.
+    """
+
+    def curves(table: pa.Table, timeline: episode_view.Timeline) -> str:
+        action_NA = table["action"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
+        dataset = store.contract.datasets[0]
+        shown = np.flatnonzero(np.array(dataset.action_mask) & dataset.statistics.varies())
+        if not len(shown):
+            return ""
+        places = timeline.places(np.arange(timeline.length))
+        return charts.lines({store.contract.action.names[i]: action_NA[:, i] for i in shown}, places=places)
+
+    chosen = episode_view.spread(store, limit)
+    return "".join(episode_view.episode_section(store, shard, episode, curves) for shard, episode in chosen)
 
 
 def quarantine(store: Store) -> list[dict[str, Any]]:
@@ -181,35 +181,6 @@ def quarantine(store: Store) -> list[dict[str, Any]]:
     path = f"{root}/{QUARANTINE}"
     lines = filesystem.cat_file(path).splitlines()
     return [parsed(line, path, remedy="delete the store and preprocess again") for line in lines]
-
-
-def _film_strip(store: EpisodeStore, shard: int, episode: int) -> str:
-    table = store.read_episode(shard, episode, ["image", "action", "instruction"])
-    picked = np.unique(np.linspace(0, table.num_rows - 1, min(_FRAMES, table.num_rows)).astype(int))
-    frames = "".join(_picture(store, shard, episode, int(i), table["image"][int(i)].as_py()) for i in picked)
-    said = {store.instruction_texts[i] for i in np.searchsorted(store.instruction_ids, table["instruction"].to_numpy())}
-    action_NA = table["action"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
-    dataset = store.contract.datasets[0]
-    shown = np.flatnonzero(np.array(dataset.action_mask) & dataset.statistics.varies())
-    curves = charts.lines({store.contract.action.names[i]: action_NA[:, i] for i in shown}) if len(shown) else ""
-    heading = html.escape(" / ".join(sorted(said)) or "(no instruction)")
-    return (
-        f'<section style="margin:1.5rem 0"><div><b>{heading}</b> <small>shard {shard}, episode {episode}, '
-        f"{table.num_rows} steps</small></div>"
-        f'<div style="display:flex;gap:2px;margin:.3rem 0">{frames}</div>{curves}</section>'
-    )
-
-
-def _picture(store: EpisodeStore, shard: int, episode: int, step: int, encoded: bytes) -> str:
-    try:
-        height, width = image_size(encoded)
-        if height > _FRAME_HEIGHT:
-            encoded = reencode(encoded, _FRAME_HEIGHT, max(round(width * _FRAME_HEIGHT / height), 1), "squash")
-    except ValueError as error:
-        raise store.frame_error(shard, episode, step, f"cannot be decoded ({error})") from error
-    kind = "png" if encoded.startswith(b"\x89PNG") else "jpeg"
-    data = base64.b64encode(encoded).decode()
-    return f'<img alt="" style="height:{_FRAME_HEIGHT}px" src="data:image/{kind};base64,{data}">'
 
 
 def _histograms(store: EpisodeStore) -> str:
@@ -223,8 +194,8 @@ def _histograms(store: EpisodeStore) -> str:
         for i, name in enumerate(store.contract.action.names)
         if dataset.action_mask[i]
     ]
-    note = f'<p class="muted">{len(action_NA)} steps, heights on a square-root scale</p>'
-    return f'<div class="grid">{"".join(charted)}</div>{note}'
+    scale = html_page.note(f"{len(action_NA)} steps, heights on a square-root scale")
+    return f'<div class="grid">{"".join(charted)}</div>{scale}'
 
 
 def usage(store: EpisodeStore) -> tuple[dict[str, int], dict[str, int]]:
@@ -243,9 +214,3 @@ def usage(store: EpisodeStore) -> tuple[dict[str, int], dict[str, int]]:
     for number, count in used.items():  # one text may have been shipped with several vectors
         by_text[texts[number]] += count
     return dict(by_text.most_common()), flagged
-
-
-def _table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>" if body else '<p class="muted">none</p>'

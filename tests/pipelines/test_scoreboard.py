@@ -15,7 +15,8 @@ from PIL import Image
 
 from pipelines.bootstrap import Bootstrap
 from pipelines.catalogue import load_recipe
-from pipelines.evaluate import EvaluationConfig, evaluate, print_tables
+from pipelines.evaluate import EvaluationConfig, evaluate
+from pipelines.evaluation_tables import print_tables
 from pipelines.scoreboard import WebScoreConfig, _question_only, score_web
 from pipelines.training_data import resolved, training_contract
 from preprocessing.episode_store import EpisodeStore

@@ -1,0 +1,47 @@
+"""How far a long piece of work is: a bar in a terminal, a line now and then in a log. On stderr: --json stays clean."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Count = Callable[[int], None]
+"""Told how much more is done."""
+
+_LINE_EVERY_S = 20.0
+
+
+def uncounted(done: int) -> None:
+    """For work that nobody waits for."""
+
+
+@contextmanager
+def counting(what: str, total: int) -> Iterator[Count]:
+    """Show how much of `total` is done while the body runs."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines(what, total)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.advance(task, done)
+
+
+def _lines(what: str, total: int) -> Count:
+    console, began, so_far, told = Console(stderr=True, soft_wrap=True), time.monotonic(), 0, time.monotonic()
+
+    def count(done: int) -> None:
+        nonlocal so_far, told
+        so_far += done
+        now = time.monotonic()
+        if now - told >= _LINE_EVERY_S:
+            told = now
+            left_s = (now - began) * (total - so_far) / max(so_far, 1)
+            console.print(f"{what}: {so_far} of {total}, about {max(left_s, 0):.0f} s left", highlight=False)
+
+    return count
