@@ -21,7 +21,7 @@ def run(command: Sequence[str], environment: Mapping[str, str]) -> int:
     The child has a process group of its own: a terminal's Ctrl-C reaches it through us, once.
     """
     child = subprocess.Popen(command, env=environment, start_new_session=True)
-    with _watched(child.pid):
+    with watched(child.pid):
         try:
             return child.wait()
         finally:
@@ -29,7 +29,7 @@ def run(command: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 @contextmanager
-def _watched(group: int) -> Iterator[None]:
+def watched(group: int) -> Iterator[None]:
     """A shell beside us that ends the process group if we are killed and cannot."""
     shell = ["/bin/sh", "-c", _WATCH, "watch", str(group)]
     watch = subprocess.Popen(shell, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any, Literal
 
 from ray import tune
@@ -30,7 +34,9 @@ QUIET = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the old output is silent at verbose=0, the new one is not
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # see _stopped_in_order
 }
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ENDED, FAILURE = "trial_ended", "trial_failure"  # of our own in the reports, beside the training's metrics
 
 
@@ -78,13 +84,45 @@ def run_sweep(sweep: Sweep, ledger: Ledger, run: TrialRun) -> Outcome:
     plan, spent = make_plan(sweep, ledger, run), _Spent(sweep, ledger, run)
     with ledger.scratch() as (path, files):
         storage = {"storage_path": path, "storage_filesystem": files}
-        _tuner(sweep, ledger, run, plan, stop=spent, **storage).fit()
+        with _stopped_in_order():
+            _tuner(sweep, ledger, run, plan, stop=spent, **storage).fit()
     if plan.done and all(record.ended for record in ledger.trials.values()):
         return "complete"
     for record in ledger.ordered():
         if record.state == "running":
             ledger.put(replace(record, state="interrupted"))
     return "budget" if spent.stop_all() else "interrupted"
+
+
+@contextmanager
+def _stopped_in_order() -> Iterator[None]:
+    """Inside, Ctrl-C, SIGTERM or SIGHUP let Tune end its trials and return; a second Ctrl-C raises KeyboardInterrupt.
+
+    Tune does so on SIGUSR1. On SIGINT, too, if it is let, but then its handler stays when the sweep is over.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    told = [False]
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if told[0] or not callable(signal.getsignal(signal.SIGUSR1)):  # Tune has not begun to listen
+            if number == signal.SIGINT or not told[0]:
+                raise KeyboardInterrupt
+            return
+        told[0] = True
+        print("rtp: stopping the trials; Ctrl-C again stops at once", file=sys.stderr)
+        signal.raise_signal(signal.SIGUSR1)
+
+    before = {number: signal.getsignal(number) for number in (*_STOPPING, signal.SIGUSR1)}
+    for number in _STOPPING:
+        if before[number] is not signal.SIG_IGN:
+            signal.signal(number, on_signal)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _tuner(sweep: Sweep, ledger: Ledger, run: TrialRun, plan: Plan, **where: Any) -> tune.Tuner:

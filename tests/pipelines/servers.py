@@ -16,10 +16,13 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from command_line import REPOSITORY
+
+from pipelines.child_process import watched
 
 BIN = Path(sys.executable).parent
 
@@ -36,14 +39,16 @@ def free_ports(count: int) -> list[int]:
 def process(
     command: Sequence[object], environment: Mapping[str, str], log: Path, *, cwd: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that ends, with all that it has started, when the block does."""
+    """A process that ends, with all that it has started, when the block does, or when the tests are killed."""
     with log.open("wb") as output:
         words = [str(word) for word in command]
-        started = subprocess.Popen(words, env=environment, stdout=output, stderr=output, cwd=cwd)
-        try:
-            yield started
-        finally:
-            _end(psutil.Process(started.pid))
+        options: dict[str, Any] = {"stdout": output, "stderr": output, "cwd": cwd, "start_new_session": True}
+        started = subprocess.Popen(words, env=environment, **options)
+        with watched(started.pid):
+            try:
+                yield started
+            finally:
+                _end(psutil.Process(started.pid))
 
 
 def _end(parent: psutil.Process, *, grace_s: float = 3) -> None:

@@ -18,10 +18,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from command_line import environment, rtp_command
+from command_line import SAMPLE, environment, rtp_command
 
 from cluster.storage import CheckpointFolder
+from pipelines.cli import main
 from pipelines.stopping import STOPPED_EXIT_CODE
+from tuning.ledger import Ledger
 
 PATIENCE_S = 180
 
@@ -135,3 +137,58 @@ def test_nothing_outlives_a_killed_training(store: str, tmp_path: Path) -> None:
         command.process.kill()
         command.ended()
     assert family and are_gone(family) == []
+
+
+def test_ctrl_c_interrupts_a_sweep_that_resume_continues(store: str, tmp_path: Path) -> None:
+    sweep = Path(__file__).with_name("tiny_sweep.py")
+    flags = ["--data", store, "--validation", store, "--output", tmp_path / "out", "--loop.steps", "100000"]
+    with started(rtp_command("tune", sweep, *flags, "--scheduler", "ToTheEnd"), tmp_path) as command:
+        folder = CheckpointFolder(tmp_path / "out/trials/0000/checkpoints")
+        command.wait_until(lambda: folder.latest() is not None)
+        family = command.family()
+        command.press_ctrl_c()
+        assert command.ended() == 130, command.said
+    assert "Ctrl-C again stops at once" in command.said and "--resume" in command.said
+    assert "Traceback" not in command.said
+    assert Ledger.load(str(tmp_path / "out")).trials[0].state == "interrupted"
+    assert are_gone(family) == []
+
+
+def test_ctrl_c_leaves_a_conversion_that_the_same_command_continues(tmp_path: Path) -> None:
+    with started(rtp_command("preprocess", SAMPLE, tmp_path / "out", "--encoder", "hash"), tmp_path) as command:
+        command.wait_until(lambda: list(tmp_path.glob("out/*/*/*/*")))
+        family = command.family()
+        command.press_ctrl_c()
+        assert command.ended() == 130, command.said
+    assert "rtp: stopped; running the same command again continues" in command.said
+    assert "Traceback" not in command.said
+    assert are_gone(family) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_command_that_cannot_go_on_later_only_says_that_it_stopped(
+    number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: list[str]) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(10)
+
+    monkeypatch.setattr("pipelines.inspect.main", interrupted)
+    assert main(["inspect", "store"]) == code
+    assert capsys.readouterr().err == "rtp: stopped\n"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_ignored_signals_stay_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under nohup."""
+
+    def ignoring(_: list[str]) -> dict[str, int]:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return {"exit_code": 0}
+
+    monkeypatch.setattr("pipelines.inspect.main", ignoring)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert main(["inspect", "store"]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
