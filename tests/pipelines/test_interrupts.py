@@ -25,7 +25,7 @@ from pipelines.cli import main
 from pipelines.stopping import STOPPED_EXIT_CODE
 from tuning.ledger import Ledger
 
-PATIENCE_S = 180
+PATIENCE_S = 600  # of a busy machine
 
 
 @dataclass(frozen=True, kw_only=True)
