@@ -1,4 +1,5 @@
-"""A trained model as a folder: `model.safetensors`, and `policy.json` with its configuration and contract.
+"""A trained model as a folder: `model.safetensors`, `policy.json` with its configuration and contract, and
+`instructions.npz`, the instruction table of its training stores.
 
 What `rtp export` and `rtp import-weights` write and what a registered model carries. Imports nothing of `cluster`, so
 that a registered model is served without it.
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pipelines.instructions import Instructions
 from pipelines.models import Model, model_config
 from pipelines.serialization import to_plain
 from rt_models.rt2_vlm import RT2VLMConfig
@@ -36,10 +38,13 @@ class TrainedModel:
     step: int
     source: str
     metadata: Mapping[str, Any]
+    instructions: Instructions
+    """Texts that it was trained on and their vectors; none where only a checkpoint or an older bundle was read."""
 
 
-def read_bundle(folder: Path) -> TrainedModel:
+def read_bundle(folder: str | Path) -> TrainedModel:
     """The model that `write_bundle` left in `folder`. Raises ValueError where the files do not hold one."""
+    folder = Path(folder)
     path = folder / DESCRIPTION
     try:
         described = json.loads(path.read_text())
@@ -51,7 +56,8 @@ def read_bundle(folder: Path) -> TrainedModel:
         config = replace(config, path=str(folder / config.path))
     model = config.build().eval()
     _load(model, folder)
-    return TrainedModel(model=model, contract=contract, **known)
+    instructions = Instructions.read(folder, contract.encoder)
+    return TrainedModel(model=model, contract=contract, instructions=instructions, **known)
 
 
 def _load(model: Model, folder: Path) -> None:
@@ -80,4 +86,6 @@ def write_bundle(trained: TrainedModel, folder: Path) -> None:
         "source": trained.source,
         "metadata": trained.metadata,
     }
+    if trained.instructions.vectors:
+        trained.instructions.write(folder)
     (folder / DESCRIPTION).write_text(json.dumps(described))

@@ -17,9 +17,11 @@ import fsspec
 from cluster.shards import read_weights
 from cluster.storage import Checkpoint, CheckpointFolder
 from pipelines.bundle import DESCRIPTION, WEIGHTS, TrainedModel, read_bundle
+from pipelines.instructions import INSTRUCTIONS, Instructions
 from pipelines.models import ModelConfig, model_config
-from pipelines.training_stores import found_again
+from pipelines.training_stores import found_again, open_training_store, references_of
 from preprocessing.shard_files import is_local
+from preprocessing.web_store import robot_stores
 from rt_models.spec import Contract
 
 Which = Literal["averaged", "last"]
@@ -53,13 +55,27 @@ def load_trained(path: str, weights: Which | None = None) -> TrainedModel:
     with tempfile.TemporaryDirectory(prefix="model-") as scratch:
         engine = folder.fetch(checkpoint, Path(scratch)) / "engine"
         model.load_state_dict(read_weights(engine, averaged=averaged))
+    contract = Contract.from_json(checkpoint.metadata["contract"])
     return TrainedModel(
         model=model.eval(),
-        contract=Contract.from_json(checkpoint.metadata["contract"]),
+        contract=contract,
+        instructions=Instructions(contract.encoder, {}),
         step=checkpoint.step,
         source=checkpoint.path,
         metadata={**found_again(checkpoint.metadata, run), "weights": "averaged" if averaged else "last"},
     )
+
+
+def with_instructions(trained: TrainedModel) -> TrainedModel:
+    """The model with the instruction table of its training stores, where it carries none of its own.
+
+    A store that is no longer there is warned of, and its instructions are left to the encoder.
+    """
+    if trained.instructions.vectors:
+        return trained
+    opened = [open_training_store(reference) for reference in references_of(trained.metadata)]
+    stores = robot_stores(store for store in opened if store is not None)
+    return replace(trained, instructions=Instructions.of_stores(trained.contract.encoder, stores))
 
 
 def describe_trained(path: str) -> Description:
@@ -89,8 +105,9 @@ def _load_bundle(path: str) -> TrainedModel | None:
         bundle = read_bundle(Path(root))
         return replace(bundle, metadata=found_again(bundle.metadata, root))
     with tempfile.TemporaryDirectory(prefix="model-") as scratch:
-        for name in (WEIGHTS, DESCRIPTION):
-            files.get_file(f"{root}/{name}", f"{scratch}/{name}")
+        for name in (WEIGHTS, DESCRIPTION, INSTRUCTIONS):
+            if name != INSTRUCTIONS or files.exists(f"{root}/{name}"):  # older bundles have none
+                files.get_file(f"{root}/{name}", f"{scratch}/{name}")
         return read_bundle(Path(scratch))
 
 

@@ -136,12 +136,13 @@ class _Stages:
             self.console.print(f"  {reason}")
         return registered
 
-    def predict(self, model_uri: str, store: EpisodeStore) -> dict[str, float]:
+    def predict(self, model_uri: str, store: EpisodeStore) -> dict[str, Any]:
         self._say("predict", f"load {model_uri} back and ask it for an action")
         row = store.read_rows(0, 0, ["image", "instruction"]).slice(0, 1).to_pylist()[0]
         text = store.instruction_texts[list(store.instruction_ids).index(row["instruction"])]
         action = load_registered(model_uri)([row["image"]], [text])[0]
-        self.console.print(f"  {text!r} -> " + ", ".join(f"{name} {value:+.4f}" for name, value in action.items()))
+        there = [name for name in store.contract.action.names if name not in action["absent"]]
+        self.console.print(f"  {text!r} -> " + ", ".join(f"{name} {action[name]:+.4f}" for name in there))
         return action
 
     def report(
@@ -170,7 +171,7 @@ class _Stages:
         report: dict[str, Any],
         words: dict[str, ParaphraseScores] | None,
         registered: dict[str, Any],
-        action: dict[str, float],
+        action: dict[str, Any],
         page: Path,
     ) -> dict[str, Any]:
         losses = [line["loss"] for line in read_metrics(self.output / "train/metrics.jsonl") if "loss" in line]

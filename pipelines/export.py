@@ -1,7 +1,8 @@
-"""`rtp export`: a checkpoint becomes one folder with `model.safetensors`, configuration and contract.
+"""`rtp export`: a checkpoint becomes one folder: `model.safetensors`, configuration, contract, instruction table.
 
 The folder loads with neither Ray nor DeepSpeed installed, and goes wherever a checkpoint goes: `rtp evaluate`, `rtp
-register`, `rtp train --init`. From Python: `pipelines.bundle.read_bundle(folder)`.
+register`, `rtp train --init`. From Python: `pipelines.policy.load_policy(folder)` acts,
+`pipelines.bundle.read_bundle(folder)` is the bare model.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import tyro
 
 from pipelines.arguments import parse
 from pipelines.bundle import DESCRIPTION, WEIGHTS, TrainedModel, write_bundle
-from pipelines.checkpoints import Which, load_trained
+from pipelines.checkpoints import Which, load_trained, with_instructions
 from pipelines.next_step import print_next
 from pipelines.training_stores import referred_from
 from preprocessing.shard_files import is_local
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
     """Parse the command line, write, and say what was written."""
     given = parse(ExportArguments, arguments, prog="rtp export", description=__doc__ or "")
     require_new(given.out)
-    trained = load_trained(given.checkpoint, given.weights)
+    trained = with_instructions(load_trained(given.checkpoint, given.weights))
     publish_bundle(trained, given.out)
     parameters = sum(parameter.numel() for parameter in trained.model.parameters())
     which = trained.metadata.get("weights", "last")

@@ -22,6 +22,7 @@ import tyro
 from pipelines.arguments import parse
 from pipelines.bundle import TrainedModel
 from pipelines.export import publish_bundle, require_new
+from pipelines.instructions import Instructions
 from pipelines.next_step import print_next
 from pipelines.train import absolute
 from pipelines.train_loop import git_revision
@@ -93,6 +94,7 @@ def import_weights(given: ImportArguments) -> dict[str, Any]:
         step=0,
         source=checkpoint,
         metadata=with_references({"git_revision": git_revision()}, [StoreReference.of(each, out) for each in stores]),
+        instructions=Instructions.of_stores(contract.encoder, stores),
     )
     publish_bundle(trained, out)
     return {

@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import numpy as np
 import pandas as pd
 import tyro
 import yaml
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
-from mlflow.types.schema import AnyType
+from mlflow.types.schema import AnyType, Array
 from PIL import Image
 
 import pipelines
@@ -38,8 +37,11 @@ from pipelines.bundle import DESCRIPTION, TrainedModel, write_bundle
 from pipelines.checkpoints import load_trained
 from pipelines.evaluate import EvaluationConfig, score
 from pipelines.gates import Gate, Verdict, judge_all
+from pipelines.instructions import Instructions
+from pipelines.mlflow_policy import class_column
 from pipelines.next_step import print_next
 from pipelines.registry import Judge, holder_of, promote, require_names
+from pipelines.request_format import ServedPolicy
 from pipelines.serve import fetch_registered
 from pipelines.tracking import TrainingRun, connect, explained, tracking_uri
 from preprocessing.episode_store import MANIFEST, EpisodeStore
@@ -163,6 +165,8 @@ def register(checkpoint: str, *, name: str, alias: str | None = None, guard: Gua
         version = _logged(mlflow, trained, stores, name, run_id)
         for key, value in _tags(trained, stores).items():
             client.set_model_version_tag(name, version, key, value)
+        known = replace(trained, instructions=Instructions.of_stores(trained.contract.encoder, robot_stores(stores)))
+        client.update_model_version(name, version, description=ServedPolicy.of(known).description())
         decision = promote(client, name, alias, version, judge) if alias is not None else None
         holder = holder_of(client, name, alias) if alias is not None else None
     promoted = decision is not None and decision.promoted
@@ -210,15 +214,20 @@ def _without_paths(mlflow: Any, info: Any, scratch: Path) -> None:
 
 def signature(trained: TrainedModel) -> ModelSignature:
     """Columns in and out, and parameters: `mlflow_policy.RobotPolicy` says what each may hold."""
+    action, datasets = trained.contract.action, trained.contract.datasets
     inputs: list[ColSpec | TensorSpec] = [
         ColSpec(AnyType(), "image"),
         ColSpec(DataType.string, "instruction", required=False),
         ColSpec(AnyType(), "embedding", required=False),
         ColSpec(DataType.string, "robot", required=False),
-        ColSpec(AnyType(), "reset", required=False),  # as boolean it could not be left out of some rows
+        ColSpec(AnyType(), "reset", required=False),  # as booleans they could not be left out of some rows
+        ColSpec(AnyType(), "stateless", required=False),
     ]
-    outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.double, name) for name in trained.contract.action.names]
-    dataset = ParamSpec("dataset", DataType.string, trained.contract.datasets[0].name)
+    outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.double, name) for name in action.names]
+    outputs += [ColSpec(DataType.string, class_column(d.name)) for d in action.dimensions if d.class_names]
+    outputs += [ColSpec(Array(DataType.string), "absent"), ColSpec(DataType.long, "frames_seen")]
+    # MLflow puts a default where a call has no value: of several datasets none may be guessed.
+    dataset = ParamSpec("dataset", DataType.string, datasets[0].name if len(datasets) == 1 else "")
     params = ParamSchema([dataset, ParamSpec("contract", DataType.string, "")])
     return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs), params=params)
 
@@ -228,7 +237,7 @@ def example(trained: TrainedModel, store: EpisodeStore) -> pd.DataFrame:
     recipe, frame = trained.contract.image, io.BytesIO()
     Image.new("RGB", (recipe.width, recipe.height), (128, 128, 128)).save(frame, "PNG")
     encoded = base64.b64encode(frame.getvalue()).decode()  # as JSON carries it
-    return pd.DataFrame({"image": [encoded], "instruction": [store.instruction_texts[0]]})
+    return pd.DataFrame({"image": [encoded], "instruction": [store.instruction_texts[0]], "robot": ["arm-1"]})
 
 
 def _bundle(trained: TrainedModel, stores: Sequence[Store], scratch: Path) -> Path:
@@ -236,15 +245,10 @@ def _bundle(trained: TrainedModel, stores: Sequence[Store], scratch: Path) -> Pa
     folder = scratch / "policy"
     folder.mkdir()
     metadata = {"stores": [_source(store) for store in stores], "git_revision": trained.metadata["git_revision"]}
-    write_bundle(replace(trained, source="MLflow model registry", metadata=metadata), folder)
+    known = Instructions.of_stores(trained.contract.encoder, robot_stores(stores))
+    write_bundle(replace(trained, source="MLflow model registry", metadata=metadata, instructions=known), folder)
     if isinstance(trained.model.config, RT2VLMConfig):
         _carry_base(trained.model.config, folder)
-    table: dict[str, np.ndarray] = {}
-    for store in robot_stores(stores):
-        table |= dict(zip(store.instruction_texts, store.embeddings, strict=True))
-    np.savez(
-        folder / "instructions.npz", texts=np.array(list(table), dtype=str), embeddings=np.stack([*table.values()])
-    )
     return folder
 
 

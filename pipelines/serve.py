@@ -1,4 +1,4 @@
-"""`rtp serve`: a registered policy answers over HTTP; `pipelines/mlflow_policy.py` says what it takes and returns."""
+"""`rtp serve`: a registered policy answers camera frames and instructions with actions, over HTTP, until stopped."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ import tyro
 from pipelines import child_process
 from pipelines.arguments import parse
 from pipelines.bundle import DESCRIPTION, TrainedModel, read_bundle
+from pipelines.request_format import REQUEST, ServedPolicy
 from pipelines.tracking import connect, explained, tracking_uri, with_password
 
-Prediction = dict[str, float]
+Prediction = dict[str, Any]
 Frame = bytes | str | np.ndarray | Sequence[Any]
 
 
@@ -46,7 +47,7 @@ def _require_registered(model_uri: str) -> None:
 
 
 def load_registered(model_uri: str, uri: str | None = None) -> Callable[..., list[Prediction]]:
-    """A function (images, instructions, robots=None) -> one named action a row, from the MLflow registry."""
+    """A function (images, instructions, robots=None) -> one row a frame as `RobotPolicy` answers, from the registry."""
     uri = uri or tracking_uri()
     with explained(uri):
         model = connect(uri).pyfunc.load_model(model_uri)
@@ -76,16 +77,30 @@ class ServeArguments:
 
 def main(arguments: list[str]) -> dict[str, Any]:
     """Serve over HTTP (POST /invocations, MLflow's scoring protocol) until stopped."""
-    given = parse(ServeArguments, arguments, prog="rtp serve", description=__doc__ or "")
+    given = parse(ServeArguments, arguments, prog="rtp serve", description=f"{__doc__}\n\n{REQUEST}\n\n{_TRY}")
     _require_registered(given.model)
     _require_free(given.host, given.port)
-    contract = fetch_registered(given.model).contract  # so that a wrong name fails here, in one sentence
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", given.model, "--env-manager", "local"]
-    address = ["--host", given.host, "--port", str(given.port), "--workers", "1"]  # histories live in one process
-    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # MLflow calls uvicorn
-    environment = os.environ | {"MLFLOW_TRACKING_URI": with_password(tracking_uri()), "PATH": programs}
-    print(f"serving {given.model}, contract {contract.id}, at http://{given.host}:{given.port}/invocations", flush=True)
-    return {"exit_code": child_process.run([*command, *address], environment)}
+    trained = fetch_registered(given.model)  # so that a wrong name fails here, in one sentence
+    if not _is_loopback(given.host):
+        print(f"warning: {_OPEN.format(host=given.host)}", file=sys.stderr)
+    address = f"http://{given.host}:{given.port}"
+    print(f"serving {given.model}, contract {trained.contract.id}, at {address}/invocations\n", flush=True)
+    print(ServedPolicy.of(trained).description(address) + "\n", flush=True)
+    server = str(Path(__file__).with_name("policy_server.py"))
+    command = [sys.executable, "-P", server, given.model, given.host, str(given.port)]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": with_password(tracking_uri())}
+    return {"exit_code": child_process.run(command, environment)}
+
+
+_TRY = "What it prints when it starts names the policy's own frame size and units, and a curl line to try it with."
+_OPEN = (
+    "--host {host} lets other machines in, and the server asks nobody for a password: whoever reaches it can use the "
+    "policy. Leave --host out, and put a proxy that knows its callers before it."
+)
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def _require_free(host: str, port: int) -> None:

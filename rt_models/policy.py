@@ -10,35 +10,29 @@ Axes: R robots, T steps, K image tokens, D width, HWC pixels, A actions.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rt_models.action import Action, ActionOutlet
 from rt_models.action_tokens import decode
 from rt_models.decoding import choose_tokens
 from rt_models.folding import folded
 from rt_models.input_checks import require_finite
 from rt_models.rt1 import RT1
-from rt_models.spec import EMBEDDING_WIDTH, AffineTransform
+from rt_models.spec import EMBEDDING_WIDTH, DatasetContract
 
 Instruction = str | Sequence[str] | np.ndarray | Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
-class Action:
-    """What to do now, in the order of the model's `spec.names`."""
-
-    values: np.ndarray
-    """float32 (A,) or (R, A): physical values where the policy has a transform, else model values."""
-    tokens: np.ndarray
-    """int64, the same shape: the bins chosen."""
-
-
 class Policy:
-    """Runs an RT1 with history. `transform` makes values physical; `encode` turns a text into its (512,) embedding.
+    """Runs an RT1 with history. `encode` turns a text into its (512,) embedding.
+
+    `dataset`, a side of the model's contract, makes values physical, and neutral where it has no such dimension;
+    without it they are model values.
 
     It works with a copy of the model's weights as they are now (`.model`), BatchNorm folded in.
     """
@@ -47,21 +41,24 @@ class Policy:
         self,
         model: RT1,
         *,
-        transform: AffineTransform | None = None,
+        dataset: DatasetContract | None = None,
         encode: Callable[[str], np.ndarray] | None = None,
         num_robots: int = 1,
     ) -> None:
         if num_robots < 1:
             raise ValueError(f"num_robots must be at least 1, got {num_robots}")
-        if transform is not None and len(transform.scale) != model.spec.size:
-            raise ValueError(
-                f"transform {transform.name} has {len(transform.scale)} dimensions, the model acts in {model.spec.size}"
-            )
+        self._outlet = ActionOutlet(model.spec, dataset)
         self.model, self.num_robots = folded(model), num_robots
         self.model.compile_parts()
-        self._transform, self._encode = transform, encode
+        self._encode = encode
         self._embedding_of_text: dict[str, np.ndarray] = {}
         self.reset()
+
+    def of_another(self) -> Policy:
+        """A policy of the same weights, shared, with a history of its own."""
+        other = copy.copy(self)
+        other.reset()
+        return other
 
     def reset(self, robots: Sequence[int] | None = None) -> None:
         """Begin an episode: forget the history of these robots, or of all. Raises ValueError for one there is not."""
@@ -91,12 +88,13 @@ class Policy:
         self._tokens_RTKD = _pushed(self._tokens_RTKD, tokens_RKD)
         self._real_RT = _pushed(self._real_RT, torch.ones_like(changed_R))
         logits = self.model.action_logits(self._tokens_RTKD, self._action_tokens_RTA, self._real_RT, "last")
-        tokens_RA = choose_tokens(logits[:, 0], self.model.spec)
+        tokens_RA = self._outlet.tokens(choose_tokens(logits[:, 0], self.model.spec))
         if self._action_tokens_RTA is not None:
             # The window's last place is the present action, which the model never looks at: it slides in from there.
             self._action_tokens_RTA[:, -1] = tokens_RA
             self._action_tokens_RTA = _pushed(self._action_tokens_RTA, torch.zeros_like(tokens_RA))
-        return self._action(tokens_RA, single=frame.ndim == 3)
+        values_RA, seen_R = decode(tokens_RA, self.model.spec), self._real_RT.sum(dim=1)
+        return self._outlet.action(values_RA, tokens_RA, seen_R, single=frame.ndim == 3)
 
     def _allocate(self) -> None:
         config, weight = self.model.config, self.model.transformer.output.weight
@@ -109,13 +107,6 @@ class Policy:
         if config.previous_actions == "one_hot":
             shape = (robots, steps, self.model.spec.size)
             self._action_tokens_RTA = torch.zeros(shape, dtype=torch.int64, device=device)
-
-    def _action(self, tokens_RA: Tensor, *, single: bool) -> Action:
-        values_RA = decode(tokens_RA, self.model.spec).cpu().numpy()
-        if self._transform is not None:
-            values_RA = self._transform.invert(values_RA)
-        tokens = tokens_RA.cpu().numpy()
-        return Action(values=values_RA[0], tokens=tokens[0]) if single else Action(values=values_RA, tokens=tokens)
 
     def _frames(self, frame: np.ndarray | Tensor) -> Tensor:
         """uint8 (R, H, W, C)"""

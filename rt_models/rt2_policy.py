@@ -8,42 +8,55 @@ Axes: R robots, T frames, HWC pixels, A actions.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rt_models.policy import Action
+from rt_models.action import Action, ActionOutlet
 from rt_models.rt2_decoding import LanguageModel, Strategy, predict_actions
 from rt_models.rt2_text import RT2Text
-from rt_models.spec import AffineTransform
+from rt_models.spec import DatasetContract
 
 
 class RT2Policy:
-    """Runs an RT-2. `transform` makes values physical; `action_mask` names the dimensions that the robot has."""
+    """Runs an RT-2. `num_frames` are by default those that its text was trained with.
+
+    `dataset`, a side of the model's contract, makes values physical, and neutral where it has no such dimension;
+    without it they are model values.
+    """
 
     def __init__(
         self,
         model: LanguageModel,
         text: RT2Text,
         *,
-        transform: AffineTransform | None = None,
-        action_mask: Sequence[bool] | None = None,
+        dataset: DatasetContract | None = None,
         strategy: Strategy | None = None,
-        num_frames: int = 1,
+        num_frames: int | None = None,
         plan_room: int = 0,
         num_robots: int = 1,
     ) -> None:
+        num_frames = text.config.frames if num_frames is None else num_frames
         if num_robots < 1 or num_frames < 1:
             raise ValueError(f"num_robots {num_robots} and num_frames {num_frames} must be at least 1")
         self.model, self.text, self.num_robots = model, text, num_robots
-        self._transform, self._strategy, self._plan_room = transform, strategy, plan_room
-        self._mask_A = None if action_mask is None else torch.tensor(action_mask)
+        self._strategy, self._plan_room = strategy, plan_room
+        said_A = np.isin(np.arange(text.spec.size), text.field_dims)
+        self._outlet = ActionOutlet(text.spec, dataset, said_A)
+        self._mask_A = None if dataset is None else torch.tensor(dataset.action_mask)
         self._num_frames = num_frames
         self._history: list[list[Tensor]] = [[] for _ in range(num_robots)]
         if isinstance(model, torch.nn.Module):
             model.eval()
+
+    def of_another(self) -> RT2Policy:
+        """A policy of the same weights, shared, with a history of its own."""
+        other = copy.copy(self)
+        other._history = [[] for _ in range(self.num_robots)]
+        return other
 
     def reset(self, robots: Sequence[int] | None = None) -> None:
         """Begin an episode: forget the frames of these robots, or of all."""
@@ -70,12 +83,9 @@ class RT2Policy:
             action_mask_BA=None if self._mask_A is None else self._mask_A.expand(self.num_robots, -1).to(device),
             plan_room=self._plan_room,
         )
-        values_RA, tokens_RA = predicted.values_BA.cpu().numpy(), predicted.bins_BA.cpu().numpy()
-        if self._transform is not None:
-            values_RA = self._transform.invert(values_RA)
-        if frame.ndim == 3:
-            return Action(values=values_RA[0], tokens=tokens_RA[0])
-        return Action(values=values_RA, tokens=tokens_RA)
+        seen_R = torch.tensor([len(history) for history in self._history])
+        tokens_RA = self._outlet.tokens(predicted.bins_BA)
+        return self._outlet.action(predicted.values_BA, tokens_RA, seen_R, single=frame.ndim == 3)
 
     def _remember(self, frame_RHWC: Tensor) -> None:
         for history, frame_HWC in zip(self._history, frame_RHWC, strict=True):

@@ -27,6 +27,8 @@ from rt_models.action_scaling import Quantiles as Quantiles
 
 EMBEDDING_WIDTH = 512  # Universal Sentence Encoder
 TERMINATE, ARM, BASE = 0, 1, 2  # classes of `terminate_episode`, in the order of the released one-hot
+_CLASS_NAMES = {"terminate_episode": ("terminate", "arm", "base")}
+_MOTIONS = ("world_vector", "position_delta", "rotation_delta", "base_displacement")  # 0 is no motion
 
 GripperConvention = Literal["+1 closes, -1 opens", "1 is open, 0 is closed", "none"]
 
@@ -59,6 +61,23 @@ class ActionDimension:
     @property
     def discrete(self) -> bool:
         return self.num_classes > 0
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The class of each number, of a dimension whose classes have names; else empty."""
+        return _CLASS_NAMES.get(self.name, ())
+
+    def neutral(self, mean: float) -> float:
+        """The physical value that commands nothing, for a dataset without this dimension, whose mean there is `mean`.
+
+        A displacement is 0 and an episode never ends. A gripper that was never commanded stays at the mean. NaN where
+        no value is neutral, as of an absolute joint.
+        """
+        if self.class_names:
+            return float(ARM)
+        if self.name.startswith("gripper"):
+            return mean
+        return 0.0 if self.name.startswith(_MOTIONS) else math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,13 +194,15 @@ class DatasetContract:
     transform: AffineTransform
     arm: Literal["commanded", "reached"] = "commanded"
 
-    def completed(self, physical: np.ndarray) -> np.ndarray:
-        """Physical actions (..., A) with the store's constant in dimensions that the dataset does not have.
+    def completed(self, physical: np.ndarray, action: ActionSpec) -> np.ndarray:
+        """Physical actions (..., A) of the space `action` with the neutral value in dimensions the dataset lacks.
 
-        A model was never trained on those: what it says there (a base that turns, an episode that ends) is noise.
+        A model was never trained on those: what it says there (a base that turns, an episode that ends) is noise. No
+        action leaves a policy without this.
         """
-        constant = np.asarray(self.statistics.mean, np.float32)
-        return np.where(self.action_mask, physical, constant).astype(np.float32)
+        means = zip(action.dimensions, self.statistics.mean, strict=True)
+        neutral = np.array([dimension.neutral(mean) for dimension, mean in means], np.float32)
+        return np.where(self.action_mask, physical, neutral).astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,13 +237,15 @@ class Contract:
 
     def dataset(self, name: str | None = None) -> DatasetContract:
         """The named dataset's side, or the only one. Raises ValueError where the name is needed or unknown."""
-        known = [dataset.name for dataset in self.datasets]
-        if name is None and len(known) == 1:
+        known = ", ".join(dataset.name for dataset in self.datasets) or "none: the weights are bound to no dataset"
+        if name is None and len(self.datasets) == 1:
             return self.datasets[0]
+        if name is None:
+            raise ValueError(f"actions have the units and scale of one dataset: name the dataset, one of {known}")
         for dataset in self.datasets:
             if dataset.name == name:
                 return dataset
-        raise ValueError(f"dataset {name!r} is not in this contract: name one of {', '.join(known)}")
+        raise ValueError(f"dataset {name!r} is not in this contract: name one of {known}")
 
     def trained_with(self, action: ActionSpec, scaling: Scaling) -> Contract:
         """The contract of a model with this action space, trained on these stores with this scaling."""

@@ -19,6 +19,7 @@ from cluster.shards import read_weights
 from pipelines.bundle import DESCRIPTION, WEIGHTS
 from pipelines.checkpoints import find_checkpoint, load_trained
 from pipelines.cli import main
+from pipelines.instructions import INSTRUCTIONS
 from preprocessing.episode_store import EpisodeStore
 
 LOADED_ALONE = """
@@ -30,11 +31,10 @@ class Absent:
             raise ImportError(f"{name} is not installed")
 
 sys.meta_path.insert(0, Absent())
-from pathlib import Path
 import torch
 from pipelines.bundle import read_bundle
 
-model = read_bundle(Path(sys.argv[1])).model
+model = read_bundle(sys.argv[1]).model
 size, steps = model.config.input.image_size, model.config.num_steps
 image = torch.linspace(0, 1, steps * size * size * 3).view(1, steps, size, size, 3)
 with torch.no_grad():
@@ -65,7 +65,7 @@ def bundle(run: str, home: Path) -> Path:
 
 
 def test_an_export_is_one_file_of_weights_with_configuration_and_contract(bundle: Path, run: str) -> None:
-    assert sorted(path.name for path in bundle.iterdir()) == [WEIGHTS, DESCRIPTION]
+    assert sorted(path.name for path in bundle.iterdir()) == [INSTRUCTIONS, WEIGHTS, DESCRIPTION]
     described = json.loads((bundle / DESCRIPTION).read_text())
     assert described["model"]["type"] == "RT1Config" and described["step"] == 4
     assert described["metadata"]["weights"] == "averaged"

@@ -71,21 +71,22 @@ def test_the_registered_policy_acts_as_the_checkpoint_does(registered: dict[str,
     actions = predict(images, texts, ["arm-1"] * 5)
     trained, opened = load_trained(run), EpisodeStore.open(store)
     dataset = trained.contract.datasets[0]
-    policy = Policy(trained.model, transform=dataset.transform)
+    policy = Policy(trained.model, dataset=dataset)
     for image, text, action in zip(images, texts, actions, strict=True):
         embedding = opened.embeddings[opened.instruction_texts.index(text)]
-        expected = dataset.completed(policy.act(decode_image(image), embedding).values)
-        assert list(action) == list(trained.contract.action.names)
-        np.testing.assert_allclose(list(action.values()), expected, atol=1e-6)
+        expected = policy.act(decode_image(image), embedding)
+        assert list(action)[:11] == list(trained.contract.action.names)
+        np.testing.assert_allclose(list(action.values())[:11], expected.values, atol=1e-6)
+        assert action["frames_seen"] == expected.frames_seen and action["absent"] == list(expected.absent)
 
 
-def test_history_is_kept_for_a_named_robot_only(registered: dict[str, Any], store: str) -> None:
+def test_history_is_kept_for_each_robot(registered: dict[str, Any], store: str) -> None:
     images, texts = frames(store, 4)
     predict = load_registered(registered["model_uri"], registered["tracking_uri"])
     together = predict(images, texts, ["a"] * 4)
     one_by_one = [predict([image], [text], ["b"])[0] for image, text in zip(images, texts, strict=True)]
     assert together == one_by_one
-    assert predict([images[0]], [texts[0]]) == together[:1]
+    assert predict(images, texts) == together
 
 
 def test_rows_of_one_call_may_say_different_things(registered: dict[str, Any], store: str) -> None:
@@ -95,30 +96,28 @@ def test_rows_of_one_call_may_say_different_things(registered: dict[str, Any], s
     model = connect(registered["tracking_uri"]).pyfunc.load_model(registered["model_uri"])
     rows: list[dict[str, Any]] = [
         {"image": images[0], "instruction": texts[0], "robot": "mixed"},
-        {"image": images[1], "embedding": vector},
+        {"image": images[1], "embedding": vector, "stateless": True},
         {"image": images[2], "instruction": texts[2], "robot": "mixed", "reset": True},
-        {"image": images[3], "instruction": texts[3]},
+        {"image": images[3], "instruction": texts[3], "stateless": True},
     ]
-    together = model.predict(pd.DataFrame(rows)).to_numpy()
-    alone = [model.predict(pd.DataFrame([row])).to_numpy()[0] for row in rows]
-    np.testing.assert_array_equal(together[1:], alone[1:])  # the first has a history by now
+    together = model.predict(pd.DataFrame(rows)).to_dict("records")
+    alone = [model.predict(pd.DataFrame([row])).to_dict("records")[0] for row in rows]
+    assert together[1:] == alone[1:]  # the first has a history by now
 
 
-@pytest.mark.parametrize(
-    ("image", "text", "words"),
-    [
-        (b"no picture", "turn the faucet on", "no image"),
-        (None, None, "the camera frame is 8x8"),
-    ],
-)
-def test_what_is_no_frame_of_its_camera_is_refused(
-    registered: dict[str, Any], store: str, image: bytes | None, text: str | None, words: str
-) -> None:
-    from preprocessing.images import encode_jpeg
-
+def test_what_is_no_frame_is_refused(registered: dict[str, Any], store: str) -> None:
     predict = load_registered(registered["model_uri"], registered["tracking_uri"])
-    with pytest.raises(Exception, match=words):
-        predict([image or encode_jpeg(np.zeros((8, 8, 3), np.uint8))], [text or frames(store, 1)[1][0]])
+    with pytest.raises(ValueError, match="row 0: image cannot be decoded"):
+        predict([b"no picture"], frames(store, 1)[1])
+
+
+def test_a_misspelt_parameter_is_refused(registered: dict[str, Any], store: str) -> None:
+    images, texts = frames(store, 1)
+    model = connect(registered["tracking_uri"]).pyfunc.load_model(registered["model_uri"])
+    row = pd.DataFrame({"image": images, "instruction": texts})
+    with pytest.raises(ValueError, match="there is no parameter 'unnorm_key': this policy takes dataset, contract"):
+        model.predict(row, params={"unnorm_key": "metaworld_sample"})
+    assert len(model.predict(row, params={"dataset": "metaworld_sample"})) == 1
 
 
 def test_nothing_lands_in_the_folder_the_command_is_run_in_but_runs(registered: dict[str, Any], home: Path) -> None:
@@ -164,7 +163,7 @@ def _evaluated(run: str, store: str) -> np.ndarray:
     predicted = predict_store(trained.model, trained.contract, opened, batch=64)
     first = predicted.episode_N == predicted.episode_N[0]
     values = decode(torch.from_numpy(predicted.tokens_NA[first]), trained.model.spec).numpy()
-    return dataset.completed(dataset.transform.invert(values))
+    return dataset.completed(dataset.transform.invert(values), trained.contract.action)
 
 
 def expected_actions(registered: dict[str, Any], store: str) -> np.ndarray:
@@ -184,7 +183,7 @@ def test_with_nothing_but_its_requirements_it_acts_as_evaluated(
 ) -> None:
     python = clean_environment.linked(requirements(registered, tmp_path), tmp_path / "env")
     answer = served_by(python, registered, store, tmp_path)
-    actions = np.array([list(action.values()) for action in answer["actions"]])
+    actions = np.array([list(action.values())[:11] for action in answer["actions"]])
     np.testing.assert_allclose(actions, expected_actions(registered, store), atol=1e-6)
     assert answer["foreign"] == [] and str(REPOSITORY) not in answer["path"]
 
@@ -195,7 +194,7 @@ def test_in_an_environment_that_pip_made_it_acts_as_evaluated(
 ) -> None:
     python = clean_environment.installed(requirements(registered, tmp_path), tmp_path / "env")
     answer = served_by(python, registered, store, tmp_path)
-    actions = np.array([list(action.values()) for action in answer["actions"]])
+    actions = np.array([list(action.values())[:11] for action in answer["actions"]])
     np.testing.assert_allclose(actions, expected_actions(registered, store), atol=1e-6)
 
 
@@ -379,8 +378,8 @@ def test_rtp_serve_answers_over_http_on_loopback(registered: dict[str, Any], sto
     command = rtp_command("serve", registered["model_uri"], "--port", port)
     server = subprocess.Popen(command, cwd=tmp_path, env=variables, start_new_session=True)
     try:
-        row = [base64.b64encode(images[0]).decode(), texts[0]]
-        body = {"dataframe_split": {"columns": ["image", "instruction"], "data": [row]}}
+        row = [base64.b64encode(images[0]).decode(), texts[0], "arm-1"]
+        body = {"dataframe_split": {"columns": ["image", "instruction", "robot"], "data": [row]}}
         answer = post_until_up(f"http://127.0.0.1:{port}/invocations", body, deadline_s=90)
     finally:
         os.killpg(server.pid, signal.SIGTERM)

@@ -14,7 +14,6 @@ from rt_models.action_tokens import decode
 from rt_models.decoding import choose_tokens
 from rt_models.policy import Policy
 from rt_models.rt1 import RT1, RT1Config
-from rt_models.spec import AffineTransform
 
 TINY = RT1Config.tiny()
 TF_MASK = replace(TINY, transformer=replace(TINY.transformer, mask="tf", feed_forward="linear_bias"))
@@ -143,17 +142,6 @@ def test_history_matters_until_it_is_forgotten() -> None:
     assert (policy.act(frames(6)[0], instruction()).tokens != first).any()
 
 
-def test_values_are_physical_and_classes_are_classes() -> None:
-    model = model_of(TINY)
-    size = model.spec.size
-    transform = AffineTransform(name="mm", scale=(1.0, *[0.5] * (size - 1)), offset=(0.0, *[0.25] * (size - 1)))
-    plain, physical = Policy(model), Policy(model, transform=transform)
-    for frame in frames():
-        model_values, values = plain.act(frame, instruction()).values, physical.act(frame, instruction()).values
-        np.testing.assert_allclose(transform.apply(values), model_values, atol=1e-6)
-        assert values.dtype == np.float32 and values[0] in (0, 1, 2)
-
-
 def test_a_text_is_encoded_once() -> None:
     asked = []
 
@@ -219,12 +207,9 @@ def test_any_array_of_pixels_will_do(recwarn: pytest.WarningsRecorder) -> None:
     assert [str(warning.message) for warning in recwarn] == []
 
 
-def test_a_robot_or_a_transform_that_does_not_fit_is_refused() -> None:
+def test_a_robot_that_there_is_not_is_refused() -> None:
     with pytest.raises(ValueError, match=r"robot 2 cannot be reset: this policy's are 0..1"):
         Policy(model_of(TINY), num_robots=2).reset([0, 2])
-    transform = AffineTransform(name="7d", scale=(1.0,) * 7, offset=(0.0,) * 7)
-    with pytest.raises(ValueError, match="transform 7d has 7 dimensions, the model acts in 11"):
-        Policy(model_of(TINY), transform=transform)
 
 
 def test_a_model_put_back_into_training_does_not_act() -> None:

@@ -10,14 +10,14 @@ import torch
 from rt2_rows import INSTRUCTIONS, MINIMAL, make_batch, prompts_of
 from torch import Tensor
 
+from rt_models.action import Action
 from rt_models.action_tokens import decode, encode
-from rt_models.policy import Action
 from rt_models.rt2 import RT2
 from rt_models.rt2_decoding import ExpectedValue, Greedy, Sampling, Strategy, generate, predict_actions
 from rt_models.rt2_policy import RT2Policy
 from rt_models.rt2_text import FIELDS, RT2Text, RT2TextConfig
 from rt_models.rt2_vocabulary import AddedTokens
-from rt_models.spec import ARM, AffineTransform
+from rt_models.spec import ARM
 
 STRATEGIES = [Greedy(), Sampling(seed=1), ExpectedValue()]
 TEXT = MINIMAL.build_text()
@@ -232,12 +232,11 @@ def test_a_vocabulary_without_room_is_refused() -> None:
 
 def test_the_policy_acts_as_decoding_says() -> None:
     model, frames = fresh(), torch.randint(0, 256, (3, 20, 24, 3), dtype=torch.uint8)
-    transform = AffineTransform(name="twice", scale=(2.0,) * 11, offset=(0.5,) * 11)
-    action = RT2Policy(model, TEXT, transform=transform, num_robots=3).act(frames, INSTRUCTIONS)
+    action = RT2Policy(model, TEXT, num_robots=3).act(frames, INSTRUCTIONS)
     prompts = TEXT.collate_prompts([TEXT.robot_prompt(instruction) for instruction in INSTRUCTIONS])
     direct = predict_actions(model, prompts | {"frames": frames, "image_index": torch.arange(3)[:, None]}, TEXT)
     np.testing.assert_array_equal(action.tokens, direct.bins_BA.numpy())
-    np.testing.assert_allclose(action.values, transform.invert(direct.values_BA.numpy()))
+    np.testing.assert_allclose(action.values, direct.values_BA.numpy())
     single = RT2Policy(model, TEXT).act(frames[1].numpy(), INSTRUCTIONS[1])
     assert isinstance(single, Action) and single.values.shape == (11,)
     np.testing.assert_array_equal(single.tokens, action.tokens[1])

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rt_models.spec import (
+    ARM,
+    ActionDimension,
     ActionStatistics,
     Bounds,
     Contract,
@@ -108,10 +110,30 @@ def test_a_mismatch_prints_both_sides() -> None:
         replace(model, datasets=()).require_readable(store, where="there")
 
 
-def test_what_a_dataset_does_not_have_is_its_constant_not_the_model_s_guess() -> None:
-    constants = replace(ZEROS, mean=(1.0,) + (9.0,) * 7 + (0.5,) * 3)
-    completed = contract(constants).datasets[0].completed(np.full((2, 11), 3.0))
-    assert completed.tolist() == [[1.0] + [3.0] * 7 + [0.5] * 3] * 2
+def test_what_a_dataset_does_not_have_is_neutral_not_the_model_s_guess() -> None:
+    """Stores written before absent classes were the arm's have 0 there, which would end every episode."""
+    side = replace(contract(replace(ZEROS, mean=(0.0,) + (9.0,) * 10)).datasets[0], action_mask=(False,) * 11)
+    rest, gripper, grip = [0.0] * 3, 9.0, SPEC.names.index("gripper_closedness_action")
+    assert side.completed(np.full((2, 11), 3.0), SPEC).tolist() == [[ARM, *rest, *rest, gripper, *rest]] * 2
+    only_gripper = replace(side, action_mask=(False,) * grip + (True,) + (False,) * (10 - grip))
+    assert only_gripper.completed(np.full(11, 3.0), SPEC).tolist() == [ARM, *rest, *rest, 3.0, *rest]
+
+
+def test_where_no_value_is_neutral_there_is_none() -> None:
+    joint = ActionDimension(name="joint_position_0", low=-1, high=1, unit="rad")
+    assert np.isnan(joint.neutral(0.5)) and joint.class_names == ()
+    assert [d.class_names for d in SPEC.dimensions if d.class_names] == [("terminate", "arm", "base")]
+
+
+def test_a_dataset_is_guessed_only_where_there_is_no_choice() -> None:
+    one = contract(ZEROS)
+    two = merge_contracts([one, contract(ZEROS, name="b")])
+    assert one.dataset() == one.datasets[0] and two.dataset("b") == two.datasets[1]
+    for name, words in ((None, "name the dataset, one of a, b"), ("", "not in this contract: name one of a, b")):
+        with pytest.raises(ValueError, match=words):
+            two.dataset(name)
+    with pytest.raises(ValueError, match="bound to no dataset"):
+        replace(one, datasets=()).dataset()
 
 
 @pytest.mark.parametrize("changes", [{"bins": 1}, {"bins": 2}])
