@@ -33,6 +33,7 @@ from preprocessing.episode_store import (
     SourceField,
     StoreLayout,
 )
+from preprocessing.image_header import MOST_PIXELS
 from preprocessing.images import Resize
 from preprocessing.rlds import RldsDataset, SourceShard, open_dataset, open_folder
 from preprocessing.shard_conversion import ShardTask, convert_shard, report_name
@@ -42,7 +43,7 @@ from preprocessing.spec_file import read_spec
 from preprocessing.store_claim import claim, finished
 from preprocessing.store_manifest import write_manifest
 
-_MOST_PIXELS = 8192  # of a side; beyond, a frame alone fills a worker's memory
+_LONGEST_SIDE = 8192
 OBJECT_STORE_MB = 256  # only shard numbers and reports travel through it
 
 ReachRay = Callable[[], None]
@@ -115,12 +116,13 @@ class ConvertConfig:
         if self.image_size is None:
             return None
         sides = self.image_size.lower().split("x")
-        if len(sides) != 2 or not all(side.isdecimal() and 0 < int(side) <= _MOST_PIXELS for side in sides):
+        numbers = [int(side) for side in sides if side.isdecimal() and 0 < int(side) <= _LONGEST_SIDE]
+        if len(sides) != 2 or len(numbers) != 2 or numbers[0] * numbers[1] > MOST_PIXELS:
             raise ValueError(
-                f"--image-size must be HEIGHTxWIDTH in pixels such as 256x320, at most {_MOST_PIXELS} a side, "
-                f"got {self.image_size!r}"
+                f"--image-size must be HEIGHTxWIDTH in pixels such as 256x320, at most {_LONGEST_SIDE} a side and "
+                f"{MOST_PIXELS} in all, got {self.image_size!r}"
             )
-        return int(sides[0]), int(sides[1])
+        return numbers[0], numbers[1]
 
 
 @dataclass(frozen=True, kw_only=True)

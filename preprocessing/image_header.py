@@ -7,6 +7,8 @@ Everything else is a ValueError with the reason.
 from __future__ import annotations
 
 import io
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +19,11 @@ MOST_PIXELS = 2**25  # 33.5 million: 100 MB decoded. A photograph of a large cam
 JPEG, PNG, GIF, BMP = b"\xff\xd8", b"\x89PNG\r\n\x1a\n", (b"GIF87a", b"GIF89a"), b"BM"
 _PIXELS_PER_BYTE = 2048  # of a JPEG: a block of 64 pixels takes at least a bit; one colour alone comes to 340
 _MOST_SCANS = 64  # of a progressive JPEG, each of which visits every pixel; encoders write about 10
+_MOST_SEGMENTS = 1024  # of a JPEG before its first scan; a colour profile takes up to 255, a camera's note a few more
+_MOST_CHUNKS = 2**15  # of a PNG or WebP: encoders write 8 KB or a row of pixels in each
 _EXIF = b"Exif\0\0"
+_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe](?=..)", re.DOTALL)  # that a segment's length follows
+_SCAN, _END, _FRAMES = 0xDA, 0xD9, {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX")  # Pillow's modes
 
 Kind = Literal["JPEG", "PNG", "WebP", "GIF", "BMP"]
@@ -92,24 +98,38 @@ def _jpeg(encoded: bytes) -> ImageHeader:
 
 
 def _before_first_scan(encoded: bytes) -> tuple[int, int, bool]:
-    """(bits a channel, orientation, whether it has several scans) of a JPEG; markers are found as libjpeg finds them:
-    whatever is none is passed over."""
-    bits, orientation, components, progressive, place = 8, 0, 0, False, 2
-    while 0 <= (place := encoded.find(b"\xff", place)) < len(encoded) - 4:
-        marker, place = encoded[place + 1], place + 1
-        if marker == 0xDA:
-            return bits, orientation or 1, progressive or encoded[place + 3] < components
-        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD7:  # padding, and markers without a body
-            place += marker != 0xFF
-            continue
-        body, length = place + 3, encoded[place + 1] << 8 | encoded[place + 2]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            bits, components, progressive = encoded[body], encoded[body + 5 : body + 6] or b"\0", marker & 3 == 2
-            components = components[0]
-        elif marker == 0xE1 and not orientation and encoded.startswith(_EXIF, body):
-            orientation = exif_orientation(encoded[body + 6 : place + 1 + length])
-        place += 1 + max(length, 2)
-    return bits, orientation or 1, progressive
+    """(bits a channel, orientation, whether it has several scans) of a JPEG."""
+    bits, orientation, components, progressive, scan = 8, 0, 0, False, 0
+    for marker, start, stop in jpeg_segments(encoded):
+        if marker == _SCAN:
+            scan = start
+        elif marker in _FRAMES and stop - start > 9:
+            bits, components, progressive = encoded[start + 4], encoded[start + 9], marker & 3 == 2
+        elif marker == 0xE1 and not orientation and encoded.startswith(_EXIF, start + 4):
+            orientation = exif_orientation(encoded[start + 10 : stop])
+    return bits, orientation or 1, progressive or encoded[scan + 4 : scan + 5] < bytes([components])
+
+
+def jpeg_segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, first byte, byte after the last) of each segment of a JPEG up to its first scan, found as libjpeg
+    finds them: whatever is none is passed over."""
+    place = 2
+    for _ in range(_MOST_SEGMENTS):
+        found = _MARKER.search(encoded, place)
+        if found is None or (marker := encoded[found.start() + 1]) == _END:
+            return
+        start = found.start()
+        place = start + 2 + max(encoded[start + 2] << 8 | encoded[start + 3], 2)
+        yield marker, start, place
+        if marker == _SCAN:
+            return
+    raise ValueError(f"the JPEG has more than {_MOST_SEGMENTS} segments before its first scan")
+
+
+def without_strays(encoded: bytes) -> bytes:
+    """A JPEG without what stands between its segments, which means nothing, up to the first scan."""
+    places = [(start, stop) for _, start, stop in jpeg_segments(encoded)]
+    return encoded[:2] + b"".join(encoded[start:stop] for start, stop in places) + encoded[places[-1][1] :]
 
 
 def exif_orientation(tiff: bytes) -> int:
@@ -130,21 +150,21 @@ def exif_orientation(tiff: bytes) -> int:
 def _png(encoded: bytes) -> ImageHeader:
     if encoded[12:16] != b"IHDR" or len(encoded) < 33:
         raise ValueError(f"{len(encoded)} bytes that are no image: a PNG without a header")
-    bits, colour, orientation, place = encoded[24], encoded[25], 1, 8
+    bits, colour, orientation = encoded[24], encoded[25], 1
     _require_eight_bits(bits, {0: "I;16", 2: "RGB;16", 4: "LA;16"}.get(colour, "RGBA;16"))
-    while place + 8 <= len(encoded) and (name := encoded[place + 4 : place + 8]) != b"IEND":
-        body, stop = place + 8, place + 8 + int.from_bytes(encoded[place : place + 4])
-        if name == b"acTL" and int.from_bytes(encoded[body : body + 4]) > 1:
+    for name, start, stop in _chunks(encoded, 8, "PNG"):
+        if name == b"acTL" and int.from_bytes(encoded[start : start + 4]) > 1:
             raise _animated("PNG")
         if name == b"eXIf":
-            orientation = exif_orientation(encoded[body:stop])
-        place = stop + 4
+            orientation = exif_orientation(encoded[start:stop])
+        if name == b"IEND":
+            break
     height, width = int.from_bytes(encoded[20:24]), int.from_bytes(encoded[16:20])
     return ImageHeader(kind="PNG", height=height, width=width, orientation=orientation)
 
 
 def _webp(encoded: bytes) -> ImageHeader:
-    first, flags, frames, orientation, place = encoded[12:16], encoded[20:21], 0, 1, 12
+    first, frames, orientation = encoded[12:16], 0, 1
     if len(encoded) < 30:
         raise ValueError(f"{len(encoded)} bytes that are no image: a WebP without a header")
     if first == b"VP8X":
@@ -154,19 +174,33 @@ def _webp(encoded: bytes) -> ImageHeader:
         height, width = (packed >> 14 & 0x3FFF) + 1, (packed & 0x3FFF) + 1
     else:
         height, width = _little(encoded[28:30]) & 0x3FFF, _little(encoded[26:28]) & 0x3FFF
-    while first == b"VP8X" and place + 8 <= len(encoded):
-        name, body, size = encoded[place : place + 4], place + 8, _little(encoded[place + 4 : place + 8])
+    for name, start, stop in _chunks(encoded, 12, "WebP") if first == b"VP8X" else ():
         frames += name == b"ANMF"
         if name == b"EXIF":
-            orientation = exif_orientation(encoded[body : body + size].removeprefix(_EXIF))
-        place = body + size + size % 2
-    if first == b"VP8X" and flags[0] & 2 and frames != 1:
+            orientation = exif_orientation(encoded[start:stop].removeprefix(_EXIF))
+    if first == b"VP8X" and encoded[20] & 2 and frames != 1:
         raise _animated("WebP")
     return ImageHeader(kind="WebP", height=height, width=width, orientation=orientation)
 
 
+def _chunks(encoded: bytes, place: int, kind: Literal["PNG", "WebP"]) -> Iterator[tuple[bytes, int, int]]:
+    """(name, first byte, byte after the last) of the body of each chunk of a PNG, or of a WebP from byte `place` on."""
+    for _ in range(_MOST_CHUNKS):
+        if place + 8 > len(encoded):
+            return
+        front, back, start = encoded[place : place + 4], encoded[place + 4 : place + 8], place + 8
+        if kind == "PNG":
+            name, stop = back, start + int.from_bytes(front)
+            place = stop + 4  # its CRC
+        else:
+            name, stop = front, start + _little(back)
+            place = stop + (stop - start) % 2
+        yield name, start, stop
+    raise ValueError(f"the {kind} has more than {_MOST_CHUNKS} chunks")
+
+
 def _by_pillow(encoded: bytes) -> ImageHeader:
-    """GIF and BMP, whose headers Pillow reads without allocating; a GIF's frames it counts without decoding them.
+    """GIF and BMP, whose headers Pillow reads without allocating; a second frame of a GIF it finds undecoded.
     The size is looked at before, since Pillow prints a warning about large ones."""
     kind: Kind = "BMP" if encoded.startswith(BMP) else "GIF"
     sides = (encoded[8:10], encoded[6:8]) if kind == "GIF" else (encoded[22:26], encoded[18:22])
@@ -174,12 +208,12 @@ def _by_pillow(encoded: bytes) -> ImageHeader:
         _require_bearable(*(abs(int.from_bytes(side, "little", signed=kind == "BMP")) for side in sides))
     try:
         with Image.open(io.BytesIO(encoded), formats=[kind]) as image:
-            frames = getattr(image, "n_frames", 1)
+            animated = getattr(image, "is_animated", False)
             if image.mode not in _EIGHT_BITS:
                 raise ValueError(f"the mode {image.mode}")
     except Exception as error:  # Pillow's readers raise whatever they stumble over
         raise ValueError(f"{len(encoded)} bytes that are no image: a {kind} whose header cannot be read") from error
-    if frames > 1:
+    if animated:
         raise _animated(kind)
     return ImageHeader(kind=kind, height=image.height, width=image.width)
 

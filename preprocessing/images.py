@@ -11,22 +11,21 @@ JPEG goes through libjpeg-turbo, everything else through Pillow. Axes: H height,
 from __future__ import annotations
 
 import io
-import re
 from typing import Any, Literal
 
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from preprocessing.image_header import JPEG, ImageHeader, jpeg_orientation, read_header
+from preprocessing.image_header import JPEG, ImageHeader, jpeg_orientation, read_header, without_strays
 
 Resize = Literal["pad", "squash", "crop"]
 
 JPEG_QUALITY = 95
 _END = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-# The one complaint of libjpeg that leaves every pixel as it was encoded: bytes between the last of them and the end
-# marker, which USB cameras write and every viewer passes over.
-_STRAY_BYTES = re.compile("extraneous bytes before marker 0xd9")
+# The one complaint of libjpeg that leaves every pixel as it was encoded: bytes that belong to nothing. Before the end
+# marker it is the last that can be said of a file, elsewhere (it tells the first only) others may follow.
+_STRAY_BYTES, _BEFORE_THE_END = "extraneous bytes before marker", "before marker 0xd9"
 
 
 def image_size(encoded: bytes) -> tuple[int, int]:
@@ -148,12 +147,20 @@ _REVERSED = {2: (1, -1), 3: (-1, -1), 4: (-1, 1), 5: (1, 1), 6: (1, -1), 7: (-1,
 
 
 def _decoded_jpeg(encoded: bytes, **options: Any) -> np.ndarray:
-    """uint8 (H, W, 3) as stored. Raises ValueError with libjpeg's complaint, the first of them, for damaged data."""
+    """uint8 (H, W, 3) as stored. Raises ValueError with libjpeg's complaint, the first of them, for damaged data.
+
+    Stray bytes before the end marker, and between segments before the first scan, are passed over, as by every viewer.
+    """
     try:
         return simplejpeg.decode_jpeg(encoded, colorspace="RGB", **options)
     except ValueError as error:
-        if not _STRAY_BYTES.search(str(error)):
+        if _STRAY_BYTES not in str(error):
             raise
+        if not str(error).endswith(_BEFORE_THE_END):
+            tidied = without_strays(encoded)
+            if tidied == encoded:
+                raise
+            return _decoded_jpeg(tidied, **options)
     return simplejpeg.decode_jpeg(encoded, colorspace="RGB", strict=False, **options)
 
 

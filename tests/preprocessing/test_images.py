@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from preprocessing import image_header
 from preprocessing.image_header import MOST_PIXELS
 from preprocessing.images import (
     Resize,
@@ -242,6 +243,7 @@ BOMBS = {
     "BMP": (HUGE_BMP, "claims 17000x30000"),
     "WebP": (HUGE_WEBP, "claims 16384x16384"),
     "scans": (scans(400), "JPEG has 4.. scans"),
+    "segments": (saved(SCENE, "JPEG")[:2] + b"\xff\xfe\0\2" * 2000 + saved(SCENE, "JPEG")[2:], "1024 segments"),
 }
 
 
@@ -256,6 +258,14 @@ def test_a_few_bytes_that_claim_much_are_refused_before_memory_is_taken(name: st
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()
+
+
+def test_the_chunks_that_are_walked_through_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_header, "_MOST_CHUNKS", 20)
+    fine, many = (png_of(png_header(4, 4) + chunk(b"tEXt", b"") * count, (b"\0" + bytes(12)) * 4) for count in (9, 40))
+    both_readings(fine)
+    with pytest.raises(ValueError, match="the PNG has more than 20 chunks"):
+        require_whole_image(many)
 
 
 def test_a_large_photograph_is_a_picture() -> None:
@@ -275,6 +285,21 @@ def test_stray_bytes_before_the_end_marker_are_no_damage(progressive: bool) -> N
     require_whole_image(stray)
     np.testing.assert_array_equal(both_readings(stray), decode_image(whole))
     assert reencode(stray, 16, 16, "squash") == reencode(whole, 16, 16, "squash")
+
+
+def test_stray_bytes_between_segments_are_no_damage_and_hide_none() -> None:
+    whole = saved(SCENE, "JPEG")
+    for marker in (b"\xff\xdb", b"\xff\xc0", b"\xff\xda"):
+        place = whole.index(marker)
+        stray = whole[:place] + b"\0\1\2" + whole[place:]
+        require_whole_image(stray)
+        np.testing.assert_array_equal(both_readings(stray), decode_image(whole))
+        for hidden in (stray[:-60] + stray[-2:], stray[:-60]):
+            for read in (require_whole_image, decode_image):
+                with pytest.raises(ValueError, match=r"(?i)premature end"):
+                    read(hidden)
+    both = whole[:place] + b"\0" + whole[place:-2] + b"\0" + whole[-2:]
+    np.testing.assert_array_equal(both_readings(both), decode_image(whole))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
@@ -302,7 +327,7 @@ def test_the_beginning_of_a_file_is_no_picture(kind: str) -> None:
             require_whole_image(WHOLE[kind][:length])
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(
     kind=st.sampled_from(sorted(WHOLE)),
     changes=st.lists(st.tuples(st.floats(0, 0.9999), st.integers(0, 255)), max_size=4),

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocessing import charts, episode_view, report
+from preprocessing import audit_frames, charts, episode_view, report
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.episode_store import EpisodeStore
 from preprocessing.episode_view import Timeline
@@ -107,6 +107,19 @@ def test_a_frame_that_cannot_be_drawn_is_named(store: EpisodeStore, monkeypatch:
     monkeypatch.setattr(episode_view, "image_size", damaged)
     with pytest.raises(ValueError, match=r"step 0 of episode 0 of .*shard-00000.*no picture"):
         report.film_strips(store, limit=1)
+
+
+def test_a_damaged_frame_is_named_by_page_and_audit(store: EpisodeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(encoded: bytes) -> None:
+        raise ValueError("cut")
+
+    monkeypatch.setattr("preprocessing.episode_view.image_size", broken)
+    monkeypatch.setattr("preprocessing.audit_frames.decode_image", broken)
+    named = r"the frame at step 0 of episode 0 of .*shard-00000-of-.* cannot be decoded \(cut\): delete the store"
+    with pytest.raises(ValueError, match=named):
+        report.film_strips(store)
+    with pytest.raises(ValueError, match=named):
+        audit_frames.colours(store, "image", None)
 
 
 def test_episodes_are_read_across_row_groups(store: EpisodeStore) -> None:
