@@ -40,7 +40,7 @@ from preprocessing.shard_conversion import ShardTask, convert_shard, report_name
 from preprocessing.shard_files import reaching
 from preprocessing.shipped_vectors import require_agreement, ships_vectors
 from preprocessing.spec_file import read_spec
-from preprocessing.store_claim import claim, finished
+from preprocessing.store_claim import claimed, finished
 from preprocessing.store_manifest import write_manifest
 
 _LONGEST_SIDE = 8192
@@ -163,19 +163,19 @@ def convert(source: str, out: str, config: ConvertConfig, reach_ray: ReachRay = 
     filesystem, root = open_folder(task.root)
     embed = None if encoder is None else partial(_embed, encoder, config.workers, reach_ray)
     with reaching(task.root):
-        done = filesystem.exists(f"{root}/{MANIFEST}")
+        done, missing = filesystem.exists(f"{root}/{MANIFEST}"), []
     if done:
-        manifest, missing = finished(filesystem, root, settings), []
+        manifest = finished(filesystem, root, settings)
     else:
         if encoder is not None and embed is not None:
             encoder.require()
             require_agreement(dataset, task.shards[0], spec, encoder.id, embed)
-        claim(filesystem, root, settings)
-        missing = [i for i in range(len(task.shards)) if not _is_done(filesystem, root, task, i)]
         try:
-            convert_one, total = partial(convert_shard, task), len(task.shards)
-            convert_shards(convert_one, missing, total=total, workers=config.workers, reach_ray=reach_ray)
-            manifest = write_manifest(task, settings, embed)
+            with claimed(filesystem, root, settings):
+                missing = [i for i in range(len(task.shards)) if not _is_done(filesystem, root, task, i)]
+                convert_one, total = partial(convert_shard, task), len(task.shards)
+                convert_shards(convert_one, missing, total=total, workers=config.workers, reach_ray=reach_ray)
+                manifest = write_manifest(task, settings, embed)
         except (OSError, ValueError):
             if not filesystem.exists(f"{root}/{MANIFEST}"):
                 raise
@@ -348,7 +348,7 @@ def _through_ray(
     for row in shards.map(_ShardRow(convert_one), concurrency=concurrency).iter_rows():
         result = json.loads(row["result"])
         if "error" in result:
-            raise ValueError(result["error"])
+            raise (OSError if result["of_the_system"] else ValueError)(result["error"])
         yield result
 
 
@@ -362,7 +362,7 @@ class _ShardRow:
         try:
             report = self._convert_one(int(row["index"]))
         except (ValueError, OSError) as error:
-            return {"result": json.dumps({"error": str(error)})}
+            return {"result": json.dumps({"error": str(error), "of_the_system": isinstance(error, OSError)})}
         return {"result": json.dumps({"episode_lengths": report["episode_lengths"], "rows": report["rows"]})}
 
 

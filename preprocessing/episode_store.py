@@ -33,6 +33,7 @@ SCHEMA_VERSION = 1
 ROW_GROUP_ROWS = 128
 _REMEDY = "delete the store and preprocess again"
 MANIFEST, INSTRUCTIONS, QUARANTINE, PROGRESS = "manifest.json", "instructions.parquet", "quarantine.jsonl", ".progress"
+ENDED = "ended.json"  # in the progress folder: the sentence that a conversion was refused with
 
 INSTRUCTION_SCHEMA = pa.schema(
     {
@@ -328,12 +329,20 @@ def find_store(filesystem: Any, root: str, path: str, split: str | None) -> str:
     if stores:
         listed = ", ".join(store[len(root) + 1 :] for store in stores)
         raise ValueError(f"{path} holds {len(stores)} stores: give one of {listed}")
-    if any(filesystem.glob(p + PROGRESS) for p in patterns):
-        raise ValueError(f"{path} holds an unfinished store: run the same rtp preprocess again to finish it")
+    if begun := [hit for p in patterns for hit in filesystem.glob(p + PROGRESS)]:
+        raise ValueError(f"{path} holds an unfinished store: {_why_unfinished(filesystem, begun[0])}")
     if found:
         listed = ", ".join(store.rpartition("/")[2] for store in sorted(found))
         raise ValueError(f"{path} holds no store of split {split!r}, only {listed}")
     raise ValueError(f"{path} holds no episode store (no {MANIFEST}): make one with rtp preprocess")
+
+
+def _why_unfinished(filesystem: Any, progress: str) -> str:
+    try:
+        ended = parsed(filesystem.cat_file(f"{progress}/{ENDED}"), f"{progress}/{ENDED}", remedy=_REMEDY)
+    except FileNotFoundError:
+        return "run the same rtp preprocess again to finish it"
+    return f"rtp preprocess ended with: {ended.get('error')}"
 
 
 def _shard(root: str, entry: dict[str, Any], row_group_rows: int) -> Shard:

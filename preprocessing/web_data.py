@@ -29,7 +29,7 @@ from preprocessing.episode_store import (
 )
 from preprocessing.images import image_size, require_whole_image
 from preprocessing.shard_conversion import report_name
-from preprocessing.store_claim import claim, finished
+from preprocessing.store_claim import claimed, finished
 from preprocessing.web_records import WebExample, WebRecord
 from preprocessing.web_sources import Format, Piece, WebSource
 from preprocessing.web_store import KIND, WEB_SCHEMA, WEB_SCHEMA_VERSION
@@ -123,14 +123,14 @@ def convert_web(source: str, out: str, config: WebConvertConfig, reach_ray: Reac
     if filesystem.exists(f"{folder}/{MANIFEST}"):
         manifest, missing = finished(filesystem, folder, settings), []
     else:
-        claim(filesystem, folder, settings)
-        done = {path.rpartition("/")[2] for path in filesystem.ls(f"{folder}/{PROGRESS}", detail=False)}
-        missing = [i for i in range(len(task.pieces)) if report_name(i) not in done]
-        convert_one = partial(_convert_piece, task)
-        units = ("records", "records")
-        settled = {"total": len(task.pieces), "workers": config.workers, "units": units}
-        convert_shards(convert_one, missing, reach_ray=reach_ray, **settled)
-        manifest = _write_manifest(task, settings)
+        with claimed(filesystem, folder, settings):
+            done = {path.rpartition("/")[2] for path in filesystem.ls(f"{folder}/{PROGRESS}", detail=False)}
+            missing = [i for i in range(len(task.pieces)) if report_name(i) not in done]
+            convert_one = partial(_convert_piece, task)
+            units = ("records", "records")
+            settled = {"total": len(task.pieces), "workers": config.workers, "units": units}
+            convert_shards(convert_one, missing, reach_ray=reach_ray, **settled)
+            manifest = _write_manifest(task, settings)
     if filesystem.exists(f"{folder}/{PROGRESS}"):
         filesystem.rm(f"{folder}/{PROGRESS}", recursive=True)
     return WebSummary(
