@@ -350,7 +350,8 @@ class DatasetSpec:
         """uint32 (N,): bit i is set where flag i holds."""
         bits = np.zeros(episode.num_steps, np.uint32)
         for number, flag in enumerate(self.flags):
-            bits |= flag.marks(episode).astype(np.uint32) << np.uint32(number)
+            with naming(flag.path or flag.name):
+                bits |= flag.marks(episode).astype(np.uint32) << np.uint32(number)
         return bits
 
     def hash(self) -> str:

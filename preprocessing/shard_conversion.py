@@ -133,7 +133,9 @@ class _Shard:
             self._leave_out(item, item.reason)
             return None
         try:
-            images, rate_hz = _images(self._task, item), self._task.spec.rate_hz(item)
+            with naming(str(self._task.spec.control_hz)):
+                rate_hz = self._task.spec.rate_hz(item)
+            images = _images(self._task, item)
             sizes = {image_size(encoded) for encoded in images["image"]}
             columns = self._columns(item) | {image_column(role): pa.array(c, pa.binary()) for role, c in images.items()}
         except ValueError as error:

@@ -19,7 +19,6 @@ from preprocessing.episode_store import ENDED, INSTRUCTIONS, PROGRESS, QUARANTIN
 from preprocessing.json_files import parsed
 from preprocessing.shard_files import is_local
 
-
 _SETTINGS = "settings.json"
 
 
@@ -113,7 +112,7 @@ def _short(value: Any) -> str:
 
 @contextmanager
 def _lock_of(filesystem: Any, root: str) -> Iterator[Callable[[int], bool]]:
-    """How to take the lock of a local folder (fcntl.LOCK_...): False where another holds it. Object stores have none."""
+    """How to take a lock (fcntl.LOCK_...) of a local folder: False where another holds it. Object stores have none."""
     if not is_local(filesystem):
         yield lambda kind: True
         return
