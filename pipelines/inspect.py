@@ -88,15 +88,29 @@ def inspect(
             raise ValueError(f"{store} holds image-text examples: --html and --audit are for stores of robot episodes")
         return web_report.summary(opened)
     if audit:
-        measured = auditing.audit(opened, reference=EpisodeStore.open(reference) if reference else None)
-        auditing.save(opened, measured)
-    found, verdicts = report.summary(opened), auditing.saved(opened)
+        verdicts = auditing.audit(opened, reference=EpisodeStore.open(reference) if reference else None)
+        unsaved = _why_not_saved(opened, verdicts)
+    else:
+        verdicts, unsaved = auditing.saved(opened), ""
+    found = report.summary(opened)
     if verdicts is not None:
         found["audit"] = verdicts.to_json() | {"blocking": auditing.blocking(verdicts.verdicts)}
+    if unsaved:
+        found["remarks"].append(unsaved)
     if html is not None:
         Path(html).parent.mkdir(parents=True, exist_ok=True)
         Path(html).write_text(report.page(opened, found, episodes=episodes))
     return found
+
+
+def _why_not_saved(store: EpisodeStore, found: auditing.Audit) -> str:
+    """Save the audit; where the store cannot be written to, a sentence about that."""
+    try:
+        auditing.save(store, found)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        return f"the verdicts are not saved in {store.root} ({reason}): rtp train measures them again"
+    return ""
 
 
 def main(arguments: list[str]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_rlds import bridge_episode, bridge_features, write_dataset  # type: ignore[import-not-found]
 
+from pipelines.cli import main
 from pipelines.inspect import inspect
 from preprocessing import dataset_spec, report
 from preprocessing.audit import Audit, audit, blocking, save, saved
@@ -278,6 +279,26 @@ def test_only_known_verdicts_can_be_accepted(plant: Callable[[Change], EpisodeSt
     found = audit(plant(millimetres))
     with pytest.raises(ValueError, match="no verdict 'gripper' to accept: its verdicts are world_vector_is_a"):
         blocking(found.verdicts, accepted=["gripper"])
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(30, "Read-only file system")])
+def test_a_store_that_cannot_be_written_is_measured_and_shown(
+    plant: Callable[[Change], EpisodeStore],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: OSError,
+) -> None:
+    store = plant(inverted_gripper)
+
+    def refused(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("preprocessing.audit.atomic_write", refused)
+    assert main(["inspect", store.root, "--audit"]) == 0
+    said = capsys.readouterr().out
+    assert "contradicted gripper_sign: a closing command correlates -0.98" in said
+    assert f"remark: the verdicts are not saved in {store.root} ({error.strerror}): rtp train measures them" in said
+    assert not Path(store.root, "audit.json").exists()
 
 
 def test_the_command_audits_and_draws(plant: Callable[[Change], EpisodeStore], tmp_path: Path) -> None:
