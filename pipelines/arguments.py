@@ -35,17 +35,19 @@ def parse(
     description: str = "",
     first: Sequence[str] = (),
     choices: help_page.Choices = MappingProxyType({}),
+    example: str = "",
 ) -> T:
     """Build `kind` from command-line arguments; `--help` prints the flags with their units and exits.
 
-    `first` names the flags that the help page begins with, `choices` those that `take` has read already.
+    `first` names the flags that the help page begins with, `choices` those that `take` has read already; `example` is
+    shown instead of the command's.
     """
     options: dict[str, Any] = {"prog": prog, "config": _MARKERS}
     if default is not None:
         options["default"] = default
     if any(word in _HELP for word in arguments):
         command = COMMANDS.get(prog.split()[1])
-        example = command.example if command else ""
+        example = example or (command.example if command else "")
         parser = _parser(kind, options)
         print(help_page.page(parser, prog=prog, description=description, example=example, first=first, choices=choices))
         raise SystemExit(0)

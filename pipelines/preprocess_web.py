@@ -33,7 +33,13 @@ def ray_session(workers: int | None) -> RaySession:
 
 def main(arguments: list[str]) -> dict[str, Any]:
     """Run the command line and print the account."""
-    given = parse(PreprocessWebArguments, arguments, prog="rtp preprocess", description=__doc__ or "")
+    given = parse(
+        PreprocessWebArguments,
+        arguments,
+        prog="rtp preprocess",
+        description=__doc__ or "",
+        example="rtp preprocess gqa stores --format gqa --split val_balanced --images gqa/images",
+    )
     with on_demand(ray_session(given.config.workers)) as reach_ray:
         summary = asdict(convert_web(given.source, given.out, given.config, reach_ray))
     converted = f"{summary['shards_converted']} of {summary['shards']} shards converted in {summary['seconds']:.1f} s"

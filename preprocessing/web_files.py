@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from preprocessing.shard_files import is_local
 from preprocessing.web_records import IMAGE_SUFFIXES, parsed
 from preprocessing.web_splits import files_of_split, is_of_split, shortened
 
@@ -36,11 +38,20 @@ def split_files(folder: Folder, *patterns: str, subsets: Sequence[str] = ()) -> 
 
 def names_below(filesystem: Any, root: str, patterns: Sequence[str]) -> Iterator[str]:
     """Paths below `root`, in order, without hidden ones; no glob, which would read signs in `root` as patterns."""
-    for path in sorted(filesystem.find(root)):
+    for path in sorted(_walk(root) if is_local(filesystem) else filesystem.find(root)):
         name = path[len(root) + 1 :]
         base = name.rpartition("/")[2].lower()
         if any(fnmatchcase(base, pattern) for pattern in patterns) and not re.search(r"(^|/)\.", name):
             yield name
+
+
+def _walk(root: str) -> Iterator[str]:
+    """Local files below `root`, also through folders that are links, as data are often laid out; not in circles."""
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        inside = (os.path.realpath(f"{folder}/{name}") for name in folders)
+        folders[:] = [name for name, end in zip(folders, inside, strict=True) if not f"{real}/".startswith(f"{end}/")]
+        yield from (f"{folder}/{name}" for name in files)
 
 
 def one_file(folder: Folder, pattern: str) -> str:

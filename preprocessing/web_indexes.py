@@ -18,7 +18,7 @@ from typing import Any
 
 from preprocessing.web_files import Folder, Pictures, below, beside, elsewhere, json_of, one_file, split_files
 from preprocessing.web_records import Identities, WebExample, not_its_own, parsed, parsed_once
-from preprocessing.web_texts import answers_of, examples_of, unusable, without_picture
+from preprocessing.web_texts import answers_of, examples_of, question_id, unusable, without_picture
 
 _Locate = Callable[[str], tuple[str, str | None]]
 """How a layout calls an image -> its path and no problem, or "" and why there is none."""
@@ -292,15 +292,10 @@ def _fields_item(fields: Any, place: str, *, what: str = "it") -> _Item:
         return _alone(place, f"{what} is no JSON object")
     examples, name = examples_of(fields), fields.get("image")
     if name in (None, ""):
-        return _Item(place=place, examples=without_picture(fields, examples), identity=_question_id(fields))
+        return _Item(place=place, examples=without_picture(fields, examples), identity=question_id(fields))
     if not isinstance(name, str):
         return _Item(place=place, examples=examples, problem=elsewhere(name))
-    return _Item(place=place, examples=examples, picture=name, identity=_question_id(fields))
-
-
-def _question_id(fields: Mapping[str, Any]) -> Any:
-    identity = fields.get("question_id")
-    return identity if isinstance(identity, str | int) else None
+    return _Item(place=place, examples=examples, picture=name, identity=question_id(fields))
 
 
 # --- How images are called ---

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from preprocessing.web_records import Identities, WebRecord, not_its_own
-from preprocessing.web_texts import TEXT_FIELDS, examples_of, without_picture
+from preprocessing.web_texts import TEXT_FIELDS, examples_of, question_id, without_picture
 
 _BATCH_ROWS = 128
 
@@ -21,7 +21,7 @@ def read_parquet(filesystem: Any, path: str, name: str) -> Iterator[WebRecord]:
     """
     known = Identities()
     for number, fields in enumerate(_rows(filesystem, path)):
-        place, identity = f"{name}:{number}", fields.get("question_id")
+        place, identity = f"{name}:{number}", question_id(fields)
         image, problem = _image(fields.get("image"))
         examples = examples_of(fields)
         if image is None and problem is None:
@@ -50,6 +50,9 @@ def _rows(filesystem: Any, path: str) -> Iterator[dict[str, Any]]:
             table = pq.ParquetFile(file)
             names = table.schema_arrow.names
             wanted = [name for name in ("image", "question_id", *TEXT_FIELDS) if name in names]
+            twice = next((name for name in wanted if names.count(name) > 1), None)
+            if twice is not None:
+                raise OSError(f"it has the column {twice!r} twice")
             others = {name: True for name in names if name not in wanted}
             read = 0
             for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=wanted):

@@ -20,6 +20,7 @@ PLACEHOLDER = "<image>"
 _SEVERAL = "it is about several pictures, and an example has one"
 _CAPTIONS = ("captions", "caption", "sentences", "text")
 TEXT_FIELDS = ("question", "prompt", "answers", "answer", "multiple_choice_answer", *_CAPTIONS, "conversations")
+_EXACT = 2**53  # below it a float is the whole number that it stands for
 _ASKING, _ANSWERING = ("human", "user"), ("gpt", "assistant")
 
 
@@ -53,6 +54,14 @@ def answers_of(question: Any, fields: Mapping[str, Any]) -> WebExample:
     (example, *more) = examples_of({**fields, "question": question, "conversations": None})
     nothing = more or example.problem == NOTHING_TO_LEARN
     return unusable("its answer is empty") if nothing else example
+
+
+def question_id(fields: Mapping[str, Any]) -> str | None:
+    """The id that a record's question has in the set that it is from, or None."""
+    try:
+        return _text(fields.get("question_id"), "question_id") or None
+    except _NoText:
+        return None
 
 
 def unusable(problem: str, place: str = "") -> WebExample:
@@ -176,7 +185,9 @@ def _text(value: Any, what: str) -> str:
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if (isinstance(value, float) and math.isfinite(value)) or (isinstance(value, Decimal) and value.is_finite()):
+    if isinstance(value, float) and math.isfinite(value):  # a column of whole numbers with a gap comes as decimal ones
+        return str(int(value)) if value.is_integer() and abs(value) < _EXACT else str(value)
+    if isinstance(value, Decimal) and value.is_finite():
         return str(value)
     if isinstance(value, bytes):
         with suppress(UnicodeDecodeError):

@@ -196,7 +196,8 @@ def test_rows_with_one_question_id_count_once(tmp_path: Path, name: Any) -> None
         {"question_id": 1, "question": "a?", "answer": "yes"},
         {"question_id": 1, "question": "a?", "answer": "no"},
         {"question_id": None, "question": "b?", "answer": "yes"},
-        {"question_id": None, "question": "b?", "answer": "yes"},
+        {"question_id": math.nan, "question": "b?", "answer": "yes"},
+        {"question_id": math.nan, "question": "c?", "answer": "yes"},
     ]
     (tmp_path / name).mkdir()
     if name == "jsonl":
@@ -204,7 +205,7 @@ def test_rows_with_one_question_id_count_once(tmp_path: Path, name: Any) -> None
     else:
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / name / "all.parquet")
     store, found, quarantine = converted(tmp_path / name, tmp_path / "out", format=name)
-    assert found == [("a?", "yes", 1), ("b?", "yes", 1), ("b?", "yes", 1)]
+    assert found == [("a?", "yes", 1), ("b?", "yes", 1), ("b?", "yes", 1), ("c?", "yes", 1)]
     assert store.manifest["duplicates"] == 1
     assert [line["reason"] for line in quarantine] == ["its id 1 stands for something else already"]
 
@@ -222,6 +223,14 @@ def test_of_two_pictures_with_one_name_none_is_guessed(tmp_path: Path) -> None:
 def test_signs_in_a_folder_are_no_pattern(tmp_path: Path, folder: str) -> None:
     source = put(tmp_path / folder, {"train_questions.json": gqa(1)})
     assert len(converted(source, tmp_path / "out", format="gqa", dataset="gqa")[1]) == 1
+
+
+def test_folders_may_be_links(tmp_path: Path) -> None:
+    images = put(tmp_path / "elsewhere", {})
+    source = put(tmp_path / "gqa", {"train_questions.json": gqa(1)}, ())
+    (source / "images").symlink_to(images)
+    (source / "round").symlink_to(source)
+    assert converted(source, tmp_path / "out", format="gqa")[1] == [("is it 1?", "yes", 1)]
 
 
 @pytest.mark.parametrize("flag", ["split", "dataset", "version"])
@@ -322,7 +331,7 @@ def test_rows_of_parquet_are_accounted(tmp_path: Path) -> None:
     (tmp_path / "rows").mkdir()
     pq.write_table(pa.Table.from_pylist([row for row, _ in rows]), tmp_path / "rows/train.parquet")
     _, found, quarantine = converted(tmp_path / "rows", tmp_path / "out", format="parquet")
-    assert found == [("what?", "2.5", 1), ("words?", "1.0", 1)]
+    assert found == [("what?", "2.5", 1), ("words?", "1", 1)]
     assert [line["reason"].partition(" (")[0] for line in quarantine] == [reason for _, reason in rows if reason]
 
 

@@ -48,7 +48,17 @@ def test_what_is_no_answer_is_named(answer: Any, reason: str) -> None:
 
 @pytest.mark.parametrize(
     ("answer", "text"),
-    [(2, "2"), (0, "0"), (2.5, "2.5"), (Decimal("1.50"), "1.50"), ("nan", "nan"), ("日本", "日本"), (b"red", "red")],
+    [
+        (2, "2"),
+        (0, "0"),
+        (2.5, "2.5"),
+        (3.0, "3"),
+        (1e300, "1e+300"),
+        (Decimal("1.50"), "1.50"),
+        ("nan", "nan"),
+        ("日本", "日本"),
+        (b"red", "red"),
+    ],
 )
 def test_numbers_are_said_as_they_stand(answer: Any, text: str) -> None:
     assert told({"question": "what?", "answer": answer}) == [("what?", text)]
