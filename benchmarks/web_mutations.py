@@ -43,7 +43,15 @@ from preprocessing.web_store import WebStore
 from rt_models.rt2_text import RT2Text
 
 REFUSALS = (
-    *("not one of", "cannot be read as JSON", "is not laid out as", "has no list", "holds no", "holds 2 files"),
+    *(
+        "not one of",
+        "cannot be read as JSON",
+        "is not laid out as",
+        "has no list",
+        "holds no",
+        "holds 2 files",
+        "has no train/questions.json",
+    ),
     *("is cut or no tar archive", "is damaged or no Parquet file"),
 )
 TIMEOUT_S = 60

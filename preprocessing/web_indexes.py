@@ -52,13 +52,12 @@ class _Item:
     problem: str | None = None
 
     def placed(self) -> tuple[WebExample, ...]:
-        return tuple(replace(example, place=example.place or self.place) for example in self.examples)
+        return tuple(replace(example, place=self.place) for example in self.examples)
 
 
 def _judged(known: Identities, item: _Item) -> _Item | None:
     """`item`, with a problem where its id stands for something else already; None where it was read before."""
-    content = (item.picture, item.problem, tuple(replace(example, place="") for example in item.examples))
-    found = known.judge(item.identity, content)
+    found = known.judge(item.identity, (item.picture, item.problem, item.examples))
     if found == "again":
         return None
     return item if found == "new" else replace(item, problem=not_its_own(item.identity))
