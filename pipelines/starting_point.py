@@ -16,6 +16,7 @@ from pipelines.checkpoints import Description, describe_trained, load_trained
 from pipelines.experiment import Experiment
 from pipelines.models import Model
 from pipelines.serialization import did_you_mean, flatten, to_plain
+from rt_models.batch_norm import BatchNorm
 from rt_models.spec import Contract, ContractMismatch
 
 log = logging.getLogger(__name__)
@@ -40,12 +41,39 @@ def model_factory(experiment: Experiment, weights_from: str | None) -> Callable[
     return build
 
 
+def require_trainable(experiment: Experiment, *, is_new: bool) -> None:
+    """Raise ValueError where nothing could come of what is trained and what is frozen.
+
+    is_new: the run begins with neither a checkpoint nor another run's weights.
+    """
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        model = experiment.model.build()
+    freeze(model, experiment.freeze)
+    if is_new:
+        _require_new_tokens_trained(model)
+
+
+def _require_new_tokens_trained(model: nn.Module) -> None:
+    """Rows of added tokens are all alike: frozen, the loss could not fall below ln(bins)."""
+    new = getattr(model, "new_token_parameters", list)()
+    frozen = {id(parameter) for parameter in new if not parameter.requires_grad}
+    names = [name for name, parameter in model.named_parameters() if id(parameter) in frozen]
+    if names:
+        raise ValueError(
+            f"{names[0]} holds the new tokens of model.text.vocabulary AddedTokens and is not trained, so no action "
+            f"could be told from another: leave it out of freeze, or with LoRA set model.tuning.embeddings new"
+        )
+
+
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in state.items()}
 
 
 def freeze(model: nn.Module, beginnings: Sequence[str]) -> None:
-    """Train no parameter whose name begins with one of these. Raises ValueError where that means none, or all."""
+    """Train no parameter whose name begins with one of these; BatchNorm that lies there keeps its averages too.
+
+    Raises ValueError where that means none, or all.
+    """
     names = [name for name, _ in model.named_parameters()]
     for beginning in beginnings:
         if not any(name.startswith(beginning) for name in names):
@@ -56,6 +84,9 @@ def freeze(model: nn.Module, beginnings: Sequence[str]) -> None:
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"freeze {', '.join(beginnings)} leaves nothing to train: name fewer parts")
+    for part in model.modules():
+        if isinstance(part, BatchNorm) and not any(parameter.requires_grad for parameter in part.parameters()):
+            part.freeze()
 
 
 def require_usable(weights_from: str, experiment: Experiment, contract: Contract) -> None:

@@ -35,7 +35,7 @@ from pipelines.run_files import METRICS, read_metrics
 from pipelines.run_record import finish_run, open_run, write_config
 from pipelines.serialization import from_plain, members, read_yaml
 from pipelines.speed import verdict
-from pipelines.starting_point import require_same_run, require_usable
+from pipelines.starting_point import require_same_run, require_trainable, require_usable
 from pipelines.stopping import STOPPED_EXIT_CODE, StopFile, stopping_on_signals
 from pipelines.tracking import tracking_uri
 from pipelines.train_loop import TrainJob, train
@@ -114,6 +114,7 @@ def check_job(job: TrainJob, stores: Sequence[Store], accepted: Collection[str])
     if loop.log_samples and "://" in job.output:
         raise ValueError(f"loop.log_samples appends to files, which {job.output} cannot: give a local --output")
     found = _require_fresh_or_resumed(job, contract)
+    require_trainable(job.experiment, is_new=job.init is None and found is None)
     if job.init is not None and found is None:
         require_usable(job.init, job.experiment, contract)
     return contract

@@ -45,6 +45,7 @@ def resolved(experiment: Experiment, stores: Sequence[Store]) -> Experiment:
         model = with_tokenizer(model, stores)
     model = with_vocabulary(model, stores)
     if isinstance(model, RT2VLMConfig):
+        model = model.resolved()
         model.require_loadable()
     mix = experiment.co_fine_tuning
     if mix is None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -86,6 +86,10 @@ class BatchNorm(nn.Module):
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), 1 - self.config.momentum)
                 self.running_var.lerp_(var.to(self.running_var.dtype), 1 - self.config.momentum)
         return y_NCHW
+
+    def freeze(self) -> None:
+        """From now on the stored averages, in training too, which no longer move."""
+        self.config = replace(self.config, statistics="frozen")
 
     def _affine(self) -> tuple[Tensor, Tensor]:
         return self.weight.to(self.running_mean.dtype), self.bias.to(self.running_mean.dtype)

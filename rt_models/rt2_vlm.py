@@ -13,7 +13,7 @@ D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from rt_models.config_checks import require_choices, require_share, require_sizes
 from rt_models.input_checks import require_rows
+from rt_models.new_token_rows import train_rows
 from rt_models.rt2_answers import AnswerModel, RowLosses, Targets, gathered, packing_order
 from rt_models.rt2_families import FAMILIES, Family
 from rt_models.rt2_images import PictureConfig, normalised, pictures
@@ -38,7 +39,7 @@ from rt_models.spec import ActionSpec
 class FullTuning:
     """Every parameter."""
 
-    def apply(self, vlm: Any, family: Family) -> None:
+    def apply(self, vlm: Any, family: Family, new_ids: Sequence[int]) -> None:
         vlm.requires_grad_(True)
 
 
@@ -46,7 +47,7 @@ class FullTuning:
 class FrozenVision:
     """Everything but the vision encoder."""
 
-    def apply(self, vlm: Any, family: Family) -> None:
+    def apply(self, vlm: Any, family: Family, new_ids: Sequence[int]) -> None:
         vlm.requires_grad_(True)
         family.vision(vlm).requires_grad_(False)
 
@@ -59,15 +60,16 @@ class LoRA:
     alpha: int = 32
     dropout: float = 0.0
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    embeddings: Literal["frozen", "trained"] = "frozen"
-    """"trained": the token embeddings too, which tokens that are new need."""
+    embeddings: Literal["new", "frozen", "trained"] = "new"
+    """Of the tokens: trained are those of action tokens that are new to the model (AddedTokens, LeastFrequentTokens),
+    none, or all."""
 
     def __post_init__(self) -> None:
         require_sizes(self, "rank", "alpha", part="tuning.")
         require_share(self, "dropout", "tuning.")
         require_choices(self, "tuning.")
 
-    def apply(self, vlm: Any, family: Family) -> None:
+    def apply(self, vlm: Any, family: Family, new_ids: Sequence[int]) -> None:
         from peft import LoraConfig, inject_adapter_in_model
 
         pattern = rf".*{family.language}.*\.({'|'.join(self.targets)})"
@@ -76,6 +78,8 @@ class LoRA:
         if self.embeddings == "trained":
             vlm.get_input_embeddings().requires_grad_(True)
             vlm.get_output_embeddings().requires_grad_(True)
+        elif self.embeddings == "new" and new_ids:
+            train_rows(vlm, new_ids)
 
 
 # --- The model ---
@@ -126,6 +130,13 @@ class RT2VLMConfig:
         """The model. Raises OSError where `path` is missing, ValueError for a kind of model that is not known here."""
         return RT2VLM(self)
 
+    def resolved(self) -> RT2VLMConfig:
+        """With what is trained named: without new tokens, LoRA's "new" rows are none."""
+        is_lora = isinstance(self.tuning, LoRA) and self.tuning.embeddings == "new"
+        if not is_lora or self.text.vocabulary.is_new:
+            return self
+        return replace(self, tuning=replace(self.tuning, embeddings="frozen"))
+
     def require_loadable(self) -> None:
         """Raise OSError or ValueError where `build` would, as far as that is known without reading all weights."""
         from safetensors import SafetensorError, safe_open
@@ -145,8 +156,8 @@ class RT2VLMConfig:
             except SafetensorError as error:
                 raise OSError(f"{file} is cut or damaged ({error}): fetch it again") from None
 
-    def load(self) -> tuple[Any, Family, list[int]]:
-        """(the model of transformers, its family, the tokens of one picture)."""
+    def load(self) -> tuple[Any, Family, list[int], tuple[int, ...]]:
+        """(the model of transformers, its family, the tokens of one picture, action tokens that are new to it)."""
         import transformers
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -163,10 +174,12 @@ class RT2VLMConfig:
             unset_hf_deepspeed_config()
             with self._named():
                 vlm = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype)
-        needed = self.build_text().vocab_size
-        if isinstance(self.text.vocabulary, AddedTokens) and needed > vlm.get_input_embeddings().num_embeddings:
-            vlm.resize_token_embeddings(needed)
-        return vlm, family, family.image_ids(config, self._load("AutoTokenizer"))
+        text, vocabulary = self.build_text(), self.text.vocabulary
+        if isinstance(vocabulary, AddedTokens) and text.vocab_size > vlm.get_input_embeddings().num_embeddings:
+            # The new rows are nearly the mean of the others, unless only shapes are wanted.
+            vlm.resize_token_embeddings(text.vocab_size, mean_resizing=not counted_only)
+        new_ids = text.action_ids if vocabulary.is_new else ()
+        return vlm, family, family.image_ids(config, self._load("AutoTokenizer")), new_ids
 
     def _load(self, kind: str, **settings: Any) -> Any:
         try:
@@ -210,8 +223,8 @@ class RT2VLM(AnswerModel):
     def __init__(self, config: RT2VLMConfig) -> None:
         super().__init__()
         self.config, self.spec = config, config.action_spec()
-        self.vlm, self.family, self.image_ids = config.load()
-        config.tuning.apply(self.vlm, self.family)
+        self.vlm, self.family, self.image_ids, new_ids = config.load()
+        config.tuning.apply(self.vlm, self.family, new_ids)
         if config.activation_checkpointing == "blocks":
             self.vlm.gradient_checkpointing_enable({"use_reentrant": False})
             self.vlm.enable_input_require_grads()
@@ -221,6 +234,13 @@ class RT2VLM(AnswerModel):
     @property
     def vocab_size(self) -> int:
         return self.vlm.get_input_embeddings().num_embeddings
+
+    def new_token_parameters(self) -> list[nn.Parameter]:
+        """Where the rows of added tokens stand, which nobody has trained yet; none where nothing was added."""
+        if not isinstance(self.config.text.vocabulary, AddedTokens):
+            return []
+        ends = (self.vlm.get_input_embeddings(), self.vlm.get_output_embeddings())
+        return [getattr(end, "new_rows", end.weight) for end in ends]
 
     def language_layers(self) -> list[nn.Module]:
         """The linear layers of the language model's blocks, adapters among them."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -100,7 +100,8 @@ class TransformersTokenizer:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
 
-# --- Vocabularies: each build() gives the token id of every bin, in order ---
+# --- Vocabularies: build() gives the token id of every bin, in order. is_new: a pretrained model has yet to learn what
+# these tokens mean ---
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +109,8 @@ class IntegerTokens:
     """Bin i is the one token of the integer `first` + i (PaLI-X; -10 for Language-Table)."""
 
     first: int = 0
+
+    is_new: ClassVar[bool] = False
 
     def build(self, tokenizer: Tokenizer, bins: int) -> tuple[int, ...]:
         return _single_tokens(tokenizer, [str(self.first + number) for number in range(bins)])
@@ -119,6 +122,8 @@ class ReservedTokens:
 
     pattern: str = "<loc{:04d}>"
 
+    is_new: ClassVar[bool] = False
+
     def build(self, tokenizer: Tokenizer, bins: int) -> tuple[int, ...]:
         return _single_tokens(tokenizer, [self.pattern.format(number) for number in range(bins)])
 
@@ -126,6 +131,8 @@ class ReservedTokens:
 @dataclass(frozen=True, kw_only=True)
 class AddedTokens:
     """New tokens after the tokenizer's last; the model's vocabulary must have room for them."""
+
+    is_new: ClassVar[bool] = True
 
     def build(self, tokenizer: Tokenizer, bins: int) -> tuple[int, ...]:
         return tuple(range(tokenizer.vocab_size, tokenizer.vocab_size + bins))
@@ -143,6 +150,8 @@ class LeastFrequentTokens:
     """Whose: "corpus": of the texts that the run trains on (rtp train counts them), or of those given to `counted`."""
     ids: tuple[int, ...] = ()
     """What was counted in a corpus, in order."""
+
+    is_new: ClassVar[bool] = True
 
     @staticmethod
     def counted(tokenizer: Tokenizer, texts: Iterable[str], *, bins: int = 256) -> LeastFrequentTokens:

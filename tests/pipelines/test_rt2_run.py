@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
+from pipelines.bundle import read_bundle
 from pipelines.catalogue import load_recipe
 from pipelines.checkpoints import load_trained
 from pipelines.cli import main
@@ -159,3 +161,28 @@ def test_changing_the_tokenizer_on_resume_is_not_possible(store: str, web: str) 
     assert isinstance(both, RT2Config) and isinstance(alone, RT2Config)
     assert both.tokenizer != alone.tokenizer
     assert resolved(load_recipe("rt2_tiny"), [open_store(store), open_store(web)]).model == both
+
+
+def test_lora_trains_the_rows_of_added_tokens_to_the_exported_model(
+    store: str, web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained, continued and exported: what learnt to say an action is in the file that leaves the house."""
+    pytest.importorskip("transformers", reason="needs the extra vlm")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "rt_models"))
+    from rt2_folders import save_paligemma
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    run, bundle = str(tmp_path / "run"), str(tmp_path / "bundle")
+    flags = ["--model.tuning", "LoRA", "--model.tuning.rank", "2", "--model.text.vocabulary", "AddedTokens"]
+    flags += ["--schedule.warmup-steps", "0", "--optimizer.lr", "1e-2", "--engine.precision", "fp32"]
+    words = ["train", "rt2_paligemma_3b", *SMALL, *flags, "--model.path", str(save_paligemma(tmp_path / "model"))]
+    words += ["--data", store, web, "--output", run]
+    frozen = [*words, "--model.tuning.embeddings", "frozen"]
+    assert main([*frozen, "--loop.steps", "1"]) == 2 and not Path(run, "checkpoints").exists()
+    assert main([*words, "--loop.steps", "1"]) == 0
+    once = load_trained(run).model.state_dict()
+    assert main([*words, "--loop.steps", "2", "--resume"]) == 0
+    assert main(["export", run, bundle]) == 0
+    trained = read_bundle(Path(bundle)).model.state_dict()
+    moved = {name for name, value in trained.items() if not torch.equal(value, once[name])}
+    assert moved == {name for name in trained if "lora_" in name or name.endswith("new_rows")}

@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from cluster.manifest import Manifest
 from cluster.storage import Checkpoint
 from pipelines.catalogue import load_recipe
 from pipelines.serialization import to_plain
-from pipelines.starting_point import freeze, model_factory, require_same_run
+from pipelines.starting_point import freeze, model_factory, require_same_run, require_trainable
 from preprocessing.episode_store import EpisodeStore
+from rt_models.batch_norm import BatchNorm
 from rt_models.rt1 import RT1Config
+from rt_models.rt2_vlm import FrozenVision, FullTuning, LoRA, RT2VLMConfig
+from rt_models.rt2_vocabulary import AddedTokens, LeastFrequentTokens, ReservedTokens
 
 
 def test_parts_are_frozen_by_the_beginning_of_their_names() -> None:
@@ -30,6 +37,33 @@ def test_parts_are_frozen_by_the_beginning_of_their_names() -> None:
 def test_freezing_nothing_or_all_is_refused(beginnings: list[str], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         freeze(RT1Config.tiny().build(), beginnings)
+
+
+@pytest.mark.parametrize(
+    ("beginning", "stands_still"), [("tokenizer.", True), ("tokenizer.backbone", True), ("tokenizer.projection", False)]
+)
+def test_the_averages_of_a_frozen_part_stand_still(beginning: str, stands_still: bool) -> None:
+    """A frozen tokenizer whose BatchNorm followed the new robot's frames would be another tokenizer in the end."""
+    model = model_factory(replace(load_recipe("rt1_tiny"), freeze=(beginning,)), None)().train()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers() if "running" in name}
+    assert before
+    backbone = model.tokenizer.backbone  # type: ignore[union-attr]
+    x_NCHW, embedding_ND = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.zeros(4, 512)
+    first, again = (backbone(x_NCHW, embedding_ND, torch.arange(4)) for _ in range(2))  # type: ignore[operator]
+    same = {name: torch.equal(buffer, before[name]) for name, buffer in model.named_buffers() if name in before}
+    assert set(same.values()) == {stands_still}
+    assert torch.equal(first, again)
+    assert stands_still == torch.equal(first, backbone.eval()(x_NCHW, embedding_ND))  # type: ignore[operator]
+
+
+def test_an_average_goes_on_where_only_some_of_its_norm_is_frozen() -> None:
+    model = RT1Config.tiny().build()
+    norms = {name: part for name, part in model.named_modules() if isinstance(part, BatchNorm)}
+    name, norm = next(iter(norms.items()))
+    freeze(model, [f"{name}.weight"])
+    assert norm.config.statistics != "frozen"
+    freeze(model, [f"{name}."])
+    assert [part.config.statistics == "frozen" for part in norms.values()] == [True] + [False] * (len(norms) - 1)
 
 
 def test_no_name_freezes_no_part() -> None:
@@ -57,3 +91,48 @@ def test_a_resumed_run_may_change_what_does_not_change_the_run(store: str) -> No
             require_same_run(found, contract, changed)
     with pytest.raises(ValueError, match="was trained under contract"):
         require_same_run(found, replace(contract, encoder="another"), experiment)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    pytest.importorskip("transformers", reason="needs the extra vlm")
+    sys.path.append(str(Path(__file__).parents[1] / "rt_models"))
+    from rt2_folders import save_paligemma
+
+    return str(save_paligemma(tmp_path_factory.mktemp("model")))
+
+
+EMBEDDINGS = "vlm.model.language_model.embed_tokens"
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "tuning", "frozen", "works"),
+    [
+        (AddedTokens(), LoRA(rank=2), (), True),
+        (AddedTokens(), LoRA(rank=2, embeddings="trained"), (), True),
+        (AddedTokens(), LoRA(rank=2, embeddings="frozen"), (), False),
+        (AddedTokens(), LoRA(rank=2), (EMBEDDINGS,), False),
+        (AddedTokens(), FullTuning(), (EMBEDDINGS,), False),
+        (AddedTokens(), FullTuning(), ("vlm.model.vision_tower",), True),
+        (AddedTokens(), FrozenVision(), (), True),
+        (LeastFrequentTokens(), LoRA(rank=2), (EMBEDDINGS,), True),  # frozen too, yet no two are alike
+        (LeastFrequentTokens(), FullTuning(), (EMBEDDINGS,), True),
+        (ReservedTokens(), LoRA(rank=2, embeddings="frozen"), (), True),
+        (ReservedTokens(), FullTuning(), (EMBEDDINGS,), True),
+    ],
+)
+def test_added_tokens_that_nothing_trains_are_refused(
+    folder: str, vocabulary: Any, tuning: Any, frozen: tuple[str, ...], works: bool
+) -> None:
+    model = RT2VLMConfig.paligemma(folder, tuning=tuning)
+    model = replace(model, text=replace(model.text, vocabulary=vocabulary))
+    experiment = replace(load_recipe("rt2_paligemma_3b"), model=model, freeze=frozen)
+    if works:
+        require_trainable(experiment, is_new=True)
+    else:
+        words = (
+            r"embed_tokens\S+ holds the new tokens of model.text.vocabulary AddedTokens and is not trained.* leave it"
+        )
+        with pytest.raises(ValueError, match=words):
+            require_trainable(experiment, is_new=True)
+        require_trainable(experiment, is_new=False)  # another run's weights may have learnt them

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,30 @@ from rt2_rows import INSTRUCTIONS, make_batch, prompts_of, row_of
 
 from cluster.context import LocalContext
 from cluster.engine import DeepSpeedEngineConfig, TorchEngineConfig
+from cluster.shards import read_weights
 from cluster.zero import ZeroConfig
 from pipelines.optimizer import AdamWConfig
 from rt_models.rt2_decoding import predict_actions
-from rt_models.rt2_vlm import RT2VLMConfig
+from rt_models.rt2_vlm import LoRA, RT2VLMConfig
+from rt_models.rt2_vocabulary import AddedTokens
 
 STEPS, ROWS = 4, 4
 ZERO_3 = DeepSpeedEngineConfig(zero=ZeroConfig(stage=3, persist_elements=0))
 
 
-def train(context: Any, path: str, engine_config: Any) -> dict[str, Any]:
-    """Mean losses of a few steps on the same four rows, the actions afterwards, and what this rank held when built."""
-    config = RT2VLMConfig.paligemma(path)
+def train(context: Any, config: RT2VLMConfig, engine_config: Any, folder: str = "") -> dict[str, Any]:
+    """Mean losses of a few steps on the same four rows, the actions afterwards, and what this rank held when built.
+
+    The state is saved to `folder`, if one is given.
+    """
     text, held = config.build_text(), []
 
     def create() -> torch.nn.Module:
         model = config.build()
+        generator = torch.Generator().manual_seed(0)
+        for name, parameter in model.named_parameters():
+            if "lora_A" in name:  # how many numbers were drawn before them depends on the stage
+                torch.nn.init.normal_(parameter, std=0.1, generator=generator)
         held.append(sum(getattr(p, "ds_tensor", p).numel() for p in model.parameters()))
         return model
 
@@ -48,6 +57,8 @@ def train(context: Any, path: str, engine_config: Any) -> dict[str, Any]:
             engine.step()
             step.append(float(loss.detach()))
         losses.append(sum(sum(values) for values in context.gather(step)) / ROWS)
+    if folder:
+        engine.save(Path(folder))
     with engine.evaluate_mode() as model:
         bins = predict_actions(model, prompts_of(text, INSTRUCTIONS), text).bins_BA.tolist()
     engine.close()
@@ -55,11 +66,30 @@ def train(context: Any, path: str, engine_config: Any) -> dict[str, Any]:
 
 
 def test_two_ranks_of_zero_3_lose_what_one_loses_and_hold_half(tmp_path: Path) -> None:
-    folder = str(save_paligemma(tmp_path / "model"))
-    alone = train(LocalContext("cpu"), folder, TorchEngineConfig())
-    ranks = run_ranks(train, 2, tmp_path / "ranks", folder, ZERO_3)
+    config = RT2VLMConfig.paligemma(str(save_paligemma(tmp_path / "model")))
+    alone = train(LocalContext("cpu"), config, TorchEngineConfig())
+    ranks = run_ranks(train, 2, tmp_path / "ranks", config, ZERO_3)
     assert alone["losses"][-1] < alone["losses"][0]
     for rank in ranks:
         torch.testing.assert_close(rank["losses"], alone["losses"], rtol=1e-5, atol=1e-5)
         assert rank["bins"] == alone["bins"]
         assert rank["held"] == pytest.approx(alone["held"] / 2, rel=0.01)  # never the whole model, not even at first
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_loras_new_rows_are_trained_and_saved_under_zero_as_alone(stage: Any, tmp_path: Path) -> None:
+    """Tied rows, half of them on each rank; the state that two ranks leave is one model's."""
+    config = RT2VLMConfig.paligemma(str(save_paligemma(tmp_path / "model")), tuning=LoRA(rank=2))
+    config = replace(config, text=replace(config.text, vocabulary=AddedTokens()))
+    alone, saved = train(LocalContext("cpu"), config, TorchEngineConfig()), tmp_path / "saved"
+    saved.mkdir()
+    engine = DeepSpeedEngineConfig(zero=ZeroConfig(stage=stage, persist_elements=0))
+    ranks = run_ranks(train, 2, tmp_path / "ranks", config, engine, str(saved))
+    for rank in ranks:
+        torch.testing.assert_close(rank["losses"], alone["losses"], rtol=1e-5, atol=1e-5)
+        assert rank["bins"] == alone["bins"]
+    model = config.build()
+    model.load_state_dict(read_weights(saved))
+    assert model.vlm.get_input_embeddings().new_rows.abs().max() > 1e-3
+    text = config.build_text()
+    assert predict_actions(model.eval(), prompts_of(text, INSTRUCTIONS), text).bins_BA.tolist() == alone["bins"]
