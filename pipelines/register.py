@@ -8,19 +8,17 @@ moves only if all gates pass.
 from __future__ import annotations
 
 import base64
-import hashlib
 import importlib.metadata
 import io
 import json
 import platform
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pandas as pd
 import tyro
 import yaml
@@ -44,17 +42,16 @@ from pipelines.registry import Judge, holder_of, promote, require_names
 from pipelines.request_format import ServedPolicy
 from pipelines.serve import fetch_registered
 from pipelines.tracking import TrainingRun, connect, explained, tracking_uri
-from preprocessing.episode_store import MANIFEST, EpisodeStore
+from pipelines.training_stores import Store, StoreReference, named_anew, open_training_store, references_of
+from preprocessing.episode_store import EpisodeStore
 from preprocessing.multilingual_encoder import MULTILINGUAL_ENCODER
-from preprocessing.web_store import WebStore, open_store, robot_stores
+from preprocessing.web_store import open_store, robot_stores
 from rt_models.rt2 import RT2
 from rt_models.rt2_vlm import RT2VLM, RT2VLMConfig
 
 # What mlflow_policy.py imports; MLflow brings pyarrow itself.
 _NEEDED = ("torch", "numpy", "pandas", "einops", "safetensors", "simplejpeg", "pillow", "tyro", "mlflow")
 _DEFAULT_GATE = "scaled_error<=champion"
-
-Store = EpisodeStore | WebStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +69,8 @@ class RegisterArguments:
     points at now: 'scaled_error<=champion'. May be given several times."""
     data: tuple[str, ...] = ()
     """Held-out episode stores that gates are judged on; without a --gate, scaled_error<=champion is: the mean absolute
-    error in physical units, each dimension over its range, is not larger."""
+    error in physical units, each dimension over its range, is not larger. A training store that has moved is named here
+    too, and known by its fingerprint; nothing is judged on it."""
     split: str = "val"
     """Split of each store, where --data names a folder that holds several."""
 
@@ -101,16 +99,30 @@ class Guard:
     gates: tuple[Gate, ...] = ()
     stores: tuple[str, ...] = ()
     split: str = "val"
+    is_default: bool = False
+    """Whether the gates are those that nobody asked for."""
 
     @staticmethod
     def of(alias: str | None, conditions: Sequence[str], stores: Sequence[str], split: str = "val") -> Guard:
         """Raises ValueError where conditions, stores and alias do not go together."""
         gates = tuple(Gate.parse(text) for text in conditions or (_DEFAULT_GATE,) * bool(stores))
-        if gates and alias is None:
+        if conditions and alias is None:
             raise ValueError("--gate and --data decide whether an alias moves: give --alias, such as champion")
         if gates and not stores:
             raise ValueError("--gate needs held-out episodes to be judged on: give --data STORE")
-        return Guard(gates=gates, stores=tuple(stores), split=split)
+        return Guard(gates=gates, stores=tuple(stores), split=split, is_default=not conditions)
+
+    def without(self, training: Collection[str], alias: str | None) -> Guard:
+        """Where some of the stores only say where training stores lie now. Raises ValueError as `of` does."""
+        held_out = tuple(path for path in self.stores if path not in training)
+        if held_out and alias is None:
+            raise ValueError(
+                f"--data {held_out[0]} holds no training store that has moved, and held-out ones decide whether an "
+                f"alias moves: give --alias, such as champion"
+            )
+        if self.gates and not self.is_default and not held_out:
+            raise ValueError("--gate needs held-out episodes to be judged on: give --data another STORE")
+        return replace(self, stores=held_out, gates=self.gates if held_out else ())
 
     def evaluations(self, trained: TrainedModel) -> dict[str, Any]:
         """The evaluation of a model on every held-out store; its other scores only where a gate asks for them."""
@@ -143,30 +155,30 @@ class Guard:
 def register(checkpoint: str, *, name: str, alias: str | None = None, guard: Guard | None = None) -> dict[str, Any]:
     """Register the newest model under `checkpoint`, and point `alias` at it if `guard` lets it pass.
 
-    The version belongs to the training's own MLflow run. Raises FileNotFoundError where a training store, whose
-    instruction table is carried along, cannot be read, and ValueError where imported weights were given no store, or
-    where model and held-out stores do not fit; nothing is registered then.
+    The version belongs to the training's own MLflow run. Training stores may have moved: `guard.stores` name them anew.
+    One that cannot be found is known by what the run or bundle recorded. Raises FileNotFoundError where the model then
+    has no instruction table to carry along, and ValueError where imported weights were given no store, or where model
+    and held-out stores do not fit; nothing is registered then.
     """
     require_names(name, alias)
     trained = load_trained(checkpoint)
-    if not trained.metadata["stores"]:
-        raise ValueError(f"{checkpoint} is bound to no episode store: import its weights again with --data STORE")
-    stores = [open_store(path, split="train") for path in trained.metadata["stores"]]
-    for store in robot_stores(stores):
-        trained.contract.require_readable(store.contract, where=store.root)
+    given = guard or Guard()
+    anew = named_anew(references_of(trained.metadata), given.stores)
+    guard = given.without(anew.values(), alias)
+    stores = _training_stores(checkpoint, trained, anew)
+    trained = _with_table(trained, [store for _, store in stores])
     uri = tracking_uri()
     mlflow = connect(uri)
     client = mlflow.MlflowClient()
     with explained(uri):
-        judge = (guard or Guard()).judge(name, trained)
+        judge = guard.judge(name, trained)
         if alias is not None:
             judge(holder_of(client, name, alias))  # what cannot be judged is not registered either
         run_id = _run_of(trained, uri)
-        version = _logged(mlflow, trained, stores, name, run_id)
+        version = _logged(mlflow, trained, name, run_id)
         for key, value in _tags(trained, stores).items():
             client.set_model_version_tag(name, version, key, value)
-        known = replace(trained, instructions=Instructions.of_stores(trained.contract.encoder, robot_stores(stores)))
-        client.update_model_version(name, version, description=ServedPolicy.of(known).description())
+        client.update_model_version(name, version, description=ServedPolicy.of(trained).description())
         decision = promote(client, name, alias, version, judge) if alias is not None else None
         holder = holder_of(client, name, alias) if alias is not None else None
     promoted = decision is not None and decision.promoted
@@ -181,17 +193,46 @@ def register(checkpoint: str, *, name: str, alias: str | None = None, guard: Gua
     }
 
 
-def _logged(mlflow: Any, trained: TrainedModel, stores: Sequence[Store], name: str, run_id: str) -> str:
+Known = tuple[StoreReference, Store | None]
+"""A training store as it was recorded, and as it lies here, if it does."""
+
+
+def _training_stores(checkpoint: str, trained: TrainedModel, anew: Mapping[str, str]) -> list[Known]:
+    references = references_of(trained.metadata)
+    if not references:
+        raise ValueError(f"{checkpoint} is bound to no episode store: import its weights again with --data STORE")
+    stores = [(each, open_training_store(each, anew.get(each.path))) for each in references]
+    for store in robot_stores(store for _, store in stores if store is not None):
+        trained.contract.require_readable(store.contract, where=store.root)
+    return stores
+
+
+def _with_table(trained: TrainedModel, stores: Sequence[Store | None]) -> TrainedModel:
+    """The model with the instructions of all its stores, or where one is missing, with those that it brought along."""
+    there = [store for store in stores if store is not None]
+    if len(there) == len(stores):
+        return replace(trained, instructions=Instructions.of_stores(trained.contract.encoder, robot_stores(there)))
+    if not trained.instructions.vectors:
+        references = references_of(trained.metadata)
+        lost = next(each.path for each, store in zip(references, stores, strict=True) if store is None)
+        raise FileNotFoundError(
+            f"{trained.source} brings no instruction table, and the store {lost}, which has it, is not found: name the "
+            f"place where it lies now with --data, or register what rtp export writes where the store is"
+        )
+    return trained
+
+
+def _logged(mlflow: Any, trained: TrainedModel, name: str, run_id: str) -> str:
     """Upload the model into the run and register it; its version."""
     with tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_id=run_id):
         info = mlflow.pyfunc.log_model(
             name="policy",
             python_model=str(Path(__file__).with_name("mlflow_policy.py")),
-            artifacts={"policy": str(_bundle(trained, stores, Path(scratch)))},
+            artifacts={"policy": str(_bundle(trained, [], Path(scratch)))},
             code_paths=[str(Path(package.__path__[0])) for package in (pipelines, preprocessing, rt_models)],
             pip_requirements=[_pinned(package) for package in _needed(trained)],
             signature=signature(trained),
-            input_example=example(trained, robot_stores(stores)[0]),
+            input_example=example(trained),
         )
         _without_paths(mlflow, info, Path(scratch))
         return str(mlflow.register_model(info.model_uri, name).version)
@@ -232,20 +273,22 @@ def signature(trained: TrainedModel) -> ModelSignature:
     return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs), params=params)
 
 
-def example(trained: TrainedModel, store: EpisodeStore) -> pd.DataFrame:
+def example(trained: TrainedModel) -> pd.DataFrame:
     """One grey camera frame with the first known instruction."""
     recipe, frame = trained.contract.image, io.BytesIO()
     Image.new("RGB", (recipe.width, recipe.height), (128, 128, 128)).save(frame, "PNG")
     encoded = base64.b64encode(frame.getvalue()).decode()  # as JSON carries it
-    return pd.DataFrame({"image": [encoded], "instruction": [store.instruction_texts[0]], "robot": ["arm-1"]})
+    text = next(iter(trained.instructions.vectors))
+    return pd.DataFrame({"image": [encoded], "instruction": [text], "robot": ["arm-1"]})
 
 
-def _bundle(trained: TrainedModel, stores: Sequence[Store], scratch: Path) -> Path:
+def _bundle(trained: TrainedModel, stores: Sequence[EpisodeStore], scratch: Path) -> Path:
     """The folder of artifacts that `serve.RobotPolicy` loads; where the weights come from stands in the tags."""
     folder = scratch / "policy"
     folder.mkdir()
-    metadata = {"stores": [_source(store) for store in stores], "git_revision": trained.metadata["git_revision"]}
-    known = Instructions.of_stores(trained.contract.encoder, robot_stores(stores))
+    datasets = [reference.dataset for reference in references_of(trained.metadata)]
+    metadata = {"stores": datasets, "git_revision": trained.metadata["git_revision"]}
+    known = trained.instructions if not stores else Instructions.of_stores(trained.contract.encoder, stores)
     write_bundle(replace(trained, source="MLflow model registry", metadata=metadata, instructions=known), folder)
     if isinstance(trained.model.config, RT2VLMConfig):
         _carry_base(trained.model.config, folder)
@@ -274,31 +317,17 @@ def _run_of(trained: TrainedModel, uri: str) -> str:
     return run.run_id
 
 
-def _tags(trained: TrainedModel, stores: Sequence[Store]) -> dict[str, str]:
+def _tags(trained: TrainedModel, stores: Sequence[Known]) -> dict[str, str]:
     """Where a version comes from: `rtp registry show` prints it."""
-    lineage = {f"store.{number}": json.dumps(_lineage(store)) for number, store in enumerate(stores)}
+    here = [StoreReference.of(store, "") if store is not None else reference for reference, store in stores]
+    lineage = {f"store.{number}": json.dumps(each.lineage()) for number, each in enumerate(here)}
     return lineage | {
         "contract": trained.contract.id,
         "checkpoint": trained.source,
         "step": str(trained.step),
-        "stores": ", ".join(trained.metadata["stores"]),
+        "stores": ", ".join(each.path for each in here),
         "git_revision": str(trained.metadata["git_revision"]),
         "python": platform.python_version(),
-    }
-
-
-def _lineage(store: Store) -> dict[str, Any]:
-    """The store's fingerprint is its manifest's, which holds the SHA-256 of every file; the source's, its records'."""
-    files, root = fsspec.core.url_to_fs(store.root)
-    manifest = files.cat_file(f"{root}/{MANIFEST}")
-    shards = json.loads(manifest)["shards"]
-    records = "".join(shard.get("source_sha256_of_crcs", shard["sha256"]) for shard in shards)
-    return {
-        "path": store.root,
-        "fingerprint": hashlib.sha256(manifest).hexdigest()[:16],
-        "dataset": _source(store),
-        "records": sum(len(shard["episode_lengths"]) for shard in shards),
-        "source": hashlib.sha256(records.encode()).hexdigest()[:16],
     }
 
 
@@ -310,8 +339,3 @@ def _needed(trained: TrainedModel) -> tuple[str, ...]:
 
 def _pinned(package: str) -> str:
     return f"{package}=={importlib.metadata.version(package).split('+')[0]}"
-
-
-def _source(store: Store) -> str:
-    """Dataset, version and split: the last three parts of a store's path."""
-    return "/".join(store.root.rstrip("/").split("/")[-3:])

@@ -83,7 +83,7 @@ def references_of(metadata: Mapping[str, Any]) -> list[StoreReference]:
     """From the metadata of a checkpoint or bundle, older ones too."""
     if REFERENCES in metadata:
         return [StoreReference(**reference) for reference in metadata[REFERENCES]]
-    return [StoreReference(path=path, dataset=dataset_of(path)) for path in metadata["stores"]]
+    return [StoreReference(path=path, dataset=dataset_of(path)) for path in metadata.get("stores", ())]
 
 
 def with_references(metadata: Mapping[str, Any], references: Sequence[StoreReference]) -> dict[str, Any]:
@@ -109,10 +109,17 @@ def referred_from(metadata: Mapping[str, Any], folder: str) -> dict[str, Any]:
 def named_anew(references: Sequence[StoreReference], named: Sequence[str]) -> dict[str, str]:
     """{a reference's path: the one of `named` where its store lies now}, for those that are no longer where they were.
 
-    Told by fingerprint. `named` may be folders that hold several stores of one dataset, one a split.
+    Told by fingerprint, and where none was recorded by dataset, version and split. `named` may be folders that hold
+    several stores of one dataset, one a split.
     """
-    lost = [each for each in references if each.fingerprint and not each.is_at(each.path)]
-    return {each.path: path for each in lost for path in named if (root := _root(path, each)) and each.is_at(root)}
+    lost = [each for each in references if not each.is_at(each.path)]
+    return {each.path: path for each in lost for path in named if _is_meant(_root(path, each), each)}
+
+
+def _is_meant(root: str | None, reference: StoreReference) -> bool:
+    if root is None or not reference.is_at(root):
+        return False
+    return bool(reference.fingerprint) or dataset_of(root) == reference.dataset
 
 
 def open_training_store(reference: StoreReference, anew: str | None = None) -> Store | None:
@@ -151,7 +158,7 @@ def _manifest(root: str) -> bytes:
 
 
 def _way(folder: str, path: str) -> str:
-    return "" if "://" in folder or "://" in path else os.path.relpath(path, folder)
+    return "" if not folder or "://" in folder or "://" in path else os.path.relpath(path, folder)
 
 
 def _short(content: bytes) -> str:

@@ -6,7 +6,6 @@ import base64
 import functools
 import json
 import multiprocessing
-import os
 import shutil
 import signal
 import socket
@@ -22,6 +21,7 @@ from typing import Any
 import clean_environment
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 from command_line import REPOSITORY, Rtp, environment, rtp_command
@@ -369,7 +369,8 @@ def test_a_registered_model_can_be_evaluated(
     assert main([registered["model_uri"], *map(str, flags)])["evaluations"] == from_checkpoint
 
 
-def test_rtp_serve_answers_over_http_on_loopback(registered: dict[str, Any], store: str, tmp_path: Path) -> None:
+def test_rtp_serve_answers_over_http_until_it_is_ended(registered: dict[str, Any], store: str, tmp_path: Path) -> None:
+    """SIGTERM to the command alone, as a launcher sends it, ends the process that answers, too."""
     images, texts = frames(store, 1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -380,10 +381,15 @@ def test_rtp_serve_answers_over_http_on_loopback(registered: dict[str, Any], sto
     try:
         row = [base64.b64encode(images[0]).decode(), texts[0], "arm-1"]
         body = {"dataframe_split": {"columns": ["image", "instruction", "robot"], "data": [row]}}
-        answer = post_until_up(f"http://127.0.0.1:{port}/invocations", body, deadline_s=90)
+        answer = post_until_up(f"http://127.0.0.1:{port}/invocations", body, deadline_s=300)
+        family = psutil.Process(server.pid).children(recursive=True)
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait()
+        server.send_signal(signal.SIGTERM)
+        code = server.wait()
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert family and alive == [] and code == 128 + signal.SIGTERM
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
     assert answer["predictions"] == load_registered(registered["model_uri"], registered["tracking_uri"])(images, texts)
 
 
