@@ -23,6 +23,7 @@ from preprocessing.web_texts import answers_of, examples_of, question_id, unusab
 _Locate = Callable[[str], tuple[str, str | None]]
 """How a layout calls an image -> its path and no problem, or "" and why there is none."""
 
+_TWO_QUESTIONS = "its id stands for two questions that differ"
 _GQA_SUBSETS = ("all", "balanced")  # val_all and val_balanced, which is a part of it, are both split val
 
 
@@ -131,7 +132,7 @@ def _vqa(folder: Folder) -> list[Entry]:
     questions = json_of(folder, "*questions.json", "questions")
     annotations, unreadable = _annotations(json_of(folder, "*annotations.json", "annotations"))
     pictures = Pictures(folder, _last_number)
-    asked: set[str] = set()
+    asked, contradicted = set[str](), _contradicted(questions)
 
     def question(fields: Any) -> _Item:
         identity, number = str(fields["question_id"]), _number(fields["image_id"])
@@ -142,7 +143,7 @@ def _vqa(folder: Folder) -> list[Entry]:
             examples=(answers_of(fields["question"], annotation),),
             picture=number,
             identity=identity,
-            problem=_mismatch(annotations, identity, number),
+            problem=_mismatch(annotations, identity, number) if identity not in contradicted else _TWO_QUESTIONS,
         )
 
     items = list(_each(questions, question, "question"))
@@ -161,6 +162,14 @@ def _annotations(listed: Iterable[Any]) -> tuple[dict[str, Mapping[str, Any]], l
         identity = str(annotation["question_id"])
         found[identity] = annotation if found.get(identity, annotation) == annotation else {}
     return found, unreadable
+
+
+def _contradicted(questions: Iterable[Any]) -> set[str]:
+    """Ids that two questions have which differ: the annotation is one's, and nothing says whose."""
+    known = Identities()
+    whole = (q for q in questions if isinstance(q, Mapping) and {"question_id", "question", "image_id"} <= q.keys())
+    asked = ((str(q["question_id"]), (str(q["question"]), str(q["image_id"]))) for q in whole)
+    return {identity for identity, content in asked if known.judge(identity, content) == "other"}
 
 
 def _mismatch(annotations: Mapping[str, Mapping[str, Any]], identity: str, number: str) -> str | None:

@@ -109,7 +109,9 @@ def _with_image(filesystem: Any, entry: Entry) -> WebRecord:
 
 def _opened(source: WebSource) -> Folder:
     filesystem, root = _root(source.folder)
-    images = _root(source.images)[1] if source.images else root
+    its_own, images = _root(source.images) if source.images else (filesystem, root)
+    if type(its_own) is not type(filesystem):
+        raise ValueError(f"--images {source.images} must lie where {source.folder} lies: copy one to the other")
     return Folder(filesystem=filesystem, root=root, images=images, split=source.split)
 
 
@@ -117,4 +119,6 @@ def _root(folder: str) -> tuple[Any, str]:
     filesystem, root = fsspec.core.url_to_fs(str(folder))
     if not filesystem.exists(root):
         raise FileNotFoundError(f"{folder} does not exist: give the folder of the image-text data")
+    if not filesystem.isdir(root):
+        raise NotADirectoryError(f"{folder} is a file: give the folder that it lies in")
     return filesystem, root.rstrip("/")

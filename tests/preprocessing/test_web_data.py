@@ -147,7 +147,9 @@ def test_a_question_id_stands_for_one_question(tmp_path: Path) -> None:
 
 def test_what_does_not_pair_is_accounted_by_question_id(tmp_path: Path) -> None:
     questions = [asked(1), asked(1), asked(2), {"question_id": 3, "question": "no image"}, asked(4), asked(6, 8)]
+    questions += [asked(7), {**asked(7), "question": "is it another?"}]
     annotations = [answered(1), answered(1), answered(4), answered(4, "no"), answered(5), {"answers": []}, answered(6)]
+    annotations += [answered(7)]
     files = {
         "v2_OpenEnded_mscoco_train2014_questions.json": {"questions": questions},
         "v2_mscoco_train2014_annotations.json": {"annotations": annotations},
@@ -156,7 +158,12 @@ def test_what_does_not_pair_is_accounted_by_question_id(tmp_path: Path) -> None:
     }
     store, found, quarantine = converted(put(tmp_path / "vqa", files), tmp_path / "out", format="vqav2")
     assert (found, store.manifest["duplicates"]) == ([("is it 1?", "yes", 1)], 1)
-    assert {line["place"]: line["reason"] for line in quarantine} == {
+    reasons = [(line["place"], line["reason"]) for line in quarantine]
+    assert sorted(reason for place, reason in reasons if place == "question 7") == [
+        "its id 7 stands for something else already",
+        "its id stands for two questions that differ",
+    ]
+    assert {place: reason for place, reason in reasons if place != "question 7"} == {
         "question 2": "it has no annotation",
         "question 4 of the file": "it is not laid out as a question (KeyError: 'image_id')",
         "question 4": "it has two annotations that differ",
@@ -589,6 +596,12 @@ def test_a_cut_archive_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:1500])
     with pytest.raises(ValueError, match="is cut or no tar archive"):
         convert_web(str(path.parent), str(tmp_path / "out"), WebConvertConfig(format="webdataset", workers=0))
+
+
+def test_a_file_is_not_taken_for_its_folder(tmp_path: Path) -> None:
+    source = put(tmp_path / "lines", {"train.jsonl": {}}, ()) / "train.jsonl"
+    with pytest.raises(NotADirectoryError, match="is a file: give the folder that it lies in"):
+        convert_web(str(source), str(tmp_path / "out"), WebConvertConfig(format="jsonl", workers=0))
 
 
 def test_a_source_that_does_not_exist(tmp_path: Path) -> None:
