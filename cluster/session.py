@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 MEGABYTE = 10**6
 ANSWER_S = 10.0  # in which the head of a cluster must answer
+_LONGEST_FOLDER = 36  # bytes: Ray adds up to 68 for its sockets, and the system allows 107 in all (103 on a Mac)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,7 @@ def _start(session: RaySession) -> None:
     # user's next `ray start` and `ray job submit` out of clusters without a token.
     if os.environ.get("RAY_AUTH_MODE", "token") == "token":
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    _keep_sockets_short()
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
     with _import_path_inherited():
@@ -87,6 +89,21 @@ def _start(session: RaySession) -> None:
         )
     root.setLevel(level)  # Ray's choice is for its own processes, not for this one
     root.handlers[:] = handlers
+
+
+def _keep_sockets_short() -> None:
+    """Where TMPDIR is too long for Ray's sockets, they lie below /tmp. Raises ValueError where that cannot be."""
+    given = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    folder = os.environ.get(given, "/tmp")
+    if len(os.fsencode(folder)) <= _LONGEST_FOLDER:
+        return
+    if given == "TMPDIR" and os.access("/tmp", os.W_OK | os.X_OK):
+        os.environ["RAY_TMPDIR"] = "/tmp"
+        return
+    raise ValueError(
+        f"{given} is too long for Ray's sockets ({folder}, at most {_LONGEST_FOLDER} letters): set RAY_TMPDIR to a "
+        f"shorter folder that can be written to, such as /dev/shm"
+    )
 
 
 @contextmanager

@@ -67,3 +67,20 @@ def test_every_process_of_our_own_ray_knows_which_it_belongs_to() -> None:
     with connect(RaySession(num_cpus=1)):
         told, own = ray.get(known.remote())
         assert told == own
+
+
+def test_sockets_lie_in_a_short_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", "/t" * 18)
+    monkeypatch.setenv("RAY_TMPDIR", "/short")  # so that it is given back at the end
+    for long, folder in ((False, None), (True, "/tmp")):
+        monkeypatch.delenv("RAY_TMPDIR", raising=False)
+        monkeypatch.setenv("TMPDIR", "/t" * (19 if long else 18))
+        session._keep_sockets_short()
+        assert os.environ.get("RAY_TMPDIR") == folder
+    monkeypatch.setenv("RAY_TMPDIR", "/t" * 19)
+    with pytest.raises(ValueError, match=r"RAY_TMPDIR is too long for Ray's sockets .*: set RAY_TMPDIR to a shorter"):
+        session._keep_sockets_short()
+    monkeypatch.delenv("RAY_TMPDIR")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ValueError, match="TMPDIR is too long for Ray's sockets"):
+        session._keep_sockets_short()
