@@ -38,7 +38,7 @@ from preprocessing.images import Resize
 from preprocessing.rlds import RldsDataset, SourceShard, open_dataset, open_folder
 from preprocessing.shard_conversion import ShardTask, convert_shard, report_name
 from preprocessing.shard_files import reaching
-from preprocessing.shipped_vectors import require_agreement, ships_vectors
+from preprocessing.shipped_vectors import require_agreement, why_not_kept
 from preprocessing.spec_file import read_spec
 from preprocessing.store_claim import claimed, finished
 from preprocessing.store_manifest import write_manifest
@@ -194,11 +194,13 @@ def _spec(name: str) -> DatasetSpec:
 
 def _encoder(config: ConvertConfig, spec: DatasetSpec, dataset: RldsDataset) -> Encoder | None:
     """The encoder to compute vectors with, or None for those that the episodes ship."""
-    ships = ships_vectors(dataset, spec)
-    name = config.encoder or ("dataset" if ships else "use-multilingual")
+    lacking = why_not_kept(dataset, spec)
+    name = config.encoder or ("use-multilingual" if lacking else "dataset")
     encoder = None if name == "dataset" else load_encoder(name, use_model=config.use_model)
-    if encoder is None and not ships:
-        raise ValueError(f"{dataset.folder} ships no instruction vectors: leave out --encoder dataset")
+    if encoder is None and lacking:
+        raise ValueError(f"{dataset.folder} ships no vectors that can be kept, {lacking}: leave out --encoder dataset")
+    if config.encoder is None and lacking and spec.embedding in dataset.step_paths:
+        logging.warning("%s: the instructions are encoded with %s, since %s", dataset.folder, name, lacking)
     if config.use_model and not isinstance(encoder, UseEncoder):
         raise ValueError(f"--use-model is for --encoder use, and the encoder here is {name}: leave out one of them")
     return encoder

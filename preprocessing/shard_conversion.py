@@ -200,7 +200,8 @@ class _Shard:
         if path is None:
             return self.instructions.ids(texts, None)
         with naming(path):
-            return self.instructions.ids(texts, np.asarray(episode.steps[path], np.float32))
+            vectors_ND = np.asarray(episode.steps[path], np.float32).reshape(episode.num_steps, -1)
+            return self.instructions.ids(texts, vectors_ND)
 
     def _require_one_size(self, episode: Episode, sizes: set[tuple[int, int]]) -> None:
         known = sizes | ({self._frame_size} if self._frame_size else set())

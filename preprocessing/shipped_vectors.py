@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
@@ -17,9 +18,23 @@ _AGREES = 0.999  # cosine; the same network in another TensorFlow differs by les
 
 
 def ships_vectors(dataset: RldsDataset, spec: DatasetSpec) -> bool:
-    """Whether the episodes hold the vectors that `spec` declares."""
+    """Whether the episodes hold the vectors that `spec` declares, of the width that a store keeps."""
+    return not why_not_kept(dataset, spec)
+
+
+def why_not_kept(dataset: RldsDataset, spec: DatasetSpec) -> str:
+    """What keeps the vectors of the episodes from being stored, in words; empty where nothing does."""
     path = spec.embedding
-    return path is not None and path in dataset.step_paths and dataset.feature(path).shape == (EMBEDDING_WIDTH,)
+    if path is None:
+        return f"spec {spec.name} names no field of them"
+    if path not in dataset.step_paths:
+        return f"it has no field {path!r}"
+    feature = dataset.feature(path)
+    if feature.is_bytes or len(feature.outer) != 1 or None in feature.shape:
+        return f"{path!r} holds no vectors of one length"
+    if (width := math.prod(feature.fixed_shape())) != EMBEDDING_WIDTH:
+        return f"{path!r} holds vectors of {width} values where a store keeps {EMBEDDING_WIDTH}"
+    return ""
 
 
 def require_agreement(
@@ -50,6 +65,7 @@ def _shipped(dataset: RldsDataset, shard: SourceShard, spec: DatasetSpec) -> dic
     for item in islice(dataset.read_shard(shard, paths=(spec.instruction.path, spec.embedding)), _RECORDS):
         if isinstance(item, Episode):
             with suppress(ValueError):
-                pairs = zip(spec.instruction.texts(item), item.steps[spec.embedding], strict=True)
+                vectors = np.asarray(item.steps[spec.embedding], np.float32).reshape(item.num_steps, -1)
+                pairs = zip(spec.instruction.texts(item), vectors, strict=True)
                 found |= {text: vector for text, vector in pairs if text.strip() and np.isfinite(vector).all()}
     return found

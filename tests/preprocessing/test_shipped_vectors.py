@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from tensorflow_datasets.core import features as tfds
+from tiny_rlds import bridge_episode, bridge_features, write_dataset  # type: ignore[import-not-found]
 
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.embeddings import USE_ENCODER
+from preprocessing.episode_store import EpisodeStore
+from preprocessing.multilingual_encoder import MULTILINGUAL_ENCODER
 
 
 class Namesake:
@@ -41,3 +46,40 @@ def test_an_encoder_must_agree_with_the_vectors_that_its_namesake_shipped(
     with pytest.raises(ValueError, match=r"another vector than the episodes ship \(cosine 0.9989, at least 0.999"):
         convert(source, str(tmp_path / "far"), config)
     assert not (tmp_path / "far").exists()
+
+
+def with_vectors(folder: Path, feature: Any, vector: Any) -> str:
+    steps = {**dict(bridge_features()["steps"].feature.items()), "language_embedding": feature}
+    features = {"steps": tfds.Dataset(steps), "episode_metadata": bridge_features()["episode_metadata"]}
+    episode = bridge_episode(np.random.default_rng(0), 3)
+    for step in episode["steps"]:
+        step["language_embedding"] = vector
+    return str(write_dataset(folder, "bridge_dataset", tfds.FeaturesDict(features), [[episode]]))
+
+
+@pytest.mark.parametrize(
+    ("feature", "vector", "words"),
+    [
+        (tfds.Tensor(shape=(384,), dtype=np.float32), np.ones(384, np.float32), "vectors of 384 values where a store"),
+        (tfds.Tensor(shape=(768,), dtype=np.float32), np.ones(768, np.float32), "vectors of 768 values where a store"),
+        (tfds.Text(), "none", "holds no vectors of one length"),
+        (tfds.Sequence(np.float32), [1.0, 2.0], "holds no vectors of one length"),
+    ],
+)
+def test_vectors_of_another_width_are_called_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, feature: Any, vector: Any, words: str
+) -> None:
+    source = with_vectors(tmp_path / "source", feature, vector)
+    with pytest.raises(ValueError, match=f"'language_embedding' .*{words}.*: leave out --encoder dataset"):
+        convert(source, str(tmp_path / "out"), ConvertConfig(workers=0, encoder="dataset"))
+    assert not (tmp_path / "out").exists()
+    assert convert(source, str(tmp_path / "out"), ConvertConfig(workers=0)).encoder == MULTILINGUAL_ENCODER
+    assert words in caplog.text
+
+
+@pytest.mark.parametrize(("dtype", "shape"), [(np.float64, (512,)), (np.float16, (512,)), (np.float32, (1, 512))])
+def test_vectors_of_any_number_are_kept(tmp_path: Path, dtype: Any, shape: tuple[int, ...]) -> None:
+    vector = np.random.default_rng(0).normal(size=shape).astype(np.float16)
+    source = with_vectors(tmp_path / "source", tfds.Tensor(shape=shape, dtype=dtype), vector.astype(dtype))
+    store = EpisodeStore.open(convert(source, str(tmp_path / "out"), ConvertConfig(workers=0)).store)
+    np.testing.assert_array_equal(store.embeddings, [vector.ravel()])
