@@ -126,10 +126,19 @@ def jpeg_segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:
     raise ValueError(f"the JPEG has more than {_MOST_SEGMENTS} segments before its first scan")
 
 
-def without_strays(encoded: bytes) -> bytes:
-    """A JPEG without what stands between its segments, which means nothing, up to the first scan."""
-    places = [(start, stop) for _, start, stop in jpeg_segments(encoded)]
-    return encoded[:2] + b"".join(encoded[start:stop] for start, stop in places) + encoded[places[-1][1] :]
+def tidied(encoded: bytes) -> bytes:
+    """A JPEG without what its header may hold and no decoder heeds: bytes between segments, a revision of JFIF above 1,
+    and a range of coefficients in the scan of a sequential picture, which always has all 64."""
+    pieces, sequential, stop = [encoded[:2]], False, 2
+    for marker, start, stop in jpeg_segments(encoded):
+        piece = encoded[start:stop]
+        sequential = sequential or marker in (0xC0, 0xC1)
+        if marker == 0xE0 and piece.startswith(b"JFIF\0", 4):
+            piece = piece[:9] + b"\1" + piece[10:]
+        elif marker == _SCAN and sequential:
+            piece = piece[:-3] + b"\0\x3f\0"
+        pieces.append(piece)
+    return b"".join(pieces) + encoded[stop:]
 
 
 def exif_orientation(tiff: bytes) -> int:

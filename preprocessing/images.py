@@ -17,15 +17,16 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from preprocessing.image_header import JPEG, ImageHeader, jpeg_orientation, read_header, without_strays
+from preprocessing.image_header import JPEG, ImageHeader, jpeg_orientation, read_header, tidied
 
 Resize = Literal["pad", "squash", "crop"]
 
 JPEG_QUALITY = 95
 _END = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-# The one complaint of libjpeg that leaves every pixel as it was encoded: bytes that belong to nothing. Before the end
-# marker it is the last that can be said of a file, elsewhere (it tells the first only) others may follow.
-_STRAY_BYTES, _BEFORE_THE_END = "extraneous bytes before marker", "before marker 0xd9"
+# Complaints of libjpeg that leave every pixel as it was encoded. It tells only the first: none follows on stray bytes
+# before the end marker, but others may hide behind those about the header.
+_STRAY_BEFORE_END = "extraneous bytes before marker 0xd9"
+_OF_THE_HEADER = ("extraneous bytes before marker", "unknown JFIF revision", "Invalid SOS parameters for sequential")
 
 
 def image_size(encoded: bytes) -> tuple[int, int]:
@@ -149,18 +150,16 @@ _REVERSED = {2: (1, -1), 3: (-1, -1), 4: (-1, 1), 5: (1, 1), 6: (1, -1), 7: (-1,
 def _decoded_jpeg(encoded: bytes, **options: Any) -> np.ndarray:
     """uint8 (H, W, 3) as stored. Raises ValueError with libjpeg's complaint, the first of them, for damaged data.
 
-    Stray bytes before the end marker, and between segments before the first scan, are passed over, as by every viewer.
+    Stray bytes before the end marker, and oddities of the header (`tidied`), are passed over, as by every viewer.
     """
     try:
         return simplejpeg.decode_jpeg(encoded, colorspace="RGB", **options)
     except ValueError as error:
-        if _STRAY_BYTES not in str(error):
-            raise
-        if not str(error).endswith(_BEFORE_THE_END):
-            tidied = without_strays(encoded)
-            if tidied == encoded:
+        if _STRAY_BEFORE_END not in str(error):
+            clean = tidied(encoded) if any(words in str(error) for words in _OF_THE_HEADER) else encoded
+            if clean == encoded:
                 raise
-            return _decoded_jpeg(tidied, **options)
+            return _decoded_jpeg(clean, **options)
     return simplejpeg.decode_jpeg(encoded, colorspace="RGB", strict=False, **options)
 
 

@@ -287,19 +287,21 @@ def test_stray_bytes_before_the_end_marker_are_no_damage(progressive: bool) -> N
     assert reencode(stray, 16, 16, "squash") == reencode(whole, 16, 16, "squash")
 
 
-def test_stray_bytes_between_segments_are_no_damage_and_hide_none() -> None:
+def test_oddities_of_a_header_are_no_damage_and_hide_none() -> None:
     whole = saved(SCENE, "JPEG")
-    for marker in (b"\xff\xdb", b"\xff\xc0", b"\xff\xda"):
-        place = whole.index(marker)
-        stray = whole[:place] + b"\0\1\2" + whole[place:]
-        require_whole_image(stray)
-        np.testing.assert_array_equal(both_readings(stray), decode_image(whole))
-        for hidden in (stray[:-60] + stray[-2:], stray[:-60]):
+    places = [whole.index(marker) for marker in (b"\xff\xdb", b"\xff\xc0", b"\xff\xda")]
+    scan = places[-1] + 2 + int.from_bytes(whole[places[-1] + 2 : places[-1] + 4])
+    odd = [whole[:place] + b"\0\1\2" + whole[place:] for place in places]  # bytes between segments
+    odd.append(whole.replace(b"JFIF\0\1", b"JFIF\0\3"))
+    odd.append(whole[: scan - 3] + bytes(3) + whole[scan:])  # coefficients 0 to 0
+    odd.append(odd[0][:-2] + b"\0" + whole[-2:])
+    for encoded in odd:
+        require_whole_image(encoded)
+        np.testing.assert_array_equal(both_readings(encoded), decode_image(whole))
+        for hidden in (encoded[:-60] + encoded[-2:], encoded[:-60]):
             for read in (require_whole_image, decode_image):
                 with pytest.raises(ValueError, match=r"(?i)premature end"):
                     read(hidden)
-    both = whole[:place] + b"\0" + whole[place:-2] + b"\0" + whole[-2:]
-    np.testing.assert_array_equal(both_readings(both), decode_image(whole))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
