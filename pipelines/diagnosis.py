@@ -175,17 +175,23 @@ def _worker_checks(launch: RayLaunch, machines: Sequence[Machine]) -> Iterator[C
 
 def _memory_check(experiment: Experiment, plan: Forecast, machines: Sequence[Machine]) -> Check:
     room = worker_room(experiment, plan, machines)
-    wanted = plan.worker_bytes(plan.stage)
+    needs = plan.worker_bytes if trains_on_gpu(experiment, machines) else plan.host_bytes
+    wanted = needs(plan.stage)
     without = "" if plan.activations is not None else ", activations not counted"
     there = "no device to compare with" if room is None else f"{size(room)} are there"
     found = f"ZeRO-{plan.stage} wants {size(wanted)} a worker{without}; {there}"
     if room is None or wanted <= room:
         return Check(name="memory", found=found)
-    fitting = [stage for stage in STAGES if stage > plan.stage and plan.worker_bytes(stage) <= room]
+    fitting = [stage for stage in STAGES if stage > plan.stage and needs(stage) <= room]
     engine = "" if isinstance(experiment.engine, DeepSpeedEngineConfig) else "--engine DeepSpeedEngineConfig "
     smaller = "lower loop.micro_batch, or use more workers under ZeRO-3, which share the training state"
     remedy = f"{engine}--engine.zero.stage {fitting[0]} fits" if fitting else smaller
     return Check(name="memory", found=found, verdict="fail", remedy=remedy)
+
+
+def trains_on_gpu(experiment: Experiment, machines: Sequence[Machine]) -> bool:
+    launch = experiment.launch
+    return launch.use_gpu if isinstance(launch, RayLaunch) else any(machine.gpus for machine in machines)
 
 
 def worker_room(experiment: Experiment, plan: Forecast, machines: Sequence[Machine]) -> int | None:
@@ -203,10 +209,14 @@ def worker_room(experiment: Experiment, plan: Forecast, machines: Sequence[Machi
 def memory_table(plan: Forecast) -> list[str]:
     """Lines to read: what a worker holds under each stage."""
     activations = "not counted" if plan.activations is None else size(plan.activations)
-    lines = [f"memory of one of {plan.workers[0]} workers, estimated; activations of a micro-batch {activations}, and"]
+    lines = [
+        f"memory of one of {plan.workers[0]} workers, estimated:",
+        f"  its process {size(plan.process)}, its loader {size(plan.loader)} at most (of the machine, also with a GPU)",
+        f"  activations of a micro-batch {activations}",
+    ]
     for stage in STAGES:
         chosen = "  <- this run" if stage == plan.stage else ""
-        held = f"training state {size(plan.state[stage]):>9}, while it updates {size(plan.temporary[stage]):>9} more"
+        held = f"training state {size(plan.state[stage])}, {size(plan.temporary[stage])} more while it updates"
         lines.append(f"  ZeRO-{stage}: {held}{chosen}")
     return lines
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import socket
+import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
@@ -15,16 +18,18 @@ from urllib.parse import urlsplit
 
 import tyro
 
-from pipelines.arguments import parse
+from pipelines.arguments import UsageError, parse
 from pipelines.catalogue import recipe_names
-from pipelines.diagnosis import Check, cluster_checks, machine_checks, memory_table, run_checks, storage_checks
+from pipelines.diagnosis import Check, cluster_checks, machine_checks, memory_table, run_checks, size, storage_checks
 from pipelines.experiment import Experiment
 from pipelines.forecast import Forecast, forecast
 from pipelines.local_database import database_of
 from pipelines.machine import Machine, disk_free, examine, examine_nodes
+from pipelines.next_step import command_line, print_next
 from pipelines.tracking import tracking_uri
-from pipelines.train import absolute, chosen_experiment
+from pipelines.train import absolute, chosen_experiment, class_choices
 from pipelines.training_data import resolved, training_contract
+from pipelines.trial_steps import measure
 from preprocessing.web_store import open_store
 
 EXTRAS = {"use": "tensorflow", "sim": "metaworld", "vlm": "transformers", "jax": "tensorstore"}
@@ -50,6 +55,8 @@ class RunArguments(MachineArguments):
     """Episode stores to train on."""
     config: str | None = None
     """YAML file laid over the recipe."""
+    measure: bool = False
+    """Train a few real steps of it on --data in this process, and say how long the whole run would take."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
 
 
@@ -59,18 +66,46 @@ def main(arguments: list[str]) -> dict[str, Any]:
         experiment, flags = chosen_experiment(arguments[0], arguments[1:])
         default = RunArguments(experiment=experiment)
         prog = f"rtp doctor {arguments[0]}"
-        given: MachineArguments = parse(RunArguments, flags, prog=prog, default=default, description=__doc__ or "")
+        given: MachineArguments = parse(
+            RunArguments,
+            flags,
+            prog=prog,
+            default=default,
+            description=__doc__ or "",
+            first=("--data", "--measure", "--output", "--address", "--config"),
+            choices=class_choices(experiment),
+        )
     else:
         text = f"{__doc__}\nrecipes: {', '.join(recipe_names())}"
         given = parse(MachineArguments, arguments, prog="rtp doctor", description=text)
     found = diagnose(given)
     for check in found["checks"]:
-        print(f"{MARKS[check['verdict']]:>4}  {check['name']:13}  {check['found']}")
+        _print_wrapped(f"{MARKS[check['verdict']]:>4}  {check['name']:13}  ", check["found"])
         if check["remedy"]:
-            print(f"{'':21}-> {check['remedy']}")
+            _print_wrapped(f"{'':21}-> ", check["remedy"])
     for line in found.pop("table"):
         print(line)
+    _print_what_next(given, arguments, bool(found["exit_code"]))
     return found
+
+
+def _print_wrapped(lead: str, text: str) -> None:
+    width = min(100, shutil.get_terminal_size((80, 24)).columns)
+    wrap = textwrap.TextWrapper(width, initial_indent=lead, subsequent_indent=" " * len(lead), break_long_words=False)
+    wrap.break_on_hyphens = False
+    print(wrap.fill(text))
+
+
+def _print_what_next(given: MachineArguments, arguments: list[str], is_wrong: bool) -> None:
+    if is_wrong:
+        print("next: mend what is marked FAIL, and run the same again")
+    elif not isinstance(given, RunArguments):
+        print("next: rtp doctor RECIPE --data STORE")
+    elif not given.data:
+        print(f"next: {command_line('rtp', 'doctor', *arguments, '--data', 'STORE', '--measure')}")
+    else:
+        words = [word for word in arguments if word not in ("--measure", "--no-measure")]
+        print_next("train", *words, *(() if "--output" in words else ("--output", f"runs/{arguments[0]}")))
 
 
 def diagnose(given: MachineArguments) -> dict[str, Any]:
@@ -92,7 +127,12 @@ def diagnose(given: MachineArguments) -> dict[str, Any]:
     if isinstance(given, RunArguments) and plan is not None:
         checks += run_checks(given.experiment, plan, nodes or [here], disk_free(output))
     checks += [problem] if problem else []
+    measured = None
+    if isinstance(given, RunArguments) and given.measure:
+        measured, check = _measured(given)
+        checks.append(check)
     return {
+        "measured": measured,
         "checks": [asdict(check) for check in checks],
         "machine": here.to_json(),
         "nodes": [node.to_json() for node in nodes],
@@ -100,6 +140,26 @@ def diagnose(given: MachineArguments) -> dict[str, Any]:
         "table": memory_table(plan) if plan else [],
         "exit_code": int(any(check.verdict == "fail" for check in checks)),
     }
+
+
+def _measured(given: RunArguments) -> tuple[dict[str, Any] | None, Check]:
+    if not given.data:
+        raise UsageError("--measure trains on real data: give --data STORE")
+    try:
+        paths = [absolute(path) for path in given.data]
+        experiment = resolved(given.experiment, [open_store(path, split="train") for path in paths])
+        print("training a few steps to measure them ...", file=sys.stderr)
+        found = measure(experiment, paths)
+    except (ValueError, OSError) as error:
+        return None, Check(name="measured", found=" ".join(str(error).split()), verdict="fail")
+    minutes, seconds = divmod(round(found.run_s), 60)
+    took = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s"
+    said = (
+        f"{1 / found.step_s:.2f} steps/s, {found.samples_per_s:.1f} samples/s of a worker, "
+        f"{100 * found.waiting_share:.0f} % of it waiting for data; {experiment.loop.steps} steps take about {took}, "
+        f"validation and checkpoints apart; at most {size(found.peak_bytes)} held"
+    )
+    return found.to_json(), Check(name="measured", found=said)
 
 
 def _address(given: MachineArguments) -> str | None:

@@ -1,7 +1,7 @@
 """What a run will need, before it is started: memory by ZeRO stage, steps and epochs, disk for checkpoints.
 
-Counted, not measured: parameters and activations come from the model on torch's meta device, which has shapes and no
-memory. Sizes are in bytes.
+Parameters and activations are counted on torch's meta device, which has shapes and no memory. What a process holds
+before it trains is measured (benchmarks/doctor_estimates.py, which compares all of it with real runs). In bytes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.engine import DeepSpeedEngineConfig
+from cluster.launch import RayLaunch
 from cluster.zero import STAGES, Stage, ZeroConfig, state_bytes, temporary_bytes
 from pipelines.co_fine_tuning import Store
 from pipelines.experiment import Experiment
@@ -23,6 +24,11 @@ from rt_models.rt2 import RT2Config
 from rt_models.spec import EMBEDDING_WIDTH
 
 FP32 = 4
+IN_PROCESS, RAY_WORKER = 640 * 10**6, 840 * 10**6
+"""Resident bytes of a process before its first step: the interpreter, torch, MLflow's client, Ray and DeepSpeed."""
+WORKING = 1.5
+"""Peak of forward and backward over what is saved between them: gradients on their way, and the heap's holes. 1.0 for a
+transformer and 1.8 for an EfficientNet on CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +50,10 @@ class Forecast:
     """What it takes beside while it reduces gradients and updates."""
     activations: int | None
     """Of one micro-batch."""
+    process: int
+    """What a worker holds in the machine's memory before its first step."""
+    loader: int
+    """What its loader reads, decodes and makes ready, at most."""
     checkpoint: int
     checkpoints_kept: int
     steps: int
@@ -61,11 +71,17 @@ class Forecast:
         return self.samples / self.samples_per_epoch if self.samples_per_epoch else None
 
     def worker_bytes(self, stage: int) -> int:
-        """Memory of one of the least workers under this stage."""
+        """Memory of the device that one of the least workers trains on under this stage, its process apart."""
         return self.state[stage] + self.temporary[stage] + (self.activations or 0)
 
+    def host_bytes(self, stage: int) -> int:
+        """Memory that a worker takes of the machine where it trains on CPU: all there is."""
+        working = int((WORKING - 1) * (self.activations or 0))
+        return self.process + self.loader + working + self.worker_bytes(stage)
+
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "disk": self.disk, "epochs": self.epochs}
+        host = {stage: self.host_bytes(stage) for stage in STAGES}
+        return {**asdict(self), "disk": self.disk, "epochs": self.epochs, "host": host}
 
 
 def forecast(experiment: Experiment, stores: Sequence[Store]) -> Forecast:
@@ -92,6 +108,8 @@ def forecast(experiment: Experiment, stores: Sequence[Store]) -> Forecast:
         stage=zero.stage,
         temporary={stage: temporary_bytes(_at(zero, stage), count, least) for stage in STAGES},
         activations=None if activations is None else activations * loop.micro_batch,
+        process=RAY_WORKER if isinstance(experiment.launch, RayLaunch) else IN_PROCESS,
+        loader=loader_bytes(experiment, stores),
         checkpoint=FP32 * (count + (count - frozen) * (2 + ema)) + buffers * most,
         checkpoints_kept=loop.keep_last,
         steps=loop.steps,
@@ -111,6 +129,20 @@ def _on_device(held: Mapping[str, int], stage: Stage, zero: ZeroConfig) -> int:
 
 def _at(zero: ZeroConfig, stage: Stage) -> ZeroConfig:
     return replace(zero, stage=stage, offload_optimizer="none", offload_parameters="none")
+
+
+def loader_bytes(experiment: Experiment, stores: Sequence[Store]) -> int:
+    """What one worker's loader holds: its budget, or all frames decoded beside the files where that is less."""
+    budget = experiment.loader.memory_mb * 2**20
+    return min(budget, sum(map(_held_bytes, stores))) if stores else budget
+
+
+def _held_bytes(store: Store) -> int:
+    files = sum(entry["bytes"] for entry in store.manifest["shards"])
+    if not isinstance(store, EpisodeStore):
+        return files
+    image = store.contract.image
+    return files + num_samples(store) * image.height * image.width * 3
 
 
 def num_samples(store: Store) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from pipelines.forecast import Forecast, forecast, saved_bytes
 from pipelines.machine import Gpu, Machine, examine, examine_nodes
 from pipelines.train import run_training
 from pipelines.train_loop import TrainJob
+from preprocessing.web_store import open_store
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +90,38 @@ def test_what_is_foretold_is_what_the_run_then_takes(
     assert plan["checkpoint"] == pytest.approx(sum(file.stat().st_size for file in folder.iterdir()), rel=0.2)
 
 
+def test_a_few_measured_steps_say_how_long_the_run_takes_and_leave_nothing(
+    store: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code, found, printed = asked(capsys, "rt1_tiny", "--data", store, "--measure", "--loop.steps", "1000")
+    measured = found["measured"]
+    assert code == 0 and measured["steps"] == 6
+    assert measured["run_s"] == pytest.approx(1000 * measured["step_s"])
+    assert measured["peak_bytes"] > 10**8 and "1000 steps take about" in " ".join(printed.split())
+    offered = printed.partition("next: ")[2].splitlines()[0]
+    assert offered.startswith(f"rtp train rt1_tiny --data {store}") and "--measure" not in offered
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_measuring_needs_a_store(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "rt1_tiny", "--measure"]) == 2
+    assert "give --data STORE" in capsys.readouterr().err
+
+
+def test_the_memory_of_a_worker_without_a_gpu_counts_its_process_and_its_loader(store: str) -> None:
+    opened = [open_store(store)]
+    experiment = load_recipe("rt1_metaworld")
+    plan = forecast(experiment, opened)
+    frames = sum(shard.rows for shard in opened[0].shards) * 96 * 96 * 3  # type: ignore[attr-defined]
+    assert frames < plan.loader < 2 * frames
+    assert forecast(experiment, []).loader == 1536 * 2**20
+    assert plan.host_bytes(1) > plan.process + plan.loader + plan.worker_bytes(1) > 10**9
+    small = replace(HERE, gpus=(), memory_free=10**9)
+    assert told((experiment, plan), small)["memory"].verdict == "fail"
+    assert told((experiment, plan), replace(small, memory_free=10**10))["memory"].verdict == "ok"
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -105,7 +139,7 @@ def test_what_would_fail_is_said(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     (tmp_path / "file").write_text("")
     code, found, printed = asked(capsys, "rt1_metaworld", *flags)
-    assert code == 1 and "fail" in verdicts(found).values() and words in printed
+    assert code == 1 and "fail" in verdicts(found).values() and words in " ".join(printed.split())
 
 
 def test_a_silent_mlflow_server_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +147,8 @@ def test_a_silent_mlflow_server_is_named(capsys: pytest.CaptureFixture[str], mon
         probe.bind(("127.0.0.1", 0))
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{probe.getsockname()[1]}")
         code, _, printed = asked(capsys)
-    assert code == 1 and "does not answer" in printed and "set MLFLOW_TRACKING_URI" in printed
+    said = " ".join(printed.split())
+    assert code == 1 and "does not answer" in said and "set MLFLOW_TRACKING_URI" in said
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["rt1_tiny", "--help"]])
