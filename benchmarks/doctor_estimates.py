@@ -2,9 +2,9 @@
 
     python benchmarks/doctor_estimates.py --robot STORE --web STORE
 
-Each recipe is trained for some steps by the real command line, its peak taken from the metrics (of one worker on a CPU
-its largest resident set), and compared with the figure of the doctor for the same flags. Exit code 1 where one is off by
-more than --within.
+Each recipe is trained for some steps by the real command line; its peak is taken from the metrics (on a CPU the largest
+resident set of a worker) and compared with the doctor's figure for the same flags. Exit code 1 where one is off by more
+than --within.
 """
 
 from __future__ import annotations
