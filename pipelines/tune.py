@@ -215,15 +215,25 @@ def _begin(sweep: Sweep, job: TrainJob, ledger: Ledger, *, resume: bool) -> str:
 def _require_same(before: dict[str, Any], now: dict[str, Any], output: str) -> None:
     old, new = flatten(before), flatten({**now, "mlflow_run_id": before["mlflow_run_id"]})
     free = tuple(f"sweep.{name}" for name in _FREE)
-    # Older sweeps recorded no fingerprints; where they are the same, the stores may have moved.
-    known = before.get("fingerprints")
-    free += ("fingerprints",) if known is None else ("stores", "validation") if known == now["fingerprints"] else ()
+    if "fingerprints" in before:  # the same stores may lie elsewhere by now; older sweeps know their paths alone
+        _require_same_stores(before, now, output)
+        free += ("stores", "validation")
+    free += ("fingerprints",)
     changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and not k.startswith(free)]
     if changed:
         key = changed[0]
         raise ValueError(
             f"--resume continues the sweep in {output}, but {key} was {old.get(key)} and is now {new.get(key)}: "
             f"leave it as it was, or give another --output"
+        )
+
+
+def _require_same_stores(before: dict[str, Any], now: dict[str, Any], output: str) -> None:
+    if before["fingerprints"] != now["fingerprints"]:
+        was, given = (", ".join([*told["stores"], *told["validation"]]) for told in (before, now))
+        raise ValueError(
+            f"--resume continues the sweep in {output}, whose stores were {was}: {given} hold something else; "
+            f"give those, or another --output"
         )
 
 

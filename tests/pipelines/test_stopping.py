@@ -56,6 +56,34 @@ def test_sigterm_writes_the_file_and_does_not_end_the_process(tmp_path: Path) ->
     assert file.reason() is None
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_whatever_asks_first_is_the_reason_and_a_second_ctrl_c_ends_the_process(
+    number: signal.Signals, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file, before = StopFile(str(tmp_path)), signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), stopping_on_signals(file):
+        os.kill(os.getpid(), number)
+        wait_for(lambda: file.reason() is not None)
+        os.kill(os.getpid(), signal.SIGTERM)  # launchers say it several times
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+    assert file.reason() == ("Ctrl-C" if number == signal.SIGINT else number.name)
+    assert "stopping with a checkpoint; Ctrl-C again stops at once" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_that_is_ignored_asks_for_nothing(tmp_path: Path) -> None:
+    """As SIGHUP under nohup, and SIGINT in the background of a script."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopping_on_signals(StopFile(str(tmp_path))):
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.05)
+        assert StopFile(str(tmp_path)).reason() is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_outside_the_main_thread_signals_are_left_alone(tmp_path: Path) -> None:
     seen = []
 

@@ -22,7 +22,7 @@ from pipelines.serialization import from_plain
 from pipelines.sweep_trials import clone_checkpoint, with_parameters
 from pipelines.train import run_training
 from pipelines.train_loop import TrainJob
-from pipelines.tune import parse_arguments
+from pipelines.tune import _require_same, parse_arguments
 from preprocessing.convert import ConvertConfig, convert
 from tuning.sweep import load_sweep, sweep_names
 
@@ -267,3 +267,15 @@ def test_flags_lie_over_the_sweep_and_its_recipe() -> None:
     assert (sweep.budget.trials, type(sweep.search).__name__, sweep.seeds) == (5, "TpeSearch", (1, 2))
     expected = replace(load_recipe("rt1_tiny").loop, steps=8, global_batch=8, evaluate_every=2)
     assert given.experiment.loop == replace(expected, evaluate_windows=8, checkpoint_every=2)
+
+
+def test_a_sweep_whose_stores_have_moved_is_the_same_and_one_of_other_stores_is_not() -> None:
+    before = {"stores": ["/old/a"], "validation": ["/old/b"], "fingerprints": ["a", "b"], "mlflow_run_id": "1"}
+    now = {"stores": ["/new/a"], "validation": ["/new/b"], "fingerprints": ["a", "b"]}
+    _require_same(before, now, "out")
+    with pytest.raises(ValueError, match="whose stores were /old/a, /old/b: /new/a, /new/b hold something else"):
+        _require_same(before, {**now, "fingerprints": ["a", "c"]}, "out")
+    older = {key: value for key, value in before.items() if key != "fingerprints"}
+    _require_same(older, {**now, "stores": ["/old/a"], "validation": ["/old/b"]}, "out")
+    with pytest.raises(ValueError, match="stores was"):
+        _require_same(older, now, "out")
