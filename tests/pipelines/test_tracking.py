@@ -18,6 +18,7 @@ from command_line import Rtp
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.child_process import watched
 from pipelines.cli import main
 from pipelines.meter import REPORTED
 from pipelines.run_files import METRICS, read_metrics
@@ -148,6 +149,8 @@ class Server:
         self._process = subprocess.Popen(
             command, cwd=self._folder, env=variables, stdout=output, stderr=output, start_new_session=True
         )
+        self._watch = watched(self._process.pid)  # the tests themselves may be killed
+        self._watch.__enter__()
         ends = time.monotonic() + 90
         while not self._answers():
             assert self._process.poll() is None and time.monotonic() < ends
@@ -156,6 +159,7 @@ class Server:
     def kill(self) -> None:
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        self._watch.__exit__(None, None, None)
 
     def _answers(self) -> bool:
         try:
