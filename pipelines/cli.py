@@ -128,7 +128,8 @@ def _run_in_words(name: str, arguments: list[str]) -> dict[str, Any] | int | Non
 
 def _require_plain_names(arguments: list[str]) -> None:
     """Raise ValueError for a local path that fsspec would take for two: of /a::b/c it opens, and writes to, /a."""
-    for path in (os.getcwd(), *arguments):
+    end = arguments.index("--") if "--" in arguments else len(arguments)  # what follows runs elsewhere
+    for path in (os.getcwd(), *arguments[:end]):
         if "::" in path and "://" not in path:
             raise ValueError(f"{path} has '::' in it, which joins two file systems in a URL: rename that folder")
 
