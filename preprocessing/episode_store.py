@@ -8,6 +8,7 @@ fsspec knows.
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import os
@@ -130,6 +131,10 @@ def atomic_write(filesystem: Any, path: str, *, temporary: str) -> Iterator[Hash
         else:
             with reaching(path):
                 filesystem.put_file(partial, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+            raise OSError(error.errno, error.strerror, path if local else partial) from error
+        raise
     finally:
         Path(partial).unlink(missing_ok=True)
 

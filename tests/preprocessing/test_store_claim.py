@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -11,7 +13,7 @@ import fsspec
 import pytest
 
 from pipelines.cli import main
-from preprocessing.convert import ConvertConfig, convert
+from preprocessing.convert import ConvertConfig, _ShardRow, convert
 from preprocessing.episode_store import EpisodeStore
 from preprocessing.store_claim import claimed
 
@@ -93,6 +95,23 @@ def test_hours_of_work_are_not_thrown_away(
     with pytest.raises(ValueError, match="holds a finished store made with another image_size"):
         convert(source, str(out), other)
     EpisodeStore.open(str(out)).verify()
+
+
+def test_a_full_disk_names_the_file(
+    make_bridge: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    source, shard = str(make_bridge([3])), tmp_path / "out/bridge_dataset/1.0.0/train/shard-00000-of-00001.parquet"
+    monkeypatch.setattr("preprocessing.shard_conversion.ShardWriter.append", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        convert(source, str(tmp_path / "out"), HERE)
+    assert raised.value.filename == str(shard)
+    told = _ShardRow(lambda _: full())({"index": 0})  # type: ignore[func-returns-value, arg-type]
+    assert json.loads(told["result"])["of_the_system"]
+    monkeypatch.undo()
+    assert convert(source, str(tmp_path / "out"), HERE).episodes_out == 1
 
 
 def test_a_conversion_that_is_at_work_is_not_swept_away(make_bridge: Callable[..., Path], tmp_path: Path) -> None:
