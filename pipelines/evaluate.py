@@ -17,7 +17,6 @@ Intervals are 95 % bootstrap intervals over episodes, because steps of one episo
 from __future__ import annotations
 
 import os
-import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,6 +34,7 @@ from pipelines.counting import Count, counting, uncounted
 from pipelines.evaluation_record import FOLDER, file_name, home_of, is_seen, save, track
 from pipelines.evaluation_tables import print_tables
 from pipelines.models import Model
+from pipelines.next_step import print_next
 from pipelines.physical_error import ErrorScale
 from pipelines.prediction_view import predicted_episodes
 from pipelines.predictions import Perturbation, Predictions, predict_store
@@ -242,8 +242,8 @@ def main(arguments: list[str]) -> dict[str, Any]:
     result |= _kept(given, trained, stores, result)
     if given.html is not None:
         _write_html(given, stores, evaluations, result)
-    for hint in next_commands(given, trained, reports):
-        print(f"next: {hint}")
+    if command := next_command(given, trained, reports):
+        print_next(*command)
     return result
 
 
@@ -321,13 +321,13 @@ def pictures(evaluation: Evaluation, store: EpisodeStore | WebStore, *, limit: i
     return predicted_episodes(store, evaluation.predictions, evaluation.predicted_NA, names, limit=limit)
 
 
-def next_commands(given: EvaluateArguments, trained: TrainedModel, reports: list[dict[str, Any]]) -> list[str]:
-    """What to do with these scores, as commands for a shell."""
+def next_command(given: EvaluateArguments, trained: TrainedModel, reports: list[dict[str, Any]]) -> list[str]:
+    """What to do with these scores, without rtp; empty for weights that are bound to no data."""
     if given.model.startswith("models:/"):
-        return [shlex.join(["rtp", "serve", given.model])]
-    if not trained.metadata.get("stores"):  # weights that are bound to no data
+        return ["serve", given.model]
+    if not trained.metadata.get("stores"):
         return []
     name = str((trained.metadata.get("experiment") or {}).get("name") or "my-policy")
-    command = ["rtp", "register", given.model, "--name", name]
+    command = ["register", given.model, "--name", name]
     fair = [report["store"] for report in reports if "scaled_error" in report and not report["seen_in_training"]]
-    return [shlex.join([*command, "--alias", "champion", "--data", *fair] if fair else command)]
+    return [*command, "--alias", "champion", "--data", *fair] if fair else command

@@ -5,6 +5,7 @@ And whether its episodes were new to the model at all.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -17,7 +18,9 @@ from typing import Any
 import fsspec
 
 from pipelines.bundle import TrainedModel
+from pipelines.local_database import database_of
 from pipelines.tracking import LOCAL_FOLDER, TrackingError, connect, explained, tracking_uri
+from pipelines.training_stores import fingerprint, references_of
 from pipelines.whole_files import write_whole
 from preprocessing.episode_store import EpisodeStore
 from preprocessing.web_store import WebStore
@@ -46,9 +49,12 @@ def file_name(step: int, stores: Sequence[Store]) -> str:
 
 
 def is_seen(trained: TrainedModel, store: Store) -> bool:
-    """Whether the model's training stores include this one, at its path or as a copy: the contract holds the
-    statistics of the actions that were trained on."""
-    if _place(store.root) in {_place(root) for root in trained.metadata.get("stores", [])}:
+    """Whether the model's training stores include this one, at its path or as a copy: by the fingerprint of its files,
+    and by the statistics of the actions trained on, which the contract holds."""
+    known = references_of(trained.metadata) if "stores" in trained.metadata else []
+    if _place(store.root) in {_place(reference.path) for reference in known}:
+        return True
+    if fingerprint(store.root) in {reference.fingerprint for reference in known}:
         return True
     if not isinstance(store, EpisodeStore):
         return False
@@ -77,12 +83,8 @@ def track(result: Mapping[str, Any], *, home: str, run_id: str | None, name: str
     took hours are not lost because a server is away."""
     if run_id is None:
         return None
-    uri = _uri_of(home) or tracking_uri()
-    database = uri.removeprefix("sqlite:///")
-    if database != uri and not Path(database).is_file():  # connecting would make an empty one
-        log.warning("the scores are not in MLflow: %s, where the run was tracked, is not there", uri)
-        return None
     try:
+        uri = _address(home)
         with explained(uri):
             mlflow = connect(uri)
             client = mlflow.MlflowClient()
@@ -110,10 +112,18 @@ def metrics_of(report: Mapping[str, Any]) -> dict[str, float]:
     return {names[key]: float(value) for key, value in found.items()}
 
 
-def _uri_of(home: str) -> str | None:
-    """Where the run in this folder is tracked, as it noted itself; None where it did not."""
+def _address(home: str) -> str:
+    """Where the run in this folder is tracked, as it noted itself, or else where runs are tracked now.
+
+    Raises FileNotFoundError for a database that is not there: connecting would make an empty one.
+    """
     files, root = fsspec.core.url_to_fs(home)
-    try:
-        return str(json.loads(files.cat_file(f"{root}/run.json"))["uri"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    noted = []
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a bundle has no such note
+        noted = [str(json.loads(files.cat_file(f"{root}/run.json"))["uri"])]
+    addresses = [*noted, tracking_uri()]
+    for address in addresses:
+        database = database_of(address)
+        if database is None or database.is_file():
+            return address
+    raise FileNotFoundError(f"{addresses[0]}, where the run was tracked, is not there")

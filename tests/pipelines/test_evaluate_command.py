@@ -21,7 +21,9 @@ from pipelines.cli import main
 from pipelines.evaluate import Evaluation, EvaluationConfig, evaluation_of, pictures
 from pipelines.evaluation_record import file_name, home_of, is_seen, metrics_of
 from pipelines.evaluation_tables import print_tables
+from pipelines.local_database import address_of
 from pipelines.training_data import training_contract
+from pipelines.training_stores import StoreReference, with_references
 from preprocessing.episode_store import EpisodeStore
 
 QUICK = ["--bootstrap-samples", "10", "--no-perturbations"]
@@ -111,7 +113,7 @@ def test_scores_land_in_the_runs_own_mlflow(
     from pipelines.tracking import TrainingRun
 
     monkeypatch.chdir(tmp_path)
-    uri = f"sqlite:///{tmp_path}/other place/mlflow.db"
+    uri = address_of(tmp_path / "other place/mlflow.db")
     run = TrainingRun(uri=uri, experiment="e", name="r", params={}, run_id=None)
     run.finish()
     Path("run").mkdir()
@@ -135,6 +137,8 @@ def test_a_store_that_was_trained_on_is_called_that_wherever_it_lies(
     by_path = replace(trained, metadata={"stores": [store + "/"]})
     assert is_seen(by_path, opened)
     copied = shutil.copytree(store, tmp_path / "copy")
+    by_files = with_references({}, [StoreReference.of(EpisodeStore.open(str(copied)), str(tmp_path))])
+    assert is_seen(replace(trained, metadata=by_files), opened)
     on_it = replace(trained, contract=training_contract(load_recipe("rt1_tiny"), [opened]))
     assert is_seen(on_it, EpisodeStore.open(str(copied)))
 
