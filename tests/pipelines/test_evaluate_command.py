@@ -100,6 +100,7 @@ def test_scores_come_out_although_tracking_is_away(
     Path("run").mkdir()
     write_bundle(replace(trained, metadata={**trained.metadata, "mlflow_run_id": "0" * 32}), Path("run"))
     for uri in ("http://127.0.0.1:9", f"sqlite:///{tmp_path}/gone.db"):
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # which MLflow sets to where it was pointed last
         Path("run/run.json").write_text(json.dumps({"mlflow_run_id": "0" * 32, "uri": uri}))
         assert main(["evaluate", "run", "--data", store, *QUICK]) == 0
         assert "the scores are not in MLflow" in caplog.text
