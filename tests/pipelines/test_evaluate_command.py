@@ -21,6 +21,7 @@ from pipelines.cli import main
 from pipelines.evaluate import Evaluation, EvaluationConfig, evaluation_of, pictures
 from pipelines.evaluation_record import file_name, home_of, is_seen, metrics_of
 from pipelines.evaluation_tables import print_tables
+from pipelines.instructions import Instructions
 from pipelines.local_database import address_of
 from pipelines.training_data import training_contract
 from pipelines.training_stores import StoreReference, with_references
@@ -37,7 +38,14 @@ def trained(store: str) -> TrainedModel:
     statistics = replace(dataset.statistics, count=dataset.statistics.count + 1)
     contract = replace(contract, datasets=(replace(dataset, statistics=statistics),))
     metadata = {"stores": ["/elsewhere/train"], "git_revision": "none", "experiment": {"name": "rt1_tiny"}}
-    return TrainedModel(model=recipe.model.build().eval(), contract=contract, step=7, source="run", metadata=metadata)
+    return TrainedModel(
+        model=recipe.model.build().eval(),
+        contract=contract,
+        step=7,
+        source="run",
+        metadata=metadata,
+        instructions=Instructions(contract.encoder, {}),
+    )
 
 
 @pytest.fixture
