@@ -8,6 +8,7 @@ Axes: B rows, I image places, F frames, L tokens, A actions.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import logging
@@ -37,6 +38,7 @@ Store = EpisodeStore | WebStore
 
 _TEXTS_LEARNT_FROM = 200_000
 _INSTRUCTION_WEIGHT = 20
+PLANS = "plans"  # in a checkpoint's metadata: what `plans_fingerprint` said
 NO_INSTRUCTION = "nothing"  # stands in a prompt that is not trained on
 
 log = logging.getLogger(__name__)
@@ -71,6 +73,12 @@ class CoFineTuningConfig:
         if not isinstance(plans, dict) or not all(isinstance(plan, str) for plan in plans.values()):
             raise ValueError(f"{self.plans} must hold one JSON object of instruction: plan")
         return plans
+
+
+def plans_fingerprint(config: CoFineTuningConfig | None) -> str:
+    """Of what the plans say; "" without any."""
+    plans = {} if config is None else config.read_plans()
+    return hashlib.sha256(json.dumps(plans, sort_keys=True).encode()).hexdigest()[:16] if plans else ""
 
 
 def sample_shares(config: CoFineTuningConfig, mixture: MixtureConfig, stores: Sequence[Store]) -> list[float]:

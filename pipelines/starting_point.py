@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 from cluster.shards import require_same_shapes
 from cluster.storage import Checkpoint
 from pipelines.checkpoints import Description, describe_trained, load_trained
+from pipelines.co_fine_tuning import PLANS, plans_fingerprint
 from pipelines.experiment import Experiment
 from pipelines.models import Model
 from pipelines.serialization import did_you_mean, flatten, to_plain
+from pipelines.training_stores import StoreReference, references_of
 from rt_models.batch_norm import BatchNorm
 from rt_models.spec import Contract, ContractMismatch
 
@@ -128,8 +131,13 @@ def _meaning(model: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def require_same_run(found: Checkpoint, contract: Contract, experiment: Experiment) -> None:
-    """Raise ValueError where continuing would silently train something else."""
+def require_same_run(
+    found: Checkpoint, contract: Contract, experiment: Experiment, stores: Sequence[StoreReference] | None = None
+) -> None:
+    """Raise ValueError where continuing would silently train something else.
+
+    `stores`: those of this run, in order, to be compared with the checkpoint's.
+    """
     try:
         theirs, before = Contract.from_json(found.metadata["contract"]), flatten(found.metadata["experiment"])
     except (KeyError, TypeError, AttributeError) as error:
@@ -139,16 +147,52 @@ def require_same_run(found: Checkpoint, contract: Contract, experiment: Experime
             f"checkpoint {found.path} was trained under contract {theirs.id}, this run has {contract.id}: "
             f"give the stores and settings of that run, or another --output"
         )
+    if stores is not None:
+        _require_same_stores(found, stores)
+    _require_same_settings(found, before, experiment)
+
+
+def _require_same_settings(found: Checkpoint, before: Mapping[str, Any], experiment: Experiment) -> None:
     now = flatten(to_plain(replace(experiment)))
+    free: tuple[str, ...] = ()
+    if PLANS in found.metadata:  # what the file says counts, not where it lies
+        free = ("co_fine_tuning.plans",)
+        _require_same_plans(found, plans_fingerprint(experiment.co_fine_tuning))
     changed = [key for key in now if key.startswith(FIXED) and key in before and before[key] != now[key]]
     weights = [key for key in {**before, **now} if key.startswith("mixture.weights.")]  # any of which may be missing
     changed += [key for key in weights if before.get(key) != now.get(key)]
+    changed = [key for key in changed if key not in free]
     if changed:
         key = changed[0]
+        was, now_is = (shorten(str(side.get(key)), 120, placeholder=" ...") for side in (before, now))
         raise ValueError(
-            f"--resume continues the run in {found.path}, but {key} was {before.get(key)} and is now {now.get(key)}: "
+            f"--resume continues the run in {found.path}, but {key} was {was} and is now {now_is}: "
             f"leave it as it was, or give another --output"
         )
+
+
+def _require_same_plans(found: Checkpoint, plans: str) -> None:
+    if found.metadata[PLANS] != plans:
+        raise ValueError(
+            f"--resume continues the run in {found.path}, but co_fine_tuning.plans says something else than then: "
+            f"give the plans of that run, or another --output"
+        )
+
+
+def _require_same_stores(found: Checkpoint, stores: Sequence[StoreReference]) -> None:
+    """The same records in the same order: a contract does not tell, since it knows nothing of web data."""
+    before = references_of(found.metadata)
+    if not all(store.source for store in before):
+        log.warning("%s does not say what its stores held: whether these are the same is not checked", found.path)
+        return
+    if [store.source for store in before] == [store.source for store in stores]:
+        return
+    then, now = (", ".join(store.dataset for store in side) for side in (before, stores))
+    given = "these hold other records" if then == now else f"these are {now}"
+    raise ValueError(
+        f"--resume continues the run in {found.path}, which was trained on {then}, in this order, and {given}: give "
+        f"the stores of that run in that order (wherever they lie now), or another --output"
+    )
 
 
 # Beginnings of the settings that a resumed run must not change.

@@ -41,6 +41,7 @@ from pipelines.tracking import tracking_uri
 from pipelines.train_loop import TrainJob, train
 from pipelines.train_worker import train_worker
 from pipelines.training_data import resolved, training_contract
+from pipelines.training_stores import StoreReference
 from preprocessing.audit import audit, blocking, saved
 from preprocessing.episode_store import EpisodeStore
 from preprocessing.store_check import require_whole
@@ -70,7 +71,7 @@ def run_training(
     job = replace(job, experiment=resolved(job.experiment, stores))
     contract = check_job(job, stores, accepted)
     with alone_in(job.output, patience_s=patience_s), _followed(job, stores):
-        return _run(job, contract, context, callbacks)
+        return _run(job, contract, stores, context, callbacks)
 
 
 def _followed(job: TrainJob, stores: Sequence[Store]) -> AbstractContextManager[None]:
@@ -78,9 +79,15 @@ def _followed(job: TrainJob, stores: Sequence[Store]) -> AbstractContextManager[
     return following(job.output, loop.steps, steps_per_epoch=sum(map(num_samples, stores)) / loop.global_batch)
 
 
-def _run(job: TrainJob, contract: Contract, context: LocalContext | None, callbacks: Sequence[Any]) -> dict[str, Any]:
+def _run(
+    job: TrainJob,
+    contract: Contract,
+    stores: Sequence[Store],
+    context: LocalContext | None,
+    callbacks: Sequence[Any],
+) -> dict[str, Any]:
     """The checked job, in an output folder that nobody else writes in."""
-    if _require_fresh_or_resumed(job, contract) is None and job.resume:
+    if _require_fresh_or_resumed(job, contract, stores) is None and job.resume:
         log.warning("nothing to resume in %s: starting from step 0", job.output)
     run = open_run(job, contract)
     stop = StopFile(job.output)
@@ -113,7 +120,7 @@ def check_job(job: TrainJob, stores: Sequence[Store], accepted: Collection[str])
         raise ValueError("loop.patience needs measurements: give --validation STORE and loop.evaluate_every")
     if loop.log_samples and "://" in job.output:
         raise ValueError(f"loop.log_samples appends to files, which {job.output} cannot: give a local --output")
-    found = _require_fresh_or_resumed(job, contract)
+    found = _require_fresh_or_resumed(job, contract, stores)
     require_trainable(job.experiment, is_new=job.init is None and found is None)
     if job.init is not None and found is None:
         require_usable(job.init, job.experiment, contract)
@@ -153,7 +160,7 @@ def _last_metrics(output: str) -> dict[str, Any]:
     return {key: value for key, value in merged.items() if key not in ("step", "time")}
 
 
-def _require_fresh_or_resumed(job: TrainJob, contract: Contract) -> Checkpoint | None:
+def _require_fresh_or_resumed(job: TrainJob, contract: Contract, stores: Sequence[Store]) -> Checkpoint | None:
     """The checkpoint to go on from."""
     found = CheckpointFolder(f"{job.output}/checkpoints").latest()
     if found is not None and not job.resume:
@@ -162,7 +169,8 @@ def _require_fresh_or_resumed(job: TrainJob, contract: Contract) -> Checkpoint |
             f"or give another --output"
         )
     if found is not None:
-        require_same_run(found, contract, job.experiment)
+        references = [StoreReference.of(store, job.output) for store in stores]
+        require_same_run(found, contract, job.experiment, references)
     return found
 
 

@@ -25,6 +25,7 @@ from cluster.background import BackgroundSaver
 from cluster.context import WorkerContext
 from cluster.engine import Engine
 from cluster.storage import Checkpoint, CheckpointFolder
+from pipelines.co_fine_tuning import PLANS, plans_fingerprint
 from pipelines.experiment import Experiment
 from pipelines.loop_state import LoopState
 from pipelines.meter import Meter
@@ -91,6 +92,7 @@ class _Session:
         stores = [open_store(path, split="train") for path in job.stores]
         self.contract = training_contract(self.experiment, stores)
         self.references = [StoreReference.of(store, job.output) for store in stores]
+        self.plans = plans_fingerprint(self.experiment.co_fine_tuning)
         self.folder = CheckpointFolder(f"{job.output}/checkpoints")
         # Not only with --resume: a worker that Ray starts again after a failure goes on from here too. That a new run
         # does not begin in another one's folder is checked once, before any worker starts (pipelines/train.py).
@@ -219,6 +221,7 @@ class _Session:
             "experiment": to_plain(self.experiment),
             "contract": self.contract.to_json(),
             "contract_id": self.contract.id,
+            PLANS: self.plans,
             "position": self.loader.state(),
             "loop_state": self.state.to_plain(),
             "world_size": self.context.world_size,
@@ -264,7 +267,7 @@ class _Session:
         return engine
 
     def _resume(self, engine: Engine, found: Checkpoint) -> None:
-        require_same_run(found, self.contract, self.experiment)
+        require_same_run(found, self.contract, self.experiment, self.references)
         with tempfile.TemporaryDirectory(prefix="resume-") as scratch:
             context = self.context
             folder = self.folder.fetch(found, Path(scratch), rank=context.rank, world_size=context.world_size)

@@ -59,6 +59,10 @@ def test_co_trained_continued_and_scored(
     flags = [*common, "--output", str(parts), "--schedule", "ConstantSchedule"]
     assert main([*flags, "--loop.steps", "1"]) == 0
     assert main([*flags, "--loop.steps", "3", "--resume"]) == 0
+    swapped = [web if word == store else store if word == web else word for word in flags]
+    capsys.readouterr()
+    assert main([*swapped, "--loop.steps", "4", "--resume"]) == 2
+    assert "in this order, and these are" in capsys.readouterr().err
     lines = {run: [line for line in read_metrics(run / "metrics.jsonl") if "loss" in line] for run in (whole, parts)}
     assert [line["loss"] for line in lines[whole]] == [line["loss"] for line in lines[parts]]
     for line in lines[whole]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,11 @@ from torch import nn
 from cluster.manifest import Manifest
 from cluster.storage import Checkpoint
 from pipelines.catalogue import load_recipe
+from pipelines.co_fine_tuning import PLANS, CoFineTuningConfig, plans_fingerprint
+from pipelines.experiment import Experiment
 from pipelines.serialization import to_plain
 from pipelines.starting_point import freeze, model_factory, require_same_run, require_trainable
+from pipelines.training_stores import StoreReference, with_references
 from preprocessing.episode_store import EpisodeStore
 from rt_models.batch_norm import BatchNorm
 from rt_models.rt1 import RT1Config
@@ -91,6 +95,63 @@ def test_a_resumed_run_may_change_what_does_not_change_the_run(store: str) -> No
             require_same_run(found, contract, changed)
     with pytest.raises(ValueError, match="was trained under contract"):
         require_same_run(found, replace(contract, encoder="another"), experiment)
+
+
+def checkpoint_of(store: EpisodeStore, experiment: Experiment, **metadata: Any) -> Checkpoint:
+    metadata = {"contract": store.contract.to_json(), "experiment": to_plain(experiment), **metadata}
+    return Checkpoint(path="run/checkpoints/step-1", manifest=Manifest(step=1, metadata=metadata, files=()))
+
+
+def test_a_resumed_run_reads_the_same_records_in_the_same_order(
+    store: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Web data are in no contract: other pictures, or the same in another order, would be trained on in silence."""
+    robot, experiment = EpisodeStore.open(store), load_recipe("rt1_tiny")
+    first = StoreReference.of(robot, "run")
+    web = [replace(first, dataset=f"{name}/1.0.0/train", source=name) for name in ("colours", "shapes")]
+    before = with_references({}, [first, *web])
+    found = checkpoint_of(robot, experiment, **before)
+    moved = [replace(each, path=f"/elsewhere{each.path}") for each in (first, *web)]
+    require_same_run(found, robot.contract, experiment, moved)
+    for now, says in (
+        (
+            [first, *web[::-1]],
+            "colours/1.0.0/train, shapes/1.0.0/train, in this order, and these are .*shapes.*colours",
+        ),
+        (
+            [first, web[0]],
+            "in this order, and these are .*colours/1.0.0/train: give the stores of that run in that order",
+        ),
+        ([first, web[0], replace(web[1], source="another")], "in this order, and these hold other records: give the"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            require_same_run(found, robot.contract, experiment, now)
+    assert not caplog.records
+    require_same_run(checkpoint_of(robot, experiment, stores=[store]), robot.contract, experiment, [first, *web])
+    assert "whether these are the same is not checked" in caplog.text  # older than the record of stores
+
+
+def test_a_resumed_run_says_the_same_plans_wherever_they_lie(store: str, tmp_path: Path) -> None:
+    robot, recipe = EpisodeStore.open(store), load_recipe("rt2_tiny")
+
+    def planned(name: str, plans: dict[str, str]) -> Experiment:
+        (tmp_path / name).write_text(json.dumps(plans))
+        mix = CoFineTuningConfig(plans=str(tmp_path / name))
+        return replace(recipe, co_fine_tuning=mix)
+
+    then = planned("then.json", {"open it": "find it", "close it": "push"})
+    known = {PLANS: plans_fingerprint(then.co_fine_tuning), "stores": []}
+    found = checkpoint_of(robot, then, **known)
+    moved = planned("moved.json", {"close it": "push", "open it": "find it"})
+    require_same_run(found, robot.contract, moved)
+    for other in (planned("other.json", {"open it": "look for it", "close it": "push"}), recipe):
+        with pytest.raises(ValueError, match=r"co_fine_tuning.plans says something else than then: give the plans"):
+            require_same_run(found, robot.contract, other)
+    with pytest.raises(ValueError, match=r"co_fine_tuning.plan_share was 0.5 and is now 0.1: leave it"):
+        few = replace(moved.co_fine_tuning or CoFineTuningConfig(), plan_share=0.1)
+        require_same_run(found, robot.contract, replace(moved, co_fine_tuning=few))
+    with pytest.raises(ValueError, match=r"co_fine_tuning.plans was .*then.json and is now .*moved.json"):
+        require_same_run(checkpoint_of(robot, then, stores=[]), robot.contract, moved)  # older than the record of plans
 
 
 @pytest.fixture(scope="module")
