@@ -25,7 +25,7 @@ from torch import Tensor
 from rt_models.action_tokens import decode, encode
 from rt_models.config_checks import require_choices, require_sizes
 from rt_models.rt2_vocabulary import ActionVocabulary, IntegerTokens, Tokenizer
-from rt_models.spec import ARM, ActionSpec, rt1_action_spec
+from rt_models.spec import ActionSpec, rt1_action_spec
 
 FIELDS = (
     "terminate_episode",
@@ -35,7 +35,6 @@ FIELDS = (
 )
 
 
-_NEUTRAL = {"terminate_episode": float(ARM)}  # model values that change nothing; 0 in every other dimension
 _PLACES = {"robot_prompt": "instruction", "plan_prompt": "instruction", "question_prompt": "question"}
 
 
@@ -122,7 +121,7 @@ class RT2Text:
         self.field_dims = [self.spec.names.index(name) for name in config.fields]
         """Dimension of each field."""
         self._bin_of_id = {number: bin_ for bin_, number in enumerate(self.action_ids)}
-        self._neutral_A = torch.tensor([_NEUTRAL.get(name, 0.0) for name in self.spec.names])
+        self._neutral_A = torch.tensor([dimension.neutral(0.0) for dimension in self.spec.dimensions])
         self._neutral_bins_A = encode(self._neutral_A, self.spec)
         self._prompts: dict[str, tuple[int, ...]] = {}
 
