@@ -20,15 +20,18 @@ MAX_ROWS = 64
 REQUEST = f"""\
 POST /invocations with Content-Type: application/json and
   {{"dataframe_records": [ROW, ...], "params": {{"dataset": NAME}}}}
-where a ROW (at most {MAX_ROWS}) holds
+
+A ROW (at most {MAX_ROWS} in a request) holds
   image        a PNG or JPEG in base64, or rows of [red, green, blue], 0 to 255
   instruction  text; or embedding: the 512 numbers of the policy's own encoder
   robot        the name of the robot whose last frames came before this one, or
   stateless    true: an answer to this frame alone
   reset        true on the first frame of an episode (optional)
-and params, which may be left out where there is nothing to choose,
+
+params, which may be left out where there is nothing to choose, holds
   dataset      the robot data set whose units and scale the actions have
   contract     the id the caller was built for; another policy refuses
+
 The answer is {{"predictions": [ROW, ...]}}; a ROW holds the value of each action
 dimension, terminate_episode_class (terminate, arm or base), absent (dimensions
 that the data set lacks; their values command nothing) and frames_seen. A request

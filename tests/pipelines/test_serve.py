@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import serve
 from pipelines.cli import main
 
 
@@ -14,6 +15,11 @@ from pipelines.cli import main
     ("arguments", "words"),
     [
         (["runs/first"], "runs/first is no registered model: give models:/NAME@ALIAS"),
+        (["models:/arm@champion", "--prot", "5002"], "rtp serve: there is no option --prot: did you mean '--port'?"),
+        (["models:/arm@champion", "--workers", "4"], "rtp serve: there is no option --workers; --help lists them"),
+        (["models:/arm@champion", "--env-manager=local"], "rtp serve: there is no option --env-manager; --help"),
+        (["models:/arm@champion", "-p", "5002"], "rtp serve: "),
+        (["models:/arm@champion", "more"], "rtp serve: "),
         (["models:/arm@champion", "--port", "70000"], "a TCP port is from 1 to 65535"),
         (["models:/arm@champion", "--port", "0"], "a TCP port is from 1 to 65535"),
         (["models:/arm@champion", "--port", "{busy}"], "cannot listen on 127.0.0.1 port"),
@@ -32,3 +38,18 @@ def test_what_cannot_be_served_is_one_sentence(
         assert main(["serve", *(word.format(busy=busy.getsockname()[1]) for word in arguments)]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert words in line and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.0.0.1", True), ("127.1.2.3", True), ("localhost", True), ("::1", True), ("0.0.0.0", False)],
+)
+def test_an_address_that_others_reach_is_told_from_one_s_own(host: str, loopback: bool) -> None:
+    assert serve._is_loopback(host) == loopback
+
+
+def test_help_says_what_a_request_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        serve.main(["--help"])
+    page = " ".join(capsys.readouterr().out.split())
+    assert all(word in page for word in ("dataframe_records", "instruction", "stateless", "frames_seen", "curl"))
