@@ -332,7 +332,7 @@ def find_store(filesystem: Any, root: str, path: str, split: str | None) -> str:
     if len(stores) == 1:
         return stores[0]
     if stores:
-        listed = ", ".join(store[len(root) + 1 :] for store in stores)
+        listed = ", ".join(f"{path.rstrip('/')}/{store[len(root) + 1 :]}" for store in stores)
         raise ValueError(f"{path} holds {len(stores)} stores: give one of {listed}")
     if begun := [hit for p in patterns for hit in filesystem.glob(p + PROGRESS)]:
         raise ValueError(f"{path} holds an unfinished store: {_why_unfinished(filesystem, begun[0])}")

@@ -48,7 +48,10 @@ class ReachedStore(EpisodeStore):
             table = self.read_shard(number, ["action", "is_terminal"])
             action_NA = _matrix(table, "action")[~table["is_terminal"].to_numpy()]
             if not np.isfinite(action_NA).all():
-                raise ValueError(f"{shard.path} holds a state that is not finite: it cannot be relabelled")
+                raise ValueError(
+                    f"{shard.path} holds a state that is not finite and cannot be relabelled: leave "
+                    f"{self.contract.datasets[0].name} out of loader.relabel"
+                )
             moments = moments.merged(Moments.of(action_NA))
         dataset = replace(self.contract.datasets[0], arm="reached", statistics=moments.statistics())
         return replace(self, contract=replace(self.contract, datasets=(dataset,)))

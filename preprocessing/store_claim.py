@@ -40,7 +40,10 @@ def claimed(filesystem: Any, root: str, settings: dict[str, Any]) -> Iterator[No
 
     Raises ValueError where another conversion was interrupted, or is at work.
     """
-    filesystem.makedirs(f"{root}/{PROGRESS}", exist_ok=True)
+    try:
+        filesystem.makedirs(f"{root}/{PROGRESS}", exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{root} cannot be made ({error.strerror or error}): give another OUT") from error
     with _lock_of(filesystem, root) as locked:
         alone = locked(fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not alone:

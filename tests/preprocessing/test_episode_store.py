@@ -89,8 +89,9 @@ def test_several_stores_and_unfinished_ones_are_told(store: EpisodeStore, tmp_pa
     copy = Path(store.root).parent / "val"
     copy.mkdir()
     (copy / "manifest.json").write_text("{}")
-    with pytest.raises(ValueError, match="holds 2 stores: give one of"):
+    with pytest.raises(ValueError, match="holds 2 stores: give one of") as told:
         EpisodeStore.open(str(tmp_path / "out"))
+    assert f" {store.root}, {copy}" in str(told.value)
     with pytest.raises(ValueError, match="preprocess again"):
         EpisodeStore.open(str(copy))
     (copy / "manifest.json").unlink()

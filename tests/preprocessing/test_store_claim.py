@@ -97,6 +97,15 @@ def test_hours_of_work_are_not_thrown_away(
     EpisodeStore.open(str(out)).verify()
 
 
+def test_a_folder_that_cannot_be_written_to_asks_for_another(
+    make_bridge: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["preprocess", str(make_bridge([3])), str(tmp_path / "file"), "--workers", "0"]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/file/bridge_dataset/1.0.0/train cannot be made (Not a directory): give another OUT" in said
+
+
 def test_a_full_disk_names_the_file(
     make_bridge: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
