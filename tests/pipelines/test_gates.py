@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.gates import Gate, judge_all, metrics_of
+from pipelines.register import Guard
 
 REPORT = {
     "store": "somewhere",
@@ -107,3 +108,9 @@ def test_a_token_metric_of_other_bins_than_the_champions_is_refused_in_one_sente
 def test_the_default_gate_on_image_text_examples_alone_names_one_that_works() -> None:
     with pytest.raises(ValueError, match=r"image-text examples: .*--gate 'vqa_accuracy>=champion'"):
         judge_all([Gate.parse("scaled_error<=champion")], {"web": {"vqa_accuracy": {"mean": 0.9}}}, None, holder=None)
+
+
+def test_without_gates_data_alone_mean_not_worse_than_the_champion() -> None:
+    (gate,) = Guard.of("champion", (), ("stores",)).gates
+    assert (gate.metric, gate.relation, gate.bound) == ("scaled_error", "<=", 0) and gate.against_champion
+    assert Guard.of("champion", (), ()).gates == ()

@@ -217,9 +217,6 @@ def test_the_version_says_where_it_comes_from(
     assert all(word in printed for word in (store["fingerprint"], store["source"], "@champion"))
 
 
-# --- gates ---
-
-
 @pytest.fixture(scope="module")
 def saying(run: str, store: str, home: Path) -> Callable[[int], str]:
     """A model that answers every question with the n-th commonest token of the store, as a folder to register."""
@@ -274,12 +271,6 @@ def test_a_worse_model_never_becomes_champion(
     assert tags["champion.gates"] == worse["gates"][0] and "stays with version 1" in tags["champion.decision"]
     code, back, _ = rtp("registry", "rollback", "arm")
     assert (code, back["version"]) == (0, "1")
-
-
-def test_without_gates_data_alone_mean_not_worse_than_the_champion(store: str) -> None:
-    (gate,) = Guard.of("champion", (), (store,)).gates
-    assert (gate.metric, gate.relation, gate.bound) == ("scaled_error", "<=", 0) and gate.against_champion
-    assert Guard.of("champion", (), ()).gates == ()
 
 
 @pytest.mark.parametrize(
