@@ -184,7 +184,7 @@ def _per_dimension(
 
 def _physical(tokens_NA: np.ndarray, model: Model, dataset: DatasetContract) -> np.ndarray:
     values = decode(torch.from_numpy(np.ascontiguousarray(tokens_NA)), model.spec)
-    return dataset.transform.invert(values.numpy())
+    return dataset.completed(dataset.transform.invert(values.numpy()), model.spec)
 
 
 # --- the command ---
