@@ -145,7 +145,8 @@ def _explained(body: bytes) -> dict[str, Any]:
     if trace is not None:
         print(trace, file=sys.stderr, flush=True)
         account["message"] = str(trace).strip().splitlines()[-1].partition(": ")[2]
-    account["message"] = str(account.get("message", "")).rpartition("\nError: ")[2]
+    message = str(account.get("message", ""))  # MLflow's, which repeats the rows of the request before the reason
+    account["message"] = message.rpartition("Error: ")[2] if message.startswith("Failed to") else message
     return account
 
 

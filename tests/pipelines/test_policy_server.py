@@ -150,7 +150,12 @@ def test_a_refusal_is_its_reason_alone(
         (b"{}", "", 415, "the request has no Content-Type"),
         (b"{}", "text/html", 415, "This predictor only supports"),
         (b"{}", "application/json", 400, "The input must be a JSON dictionary with exactly one"),
-        (b'{"dataframe_records": [{"instruction": "a"}]}', "application/json", 400, "Failed to enforce schema"),
+        (
+            b'{"dataframe_records": [{"instruction": "a"}]}',
+            "application/json",
+            400,
+            "Model is missing inputs ['image']",
+        ),
     ],
 )
 def test_what_is_no_request_is_refused(
