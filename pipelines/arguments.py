@@ -58,7 +58,7 @@ def parse(
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-    raise UsageError(_sentence(complaint.getvalue(), prog, lambda: [*_flags(kind, options), *choices]))
+    raise UsageError(f"{prog}: {_sentence(complaint.getvalue(), arguments, _parser(kind, options), list(choices))}")
 
 
 def _parser(kind: Any, options: dict[str, Any]) -> Any:
@@ -86,21 +86,38 @@ def take(flags: list[str], name: str) -> str | None:
     return value
 
 
-def _sentence(complaint: str, prog: str, flags: Any) -> str:
-    """One sentence from tyro's box: the complaint, and the nearest flag for an unknown one."""
+def _sentence(complaint: str, arguments: Sequence[str], parser: Any, choices: list[str]) -> str:
+    """One sentence from tyro's box: an unknown flag before all else, then what is missing."""
+    known = [name for action in parser._actions for name in action.option_strings if name != "-h"]
+    for word in arguments:
+        name = word.partition("=")[0]
+        if name.startswith("--") and name != "--" and _dashed(name) not in map(_dashed, [*known, *choices]):
+            return f"there is no option {name}{_hint(name, [*known, *choices])}"
     # The box is drawn in dashes where the locale has no other characters.
     lines = [re.sub(r"[\u2500-\u257f]|^[-+| ]+$", "", line.strip()).strip() for line in complaint.splitlines()]
     text = " ".join(line for line in lines[1:] if line and "full helptext" not in line and not line.endswith("--help"))
-    unknown = re.search(r"Unrecognized options?: (--[^\s,=]+)", text)
+    missing = help_page.missing(parser, text)
+    if missing:
+        return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; --help says what is meant"
+    valueless = re.search(r"Missing value for argument '([^']+)'", text)
+    if valueless:
+        return f"{valueless[1]} needs a value; --help says which"
+    unknown = re.search(r"Unrecognized options?: (.+?)(?:$| \()", text)
     if unknown:
-        return f"{prog}: there is no option {unknown[1]}{_hint(unknown[1], flags())}"
-    return f"{prog}: {text.split('Perhaps you meant')[0].strip() or 'cannot read the arguments'} (see {prog} --help)"
+        return f"{unknown[1].split()[0]!r} is one word too many; --help lists what it takes"
+    choice = re.search(r"invalid choice '(.*)' for argument '([^']+)'\. Expected one of \((.+?),?\)", text)
+    if choice:
+        return f"{choice[2]} cannot be {choice[1]!r}: give one of {choice[3].replace(chr(39), '')}"
+    value = re.search(r"Error parsing (\S+): (.*?)(?: Argument helptext: (.*?)(?: \((?:default|required).*)?)?$", text)
+    if value:
+        return f"{value[1]}: {value[2].strip()}{f' ({value[3]})' if value[3] else ''}"
+    return f"{text.split('Perhaps you meant')[0].strip() or 'cannot read the arguments'}; --help says more"
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def _hint(flag: str, known: list[str]) -> str:
-    hint = did_you_mean(flag, known)
-    return hint if "did you mean" in hint else "; --help lists them"
-
-
-def _flags(kind: Any, options: dict[str, Any]) -> list[str]:
-    return [name for action in _parser(kind, options)._actions for name in action.option_strings if name != "-h"]
+    hint = did_you_mean(flag.lstrip("-"), [name.lstrip("-") for name in known])
+    return re.sub(r"'(.*)'", r"'--\1'", hint) if "did you mean" in hint else "; --help lists them"

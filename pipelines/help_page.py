@@ -64,6 +64,19 @@ def page(
     return "\n".join(lines)
 
 
+def missing(parser: Any, complaint: str) -> list[str]:
+    """The arguments that tyro's `complaint` says are required and not given."""
+    if "Missing from" in complaint:
+        said = complaint.partition("Missing from")[2]
+        return [flag.name or flag.value for flag in _flags(parser) if flag.required and _names(flag, said)]
+    value = re.search(r"Missing value for argument '([^'-][^']*)'", complaint)  # a positional
+    return [value[1].upper()] if value else []
+
+
+def _names(flag: Flag, said: str) -> bool:
+    return re.search(rf"(?<![\w-]){re.escape(flag.name or flag.value)}(?![\w-])", said) is not None
+
+
 def _width() -> int:
     return min(_MOST, shutil.get_terminal_size((80, 24)).columns)
 

@@ -55,6 +55,13 @@ def sentence(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["train", "rt1_metaworld", "--data", "x", "--output", "y", "--config", "no.yaml"], ["no.yaml"]),
         (["evaluate", "nowhere", "--data", "x"], ["no complete checkpoint in nowhere"]),
         (["list", "extra"], ["takes no arguments"]),
+        (["export"], ["rtp export: CHECKPOINT and OUT are missing; --help"]),
+        (["register", "x"], ["rtp register: --name is missing; --help"]),
+        (["export", "--wieghts", "last"], ["no option --wieghts: did you mean '--weights'?"]),
+        (["evaluate", "x", "--foo"], ["no option --foo; --help lists them"]),
+        (["preprocess", "a", "b", "c"], ["'c' is one word too many"]),
+        (["train", "rt1_tiny", "--output"], ["--output needs a value"]),
+        (["registry", "sho", "x"], ["action cannot be 'sho': give one of show, rollback"]),
     ],
 )
 def test_one_sentence_for_a_mistake(
