@@ -28,7 +28,7 @@ IN_PROCESS, RAY_WORKER = 640 * 10**6, 840 * 10**6
 """Resident bytes of a process before its first step: the interpreter, torch, MLflow's client, Ray and DeepSpeed."""
 WORKING = {RT1Config: 3.0, RT2Config: 1.0}
 """Peak on a CPU over what forward saves for backward. RT-1's batches differ in their number of distinct frames, which
-leaves holes in glibc's heap: 1.8 after 10 steps, 3.1 after 60, still growing slowly. RT-2's are alike: 1.0 throughout."""
+leaves holes in glibc's heap: 1.8 after 10 steps, 3.1 after 60, still growing slowly. RT-2's are alike: 1.0."""
 
 
 @dataclass(frozen=True, kw_only=True)
