@@ -57,7 +57,13 @@ def connect(uri: str) -> Any:
         logging.getLogger(name).setLevel(logging.ERROR)
     database = database_of(uri)
     if database is not None:
-        database.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            database.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TrackingError(
+                f"{database} of MLflow cannot be made ({error.strerror}): run in a folder that can be written to, or "
+                f"set MLFLOW_TRACKING_URI=sqlite:////FOLDER/mlflow.db"
+            ) from None
         follow_move(database)
     mlflow.set_tracking_uri(with_password(uri))
     mlflow.set_registry_uri(with_password(uri))

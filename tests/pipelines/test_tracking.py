@@ -75,6 +75,15 @@ def test_a_failed_run_says_why_and_is_taken_up_again(store: str, uri: str, tmp_p
     assert "failure" not in again.data.tags
 
 
+def test_a_working_folder_that_cannot_be_written_to_asks_for_another(tmp_path: Path) -> None:
+    (tmp_path / "runs").touch()
+    words = (
+        r"mlflow.db of MLflow cannot be made \(.*\): run in a folder that can be written to, or set MLFLOW_TRACKING_URI"
+    )
+    with pytest.raises(OSError, match=words):
+        connect(f"sqlite:///{tmp_path}/runs/below/mlflow.db")
+
+
 def test_a_server_that_does_not_answer_is_one_sentence(
     store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
