@@ -44,6 +44,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
     parameters = sum(parameter.numel() for parameter in trained.model.parameters())
     which = trained.metadata.get("weights", "last")
     print(f"{given.out}/{WEIGHTS}: {parameters:,} parameters of step {trained.step}, {which} weights")
+    print(f"in Python: from pipelines.policy import load_policy; policy = load_policy({given.out!r})")
     stores = trained.metadata.get("stores") or ["STORE"]
     print_next("evaluate", given.out, "--data", *stores)
     return {

@@ -18,6 +18,7 @@ from pipelines import inspect_model
 from pipelines.arguments import parse
 from pipelines.inspect_model import MODELS, kind_of_model
 from pipelines.next_step import print_next
+from pipelines.whole_files import write_whole
 from preprocessing import audit as auditing
 from preprocessing import report, web_report
 from preprocessing.episode_store import EpisodeStore
@@ -98,8 +99,7 @@ def inspect(
     if unsaved:
         found["remarks"].append(unsaved)
     if html is not None:
-        Path(html).parent.mkdir(parents=True, exist_ok=True)
-        Path(html).write_text(report.page(opened, found, episodes=episodes))
+        write_whole(str(Path(html).absolute()), report.page(opened, found, episodes=episodes))
     return found
 
 

@@ -19,7 +19,11 @@ def write_whole(path: str, text: str) -> None:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial")
-    partial.write_text(text)
+    try:
+        partial.write_text(text)
+    except OSError:  # the disk is full
+        partial.unlink(missing_ok=True)
+        raise
     partial.replace(target)
 
 
