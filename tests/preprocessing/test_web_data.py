@@ -1,3 +1,5 @@
+"""Image-text data of every layout to a store: what comes out, and that nothing is lost."""
+
 from __future__ import annotations
 
 import io
@@ -18,10 +20,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tiny_web import (  # type: ignore[import-not-found]
+    converted,
     picture,
     png,
+    put,
     write_coco,
-    write_easy_vqa,
     write_gqa,
     write_jsonl,
     write_okvqa,
@@ -30,32 +33,16 @@ from tiny_web import (  # type: ignore[import-not-found]
     write_webdataset,
 )
 
-from preprocessing import web_data, web_sources
-from preprocessing.episode_store import EpisodeStore
+from preprocessing import web_data
 from preprocessing.images import decode_image
 from preprocessing.loading.reader import LoaderConfig
 from preprocessing.loading.web_reader import WebReader
 from preprocessing.web_data import WebConvertConfig, convert_web
-from preprocessing.web_store import WebStore, open_store
 
-Example = tuple[str, str, int]
 ELSEWHERE = "is not named by a path below the folder of images"
 UNREAD = "its picture is named by 'image_id', which is not read: name it 'image'"
 CAPTION = {"image_id": 1, "caption": "a picture"}
 PICTURES = [picture(kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP")]
-
-
-def converted(source: Path, out: Path, **settings: Any) -> tuple[WebStore, list[Example], list[dict[str, Any]]]:
-    """The store, its (prompt, answer, number of references), and its quarantine."""
-    summary = convert_web(str(source), str(out), WebConvertConfig(workers=0, **settings))
-    store = WebStore.open(summary.store)
-    assert summary.examples_in == summary.examples_out + summary.quarantined + summary.duplicates
-    assert summary.examples_out == store.num_examples
-    rows = [zip(*row, strict=True) for row in store.texts()]
-    examples = [(prompt, answer, len(given)) for row in rows for prompt, answer, given in row]
-    lines = Path(store.root, "quarantine.jsonl").read_text().splitlines()
-    assert len(lines) == summary.quarantined
-    return store, examples, [json.loads(line) for line in lines]
 
 
 @pytest.mark.parametrize(
@@ -98,168 +85,6 @@ def test_every_layout_becomes_the_same_store(
     assert found == examples
     assert [line["reason"] for line in quarantine] == reasons
     assert store.manifest["counts"]["images"] == sum(shard.rows for shard in store.shards)
-
-
-# --- One thing counts once: identity by id, splits by exact name ---
-
-
-def put(folder: Path, files: dict[str, Any], images: tuple[str, ...] = ("7.png",)) -> Path:
-    """JSON (or text, or bytes) and pictures below `folder`."""
-    for name in images:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(png(len(name)))
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        data = content if isinstance(content, bytes) else json.dumps(content).encode()
-        (folder / name).write_bytes(data)
-    return folder
-
-
-def asked(number: int, image: int = 7) -> dict[str, Any]:
-    return {"question_id": number, "image_id": image, "question": f"is it {number}?"}
-
-
-def answered(number: int, answer: str = "yes") -> dict[str, Any]:
-    return {"question_id": number, "image_id": 7, "answers": [{"answer": answer}]}
-
-
-def gqa(*numbers: int, answer: str = "yes") -> dict[str, Any]:
-    return {f"q{n}": {"question": f"is it {n}?", "answer": answer, "imageId": "7"} for n in numbers}
-
-
-def test_balanced_questions_of_gqa_count_once(tmp_path: Path) -> None:
-    files = {f"{split}_all_questions.json": gqa(1, 2, 3) for split in ("val", "test", "testdev")}
-    files |= {f"{split}_balanced_questions.json": gqa(2) for split in ("val", "test", "testdev")}
-    source = put(tmp_path / "gqa", files)
-    for split, count, again in (("val", 3, 1), ("test", 3, 1), ("val_balanced", 1, 0), ("val_all", 3, 0)):
-        store, found, quarantine = converted(source, tmp_path / "out", format="gqa", split=split)
-        assert (len(found), store.manifest["duplicates"], quarantine) == (count, again, [])
-
-
-def test_a_question_id_stands_for_one_question(tmp_path: Path) -> None:
-    files = {"val_all_questions.json": gqa(1, 2), "val_balanced_questions.json": gqa(2, answer="no")}
-    _, found, quarantine = converted(put(tmp_path / "gqa", files), tmp_path / "out", format="gqa", split="val")
-    assert found == [("is it 1?", "yes", 1), ("is it 2?", "yes", 1)]
-    assert [(line["place"], line["reason"]) for line in quarantine] == [
-        ("question q2", "its id q2 stands for something else already")
-    ]
-
-
-def test_what_does_not_pair_is_accounted_by_question_id(tmp_path: Path) -> None:
-    questions = [asked(1), asked(1), asked(2), {"question_id": 3, "question": "no image"}, asked(4), asked(6, 8)]
-    questions += [asked(7), {**asked(7), "question": "is it another?"}]
-    annotations = [answered(1), answered(1), answered(4), answered(4, "no"), answered(5), {"answers": []}, answered(6)]
-    annotations += [answered(7)]
-    files = {
-        "v2_OpenEnded_mscoco_train2014_questions.json": {"questions": questions},
-        "v2_mscoco_train2014_annotations.json": {"annotations": annotations},
-        "v2_OpenEnded_mscoco_test-dev2015_questions.json": {"questions": [asked(9)]},
-        "v2_OpenEnded_mscoco_test2015_questions.json": {"questions": [asked(9)]},
-    }
-    store, found, quarantine = converted(put(tmp_path / "vqa", files), tmp_path / "out", format="vqav2")
-    assert (found, store.manifest["duplicates"]) == ([("is it 1?", "yes", 1)], 1)
-    reasons = [(line["place"], line["reason"]) for line in quarantine]
-    assert sorted(reason for place, reason in reasons if place == "question 7") == [
-        "its id 7 stands for something else already",
-        "its id stands for two questions that differ",
-    ]
-    assert {place: reason for place, reason in reasons if place != "question 7"} == {
-        "question 2": "it has no annotation",
-        "question 4 of the file": "it is not laid out as a question (KeyError: 'image_id')",
-        "question 4": "it has two annotations that differ",
-        "question 6": "its annotation is about another image",
-        "annotation of question 5": "it has no question",
-        "annotation 6 of the file": "it has no question_id",
-    }
-
-
-def test_captions_of_coco_are_accounted_by_annotation_id(tmp_path: Path) -> None:
-    captions = [
-        {"id": 1, "image_id": 7, "caption": "one"},
-        {"id": 1, "image_id": 7, "caption": "one"},
-        {"id": 1, "image_id": 7, "caption": "another"},
-        {"id": 2, "image_id": 7, "caption": None},
-        {"id": 3, "image_id": 9, "caption": "of no image"},
-    ]
-    images = [{"id": 7, "file_name": "7.png"}, {"id": 8, "file_name": "8.png"}, {"id": 9}]
-    files = {"captions_val2014.json": {"images": images, "annotations": captions}}
-    files |= {"captions_valminusminival2014.json": {"images": [], "annotations": []}}
-    source = put(tmp_path / "coco", files, ("val2014/7.png", "val2014/8.png"))
-    store, found, quarantine = converted(source, tmp_path / "out", format="coco", split="val")
-    assert (found, store.manifest["duplicates"]) == ([("", "one", 1)], 1)
-    assert {line["place"]: line["reason"] for line in quarantine} == {
-        "annotation 1": "its id 1 stands for something else already",
-        "annotation 2": "its caption is empty",
-        "annotation 3": "it is not listed among the images",
-        "image 8": "it has no caption",
-        "image 3 of the file": "it is listed without id and file_name",
-    }
-
-
-@pytest.mark.parametrize("name", ["jsonl", "parquet"])
-def test_rows_with_one_question_id_count_once(tmp_path: Path, name: Any) -> None:
-    rows = [
-        {"question_id": 1, "question": "a?", "answer": "yes"},
-        {"question_id": 1, "question": "a?", "answer": "yes"},
-        {"question_id": 1, "question": "a?", "answer": "no"},
-        {"question_id": None, "question": "b?", "answer": "yes"},
-        {"question_id": math.nan, "question": "b?", "answer": "yes"},
-        {"question_id": math.nan, "question": "c?", "answer": "yes"},
-    ]
-    (tmp_path / name).mkdir()
-    if name == "jsonl":
-        (tmp_path / name / "all.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    else:
-        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name / "all.parquet")
-    store, found, quarantine = converted(tmp_path / name, tmp_path / "out", format=name)
-    assert found == [("a?", "yes", 1), ("b?", "yes", 1), ("b?", "yes", 1), ("c?", "yes", 1)]
-    assert store.manifest["duplicates"] == 1
-    assert [line["reason"] for line in quarantine] == ["its id 1 stands for something else already"]
-
-
-def test_of_two_pictures_with_one_name_none_is_guessed(tmp_path: Path) -> None:
-    files = {"train_questions.json": gqa(1)}
-    source = put(tmp_path / "apart", files, ("train/7.png", "val/7.png"))
-    assert len(converted(source, tmp_path / "out", format="gqa")[1]) == 1  # the split's own
-    source = put(tmp_path / "both", files, ("a/7.png", "b/7.png"))
-    with pytest.raises(ValueError, match="its image 7 is there 2 times"):
-        converted(source, tmp_path / "out", format="gqa")
-
-
-@pytest.mark.parametrize("folder", ["a[1]", "100%2F", "what?", "a*b"])
-def test_signs_in_a_folder_are_no_pattern(tmp_path: Path, folder: str) -> None:
-    source = put(tmp_path / folder, {"train_questions.json": gqa(1)})
-    assert len(converted(source, tmp_path / "out", format="gqa", dataset="gqa")[1]) == 1
-
-
-def test_folders_may_be_links(tmp_path: Path) -> None:
-    images = put(tmp_path / "elsewhere", {})
-    source = put(tmp_path / "gqa", {"train_questions.json": gqa(1)}, ())
-    (source / "images").symlink_to(images)
-    (source / "round").symlink_to(source)
-    assert converted(source, tmp_path / "out", format="gqa")[1] == [("is it 1?", "yes", 1)]
-
-
-@pytest.mark.parametrize("flag", ["split", "dataset", "version"])
-@pytest.mark.parametrize("name", ["../up", "a/b", "", ".", "train[:10]"])
-def test_names_of_folders_do_not_lead_out(flag: str, name: str) -> None:
-    with pytest.raises(ValueError, match=f"--{flag} .* must be letters"):
-        WebConvertConfig(format="jsonl", **{flag: name})
-
-
-@pytest.mark.parametrize(("write", "name"), [(write_okvqa, "okvqa"), (write_gqa, "gqa"), (write_coco, "coco")])
-def test_images_may_lie_elsewhere(tmp_path: Path, write: Callable[[Path], None], name: Any) -> None:
-    together, annotations, images = tmp_path / "together", tmp_path / "annotations", tmp_path / "images"
-    together.mkdir()
-    write(together)
-    _, expected, _ = converted(together, tmp_path / "out", format=name)
-    annotations.mkdir()
-    images.mkdir()
-    for path in sorted(together.iterdir()):
-        holds_text = path.suffix == ".json" or any(path.rglob("*.json"))
-        path.rename((annotations if holds_text else images) / path.name)
-    _, found, quarantine = converted(annotations, tmp_path / "apart", format=name, images=str(images))
-    assert found == expected and not quarantine
 
 
 def test_json_lines_with_and_without_images(tmp_path: Path) -> None:
@@ -503,114 +328,3 @@ def test_pictures_are_judged_as_the_loader_reads_them(tmp_path: Path) -> None:
         kept = [text.image for text in reader.texts(np.arange(2)) if text.image is not None]
         upright, _ = reader.frames(kept)
     assert np.array_equal(upright, decode_image(lying.getvalue())) and upright.any(axis=(1, 2)).all()
-
-
-@pytest.fixture
-def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A source of three pieces."""
-    monkeypatch.setattr(web_sources, "_RECORDS_PER_PIECE", 2)
-    write_easy_vqa(tmp_path / "source", [(f"question {n}?", "yes", n) for n in range(5)])
-    return tmp_path / "source"
-
-
-def test_a_conversion_that_was_killed_ends_with_the_same_bytes(
-    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole, _, _ = converted(many, tmp_path / "whole", format="easy_vqa")
-    take, taken = web_data._Account.take, []
-
-    def dies(account: Any, record: Any) -> Any:
-        taken.append(record.place)
-        if len(taken) == 4:
-            raise KeyboardInterrupt
-        return take(account, record)
-
-    monkeypatch.setattr(web_data._Account, "take", dies)
-    config = WebConvertConfig(format="easy_vqa", workers=0)
-    with pytest.raises(KeyboardInterrupt):
-        convert_web(str(many), str(tmp_path / "killed"), config)
-    with pytest.raises(ValueError, match="holds an unfinished store"):
-        WebStore.open(str(tmp_path / "killed"))
-    summary = convert_web(str(many), str(tmp_path / "killed"), config)
-    assert (summary.shards, summary.shards_converted) == (3, 2)
-    for path in Path(whole.root).iterdir():
-        assert Path(summary.store, path.name).read_bytes() == path.read_bytes()
-
-
-def test_a_finished_store_is_left_alone_and_guards_its_settings(many: Path, tmp_path: Path) -> None:
-    converted(many, tmp_path / "out", format="easy_vqa")
-    again = convert_web(str(many), str(tmp_path / "out"), WebConvertConfig(format="easy_vqa", workers=0))
-    assert again.shards_converted == 0
-    with pytest.raises(ValueError, match="with another limits"):
-        converted(many, tmp_path / "out", format="easy_vqa", max_characters=7)
-
-
-def test_the_two_kinds_of_store_know_each_other(many: Path, tmp_path: Path) -> None:
-    store, _, _ = converted(many, tmp_path / "out", format="easy_vqa")
-    assert isinstance(open_store(store.root), WebStore)
-    with pytest.raises(ValueError, match="image-text examples"):
-        EpisodeStore.open(store.root)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"format": "coco"}, r"holds no \*captions\*.json: is --format the right one"),
-        ({"format": "easy_vqa", "split": "test"}, "has no test/questions.json"),
-        ({"format": "webdataset"}, r"holds no \*.tar"),
-        ({"format": "easy_vqa", "max_characters": 2}, "not one of 5 examples can be used"),
-    ],
-)
-def test_the_wrong_layout_is_one_sentence(many: Path, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
-    with pytest.raises((ValueError, OSError), match=message):
-        convert_web(str(many), str(tmp_path / "out"), WebConvertConfig(workers=0, **settings))
-    with pytest.raises((ValueError, OSError)):
-        open_store(str(tmp_path / "out"))
-
-
-@pytest.mark.parametrize(
-    ("name", "file", "text", "message"),
-    [
-        ("gqa", "train_questions.json", '{"1": {"question": "q", "answer": "a"}}', "not laid out as gqa"),
-        ("gqa", "train_questions.json", "{", "train_questions.json cannot be read as JSON .*: fetch it again"),
-        pytest.param(
-            "gqa", "train_questions.json", "[" * 200_000, "cannot be read as JSON .*: fetch it again", id="deep"
-        ),
-        ("easy_vqa", "train/questions.json", '[["what?", "this"]]', "not laid out as easy_vqa"),
-        ("coco", "captions_train.json", '{"questions": []}', "not laid out as coco"),
-        ("webdataset", "train-0.tar", "no archive", "train-0.tar is cut or no tar archive .*: fetch it again"),
-        ("parquet", "train-0.parquet", "no table", "train-0.parquet is damaged .*: fetch it again"),
-    ],
-)
-def test_damaged_files_are_one_sentence(tmp_path: Path, name: Any, file: str, text: str, message: str) -> None:
-    (tmp_path / "source/train").mkdir(parents=True)
-    (tmp_path / "source" / file).write_text(text)
-    with pytest.raises(ValueError, match=message):
-        convert_web(str(tmp_path / "source"), str(tmp_path / "out"), WebConvertConfig(format=name, workers=0))
-
-
-def test_a_cut_archive_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
-    (tmp_path / "source").mkdir()
-    write_webdataset(tmp_path / "source")
-    path = tmp_path / "source" / "train-0001.tar"
-    path.write_bytes(path.read_bytes()[:1500])
-    with pytest.raises(ValueError, match="is cut or no tar archive"):
-        convert_web(str(path.parent), str(tmp_path / "out"), WebConvertConfig(format="webdataset", workers=0))
-
-
-def test_a_file_is_not_taken_for_its_folder(tmp_path: Path) -> None:
-    source = put(tmp_path / "lines", {"train.jsonl": {}}, ()) / "train.jsonl"
-    with pytest.raises(NotADirectoryError, match="is a file: give the folder that it lies in"):
-        convert_web(str(source), str(tmp_path / "out"), WebConvertConfig(format="jsonl", workers=0))
-
-
-def test_a_source_that_does_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="does not exist: give the folder"):
-        convert_web(str(tmp_path / "none"), str(tmp_path / "out"), WebConvertConfig(format="jsonl", workers=0))
-
-
-def test_the_captions_that_others_published(shared_dir: Path, tmp_path: Path) -> None:
-    store, examples, quarantine = converted(shared_dir / "data/captions", tmp_path, format="jsonl")
-    assert (len(examples), quarantine) == (25, [])
-    assert all(prompt == "" and len(caption) > 20 for prompt, caption, _ in examples)
-    assert store.name == "captions"

@@ -7,11 +7,17 @@ import json
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+
+from preprocessing.web_data import WebConvertConfig, convert_web
+from preprocessing.web_store import WebStore
+
+Example = tuple[str, str, int]
 
 
 def png(seed: int = 0, *, size: tuple[int, int] = (12, 16), mode: str = "RGB") -> bytes:
@@ -117,3 +123,28 @@ def write_parquet(folder: Path) -> None:
     ]
     (folder / "data").mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows), folder / "data" / "train-00000-of-00001.parquet")
+
+
+def converted(source: Path, out: Path, **settings: Any) -> tuple[WebStore, list[Example], list[dict[str, Any]]]:
+    """The store, its (prompt, answer, number of references), and its quarantine."""
+    summary = convert_web(str(source), str(out), WebConvertConfig(workers=0, **settings))
+    store = WebStore.open(summary.store)
+    assert summary.examples_in == summary.examples_out + summary.quarantined + summary.duplicates
+    assert summary.examples_out == store.num_examples
+    rows = [zip(*row, strict=True) for row in store.texts()]
+    examples = [(prompt, answer, len(given)) for row in rows for prompt, answer, given in row]
+    lines = Path(store.root, "quarantine.jsonl").read_text().splitlines()
+    assert len(lines) == summary.quarantined
+    return store, examples, [json.loads(line) for line in lines]
+
+
+def put(folder: Path, files: dict[str, Any], images: tuple[str, ...] = ("7.png",)) -> Path:
+    """JSON (or text, or bytes) and pictures below `folder`."""
+    for name in images:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(png(len(name)))
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        (folder / name).write_bytes(data)
+    return folder

@@ -1,0 +1,130 @@
+"""Conversions of image-text data that are killed, run again, asked for the wrong thing or given damaged files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_web import (  # type: ignore[import-not-found]
+    converted,
+    put,
+    write_easy_vqa,
+    write_webdataset,
+)
+
+from preprocessing import web_data, web_sources
+from preprocessing.episode_store import EpisodeStore
+from preprocessing.web_data import WebConvertConfig, convert_web
+from preprocessing.web_store import WebStore, open_store
+
+
+@pytest.fixture
+def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A source of three pieces."""
+    monkeypatch.setattr(web_sources, "_RECORDS_PER_PIECE", 2)
+    write_easy_vqa(tmp_path / "source", [(f"question {n}?", "yes", n) for n in range(5)])
+    return tmp_path / "source"
+
+
+def test_a_conversion_that_was_killed_ends_with_the_same_bytes(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _, _ = converted(many, tmp_path / "whole", format="easy_vqa")
+    take, taken = web_data._Account.take, []
+
+    def dies(account: Any, record: Any) -> Any:
+        taken.append(record.place)
+        if len(taken) == 4:
+            raise KeyboardInterrupt
+        return take(account, record)
+
+    monkeypatch.setattr(web_data._Account, "take", dies)
+    config = WebConvertConfig(format="easy_vqa", workers=0)
+    with pytest.raises(KeyboardInterrupt):
+        convert_web(str(many), str(tmp_path / "killed"), config)
+    with pytest.raises(ValueError, match="holds an unfinished store"):
+        WebStore.open(str(tmp_path / "killed"))
+    summary = convert_web(str(many), str(tmp_path / "killed"), config)
+    assert (summary.shards, summary.shards_converted) == (3, 2)
+    for path in Path(whole.root).iterdir():
+        assert Path(summary.store, path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_finished_store_is_left_alone_and_guards_its_settings(many: Path, tmp_path: Path) -> None:
+    converted(many, tmp_path / "out", format="easy_vqa")
+    again = convert_web(str(many), str(tmp_path / "out"), WebConvertConfig(format="easy_vqa", workers=0))
+    assert again.shards_converted == 0
+    with pytest.raises(ValueError, match="with another limits"):
+        converted(many, tmp_path / "out", format="easy_vqa", max_characters=7)
+
+
+def test_the_two_kinds_of_store_know_each_other(many: Path, tmp_path: Path) -> None:
+    store, _, _ = converted(many, tmp_path / "out", format="easy_vqa")
+    assert isinstance(open_store(store.root), WebStore)
+    with pytest.raises(ValueError, match="image-text examples"):
+        EpisodeStore.open(store.root)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"format": "coco"}, r"holds no \*captions\*.json: is --format the right one"),
+        ({"format": "easy_vqa", "split": "test"}, "has no test/questions.json"),
+        ({"format": "webdataset"}, r"holds no \*.tar"),
+        ({"format": "easy_vqa", "max_characters": 2}, "not one of 5 examples can be used"),
+    ],
+)
+def test_the_wrong_layout_is_one_sentence(many: Path, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, OSError), match=message):
+        convert_web(str(many), str(tmp_path / "out"), WebConvertConfig(workers=0, **settings))
+    with pytest.raises((ValueError, OSError)):
+        open_store(str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "text", "message"),
+    [
+        ("gqa", "train_questions.json", '{"1": {"question": "q", "answer": "a"}}', "not laid out as gqa"),
+        ("gqa", "train_questions.json", "{", "train_questions.json cannot be read as JSON .*: fetch it again"),
+        pytest.param(
+            "gqa", "train_questions.json", "[" * 200_000, "cannot be read as JSON .*: fetch it again", id="deep"
+        ),
+        ("easy_vqa", "train/questions.json", '[["what?", "this"]]', "not laid out as easy_vqa"),
+        ("coco", "captions_train.json", '{"questions": []}', "not laid out as coco"),
+        ("webdataset", "train-0.tar", "no archive", "train-0.tar is cut or no tar archive .*: fetch it again"),
+        ("parquet", "train-0.parquet", "no table", "train-0.parquet is damaged .*: fetch it again"),
+    ],
+)
+def test_damaged_files_are_one_sentence(tmp_path: Path, name: Any, file: str, text: str, message: str) -> None:
+    (tmp_path / "source/train").mkdir(parents=True)
+    (tmp_path / "source" / file).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        convert_web(str(tmp_path / "source"), str(tmp_path / "out"), WebConvertConfig(format=name, workers=0))
+
+
+def test_a_cut_archive_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    write_webdataset(tmp_path / "source")
+    path = tmp_path / "source" / "train-0001.tar"
+    path.write_bytes(path.read_bytes()[:1500])
+    with pytest.raises(ValueError, match="is cut or no tar archive"):
+        convert_web(str(path.parent), str(tmp_path / "out"), WebConvertConfig(format="webdataset", workers=0))
+
+
+def test_a_file_is_not_taken_for_its_folder(tmp_path: Path) -> None:
+    source = put(tmp_path / "lines", {"train.jsonl": {}}, ()) / "train.jsonl"
+    with pytest.raises(NotADirectoryError, match="is a file: give the folder that it lies in"):
+        convert_web(str(source), str(tmp_path / "out"), WebConvertConfig(format="jsonl", workers=0))
+
+
+def test_a_source_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="does not exist: give the folder"):
+        convert_web(str(tmp_path / "none"), str(tmp_path / "out"), WebConvertConfig(format="jsonl", workers=0))
+
+
+def test_the_captions_that_others_published(shared_dir: Path, tmp_path: Path) -> None:
+    store, examples, quarantine = converted(shared_dir / "data/captions", tmp_path, format="jsonl")
+    assert (len(examples), quarantine) == (25, [])
+    assert all(prompt == "" and len(caption) > 20 for prompt, caption, _ in examples)
+    assert store.name == "captions"
