@@ -59,7 +59,7 @@ def jsonl() -> Files:
     rows = [{"image": name, **_fields(number)} for number, name in enumerate(images)]
     rows += [{"image": name, "question": "again?", "answer": "yes"} for name in images]
     rows += [{"question": "words alone?", "answer": "yes"}]
-    return {"train.jsonl": b"\n".join(map(_json, rows)), **images}
+    return {"train.jsonl": b"\n".join(map(json_bytes, rows)), **images}
 
 
 def llava() -> Files:

@@ -93,7 +93,7 @@ def score_paraphrases(trained: TrainedModel, store: EpisodeStore, config: Evalua
     return ParaphraseScores(
         original=original,
         paraphrased=paraphrased,
-        ratio=paraphrased["mean"] / original["mean"],
+        ratio=paraphrased["mean"] / original["mean"] if original["mean"] else 0.0,
         opposed=some_steps(right_RN[0][has_opposite_N]),
         opposite=some_steps(right_RN[-1][has_opposite_N]),
         per_task={str(text): scores for text, scores in tasks.items()},

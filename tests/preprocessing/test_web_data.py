@@ -77,7 +77,7 @@ PICTURES = [picture(kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP")]
     ],
 )
 def test_every_layout_becomes_the_same_store(
-    tmp_path: Path, write: Callable[[Path], None], name: Any, examples: list[Example], reasons: list[str]
+    tmp_path: Path, write: Callable[[Path], None], name: Any, examples: list[tuple[str, str, int]], reasons: list[str]
 ) -> None:
     (tmp_path / "source").mkdir()
     write(tmp_path / "source")
@@ -131,7 +131,10 @@ def test_every_line_is_in_the_account(tmp_path: Path) -> None:
 
 def test_files_that_changed_are_read_anew(tmp_path: Path) -> None:
     for answer in ("no", "yes"):
-        source = put(tmp_path / "gqa", {"train_questions.json": gqa(1, answer=answer)})
+        source = put(
+            tmp_path / "gqa",
+            {"train_questions.json": {"1": {"question": "is it 1?", "answer": answer, "imageId": "7"}}},
+        )
         assert converted(source, tmp_path / answer, format="gqa")[1] == [("is it 1?", answer, 1)]
 
 
