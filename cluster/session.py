@@ -75,7 +75,7 @@ def _start(session: RaySession) -> None:
     _keep_sockets_short()
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
-    with _import_path_inherited():
+    with _import_path_inherited(), _start_told():
         ray.init(
             address="local",
             num_cpus=session.num_cpus,
@@ -89,6 +89,21 @@ def _start(session: RaySession) -> None:
         )
     root.setLevel(level)  # Ray's choice is for its own processes, not for this one
     root.handlers[:] = handlers
+
+
+@contextmanager
+def _start_told() -> Iterator[None]:
+    """Ray's own errors where it does not come up ("The current node timed out during startup") as one sentence."""
+    try:
+        yield
+    except (ValueError, OSError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ChildProcessError(
+            f"Ray did not start on this machine ({reason:.200}): try again when it is less busy, or do without Ray "
+            f"(rtp train ... --launch InProcess, rtp preprocess ... --workers 0)"
+        ) from error
 
 
 def _keep_sockets_short() -> None:

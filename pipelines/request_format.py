@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,7 +70,7 @@ class ServedPolicy:
         rows = zip(self.contract.action.names, dataset.units, dataset.action_mask, strict=True)
         return f"{dataset.name}: " + ", ".join(f"{name} ({unit})" for name, unit, there in rows if there)
 
-    def request(self) -> dict[str, object]:
+    def request(self) -> Mapping[str, object]:
         """A request that is answered."""
         frame = base64.b64encode(encode_png(np.full((16, 16, 3), 128, np.uint8))).decode()
         text = self.instructions[0] if self.instructions else "open the drawer"

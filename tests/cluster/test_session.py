@@ -84,3 +84,17 @@ def test_sockets_lie_in_a_short_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(ValueError, match="TMPDIR is too long for Ray's sockets"):
         session._keep_sockets_short()
+
+
+def test_a_ray_that_does_not_come_up_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", busy)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with (
+        pytest.raises(ChildProcessError, match=r"timed out during startup.*less busy.*InProcess"),
+        connect(RaySession()),
+    ):
+        pass
