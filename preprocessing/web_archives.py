@@ -23,6 +23,7 @@ _END_BYTES = 1024  # of zeros, that an archive ends in
 _KEPT_BYTES = 1 << 16  # more than tarfile reads ahead of what it hands out
 _MOST_BYTES = 1 << 28  # of a picture or text: none is larger
 _READ = (*IMAGE_SUFFIXES, ".json", ".txt")
+_OTHER_PICTURES = (".tif", ".tiff", ".jfif", ".jp2", ".jxl", ".heic", ".heif", ".avif", ".ppm", ".mp4", ".webm", ".avi")
 _APART = "its members stand apart from each other in the archive: pack those of a key side by side"
 
 
@@ -85,7 +86,8 @@ def _record(place: str, members: Sequence[_Member]) -> WebRecord:
     if problem is None and len(pictures) > 1:
         problem = f"it has {len(pictures)} pictures, and an example has one"
     unreadable = any(member.problem for member in texts)
-    examples = None if unreadable else _examples(texts, has_picture=bool(pictures))
+    others = () if pictures else [m.extension for m in members if f".{m.extension}".endswith(_OTHER_PICTURES)]
+    examples = None if unreadable else _examples(texts, has_picture=bool(pictures), others=others)
     return WebRecord(
         place=place,
         image=pictures[0].data if pictures and problem is None else None,
@@ -102,8 +104,9 @@ def _chosen(members: Sequence[_Member], suffixes: tuple[str, ...]) -> list[_Memb
     return exact if len(exact) == 1 else found
 
 
-def _examples(texts: Sequence[_Member], *, has_picture: bool) -> tuple[WebExample, ...] | None:
-    """What JSON members say, and captions in text members that they do not say too; None where one cannot be read."""
+def _examples(texts: Sequence[_Member], *, has_picture: bool, others: Sequence[str]) -> tuple[WebExample, ...] | None:
+    """What JSON members say, and captions in text members that they do not say too; None where one cannot be read.
+    `others` are the extensions of pictures of kinds that are not read."""
     fields: dict[str, Any] = {}
     examples: list[WebExample] = []
     captions: list[str] = []
@@ -122,7 +125,12 @@ def _examples(texts: Sequence[_Member], *, has_picture: bool) -> tuple[WebExampl
         examples = [example for example in examples if example.problem != NOTHING_TO_LEARN]
     examples += [example for text in captions if text not in said for example in examples_of({"caption": text})]
     examples = examples or [unusable(NOTHING_TO_LEARN)]
-    return tuple(examples) if has_picture else without_picture(fields, examples)
+    if has_picture:
+        return tuple(examples)
+    lost = f"its picture is a .{others[0]}, which is not read: pack it as JPEG, PNG or WebP" if others else None
+    if lost is None and fields.get("image"):
+        lost = "its picture, which 'image' names, is not packed beside it"
+    return tuple(replace(e, problem=e.problem or lost) for e in without_picture(fields, examples))
 
 
 # --- Members ---

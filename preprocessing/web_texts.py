@@ -44,7 +44,7 @@ def examples_of(fields: Mapping[str, Any]) -> tuple[WebExample, ...]:
         return (unusable(str(error)),)
     if chosen:
         problem = None if question else "it has an answer and no question"
-        return (WebExample(prompt=question, answer=chosen, references=tuple(answers or [chosen]), problem=problem),)
+        return (WebExample(prompt=question, answer=chosen, references=tuple(told or [chosen]), problem=problem),)
     captions = next((found for name in _CAPTIONS if (found := _captions(fields.get(name), question))), ())
     return captions or (unusable("its answer is empty" if answers else NOTHING_TO_LEARN),)
 

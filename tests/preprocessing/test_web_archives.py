@@ -110,6 +110,16 @@ def link(name: str, kind: bytes) -> tuple[str, tarfile.TarInfo]:
             [("x.json", b'{"question": "q", "answer": "one"}')], [("x", "one", None)], id="a question of words alone"
         ),
         pytest.param(
+            [("x.tiff", A), ("x.json", b'{"question": "q", "answer": "one"}')],
+            [("x", "", "its picture is a .tiff, which is not read: pack it as JPEG, PNG or WebP")],
+            id="a question about a picture of another kind",
+        ),
+        pytest.param(
+            [("x.json", b'{"question": "q", "answer": "one", "image": "x.jpg"}')],
+            [("x", "", "its picture, which 'image' names, is not packed beside it")],
+            id="a question about a picture that is not packed",
+        ),
+        pytest.param(
             [link("x.png", tarfile.SYMTYPE), ("x.txt", b"one")], [("x", "", "its member is a link")], id="link"
         ),
         pytest.param(

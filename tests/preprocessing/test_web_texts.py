@@ -67,6 +67,8 @@ def test_numbers_are_said_as_they_stand(answer: Any, text: str) -> None:
 def test_empty_answers_have_no_vote() -> None:
     (example,) = examples_of({"question": "what?", "answers": [None, "", "red", ""], "multiple_choice_answer": ""})
     assert (example.answer, example.problem) == ("red", None)
+    (example,) = examples_of({"question": "what?", "answers": [{"answer": ""}], "multiple_choice_answer": "red"})
+    assert example.references == ("red",)
 
 
 @pytest.mark.parametrize("question", [math.nan, ["what?", "who?"], {"a": 1}, False])
