@@ -15,7 +15,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -48,8 +48,7 @@ class Lease:
 
     def require(self) -> None:
         """Raise TimeoutError (an OSError) unless nobody can have taken the lock for abandoned by now."""
-        held = _chain(self._client, self.lock)[-1:]
-        if time.monotonic() - self._alive_s > FRESH_S or [link.name for link in held] != [self.link.name]:
+        if time.monotonic() - self._alive_s > FRESH_S or not _is_last(_chain(self._client, self.lock), self.link):
             raise TimeoutError(
                 f"the registry answered too slowly: {self.lock} may have been given to another process, and nothing "
                 f"more is changed; run the command again"
@@ -113,10 +112,15 @@ def _stands(client: Any, lock: str, link: Link) -> bool:
     One that succeeds nobody, since the lock was given back meanwhile, is taken away. One that has a successor already
     is the successor's to take away: without it, theirs would hang on nothing.
     """
-    names = [each.name for each in _chain(client, lock)]
-    if link.name not in names:
+    chain = _chain(client, lock)
+    if link.name not in [each.name for each in chain]:
         client.delete_registered_model(link.name)
-    return names[-1:] == [link.name]
+    return _is_last(chain, link)
+
+
+def _is_last(chain: Sequence[Link], link: Link) -> bool:
+    """By its token too: the lock's own name, given back, is the next one's, as a process that slept may find it."""
+    return bool(chain) and (chain[-1].name, chain[-1].owner) == (link.name, link.owner)
 
 
 def _release(client: Any, lease: Lease) -> None:

@@ -102,9 +102,9 @@ def _write(filesystem: Any, progress: str, name: str, data: dict[str, Any]) -> N
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What differs first, in words; empty where nothing does."""
-    for key, value in now.items():
-        if before.get(key) != value:
-            return f"another {key} ({_short(before.get(key))}, now {_short(value)})"
+    for key in now | before:  # what is as it is by default may be left out of either
+        if before.get(key) != now.get(key):
+            return f"another {key} ({_short(before.get(key))}, now {_short(now.get(key))})"
     return ""
 
 

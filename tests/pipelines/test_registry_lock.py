@@ -260,3 +260,15 @@ def test_in_mlflow_a_lock_left_by_the_dead_is_taken_over(database: str, monkeypa
     with exclusive(client, LOCK):
         assert time.monotonic() - began > 1.0
     assert client.search_registered_models() == []
+
+
+def test_who_slept_while_the_lock_changed_hands_does_not_take_the_next_ones_for_his_own(clock: Clock) -> None:
+    """A machine that was suspended wakes: its clock stood still, and a lock of that name is there, somebody else's."""
+    registry = Registry()
+    with exclusive(registry, LOCK) as lease:
+        lease.require()
+        registry.delete_registered_model(LOCK)  # taken over and given back meanwhile
+        registry.create_registered_model(LOCK, tags={"owner": "another"})
+        with pytest.raises(TimeoutError, match="may have been given to another process"):
+            lease.require()
+    assert registry.models[LOCK]["owner"] == "another"

@@ -97,6 +97,25 @@ def test_hours_of_work_are_not_thrown_away(
     EpisodeStore.open(str(out)).verify()
 
 
+def test_frames_that_were_not_read_through_are_not_passed_off_as_checked(
+    make_bridge: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, quick = str(make_bridge([3], [2])), ConvertConfig(workers=0, check_frames=False)
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("preprocessing.convert.write_manifest", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, str(tmp_path), quick)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"begun with another check_frames \(false, now null\)"):
+        convert(source, str(tmp_path), HERE)
+    assert convert(source, str(tmp_path), quick).shards_converted == 0
+    with pytest.raises(ValueError, match="holds a finished store made with another check_frames"):
+        convert(source, str(tmp_path), HERE)
+
+
 def test_a_folder_that_cannot_be_written_to_asks_for_another(
     make_bridge: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
