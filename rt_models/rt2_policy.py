@@ -48,15 +48,19 @@ class RT2Policy:
         self._outlet = ActionOutlet(text.spec, dataset, said_A)
         self._mask_A = None if dataset is None else torch.tensor(dataset.action_mask)
         self._num_frames = num_frames
-        self._history: list[list[Tensor]] = [[] for _ in range(num_robots)]
+        self._begin()
         if isinstance(model, torch.nn.Module):
             model.eval()
 
     def of_another(self) -> RT2Policy:
         """A policy of the same weights, shared, with a history of its own."""
         other = copy.copy(self)
-        other._history = [[] for _ in range(self.num_robots)]
+        other._begin()
         return other
+
+    def _begin(self) -> None:
+        self._history: list[list[Tensor]] = [[] for _ in range(self.num_robots)]
+        self._told = [""] * self.num_robots
 
     def reset(self, robots: Sequence[int] | None = None) -> None:
         """Begin an episode: forget the frames of these robots, or of all."""
@@ -66,13 +70,17 @@ class RT2Policy:
     def act(self, frame: np.ndarray | Tensor, instruction: str | Sequence[str]) -> Action:
         """The action for the newest frame, uint8 (H, W, 3) of any size, or (R, H, W, 3) for all robots at once.
 
-        `instruction` is a text for all robots, or one for each. Raises ValueError for another shape, dtype or count.
+        `instruction` is a text for all robots, or one for each; a new one begins an episode. Raises ValueError for
+        another shape, dtype or count.
         """
         texts = [instruction] * self.num_robots if isinstance(instruction, str) else list(instruction)
         if len(texts) != self.num_robots or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"instruction: expected a text, or {self.num_robots} texts, got {instruction!r}")
         prompts = [self.text.robot_prompt(text, with_plan=self._plan_room > 0) for text in texts]
-        self._remember(self._frames(frame))
+        frame_RHWC = self._frames(frame)
+        self.reset([robot for robot, text in enumerate(texts) if text != self._told[robot]])
+        self._told = texts
+        self._remember(frame_RHWC)
         batch = self._images() | self.text.collate_prompts(prompts)
         device = self._device()
         predicted = predict_actions(
