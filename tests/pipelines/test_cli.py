@@ -192,7 +192,7 @@ def test_a_model_that_the_registry_does_not_know_is_one_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    printed = sentence(capsys, "evaluate", "models:/nobody@champion", "--data", "x")
+    printed = sentence(capsys, "serve", "models:/nobody@champion")
     assert "nobody" in printed and "runs/mlflow.db" in printed
 
 
