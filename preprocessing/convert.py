@@ -40,7 +40,7 @@ from preprocessing.shard_conversion import ShardTask, convert_shard, report_name
 from preprocessing.shard_files import reaching
 from preprocessing.shipped_vectors import require_agreement, why_not_kept
 from preprocessing.spec_file import read_spec
-from preprocessing.store_claim import claimed, finished
+from preprocessing.store_claim import claimed, finished, without_verdict
 from preprocessing.store_manifest import write_manifest
 
 _LONGEST_SIDE = 8192
@@ -342,7 +342,7 @@ def _through_ray(
         return
     import ray.data
 
-    reach_ray()
+    without_verdict(reach_ray)
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its execution plans; the bar above says what matters
     ray.data.DataContext.get_current().enable_progress_bars = False
     shards = ray.data.from_items([{"index": index} for index in missing], override_num_blocks=len(missing))
@@ -374,7 +374,7 @@ def _embed(encoder: Encoder, workers: int | None, reach_ray: ReachRay, texts: li
         return embed_texts(encoder, texts)
     import ray
 
-    reach_ray()
+    without_verdict(reach_ray)
     return ray.get(ray.remote(embed_texts).remote(encoder, texts))
 
 

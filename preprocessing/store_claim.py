@@ -58,6 +58,15 @@ def claimed(filesystem: Any, root: str, settings: dict[str, Any]) -> Iterator[No
             raise
 
 
+def without_verdict(step: Callable[[], None]) -> None:
+    """A step of a conversion that says nothing of the data, such as to reach Ray: its ValueError becomes an OSError,
+    which is not noted, so that the work done is continued."""
+    try:
+        step()
+    except ValueError as error:
+        raise OSError(str(error)) from error
+
+
 def _make_room(filesystem: Any, root: str, settings: dict[str, Any], *, alone: bool) -> None:
     """Leave progress of the same conversion or none. Raises ValueError where another's must not be removed."""
     progress = f"{root}/{PROGRESS}"

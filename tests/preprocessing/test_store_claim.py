@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -95,6 +96,27 @@ def test_hours_of_work_are_not_thrown_away(
     with pytest.raises(ValueError, match="holds a finished store made with another image_size"):
         convert(source, str(out), other)
     EpisodeStore.open(str(out)).verify()
+
+
+def test_a_wrong_address_of_ray_throws_no_work_away(
+    make_bridge: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, root = str(make_bridge([3], [2])), tmp_path / "bridge_dataset/1.0.0/train"
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    def wrong_address() -> None:
+        raise ValueError("its port is not a number")
+
+    monkeypatch.setattr("preprocessing.convert.write_manifest", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, str(tmp_path), HERE)
+    monkeypatch.undo()
+    (root / ".progress/00001.json").unlink()
+    with pytest.raises(OSError, match="port is not a number"):
+        convert(source, str(tmp_path), replace(HERE, workers=1), wrong_address)
+    assert convert(source, str(tmp_path), HERE).shards_converted == 1
 
 
 def test_frames_that_were_not_read_through_are_not_passed_off_as_checked(
