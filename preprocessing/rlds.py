@@ -232,7 +232,7 @@ def open_dataset(folder: str) -> RldsDataset:
     with taken_apart(f"{folder}/features.json", remedy=_REMEDY):
         features = flatten(tree)
     if not any(key.startswith(_STEPS) for key in features):
-        have = ", ".join(sorted({key.partition("/")[0] for key in features}))
+        have = ", ".join(sorted({key.partition("/")[0] for key in features})) or "empty dictionaries"
         raise ValueError(f"{folder} holds no episodes: its features.json has no `steps`, only {have}")
     with taken_apart(f"{folder}/dataset_info.json", remedy=_REMEDY):
         above, _, last = root.rstrip("/").rpartition("/")

@@ -86,7 +86,7 @@ def write_manifest(task: ShardTask, settings: dict[str, Any], embed: Embed | Non
         "shards": [_without(report, "frame_size", "rates_hz", "unread", "states_not_finite") for report in reports],
         "settings": settings,
     }
-    if remarks := _remarks(task, reports):
+    if remarks := _remarks(task, reports, trained_steps=statistics.count):
         manifest["remarks"] = remarks
     with atomic_write(filesystem, f"{root}/{MANIFEST}", temporary=temporary) as file:
         lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in manifest.items())
@@ -118,8 +118,8 @@ def _counts(reports: list[dict[str, Any]]) -> dict[str, int]:
     return {"episodes_in": records, "episodes_out": episodes, "quarantined": quarantined, "steps": steps}
 
 
-def _remarks(task: ShardTask, reports: list[dict[str, Any]]) -> list[str]:
-    """Sentences about what is odd and costs no episode."""
+def _remarks(task: ShardTask, reports: list[dict[str, Any]], *, trained_steps: int) -> list[str]:
+    """Sentences about what is odd and costs no episode; `trained_steps` are those that are not terminal."""
     unread = sum((Counter(report.get("unread", {})) for report in reports), Counter())
     odd = [steps for report in reports for steps in report.get("states_not_finite", [])]
     total = sum(len(report["episode_lengths"]) for report in reports)
@@ -132,6 +132,11 @@ def _remarks(task: ShardTask, reports: list[dict[str, Any]]) -> list[str]:
         remarks.append(
             f"the state is not finite at {sum(odd)} steps of {len(odd)} of {total} episodes: it is kept as it is; "
             f"training reads no state, and loader.relabel refuses this store"
+        )
+    if trained_steps == 0:
+        remarks.append(
+            "every step is terminal, and rtp train leaves such steps out: where is_terminal means something else, name "
+            "it under ignored_marks of the dataset spec and preprocess again"
         )
     return remarks
 

@@ -229,6 +229,11 @@ def test_marks_of_another_form_come_from_the_place(stored: Any) -> None:
     assert remarks[1] == "is_last is not one number a step: the last step counts as last"
 
 
+def test_a_store_of_terminal_steps_alone_says_that_nothing_is_trained_on(stored: Any) -> None:
+    _, (remark,) = stored(given(is_terminal=True))
+    assert remark.startswith("every step is terminal, and rtp train leaves such steps out")
+
+
 def test_marks_and_reward_may_be_missing(stored: Any) -> None:
     found, remarks = stored(given(), without=("is_first", "is_last", "is_terminal", "reward"))
     assert (found["is_first"], found["reward"], remarks) == ([True, False, False], [None] * 3, ())
