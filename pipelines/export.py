@@ -18,7 +18,7 @@ import tyro
 from pipelines.arguments import parse
 from pipelines.bundle import DESCRIPTION, WEIGHTS, TrainedModel, write_bundle
 from pipelines.checkpoints import Which, load_trained, with_instructions
-from pipelines.next_step import print_next
+from pipelines.next_step import print_next_evaluation
 from pipelines.training_stores import referred_from
 from preprocessing.shard_files import is_local
 
@@ -45,8 +45,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
     which = trained.metadata.get("weights", "last")
     print(f"{given.out}/{WEIGHTS}: {parameters:,} parameters of step {trained.step}, {which} weights")
     print(f"in Python: from pipelines.policy import load_policy; policy = load_policy({given.out!r})")
-    stores = trained.metadata.get("stores") or ["STORE"]
-    print_next("evaluate", given.out, "--data", *stores)
+    print_next_evaluation(given.out, trained_on=trained.metadata.get("stores") or [])
     return {
         "output": given.out,
         "checkpoint": trained.source,

@@ -17,7 +17,7 @@ import tyro
 from pipelines import inspect_model
 from pipelines.arguments import parse
 from pipelines.inspect_model import MODELS, kind_of_model
-from pipelines.next_step import print_next
+from pipelines.next_step import print_next, print_next_evaluation
 from pipelines.whole_files import write_whole
 from preprocessing import audit as auditing
 from preprocessing import report, web_report
@@ -119,7 +119,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
     found = inspect(**vars(given))
     if found.get("kind") in MODELS:
         print(inspect_model.text(found))
-        print_next("evaluate", given.store, "--data", *(found["stores"] or ["STORE"]))
+        print_next_evaluation(given.store, trained_on=found["stores"])
         return found
     print(web_report.text(found) if "kind" in found else report.text(found))
     if given.html:

@@ -87,7 +87,8 @@ def text(found: Mapping[str, Any]) -> str:
     rows = {
         "what": f"{found['kind']}{of_recipe}, at step {found['step']}{of_steps}",
         "model": f"{found['model']}, {found['bytes'] / 1e6:.1f} MB",
-        "acts in": f"{found['action']}, frames {found['image']}, instructions by {found['encoder']}",
+        "acts in": f"{found['action']}, frames {found['image']}",
+        "instructions": f"by {found['encoder']}",
         "datasets": ", ".join(found["datasets"]) or "none: import its weights again with --data",
         "trained on": "\n".join(found["stores"]),
         "from": found.get("source"),
@@ -99,6 +100,6 @@ def text(found: Mapping[str, Any]) -> str:
     }
     told = {name: str(value).split("\n") for name, value in rows.items() if value}
     lines = [
-        f"{name if not place else '':<13}{part}" for name, parts in told.items() for place, part in enumerate(parts)
+        f"{name if not place else '':<14}{part}" for name, parts in told.items() for place, part in enumerate(parts)
     ]
     return "\n".join([str(found["path"]), *lines])

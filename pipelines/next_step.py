@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -14,6 +15,13 @@ def command_line(*words: object) -> str:
 def print_next(*words: object) -> None:
     """The last line of a command: what to do with what it made."""
     print(f"next: {command_line('rtp', *words)}")
+
+
+def print_next_evaluation(model: object, *, trained_on: Sequence[object], held_out: Sequence[object] = ()) -> None:
+    """How to score `model`: on held-out stores where they are known."""
+    print_next("evaluate", model, "--data", *(held_out or trained_on or ["STORE"]))
+    if trained_on and not held_out:
+        print("      (it was trained on these: give held-out stores for a meaningful score)")
 
 
 def _shortened(word: str) -> str:

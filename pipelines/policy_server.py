@@ -20,6 +20,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 MAX_REQUEST_BYTES = 2**26  # 64 MiB: 64 frames of a megabyte each
 _FORMATS = ("dataframe_records", "dataframe_split", "instances", "inputs")
+_EXAMPLE = '{"dataframe_records": [{"image": ..., "instruction": ...}]}'
 
 
 class Refusal(Exception):
@@ -52,12 +53,14 @@ class GuardedServer:
 
     def _require_known(self, scope: Message, body: bytes) -> None:
         """Raise Refusal for what MLflow would pass over without a word."""
-        if not _header(scope, b"content-type").startswith("application/json"):
-            if not _header(scope, b"content-type"):
-                raise Refusal(415, "the request has no Content-Type: send it with Content-Type: application/json")
-            return
+        told = _header(scope, b"content-type")
+        if told.partition(";")[0].strip().lower() != "application/json":
+            given = f"the Content-Type {told!r:.60}" if told else "no Content-Type"
+            raise Refusal(415, f"the request has {given}: send it with Content-Type: application/json")
         request = _parsed(body)
         _require("field", request, (*_FORMATS, "params"))
+        if sum(name in request for name in _FORMATS) != 1:
+            raise Refusal(400, f"the request must hold one of {', '.join(_FORMATS)}: {_EXAMPLE}")
         for columns in _columns(request):
             _require("column", columns, self.columns)
         parameters = request.get("params") or {}
@@ -87,7 +90,7 @@ def _parsed(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise Refusal(400, f"the request is not JSON ({error})") from None
     if not isinstance(request, dict):
-        raise Refusal(400, 'the request must be an object: {"dataframe_records": [{"image": ..., "instruction": ...}]}')
+        raise Refusal(400, f"the request must be an object: {_EXAMPLE}")
     return request
 
 

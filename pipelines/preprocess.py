@@ -65,7 +65,8 @@ def main(arguments: list[str]) -> dict[str, Any]:
     print(
         f"{summary['store']}\n"
         f"episodes in {summary['episodes_in']} = out {summary['episodes_out']} + quarantined {summary['quarantined']}; "
-        f"{summary['steps']} steps, {summary['instructions']} distinct instructions ({summary['encoder']}); {converted}"
+        f"{summary['steps']} steps,\n{summary['instructions']} distinct instructions by the encoder "
+        f"{summary['encoder']}\n{converted}"
     )
     for remark in summary["remarks"]:
         print(f"remark: {remark}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import shlex
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -35,8 +36,8 @@ params, which may be left out where there is nothing to choose, holds
 
 The answer is {{"predictions": [ROW, ...]}}; a ROW holds the value of each action
 dimension, terminate_episode_class (terminate, arm or base), absent (dimensions
-that the data set lacks; their values command nothing) and frames_seen. A request
-that is refused is answered with status 400 and {{"message": REASON}}."""
+that the data set lacks; their values command nothing) and frames_seen. A
+request that is refused is answered with status 400 and {{"message": REASON}}."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,8 @@ class ServedPolicy:
     def _dimensions(self, number: int) -> str:
         dataset = self.contract.datasets[number]
         rows = zip(self.contract.action.names, dataset.units, dataset.action_mask, strict=True)
-        return f"{dataset.name}: " + ", ".join(f"{name} ({unit})" for name, unit, there in rows if there)
+        named = f"{dataset.name}: " + ", ".join(f"{name} ({unit})" for name, unit, there in rows if there)
+        return textwrap.fill(named, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
     def request(self) -> Mapping[str, object]:
         """A request that is answered."""

@@ -28,7 +28,7 @@ from pipelines.experiment import Experiment, InProcess
 from pipelines.forecast import num_samples
 from pipelines.loop_state import LoopState
 from pipelines.meter import require_reported
-from pipelines.next_step import command_line, print_next
+from pipelines.next_step import command_line, print_next_evaluation
 from pipelines.output_lock import alone_in
 from pipelines.progress import following, packed
 from pipelines.run_files import METRICS, read_metrics
@@ -229,11 +229,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
     if "stopped" in result:
         print(f"rtp: {result['stopped']}; to continue: {_resuming(arguments)}", file=sys.stderr)
         return result | {"exit_code": STOPPED_EXIT_CODE}
-    if job.validation:
-        print_next("evaluate", job.output, "--data", *job.validation)
-    else:
-        print_next("evaluate", job.output, "--data", *job.stores)
-        print("      (these are the stores it was trained on: give held-out ones for a score that means something)")
+    print_next_evaluation(job.output, trained_on=job.stores, held_out=job.validation)
     return result
 
 

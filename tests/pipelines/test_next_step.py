@@ -53,7 +53,9 @@ def test_what_is_offered_leads_from_the_source_to_a_score_and_says_what_lies_the
     assert "checkpoint of rt1_tiny, at step 1 of 1" in capsys.readouterr().out
     of_bundle = offered(capsys, "export", "my runs/a", "bundle")
     assert main(["inspect", "bundle"]) == 0
-    assert f"bundle, at step 1\n{'model':<13}RT1Config" in capsys.readouterr().out
+    assert "trained on these: give held-out stores" in (shown := capsys.readouterr().out)
+    assert max(len(line) for line in shown.splitlines() if "/" not in line) <= 80
+    assert f"bundle, at step 1\n{'model':<14}RT1Config" in shown
     assert main([*of_bundle, "--no-perturbations", "--bootstrap-samples", "10"]) == 0
 
 

@@ -148,8 +148,10 @@ def test_a_refusal_is_its_reason_alone(
         (b"[" * 100_000, "application/json", 400, "the request is not JSON"),
         (b"[]", "application/json", 400, "the request must be an object"),
         (b"{}", "", 415, "the request has no Content-Type"),
-        (b"{}", "text/html", 415, "This predictor only supports"),
-        (b"{}", "application/json", 400, "The input must be a JSON dictionary with exactly one"),
+        (b"{}", "text/html", 415, "the request has the Content-Type 'text/html': send"),
+        (b"image,instruction\nx,y\n", "text/csv", 415, "the request has the Content-Type 'text/csv': send"),
+        (b"{}", "application/json; charset=utf-8", 400, "the request must hold one of dataframe_records, "),
+        (b'{"inputs": {}, "instances": []}', "application/json", 400, "the request must hold one of "),
         (
             b'{"dataframe_records": [{"instruction": "a"}]}',
             "application/json",
@@ -184,7 +186,10 @@ def test_a_stack_trace_goes_to_the_log_and_its_last_line_to_the_caller(capfd: py
         await send({"type": "http.response.body", "body": body.encode()})
 
     server = GuardedServer(server=older, columns=("image",), parameters=())
-    assert post(server, {}) == (400, {"error_code": "BAD_REQUEST", "message": "row 0: image is nothing: send one"})
+    assert post(server, {"inputs": {}}) == (
+        400,
+        {"error_code": "BAD_REQUEST", "message": "row 0: image is nothing: send one"},
+    )
     assert "Traceback" in capfd.readouterr().err
 
 
@@ -197,3 +202,8 @@ def test_the_server_imports_nothing_of_ours() -> None:
 def test_a_registered_bundle_still_opens_without_a_table(trained: TrainedModel, tmp_path: Path) -> None:
     write_bundle(replace(trained, instructions=Instructions(trained.contract.encoder, {})), tmp_path)
     assert read_bundle(str(tmp_path)).instructions.vectors == {}
+
+
+def test_the_request_format_and_the_dimensions_fit_into_80_columns(trained: TrainedModel) -> None:
+    lines = ServedPolicy.of(trained).description().splitlines()
+    assert [line for line in lines if len(line) > 80 and not line.startswith("curl")] == []
