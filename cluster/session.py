@@ -159,6 +159,11 @@ def _join(address: str, session: RaySession) -> None:
             logging_level=logging.ERROR,
             runtime_env=_shipped_packages(),
         )
+    except ValueError as error:
+        if "Invalid address format" not in str(error):
+            raise
+        given = "" if session.address else " (RAY_ADDRESS)"
+        raise ValueError(f"{address!r}{given} is no address of a Ray cluster: give auto or 127.0.0.1:6379") from error
     except (OSError, RuntimeError) as error:
         given = "" if session.address else " (RAY_ADDRESS)"
         remedy = "" if session.address else "; start it, or unset RAY_ADDRESS to use this machine alone"

@@ -29,6 +29,7 @@ def test_dead_address_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ("address", "words"),
     [
         ("http://127.0.0.1:8265", "a dashboard's address: give the head's"),
+        ("nonsense", r"'nonsense'.* is no address of a Ray cluster: give auto or 127.0.0.1:6379"),
         ("127.0.0.1:six", "its port is not a number"),
     ],
 )
