@@ -20,6 +20,7 @@ PLACEHOLDER = "<image>"
 _SEVERAL = "it is about several pictures, and an example has one"
 _CAPTIONS = ("captions", "caption", "sentences", "text")
 TEXT_FIELDS = ("question", "prompt", "answers", "answer", "multiple_choice_answer", *_CAPTIONS, "conversations")
+_PICTURE_NAMES = ("image", "img", "picture", "photo", "file_name", "filename", "jpg", "jpeg", "png", "webp", "pixel")
 _EXACT = 2**53  # below it a float is the whole number that it stands for
 _ASKING, _ANSWERING = ("human", "user"), ("gpt", "assistant")
 
@@ -83,7 +84,7 @@ def without_picture(fields: Mapping[str, Any], examples: Sequence[WebExample]) -
 
 
 def _names_a_picture(name: str) -> bool:
-    return name != "image" and name.lower().startswith(("image", "img", "picture", "photo", "file_name", "filename"))
+    return name != "image" and name.lower().startswith(_PICTURE_NAMES)
 
 
 def _refused(example: WebExample, problem: str) -> WebExample:

@@ -142,6 +142,8 @@ def test_every_turn_is_in_the_account(fields: dict[str, Any], reasons: list[str 
             {"image_id": 7, "question": "who?", "answer": "me"},
             UNREAD,
         ),
+        ({"jpg": b"\xff\xd8", "question": "who?", "answer": "me"}, UNREAD.replace("image_id", "jpg")),
+        ({"pixel_values": [0], "question": "who?", "answer": "me"}, UNREAD.replace("image_id", "pixel_values")),
         ({"img_path": None, "question": "who?", "answer": "me"}, None),
         (talk(("human", "who?"), ("gpt", "me")), "its conversation is about no picture"),
     ],
