@@ -85,7 +85,7 @@ def _start(session: RaySession) -> None:
             logging_level=logging.ERROR,
             # Without a dashboard Ray Train's helpers warn every second that they cannot ask it.
             logging_config=ray.LoggingConfig(log_level="ERROR"),
-            runtime_env={"worker_process_setup_hook": f"{__name__}.name_own_ray"},
+            runtime_env={"worker_process_setup_hook": f"{__name__}.prepare_process"},
         )
     root.setLevel(level)  # Ray's choice is for its own processes, not for this one
     root.handlers[:] = handlers
@@ -141,11 +141,17 @@ def _signals_kept() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def name_own_ray() -> None:
-    """In every process of ours: where several people's Rays run on one machine, Ray's helpers would not know theirs."""
+_HELPER = "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client"
+
+
+def prepare_process() -> None:
+    """In every process of our own Ray."""
     import ray
 
+    # Where several people's Rays run on one machine, Ray's helpers would not know theirs.
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    # On a busy machine this prints a traceback, with the advice to ignore it, each time it waits longer than 5 s.
+    logging.getLogger(_HELPER).setLevel(logging.ERROR)
 
 
 def _join(address: str, session: RaySession) -> None:

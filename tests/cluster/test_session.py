@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import os
 import socket
 import time
@@ -68,6 +70,19 @@ def test_every_process_of_our_own_ray_knows_which_it_belongs_to() -> None:
     with connect(RaySession(num_cpus=1)):
         told, own = ray.get(known.remote())
         assert told == own
+
+
+def test_a_slow_answer_of_ray_to_itself_prints_no_traceback() -> None:
+    helper = "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client"
+    assert importlib.util.find_spec(helper) is not None
+
+    @ray.remote
+    def shown() -> bool:
+        logging.getLogger("ray.train").setLevel(logging.WARNING)  # as Ray Train does in its own processes
+        return logging.getLogger(helper).isEnabledFor(logging.WARNING)
+
+    with connect(RaySession(num_cpus=1)):
+        assert not ray.get(shown.remote())
 
 
 def test_sockets_lie_in_a_short_folder(monkeypatch: pytest.MonkeyPatch) -> None:
