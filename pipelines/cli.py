@@ -81,10 +81,10 @@ def _main(words: list[str]) -> int:
 
 
 def _set_up_logging() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.addFilter(Once())
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", handlers=[terminal])
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints a traceback of what it then raises
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(Once())
 
 
 class Once(logging.Filter):
