@@ -124,7 +124,7 @@ def test_stores_that_cannot_be_mixed_are_told_apart(
     store: str, other: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = refused(store, other(image_size="32x32"), capsys=capsys)
-    assert "stores cannot be mixed: image is" in said and "height=32" in said
+    assert "stores cannot be mixed: image is" in said and "32x32" in said and "the same --image-size" in said
     with_use = changed(other(), Path("use"), lambda m: m["contract"].update(encoder="universal-sentence-encoder/4"))
     said = refused(store, with_use, capsys=capsys)
     assert "encoder is hash-512 in metaworld_sample and universal-sentence-encoder/4 in other_sample" in said
