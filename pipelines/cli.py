@@ -23,6 +23,7 @@ from pipelines.serialization import did_you_mean
 # What is left to say where a command was stopped in the middle: nothing, where all of it is to be done again.
 _GOES_ON = {
     "preprocess": "; running the same command again continues",
+    "demo": "; running the same command again continues",
     "train": " at once; with --resume the same command goes on from the newest checkpoint, if there is one",
     "tune": " at once; with --resume the same command continues the sweep",
     "submit": "; a job that the cluster has taken goes on",

@@ -98,7 +98,9 @@ class _Stages:
             tracking_uri=tracking_uri(),
             resume=(self.output / folder).exists(),
         )
-        run_training(job)
+        ended = run_training(job)
+        if "stopped" in ended:  # Ctrl-C or SIGTERM: the training has saved itself, and half of it is not to be judged
+            raise KeyboardInterrupt(ended["stopped"])
         return job.output
 
     def evaluate(self, trained_at: str, store: EpisodeStore) -> Evaluation:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 from command_line import SAMPLE, environment, rtp_command
 
+from pipelines import demo
 from pipelines.demo import shortfalls
 
 
@@ -34,3 +37,11 @@ def test_a_demo_that_learnt_nothing_says_so_and_fails(tmp_path: Path) -> None:
     page = Path(result["report"]).read_text()
     assert "<svg" in page and "data:image/jpeg;base64," in page and "not shown" not in page
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "runs"]
+
+
+def test_a_training_that_was_stopped_is_not_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "run_training", lambda job: {"stopped": "Ctrl-C: stopped at step 3 of 250"})
+    monkeypatch.setattr(demo, "tracking_uri", lambda: "sqlite://")
+    store = SimpleNamespace(root=str(tmp_path))
+    with pytest.raises(KeyboardInterrupt, match="stopped at step 3"):
+        demo._Stages(tmp_path).train({"train": store, "val": store}, 4)  # type: ignore[dict-item]
