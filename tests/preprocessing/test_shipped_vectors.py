@@ -63,7 +63,6 @@ def with_vectors(folder: Path, feature: Any, vector: Any) -> str:
         (tfds.Tensor(shape=(384,), dtype=np.float32), np.ones(384, np.float32), "vectors of 384 values where a store"),
         (tfds.Tensor(shape=(768,), dtype=np.float32), np.ones(768, np.float32), "vectors of 768 values where a store"),
         (tfds.Text(), "none", "holds no vectors of one length"),
-        (tfds.Sequence(np.float32), [1.0, 2.0], "holds no vectors of one length"),
     ],
 )
 def test_vectors_of_another_width_are_called_so(
