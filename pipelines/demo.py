@@ -177,7 +177,7 @@ class _Stages:
         page: Path,
     ) -> dict[str, Any]:
         losses = [line["loss"] for line in read_metrics(self.output / "train/metrics.jsonl") if "loss" in line]
-        failures = shortfalls(report) + (unheard(words["use-multilingual"]) if words else [])
+        failures = shortfalls(report) + (paraphrase_shortfalls(words["use-multilingual"]) if words else [])
         say = self.console.print
         say(f"\nread     {_episodes(stores['train'])} + {_episodes(stores['val'])} episodes, {_steps(stores)} steps")
         say(f"loss     {losses[0]:.3f} first, {losses[-1]:.3f} last")
@@ -221,13 +221,15 @@ def shortfalls(report: dict[str, Any]) -> list[str]:
     return missing
 
 
-def unheard(scores: ParaphraseScores) -> list[str]:
+def paraphrase_shortfalls(scores: ParaphraseScores) -> list[str]:
     """What the paraphrases should have shown and did not, in words."""
     missing = []
     if scores.ratio < _LEAST_RATIO:
         missing.append(f"paraphrases reach {_LEAST_RATIO} of the accuracy on the instructions ({scores.ratio:.3f})")
-    if scores.opposite["high"] >= scores.opposed["mean"]:
-        missing.append(f"the opposite task's instruction is told apart ({scores.opposite['mean']:.3f} accuracy)")
+    if scores.opposite_instruction["high"] >= scores.own_instruction["mean"]:
+        missing.append(
+            f"the opposite task's instruction is told apart ({scores.opposite_instruction['mean']:.3f} accuracy)"
+        )
     return missing
 
 

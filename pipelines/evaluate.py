@@ -100,8 +100,8 @@ def evaluation_of(
     dims, scale = scored_dimensions(dataset, predictions), ErrorScale.of(store.contract)
     lazy = {name: _lazy_tokens(name, predictions, model) for name in LAZY_POLICIES}
     interval = config.bootstrap().over(predictions.episode_N)
-    correct = {name: _correct(tokens, predictions, dims) for name, tokens in lazy.items()}
-    own = _correct(predictions.tokens_NA, predictions, dims)
+    correct = {name: correct_share(tokens, predictions, dims) for name, tokens in lazy.items()}
+    own = correct_share(predictions.tokens_NA, predictions, dims)
 
     def scaled_error(tokens_NA: np.ndarray) -> Interval:
         return interval(scale.errors(_physical(tokens_NA, model, dataset), predictions.physical_NA))
@@ -130,7 +130,7 @@ def evaluation_of(
     if config.perturbations:
         for kind in PERTURBATIONS:
             other = predict_store(model, contract, store, batch=config.batch, perturbation=kind, counted=counted)
-            fallen = _correct(other.tokens_NA, predictions, dims)
+            fallen = correct_share(other.tokens_NA, predictions, dims)
             scores = {"token_accuracy": interval(fallen), "fall": interval(own - fallen)}
             report.setdefault("perturbed", {})[kind] = scores | {"scaled_error": scaled_error(other.tokens_NA)}
     predicted_NA = _physical(predictions.tokens_NA, model, dataset)
@@ -161,7 +161,7 @@ def _lazy_tokens(name: str, predictions: Predictions, model: Model) -> np.ndarra
     return np.where(predictions.first_N[:, None], commonest, previous)
 
 
-def _correct(tokens_NA: np.ndarray, predictions: Predictions, dims: np.ndarray) -> np.ndarray:
+def correct_share(tokens_NA: np.ndarray, predictions: Predictions, dims: np.ndarray) -> np.ndarray:
     """float (N,): the share of the scored dimensions of each step that is right."""
     return (tokens_NA == predictions.target_tokens_NA)[:, dims].mean(axis=1)
 

@@ -3,18 +3,19 @@
 The policy is scored on the same held-out steps with the instructions of its training, with three paraphrases of each
 that it has never seen, and, where a task has an opposite, with the opposite task's instruction, which it should not
 take for its own.
+
+Axes: N scored steps, A action dimensions, R wordings.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from pipelines.bootstrap import Interval
 from pipelines.bundle import TrainedModel
-from pipelines.evaluate import EvaluationConfig, scored_dimensions
+from pipelines.evaluate import EvaluationConfig, correct_share, scored_dimensions
 from pipelines.predictions import Predictions, predict_store
 from pipelines.run_report import percent
 from preprocessing.episode_store import EpisodeStore
@@ -41,20 +42,22 @@ OPPOSITES = {
 
 @dataclass(frozen=True, kw_only=True)
 class ParaphraseScores:
-    """Token accuracies on held-out steps; `opposite` and `opposed` (with the right words) on tasks with an opposite."""
+    """Token accuracies on held-out steps, with 95 % intervals over episodes."""
 
     original: Interval
     paraphrased: Interval
     ratio: float
     """`paraphrased` over `original`."""
-    opposed: Interval
-    opposite: Interval
+    own_instruction: Interval
+    """On the episodes of tasks that have an opposite, with their own instruction."""
+    opposite_instruction: Interval
+    """On the same episodes, with the instruction of the opposite task."""
     per_task: dict[str, tuple[float, ...]]
     """By task: accuracy with the original words, then with each paraphrase."""
 
     def __str__(self) -> str:
         original, paraphrased = percent(self.original), percent(self.paraphrased)
-        tail = f"opposite task {percent(self.opposite)} of {percent(self.opposed)}"
+        tail = f"opposite task {percent(self.opposite_instruction)} of {percent(self.own_instruction)}"
         return f"{original}; paraphrased {paraphrased}, {100 * self.ratio:.0f} % of it; {tail}"
 
 
@@ -65,7 +68,8 @@ def paraphrase_rows(words: dict[str, ParaphraseScores]) -> tuple[list[str], list
         for number, wording in enumerate((text, *PARAPHRASES[text])):
             accuracies = [f"{100 * scores.per_task[text][number]:.1f} %" for scores in words.values()]
             rows.append([wording, "" if number else "trained on", *accuracies])
-    for title, name in (("all tasks", "original"), ("all paraphrases", "paraphrased"), ("opposite task", "opposite")):
+    totals = {"all tasks": "original", "all paraphrases": "paraphrased", "opposite task": "opposite_instruction"}
+    for title, name in totals.items():
         rows.append([title, "", *(percent(getattr(scores, name)) for scores in words.values())])
     return ["instruction", "", *words], rows
 
@@ -81,34 +85,33 @@ def score_paraphrases(trained: TrainedModel, store: EpisodeStore, config: Evalua
 
     plain = predict(None)
     dims = scored_dimensions(trained.contract.dataset(store.contract.datasets[0].name), plain)
-    number = range(len(next(iter(PARAPHRASES.values()))))
-    said = [None, *({text: others[n] for text, others in PARAPHRASES.items()} for n in number), OPPOSITES]
-    right_RN = [_right(plain if words is None else predict(words), plain, dims) for words in said]
+    numbers = range(len(next(iter(PARAPHRASES.values()))))
+    rewordings = [{text: others[number] for text, others in PARAPHRASES.items()} for number in numbers]
+    own_N = correct_share(plain.tokens_NA, plain, dims)
+    paraphrased_RN = [correct_share(predict(rewording).tokens_NA, plain, dims) for rewording in rewordings]
+    opposite_N = correct_share(predict(OPPOSITES).tokens_NA, plain, dims)
     text_N = np.array(_texts(store))[plain.episode_N]
     has_opposite_N = np.isin(text_N, list(OPPOSITES))
     all_steps = config.bootstrap().over(plain.episode_N)
     some_steps = config.bootstrap().over(plain.episode_N[has_opposite_N])
-    original, paraphrased = all_steps(right_RN[0]), all_steps(np.mean(right_RN[1:-1], axis=0))
-    tasks = {text: tuple(float(right[text_N == text].mean()) for right in right_RN[:-1]) for text in np.unique(text_N)}
+    original, paraphrased = all_steps(own_N), all_steps(np.mean(paraphrased_RN, axis=0))
+    per_task = {}
+    for text in np.unique(text_N):
+        per_task[str(text)] = tuple(float(share_N[text_N == text].mean()) for share_N in (own_N, *paraphrased_RN))
     return ParaphraseScores(
         original=original,
         paraphrased=paraphrased,
         ratio=paraphrased["mean"] / original["mean"] if original["mean"] else 0.0,
-        opposed=some_steps(right_RN[0][has_opposite_N]),
-        opposite=some_steps(right_RN[-1][has_opposite_N]),
-        per_task={str(text): scores for text, scores in tasks.items()},
+        own_instruction=some_steps(own_N[has_opposite_N]),
+        opposite_instruction=some_steps(opposite_N[has_opposite_N]),
+        per_task=per_task,
     )
 
 
-def _right(predictions: Predictions, truth: Predictions, dims: np.ndarray) -> np.ndarray:
-    """float (N,): the share of the scored dimensions of each step that is right."""
-    return (predictions.tokens_NA == truth.target_tokens_NA)[:, dims].mean(axis=1)
-
-
-def _texts(store: EpisodeStore) -> list[Any]:
+def _texts(store: EpisodeStore) -> list[str]:
     """The instruction of each episode, in the store's order."""
     text_of = dict(zip(store.instruction_ids.tolist(), store.instruction_texts, strict=True))
-    texts = []
+    texts: list[str] = []
     for number, shard in enumerate(store.shards):
         ids = store.read_shard(number, ["instruction"])["instruction"].to_numpy()
         texts += [text_of[ids[end - 1]] for end in np.cumsum(shard.episode_lengths)]

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from pipelines.bundle import TrainedModel
-from pipelines.demo import unheard
+from pipelines.demo import paraphrase_shortfalls
 from pipelines.evaluate import EvaluationConfig
+from pipelines.instructions import Instructions
 from pipelines.paraphrases import OPPOSITES, PARAPHRASES, paraphrase_rows, score_paraphrases
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.embeddings import embed_texts
@@ -44,13 +45,16 @@ def _trained(store: EpisodeStore, *, hears: bool) -> TrainedModel:
             if "film" in name:
                 torch.nn.init.normal_(parameter, std=3.0)
     metadata = {"stores": [], "git_revision": ""}
-    return TrainedModel(model=model, contract=store.contract, step=0, source="", metadata=metadata)
+    instructions = Instructions.of_stores(store.contract.encoder, [store])
+    return TrainedModel(
+        model=model, contract=store.contract, step=0, source="", metadata=metadata, instructions=instructions
+    )
 
 
 def test_a_policy_without_ears_scores_the_same_whatever_is_said(store: EpisodeStore) -> None:
     scores = score_paraphrases(_trained(store, hears=False), store, EvaluationConfig(bootstrap_samples=50))
-    assert scores.ratio == 1 and scores.opposite == scores.opposed
-    assert any("opposite task" in missing for missing in unheard(scores))
+    assert scores.ratio == 1 and scores.opposite_instruction == scores.own_instruction
+    assert any("opposite task" in missing for missing in paraphrase_shortfalls(scores))
     head, rows = paraphrase_rows({"use-multilingual": scores})
     assert head == ["instruction", "", "use-multilingual"] and len(rows) == 6 * 4 + 3
     assert rows[0][1] == "trained on" and rows[1][1] == ""
