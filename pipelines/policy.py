@@ -74,7 +74,7 @@ class ModelAtWork:
         """A policy without a history yet; all share one copy of the weights."""
         if dataset.name not in self._policies:
             self._policies[dataset.name] = self._policy(dataset)
-        return self._policies[dataset.name].of_another()
+        return self._policies[dataset.name].for_another_robot()
 
     def _policy(self, dataset: DatasetContract) -> Policy | RT2Policy:
         if isinstance(self._model, RT1):

@@ -54,7 +54,7 @@ class Policy:
         self._embedding_of_text: dict[str, np.ndarray] = {}
         self.reset()
 
-    def of_another(self) -> Policy:
+    def for_another_robot(self) -> Policy:
         """A policy of the same weights, shared, with a history of its own."""
         other = copy.copy(self)
         other.reset()

@@ -52,7 +52,7 @@ class RT2Policy:
         if isinstance(model, torch.nn.Module):
             model.eval()
 
-    def of_another(self) -> RT2Policy:
+    def for_another_robot(self) -> RT2Policy:
         """A policy of the same weights, shared, with a history of its own."""
         other = copy.copy(self)
         other._begin()

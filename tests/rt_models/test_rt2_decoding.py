@@ -258,7 +258,7 @@ def test_a_new_instruction_begins_an_episode_of_its_robot_alone() -> None:
     policy, frames = RT2Policy(fresh(), TEXT, num_frames=2, num_robots=2), torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
     said = (["go", "go"], ["go", "stop"], ["go", "stop"])
     assert [policy.act(frames, texts).frames_seen.tolist() for texts in said] == [[1, 1], [2, 1], [2, 2]]
-    assert policy.of_another().act(frames, ["go", "stop"]).frames_seen.tolist() == [1, 1]
+    assert policy.for_another_robot().act(frames, ["go", "stop"]).frames_seen.tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(
