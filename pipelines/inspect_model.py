@@ -8,6 +8,7 @@ from typing import Any
 
 import fsspec
 
+from preprocessing.shard_files import reaching
 from rt_models.spec import Contract
 
 _DESCRIPTION, _WEIGHTS = "policy.json", "model.safetensors"  # pipelines/bundle.py, which imports torch
@@ -17,8 +18,9 @@ MODELS = tuple(_MARKS.values())
 
 def kind_of_model(path: str) -> str | None:
     """run, checkpoint or bundle; None where `path` holds no model."""
-    files, root = fsspec.core.url_to_fs(path)
-    return next((kind for name, kind in _MARKS.items() if files.exists(f"{root.rstrip('/')}/{name}")), None)
+    with reaching(path):
+        files, root = fsspec.core.url_to_fs(path)
+        return next((kind for name, kind in _MARKS.items() if files.exists(f"{root.rstrip('/')}/{name}")), None)
 
 
 def summary(path: str, kind: str) -> dict[str, Any]:

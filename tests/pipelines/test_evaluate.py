@@ -15,9 +15,9 @@ from pipelines.comparison import labels_of, obstacle
 from pipelines.evaluate import (
     EvaluationConfig,
     Predictions,
-    _correct,
     _lazy_tokens,
     compared,
+    correct_share,
     evaluate,
     scored_dimensions,
 )
@@ -100,7 +100,7 @@ def test_the_lazy_policies_by_hand(model: RT1) -> None:
     assert _lazy_tokens("previous_action", found, model)[:, 3].tolist() == [7, 5, 7, 7, 100]
     mean = (5 + 7 + 7 + 100 + 7) / 5
     assert (np.abs(_lazy_tokens("mean_action", found, model)[:, 3] - mean) <= 1).all()
-    assert _correct(_lazy_tokens("previous_action", found, model), found, dims).tolist() == [0, 0, 1, 0, 0]
+    assert correct_share(_lazy_tokens("previous_action", found, model), found, dims).tolist() == [0, 0, 1, 0, 0]
 
 
 def test_the_previous_action_is_never_another_episodes(model: RT1) -> None:

@@ -37,7 +37,7 @@ def test_the_command_makes_a_store_and_says_what_was_left_out(
     ("flags", "message"),
     [
         (["--format", "vqav2"], "holds no *questions.json: is --format the right one?"),
-        (["--format", "vqa"], "invalid choice 'vqa'"),
+        (["--format", "vqa"], "--format cannot be 'vqa': give one of vqav2"),
         (["--format", "jsonl", "--min-side", "0"], "--min-side 0 must be between 1 and"),
         (["--format", "jsonl", "--encoder", "use"], "there is no option --encoder"),
     ],
