@@ -23,6 +23,6 @@ def recipe() -> Experiment:
         engine=DeepSpeedEngineConfig(zero=ZeroConfig(stage=1), clip_norm=1.0),
         launch=RayLaunch(num_workers=2),
         loop=LoopConfig(
-            steps=250, global_batch=32, micro_batch=16, checkpoint_every=125, log_every=5, evaluate_every=50
+            steps=160, global_batch=32, micro_batch=16, checkpoint_every=80, log_every=5, evaluate_every=40
         ),
     )
