@@ -24,7 +24,7 @@ from ports import NUM_STEPS, Contender, robotic_transformer_pytorch, rt1_pytorch
 from torch import nn
 from workload import PRESETS, batch, frames
 
-from rt_models.policy import Policy
+from rt_models.control.rt1_policy import Policy
 from rt_models.spec import EMBEDDING_WIDTH
 
 Autocast = Callable[[], AbstractContextManager[Any]]

@@ -28,7 +28,7 @@ from ray_nodes import CHECKPOINT_EVERY, Training, running_nodes, store
 
 from cluster.shards import read_weights
 from cluster.storage import CheckpointFolder
-from pipelines.run_files import METRICS, final_samples, read_metrics, read_samples
+from pipelines.training.run_files import METRICS, final_samples, read_metrics, read_samples
 
 VICTIMS = ("worker", "raylet", "driver")
 MOMENTS = ("any", "save", "evaluation")

@@ -1,8 +1,8 @@
 """One control step: `Policy.act`, which keeps the image tokens of past frames, against recomputing the whole window.
 
 Both sides take one new uint8 frame, answer the last step only and choose constrained tokens; the recomputing side
-encodes all T frames anew. That both say the same is a test (tests/rt_models/test_policy.py). `allowed` is the ratio of
-the counted operations.
+encodes all T frames anew. That both say the same is a test (tests/rt_models/control/test_rt1_policy.py). `allowed` is
+the ratio of the counted operations.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import Tensor
 from workload import PRESETS, add_presets, frames
 
 from rt_models.action_tokens import decode
-from rt_models.decoding import choose_tokens
-from rt_models.flops import cost
-from rt_models.policy import Policy
+from rt_models.control.constrained_decoding import choose_tokens
+from rt_models.control.rt1_policy import Policy
+from rt_models.cost.rt1_flops import cost
 from rt_models.rt1 import RT1
 from rt_models.spec import EMBEDDING_WIDTH
 

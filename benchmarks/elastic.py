@@ -17,7 +17,7 @@ import torch
 from measure import positive
 from ray_nodes import Training, running_nodes, store, until
 
-from pipelines.run_files import METRICS, final_samples, read_metrics, read_samples
+from pipelines.training.run_files import METRICS, final_samples, read_metrics, read_samples
 
 FROZEN = ("--model.backbone.batch_norm.statistics", "frozen")
 TOLERANCE = 1e-4

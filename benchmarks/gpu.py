@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 from workload import PRESETS, Batch, batch, frames
 
-from rt_models.policy import Policy
+from rt_models.control.rt1_policy import Policy
 from rt_models.rt1 import RT1
 from rt_models.spec import EMBEDDING_WIDTH
 

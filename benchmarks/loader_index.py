@@ -18,8 +18,8 @@ import numpy as np
 from loader_store import open_store
 from measure import print_json
 
-from preprocessing.episode_store import EpisodeStore
 from preprocessing.loading.loader import Loader, LoaderConfig, WindowReader
+from preprocessing.store.episode_store import EpisodeStore
 from rt_models.spec import AffineTransform
 
 SAME = AffineTransform(name="same", scale=(1.0,) * 11, offset=(0.0,) * 11)

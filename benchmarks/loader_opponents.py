@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
-from preprocessing.episode_store import EpisodeStore
+from preprocessing.store.episode_store import EpisodeStore
 
 STEPS = 6
 

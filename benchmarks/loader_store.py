@@ -8,7 +8,7 @@ from pathlib import Path
 from preprocess_data import NAME, VERSION, write_dataset
 
 from preprocessing.convert import ConvertConfig, convert
-from preprocessing.episode_store import EpisodeStore
+from preprocessing.store.episode_store import EpisodeStore
 
 EPISODES, STEPS, SHARDS = 500, 41, 8
 

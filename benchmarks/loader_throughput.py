@@ -123,7 +123,7 @@ def measure_passes(arguments: Any, frames: str) -> dict[str, Any]:
 
 def bare_frames_per_s(store: Any, threads: int) -> float:
     """Read row groups and decode their frames once each, in all about BARE_FRAMES."""
-    from preprocessing.images import decode_image
+    from preprocessing.store.images import decode_image
 
     def decode(shard: int) -> int:
         count = 0

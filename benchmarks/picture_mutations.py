@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from preprocessing.images import decode_image, decode_into, image_size, require_whole_image
+from preprocessing.store.images import decode_image, decode_into, image_size, require_whole_image
 
 MOST_SECONDS, MOST_MEMORY_MB = 5.0, 1024
 # Where a header says its size: the mark before it, the bytes from there, bytes of a side, their order.

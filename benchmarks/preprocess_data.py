@@ -16,7 +16,7 @@ from PIL import Image
 from tensorflow_datasets.core.features import Dataset, FeaturesDict, Scalar, Tensor, Text
 from tensorflow_datasets.core.features import Image as ImageFeature
 
-from preprocessing.rlds_writer import RldsWriter, SplitPlan
+from preprocessing.tfds.writer import RldsWriter, SplitPlan
 
 NAME, VERSION = "fractal20220817_data", "0.1.0"
 _DISTINCT_FRAMES = 64

@@ -28,12 +28,12 @@ import torch
 from preprocess_data import write_dataset
 from tensorflow_datasets.proto import tf_example_pb2
 
-from preprocessing.audit import audit
+from preprocessing.audit.store_audit import audit
 from preprocessing.convert import ConvertConfig, convert
-from preprocessing.episode_store import EpisodeStore
 from preprocessing.loading.loader import Loader, LoaderConfig, WindowReader
-from preprocessing.rlds_writer import frame
-from preprocessing.tfrecord import Record, masked_crc32c, read_records
+from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.tfds.tfrecord import Record, masked_crc32c, read_records
+from preprocessing.tfds.writer import frame
 
 REFUSALS = ("not one of", "frames differ in size")
 TIMEOUT_S = 60

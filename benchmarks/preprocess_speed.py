@@ -171,8 +171,8 @@ def _bound(source: Path) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from preprocessing.episode_store import ROW_GROUP_ROWS
-    from preprocessing.tfrecord import Record, read_records
+    from preprocessing.store.episode_store import ROW_GROUP_ROWS
+    from preprocessing.tfds.tfrecord import Record, read_records
 
     schema, rows = pa.schema({"image": pa.binary()}), 0
     for number, path in enumerate(sorted(source.glob("*.tfrecord-*"))):
@@ -229,7 +229,7 @@ def _written(source: Path, batches: Iterator[dict[str, Any]]) -> int:
     import numpy as np
     import pyarrow as pa
 
-    from preprocessing.episode_store import HashingFile, ShardWriter, fixed_lists
+    from preprocessing.store.episode_store import HashingFile, ShardWriter, fixed_lists
 
     rows = 0
     with (source / "written.parquet").open("wb") as file:

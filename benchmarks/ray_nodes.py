@@ -22,7 +22,7 @@ import psutil
 
 from cluster.session import RaySession, connect
 from cluster.storage import SAVING
-from pipelines.run_files import METRICS, read_metrics
+from pipelines.training.run_files import METRICS, read_metrics
 from preprocessing.convert import ConvertConfig, convert
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -2,7 +2,7 @@
 
 Both sides choose greedily among the valid tokens of each place, from the same weights; the uncached side gives the
 model every token so far, picture included, and has it answer the last. That both say the same is checked before they
-are timed. `allowed` is the ratio of the operations counted by rt_models/rt2_flops.py.
+are timed. `allowed` is the ratio of the operations counted by rt_models/cost/rt2_flops.py.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from measure import in_turn, parser, positive, print_json, ratio, start
 from torch import Tensor
 from torch.nn.functional import pad
 
+from rt_models.cost.rt2_flops import cost
+from rt_models.language.generation import predict_actions
 from rt_models.rt2 import RT2, RT2Config
-from rt_models.rt2_decoding import predict_actions
-from rt_models.rt2_flops import cost
 
 PRESETS = {"tiny": RT2Config.tiny, "default": RT2Config}
 INSTRUCTION = "pick up the green rice chip bag from the middle drawer and place it on the counter"

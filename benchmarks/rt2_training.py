@@ -28,10 +28,10 @@ from torch import Tensor
 
 from cluster.context import LocalContext
 from cluster.engine import TorchEngineConfig
-from pipelines.optimizer import AdamWConfig
-from rt_models.rt2_text import RT2TextConfig, TextExample
+from pipelines.config.optimizer import AdamWConfig
+from rt_models.language.action_vocabulary import IntegerTokens
+from rt_models.language.prompts import RT2TextConfig, TextExample
 from rt_models.rt2_vlm import RT2VLMConfig
-from rt_models.rt2_vocabulary import IntegerTokens
 
 IMAGE_SIZE, PATCH_SIZE = 112, 14
 PROMPT_WORDS = "Q : what action should the robot take to ? A is in picture the"

@@ -28,10 +28,10 @@ from torch import multiprocessing
 from cluster.context import TorchrunContext
 from cluster.engine import DeepSpeedEngineConfig, TorchEngineConfig
 from cluster.zero import ZeroConfig
-from pipelines.optimizer import AdamWConfig
-from rt_models.rt2_text import RT2TextConfig
+from pipelines.config.optimizer import AdamWConfig
+from rt_models.language.action_vocabulary import IntegerTokens
+from rt_models.language.prompts import RT2TextConfig
 from rt_models.rt2_vlm import RT2VLMConfig
-from rt_models.rt2_vocabulary import IntegerTokens
 
 RANKS, STEPS, VOCABULARY = 2, 3, 8000
 ENGINES = {

@@ -5,8 +5,8 @@ The plain side takes them in micro-batches of the size that was fastest in a sea
 whole segments. Batches are ready beforehand (in training the loader prepares them meanwhile); the crop and the resize
 are part of the model and are timed.
 
-`allowed` is the ratio of the operations of `rt_models.flops`, and `reached` the measured ratio's share of it. It can
-pass 1: per-step costs beyond the counted operations are shared as well.
+`allowed` is the ratio of the operations of `rt_models.cost.rt1_flops`, and `reached` the measured ratio's share of it.
+It can pass 1: per-step costs beyond the counted operations are shared as well.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from measure import Side, in_turn, parser, positive, print_json, ratio, start
 from workload import PRESETS, Batch, accumulate, add_presets, batch
 
-from rt_models.flops import cost
+from rt_models.cost.rt1_flops import cost
 from rt_models.rt1 import RT1
 
 MICRO_BATCHES = {"small": [4, 8, 12, 24]}

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from measure import parser, positive, print_json, start
 
-from pipelines.optimizer import AdamWConfig
+from pipelines.config.optimizer import AdamWConfig
+from pipelines.config.schedule import CosineSchedule
 from pipelines.preprocess import PreprocessConfig, preprocess
 from pipelines.recipes.rt1_metaworld import recipe
-from pipelines.schedule import CosineSchedule
-from pipelines.training_data import open_reader, training_contract
-from preprocessing.episode_store import EpisodeStore
+from pipelines.training.data import open_reader, training_contract
 from preprocessing.loading.loader import Loader, WindowReader
+from preprocessing.store.episode_store import EpisodeStore
 
 SAMPLE = Path(__file__).resolve().parents[1] / "examples" / "metaworld_sample" / "1.0.0"
 SLICE_S = 2.0

@@ -85,16 +85,17 @@ def plain_ray_tune(train: str, val: str, output: str, trials: int, steps: int) -
     from tune_sweep import sweep
 
     from pipelines.catalogue import load_recipe
-    from pipelines.sweep_trials import TrainingTrial, with_parameters
-    from pipelines.tracking import tracking_uri
-    from pipelines.train_loop import TrainJob
+    from pipelines.sweeps.trials import TrainingTrial, with_parameters
+    from pipelines.tracking.mlflow_run import tracking_uri
+    from pipelines.train import run_training
+    from pipelines.training.job import TrainJob
     from tuning.tuner import TrialTask
 
     experiment = with_parameters(load_recipe(sweep().recipe), {**sweep().settings, "loop.steps": steps})
     job = TrainJob(
         experiment=experiment, stores=(train,), validation=(val,), output=output, tracking_uri=tracking_uri()
     )
-    trial = TrainingTrial(job=job, tags={})
+    trial = TrainingTrial(job=job, run=run_training, tags={})
 
     def trainable(config: dict[str, float]) -> None:
         folder = f"{output}/{tune.get_context().get_trial_id()}"

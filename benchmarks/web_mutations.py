@@ -30,16 +30,16 @@ from preprocess_data import write_dataset
 from web_samples import LAYOUTS, Files, Members, held, json_bytes, packed, table_of, unpacked
 
 from pipelines.catalogue import load_recipe
-from pipelines.co_fine_tuning import CoFineTuningConfig, CoFineTuningReader
-from pipelines.training_data import resolved, training_contract
+from pipelines.training.co_fine_tuning import CoFineTuningConfig, CoFineTuningReader
+from pipelines.training.data import resolved, training_contract
 from preprocessing.convert import ConvertConfig, convert
-from preprocessing.episode_store import EpisodeStore
 from preprocessing.loading.loader import Loader
 from preprocessing.loading.reader import LoaderConfig
-from preprocessing.store_check import require_whole
-from preprocessing.web_data import WebConvertConfig, convert_web
-from preprocessing.web_store import WebStore
-from rt_models.rt2_text import RT2Text
+from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.integrity import require_whole
+from preprocessing.store.web_store import WebStore
+from preprocessing.web.convert_web import WebConvertConfig, convert_web
+from rt_models.language.prompts import RT2Text
 
 REFUSALS = (
     *(

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.arguments import UsageError, parse
-from pipelines.serialization import did_you_mean
+from pipelines.config.arguments import UsageError, parse
+from pipelines.config.serialization import did_you_mean
 
 if TYPE_CHECKING:
-    from pipelines.experiment import Experiment
+    from pipelines.config.experiment import Experiment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +84,8 @@ def require_first(command: str, arguments: list[str]) -> None:
 
 def main(arguments: list[str]) -> dict[str, Any]:
     """Print what can be named on a command line."""
+    from preprocessing.conversion.embeddings import ENCODERS
     from preprocessing.dataset_spec import names
-    from preprocessing.embeddings import ENCODERS
     from tuning.sweep import sweep_names
 
     if arguments and not arguments[0].startswith("-"):

@@ -14,11 +14,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+from cluster.interrupts import exit_code_of, raised_as_stopped
 from pipelines.catalogue import require_first
-from pipelines.commands import COMMANDS
-from pipelines.full_disk import full_disk
-from pipelines.interrupts import exit_code_of, raised_as_stopped
-from pipelines.serialization import did_you_mean
+from pipelines.config.serialization import did_you_mean
+from pipelines.terminal.commands import COMMANDS
+from pipelines.terminal.full_disk import full_disk
 
 # What is left to say where a command was stopped in the middle: nothing, where all of it is to be done again.
 _GOES_ON = {

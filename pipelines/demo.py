@@ -15,22 +15,24 @@ from typing import Any
 from rich.console import Console
 
 from cluster.engine import TorchEngineConfig
-from pipelines.arguments import parse
 from pipelines.catalogue import load_recipe
-from pipelines.checkpoints import load_trained
-from pipelines.counting import counting
-from pipelines.evaluate import Evaluation, EvaluationConfig, evaluation_of, pictures
-from pipelines.evaluation_tables import print_tables
-from pipelines.experiment import Experiment, InProcess
-from pipelines.paraphrases import PARAPHRASES, ParaphraseScores, paraphrase_rows, score_paraphrases
+from pipelines.config.arguments import parse
+from pipelines.config.experiment import Experiment, InProcess
+from pipelines.evaluate import pictures
+from pipelines.evaluation.paraphrases import PARAPHRASES, ParaphraseScores, paraphrase_rows, score_paraphrases
+from pipelines.evaluation.scoring import Evaluation, EvaluationConfig, evaluation_of
+from pipelines.evaluation.tables import print_tables
 from pipelines.preprocess import PreprocessConfig, preprocess
+from pipelines.publishing.registered import load_registered
+from pipelines.publishing.trained_model import load_trained
 from pipelines.register import Guard, register
-from pipelines.run_report import run_page, write_page
-from pipelines.serve import load_registered
-from pipelines.tracking import tracking_uri
+from pipelines.reports.run_page import run_page, write_page
+from pipelines.terminal.progress_bar import counting
+from pipelines.tracking.mlflow_run import tracking_uri
 from pipelines.train import run_training
-from pipelines.train_loop import TrainJob, read_metrics
-from preprocessing.episode_store import EpisodeStore
+from pipelines.training.job import TrainJob
+from pipelines.training.run_files import read_metrics
+from preprocessing.store.episode_store import EpisodeStore
 
 RECIPE = "rt1_metaworld"
 MODEL_NAME = "rt1-demo"

@@ -18,19 +18,28 @@ from urllib.parse import urlsplit
 
 import tyro
 
-from pipelines.arguments import UsageError, parse
+from cluster.node_info import Machine, disk_free, examine, examine_nodes
+from pipelines.capacity.diagnosis import (
+    Check,
+    cluster_checks,
+    machine_checks,
+    memory_table,
+    run_checks,
+    size,
+    storage_checks,
+)
+from pipelines.capacity.estimate import Forecast, forecast
+from pipelines.capacity.trial_steps import measure
 from pipelines.catalogue import recipe_names
-from pipelines.diagnosis import Check, cluster_checks, machine_checks, memory_table, run_checks, size, storage_checks
-from pipelines.experiment import Experiment
-from pipelines.forecast import Forecast, forecast
-from pipelines.local_database import database_of
-from pipelines.machine import Machine, disk_free, examine, examine_nodes
-from pipelines.next_step import command_line, print_next
-from pipelines.tracking import tracking_uri
+from pipelines.config.arguments import UsageError, parse
+from pipelines.config.experiment import Experiment
+from pipelines.terminal.next_step import command_line, print_next
+from pipelines.tracking.local_database import database_of
+from pipelines.tracking.mlflow_run import tracking_uri
 from pipelines.train import absolute, chosen_experiment, class_choices
-from pipelines.training_data import resolved, training_contract
-from pipelines.trial_steps import measure
-from preprocessing.web_store import open_store
+from pipelines.train_loop import train
+from pipelines.training.data import resolved, training_contract
+from preprocessing.store.web_store import open_store
 
 EXTRAS = {"use": "tensorflow", "sim": "metaworld", "vlm": "transformers", "jax": "tensorstore"}
 MARKS = {"ok": "ok", "note": "note", "fail": "FAIL"}
@@ -149,7 +158,7 @@ def _measured(given: RunArguments) -> tuple[dict[str, Any] | None, Check]:
         paths = [absolute(path) for path in given.data]
         experiment = resolved(given.experiment, [open_store(path, split="train") for path in paths])
         print("training a few steps to measure them ...", file=sys.stderr)
-        found = measure(experiment, paths)
+        found = measure(experiment, paths, train)
     except (ValueError, OSError) as error:
         return None, Check(name="measured", found=" ".join(str(error).split()), verdict="fail")
     minutes, seconds = divmod(round(found.run_s), 60)

@@ -1,8 +1,8 @@
 """`rtp export`: a checkpoint becomes one folder: `model.safetensors`, configuration, contract, instruction table.
 
 The folder loads with neither Ray nor DeepSpeed installed, and goes wherever a checkpoint goes: `rtp evaluate`, `rtp
-register`, `rtp train --init`. From Python: `pipelines.policy.load_policy(folder)` acts,
-`pipelines.bundle.read_bundle(folder)` is the bare model.
+register`, `rtp train --init`. From Python: `pipelines.publishing.policy.load_policy(folder)` acts,
+`pipelines.publishing.folder.read_bundle(folder)` is the bare model.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 import fsspec
 import tyro
 
-from pipelines.arguments import parse
-from pipelines.bundle import DESCRIPTION, WEIGHTS, TrainedModel, write_bundle
-from pipelines.checkpoints import Which, load_trained, with_instructions
-from pipelines.next_step import print_next_evaluation
-from pipelines.training_stores import referred_from
-from preprocessing.shard_files import is_local
+from pipelines.config.arguments import parse
+from pipelines.publishing.folder import DESCRIPTION, WEIGHTS, TrainedModel, write_bundle
+from pipelines.publishing.trained_model import Which, load_trained, with_instructions
+from pipelines.publishing.training_stores import referred_from
+from pipelines.terminal.next_step import print_next_evaluation
+from preprocessing.store.shard_files import is_local
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
     parameters = sum(parameter.numel() for parameter in trained.model.parameters())
     which = trained.metadata.get("weights", "last")
     print(f"{given.out}/{WEIGHTS}: {parameters:,} parameters of step {trained.step}, {which} weights")
-    print(f"in Python: from pipelines.policy import load_policy; policy = load_policy({given.out!r})")
+    print(f"in Python: from pipelines.publishing.policy import load_policy; policy = load_policy({given.out!r})")
     print_next_evaluation(given.out, trained_on=trained.metadata.get("stores") or [])
     return {
         "output": given.out,

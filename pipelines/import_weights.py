@@ -19,20 +19,21 @@ from typing import Any, Literal
 import fsspec
 import tyro
 
-from pipelines.arguments import parse
-from pipelines.bundle import TrainedModel
+from pipelines.config.arguments import parse
 from pipelines.export import publish_bundle, require_new
-from pipelines.instructions import Instructions
-from pipelines.next_step import print_next
+from pipelines.publishing.folder import TrainedModel
+from pipelines.publishing.instructions import Instructions
+from pipelines.publishing.training_stores import StoreReference, with_references
+from pipelines.terminal.next_step import print_next
 from pipelines.train import absolute
-from pipelines.train_loop import git_revision
-from pipelines.training_stores import StoreReference, with_references
-from preprocessing.embeddings import USE_ENCODER
-from preprocessing.episode_store import EpisodeStore
-from preprocessing.shard_files import is_local
+from pipelines.training.git_revision import git_revision
+from preprocessing.conversion.embeddings import USE_ENCODER
+from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.shard_files import is_local
+from rt_models.action_space import ActionSpec
 from rt_models.flax_checkpoint import find_flax, read_flax
 from rt_models.rt1_weights import from_flax
-from rt_models.spec import RT1X, ActionSpec, Contract, ContractMismatch, Identity, ImageRecipe, merge_contracts
+from rt_models.spec import RT1X, Contract, ContractMismatch, Identity, ImageRecipe, merge_contracts
 
 log = logging.getLogger(__name__)
 

@@ -14,16 +14,18 @@ from typing import Any
 
 import tyro
 
-from pipelines import inspect_model
-from pipelines.arguments import parse
-from pipelines.inspect_model import MODELS, kind_of_model
-from pipelines.next_step import print_next, print_next_evaluation
-from pipelines.whole_files import write_whole
-from preprocessing import audit as auditing
-from preprocessing import report, web_report
-from preprocessing.episode_store import EpisodeStore
-from preprocessing.store_check import require_whole
-from preprocessing.web_store import WebStore, open_store
+from pipelines.config.arguments import parse
+from pipelines.publishing import model_summary
+from pipelines.publishing.model_summary import MODELS, kind_of_model
+from pipelines.reports.store_page import page
+from pipelines.terminal.atomic_files import write_whole
+from pipelines.terminal.next_step import print_next, print_next_evaluation
+from preprocessing.audit import store_audit
+from preprocessing.store import summary as store_summary
+from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.integrity import require_whole
+from preprocessing.store.web_store import WebStore, open_store
+from preprocessing.web import web_summary
 
 _RECIPES = {
     "metaworld_sample": "rt1_metaworld",
@@ -78,7 +80,7 @@ def inspect(
     if kind is not None:
         if html is not None or audit or verify:
             raise ValueError(f"{store} is a {kind}: --html, --audit and --verify are for stores")
-        return inspect_model.summary(store, kind)
+        return model_summary.summary(store, kind)
     opened = open_store(store, split=split)
     if split is not None and opened.manifest["split"] != split:
         raise ValueError(f"{opened.root} holds split {opened.manifest['split']!r}, not {split!r}: give its folder")
@@ -87,26 +89,26 @@ def inspect(
     if isinstance(opened, WebStore):
         if html is not None or audit:
             raise ValueError(f"{store} holds image-text examples: --html and --audit are for stores of robot episodes")
-        return web_report.summary(opened)
+        return web_summary.summary(opened)
     if audit:
-        verdicts = auditing.audit(opened, reference=EpisodeStore.open(reference) if reference else None)
+        verdicts = store_audit.audit(opened, reference=EpisodeStore.open(reference) if reference else None)
         unsaved = _why_not_saved(opened, verdicts)
     else:
-        verdicts, unsaved = auditing.saved(opened), ""
-    found = report.summary(opened)
+        verdicts, unsaved = store_audit.saved(opened), ""
+    found = store_summary.summary(opened)
     if verdicts is not None:
-        found["audit"] = verdicts.to_json() | {"blocking": auditing.blocking(verdicts.verdicts)}
+        found["audit"] = verdicts.to_json() | {"blocking": store_audit.blocking(verdicts.verdicts)}
     if unsaved:
         found["remarks"].append(unsaved)
     if html is not None:
-        write_whole(str(Path(html).absolute()), report.page(opened, found, episodes=episodes))
+        write_whole(str(Path(html).absolute()), page(opened, found, episodes=episodes))
     return found
 
 
-def _why_not_saved(store: EpisodeStore, found: auditing.Audit) -> str:
+def _why_not_saved(store: EpisodeStore, found: store_audit.Audit) -> str:
     """Save the audit; where the store cannot be written to, a sentence about that."""
     try:
-        auditing.save(store, found)
+        store_audit.save(store, found)
     except OSError as error:
         reason = error.strerror or str(error)
         return f"the verdicts are not saved in {store.root} ({reason}): rtp train measures them again"
@@ -118,10 +120,10 @@ def main(arguments: list[str]) -> dict[str, Any]:
     given = parse(InspectArguments, arguments, prog="rtp inspect", description=__doc__ or "")
     found = inspect(**vars(given))
     if found.get("kind") in MODELS:
-        print(inspect_model.text(found))
+        print(model_summary.text(found))
         print_next_evaluation(given.store, trained_on=found["stores"])
         return found
-    print(web_report.text(found) if "kind" in found else report.text(found))
+    print(web_summary.text(found) if "kind" in found else store_summary.text(found))
     if given.html:
         print(f"page: {given.html}")
     _print_next(found)

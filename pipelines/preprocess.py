@@ -13,9 +13,9 @@ import tyro
 
 from cluster.session import on_demand
 from pipelines import preprocess_web
-from pipelines.arguments import parse
-from pipelines.next_step import command_line, print_next
+from pipelines.config.arguments import parse
 from pipelines.preprocess_web import ray_session
+from pipelines.terminal.next_step import command_line, print_next
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.rlds import open_dataset
 from preprocessing.spec_file import draft

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import tyro
 
 from cluster.session import RaySession, on_demand
-from pipelines.arguments import parse
-from pipelines.next_step import print_next
+from pipelines.config.arguments import parse
+from pipelines.terminal.next_step import print_next
 from preprocessing.convert import OBJECT_STORE_MB
-from preprocessing.web_data import WebConvertConfig, convert_web
-from preprocessing.web_report import account
+from preprocessing.web.convert_web import WebConvertConfig, convert_web
+from preprocessing.web.web_summary import account
 
 
 @dataclass(frozen=True, kw_only=True)

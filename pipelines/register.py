@@ -1,8 +1,8 @@
 """`rtp register`: a checkpoint becomes a version of a registered MLflow model that acts on raw camera frames.
 
 The version carries weights (safetensors), configuration, contract, the instruction table of its training stores and
-the code it needs; `pipelines/mlflow_policy.py` is how it predicts. An alias such as champion, which robots load by,
-moves only if all gates pass.
+the code it needs; `pipelines/publishing/mlflow_policy.py` is how it predicts. An alias such as champion, which
+robots load by, moves only if all gates pass.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from PIL import Image
 import pipelines
 import preprocessing
 import rt_models
-from pipelines.arguments import parse
-from pipelines.bundle import DESCRIPTION, TrainedModel, write_bundle
-from pipelines.checkpoints import load_trained
-from pipelines.evaluate import EvaluationConfig, score
-from pipelines.gates import Gate, Verdict, judge_all
-from pipelines.instructions import Instructions
-from pipelines.mlflow_policy import class_column
-from pipelines.next_step import print_next
+from pipelines.config.arguments import parse
+from pipelines.evaluation.scoring import EvaluationConfig, score
+from pipelines.publishing.folder import DESCRIPTION, TrainedModel, write_bundle
+from pipelines.publishing.gates import Gate, Verdict, judge_all
+from pipelines.publishing.instructions import Instructions
+from pipelines.publishing.mlflow_policy import class_column
+from pipelines.publishing.registered import fetch_registered
+from pipelines.publishing.trained_model import load_trained
+from pipelines.publishing.training_stores import Store, StoreReference, named_anew, open_training_store, references_of
 from pipelines.registry import Judge, holder_of, promote, require_names
-from pipelines.request_format import ServedPolicy
-from pipelines.serve import fetch_registered
-from pipelines.tracking import TrainingRun, connect, explained, tracking_uri
-from pipelines.training_stores import Store, StoreReference, named_anew, open_training_store, references_of
-from preprocessing.episode_store import EpisodeStore
-from preprocessing.multilingual_encoder import MULTILINGUAL_ENCODER
-from preprocessing.web_store import open_store, robot_stores
+from pipelines.serving.request_format import ServedPolicy
+from pipelines.terminal.next_step import print_next
+from pipelines.tracking.mlflow_run import TrainingRun, connect, explained, tracking_uri
+from preprocessing.conversion.multilingual_encoder import MULTILINGUAL_ENCODER
+from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.web_store import open_store, robot_stores
 from rt_models.rt2 import RT2
 from rt_models.rt2_vlm import RT2VLM, RT2VLMConfig
 
@@ -227,7 +227,7 @@ def _logged(mlflow: Any, trained: TrainedModel, name: str, run_id: str) -> str:
     with tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_id=run_id):
         info = mlflow.pyfunc.log_model(
             name="policy",
-            python_model=str(Path(__file__).with_name("mlflow_policy.py")),
+            python_model=str(Path(__file__).parent / "publishing/mlflow_policy.py"),
             artifacts={"policy": str(_bundle(trained, [], Path(scratch)))},
             code_paths=[str(Path(package.__path__[0])) for package in (pipelines, preprocessing, rt_models)],
             pip_requirements=[_pinned(package) for package in _needed(trained)],

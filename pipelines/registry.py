@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 import tyro
 
-from pipelines.arguments import parse
-from pipelines.gates import Verdict
-from pipelines.next_step import print_next
-from pipelines.registry_lock import LOCKED, exclusive, found, is_lock
-from pipelines.tracking import connect, explained, tracking_uri
+from pipelines.config.arguments import parse
+from pipelines.publishing.gates import Verdict
+from pipelines.publishing.registry_lock import LOCKED, exclusive, found, is_lock
+from pipelines.terminal.next_step import print_next
+from pipelines.tracking.mlflow_run import connect, explained, tracking_uri
 
 _NAME = re.compile(r"\w[\w .+-]*")
 _ALIAS = re.compile(r"(?!v\d+$|latest$)[a-z0-9_-]+", re.IGNORECASE | re.ASCII)

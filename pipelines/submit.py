@@ -31,8 +31,8 @@ import preprocessing
 import rt_models
 import tuning
 from cluster.submit import Jobs, JobState
-from pipelines.arguments import UsageError, parse
 from pipelines.cli import COMMANDS
+from pipelines.config.arguments import UsageError, parse
 
 MEGABYTE = 10**6
 PACKAGES = (pipelines, preprocessing, rt_models, cluster, tuning)
@@ -95,7 +95,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
 
 def submit(given: SubmitArguments, command: Sequence[str]) -> tuple[str, Jobs]:
     """Send code and settings, start the command; the job's id, and the cluster's jobs."""
-    from pipelines.train_loop import git_revision  # brings torch, for which --status and --stop need not wait
+    from pipelines.training.git_revision import git_revision
 
     words = entrypoint(command)
     settings = {"RTP_GIT_REVISION": git_revision(), **settings_of(os.environ, given.env)}

@@ -19,33 +19,29 @@ from typing import Annotated, Any
 import tyro
 
 from cluster.context import LocalContext
+from cluster.folder_lock import alone_in
 from cluster.launch import launch
-from cluster.storage import Checkpoint, CheckpointFolder
-from pipelines.arguments import UsageError, parse, take
+from cluster.stop_file import STOPPED_EXIT_CODE, StopFile, stopping_on_signals
+from cluster.storage import CheckpointFolder
+from pipelines.capacity.estimate import num_samples
 from pipelines.catalogue import load_recipe, recipe_summary, require_first
-from pipelines.co_fine_tuning import Store
-from pipelines.experiment import Experiment, InProcess
-from pipelines.forecast import num_samples
-from pipelines.loop_state import LoopState
-from pipelines.meter import require_reported
-from pipelines.next_step import command_line, print_next_evaluation
-from pipelines.output_lock import alone_in
-from pipelines.progress import following, packed
-from pipelines.run_files import METRICS, read_metrics
-from pipelines.run_record import finish_run, open_run, write_config
-from pipelines.serialization import from_plain, members, read_yaml
-from pipelines.speed import verdict
-from pipelines.starting_point import require_same_run, require_trainable, require_usable
-from pipelines.stopping import STOPPED_EXIT_CODE, StopFile, stopping_on_signals
-from pipelines.tracking import tracking_uri
-from pipelines.train_loop import TrainJob, train
+from pipelines.config.arguments import UsageError, parse, take
+from pipelines.config.experiment import Experiment, InProcess
+from pipelines.config.serialization import from_plain, members, read_yaml
+from pipelines.terminal.next_step import command_line, print_next_evaluation
+from pipelines.tracking.mlflow_run import tracking_uri
+from pipelines.train_loop import train
 from pipelines.train_worker import train_worker
-from pipelines.training_data import resolved, training_contract
-from pipelines.training_stores import StoreReference
-from preprocessing.audit import audit, blocking, saved
-from preprocessing.episode_store import EpisodeStore
-from preprocessing.store_check import require_whole
-from preprocessing.web_store import open_store, robot_stores
+from pipelines.training.checks import check_job, require_fresh_or_resumed
+from pipelines.training.co_fine_tuning import Store
+from pipelines.training.data import resolved
+from pipelines.training.job import TrainJob
+from pipelines.training.loop_state import LoopState
+from pipelines.training.progress import following, packed
+from pipelines.training.run_files import METRICS, read_metrics
+from pipelines.training.run_logger import finish_run, open_run, write_config
+from pipelines.training.speed import verdict
+from preprocessing.store.web_store import open_store
 from rt_models.spec import Contract
 
 log = logging.getLogger(__name__)
@@ -61,9 +57,9 @@ def run_training(
 ) -> dict[str, Any]:
     """Run `job` and return its last metrics with where the checkpoint lies. Raises ValueError for what cannot work.
 
-    `accepted` names verdicts of the audit (preprocessing/audit.py) to train in spite of. A run that was asked to stop,
-    by Ctrl-C or otherwise (pipelines/stopping.py), returns with "stopped", the reason. `context` is what an
-    InProcess run reports its metrics to, `callbacks` (Ray Train's) what a RayLaunch does. `patience_s`: how long to
+    `accepted` names verdicts of the audit (preprocessing/audit/store_audit.py) to train in spite of. A run that was
+    asked to stop, by Ctrl-C or otherwise (cluster/stop_file.py), returns with "stopped", the reason. `context` is what
+    an InProcess run reports its metrics to, `callbacks` (Ray Train's) what a RayLaunch does. `patience_s`: how long to
     wait for another process to leave the output folder.
     """
     job.experiment.require_sizes()
@@ -87,7 +83,7 @@ def _run(
     callbacks: Sequence[Any],
 ) -> dict[str, Any]:
     """The checked job, in an output folder that nobody else writes in."""
-    if _require_fresh_or_resumed(job, contract, stores) is None and job.resume:
+    if require_fresh_or_resumed(job, contract, stores) is None and job.resume:
         log.warning("nothing to resume in %s: starting from step 0", job.output)
     run = open_run(job, contract)
     stop = StopFile(job.output)
@@ -105,28 +101,6 @@ def _run(
     return {**result, **_reached(job.output)}
 
 
-def check_job(job: TrainJob, stores: Sequence[Store], accepted: Collection[str]) -> Contract:
-    """The contract of the run. Raises ValueError for whatever can be known to go wrong before a worker starts."""
-    contract = training_contract(job.experiment, stores)
-    for store in stores:
-        require_whole(store)
-    require_sound(robot_stores(stores), accepted)
-    for store in robot_stores(open_store(path, split="val") for path in job.validation):
-        contract.require_readable(store.contract, where=store.root)
-        require_whole(store)
-    loop = job.experiment.loop
-    require_reported(loop.best_by, "loop.best_by")
-    if loop.patience and loop.best_by == "validation_loss" and not (job.validation and loop.evaluate_every):
-        raise ValueError("loop.patience needs measurements: give --validation STORE and loop.evaluate_every")
-    if loop.log_samples and "://" in job.output:
-        raise ValueError(f"loop.log_samples appends to files, which {job.output} cannot: give a local --output")
-    found = _require_fresh_or_resumed(job, contract, stores)
-    require_trainable(job.experiment, is_new=job.init is None and found is None)
-    if job.init is not None and found is None:
-        require_usable(job.init, job.experiment, contract)
-    return contract
-
-
 def _run_where_asked(job: TrainJob, stop: StopFile, context: LocalContext, callbacks: Sequence[Any]) -> dict[str, Any]:
     where = job.experiment.launch
     if isinstance(where, InProcess):
@@ -140,38 +114,12 @@ def _run_where_asked(job: TrainJob, stop: StopFile, context: LocalContext, callb
     return ended
 
 
-def require_sound(stores: Sequence[EpisodeStore], accepted: Collection[str]) -> None:
-    """Raise ValueError where the audit finds that a store's data contradict what its spec declares."""
-    for store in stores:
-        found = saved(store) or audit(store)
-        refused = blocking(found.verdicts, accepted=accepted)
-        if refused:
-            raise ValueError(
-                f"{store.root} contradicts what is declared of it: {'; '.join(refused)}. Mend the dataset spec and "
-                f"preprocess again, or train in spite of it with --accept {refused[0].partition(':')[0]}"
-            )
-
-
 def _last_metrics(output: str) -> dict[str, Any]:
     """The newest value of every metric, also where nothing was left to train."""
     merged: dict[str, Any] = {}
     for line in read_metrics(f"{output}/{METRICS}"):
         merged |= line
     return {key: value for key, value in merged.items() if key not in ("step", "time")}
-
-
-def _require_fresh_or_resumed(job: TrainJob, contract: Contract, stores: Sequence[Store]) -> Checkpoint | None:
-    """The checkpoint to go on from."""
-    found = CheckpointFolder(f"{job.output}/checkpoints").latest()
-    if found is not None and not job.resume:
-        raise ValueError(
-            f"{job.output} already holds a run at step {found.step}: add --resume to continue it, "
-            f"or give another --output"
-        )
-    if found is not None:
-        references = [StoreReference.of(store, job.output) for store in stores]
-        require_same_run(found, contract, job.experiment, references)
-    return found
 
 
 def _reached(output: str) -> dict[str, Any]:

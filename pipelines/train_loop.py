@@ -10,12 +10,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
-import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,52 +21,30 @@ import torch
 from cluster.background import BackgroundSaver
 from cluster.context import WorkerContext
 from cluster.engine import Engine
+from cluster.stop_file import StopFile, StopWatch
 from cluster.storage import Checkpoint, CheckpointFolder
-from pipelines.co_fine_tuning import PLANS, plans_fingerprint
-from pipelines.experiment import Experiment
-from pipelines.loop_state import LoopState
-from pipelines.meter import Meter
-from pipelines.run_files import SampleLog, read_metrics
-from pipelines.run_record import RunRecord
-from pipelines.serialization import to_plain
-from pipelines.starting_point import model_factory, require_same_run
-from pipelines.stopping import StopFile, StopWatch
-from pipelines.training_data import build_loader, open_reader, training_contract
-from pipelines.training_stores import StoreReference, with_references
-from pipelines.validation import validation_loss
+from pipelines.config.serialization import to_plain
+from pipelines.publishing.training_stores import StoreReference, with_references
+from pipelines.training.co_fine_tuning import PLANS, plans_fingerprint
+from pipelines.training.data import build_loader, open_reader, training_contract
+from pipelines.training.git_revision import git_revision
+from pipelines.training.initial_weights import model_factory, require_same_run
+from pipelines.training.job import TrainJob
+from pipelines.training.loop_state import LoopState
+from pipelines.training.run_files import SampleLog
+from pipelines.training.run_logger import RunRecord
+from pipelines.training.step_metrics import Meter
+from pipelines.training.validation import validation_loss
 from preprocessing.loading.loader import Batch
-from preprocessing.web_store import open_store
-
-__all__ = ["TrainJob", "git_revision", "read_metrics", "require_same_run", "train"]
+from preprocessing.store.web_store import open_store
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainJob:
-    """What `train` is asked to do. `stores` and `validation` are folders of episode stores, local or remote.
-
-    `init`: a run's output folder, a checkpoint or a bundle whose weights a new run starts from.
-    `run_id`: the MLflow run that the metrics go to; None: `train` opens one, and ends it.
-    `until`: a step to pause at, with a checkpoint; the schedule is that of the whole run. `tags`: of the MLflow run.
-    """
-
-    experiment: Experiment
-    stores: tuple[str, ...]
-    output: str
-    tracking_uri: str
-    validation: tuple[str, ...] = ()
-    resume: bool = False
-    init: str | None = None
-    run_id: str | None = None
-    until: int | None = None
-    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 def train(context: WorkerContext, job: TrainJob) -> dict[str, Any]:
     """Train to `loop.steps`, from scratch or from the latest checkpoint of `job.output`; the last metrics logged.
 
-    A run that was asked to stop (pipelines/stopping.py) leaves a checkpoint and says why under "stopped".
+    A run that was asked to stop (cluster/stop_file.py) leaves a checkpoint and says why under "stopped".
     """
     session = _Session(context, job)
     try:
@@ -278,15 +253,3 @@ class _Session:
                 torch.set_rng_state(saved["cpu"])
                 if "cuda" in saved and self.context.device.type == "cuda":
                     torch.cuda.set_rng_state(saved["cuda"], self.context.device)
-
-
-def git_revision() -> str:
-    """The revision of the code, with "+changes" where it differs from what is committed; "unknown" outside git.
-
-    A submitted job has no repository and is told (pipelines/submit.py).
-    """
-    if told := os.environ.get("RTP_GIT_REVISION"):
-        return told
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty=+changes"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"

@@ -10,8 +10,9 @@ import threading
 from typing import Any
 
 from cluster.context import WorkerContext
-from pipelines.stopping import StopFile
-from pipelines.train_loop import TrainJob, train
+from cluster.stop_file import StopFile
+from pipelines.train_loop import train
+from pipelines.training.job import TrainJob
 
 _AGREE_S = 10.0
 

@@ -13,22 +13,22 @@ import fsspec
 import tyro
 import yaml
 
+from cluster.folder_lock import alone_in
 from cluster.launch import RayLaunch
 from cluster.session import RaySession, connect
-from pipelines.arguments import UsageError, parse, take
 from pipelines.catalogue import load_recipe, require_first
-from pipelines.experiment import Experiment
-from pipelines.next_step import print_next
-from pipelines.output_lock import alone_in
-from pipelines.serialization import did_you_mean, flatten, members, read_value, to_plain
-from pipelines.sweep_table import SweepTable
-from pipelines.sweep_tracking import close_trials, open_parent, publish
-from pipelines.sweep_trials import SCORES, TrainingTrial, check_sweep, clone_checkpoint, with_parameters
-from pipelines.tracking import tracking_uri
-from pipelines.train import absolute, class_choices
-from pipelines.train_loop import TrainJob
-from pipelines.training_stores import fingerprint
-from preprocessing.web_store import open_store
+from pipelines.config.arguments import UsageError, parse, take
+from pipelines.config.experiment import Experiment
+from pipelines.config.serialization import did_you_mean, flatten, members, read_value, to_plain
+from pipelines.publishing.training_stores import fingerprint
+from pipelines.sweeps.live_table import SweepTable
+from pipelines.sweeps.sweep_tracking import close_trials, open_parent, publish
+from pipelines.sweeps.trials import SCORES, TrainingTrial, check_sweep, clone_checkpoint, with_parameters
+from pipelines.terminal.next_step import print_next
+from pipelines.tracking.mlflow_run import tracking_uri
+from pipelines.train import absolute, class_choices, run_training
+from pipelines.training.job import TrainJob
+from preprocessing.store.web_store import open_store
 from tuning.ledger import Ledger
 from tuning.ranking import Point, best
 from tuning.report import parameters_text, sweep_page
@@ -133,7 +133,7 @@ def _tune(
                 ledger.put(replace(record, state="interrupted", reason=""))
     tags = {"mlflow.parentRunId": parent, "sweep": sweep.name}
     measured = any(objective.metric in SCORES for objective in sweep.objectives)
-    trial = TrainingTrial(job=job, scores=measured, accepted=accepted, tags=tags)
+    trial = TrainingTrial(job=job, run=run_training, scores=measured, accepted=accepted, tags=tags)
     with SweepTable(sweep, ledger, job.experiment) as table, connect(_session(sweep, job.experiment, address)):
         run = _trial_run(sweep, job, trial, table)
         _require_resources(run)

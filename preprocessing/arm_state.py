@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from preprocessing.dataset_spec import GROUPS
-from preprocessing.episode_store import EpisodeStore
+from preprocessing.store.episode_store import EpisodeStore
 
 _EULER = ("roll", "pitch", "yaw")  # other rotations do not add up step by step
 

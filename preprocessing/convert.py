@@ -23,9 +23,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from preprocessing import dataset_spec
+from preprocessing.conversion.embeddings import Encoder, UseEncoder, embed_texts, load_encoder
+from preprocessing.conversion.manifest import write_manifest
+from preprocessing.conversion.resume import claimed, finished, without_verdict
+from preprocessing.conversion.shard_conversion import ShardTask, convert_shard, report_name
+from preprocessing.conversion.shipped_vectors import require_agreement, why_not_kept
 from preprocessing.dataset_spec import ACTION_SIZE, DatasetSpec
-from preprocessing.embeddings import Encoder, UseEncoder, embed_texts, load_encoder
-from preprocessing.episode_store import (
+from preprocessing.rlds import RldsDataset, SourceShard, open_dataset, open_folder
+from preprocessing.spec_file import read_spec
+from preprocessing.store.episode_store import (
     MANIFEST,
     PROGRESS,
     ROW_GROUP_ROWS,
@@ -33,15 +39,9 @@ from preprocessing.episode_store import (
     SourceField,
     StoreLayout,
 )
-from preprocessing.image_header import MOST_PIXELS
-from preprocessing.images import Resize
-from preprocessing.rlds import RldsDataset, SourceShard, open_dataset, open_folder
-from preprocessing.shard_conversion import ShardTask, convert_shard, report_name
-from preprocessing.shard_files import reaching
-from preprocessing.shipped_vectors import require_agreement, why_not_kept
-from preprocessing.spec_file import read_spec
-from preprocessing.store_claim import claimed, finished, without_verdict
-from preprocessing.store_manifest import write_manifest
+from preprocessing.store.image_header import MOST_PIXELS
+from preprocessing.store.images import Resize
+from preprocessing.store.shard_files import reaching
 
 _LONGEST_SIDE = 8192
 OBJECT_STORE_MB = 256  # only shard numbers and reports travel through it

@@ -19,8 +19,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from preprocessing.rlds import Episode
-from preprocessing.tfds_features import naming
-from rt_models.spec import ARM, TERMINATE, rt1_action_spec
+from preprocessing.tfds.features import naming
+from rt_models.action_space import ARM, TERMINATE, rt1_action_spec
 
 GROUPS: dict[str, slice] = {
     "terminate_episode": slice(0, 1),

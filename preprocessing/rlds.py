@@ -16,12 +16,12 @@ from typing import Any
 
 import fsspec
 
-from preprocessing.array_record_files import read_array_records
-from preprocessing.json_files import parsed, taken_apart
-from preprocessing.shard_files import open_patiently, patiently, reaching
-from preprocessing.tf_example import Example, parse
-from preprocessing.tfds_features import Feature, flatten
-from preprocessing.tfrecord import Damage, Record, read_records, skip_records
+from preprocessing.store.json_files import parsed, taken_apart
+from preprocessing.store.shard_files import open_patiently, patiently, reaching
+from preprocessing.tfds.array_record import read_array_records
+from preprocessing.tfds.features import Feature, flatten
+from preprocessing.tfds.tf_example import Example, parse
+from preprocessing.tfds.tfrecord import Damage, Record, read_records, skip_records
 
 # Buckets of Open X-Embodiment that anyone may read: asking for credentials there fails for users who have none.
 _PUBLIC = ("gs://gresearch/", "gs://gdm-robotics-open-x-embodiment/", "gs://tfds-data/")

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from preprocessing.conversion.step_marks import STEP_MARKS
 from preprocessing.dataset_spec import (
     GROUPS,
     ActionPart,
@@ -26,8 +27,7 @@ from preprocessing.dataset_spec import (
     Text,
 )
 from preprocessing.rlds import RldsDataset, folder_name
-from preprocessing.step_marks import STEP_MARKS
-from preprocessing.tfds_features import Feature
+from preprocessing.tfds.features import Feature
 
 _UNKNOWN = "?"
 _REQUIRED = ("name", "cameras", "instruction", "action", "gripper", "control_hz")

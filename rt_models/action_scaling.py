@@ -8,12 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from rt_models.spec import ActionSpec
+from rt_models.action_space import ActionSpec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rt_models.spec import ActionSpec
+from rt_models.action_space import ActionSpec
 
 
 def encode(values: Tensor, spec: ActionSpec) -> Tensor:

@@ -20,10 +20,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from rt_models.action_space import ActionSpec, rt1_action_spec
 from rt_models.action_tokens import encode
-from rt_models.batch_norm import BatchNormConfig
+from rt_models.blocks.batch_norm import BatchNormConfig
+from rt_models.blocks.linear import GlorotLinear, LecunConv1x1
+from rt_models.blocks.sequence import Answered, Layout
+from rt_models.blocks.transformer import LAYER_NORM_EPS, OneHotLinear, TransformerConfig
 from rt_models.config_checks import require_choices, require_sizes
-from rt_models.efficientnet import EfficientNetConfig, Film, Stage
 from rt_models.input_checks import (
     LABELS,
     require_action_tokens,
@@ -34,12 +37,10 @@ from rt_models.input_checks import (
     require_images,
     require_step_mask,
 )
-from rt_models.input_stage import InputConfig, prepare, resize
-from rt_models.layers import GlorotLinear, LecunConv1x1
-from rt_models.sequence import Answered, Layout
-from rt_models.spec import EMBEDDING_WIDTH, ActionSpec, rt1_action_spec
-from rt_models.transformer import LAYER_NORM_EPS, OneHotLinear, TransformerConfig
-from rt_models.vit import ViTConfig
+from rt_models.spec import EMBEDDING_WIDTH
+from rt_models.vision.efficientnet import EfficientNetConfig, Film, Stage
+from rt_models.vision.image_inputs import InputConfig, prepare, resize
+from rt_models.vision.vit import ViTConfig
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rt_models.efficientnet import EfficientNet, EfficientNetConfig
+from rt_models.action_space import rt1_action_spec
+from rt_models.blocks.transformer import TransformerConfig
 from rt_models.rt1 import RT1, RT1Config
-from rt_models.spec import rt1_action_spec
-from rt_models.transformer import TransformerConfig
+from rt_models.vision.efficientnet import EfficientNet, EfficientNetConfig
 
 _BACKBONE = "image_tokenizer/EfficientNetWithFilm_0"
 _LEARNER = "image_tokenizer/TokenLearnerModuleV11_0"

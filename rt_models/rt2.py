@@ -27,17 +27,17 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from rt_models.action_space import ActionSpec
+from rt_models.blocks.linear import LecunLinear
 from rt_models.config_checks import require_choices, require_sizes
 from rt_models.input_checks import require_rows
-from rt_models.layers import LecunLinear
-from rt_models.rt2_answers import AnswerModel, RowLosses, Targets, gathered, packing_order
-from rt_models.rt2_decoder import DecoderConfig, KeyValueCache
-from rt_models.rt2_images import PictureConfig, normalised, pictures
-from rt_models.rt2_text import FIELDS, RT2Text, RT2TextConfig
-from rt_models.rt2_tokenizer import MergedBytes
-from rt_models.rt2_vocabulary import PlainTokenizer
-from rt_models.spec import ActionSpec
-from rt_models.vit import ViTConfig
+from rt_models.language.action_vocabulary import PlainTokenizer
+from rt_models.language.answer_loss import AnswerModel, RowLosses, Targets, gathered, packing_order
+from rt_models.language.byte_pairs import MergedBytes
+from rt_models.language.decoder import DecoderConfig, KeyValueCache
+from rt_models.language.prompts import FIELDS, RT2Text, RT2TextConfig
+from rt_models.vision.rt2_image_inputs import PictureConfig, normalised, pictures
+from rt_models.vision.vit import ViTConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,15 +22,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rt_models.action_space import ActionSpec
 from rt_models.config_checks import require_choices, require_share, require_sizes
 from rt_models.input_checks import require_rows
-from rt_models.new_token_rows import train_rows
-from rt_models.rt2_answers import AnswerModel, RowLosses, Targets, gathered, packing_order
-from rt_models.rt2_families import FAMILIES, Family
-from rt_models.rt2_images import PictureConfig, normalised, pictures
-from rt_models.rt2_text import RT2Text, RT2TextConfig
-from rt_models.rt2_vocabulary import AddedTokens, ReservedTokens, TransformersTokenizer
-from rt_models.spec import ActionSpec
+from rt_models.language.action_vocabulary import AddedTokens, ReservedTokens, TransformersTokenizer
+from rt_models.language.answer_loss import AnswerModel, RowLosses, Targets, gathered, packing_order
+from rt_models.language.new_token_rows import train_rows
+from rt_models.language.prompts import RT2Text, RT2TextConfig
+from rt_models.language.vlm_families import FAMILIES, Family
+from rt_models.vision.rt2_image_inputs import PictureConfig, normalised, pictures
 
 # --- What is tuned ---
 

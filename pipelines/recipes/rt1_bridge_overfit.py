@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cluster.engine import TorchEngineConfig
-from pipelines.experiment import Experiment, InProcess, LoopConfig
-from pipelines.optimizer import AdamWConfig
-from pipelines.schedule import CosineSchedule
-from rt_models.input_stage import InputConfig
+from pipelines.config.experiment import Experiment, InProcess, LoopConfig
+from pipelines.config.optimizer import AdamWConfig
+from pipelines.config.schedule import CosineSchedule
 from rt_models.rt1 import RT1Config
 from rt_models.spec import Quantiles
+from rt_models.vision.image_inputs import InputConfig
 
 
 def recipe() -> Experiment:

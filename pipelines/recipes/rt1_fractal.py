@@ -5,8 +5,8 @@ from __future__ import annotations
 from cluster.engine import DeepSpeedEngineConfig
 from cluster.launch import RayLaunch
 from cluster.zero import ZeroConfig
-from pipelines.experiment import Experiment, LoopConfig
-from pipelines.optimizer import AdamConfig
+from pipelines.config.experiment import Experiment, LoopConfig
+from pipelines.config.optimizer import AdamConfig
 from rt_models.rt1 import RT1Config
 from rt_models.spec import Identity
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from cluster.engine import DeepSpeedEngineConfig
 from cluster.launch import RayLaunch
 from cluster.zero import ZeroConfig
-from pipelines.experiment import Experiment, LoopConfig
-from pipelines.optimizer import AdamWConfig
-from pipelines.schedule import CosineSchedule
+from pipelines.config.experiment import Experiment, LoopConfig
+from pipelines.config.optimizer import AdamWConfig
+from pipelines.config.schedule import CosineSchedule
 from rt_models.rt1 import RT1Config
 from rt_models.spec import Quantiles
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.experiment import Experiment, InProcess, LoopConfig
+from pipelines.config.experiment import Experiment, InProcess, LoopConfig
 from rt_models.rt1 import RT1Config
 from rt_models.spec import Quantiles
 

@@ -12,13 +12,13 @@ from dataclasses import replace
 from cluster.engine import DeepSpeedEngineConfig
 from cluster.launch import RayLaunch
 from cluster.zero import ZeroConfig
-from pipelines.experiment import Experiment, LoopConfig
-from pipelines.optimizer import AdamConfig
-from pipelines.schedule import CosineSchedule
-from rt_models.batch_norm import BatchNormConfig
-from rt_models.efficientnet import EfficientNetConfig
+from pipelines.config.experiment import Experiment, LoopConfig
+from pipelines.config.optimizer import AdamConfig
+from pipelines.config.schedule import CosineSchedule
+from rt_models.blocks.batch_norm import BatchNormConfig
 from rt_models.rt1 import RT1Config
 from rt_models.spec import Identity
+from rt_models.vision.efficientnet import EfficientNetConfig
 
 
 def recipe() -> Experiment:

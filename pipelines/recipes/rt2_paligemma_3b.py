@@ -10,10 +10,10 @@ from __future__ import annotations
 from cluster.engine import DeepSpeedEngineConfig
 from cluster.launch import RayLaunch
 from cluster.zero import ZeroConfig
-from pipelines.co_fine_tuning import CoFineTuningConfig
-from pipelines.experiment import Experiment, LoopConfig
-from pipelines.optimizer import AdamWConfig
-from pipelines.schedule import ConstantSchedule
+from pipelines.config.experiment import Experiment, LoopConfig
+from pipelines.config.optimizer import AdamWConfig
+from pipelines.config.schedule import ConstantSchedule
+from pipelines.training.co_fine_tuning import CoFineTuningConfig
 from rt_models.rt2_vlm import RT2VLMConfig
 from rt_models.spec import Quantiles
 

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from preprocessing.loading.mixture_order import SourceOrder
 from preprocessing.loading.reader import Batch, LoaderConfig, Reader
 from preprocessing.loading.sample_order import SampleOrder
 from preprocessing.loading.shuffle_score import shuffle_score
-from preprocessing.loading.source_order import SourceOrder
 from preprocessing.loading.window_reader import WindowReader
 from preprocessing.loading.windows import PADDING
 

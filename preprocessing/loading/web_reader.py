@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from preprocessing.images import decode_image, resize_image
 from preprocessing.loading.reader import LoaderConfig
-from preprocessing.web_store import TEXT_COLUMNS, WebStore
+from preprocessing.store.images import decode_image, resize_image
+from preprocessing.store.web_store import TEXT_COLUMNS, WebStore
 
 
 @dataclass(frozen=True, kw_only=True)

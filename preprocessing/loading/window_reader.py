@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from preprocessing.episode_store import EpisodeStore
-from preprocessing.images import decode_into
-from preprocessing.loading.frame_slab import NO_SLOT, Claim, FrameBuffers, FrameSlab
+from preprocessing.loading.frame_cache import NO_SLOT, Claim, FrameBuffers, FrameSlab
 from preprocessing.loading.lru import Lru
 from preprocessing.loading.reader import Batch, LoaderConfig
 from preprocessing.loading.windows import PADDING, StepIndex, window_rows
+from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.images import decode_into
 from rt_models.spec import AffineTransform, merge_contracts
 
 _COLUMNS = ("image", "action", "instruction", "is_terminal", "flags")

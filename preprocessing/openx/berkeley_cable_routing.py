@@ -4,6 +4,7 @@ Source: features.json of version 0.1.0 and facts of the Octo and RT-1-X reposito
 and an angular velocity about z, of undocumented scale.
 """
 
+from preprocessing.conversion.embeddings import USE_ENCODER
 from preprocessing.dataset_spec import (
     OXE_EMBEDDING,
     OXE_INSTRUCTION,
@@ -13,7 +14,6 @@ from preprocessing.dataset_spec import (
     Proprio,
     Terminate,
 )
-from preprocessing.embeddings import USE_ENCODER
 
 SPEC = DatasetSpec(
     name="berkeley_cable_routing",

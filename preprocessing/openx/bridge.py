@@ -3,6 +3,7 @@
 Source: features.json of version 0.1.0 and facts of the Octo and RT-1-X repositories. `open_gripper` is a boolean.
 """
 
+from preprocessing.conversion.embeddings import USE_ENCODER
 from preprocessing.dataset_spec import (
     OXE_EMBEDDING,
     OXE_INSTRUCTION,
@@ -11,7 +12,6 @@ from preprocessing.dataset_spec import (
     Proprio,
     Terminate,
 )
-from preprocessing.embeddings import USE_ENCODER
 
 SPEC = DatasetSpec(
     name="bridge",

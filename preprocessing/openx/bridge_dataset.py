@@ -4,8 +4,8 @@ Source: facts of the Octo and OpenVLA repositories. The flat action is [dx, dy, 
 gripper], the gripper absolute with 1 = open. There is no terminate dimension.
 """
 
+from preprocessing.conversion.embeddings import USE_ENCODER
 from preprocessing.dataset_spec import DatasetSpec, FirstActionZero, Linear, Proprio, Text
-from preprocessing.embeddings import USE_ENCODER
 
 SPEC = DatasetSpec(
     name="bridge_dataset",

@@ -4,6 +4,7 @@ Source: features.json of version 0.1.0 and facts of the RT-1 and RT-1-X reposito
 closes, -1 opens, 0 leaves it. `orientation_box` holds infinities and is no part of proprioception here.
 """
 
+from preprocessing.conversion.embeddings import USE_ENCODER
 from preprocessing.dataset_spec import (
     OXE_EMBEDDING,
     OXE_INSTRUCTION,
@@ -12,7 +13,6 @@ from preprocessing.dataset_spec import (
     Equals,
     Proprio,
 )
-from preprocessing.embeddings import USE_ENCODER
 
 SPEC = DatasetSpec(
     name="fractal20220817_data",

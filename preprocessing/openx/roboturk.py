@@ -4,6 +4,7 @@ Source: features.json of version 0.1.0 and facts of the Octo and RT-1-X reposito
 no proprioception and no documented scale.
 """
 
+from preprocessing.conversion.embeddings import USE_ENCODER
 from preprocessing.dataset_spec import (
     OXE_EMBEDDING,
     OXE_INSTRUCTION,
@@ -12,7 +13,6 @@ from preprocessing.dataset_spec import (
     Linear,
     Terminate,
 )
-from preprocessing.embeddings import USE_ENCODER
 
 SPEC = DatasetSpec(
     name="roboturk",

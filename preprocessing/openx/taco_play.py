@@ -4,6 +4,7 @@ Source: features.json of version 0.1.0 and facts of the Octo and RT-1-X reposito
 relative one in the robot's base frame is canonical; its scale is not documented. Rotations stay in the source's order.
 """
 
+from preprocessing.conversion.embeddings import USE_ENCODER
 from preprocessing.dataset_spec import (
     OXE_EMBEDDING,
     OXE_INSTRUCTION,
@@ -12,7 +13,6 @@ from preprocessing.dataset_spec import (
     Proprio,
     Terminate,
 )
-from preprocessing.embeddings import USE_ENCODER
 
 SPEC = DatasetSpec(
     name="taco_play",

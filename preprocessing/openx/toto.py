@@ -4,6 +4,7 @@ Source: facts of the Octo and RT-1-X repositories; no features.json was at hand.
 has no documented scale.
 """
 
+from preprocessing.conversion.embeddings import USE_ENCODER
 from preprocessing.dataset_spec import (
     OXE_EMBEDDING,
     OXE_INSTRUCTION,
@@ -13,7 +14,6 @@ from preprocessing.dataset_spec import (
     Proprio,
     Terminate,
 )
-from preprocessing.embeddings import USE_ENCODER
 
 SPEC = DatasetSpec(
     name="toto",

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranks import WIDTH, Net, optimizer_of, run_ranks, train
 
 from cluster.background import BackgroundSaver
 from cluster.context import LocalContext, WorkerContext
@@ -19,6 +18,7 @@ from cluster.engine import DeepSpeedEngineConfig, TorchEngineConfig, check_batch
 from cluster.shards import read_weights
 from cluster.storage import CheckpointFolder
 from cluster.zero import STAGES, ZeroConfig, state_bytes
+from tests.support.ranks import WIDTH, Net, optimizer_of, run_ranks, train
 
 CONFIGS: dict[str, Any] = {
     "torch": TorchEngineConfig(clip_norm=0.5, ema_decay=0.8),

@@ -13,7 +13,6 @@ import pytest
 import ray
 import torch
 import torch.distributed as dist
-from ranks import Net, optimizer_of, train
 
 from cluster.context import WorkerContext
 from cluster.engine import DeepSpeedEngineConfig
@@ -21,6 +20,7 @@ from cluster.launch import RayLaunch, launch
 from cluster.session import RaySession, connect
 from cluster.storage import CheckpointFolder
 from cluster.zero import ZeroConfig
+from tests.support.ranks import Net, optimizer_of, train
 
 UPDATES = 6
 ONCE = {2: "killed", 4: "hung"}  # what befalls rank 1 after which update, each once

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import SAMPLE, Rtp, environment, rtp_command
 
 from preprocessing.convert import ConvertConfig, convert
-
-sys.path.append(str(Path(__file__).parents[1] / "cluster"))  # ranks.py, also for the processes it starts
+from tests.support.command_line import SAMPLE, Rtp, environment, rtp_command
 
 
 @pytest.fixture(scope="session")

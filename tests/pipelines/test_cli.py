@@ -18,8 +18,8 @@ import pytest
 
 from pipelines.catalogue import load_recipe, recipe_names
 from pipelines.cli import COMMANDS, Once, main
-from pipelines.full_disk import full_disk
-from pipelines.serialization import from_plain, to_plain
+from pipelines.config.serialization import from_plain, to_plain
+from pipelines.terminal.full_disk import full_disk
 from pipelines.train import parse_arguments
 
 SAMPLE = Path(__file__).resolve().parents[2] / "examples/metaworld_sample/1.0.0"

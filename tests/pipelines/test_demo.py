@@ -8,10 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from command_line import SAMPLE, environment, rtp_command
 
 from pipelines import demo
 from pipelines.demo import shortfalls
+from tests.support.command_line import SAMPLE, environment, rtp_command
 
 
 def interval(low: float, mean: float) -> dict[str, float]:

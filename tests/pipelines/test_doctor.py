@@ -15,20 +15,20 @@ import pytest
 import torch
 from torch import nn
 
+from cluster.node_info import Gpu, Machine, examine, examine_nodes
 from cluster.session import RaySession, connect
 from cluster.shards import read_weights
 from cluster.zero import STAGES
-from pipelines.arguments import UsageError
+from pipelines.capacity.diagnosis import cluster_checks, run_checks
+from pipelines.capacity.estimate import Forecast, forecast, saved_bytes
 from pipelines.catalogue import load_recipe, recipe_names
 from pipelines.cli import main
-from pipelines.diagnosis import cluster_checks, run_checks
+from pipelines.config.arguments import UsageError
+from pipelines.config.experiment import Experiment
 from pipelines.doctor import MachineArguments, diagnose
-from pipelines.experiment import Experiment
-from pipelines.forecast import Forecast, forecast, saved_bytes
-from pipelines.machine import Gpu, Machine, examine, examine_nodes
 from pipelines.train import run_training
-from pipelines.train_loop import TrainJob
-from preprocessing.web_store import open_store
+from pipelines.training.job import TrainJob
+from preprocessing.store.web_store import open_store
 
 
 @pytest.fixture(autouse=True)

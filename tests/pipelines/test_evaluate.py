@@ -8,22 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import bootstrap
-from pipelines.bootstrap import Bootstrap
 from pipelines.catalogue import load_recipe
-from pipelines.comparison import labels_of, obstacle
-from pipelines.evaluate import (
-    EvaluationConfig,
-    Predictions,
-    _lazy_tokens,
-    compared,
-    correct_share,
-    evaluate,
-    scored_dimensions,
-)
-from pipelines.physical_error import ErrorScale
-from pipelines.training_data import training_contract
-from preprocessing.episode_store import EpisodeStore
+from pipelines.evaluation import statistics as bootstrap
+from pipelines.evaluation.baselines import lazy_tokens
+from pipelines.evaluation.comparison import compared, labels_of, obstacle
+from pipelines.evaluation.physical_error import ErrorScale
+from pipelines.evaluation.predictions import Predictions
+from pipelines.evaluation.scoring import EvaluationConfig, correct_share, evaluate, scored_dimensions
+from pipelines.evaluation.statistics import Bootstrap
+from pipelines.training.data import training_contract
+from preprocessing.store.episode_store import EpisodeStore
 from rt_models.action_scaling import Scaling
 from rt_models.action_tokens import encode
 from rt_models.rt1 import RT1, RT1Config
@@ -96,11 +90,11 @@ def test_the_lazy_policies_by_hand(model: RT1) -> None:
     column = [5, 7, 7, 100, 7]
     found = predictions([[0] + [token] * 10 for token in column], [True, False, False, True, False])
     dims = np.array([3])
-    assert (_lazy_tokens("most_frequent_token", found, model)[:, 3] == 7).all()
-    assert _lazy_tokens("previous_action", found, model)[:, 3].tolist() == [7, 5, 7, 7, 100]
+    assert (lazy_tokens("most_frequent_token", found, model)[:, 3] == 7).all()
+    assert lazy_tokens("previous_action", found, model)[:, 3].tolist() == [7, 5, 7, 7, 100]
     mean = (5 + 7 + 7 + 100 + 7) / 5
-    assert (np.abs(_lazy_tokens("mean_action", found, model)[:, 3] - mean) <= 1).all()
-    assert correct_share(_lazy_tokens("previous_action", found, model), found, dims).tolist() == [0, 0, 1, 0, 0]
+    assert (np.abs(lazy_tokens("mean_action", found, model)[:, 3] - mean) <= 1).all()
+    assert correct_share(lazy_tokens("previous_action", found, model), found, dims).tolist() == [0, 0, 1, 0, 0]
 
 
 def test_the_previous_action_is_never_another_episodes(model: RT1) -> None:

@@ -15,17 +15,18 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pipelines.bundle import TrainedModel, write_bundle
 from pipelines.catalogue import load_recipe
 from pipelines.cli import main
-from pipelines.evaluate import Evaluation, EvaluationConfig, evaluation_of, pictures
-from pipelines.evaluation_record import file_name, home_of, is_seen, metrics_of
-from pipelines.evaluation_tables import print_tables
-from pipelines.instructions import Instructions
-from pipelines.local_database import address_of
-from pipelines.training_data import training_contract
-from pipelines.training_stores import StoreReference, with_references
-from preprocessing.episode_store import EpisodeStore
+from pipelines.evaluate import pictures
+from pipelines.evaluation.record import file_name, home_of, is_seen, metrics_of
+from pipelines.evaluation.scoring import Evaluation, EvaluationConfig, evaluation_of
+from pipelines.evaluation.tables import print_tables
+from pipelines.publishing.folder import TrainedModel, write_bundle
+from pipelines.publishing.instructions import Instructions
+from pipelines.publishing.training_stores import StoreReference, with_references
+from pipelines.tracking.local_database import address_of
+from pipelines.training.data import training_contract
+from preprocessing.store.episode_store import EpisodeStore
 
 QUICK = ["--bootstrap-samples", "10", "--no-perturbations"]
 
@@ -119,7 +120,7 @@ def test_scores_come_out_although_tracking_is_away(
 def test_scores_land_in_the_runs_own_mlflow(
     trained: TrainedModel, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipelines.tracking import TrainingRun
+    from pipelines.tracking.mlflow_run import TrainingRun
 
     monkeypatch.chdir(tmp_path)
     uri = address_of(tmp_path / "other place/mlflow.db")

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import REPOSITORY
 from safetensors.torch import load_file, save
 
 from cluster.shards import read_weights
-from pipelines.bundle import DESCRIPTION, WEIGHTS
-from pipelines.checkpoints import find_checkpoint, load_trained
 from pipelines.cli import main
-from pipelines.instructions import INSTRUCTIONS
-from preprocessing.episode_store import EpisodeStore
+from pipelines.publishing.folder import DESCRIPTION, WEIGHTS
+from pipelines.publishing.instructions import INSTRUCTIONS
+from pipelines.publishing.trained_model import find_checkpoint, load_trained
+from preprocessing.store.episode_store import EpisodeStore
+from tests.support.command_line import REPOSITORY
 
 LOADED_ALONE = """
 import sys
@@ -32,7 +32,7 @@ class Absent:
 
 sys.meta_path.insert(0, Absent())
 import torch
-from pipelines.bundle import read_bundle
+from pipelines.publishing.folder import read_bundle
 
 model = read_bundle(sys.argv[1]).model
 size, steps = model.config.input.image_size, model.config.num_steps
@@ -96,7 +96,10 @@ def test_it_loads_and_answers_without_ray_deepspeed_and_mlflow(bundle: Path) -> 
 
 
 def test_the_loader_script_would_notice_an_import(bundle: Path) -> None:
-    script = LOADED_ALONE.replace("from pipelines.bundle", "import pipelines.checkpoints\nfrom pipelines.bundle")
+    script = LOADED_ALONE.replace(
+        "from pipelines.publishing.folder",
+        "import pipelines.publishing.trained_model\nfrom pipelines.publishing.folder",
+    )
     done = subprocess.run([sys.executable, "-c", script, str(bundle)], capture_output=True, check=False, cwd=REPOSITORY)
     assert done.returncode != 0
 
@@ -210,7 +213,7 @@ def test_a_damaged_bundle_is_one_sentence(
 def test_an_export_goes_to_an_object_store_and_is_evaluated_from_there(run: str, store: str) -> None:
     assert main(["export", run, "memory://exported/model"]) == 0
     assert main(["export", run, "memory://exported/model"]) == 2
-    from pipelines.evaluate import EvaluationConfig, evaluate
+    from pipelines.evaluation.scoring import EvaluationConfig, evaluate
 
     trained = load_trained("memory://exported/model")
     config = EvaluationConfig(bootstrap_samples=10, perturbations=False)

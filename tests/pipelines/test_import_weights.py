@@ -12,20 +12,20 @@ import msgpack
 import numpy as np
 import pytest
 import torch
-from command_line import SAMPLE
 
-from pipelines.bundle import read_bundle
-from pipelines.checkpoints import load_trained
 from pipelines.cli import main
-from pipelines.evaluate import EvaluationConfig, evaluate
+from pipelines.evaluation.scoring import EvaluationConfig, evaluate
 from pipelines.import_weights import contract_of_weights
+from pipelines.publishing.folder import read_bundle
+from pipelines.publishing.registered import load_registered
+from pipelines.publishing.trained_model import load_trained
 from pipelines.register import register
-from pipelines.serve import load_registered
+from preprocessing.conversion.embeddings import HASH_ENCODER, USE_ENCODER
 from preprocessing.convert import ConvertConfig, convert
-from preprocessing.embeddings import HASH_ENCODER, USE_ENCODER
-from preprocessing.episode_store import EpisodeStore
+from preprocessing.store.episode_store import EpisodeStore
 from rt_models import rt1_weights
 from rt_models.rt1 import RT1, RT1Config
+from tests.support.command_line import SAMPLE
 
 
 def as_flax(model: RT1) -> dict[str, np.ndarray]:

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from command_line import SAMPLE, environment, rtp_command
 
+from cluster.stop_file import STOPPED_EXIT_CODE
 from cluster.storage import CheckpointFolder
 from pipelines.cli import main
-from pipelines.stopping import STOPPED_EXIT_CODE
+from tests.support.command_line import REPOSITORY, SAMPLE, environment, rtp_command
 from tuning.ledger import Ledger
 
 PATIENCE_S = 600  # of a busy machine
@@ -140,7 +140,7 @@ def test_nothing_outlives_a_killed_training(store: str, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_interrupts_a_sweep_that_resume_continues(store: str, tmp_path: Path) -> None:
-    sweep = Path(__file__).with_name("tiny_sweep.py")
+    sweep = REPOSITORY / "tests/support/tiny_sweep.py"
     flags = ["--data", store, "--validation", store, "--output", tmp_path / "out", "--loop.steps", "100000"]
     with started(rtp_command("tune", sweep, *flags, "--scheduler", "ToTheEnd"), tmp_path) as command:
         folder = CheckpointFolder(tmp_path / "out/trials/0000/checkpoints")

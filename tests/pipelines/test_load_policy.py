@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.bundle import read_bundle, write_bundle
 from pipelines.cli import main
-from pipelines.policy import load_policy
-from preprocessing.episode_store import EpisodeStore
-from preprocessing.images import decode_image
+from pipelines.publishing.folder import read_bundle, write_bundle
+from pipelines.publishing.policy import load_policy
+from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.images import decode_image
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
-from faulty_proxy import Fault, FaultyProxy, Plan, faulty_proxy
-from servers import s3_bucket
 
-from preprocessing.episode_store import EpisodeStore
 from preprocessing.loading.loader import Batch, Loader, LoaderConfig, WindowReader
-from preprocessing.store_check import require_whole
+from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.integrity import require_whole
 from rt_models.spec import AffineTransform
+from tests.support.faulty_proxy import Fault, FaultyProxy, Plan, faulty_proxy
+from tests.support.servers import s3_bucket
 
 SAME = AffineTransform(name="same", scale=(1.0,) * 11, offset=(0.0,) * 11)
 
@@ -71,7 +71,7 @@ def through(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
             client = {"config_kwargs": {"read_timeout": 0.5, "retries": {"max_attempts": 0}}}
             monkeypatch.setitem(fsspec.config.conf, "s3", client)
             monkeypatch.setattr(fsspec.get_filesystem_class("s3"), "retries", 1)
-            monkeypatch.setattr("preprocessing.shard_files._FIRST_WAIT_S", 0.0)
+            monkeypatch.setattr("preprocessing.store.shard_files._FIRST_WAIT_S", 0.0)
             fsspec.filesystem("s3").clear_instance_cache()
             return proxy
 

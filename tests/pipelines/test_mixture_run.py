@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from command_line import SAMPLE
 
 from pipelines.cli import main
 from preprocessing.convert import ConvertConfig, convert
-from preprocessing.episode_store import EpisodeStore
 from preprocessing.loading.loader import LoaderConfig, WindowReader
+from preprocessing.store.episode_store import EpisodeStore
 from rt_models.spec import AffineTransform
+from tests.support.command_line import SAMPLE
 
 TRAIN = ["train", "rt1_tiny", "--output", "run", "--loop.steps", "1", "--loop.checkpoint_every", "1"]
 

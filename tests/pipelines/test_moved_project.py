@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli import main
+from pipelines.publishing.registered import load_registered
 from pipelines.registry import show
-from pipelines.serve import load_registered
-from pipelines.tracking import connect, tracking_uri
-from preprocessing.episode_store import EpisodeStore
+from pipelines.tracking.mlflow_run import connect, tracking_uri
+from preprocessing.store.episode_store import EpisodeStore
 
 TRAIN = ["train", "rt1_tiny", "--data", "stores/metaworld_sample/1.0.0/val", "--output", "run", "--loop.steps"]
 

@@ -9,8 +9,8 @@ from itertools import islice
 import numpy as np
 import torch
 
-from preprocessing.episode_store import EpisodeStore
 from preprocessing.loading.loader import Batch, Loader, LoaderConfig, WindowReader
+from preprocessing.store.episode_store import EpisodeStore
 from rt_models.rt1 import RT1Config
 from rt_models.spec import Quantiles, check_batch
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from servers import Bucket, s3_bucket
 
 from pipelines.cli import main
 from pipelines.preprocess import main as preprocess
+from tests.support.servers import Bucket, s3_bucket
 
 SAMPLE = Path(__file__).resolve().parents[2] / "examples/metaworld_sample/1.0.0"
 

@@ -18,25 +18,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import clean_environment
 import numpy as np
 import pandas as pd
 import psutil
 import pytest
 import torch
-from command_line import REPOSITORY, Rtp, environment, rtp_command
 
-from pipelines.bundle import write_bundle
-from pipelines.checkpoints import load_trained
 from pipelines.cli import main as rtp_main
-from pipelines.predictions import predict_store
+from pipelines.evaluation.predictions import predict_store
+from pipelines.publishing.folder import write_bundle
+from pipelines.publishing.registered import load_registered
+from pipelines.publishing.trained_model import load_trained
 from pipelines.register import Guard, register
-from pipelines.serve import load_registered
-from pipelines.tracking import connect
-from preprocessing.episode_store import EpisodeStore
-from preprocessing.images import decode_image
+from pipelines.tracking.mlflow_run import connect
+from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.images import decode_image
 from rt_models.action_tokens import decode
-from rt_models.policy import Policy
+from rt_models.control.rt1_policy import Policy
+from tests.support import clean_environment
+from tests.support.command_line import REPOSITORY, Rtp, environment, rtp_command
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from pipelines import registry
-from pipelines.gates import Gate, Verdict
+from pipelines.publishing.gates import Gate, Verdict
 from pipelines.registry import holder_of, promote, require_names, rollback, show
-from pipelines.tracking import connect
+from pipelines.tracking.mlflow_run import connect
 
 NAME, ALIAS = "arm", "champion"
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from servers import Bucket, mlflow_server, s3_bucket
 
-from pipelines.bundle import TrainedModel, write_bundle
 from pipelines.catalogue import load_recipe
 from pipelines.cli import main
-from pipelines.instructions import Instructions
-from pipelines.serve import load_registered
-from pipelines.training_data import training_contract
-from preprocessing.episode_store import EpisodeStore
+from pipelines.publishing.folder import TrainedModel, write_bundle
+from pipelines.publishing.instructions import Instructions
+from pipelines.publishing.registered import load_registered
+from pipelines.training.data import training_contract
+from preprocessing.store.episode_store import EpisodeStore
+from tests.support.servers import Bucket, mlflow_server, s3_bucket
 
 
 @dataclass(frozen=True, kw_only=True)

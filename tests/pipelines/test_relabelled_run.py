@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import yaml
 
-from pipelines.checkpoints import load_trained
 from pipelines.cli import main
-from pipelines.predictions import predict_store
-from preprocessing.episode_store import EpisodeStore
+from pipelines.evaluation.predictions import predict_store
+from pipelines.publishing.trained_model import load_trained
+from preprocessing.store.episode_store import EpisodeStore
 
 TRAIN = ["train", "rt1_tiny", "--output", "run", "--loop.checkpoint_every", "1"]
 

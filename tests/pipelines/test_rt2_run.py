@@ -10,15 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.bundle import read_bundle
 from pipelines.catalogue import load_recipe
-from pipelines.checkpoints import load_trained
 from pipelines.cli import main
-from pipelines.co_fine_tuning import texts
-from pipelines.run_files import read_metrics
+from pipelines.publishing.folder import read_bundle
+from pipelines.publishing.trained_model import load_trained
 from pipelines.train import parse_arguments
-from pipelines.training_data import resolved
-from preprocessing.web_store import open_store
+from pipelines.training.co_fine_tuning import texts
+from pipelines.training.data import resolved
+from pipelines.training.run_files import read_metrics
+from preprocessing.store.web_store import open_store
 from rt_models.rt2 import RT2Config
 from rt_models.rt2_vlm import LoRA, RT2VLMConfig
 
@@ -147,8 +147,7 @@ def test_a_pretrained_models_rarest_tokens_are_counted_too(
     store: str, web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("transformers", reason="needs the extra vlm")
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "rt_models"))
-    from rt2_folders import save_smolvlm
+    from tests.support.rt2_folders import save_smolvlm
 
     flags = ["--model.text.vocabulary", "LeastFrequentTokens", "--model.text.vocabulary.frequency=corpus"]
     flags += ["--model.path", str(save_smolvlm(tmp_path)), "--model.tuning", "LoRA", "--model.tuning.rank", "2"]
@@ -172,8 +171,7 @@ def test_lora_trains_the_rows_of_added_tokens_to_the_exported_model(
 ) -> None:
     """Trained, continued and exported: what learnt to say an action is in the file that leaves the house."""
     pytest.importorskip("transformers", reason="needs the extra vlm")
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "rt_models"))
-    from rt2_folders import save_paligemma
+    from tests.support.rt2_folders import save_paligemma
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     run, bundle = str(tmp_path / "run"), str(tmp_path / "bundle")

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from pipelines import simulate as module
 from pipelines.cli import main
-from pipelines.metaworld_rlds import INSTRUCTIONS, Recording, dataset_features, rlds_episode
-from pipelines.simulate import SAMPLE_TASKS, Camera, SimulateConfig, gl_backend, load_simulator, roll_out, simulate
+from pipelines.simulate import SAMPLE_TASKS, SimulateConfig, simulate
 from preprocessing.rlds import Episode, open_dataset
-from preprocessing.rlds_writer import RldsWriter, SplitPlan
+from preprocessing.simulation import metaworld_rollout as module
+from preprocessing.simulation.metaworld_rlds import INSTRUCTIONS, Recording, dataset_features, rlds_episode
+from preprocessing.simulation.metaworld_rollout import Camera, gl_backend, load_simulator, roll_out
+from preprocessing.tfds.writer import RldsWriter, SplitPlan
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SAMPLE = REPOSITORY / "examples/metaworld_sample/1.0.0"

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import REPOSITORY, SAMPLE, rtp_command
 from hypothesis import given
 from hypothesis import strategies as st
-from servers import BIN, Cluster, mlflow_server, ray_cluster, s3_bucket
 
-from pipelines.arguments import UsageError
 from pipelines.cli import main
+from pipelines.config.arguments import UsageError
 from pipelines.submit import entrypoint, is_secret, packed, settings_of
-from pipelines.train_loop import git_revision
+from pipelines.training.git_revision import git_revision
+from tests.support.command_line import REPOSITORY, SAMPLE, rtp_command
+from tests.support.servers import BIN, Cluster, mlflow_server, ray_cluster, s3_bucket
 
 PLANTED = "planted-secret-5f1c"
 

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import Rtp, environment, rtp_command
 
+from cluster.stop_file import STOPPED_EXIT_CODE
 from cluster.storage import CheckpointFolder
 from pipelines.cli import main
-from pipelines.run_files import read_metrics
-from pipelines.stopping import STOPPED_EXIT_CODE
-from preprocessing.audit import audit
-from preprocessing.audit_evidence import Verdict
-from preprocessing.episode_store import EpisodeStore
+from pipelines.training.run_files import read_metrics
+from preprocessing.audit.evidence import Verdict
+from preprocessing.audit.store_audit import audit
+from preprocessing.store.episode_store import EpisodeStore
 from rt_models.rt1 import RT1
+from tests.support.command_line import Rtp, environment, rtp_command
 
 
 def losses(output: Path) -> dict[int, float]:
@@ -165,7 +165,7 @@ def test_a_store_that_contradicts_its_spec_is_not_trained_on_unasked(
     monkeypatch.chdir(tmp_path)
     opened = EpisodeStore.open(store)
     wrong = Verdict(name="gripper_sign", finding="contradicted", measured=-0.98, sentence="it opens where it closes")
-    monkeypatch.setattr("pipelines.train.audit", lambda _: replace(audit(opened), verdicts=(wrong,)))
+    monkeypatch.setattr("pipelines.training.checks.audit", lambda _: replace(audit(opened), verdicts=(wrong,)))
     flags = ["train", "rt1_tiny", "--data", store, "--output", "run", "--loop.steps", "1"]
     assert main(flags) == 2
     assert "gripper_sign: it opens where it closes" in (said := capsys.readouterr().err)

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import run_ranks
 
 from cluster.context import LocalContext, WorkerContext
 from cluster.engine import DeepSpeedEngineConfig, TorchEngineConfig
@@ -21,11 +20,13 @@ from cluster.launch import RayLaunch
 from cluster.storage import CheckpointFolder
 from cluster.zero import ZeroConfig
 from pipelines.catalogue import load_recipe
-from pipelines.experiment import Experiment
-from pipelines.run_files import METRICS, final_samples, read_metrics
-from pipelines.tracking import TrainingRun
+from pipelines.config.experiment import Experiment
+from pipelines.tracking.mlflow_run import TrainingRun
 from pipelines.train import run_training
-from pipelines.train_loop import TrainJob, train
+from pipelines.train_loop import train
+from pipelines.training.job import TrainJob
+from pipelines.training.run_files import METRICS, final_samples, read_metrics
+from tests.support.ranks import run_ranks
 
 STEPS, HALFWAY = 30, 10
 ENGINES: dict[str, Any] = {

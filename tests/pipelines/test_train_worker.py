@@ -6,13 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ranks import run_ranks
-
 from cluster.context import WorkerContext
+from cluster.stop_file import StopFile
 from pipelines import train_worker as worker
 from pipelines.catalogue import load_recipe
-from pipelines.stopping import StopFile
-from pipelines.train_loop import TrainJob
+from pipelines.training.job import TrainJob
+from tests.support.ranks import run_ranks
 
 
 def job_in(folder: Path) -> TrainJob:

@@ -9,24 +9,24 @@ from typing import Any
 
 import pytest
 import yaml
-from command_line import SAMPLE, Rtp
 
 from cluster.shards import read_weights
 from cluster.storage import CheckpointFolder
 from pipelines.catalogue import load_recipe
 from pipelines.cli import main
-from pipelines.comparison import require_comparable
-from pipelines.experiment import Experiment
-from pipelines.run_files import read_metrics
-from pipelines.serialization import from_plain
-from pipelines.sweep_trials import clone_checkpoint, with_parameters
+from pipelines.config.experiment import Experiment
+from pipelines.config.serialization import from_plain
+from pipelines.evaluation.comparison import require_comparable
+from pipelines.sweeps.trials import clone_checkpoint, with_parameters
 from pipelines.train import run_training
-from pipelines.train_loop import TrainJob
+from pipelines.training.job import TrainJob
+from pipelines.training.run_files import read_metrics
 from pipelines.tune import _require_same, parse_arguments
 from preprocessing.convert import ConvertConfig, convert
+from tests.support.command_line import REPOSITORY, SAMPLE, Rtp
 from tuning.sweep import load_sweep, sweep_names
 
-SWEEP = str(Path(__file__).with_name("tiny_sweep.py"))
+SWEEP = str(REPOSITORY / "tests/support/tiny_sweep.py")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_a_sweep_stops_the_bad_keeps_the_failed_and_finds_the_best(swept: dict[s
 def test_trials_are_child_runs_with_every_metric_below_the_sweeps_own_run(
     swept: dict[str, Any], stores: list[str], tmp_path: Path
 ) -> None:
-    from pipelines.tracking import connect
+    from pipelines.tracking.mlflow_run import connect
 
     uri = json.loads(Path(swept["trials"][0]["output"], "run.json").read_text())["uri"]
     client = connect(uri).MlflowClient()
@@ -95,7 +95,7 @@ def test_a_finished_sweep_resumed_runs_nothing_and_a_larger_one_only_what_is_new
 def test_a_population_takes_over_weights_and_goes_on_with_other_parameters(
     rtp: Rtp, stores: list[str], tmp_path: Path
 ) -> None:
-    sweep = Path(__file__).with_name("tiny_population.py")
+    sweep = REPOSITORY / "tests/support/tiny_population.py"
     done = rtp("tune", sweep, *stores, "--output", tmp_path / "out")
     (taker,) = [trial for trial in done["trials"] if trial["lineage"]]
     donor = done["trials"][taker["lineage"][0]["parent"]]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_rlds import bridge_episode, bridge_features, write_dataset  # type: ignore[import-not-found]
+
+from tests.support.tiny_rlds import bridge_episode, bridge_features, write_dataset
 
 
 @pytest.fixture

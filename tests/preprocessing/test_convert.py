@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_rlds import bridge_episode, bridge_features, write_dataset  # type: ignore[import-not-found]
 
 from preprocessing import dataset_spec
 from preprocessing.convert import ConvertConfig, Summary, convert, convert_shards
-from preprocessing.episode_store import EpisodeStore
 from preprocessing.rlds import Episode, open_dataset
+from preprocessing.store.episode_store import EpisodeStore
+from tests.support.tiny_rlds import bridge_episode, bridge_features, write_dataset
 
 HERE = ConvertConfig(workers=0)
 

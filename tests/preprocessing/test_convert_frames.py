@@ -13,14 +13,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from tiny_rlds import bridge_episode, bridge_features, jpeg, write_dataset  # type: ignore[import-not-found]
 
 from preprocessing.convert import ConvertConfig, convert
-from preprocessing.episode_store import EpisodeStore
-from preprocessing.images import decode_image, image_size
 from preprocessing.loading.loader import LoaderConfig, WindowReader
 from preprocessing.rlds import Episode, open_dataset
+from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.images import decode_image, image_size
 from rt_models.spec import AffineTransform
+from tests.support.tiny_rlds import bridge_episode, bridge_features, jpeg, write_dataset
 
 HERE = ConvertConfig(workers=0)
 

@@ -12,9 +12,9 @@ import pytest
 from preprocessing import dataset_spec
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.dataset_spec import ACTION_SIZE, Always, DatasetSpec, Equals, FirstActionZero, Linear, Terminate
-from preprocessing.episode_store import EpisodeStore
 from preprocessing.rlds import Episode, open_dataset
-from rt_models.spec import rt1_action_spec
+from preprocessing.store.episode_store import EpisodeStore
+from rt_models.action_space import rt1_action_spec
 
 
 def episode(steps: dict[str, Any], **metadata: Any) -> Episode:

@@ -14,22 +14,22 @@ import pytest
 import yaml
 from tensorflow_datasets.core import features as tfds_features
 from tensorflow_datasets.proto import tf_example_pb2
-from tiny_rlds import (  # type: ignore[import-not-found]
+
+from pipelines.preprocess import main as preprocess
+from preprocessing.convert import ConvertConfig, convert
+from preprocessing.rlds import open_dataset
+from preprocessing.spec_file import draft
+from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.images import decode_image, image_size
+from preprocessing.store.summary import quarantine
+from preprocessing.tfds.tfrecord import read_records
+from tests.support.tiny_rlds import (
     frame_record,
     jpeg,
     released_schemas,
     write_dataset,
     write_source,
 )
-
-from pipelines.preprocess import main as preprocess
-from preprocessing.convert import ConvertConfig, convert
-from preprocessing.episode_store import EpisodeStore
-from preprocessing.images import decode_image, image_size
-from preprocessing.report import quarantine
-from preprocessing.rlds import open_dataset
-from preprocessing.spec_file import draft
-from preprocessing.tfrecord import read_records
 
 STEPS = {
     "pixels": tfds_features.Tensor(shape=(6, 8, 3), dtype=np.uint8),

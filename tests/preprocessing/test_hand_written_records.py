@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from tensorflow_datasets.proto import tf_example_pb2
-from tiny_rlds import fabricate, jpeg, released_schemas, write_records  # type: ignore[import-not-found]
 
-from preprocessing.episode_store import EpisodeStore
-from preprocessing.report import quarantine
-from preprocessing.tfds_features import Feature, flatten
+from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.summary import quarantine
+from preprocessing.tfds.features import Feature, flatten
+from tests.support.tiny_rlds import fabricate, jpeg, released_schemas, write_records
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MOVES = np.array([[0.1, -0.2, 0.3], [0, 0, 0.5], [0.25, 0, 0]], np.float32)

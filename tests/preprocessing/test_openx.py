@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tiny_rlds import released_schemas, write_source  # type: ignore[import-not-found]
 
 from preprocessing import dataset_spec
 from preprocessing.conventions import held_openness, seven_d
 from preprocessing.convert import ConvertConfig, convert
-from preprocessing.episode_store import EpisodeStore
 from preprocessing.rlds import Episode, open_dataset
+from preprocessing.store.episode_store import EpisodeStore
+from tests.support.tiny_rlds import released_schemas, write_source
 
 INF = float("inf")
 ONE_HOT = np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0]], np.int32)

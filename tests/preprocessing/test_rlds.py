@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from preprocessing.rlds import Corrupt, Episode, open_dataset, open_folder
-from preprocessing.tfrecord import Record, read_records
+from preprocessing.tfds.tfrecord import Record, read_records
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +54,7 @@ def test_agrees_with_tensorflow_datasets(bridge: Path) -> None:
     from tensorflow_datasets.core import example_parser
     from tensorflow_datasets.core.features import FeaturesDict
 
-    from preprocessing.tfrecord import Record, read_records
+    from preprocessing.tfds.tfrecord import Record, read_records
 
     features = FeaturesDict.from_config(str(bridge))
     parser = example_parser.ExampleParserNp(features.get_serialized_info())

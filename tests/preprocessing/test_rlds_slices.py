@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tensorflow_datasets.core import splits as tfds_splits
 
 from preprocessing.convert import ConvertConfig, convert
-from preprocessing.episode_store import EpisodeStore
 from preprocessing.rlds import Corrupt, RldsDataset, SourceShard, open_dataset
+from preprocessing.store.episode_store import EpisodeStore
 
 SHARDS = ([2, 3, 2], [4], [3, 2])  # episode lengths; 6 records in 3 files
 

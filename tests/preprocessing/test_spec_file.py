@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_rlds import released_schemas, write_source  # type: ignore[import-not-found]
 
 from preprocessing import dataset_spec
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.dataset_spec import Always, Equals, FirstActionZero
 from preprocessing.rlds import open_dataset
 from preprocessing.spec_file import draft, read_spec
+from tests.support.tiny_rlds import released_schemas, write_source
 
 BRIDGE = """
 name: bridge_dataset

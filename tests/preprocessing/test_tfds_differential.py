@@ -17,10 +17,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 from tensorflow_datasets.core import features as tfds_features
-from tiny_rlds import fabricate, frame_record, released_schemas  # type: ignore[import-not-found]
 
 from preprocessing.rlds import Episode, open_dataset
-from preprocessing.tfds_features import flatten
+from preprocessing.tfds.features import flatten
+from tests.support.command_line import REPOSITORY
+from tests.support.tiny_rlds import fabricate, frame_record, released_schemas
 
 DRAWN = 30
 BY_HAND = ("kuka", "mt_opt")  # their zlib tensors of steps are more than TFDS can write
@@ -177,7 +178,7 @@ def _frames(schema: dict[str, Any]) -> dict[str, list[bytes]]:
 
 
 def read_by_tensorflow(folders: list[Path]) -> None:
-    script = Path(__file__).with_name("write_with_tensorflow.py")
+    script = REPOSITORY / "tests/support/write_with_tensorflow.py"
     command = [sys.executable, str(script), *map(str, folders)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2])
     assert done.returncode == 0, done.stderr[-3000:]

@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_web import (  # type: ignore[import-not-found]
+
+from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.web_store import WebStore, open_store
+from preprocessing.web import convert_web as web_data
+from preprocessing.web import sources as web_sources
+from preprocessing.web.convert_web import WebConvertConfig, convert_web
+from tests.support.tiny_web import (
     converted,
     put,
     write_easy_vqa,
     write_webdataset,
 )
-
-from preprocessing import web_data, web_sources
-from preprocessing.episode_store import EpisodeStore
-from preprocessing.web_data import WebConvertConfig, convert_web
-from preprocessing.web_store import WebStore, open_store
 
 
 @pytest.fixture

@@ -11,15 +11,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny_web import (  # type: ignore[import-not-found]
+
+from preprocessing.web.convert_web import WebConvertConfig
+from tests.support.tiny_web import (
     converted,
     put,
     write_coco,
     write_gqa,
     write_okvqa,
 )
-
-from preprocessing.web_data import WebConvertConfig
 
 ELSEWHERE = "is not named by a path below the folder of images"
 UNREAD = "its picture is named by 'image_id', which is not read: name it 'image'"

@@ -8,16 +8,8 @@ import numpy as np
 import pytest
 
 from rt_models.action_scaling import _RT1X
-from rt_models.spec import (
-    RT1X,
-    ActionStatistics,
-    Contract,
-    DatasetContract,
-    Identity,
-    ImageRecipe,
-    rt1_action_spec,
-    seven_d_action_spec,
-)
+from rt_models.action_space import rt1_action_spec, seven_d_action_spec
+from rt_models.spec import RT1X, ActionStatistics, Contract, DatasetContract, Identity, ImageRecipe
 
 SPEC = rt1_action_spec(bins=512, world_vector_limit=2.0)
 ZEROS = ActionStatistics(count=1, **dict.fromkeys(("mean", "std", "minimum", "maximum", "q01", "q99"), (0.0,) * 11))

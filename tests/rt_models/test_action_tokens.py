@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rt_models.action_space import ActionDimension, ActionSpec, rt1_action_spec
 from rt_models.action_tokens import decode, encode
-from rt_models.spec import ActionDimension, ActionSpec, rt1_action_spec
 
 
 def one_dimension(low: float, high: float, bins: int, binning: str = "truncate") -> ActionSpec:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from rt_models.batch_norm import BatchNormConfig
-from rt_models.efficientnet import EfficientNetConfig, Stage
-from rt_models.input_stage import InputConfig
+from rt_models.blocks.batch_norm import BatchNormConfig
+from rt_models.blocks.transformer import TransformerConfig
 from rt_models.rt1 import ComputeConfig
-from rt_models.transformer import TransformerConfig
-from rt_models.vit import ViTConfig
+from rt_models.vision.efficientnet import EfficientNetConfig, Stage
+from rt_models.vision.image_inputs import InputConfig
+from rt_models.vision.vit import ViTConfig
 
 
 @pytest.mark.parametrize(

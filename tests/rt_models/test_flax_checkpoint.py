@@ -11,12 +11,12 @@ import ml_dtypes
 import msgpack
 import numpy as np
 import pytest
-from flax_files import LAYOUTS, flax_file, orbax_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rt_models.flax_checkpoint import find_flax, read_flax
+from tests.support.flax_files import LAYOUTS, flax_file, orbax_folder
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.float64), np.dtype(ml_dtypes.bfloat16))
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from rt1_windows import stirred
 from torch import Tensor, nn
 
-from rt_models.batch_norm import BatchNormConfig
-from rt_models.efficientnet import EfficientNet, EfficientNetConfig, Stage
+from rt_models.blocks.batch_norm import BatchNormConfig
 from rt_models.rt1 import RT1Config
 from rt_models.rt1_weights import load_imagenet
+from rt_models.vision.efficientnet import EfficientNet, EfficientNetConfig, Stage
+from tests.support.rt1_windows import stirred
 
 TINY = RT1Config.tiny().backbone
 assert isinstance(TINY, EfficientNetConfig)

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from rt1_windows import make_batch
 from torch import Tensor
 
 from rt_models.input_checks import LABELS
 from rt_models.rt1 import RT1, RT1Config
+from tests.support.rt1_windows import make_batch
 
 TINY = RT1Config.tiny()
 TF_MASK = replace(TINY, transformer=replace(TINY.transformer, mask="tf"))

@@ -11,13 +11,13 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from rt1_windows import make_batch, stirred
 from torch import Tensor, nn
 
-from rt_models.batch_norm import BatchNormConfig
-from rt_models.efficientnet import EfficientNetConfig
+from rt_models.blocks.batch_norm import BatchNormConfig
 from rt_models.rt1 import RT1, ComputeConfig, RT1Config, TokenLearner
-from rt_models.vit import ViTConfig
+from rt_models.vision.efficientnet import EfficientNetConfig
+from rt_models.vision.vit import ViTConfig
+from tests.support.rt1_windows import make_batch, stirred
 
 TINY = RT1Config.tiny()
 assert isinstance(TINY.backbone, EfficientNetConfig)
@@ -186,7 +186,7 @@ def test_padding_does_not_enter_the_batch_statistics() -> None:
     model.loss(padded)
     alone = RT1Config.tiny().build().train()
     alone.load_state_dict(TINY.build().state_dict() | dict(model.named_parameters()))
-    from rt_models.input_stage import prepare
+    from rt_models.vision.image_inputs import prepare
 
     prepared = prepare(padded, TINY.input, augment=True, dtype=torch.float32)
     assert len(prepared.image_NHWC) == len(frames) == 1

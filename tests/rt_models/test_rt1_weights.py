@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rt_models.batch_norm import BatchNorm, BatchNormConfig
-from rt_models.efficientnet import Conv, Film
+from rt_models.blocks.batch_norm import BatchNorm, BatchNormConfig
+from rt_models.blocks.sequence import RowPlan, attention_mask
 from rt_models.rt1 import RT1
 from rt_models.rt1_weights import flax_config, from_flax
-from rt_models.sequence import RowPlan, attention_mask
+from rt_models.vision.efficientnet import Conv, Film
 
 TOKENS_WITHIN, LOGITS_WITHIN = 1e-5, 1e-4
 

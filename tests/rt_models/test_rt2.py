@@ -12,12 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rt2_rows import MINIMAL, make_batch, row_of
 from torch import Tensor
 
+from rt_models.language.decoder import DecoderConfig
 from rt_models.rt2 import RT2, RT2Config
-from rt_models.rt2_decoder import DecoderConfig
-from rt_models.rt2_images import PictureConfig
+from rt_models.vision.rt2_image_inputs import PictureConfig
+from tests.support.rt2_rows import MINIMAL, make_batch, row_of
 
 PREFIXES = ["causal", "image", "prompt"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,20 +10,18 @@ import pytest
 import torch
 
 pytest.importorskip("transformers", reason="needs the extra vlm")
-sys.path.append(str(Path(__file__).parents[1] / "cluster"))  # whose tests have a way to start ranks
-
-from ranks import run_ranks
-from rt2_folders import save_paligemma
-from rt2_rows import INSTRUCTIONS, make_batch, prompts_of, row_of
 
 from cluster.context import LocalContext
 from cluster.engine import DeepSpeedEngineConfig, TorchEngineConfig
 from cluster.shards import read_weights
 from cluster.zero import ZeroConfig
-from pipelines.optimizer import AdamWConfig
-from rt_models.rt2_decoding import predict_actions
+from pipelines.config.optimizer import AdamWConfig
+from rt_models.language.action_vocabulary import AddedTokens
+from rt_models.language.generation import predict_actions
 from rt_models.rt2_vlm import LoRA, RT2VLMConfig
-from rt_models.rt2_vocabulary import AddedTokens
+from tests.support.ranks import run_ranks
+from tests.support.rt2_folders import save_paligemma
+from tests.support.rt2_rows import INSTRUCTIONS, make_batch, prompts_of, row_of
 
 STEPS, ROWS = 4, 4
 ZERO_3 = DeepSpeedEngineConfig(zero=ZeroConfig(stage=3, persist_elements=0))

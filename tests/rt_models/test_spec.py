@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rt_models.action_space import ARM, ActionDimension, rt1_action_spec, seven_d_action_spec
 from rt_models.spec import (
-    ARM,
-    ActionDimension,
     ActionStatistics,
     Bounds,
     Contract,
@@ -21,8 +20,6 @@ from rt_models.spec import (
     ImageRecipe,
     Quantiles,
     merge_contracts,
-    rt1_action_spec,
-    seven_d_action_spec,
 )
 
 SPEC = rt1_action_spec()

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sweeps_for_tests import NUM_STEPS, Toy, clone, population, read_state, sweep
 
+from tests.support.sweeps_for_tests import NUM_STEPS, Toy, clone, population, read_state, sweep
 from tuning.ledger import Ledger, TrialRecord
 from tuning.plan import Generations, IndependentTrials, Plan
 from tuning.search import TpeSearch

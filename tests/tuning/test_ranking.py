@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sweeps_for_tests import sweep
 
+from tests.support.sweeps_for_tests import sweep
 from tuning.ledger import Ledger, Report, State, TrialRecord
 from tuning.ranking import best, pareto_front, points
 from tuning.report import sweep_page

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweeps_for_tests import sweep
 
+from tests.support.sweeps_for_tests import sweep
 from tuning.population import Population
 from tuning.search import GridSearch
 from tuning.space import Choice, Uniform

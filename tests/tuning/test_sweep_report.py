@@ -6,8 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from sweeps_for_tests import NUM_STEPS, sweep
-
+from tests.support.sweeps_for_tests import NUM_STEPS, sweep
 from tuning.ledger import Exploit, Ledger, Report, TrialRecord
 from tuning.report import sweep_page
 from tuning.sweep import Objective

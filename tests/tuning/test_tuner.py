@@ -13,20 +13,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sweeps_for_tests import NUM_STEPS, Toy, clone, loss, population, sweep
-from toy_sweep import SWEEPS
 
 from cluster.session import RaySession, connect
+from tests.support.sweeps_for_tests import NUM_STEPS, Toy, clone, loss, population, sweep
+from tests.support.toy_sweep import SWEEPS
 from tuning.ledger import Ledger, Report, TrialRecord
 from tuning.sweep import Asha, Budget
 from tuning.tuner import TrialRun, _scheduler, run_sweep
 
-HERE = Path(__file__).parent
-REPOSITORY = HERE.parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{HERE}", "RAY_USAGE_STATS_ENABLED": "0"}
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,7 @@ def connected() -> Iterator[None]:
 
 
 def start(root: Path, name: str = "asha") -> subprocess.Popen[str]:
-    command = [sys.executable, str(HERE / "toy_sweep.py"), name, str(root)]
+    command = [sys.executable, "-m", "tests.support.toy_sweep", name, str(root)]
     return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
 
 

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preprocessing.convert import ConvertConfig, convert
-from preprocessing.episode_store import EpisodeStore
-from preprocessing.images import decode_into
 from preprocessing.loading.loader import Batch, Loader, LoaderConfig, WindowReader
+from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.images import decode_into
 from rt_models.spec import AffineTransform, check_batch
 
 SAMPLE = Path(__file__).resolve().parents[3] / "examples/metaworld_sample/1.0.0"

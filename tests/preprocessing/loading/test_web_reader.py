@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocessing import web_data, web_sources
-from preprocessing.images import decode_image, resize_image
 from preprocessing.loading.reader import LoaderConfig
 from preprocessing.loading.web_reader import WebReader
-from preprocessing.web_data import WebConvertConfig, convert_web
-from preprocessing.web_store import WebStore
+from preprocessing.store.images import decode_image, resize_image
+from preprocessing.store.web_store import WebStore
+from preprocessing.web import convert_web as web_data
+from preprocessing.web import sources as web_sources
+from preprocessing.web.convert_web import WebConvertConfig, convert_web
 
 SIZES = [(20, 30), (30, 20), (24, 24), (50, 10), (12, 12)]
 

@@ -1,0 +1,128 @@
+"""Asking a training to stop in good order: a file named STOP in its output folder.
+
+The loop looks for it about once a second, finishes its step, writes a checkpoint and leaves; `--resume` goes on there.
+Ctrl-C, SIGTERM or SIGHUP to the command write the file, and so may anyone by hand; it reaches workers on any node,
+since they share the folder with the checkpoints. A worker that meets an error which no restart can mend leaves it
+there, so that workers which Ray starts again end at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import fsspec
+
+from cluster.interrupts import TOLD_BY
+
+STOPPED_EXIT_CODE = 75  # sysexits.h: EX_TEMPFAIL, "try again later"
+_POLL_S = 1.0
+_UNMENDABLE = {error.__name__: error for error in (ValueError, FloatingPointError)}
+
+
+class StopFile:
+    """The file STOP of one run: its text is the reason."""
+
+    def __init__(self, output: str) -> None:
+        self._files, root = fsspec.core.url_to_fs(output)
+        self._path = f"{root.rstrip('/')}/STOP"
+
+    def ask(self, reason: str) -> None:
+        self._files.makedirs(self._files._parent(self._path), exist_ok=True)
+        self._files.pipe_file(self._path, reason.encode())
+
+    def reason(self) -> str | None:
+        """Why the run is to stop; None where nobody asked for it."""
+        self._files.invalidate_cache()
+        try:
+            return self._files.cat_file(self._path).decode(errors="replace") or "the file STOP asked for it"
+        except FileNotFoundError:
+            return None
+
+    def clear(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._files.rm_file(self._path)
+
+    def leave(self, error: ValueError | FloatingPointError) -> None:
+        """Let every worker started from now on end with this error."""
+        kind = "FloatingPointError" if isinstance(error, FloatingPointError) else "ValueError"
+        self.ask(json.dumps({"error": kind, "message": str(error)}))
+
+    def left(self) -> ValueError | FloatingPointError | None:
+        """The error that a worker left."""
+        with contextlib.suppress(json.JSONDecodeError, TypeError, KeyError):
+            left: dict[str, Any] = json.loads(self.reason() or "")
+            return _UNMENDABLE[left["error"]](left["message"])
+        return None
+
+
+class StopWatch:
+    """Looks for the file from a thread of its own."""
+
+    def __init__(self, file: StopFile) -> None:
+        self._file, self._done = file, threading.Event()
+        self.reason: str | None = None
+        threading.Thread(target=self._look, daemon=True, name="stop").start()
+
+    def close(self) -> None:
+        self._done.set()
+
+    def _look(self) -> None:
+        while self.reason is None and not self._done.wait(_POLL_S):
+            with contextlib.suppress(OSError):  # a store out of reach asks for nothing
+                self.reason = self._file.reason()
+
+
+@contextlib.contextmanager
+def stopping_on_signals(file: StopFile) -> Iterator[None]:
+    """Inside, Ctrl-C, SIGTERM and SIGHUP to this process write the file instead of ending the process.
+
+    A second Ctrl-C raises KeyboardInterrupt. Signals that the process ignores stay ignored. Only where this is the main
+    thread: elsewhere signals belong to whoever has it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asking = _Asking(file)
+    before = {number: signal.getsignal(number) for number in TOLD_BY}
+    taken = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    for number in taken:
+        signal.signal(number, asking.on_signal)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, before[number])
+        asking.close()
+
+
+class _Asking:
+    """Writes the file from a thread of its own: a signal's handler may interrupt whatever the file system is doing."""
+
+    def __init__(self, file: StopFile) -> None:
+        self._file, self._told = file, threading.Event()
+        self._by: str | None = None
+        self._thread = threading.Thread(target=self._ask, daemon=True, name="signals")
+        self._thread.start()
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._by is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._by = self._by or TOLD_BY[signal.Signals(number)]
+        self._told.set()
+
+    def close(self) -> None:
+        self._told.set()
+        self._thread.join()
+
+    def _ask(self) -> None:
+        self._told.wait()
+        if self._by is not None:
+            print(f"rtp: {self._by}: stopping with a checkpoint; Ctrl-C again stops at once", file=sys.stderr)
+            self._file.ask(self._by)

@@ -1,0 +1,197 @@
+"""What a run will need, before it is started: memory by ZeRO stage, steps and epochs, disk for checkpoints.
+
+Parameters and activations are counted on torch's meta device, which has shapes and no memory. What a process holds
+before it trains is measured (benchmarks/doctor_estimates.py, which compares all of it with real runs). In bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cluster.engine import DeepSpeedEngineConfig
+from cluster.launch import RayLaunch
+from cluster.zero import STAGES, Stage, ZeroConfig, state_bytes, temporary_bytes
+from pipelines.config.experiment import Experiment
+from pipelines.training.co_fine_tuning import Store
+from preprocessing.store.episode_store import EpisodeStore
+from rt_models.rt1 import RT1Config
+from rt_models.rt2 import RT2Config
+from rt_models.spec import EMBEDDING_WIDTH
+
+FP32 = 4
+IN_PROCESS, RAY_WORKER = 640 * 10**6, 840 * 10**6
+"""Resident bytes of a process before its first step: the interpreter, torch, MLflow's client, Ray and DeepSpeed."""
+WORKING = {RT1Config: 3.0, RT2Config: 1.0}
+"""Peak on a CPU over what forward saves for backward. RT-1's batches differ in their number of distinct frames, which
+leaves holes in glibc's heap: 1.8 after 10 steps, 3.1 after 60, still growing slowly. RT-2's are alike: 1.0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What is known of a run beforehand; `activations` is None where the model cannot be run without data."""
+
+    parameters: int
+    frozen: int
+    """How many of them are not trained."""
+    workers: tuple[int, int]
+    """Least and most."""
+    accumulation: int
+    """Micro-batches of an update with the most workers."""
+    state: Mapping[int, int]
+    """Weights, gradients and optimizer state of one of the least workers, by ZeRO stage."""
+    stage: int
+    """The one of the recipe."""
+    temporary: Mapping[int, int]
+    """What it takes beside while it reduces gradients and updates."""
+    activations: int | None
+    """Of one micro-batch."""
+    working: float
+    """Peak on a CPU over `activations`."""
+    process: int
+    """What a worker holds in the machine's memory before its first step."""
+    loader: int
+    """What its loader reads, decodes and makes ready, at most."""
+    checkpoint: int
+    checkpoints_kept: int
+    steps: int
+    samples: int
+    samples_per_epoch: int | None
+    """All that the stores hold; None without stores."""
+
+    @property
+    def disk(self) -> int:
+        """Room for the newest checkpoints, the best one, and the one being written beside them."""
+        return self.checkpoint * (self.checkpoints_kept + 2)
+
+    @property
+    def epochs(self) -> float | None:
+        return self.samples / self.samples_per_epoch if self.samples_per_epoch else None
+
+    def worker_bytes(self, stage: int) -> int:
+        """Memory of the device that one of the least workers trains on under this stage, its process apart."""
+        return self.state[stage] + self.temporary[stage] + (self.activations or 0)
+
+    def host_bytes(self, stage: int) -> int:
+        """Memory that a worker takes of the machine where it trains on CPU: all there is."""
+        working = int((self.working - 1) * (self.activations or 0))
+        return self.process + self.loader + working + self.worker_bytes(stage)
+
+    def to_json(self) -> dict[str, Any]:
+        host = {stage: self.host_bytes(stage) for stage in STAGES}
+        return {**asdict(self), "disk": self.disk, "epochs": self.epochs, "host": host}
+
+
+def forecast(experiment: Experiment, stores: Sequence[Store]) -> Forecast:
+    """Raises ValueError where the batch sizes do not fit the number of workers."""
+    loop, sizes = experiment.loop, experiment.launch.sizes
+    least, most = sizes[0], sizes[-1]
+    experiment.require_sizes()
+    model = on_meta(experiment.model.build)
+    count, frozen = _sizes(model, experiment.freeze)
+    buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    ema = experiment.engine.ema_decay > 0
+    state: dict[Stage, dict[str, int]] = {
+        stage: state_bytes(stage, count, least, num_frozen=frozen, ema=ema) for stage in STAGES
+    }
+    activations = activation_bytes(experiment)
+    engine = experiment.engine
+    zero = engine.zero if isinstance(engine, DeepSpeedEngineConfig) else ZeroConfig(stage=0)
+    return Forecast(
+        parameters=count,
+        frozen=frozen,
+        workers=(least, most),
+        accumulation=experiment.accumulation(most),
+        state={stage: _on_device(held, stage, zero) for stage, held in state.items()},
+        stage=zero.stage,
+        temporary={stage: temporary_bytes(_at(zero, stage), count, least) for stage in STAGES},
+        activations=None if activations is None else activations * loop.micro_batch,
+        working=WORKING.get(type(experiment.model), 1.5),
+        process=RAY_WORKER if isinstance(experiment.launch, RayLaunch) else IN_PROCESS,
+        loader=loader_bytes(experiment, stores),
+        checkpoint=FP32 * (count + (count - frozen) * (2 + ema)) + buffers * most,
+        checkpoints_kept=loop.keep_last,
+        steps=loop.steps,
+        samples=loop.steps * loop.global_batch,
+        samples_per_epoch=sum(map(num_samples, stores)) or None,
+    )
+
+
+def _on_device(held: Mapping[str, int], stage: Stage, zero: ZeroConfig) -> int:
+    """Bytes of the training state that are not offloaded to host memory."""
+    offloaded = {
+        "optimizer": zero.offload_optimizer == "cpu" and stage > 0,
+        "parameters": zero.offload_parameters == "cpu" and stage == 3,
+    }
+    return sum(size for kind, size in held.items() if not offloaded.get(kind, False))
+
+
+def _at(zero: ZeroConfig, stage: Stage) -> ZeroConfig:
+    return replace(zero, stage=stage, offload_optimizer="none", offload_parameters="none")
+
+
+def loader_bytes(experiment: Experiment, stores: Sequence[Store]) -> int:
+    """What one worker's loader holds: its budget, or all frames decoded beside the files where that is less."""
+    budget = experiment.loader.memory_mb * 2**20
+    return min(budget, sum(map(_held_bytes, stores))) if stores else budget
+
+
+def _held_bytes(store: Store) -> int:
+    files = sum(entry["bytes"] for entry in store.manifest["shards"])
+    if not isinstance(store, EpisodeStore):
+        return files
+    image = store.contract.image
+    return files + num_samples(store) * image.height * image.width * 3
+
+
+def num_samples(store: Store) -> int:
+    """Windows of a robot store, examples of one of web data."""
+    return sum(shard.rows for shard in store.shards) if isinstance(store, EpisodeStore) else store.index.num_rows
+
+
+def _sizes(model: nn.Module, freeze: tuple[str, ...]) -> tuple[int, int]:
+    """(all parameters, those that are not trained)."""
+    named = list(model.named_parameters())
+    frozen = [p for name, p in named if not p.requires_grad or any(name.startswith(start) for start in freeze)]
+    return sum(p.numel() for _, p in named), sum(p.numel() for p in frozen)
+
+
+def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+    """The model with shapes and no memory."""
+    with torch.device("meta"):
+        return build().to("meta")
+
+
+def activation_bytes(experiment: Experiment) -> int | None:
+    """What one sample's forward pass keeps for the backward pass; in bf16 half of fp32's. None where it is not known.
+
+    Every frame of an RT-1 window counts, also those that windows of a segment share, and an RT-2 row has all the tokens
+    it may have.
+    """
+    config: Any = experiment.model
+    if isinstance(config, RT1Config):
+        size, steps = config.input.image_size, config.num_steps
+        image = torch.empty(1, steps, size, size, config.num_channels(), device="meta")
+        saved = saved_bytes(on_meta(config.build), image, torch.empty(1, steps, EMBEDDING_WIDTH, device="meta"))
+    elif isinstance(config, RT2Config):
+        # Its rows are laid out by what the tokens hold: one sample is run on the CPU, some seconds at most.
+        image = torch.zeros(1, 3, config.picture.image_size, config.picture.image_size)
+        with torch.random.fork_rng(devices=[]):
+            saved = saved_bytes(config.build(), image, torch.zeros(1, config.max_tokens, dtype=torch.int64))
+    else:
+        return None
+    return saved // 2 if experiment.engine.precision == "bf16" else saved
+
+
+def saved_bytes(model: nn.Module, *inputs: Tensor) -> int:
+    """Memory that the backward pass of `model(*inputs)` would need, its weights apart."""
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: (saved.append(tensor), tensor)[1], lambda kept: kept):
+        model(*inputs)
+    weights = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in saved}
+    return sum(size for storage, size in storages.items() if storage not in weights)

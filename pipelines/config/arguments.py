@@ -1,0 +1,123 @@
+"""Command lines derived from dataclass types by tyro, with its error boxes shortened to one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import warnings
+from collections.abc import Sequence
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import tyro
+
+from pipelines.config.serialization import did_you_mean
+from pipelines.terminal import help_page
+from pipelines.terminal.commands import COMMANDS
+
+T = TypeVar("T")
+
+_MARKERS = (tyro.conf.AvoidSubcommands, tyro.conf.PositionalMetavarFromFieldName)
+_HELP = ("-h", "--help")
+
+
+class UsageError(ValueError):
+    """The command line cannot be understood; the message is one sentence with the remedy."""
+
+
+def parse(
+    kind: type[T],
+    arguments: Sequence[str],
+    *,
+    prog: str,
+    default: Any = None,
+    description: str = "",
+    first: Sequence[str] = (),
+    choices: help_page.Choices = MappingProxyType({}),
+    example: str = "",
+) -> T:
+    """Build `kind` from command-line arguments; `--help` prints the flags with their units and exits.
+
+    `first` names the flags that the help page begins with, `choices` those that `take` has read already; `example` is
+    shown instead of the command's.
+    """
+    options: dict[str, Any] = {"prog": prog, "config": _MARKERS}
+    if default is not None:
+        options["default"] = default
+    if any(word in _HELP for word in arguments):
+        command = COMMANDS.get(prog.split()[1])
+        example = example or (command.example if command else "")
+        parser = _parser(kind, options)
+        print(help_page.page(parser, prog=prog, description=description, example=example, first=first, choices=choices))
+        raise SystemExit(0)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(kind, args=list(arguments), **options)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+    raise UsageError(f"{prog}: {_sentence(complaint.getvalue(), arguments, _parser(kind, options), list(choices))}")
+
+
+def _parser(kind: Any, options: dict[str, Any]) -> Any:
+    """What tyro would parse with, as argparse has it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return tyro.extras.get_parser(kind, **options)
+
+
+def take(flags: list[str], name: str) -> str | None:
+    """The value of the flag `name`, given as two words or with =, which is taken out of `flags`; None without it.
+
+    Raises UsageError where it has no value, or several.
+    """
+    places = [place for place, word in enumerate(flags) if word == name or word.startswith(f"{name}=")]
+    if not places:
+        return None
+    first, _, value = flags[places[0]].partition("=")
+    apart = first == flags[places[0]]
+    if apart:
+        value = flags[places[0] + 1] if places[0] + 1 < len(flags) else ""
+    if len(places) > 1 or not value or (apart and value.startswith("--")):
+        raise UsageError(f"{name} needs one value{', and is given twice' if len(places) > 1 else ''}")
+    del flags[places[0] : places[0] + 1 + apart]
+    return value
+
+
+def _sentence(complaint: str, arguments: Sequence[str], parser: Any, choices: list[str]) -> str:
+    """One sentence from tyro's box: an unknown flag before all else, then what is missing."""
+    known = [name for action in parser._actions for name in action.option_strings if name != "-h"]
+    for word in arguments:
+        name = word.partition("=")[0]
+        if name.startswith("--") and name != "--" and _dashed(name) not in map(_dashed, [*known, *choices]):
+            return f"there is no option {name}{_hint(name, [*known, *choices])}"
+    # The box is drawn in dashes where the locale has no other characters.
+    lines = [re.sub(r"[\u2500-\u257f]|^[-+| ]+$", "", line.strip()).strip() for line in complaint.splitlines()]
+    text = " ".join(line for line in lines[1:] if line and "full helptext" not in line and not line.endswith("--help"))
+    missing = help_page.missing(parser, text)
+    if missing:
+        return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; --help says what is meant"
+    valueless = re.search(r"Missing value for argument '([^']+)'", text)
+    if valueless:
+        return f"{valueless[1]} needs a value; --help says which"
+    unknown = re.search(r"Unrecognized options?: (.+?)(?:$| \()", text)
+    if unknown:
+        return f"{unknown[1].split()[0]!r} is one word too many; --help lists what it takes"
+    choice = re.search(r"invalid choice '(.*)' for argument '([^']+)'\. Expected one of \((.+?),?\)", text)
+    if choice:
+        return f"{choice[2]} cannot be {choice[1]!r}: give one of {choice[3].replace(chr(39), '')}"
+    value = re.search(r"Error parsing (\S+): (.*?)(?: Argument helptext: (.*?)(?: \((?:default|required).*)?)?$", text)
+    if value:
+        return f"{value[1]}: {value[2].strip()}{f' ({value[3]})' if value[3] else ''}"
+    return f"{text.split('Perhaps you meant')[0].strip() or 'cannot read the arguments'}; --help says more"
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _hint(flag: str, known: list[str]) -> str:
+    hint = did_you_mean(flag.lstrip("-"), [name.lstrip("-") for name in known])
+    return re.sub(r"'(.*)'", r"'--\1'", hint) if "did you mean" in hint else "; --help lists them"

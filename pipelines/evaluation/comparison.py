@@ -1,0 +1,147 @@
+"""Which numbers of two models may be set side by side.
+
+A token metric counts exact bins, so it only compares models that cut actions into the same ones: the same actions are
+15 % right at 256 bins and 88 % at 16. An error in physical units compares across bins, but not where one model learnt
+what the arm was commanded and the other what it reached: those are two sets of right answers. Losses compare only where
+the same tokens are said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipelines.config.experiment import Experiment
+from pipelines.config.serialization import flatten, to_plain
+from rt_models.action_space import ActionSpec
+from rt_models.spec import DatasetContract
+
+PHYSICAL = "scaled_error"
+"""The metric of robot actions that compares across bins: mean absolute error over each dimension's range."""
+
+_COUNTS = ("episodes", "steps")
+
+
+def labels_of(spec: ActionSpec, dataset: DatasetContract, dims: Sequence[int]) -> dict[str, Any]:
+    """What a token of this model means on this dataset, as plain data: the bins of the scored dimensions `dims`.
+
+    `bounds`: of each, the physical values of its first and last bin.
+    """
+    low, high = (dataset.transform.invert(bound) for bound in spec.bounds())
+    return {
+        "arm": dataset.arm,
+        "bins": spec.bins,
+        "binning": spec.binning,
+        "scaling": dataset.transform.name,
+        "bounds": {spec.names[dim]: [float(low[dim]), float(high[dim])] for dim in dims},
+    }
+
+
+def headlines(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores of an evaluation by which models are compared, each an interval."""
+    found = {key: report[key] for key in (PHYSICAL, "token_accuracy", "vqa_accuracy") if key in report}
+    return found | ({"cider_d": report["captions"]["cider_d"]} if "captions" in report else {})
+
+
+def compared(now: Mapping[str, Any], before: Mapping[str, Any], *, me: str, them: str) -> dict[str, Any]:
+    """The headlines of `before` that compare with `now`, evaluations of two models on one store; why the others do not
+    stands under "not_compared"."""
+    scores = headlines(before)
+    refused = {name: obstacle(name, now, before, me=me, them=them) for name in scores}
+    kept = {name: value for name, value in scores.items() if refused[name] is None}
+    reasons = {name: reason for name, reason in refused.items() if reason is not None}
+    return kept | ({"not_compared": reasons} if reasons else {})
+
+
+def obstacle(metric: str, mine: Mapping[str, Any], theirs: Mapping[str, Any], *, me: str, them: str) -> str | None:
+    """Why `metric` of two evaluations on one store does not compare, with the remedy; None where it does.
+
+    `me` and `them` name the two models in the sentence.
+    """
+    ours, others = mine.get("labels"), theirs.get("labels")
+    if ours is None or others is None or ours == others or metric in _COUNTS:  # of image-text examples: no tokens
+        return None
+    if ours["arm"] != others["arm"]:
+        return (
+            f"{them} was trained on what the arm {_ARM[others['arm']]} and {me} on what it {_ARM[ours['arm']]}, "
+            f"so {metric} compares them with different right answers: use numbers of each alone"
+        )
+    if _is_physical(metric):
+        return None
+    difference = _difference(ours, others)
+    return (
+        f"{metric} counts exact tokens, and those of {them} ({difference[1]}) are not those of {me} ({difference[0]}): "
+        f"compare {PHYSICAL}, which is measured in physical units"
+    )
+
+
+_ARM = {"commanded": "was commanded", "reached": "reached"}
+
+
+def _is_physical(metric: str) -> bool:
+    return metric.startswith(PHYSICAL) or ".mean_absolute_error" in metric
+
+
+def _difference(ours: Mapping[str, Any], others: Mapping[str, Any]) -> tuple[str, str]:
+    """The two sides in the first respect in which they differ."""
+
+    def binning(labels: Mapping[str, Any]) -> str:
+        return f"{labels['bins']} bins, {labels['binning']}, scaling {labels['scaling']}"
+
+    def dimensions(labels: Mapping[str, Any]) -> str:
+        return f"of {', '.join(labels['bounds'])}"
+
+    def bounds(labels: Mapping[str, Any]) -> str:
+        name = next(name for name in ours["bounds"] if ours["bounds"][name] != others["bounds"][name])
+        low, high = labels["bounds"][name]
+        return f"{labels['bins']} bins of {name} from {low:.6g} to {high:.6g}"
+
+    for describe in (binning, dimensions):
+        if describe(ours) != describe(others):
+            return describe(ours), describe(others)
+    return bounds(ours), bounds(others)
+
+
+# --- sweeps: the same question before anything is trained ---
+
+_OTHER_ACTIONS = ("loader.relabel",)
+# Under each of these a mean loss is taken over other tokens, or over other steps.
+_OTHER_LOSSES = (
+    *("model.type", "model.text", "model.tokenizer", "model.vocab_size", "model.path"),
+    *("model.num_steps", "model.loss_on", "loader.mask_flags", "co_fine_tuning.plans"),
+)
+_OTHER_SAMPLES = ("mixture", "co_fine_tuning")
+
+
+def require_comparable(metric: str, path: str, variants: Sequence[Experiment], *, sweep: str) -> None:
+    """Raise ValueError where `metric` means something else under the values that a sweep gives to the setting `path`.
+
+    `variants` are the experiment with each of them.
+    """
+    first, *others = (_meaning(metric, experiment) for experiment in variants)
+    changed = sorted({key for one in others for key in first.keys() | one.keys() if first.get(key) != one.get(key)})
+    if not changed:
+        return
+    said = f"sweep {sweep} varies {path}, and trials that differ in {', '.join(changed)} do not compare by {metric}"
+    if any(key.startswith(_OTHER_ACTIONS) for key in changed):
+        raise ValueError(f"{said}, as they learn different actions: leave {path} out of the space")
+    if all(key.startswith(_OTHER_SAMPLES) for key in changed):
+        raise ValueError(f"{said}, as they train on other samples: make validation_loss the objective")
+    raise ValueError(
+        f"{said}: make {PHYSICAL} the objective (direction min, scheduler ToTheEnd), which is in physical units"
+    )
+
+
+def _meaning(metric: str, experiment: Experiment) -> dict[str, Any]:
+    """The settings that decide what `metric` counts, by name."""
+    is_loss = metric.startswith(("loss", "validation_loss"))
+    if not is_loss and metric not in (PHYSICAL, "token_accuracy"):
+        return {}
+    names = _OTHER_ACTIONS + (_OTHER_LOSSES if is_loss else ()) + (_OTHER_SAMPLES if metric == "loss" else ())
+    meant = {key: value for key, value in flatten(to_plain(experiment)).items() if key.startswith(names)}
+    if metric == PHYSICAL:
+        return meant
+    spec = experiment.model.action_spec()
+    low, high = spec.bounds()
+    bounds = [low.tolist(), high.tolist()]
+    return meant | {"bins": spec.bins, "binning": spec.binning, "bounds": bounds, "scaling": experiment.scaling}

@@ -1,0 +1,129 @@
+"""What an evaluation leaves behind: a JSON file beside the run, and metrics and the file in the run's MLflow.
+
+And whether its episodes were new to the model at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from pipelines.publishing.folder import TrainedModel
+from pipelines.publishing.training_stores import fingerprint, references_of
+from pipelines.terminal.atomic_files import write_whole
+from pipelines.tracking.local_database import database_of
+from pipelines.tracking.mlflow_run import LOCAL_FOLDER, TrackingError, connect, explained, tracking_uri
+from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.web_store import WebStore
+
+log = logging.getLogger(__name__)
+
+FOLDER = "evaluations"
+Store = EpisodeStore | WebStore
+
+
+def home_of(model: str) -> str:
+    """The folder of what is evaluated: a run, whichever of its checkpoints is named, or a bundle; of a registered
+    model a folder beside MLflow's own files."""
+    if model.startswith("models:/"):
+        return str(LOCAL_FOLDER / re.sub(r"[^\w.@-]+", "-", model.removeprefix("models:/")))
+    return re.sub(r"/checkpoints(/step-\d+)?$", "", model.rstrip("/"))
+
+
+def file_name(step: int, stores: Sequence[Store]) -> str:
+    """Another one for another checkpoint and for other data, the same for the same."""
+    shards = [shard["sha256"] for store in stores for shard in store.manifest["shards"]]
+    digest = hashlib.sha256(json.dumps(shards).encode()).hexdigest()[:8]
+    first = stores[0].manifest
+    more = f"-and-{len(stores) - 1}-more" if len(stores) > 1 else ""
+    return f"step-{step}-{first['dataset']}-{first['split']}{more}-{digest}.json"
+
+
+def is_seen(trained: TrainedModel, store: Store) -> bool:
+    """Whether the model's training stores include this one, at its path or as a copy: by the fingerprint of its files,
+    and by the statistics of the actions trained on, which the contract holds."""
+    known = references_of(trained.metadata) if "stores" in trained.metadata else []
+    if _place(store.root) in {_place(reference.path) for reference in known}:
+        return True
+    if fingerprint(store.root) in {reference.fingerprint for reference in known}:
+        return True
+    if not isinstance(store, EpisodeStore):
+        return False
+    theirs = store.contract.datasets[0]
+    return any(mine.name == theirs.name and mine.statistics == theirs.statistics for mine in trained.contract.datasets)
+
+
+def _place(root: str) -> str:
+    return root.rstrip("/") if "://" in root else str(Path(root).resolve())
+
+
+def save(result: Mapping[str, Any], path: str, *, asked: bool) -> str | None:
+    """Write the JSON file, and say where. One that was not asked for may fail: a run may lie where nobody may write."""
+    try:
+        write_whole(path, json.dumps(result, indent=1))
+    except OSError as error:
+        if asked:
+            raise
+        log.warning("the report is not saved beside the run (%s): --output FILE saves it elsewhere", error)
+        return None
+    return path
+
+
+def track(result: Mapping[str, Any], *, home: str, run_id: str | None, name: str) -> str | None:
+    """Put scores and report into the training's MLflow run; its id where that was possible. Never fails: scores that
+    took hours are not lost because a server is away."""
+    if run_id is None:
+        return None
+    try:
+        uri = _address(home)
+        with explained(uri):
+            mlflow = connect(uri)
+            client = mlflow.MlflowClient()
+            client.get_run(run_id)  # raises where this server does not know it
+            now_ms, step = int(time.time() * 1000), int(result["step"])
+            values = [pair for report in result["evaluations"] for pair in metrics_of(report).items()]
+            entries = [mlflow.entities.Metric(key, value, now_ms, step) for key, value in values]
+            for first in range(0, len(entries), 1000):  # the most that the server takes a call
+                client.log_batch(run_id, metrics=entries[first : first + 1000])
+            client.log_dict(run_id, dict(result), f"{FOLDER}/{name}")
+    except (TrackingError, OSError, ValueError, ImportError) as error:
+        log.warning("the scores are not in MLflow: %s", error)
+        return None
+    return run_id
+
+
+def metrics_of(report: Mapping[str, Any]) -> dict[str, float]:
+    """The scores by which models are compared and the errors a dimension, by names that say on which data."""
+    found = {key: report[key]["mean"] for key in ("scaled_error", "token_accuracy", "vqa_accuracy") if key in report}
+    if "captions" in report:
+        found["cider_d"] = report["captions"]["cider_d"]["mean"]
+    for name, scores in report.get("per_dimension", {}).items():
+        found[f"error/{name}"] = scores["policy"]["mean_absolute_error"]
+    names = {key: re.sub(r"[^\w./ -]", "_", f"evaluation/{report['dataset']}/{report['split']}/{key}") for key in found}
+    return {names[key]: float(value) for key, value in found.items()}
+
+
+def _address(home: str) -> str:
+    """Where the run in this folder is tracked, as it noted itself, or else where runs are tracked now.
+
+    Raises FileNotFoundError for a database that is not there: connecting would make an empty one.
+    """
+    files, root = fsspec.core.url_to_fs(home)
+    noted = []
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a bundle has no such note
+        noted = [str(json.loads(files.cat_file(f"{root}/run.json"))["uri"])]
+    addresses = [*noted, tracking_uri()]
+    for address in addresses:
+        database = database_of(address)
+        if database is None or database.is_file():
+            return address
+    raise FileNotFoundError(f"{addresses[0]}, where the run was tracked, is not there")

@@ -1,0 +1,160 @@
+"""Scores of a trained policy on a store, beside the baselines, as plain data; `rtp evaluate` says what each means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.evaluation.baselines import LAZY_POLICIES, lazy_tokens
+from pipelines.evaluation.comparison import labels_of
+from pipelines.evaluation.physical_error import ErrorScale
+from pipelines.evaluation.predictions import Perturbation, Predictions, predict_store
+from pipelines.evaluation.statistics import Bootstrap, Interval
+from pipelines.evaluation.web_scores import WebScoreConfig, score_web
+from pipelines.families.models import Model
+from pipelines.publishing.folder import TrainedModel
+from pipelines.terminal.progress_bar import Count, uncounted
+from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.web_store import WebStore
+from rt_models.action_tokens import decode
+from rt_models.spec import Contract, DatasetContract
+
+PERTURBATIONS: tuple[Perturbation, ...] = ("blank_images", "swapped_instructions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How an evaluation is run."""
+
+    batch: int = 64
+    """Windows per forward pass."""
+    bootstrap_samples: int = 2000
+    """Resamples of the episodes behind each 95 % interval."""
+    perturbations: bool = True
+    """Also score with blank images and with swapped instructions, to show what the policy looks at."""
+    seed: int = 0
+    web: WebScoreConfig = field(default_factory=WebScoreConfig)
+
+    def bootstrap(self) -> Bootstrap:
+        return Bootstrap(samples=self.bootstrap_samples, seed=self.seed)
+
+    def passes(self, store: EpisodeStore | WebStore) -> int:
+        """Rows, or answers, that an evaluation on `store` takes."""
+        if isinstance(store, WebStore):
+            return 2 * min(self.web.examples, store.num_examples)
+        return sum(shard.rows for shard in store.shards) * (1 + len(PERTURBATIONS) * self.perturbations)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation:
+    """A report as plain data for JSON, and of a store of robot episodes what it was made of."""
+
+    report: dict[str, Any]
+    predictions: Predictions | None = None
+    predicted_NA: np.ndarray | None = None
+    """The policy's actions in physical units."""
+
+
+def evaluate(model: Model, contract: Contract, store: EpisodeStore, config: EvaluationConfig) -> dict[str, Any]:
+    """Scores of `model` on `store` beside the lazy policies, as plain data for JSON.
+
+    Raises ContractMismatch where the store does not hold what the model was trained on.
+    """
+    return evaluation_of(model, contract, store, config).report
+
+
+def evaluation_of(
+    model: Model, contract: Contract, store: EpisodeStore, config: EvaluationConfig, counted: Count = uncounted
+) -> Evaluation:
+    """The same with the predictions; `counted` is told of every row of each pass over the store."""
+    contract.require_readable(store.contract, where=store.root)
+    dataset = contract.dataset(store.contract.datasets[0].name)
+    predictions = predict_store(model, contract, store, batch=config.batch, counted=counted)
+    dims, scale = scored_dimensions(dataset, predictions), ErrorScale.of(store.contract)
+    lazy = {name: lazy_tokens(name, predictions, model) for name in LAZY_POLICIES}
+    interval = config.bootstrap().over(predictions.episode_N)
+    correct = {name: correct_share(tokens, predictions, dims) for name, tokens in lazy.items()}
+    own = correct_share(predictions.tokens_NA, predictions, dims)
+
+    def scaled_error(tokens_NA: np.ndarray) -> Interval:
+        return interval(scale.errors(_physical(tokens_NA, model, dataset), predictions.physical_NA))
+
+    names = model.spec.names
+    report: dict[str, Any] = {
+        "store": store.root,
+        "contract": contract.id,
+        "episodes": len(np.unique(predictions.episode_N)),
+        "steps": len(predictions.episode_N),
+        "dimensions": [names[dim] for dim in dims],
+        "labels": labels_of(model.spec, dataset, dims.tolist()),
+        "token_accuracy": interval(own),
+        "scaled_error": scaled_error(predictions.tokens_NA),
+        "scaled_error_lazy": {name: scaled_error(tokens) for name, tokens in lazy.items()},
+        "ranges": {names[dim]: float(width) for dim, width in zip(scale.dims, scale.ranges_D, strict=True)},
+        "lazy": {name: interval(value) for name, value in correct.items()},
+        "margin": {name: interval(own - value) for name, value in correct.items()},
+        "per_dimension": _per_dimension(predictions, lazy, model, dataset, dims),
+    }
+    if predictions.valid_mass_NK is not None and predictions.invalid_NK is not None:
+        report["decoding"] = {
+            "valid_token_mass": float(predictions.valid_mass_NK.mean()),
+            "invalid_rate_without_mask": float(predictions.invalid_NK.mean()),
+        }
+    if config.perturbations:
+        for kind in PERTURBATIONS:
+            other = predict_store(model, contract, store, batch=config.batch, perturbation=kind, counted=counted)
+            fallen = correct_share(other.tokens_NA, predictions, dims)
+            scores = {"token_accuracy": interval(fallen), "fall": interval(own - fallen)}
+            report.setdefault("perturbed", {})[kind] = scores | {"scaled_error": scaled_error(other.tokens_NA)}
+    predicted_NA = _physical(predictions.tokens_NA, model, dataset)
+    return Evaluation(report=report, predictions=predictions, predicted_NA=predicted_NA)
+
+
+def scored_dimensions(dataset: DatasetContract, predictions: Predictions) -> np.ndarray:
+    """int64: the dimensions that the dataset has and that vary, in training and in the evaluated episodes."""
+    varies = dataset.statistics.varies() & (np.ptp(predictions.target_tokens_NA, axis=0) > 0)
+    dims = np.flatnonzero(varies & np.array(dataset.action_mask))
+    if not len(dims):
+        raise ValueError(f"no action dimension of {dataset.name} varies in these episodes: there is nothing to score")
+    return dims
+
+
+def correct_share(tokens_NA: np.ndarray, predictions: Predictions, dims: np.ndarray) -> np.ndarray:
+    """float (N,): the share of the scored dimensions of each step that is right."""
+    return (tokens_NA == predictions.target_tokens_NA)[:, dims].mean(axis=1)
+
+
+def _per_dimension(
+    predictions: Predictions, lazy: dict[str, np.ndarray], model: Model, dataset: DatasetContract, dims: np.ndarray
+) -> dict[str, Any]:
+    """Per scored dimension: token accuracy and mean absolute error in the physical unit, the policy's and the lazy."""
+    policies = {"policy": predictions.tokens_NA, **lazy}
+    table: dict[str, Any] = {}
+    for dim in dims:
+        row: dict[str, Any] = {"unit": dataset.units[dim]}
+        for name, tokens in policies.items():
+            error = np.abs(_physical(tokens, model, dataset)[:, dim] - predictions.physical_NA[:, dim])
+            right = tokens[:, dim] == predictions.target_tokens_NA[:, dim]
+            row[name] = {"token_accuracy": float(right.mean()), "mean_absolute_error": float(error.mean())}
+        table[model.spec.names[dim]] = row
+    return table
+
+
+def _physical(tokens_NA: np.ndarray, model: Model, dataset: DatasetContract) -> np.ndarray:
+    values = decode(torch.from_numpy(np.ascontiguousarray(tokens_NA)), model.spec)
+    return dataset.completed(dataset.transform.invert(values.numpy()), model.spec)
+
+
+def score(trained: TrainedModel, store: EpisodeStore | WebStore, config: EvaluationConfig) -> dict[str, Any]:
+    """The report of a model on a store of either kind."""
+    if isinstance(store, EpisodeStore):
+        return evaluate(trained.model, trained.contract, store, config)
+    return web_report(trained, store, config, uncounted)
+
+
+def web_report(trained: TrainedModel, store: WebStore, config: EvaluationConfig, counted: Count) -> dict[str, Any]:
+    model, contract, bootstrap = trained.model, trained.contract, config.bootstrap()
+    return score_web(model, contract, store, config.web, batch=config.batch, bootstrap=bootstrap, counted=counted)

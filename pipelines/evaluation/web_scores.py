@@ -1,0 +1,178 @@
+"""RT-2 on image-text examples: VQA accuracy and caption score, beside those of who does not look.
+
+- most frequent answer: always the commonest answer
+- question only: the commonest answer to the same question, learnt on one half of the images and scored on the other
+- shuffled images: the model itself, with the picture of another example
+
+The constants of the first two come from the evaluated examples, which favours them. Intervals are 95 % bootstrap
+intervals over images, because questions about one image are not independent.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.evaluation.answers import cider_d, normalised, vqa_accuracy
+from pipelines.evaluation.predictions import rt2_reader
+from pipelines.evaluation.statistics import Bootstrap
+from pipelines.families.models import Model
+from pipelines.terminal.progress_bar import Count, uncounted
+from pipelines.training.co_fine_tuning import CoFineTuningReader
+from preprocessing.loading.web_reader import WebText
+from preprocessing.store.web_store import WebStore
+from rt_models.language.generation import generate
+from rt_models.rt1 import RT1
+from rt_models.spec import Contract
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebScoreConfig:
+    """How image-text examples are scored."""
+
+    examples: int = 10_000
+    """Examples to score at most, spread evenly over the store."""
+    answer_tokens: int = 48
+    """Longest answer in tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scored:
+    """Examples and what was said to them."""
+
+    texts: list[WebText]
+    said: list[str]
+    shuffled: list[str]
+
+    def only(self, captions: bool) -> _Scored:
+        kept = [i for i, text in enumerate(self.texts) if (not text.prompt) == captions]
+        columns = ([column[i] for i in kept] for column in (self.texts, self.said, self.shuffled))
+        texts, said, shuffled = columns
+        return _Scored(texts=texts, said=said, shuffled=shuffled)  # type: ignore[arg-type]
+
+
+def score_web(
+    model: Model,
+    contract: Contract,
+    store: WebStore,
+    config: WebScoreConfig,
+    *,
+    batch: int,
+    bootstrap: Bootstrap,
+    counted: Count = uncounted,
+) -> dict[str, Any]:
+    """Scores of an RT-2 on a store of image-text examples, as plain data for JSON; `counted` is told of every answer.
+
+    There are two an example.
+    """
+    if isinstance(model, RT1):
+        raise ValueError(f"{store.root} holds image-text examples, and an RT-1 says actions only: give it robot stores")
+    reader = rt2_reader(model, contract, [store])
+    count = store.num_examples
+    rows = np.unique(np.linspace(0, count - 1, min(config.examples, count)).astype(np.int64))
+    texts = reader.web_texts(rows)
+    scored = _Scored(
+        texts=texts,
+        said=_answers(model, reader, rows, rows, config, batch, counted),
+        shuffled=_answers(model, reader, rows, np.roll(rows, len(rows) // 2), config, batch, counted),
+    )
+    reader.close()
+    report: dict[str, Any] = {"store": store.root, "contract": contract.id, "examples": len(rows)}
+    questions, captions = scored.only(captions=False), scored.only(captions=True)
+    if questions.texts:
+        report |= _question_scores(questions, bootstrap)
+    if captions.texts:
+        report["captions"] = _caption_scores(captions, bootstrap)
+    return report
+
+
+@torch.no_grad()
+def _answers(
+    model: Any,
+    reader: CoFineTuningReader,
+    rows: np.ndarray,
+    images: np.ndarray,
+    config: WebScoreConfig,
+    batch: int,
+    counted: Count,
+) -> list[str]:
+    """What the model says to the prompts of `rows` when it sees the pictures of `images`."""
+    text, device, said = model.config.build_text(), next(model.parameters()).device, []
+    for first in range(0, len(rows), batch):
+        piece, seen = rows[first : first + batch], images[first : first + batch]
+        prompts = text.collate_prompts([text.web_prompt(web.prompt) for web in reader.web_texts(piece)])
+        pictures = {key: value for key, value in reader.read(seen, seen).items() if key in ("frames", "image_index")}
+        prompted = {key: value.to(device) for key, value in (pictures | prompts).items()}
+        found = generate(model, prompted, eos_id=text.tokenizer.eos_id, room=config.answer_tokens)
+        said += [text.decode(ids) for ids in found]
+        counted(len(piece))
+    return said
+
+
+def _question_scores(scored: _Scored, bootstrap: Bootstrap) -> dict[str, Any]:
+    groups = _image_numbers(scored.texts)
+    own = _accuracies(scored.said, scored.texts)
+    lazy = {
+        "most_frequent_answer": _accuracies(_most_frequent(scored.texts), scored.texts),
+        "question_only": _accuracies(_question_only(scored.texts, groups), scored.texts),
+    }
+    shuffled = _accuracies(scored.shuffled, scored.texts)
+    interval = bootstrap.over(groups)
+    return {
+        "questions": len(own),
+        "vqa_accuracy": interval(own),
+        "lazy": {name: interval(values) for name, values in lazy.items()},
+        "margin": {name: interval(own - values) for name, values in lazy.items()},
+        "perturbed": {"shuffled_images": {"vqa_accuracy": interval(shuffled), "fall": interval(own - shuffled)}},
+    }
+
+
+def _caption_scores(scored: _Scored, bootstrap: Bootstrap) -> dict[str, Any]:
+    """One caption an image, although every reference is an example of its own."""
+    first = list({text.image: i for i, text in reversed(list(enumerate(scored.texts)))}.values())
+    references = [scored.texts[i].references for i in first]
+    interval = bootstrap.over(np.arange(len(first)))
+    own, shuffled = (np.array(cider_d([said[i] for i in first], references)) for said in (scored.said, scored.shuffled))
+    return {
+        "images": len(first),
+        "cider_d": interval(own),
+        "shuffled_images": {"cider_d": interval(shuffled), "fall": interval(own - shuffled)},
+    }
+
+
+def _accuracies(said: Sequence[str], texts: Sequence[WebText]) -> np.ndarray:
+    pairs = zip(said, texts, strict=True)
+    return np.array([vqa_accuracy(answer, text.references or (text.answer,)) for answer, text in pairs])
+
+
+def _most_frequent(texts: Sequence[WebText]) -> list[str]:
+    (commonest, _), *_ = Counter(normalised(text.answer) for text in texts).most_common(1)
+    return [commonest] * len(texts)
+
+
+def _question_only(texts: Sequence[WebText], groups: np.ndarray) -> list[str]:
+    """The commonest answer to the question among the images of the other half; else the commonest answer there."""
+    said = [""] * len(texts)
+    for half in (0, 1):
+        answers: dict[str, Counter[str]] = {}
+        for text, group in zip(texts, groups, strict=True):
+            if group % 2 != half:
+                answer = normalised(text.answer)
+                answers.setdefault(normalised(text.prompt), Counter())[answer] += 1
+                answers.setdefault("", Counter())[answer] += 1
+        for i in np.flatnonzero(groups % 2 == half).tolist():
+            known = answers.get(normalised(texts[i].prompt)) or answers.get("", Counter())
+            said[i] = known.most_common(1)[0][0] if known else ""
+    return said
+
+
+def _image_numbers(texts: Sequence[WebText]) -> np.ndarray:
+    """int64: equal for examples of one image; an example without an image stands alone."""
+    keys = [text.image if text.image is not None else ("none", i) for i, text in enumerate(texts)]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return np.array([numbers[key] for key in keys])

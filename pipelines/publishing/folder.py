@@ -1,0 +1,91 @@
+"""A trained model as a folder: `model.safetensors`, `policy.json` with its configuration and contract, and
+`instructions.npz`, the instruction table of its training stores.
+
+What `rtp export` and `rtp import-weights` write and what a registered model carries. Imports nothing of `cluster`, so
+that a registered model is served without it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipelines.config.serialization import to_plain
+from pipelines.families.models import Model, model_config
+from pipelines.publishing.instructions import Instructions
+from rt_models.rt2_vlm import RT2VLMConfig
+from rt_models.spec import Contract
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "policy.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """A model in evaluation mode with the contract it was trained under and where it came from.
+
+    `metadata` holds stores and git revision, and of a training its experiment and MLflow run too.
+    """
+
+    model: Model
+    contract: Contract
+    step: int
+    source: str
+    metadata: Mapping[str, Any]
+    instructions: Instructions
+    """Texts that it was trained on and their vectors; none where only a checkpoint or an older bundle was read."""
+
+
+def read_bundle(folder: str | Path) -> TrainedModel:
+    """The model that `write_bundle` left in `folder`. Raises ValueError where the files do not hold one."""
+    folder = Path(folder)
+    path = folder / DESCRIPTION
+    try:
+        described = json.loads(path.read_text())
+        config, contract = model_config(described["model"]), Contract.from_json(described["contract"])
+        known = {name: described[name] for name in ("step", "source", "metadata")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not describe a model ({error!r}): export it again") from error
+    if isinstance(config, RT2VLMConfig) and (folder / config.path).is_dir():  # carried along (pipelines/register.py)
+        config = replace(config, path=str(folder / config.path))
+    model = config.build().eval()
+    _load(model, folder)
+    instructions = Instructions.read(folder, contract.encoder)
+    return TrainedModel(model=model, contract=contract, instructions=instructions, **known)
+
+
+def _load(model: Model, folder: Path) -> None:
+    path = folder / WEIGHTS
+    try:
+        model.load_state_dict(load_file(path))
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read ({error}): export it again") from error
+    except RuntimeError as error:  # torch's, a line for every tensor
+        raise ValueError(f"{path} holds the weights of another model than {DESCRIPTION} describes") from error
+
+
+def write_bundle(trained: TrainedModel, folder: Path) -> None:
+    """Write into the existing `folder`."""
+    weights: dict[str, Tensor] = {}
+    owners: set[int] = set()
+    for key, value in trained.model.state_dict().items():
+        tied = value.untyped_storage().data_ptr() in owners  # safetensors refuses two names for one memory
+        weights[key] = value.clone() if tied else value.contiguous()
+        owners.add(value.untyped_storage().data_ptr())
+    save_file(weights, folder / WEIGHTS)
+    described = {
+        "model": to_plain(trained.model.config),
+        "contract": trained.contract.to_json(),
+        "step": trained.step,
+        "source": trained.source,
+        "metadata": trained.metadata,
+    }
+    if trained.instructions.vectors:
+        trained.instructions.write(folder)
+    (folder / DESCRIPTION).write_text(json.dumps(described))

@@ -1,0 +1,197 @@
+"""The policy as MLflow runs it: a camera frame and an instruction in, a named action in physical units out.
+
+MLflow loads this file itself ("models from code": nothing is pickled) together with the packages it imports, which
+`pipelines/register.py` stores beside the weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
+from mlflow.pyfunc import PyFuncModel
+from mlflow.pyfunc.model import PythonModel
+
+from pipelines.publishing.folder import read_bundle
+from pipelines.publishing.policy import ModelAtWork, NamedAction, named
+from pipelines.serving.request_format import MAX_ROWS
+from pipelines.serving.request_values import flag, is_missing
+from rt_models.control.rt1_policy import Policy
+from rt_models.control.rt2_policy import RT2Policy
+from rt_models.spec import DatasetContract
+
+log = logging.getLogger(__name__)
+
+MAX_ROBOTS = 256  # histories kept; RT-1's takes 100 kB. The robot unheard of for longest is forgotten first.
+COLUMNS = ("image", "instruction", "embedding", "robot", "reset", "stateless")
+PARAMETERS = ("dataset", "contract")
+
+
+class RobotPolicy(PythonModel):
+    """Rows of camera frames and instructions -> rows of named actions.
+
+    image: PNG or JPEG bytes, raw RGB bytes of the training frames' size, or a uint8 array (H, W, 3); over HTTP the
+        bytes in base64, or nested lists. Another size is resized as the training frames were.
+    instruction: text; or for an RT-1 also embedding: 512 numbers of the policy's own encoder.
+    robot: rows of one robot are successive frames of one episode, over all calls; a new instruction begins a new
+        episode, and so does `reset`. Over HTTP, where any caller may use any connection, a policy with a history wants
+        it; in Python, rows without it are one robot's.
+    reset (optional): true where the row is an episode's first frame.
+    stateless (optional): true for an answer to this frame alone, which leaves every history as it is.
+
+    A row of the answer: the value of each dimension; NAME_class, the class of a class dimension by name; absent, the
+    dimensions that the dataset does not have and whose values command nothing; frames_seen, how many frames the answer
+    rests on.
+
+    Parameters: `dataset` whose units and scaling the actions have, needed where the policy was trained on several;
+    `contract`, the id that the caller was built for: another policy refuses. Others are refused.
+    """
+
+    def load_context(self, context: Any) -> None:
+        self._model = ModelAtWork(read_bundle(context.artifacts["policy"]))
+        self._contract = self._model.contract
+        self._robots: OrderedDict[tuple[str | None, str], Policy | RT2Policy] = OrderedDict()
+        self._one_call = threading.Lock()  # a server answers several requests at once, a robot's history has one order
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        try:
+            return self._answer(model_input, params or {})
+        except ValueError as error:
+            raise Refused(str(error)) from error
+
+    def _answer(self, table: pd.DataFrame, params: Mapping[str, Any]) -> pd.DataFrame:
+        columns, parameters = _as_called(table, params)
+        _require_known("parameter", parameters, PARAMETERS)
+        _require_known("column", columns, COLUMNS)
+        self._require_contract(params.get("contract"))
+        if _is_served() and len(table) > MAX_ROWS:
+            raise ValueError(f"{len(table)} rows in one request: at most {MAX_ROWS} are answered, send several")
+        dataset = self._contract.dataset(params.get("dataset") or None)
+        # All rows are read before the first moves a history: a call fails as a whole and can be sent again.
+        rows = [self._read(number, row) for number, row in enumerate(table.to_dict("records"))]
+        with self._one_call:
+            actions = [_record(self._act(row, dataset)) for row in rows]
+        return pd.DataFrame(actions)
+
+    def _require_contract(self, expected: str | None) -> None:
+        if expected and expected != self._contract.id:
+            raise ValueError(
+                f"contract {expected} was asked for, this policy has {self._contract.id}: load the policy that the "
+                f"robot was set up for, or set the robot up for this one"
+            )
+
+    def _read(self, number: int, row: dict[Any, Any]) -> _Request:
+        try:
+            request = _Request(
+                frame_HWC=self._model.frame(row.get("image")),
+                instruction=self._model.instruction(row.get("instruction"), row.get("embedding")),
+                robot=None if is_missing(row.get("robot")) else str(row["robot"]),
+                reset=flag("reset", row.get("reset")),
+                stateless=flag("stateless", row.get("stateless")),
+            )
+            self._require_history(request)
+        except ValueError as error:
+            raise ValueError(f"row {number}: {error}") from error
+        return request
+
+    def _require_history(self, row: _Request) -> None:
+        """Raise ValueError where it is not said whose frames went before."""
+        if row.stateless and row.robot is not None:
+            raise ValueError(f"stateless is an answer without a history, and robot {row.robot!r} has one: give one")
+        if row.robot is None and not row.stateless and self._model.num_frames > 1 and _is_served():
+            raise ValueError(
+                f"this policy looks at the last {self._model.num_frames} frames of a robot, and the row names none: "
+                f'add "robot": "arm-1" to continue the episode of that robot, or "stateless": true for an answer to '
+                f"this frame alone"
+            )
+
+    def _act(self, row: _Request, dataset: DatasetContract) -> NamedAction:
+        policy = self._model.episode(dataset) if row.stateless else self._history(row.robot, dataset)
+        if row.reset:
+            policy.reset()
+        return named(policy.act(row.frame_HWC, row.instruction), self._contract, dataset)
+
+    def _history(self, robot: str | None, dataset: DatasetContract) -> Policy | RT2Policy:
+        key = robot, dataset.name
+        self._robots[key] = self._robots.pop(key, None) or self._model.episode(dataset)
+        if len(self._robots) > MAX_ROBOTS:
+            (forgotten, _), _ = self._robots.popitem(last=False)
+            log.warning("more than %d robots: the history of %r is forgotten", MAX_ROBOTS, forgotten)
+        return self._robots[key]
+
+
+class Refused(MlflowException, ValueError):
+    """What a caller did wrong, in one sentence; over HTTP status 400 with it as the message."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, error_code=BAD_REQUEST)
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0])
+
+    @message.setter
+    def message(self, value: str) -> None:
+        """Nothing: MLflow's server would put the rows of the request before the reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """One row, read."""
+
+    frame_HWC: np.ndarray
+    instruction: Any
+    robot: str | None
+    reset: bool
+    stateless: bool
+
+
+def class_column(dimension: str) -> str:
+    """The column that names a class dimension's class."""
+    return f"{dimension}_class"
+
+
+def _record(action: NamedAction) -> dict[str, Any]:
+    classes = {class_column(dimension): name for dimension, name in action.classes.items()}
+    return {**action.values, **classes, "absent": list(action.absent), "frames_seen": action.frames_seen}
+
+
+def _as_called(table: pd.DataFrame, params: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Columns and parameters that the caller gave MLflow's model, which hands on only those of the signature.
+
+    Dropped in silence, a misspelt `robot` would cost the history and a misspelt `dataset` the scale. MLflow (3.17) has
+    no setting that refuses them, so they are read from its call of this model.
+    """
+    given: Any = table
+    call = sys._getframe()
+    while call.f_back is not None:
+        call = call.f_back
+        if call.f_code.co_name == "predict" and isinstance(call.f_locals.get("self"), PyFuncModel):
+            given, params = call.f_locals["data"], call.f_locals["params"] or {}
+            break
+    return [str(name) for name in given] if isinstance(given, pd.DataFrame | dict) else [], list(params)
+
+
+def _require_known(kind: str, given: list[str], known: tuple[str, ...]) -> None:
+    for name in given:
+        if name not in known:
+            raise ValueError(f"there is no {kind} {name!r}: this policy takes {', '.join(known)}")
+
+
+def _is_served() -> bool:
+    """Whether this process is MLflow's HTTP server, where several callers share the policy."""
+    return os.environ.get("_MLFLOW_IS_IN_SERVING_ENVIRONMENT") == "true"
+
+
+set_model(RobotPolicy())

@@ -1,0 +1,165 @@
+"""The stores that a model was trained on, as its checkpoints and bundles refer to them, and finding them again.
+
+A reference holds where a store lay, the way there from the folder of the run or bundle, which stays right when a
+project moves as a whole, and the fingerprint of the store's manifest, which holds the SHA-256 of every file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from preprocessing.store.episode_store import MANIFEST, EpisodeStore
+from preprocessing.store.web_store import WebStore, open_store
+
+log = logging.getLogger(__name__)
+
+REFERENCES = "training_stores"  # in the metadata of a checkpoint or bundle, beside "stores", the bare paths
+
+Store = EpisodeStore | WebStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreReference:
+    """One training store. What is not known of it, in older metadata, is empty.
+
+    relative: the way from the folder of the run or bundle; "" where one of the two is in an object store.
+    source: fingerprint of the source's records, as `fingerprint` is of the store's files.
+    """
+
+    path: str
+    relative: str = ""
+    fingerprint: str = ""
+    dataset: str = ""
+    records: int = 0
+    source: str = ""
+
+    @staticmethod
+    def of(store: Store, folder: str) -> StoreReference:
+        """A reference from `folder`, the output of a run or a bundle."""
+        manifest = _manifest(store.root)
+        shards = json.loads(manifest)["shards"]
+        records = "".join(shard.get("source_sha256_of_crcs", shard["sha256"]) for shard in shards)
+        return StoreReference(
+            path=store.root,
+            relative=_way(folder, store.root),
+            fingerprint=_short(manifest),
+            dataset=dataset_of(store.root),
+            records=sum(len(shard["episode_lengths"]) for shard in shards),
+            source=_short(records.encode()),
+        )
+
+    def lineage(self) -> dict[str, Any]:
+        """What a registered version says of the store."""
+        return {key: value for key, value in asdict(self).items() if key != "relative"}
+
+    def is_at(self, path: str) -> bool:
+        """Whether this very store lies at `path`; any store will do where the fingerprint is not known."""
+        try:
+            return fingerprint(path) == self.fingerprint or not self.fingerprint
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+
+def fingerprint(root: str) -> str:
+    """Of the store in this very folder. Raises FileNotFoundError where there is none."""
+    return _short(_manifest(root))
+
+
+def dataset_of(path: str) -> str:
+    """Dataset, version and split: the last three parts of a store's path."""
+    return "/".join(path.rstrip("/").split("/")[-3:])
+
+
+def references_of(metadata: Mapping[str, Any]) -> list[StoreReference]:
+    """From the metadata of a checkpoint or bundle, older ones too."""
+    if REFERENCES in metadata:
+        return [StoreReference(**reference) for reference in metadata[REFERENCES]]
+    return [StoreReference(path=path, dataset=dataset_of(path)) for path in metadata.get("stores", ())]
+
+
+def with_references(metadata: Mapping[str, Any], references: Sequence[StoreReference]) -> dict[str, Any]:
+    paths = [reference.path for reference in references]
+    return {**metadata, "stores": paths, REFERENCES: [asdict(reference) for reference in references]}
+
+
+def found_again(metadata: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """The metadata that stand in `folder`, with the stores' paths as they are now where the project has moved."""
+    if REFERENCES not in metadata:
+        return dict(metadata)
+    return with_references(metadata, [_found(reference, folder) for reference in references_of(metadata)])
+
+
+def referred_from(metadata: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """The metadata as they are to stand in another `folder`."""
+    if REFERENCES not in metadata:
+        return dict(metadata)
+    ways = [replace(reference, relative=_way(folder, reference.path)) for reference in references_of(metadata)]
+    return with_references(metadata, ways)
+
+
+def named_anew(references: Sequence[StoreReference], named: Sequence[str]) -> dict[str, str]:
+    """{a reference's path: the one of `named` where its store lies now}, for those that are no longer where they were.
+
+    Told by fingerprint, and where none was recorded by dataset, version and split. `named` may be folders that hold
+    several stores of one dataset, one a split.
+    """
+    lost = [each for each in references if not each.is_at(each.path)]
+    return {each.path: path for each in lost for path in named if _is_meant(_root(path, each), each)}
+
+
+def _is_meant(root: str | None, reference: StoreReference) -> bool:
+    if root is None or not reference.is_at(root):
+        return False
+    return bool(reference.fingerprint) or dataset_of(root) == reference.dataset
+
+
+def open_training_store(reference: StoreReference, anew: str | None = None) -> Store | None:
+    """The store at `anew`, or where it was; None, with a warning, where it is not, or is another one by now."""
+    root = _root(anew or reference.path, reference)
+    if root is not None and reference.is_at(root):
+        return open_store(root)
+    what = "is not there any more" if root is None else "is not the same any more"
+    log.warning(
+        "%s, which the model was trained on, %s: --data names the place of one that moved", reference.path, what
+    )
+    return None
+
+
+def _found(reference: StoreReference, folder: str) -> StoreReference:
+    """Where it was, or else where the way from `folder` leads."""
+    if "://" in reference.path or not reference.relative or reference.is_at(reference.path):
+        return reference
+    path = os.path.normpath(Path(folder).absolute() / reference.relative)
+    return replace(reference, path=path) if reference.is_at(path) else reference
+
+
+def _root(path: str, reference: StoreReference) -> str | None:
+    """The store at `path`, or the one of the reference's split below it; None where there is none."""
+    try:
+        return open_store(path, split=reference.dataset.rpartition("/")[2]).root
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _manifest(root: str) -> bytes:
+    files, path = fsspec.core.url_to_fs(root)
+    content = files.cat_file(f"{path.rstrip('/')}/{MANIFEST}")
+    assert isinstance(content, bytes)
+    return content
+
+
+def _way(folder: str, path: str) -> str:
+    return "" if not folder or "://" in folder or "://" in path else os.path.relpath(path, folder)
+
+
+def _short(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

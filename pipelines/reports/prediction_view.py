@@ -1,0 +1,60 @@
+"""Predicted beside recorded actions as pictures: curves a dimension, under the frames they belong to."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.evaluation.predictions import Predictions
+from pipelines.reports import charts, episode_view
+from pipelines.reports.episode_view import Curves, Timeline
+from preprocessing.store.episode_store import EpisodeStore
+
+_CURVE_HEIGHT = 64
+
+
+def predicted_episodes(
+    store: EpisodeStore, predictions: Predictions, predicted_NA: np.ndarray, names: Sequence[str], *, limit: int
+) -> str:
+    """HTML of at most `limit` episodes spread evenly over the store, with a chart of each of the dimensions `names`.
+
+    `predicted_NA` are the physical actions of `predictions`. Its page needs style and script of `episode_view`.
+    """
+    firsts = np.concatenate([[0], np.cumsum([len(shard.episode_lengths) for shard in store.shards])])
+    dims = [store.contract.action.names.index(name) for name in names]
+    sections = []
+    for shard, episode in episode_view.spread(store, limit):
+        mine = predictions.episode_N == firsts[shard] + episode
+        curves = _curves(
+            [f"{store.contract.action.names[dim]} [{store.contract.datasets[0].units[dim]}]" for dim in dims],
+            predictions.step_N[mine],
+            predictions.physical_NA[mine][:, dims],
+            predicted_NA[mine][:, dims],
+        )
+        sections.append(episode_view.episode_section(store, shard, episode, curves))
+    return "".join(sections)
+
+
+def _curves(titles: Sequence[str], steps: np.ndarray, recorded_MD: np.ndarray, said_MD: np.ndarray) -> Curves:
+    """A chart a dimension of one episode, whose scored `steps` (M,) were recorded and predicted so."""
+
+    def draw(table: pa.Table, timeline: Timeline) -> str:
+        places, charted = timeline.places(np.arange(timeline.length)), []
+        for title, recorded, said in zip(titles, recorded_MD.T, said_MD.T, strict=True):
+            pair = {"recorded": recorded, "predicted": said}
+            series = {name: _over_steps(steps, values, timeline.length) for name, values in pair.items()}
+            chart = charts.lines(series, places=places, shared=True, height=_CURVE_HEIGHT)
+            charted.append(f"<div>{html.escape(title)}{chart}</div>")
+        return "".join(charted)
+
+    return draw
+
+
+def _over_steps(steps: np.ndarray, values: np.ndarray, length: int) -> np.ndarray:
+    """float (length,): NaN at the steps that are not scored."""
+    found = np.full(length, np.nan)
+    found[steps] = values
+    return found

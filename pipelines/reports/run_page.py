@@ -1,0 +1,169 @@
+"""HTML pages about a training run and about an evaluation, and the rows of their tables.
+
+Loss curve, scores beside the lazy policies, predicted beside recorded actions.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+from matplotlib.figure import Figure
+
+from pipelines.reports import episode_view, html_page
+
+
+def run_page(
+    title: str,
+    facts: dict[str, Any],
+    metrics: list[dict[str, Any]],
+    evaluation: dict[str, Any],
+    pictures: str,
+    more: Mapping[str, tuple[list[str], list[list[str]]]] | None = None,
+) -> str:
+    """About a training run; `more`: (head, rows) of tables by title.
+
+    `pictures` is trusted HTML (pipelines/reports/prediction_view.py), everything else is escaped.
+    """
+    sections = [
+        html_page.table(["", ""], list(facts.items())),
+        html_page.heading("Loss"),
+        loss_curve(metrics),
+        *_evaluated("Held-out episodes", evaluation),
+        *(html_page.heading(name) + html_page.table(*table) for name, table in (more or {}).items()),
+        html_page.heading("Episodes"),
+        pictures,
+    ]
+    return html_page.page(title, sections, style=episode_view.STYLE, script=episode_view.SCRIPT)
+
+
+def evaluation_page(title: str, facts: dict[str, Any], evaluations: Sequence[tuple[dict[str, Any], str]]) -> str:
+    """About `rtp evaluate`: each evaluation with its pictures, which are trusted HTML."""
+    sections = [html_page.table(["", ""], list(facts.items()))]
+    for evaluation, pictures in evaluations:
+        sections += [*_evaluated(evaluation["store"], evaluation), pictures]
+    return html_page.page(title, sections, style=episode_view.STYLE, script=episode_view.SCRIPT)
+
+
+def _evaluated(title: str, evaluation: dict[str, Any]) -> list[str]:
+    if "per_dimension" not in evaluation:
+        return [html_page.heading(title), html_page.table(WEB_HEAD, web_rows(evaluation))]
+    counts = f"{evaluation['steps']} steps of {evaluation['episodes']} episodes. {SCALED_ERROR}"
+    return [
+        html_page.heading(title),
+        html_page.table(SCORE_HEAD, score_rows(evaluation)),
+        html_page.note(counts),
+        html_page.heading("Per dimension"),
+        html_page.table(DIMENSION_HEAD, dimension_rows(evaluation)),
+    ]
+
+
+def loss_curve(metrics: list[dict[str, Any]]) -> str:
+    """SVG of the training and validation loss over optimizer steps."""
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    axes = figure.add_subplot()
+    for key, label in (("loss", "training"), ("validation_loss", "validation")):
+        points = [(line["step"], line[key]) for line in metrics if key in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, marker="" if len(points) > 5 else "o")
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("cross-entropy per token")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    page = io.StringIO()
+    figure.savefig(page, format="svg")
+    return page.getvalue()[page.getvalue().index("<svg") :]
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(page)
+    partial.replace(path)
+
+
+def percent(interval: dict[str, float]) -> str:
+    """ "61.2 % [58.0, 64.1]" """
+    return f"{100 * interval['mean']:.1f} % [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
+
+
+def score_rows(evaluation: dict[str, Any]) -> list[list[str]]:
+    """[who, token accuracy and by how much the policy is above it, each with its 95 % interval, scaled error]."""
+
+    def row(who: str, accuracy: dict[str, float], above: str, scaled_error: dict[str, float]) -> list[str]:
+        return [who, percent(accuracy), above, f"{scaled_error['mean']:.4f}"]
+
+    rows = [row("policy", evaluation["token_accuracy"], "", evaluation["scaled_error"])]
+    for name, interval in evaluation["lazy"].items():
+        above, lazy = percent(evaluation["margin"][name]), evaluation["scaled_error_lazy"][name]
+        rows.append(row(name.replace("_", " "), interval, above, lazy))
+    for name, scores in evaluation.get("perturbed", {}).items():
+        who = f"policy, {name.replace('_', ' ')}"
+        rows.append(row(who, scores["token_accuracy"], percent(scores["fall"]), scores["scaled_error"]))
+    return rows
+
+
+def dimension_rows(evaluation: dict[str, Any]) -> list[list[str]]:
+    """[dimension, unit, token accuracy, the policy's mean absolute error, then each lazy policy's]."""
+    rows = []
+    for name, scores in evaluation["per_dimension"].items():
+        errors = [f"{score['mean_absolute_error']:.4g}" for key, score in scores.items() if key != "unit"]
+        rows.append([name, scores["unit"], f"{100 * scores['policy']['token_accuracy']:.1f} %", *errors])
+    return rows
+
+
+def web_rows(evaluation: dict[str, Any]) -> list[list[str]]:
+    """[who, score, by how much the model is above it] of image-text examples: VQA accuracy, then CIDEr-D."""
+    rows = []
+    if "vqa_accuracy" in evaluation:
+        rows.append(["model, VQA accuracy", percent(evaluation["vqa_accuracy"]), ""])
+        for name, interval in evaluation["lazy"].items():
+            rows.append([name.replace("_", " "), percent(interval), percent(evaluation["margin"][name])])
+        shuffled = evaluation["perturbed"]["shuffled_images"]
+        rows.append(["model, shuffled images", percent(shuffled["vqa_accuracy"]), percent(shuffled["fall"])])
+    if "captions" in evaluation:
+        captions = evaluation["captions"]
+        shuffled = captions["shuffled_images"]
+        rows.append(["model, CIDEr-D of captions", plain(captions["cider_d"]), ""])
+        rows.append(["model, shuffled images", plain(shuffled["cider_d"]), plain(shuffled["fall"])])
+    return rows
+
+
+def before_rows(before: dict[str, Any], now: dict[str, Any]) -> list[list[str]]:
+    """[score, of the earlier model, of this one]."""
+    shown = {"cider_d": plain, "scaled_error": error}
+    rows = []
+    for name in [name for name in now if name in before]:
+        say = shown.get(name, percent)
+        rows.append([name.replace("_", " "), say(before[name]), say(now[name])])
+    return rows
+
+
+def error(interval: dict[str, float]) -> str:
+    """ "0.0412 [0.0388, 0.0437]" """
+    return f"{interval['mean']:.4f} [{interval['low']:.4f}, {interval['high']:.4f}]"
+
+
+def plain(interval: dict[str, float]) -> str:
+    """ "1.23 [1.10, 1.35]" """
+    return f"{interval['mean']:.2f} [{interval['low']:.2f}, {interval['high']:.2f}]"
+
+
+WEB_HEAD = ["", "score [95 %]", "model is above by"]
+SCORE_HEAD = ["", "token accuracy [95 %]", "policy is above by", "scaled\nerror"]
+DIMENSION_HEAD = [
+    "dimension",
+    "unit",
+    "accuracy",
+    "error:\npolicy",
+    "most\nfrequent",
+    "mean\naction",
+    "previous\naction",
+]
+SCALED_ERROR = "Scaled error: mean absolute error in physical units, each dimension over its range in the store."

@@ -1,0 +1,94 @@
+"""What an episode store holds, as one self-contained HTML page; `preprocessing/store/summary.py` counts it.
+
+Pictures and histograms are taken from episodes and row groups spread evenly over the
+store, and the page says how many.
+"""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.reports import charts, episode_view, html_page
+from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.summary import STATISTICS, quarantine, verdicts_of
+
+_HISTOGRAM_GROUPS = 512
+
+
+def page(store: EpisodeStore, found: dict[str, Any], *, episodes: int = 12) -> str:
+    """The HTML page about `store`, whose summary is `found`, with this many episodes as film strips."""
+    title = f"{found['dataset']} {found['version']} {found['split']}"
+    numbers = [
+        [n, r["unit"], *(f"{r[key]:.4g}" for key in STATISTICS), r["note"]] for n, r in found["dimensions"].items()
+    ]
+    total = max(found["counts"]["steps"], 1)
+    used = [[name, count, f"{100 * count / total:.1f} %"] for name, count in list(found["instructions"].items())[:200]]
+    refused = [[line["shard"], line["record"], line["offset"], line["reason"]] for line in quarantine(store)[:1000]]
+    lengths = np.concatenate([shard.episode_lengths for shard in store.shards])
+    facts = {key: found[key] for key in ("encoder", "control_hz", "image", "resize", "gripper", "contract_id", "notes")}
+    sections = [
+        html_page.table(["", ""], [*found["counts"].items(), *facts.items()]),
+        html_page.heading("Actions, physical values"),
+        html_page.table(["dimension", "unit", *STATISTICS, ""], numbers),
+        html_page.note(f"not in this dataset: {', '.join(found['dimensions_lacking']) or 'none'}"),
+        _histograms(store),
+        html_page.heading("Steps an episode"),
+        charts.histogram(lengths, width=640),
+        html_page.heading(f"{len(found['instructions'])} distinct instructions"),
+        html_page.table(["instruction", "steps", "share"], used),
+        html_page.heading("Flags"),
+        html_page.table(["flag", "steps"], list(found["flags"].items())),
+        *map(html_page.note, found["remarks"]),
+        *_audited(found),
+        html_page.heading(f"Quarantine: {found['counts']['quarantined']}"),
+        html_page.table(["shard", "record", "offset in bytes", "reason"], refused),
+        html_page.heading("Episodes"),
+        film_strips(store, limit=episodes),
+    ]
+    return html_page.page(title, sections, style=episode_view.STYLE, script=episode_view.SCRIPT)
+
+
+def _audited(found: dict[str, Any]) -> list[str]:
+    rows = [[row["name"], row["finding"], row["sentence"]] for row in verdicts_of(found)]
+    if not rows:
+        return []
+    title = f"Conventions, measured on {found['audit']['episodes']} episodes"
+    return [html_page.heading(title), html_page.table(["convention", "finding", "measured"], rows)]
+
+
+def film_strips(store: EpisodeStore, *, limit: int = 8) -> str:
+    """HTML of episodes spread evenly over the store: instruction, frames, and the actions that vary in the store.
+
+    Its page needs the style and, for the frames to play, the script of `episode_view`.
+    """
+
+    def curves(table: pa.Table, timeline: episode_view.Timeline) -> str:
+        action_NA = table["action"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
+        dataset = store.contract.datasets[0]
+        shown = np.flatnonzero(np.array(dataset.action_mask) & dataset.statistics.varies())
+        if not len(shown):
+            return ""
+        places = timeline.places(np.arange(timeline.length))
+        return charts.lines({store.contract.action.names[i]: action_NA[:, i] for i in shown}, places=places)
+
+    chosen = episode_view.spread(store, limit)
+    return "".join(episode_view.episode_section(store, shard, episode, curves) for shard, episode in chosen)
+
+
+def _histograms(store: EpisodeStore) -> str:
+    groups = [(s, g) for s, shard in enumerate(store.shards) for g in range(-(-shard.rows // shard.row_group_rows))]
+    chosen = np.unique(np.linspace(0, len(groups) - 1, min(_HISTOGRAM_GROUPS, len(groups))).astype(int))
+    tables = [store.read_rows(groups[i][0], groups[i][1], ["action"])["action"].combine_chunks() for i in chosen]
+    action_NA = np.concatenate([table.flatten() for table in tables]).reshape(-1, store.contract.action.size)
+    dataset = store.contract.datasets[0]
+    charted = [
+        f"<div>{html.escape(f'{name} [{dataset.units[i]}]')}<br>{charts.histogram(action_NA[:, i])}</div>"
+        for i, name in enumerate(store.contract.action.names)
+        if dataset.action_mask[i]
+    ]
+    scale = html_page.note(f"{len(action_NA)} steps, heights on a square-root scale")
+    return f'<div class="grid">{"".join(charted)}</div>{scale}'

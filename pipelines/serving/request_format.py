@@ -1,0 +1,86 @@
+"""What a served policy is asked and answers, in words and as a `curl` line: for server, help and registry."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shlex
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines.publishing.folder import TrainedModel
+from pipelines.publishing.policy import ModelAtWork
+from preprocessing.store.images import encode_png
+from rt_models.spec import Contract
+
+ADDRESS = "http://127.0.0.1:5001"
+MAX_ROWS = 64
+
+REQUEST = f"""\
+POST /invocations with Content-Type: application/json and
+  {{"dataframe_records": [ROW, ...], "params": {{"dataset": NAME}}}}
+
+A ROW (at most {MAX_ROWS} in a request) holds
+  image        a PNG or JPEG in base64, or rows of [red, green, blue], 0 to 255
+  instruction  text; or embedding: the 512 numbers of the policy's own encoder
+  robot        the name of the robot whose last frames came before this one, or
+  stateless    true: an answer to this frame alone
+  reset        true on the first frame of an episode (optional)
+
+params, which may be left out where there is nothing to choose, holds
+  dataset      the robot data set whose units and scale the actions have
+  contract     the id the caller was built for; another policy refuses
+
+The answer is {{"predictions": [ROW, ...]}}; a ROW holds the value of each action
+dimension, terminate_episode_class (terminate, arm or base), absent (dimensions
+that the data set lacks; their values command nothing) and frames_seen. A
+request that is refused is answered with status 400 and {{"message": REASON}}."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedPolicy:
+    """What a caller must know of one policy."""
+
+    contract: Contract
+    instructions: tuple[str, ...]
+    num_frames: int
+
+    @staticmethod
+    def of(trained: TrainedModel) -> ServedPolicy:
+        model = ModelAtWork(trained)
+        texts = tuple(text for text in model.instructions.vectors if text.strip())
+        return ServedPolicy(contract=model.contract, instructions=texts, num_frames=model.num_frames)
+
+    def description(self, address: str = ADDRESS) -> str:
+        """The request format, this policy's own part of it, and a line to paste."""
+        recipe, names = self.contract.image, [dataset.name for dataset in self.contract.datasets]
+        lines = [
+            f"This policy was trained on frames of {recipe.height}x{recipe.width}; others are resized.",
+            f"It looks at the last {self.num_frames} frames of a robot." if self.num_frames > 1 else "",
+            f"dataset must be one of {', '.join(names)}." if len(names) > 1 else "",
+            *(self._dimensions(number) for number in range(len(names))),
+            f"contract: {self.contract.id}",
+        ]
+        return "\n".join([REQUEST, "", *filter(None, lines), "", "Try it, with a grey frame:", "", self.curl(address)])
+
+    def _dimensions(self, number: int) -> str:
+        dataset = self.contract.datasets[number]
+        rows = zip(self.contract.action.names, dataset.units, dataset.action_mask, strict=True)
+        named = f"{dataset.name}: " + ", ".join(f"{name} ({unit})" for name, unit, there in rows if there)
+        return textwrap.fill(named, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+    def request(self) -> Mapping[str, object]:
+        """A request that is answered."""
+        frame = base64.b64encode(encode_png(np.full((16, 16, 3), 128, np.uint8))).decode()
+        text = self.instructions[0] if self.instructions else "open the drawer"
+        names = [dataset.name for dataset in self.contract.datasets]
+        rows = [{"image": frame, "instruction": text, "robot": "arm-1"}]
+        return {"dataframe_records": rows} | ({"params": {"dataset": names[0]}} if len(names) > 1 else {})
+
+    def curl(self, address: str = ADDRESS) -> str:
+        """The request as a line for a POSIX shell."""
+        body = shlex.quote(json.dumps(self.request(), ensure_ascii=False))
+        return f"curl {shlex.quote(address)}/invocations -H 'Content-Type: application/json' -d {body}"

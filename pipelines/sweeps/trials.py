@@ -1,0 +1,231 @@
+"""A trial of a sweep is a training: the recipe's experiment with the trial's parameters, in a folder of its own.
+
+Ray Tune runs trials in processes of their own, alone (`InProcess`) or as a Ray Train job with DeepSpeed (`RayLaunch`).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Collection, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+
+from cluster.context import LocalContext
+from cluster.manifest import MANIFEST, Manifest
+from cluster.storage import CheckpointFolder
+from pipelines.config.experiment import Experiment, InProcess
+from pipelines.config.serialization import from_plain
+from pipelines.evaluation.comparison import require_comparable
+from pipelines.evaluation.scoring import EvaluationConfig, score
+from pipelines.publishing.trained_model import load_trained
+from pipelines.tracking.mlflow_run import RunMetrics
+from pipelines.training.checks import check_job
+from pipelines.training.data import resolved
+from pipelines.training.initial_weights import FIXED
+from pipelines.training.job import TrainJob
+from pipelines.training.run_logger import known_run
+from pipelines.training.step_metrics import require_reported
+from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.web_store import WebStore, open_store
+from tuning.population import Population
+from tuning.space import Space
+from tuning.sweep import Asha, Sweep, ToTheEnd
+from tuning.tuner import Report, TrialTask
+
+SCORES = {"token_accuracy", "scaled_error", "vqa_accuracy"}  # objectives that an evaluation after the training measures
+
+RunTraining = Callable[..., dict[str, Any]]  # pipelines.train.run_training
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingTrial:
+    """job: of the whole sweep, its experiment without the parameters of any trial. tags: of the trials' MLflow runs.
+
+    run: what runs a training (`pipelines.train.run_training`).
+    scores: whether to evaluate the trained model on the validation stores, for objectives that only that measures.
+    """
+
+    job: TrainJob
+    run: RunTraining
+    scores: bool = False
+    accepted: tuple[str, ...] = ()
+    tags: Mapping[str, str]
+
+    def __call__(self, task: TrialTask, report: Report) -> dict[str, float]:
+        tags = {"mlflow.runName": f"trial {task.number}", "trial": str(task.number), **self.tags}
+        job = replace(
+            self.job,
+            experiment=with_parameters(self.job.experiment, {**task.parameters, "loop.seed": task.seed}),
+            output=task.output,
+            resume=True,
+            until=task.until,
+            tags=tags,
+        )
+        alone = isinstance(job.experiment.launch, InProcess)
+        context, callbacks = (_ReportingContext(report), ()) if alone else (None, _reporting_callbacks())
+        # A trial of a sweep that was killed may still be dying when the sweep is resumed.
+        result = self.run(job, accepted=self.accepted, context=context, callbacks=callbacks, patience_s=60)
+        if "stopped" in result:
+            raise RuntimeError(f"{result['stopped']}; rtp tune --resume --retry-failed continues it")
+        metrics = {key: value for key, value in result.items() if isinstance(value, float)}
+        return metrics | (scores(job) if self.scores else {}) | {"step": result["steps"]}
+
+
+def scores(job: TrainJob) -> dict[str, float]:
+    """The headline scores of the trained model on the validation stores, means over stores of a kind; in MLflow too."""
+    config, found = EvaluationConfig(bootstrap_samples=100, perturbations=False), dict[str, list[float]]()
+    trained = load_trained(job.output)
+    for path in job.validation:
+        report = score(trained, open_store(path, split="val"), config)
+        for name in SCORES & report.keys():
+            found.setdefault(name, []).append(report[name]["mean"])
+    means = {name: float(np.mean(values)) for name, values in found.items()}
+    record = RunMetrics(uri=job.tracking_uri, run_id=known_run(job.output) or "", output=job.output)
+    record.add(means, trained.step)
+    record.close()
+    return means
+
+
+class _ReportingContext(LocalContext):
+    """Hands every report to the sweep, and does not come back from there once the trial is stopped early."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__()
+        self._report = report
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        super().report(metrics)
+        try:
+            self._report(metrics)
+        except SystemExit:  # how Ray Tune ends the thread of a trial
+            raise SystemExit("the sweep stopped this trial early") from None
+
+
+def _reporting_callbacks() -> tuple[Any, ...]:
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    return (TuneReportCallback(),)
+
+
+def with_parameters(experiment: Experiment, parameters: Mapping[str, Any]) -> Experiment:
+    """`experiment` with {dotted path: value} laid over it. Raises ValueError for what it does not take."""
+    nested: dict[str, Any] = {}
+    for path, value in sorted(parameters.items()):  # a whole part, such as optimizer, before a setting of it
+        *parents, name = path.split(".")
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise ValueError(f"{path}: {path.removesuffix(f'.{name}')} is set to {place!r}, which has no settings")
+        place[name] = deepcopy(value)  # the sweep's own value must not take up the settings laid over it
+    return from_plain(Experiment, nested, base=experiment)
+
+
+def check_sweep(sweep: Sweep, job: TrainJob, accepted: Collection[str] = ()) -> None:
+    """Raise ValueError for what can be known to go wrong before any trial starts: space, schedule, stores."""
+    experiment = job.experiment
+    _check_space(sweep.space, experiment)
+    _check_comparable(sweep, experiment)
+    if isinstance(sweep.scheduler, Population):
+        fixed = [path for path in sweep.space if path.startswith(FIXED)]
+        if fixed:
+            raise ValueError(f"{fixed[0]} cannot change in the middle of a training, and Population does that")
+        if experiment.loop.patience:
+            raise ValueError("loop.patience ends trainings early, and a Population waits for all of them: set it to 0")
+    if isinstance(sweep.scheduler, Asha) and sweep.scheduler.grace_steps >= experiment.loop.steps:
+        raise ValueError(
+            f"scheduler.grace_steps is {sweep.scheduler.grace_steps} and loop.steps {experiment.loop.steps}: no trial "
+            f"could be stopped early; lower it, or choose --scheduler ToTheEnd"
+        )
+    for objective in sweep.objectives:
+        if objective.metric in SCORES:
+            _check_scores(sweep, objective.metric, job)
+            continue
+        require_reported(objective.metric, f"sweep {sweep.name}")
+        if objective.metric == "validation_loss":
+            _check_validation(sweep, experiment, job)
+        elif isinstance(sweep.scheduler, Asha) and objective.metric == "loss":
+            _require_divides(experiment.loop.log_every, sweep.scheduler.grace_steps, "log_every", "grace_steps")
+    _check_stores(sweep.space, job, accepted)
+
+
+def _check_space(space: Space, experiment: Experiment) -> None:
+    for path, dimension in space.items():
+        if path in ("loop.seed", "loop.steps", "name"):
+            raise ValueError(f"a sweep does not vary {path}: seeds and steps are settings of the sweep itself")
+        for value in dimension.extremes():
+            changed = with_parameters(experiment, {path: value})
+            changed.require_sizes()
+
+
+def _check_comparable(sweep: Sweep, experiment: Experiment) -> None:
+    """Raise ValueError where a setting that is varied changes what an objective counts."""
+    for path, dimension in sweep.space.items():
+        variants = [with_parameters(experiment, {path: value}) for value in dimension.extremes()]
+        for objective in sweep.objectives:
+            require_comparable(objective.metric, path, variants, sweep=sweep.name)
+
+
+def _check_stores(space: Space, job: TrainJob, accepted: Collection[str]) -> None:
+    """The checks of a training, for one point of the space."""
+    experiment = with_parameters(job.experiment, {path: dimension.extremes()[0] for path, dimension in space.items()})
+    stores = [open_store(path, split="train") for path in job.stores]
+    check_job(replace(job, experiment=resolved(experiment, stores)), stores, accepted)
+
+
+def _check_scores(sweep: Sweep, metric: str, job: TrainJob) -> None:
+    if not isinstance(sweep.scheduler, ToTheEnd):
+        raise ValueError(f"{metric} is measured once, after a training, so its sweep needs the scheduler ToTheEnd")
+    kinds = {type(open_store(path, split="val")) for path in job.validation}
+    wanted = WebStore if metric == "vqa_accuracy" else EpisodeStore
+    if wanted not in kinds:
+        what = "robot episodes" if wanted is EpisodeStore else "image-text examples"
+        raise ValueError(f"sweep {sweep.name} compares {metric}: give --validation a store of {what}")
+
+
+def _check_validation(sweep: Sweep, experiment: Experiment, job: TrainJob) -> None:
+    if not job.validation:
+        raise ValueError(f"sweep {sweep.name} compares validation_loss: give --validation STORE")
+    every = experiment.loop.evaluate_every
+    if isinstance(sweep.scheduler, Asha):
+        _require_divides(every, sweep.scheduler.grace_steps, "evaluate_every", "grace_steps")
+    if isinstance(sweep.scheduler, Population):
+        _require_divides(every, sweep.scheduler.interval_steps, "evaluate_every", "interval_steps")
+
+
+def _require_divides(every: int, steps: int, setting: str, of_scheduler: str) -> None:
+    if every < 1 or steps % every:
+        raise ValueError(
+            f"scheduler.{of_scheduler} is {steps} and loop.{setting} {every}: trials are compared where they report, "
+            f"so choose a multiple of loop.{setting}"
+        )
+
+
+def clone_checkpoint(source: str, target: str, step: int) -> str:
+    """Population-based training: the checkpoint of `step` in the run `source` becomes the newest, and only, one of the
+    run `target`; its path. The taker keeps its own MLflow run, and the manifest says whose weights these are.
+
+    Raises FileNotFoundError where the donor has no such checkpoint.
+    """
+    folder = CheckpointFolder(f"{source}/checkpoints")
+    found = folder.at(step)
+    if found is None:
+        raise FileNotFoundError(f"{source} has no complete checkpoint of step {step} to take over")
+    metadata = {**found.metadata, "cloned_from": found.path, "mlflow_run_id": known_run(target)}
+    manifest = Manifest(step=step, metadata=metadata, files=found.manifest.files)
+    files, root = fsspec.core.url_to_fs(f"{target}/checkpoints")
+    with tempfile.TemporaryDirectory(prefix="clone-") as scratch:
+        copied = folder.fetch(found, Path(scratch))
+        if files.exists(root):  # the taker's own weights are given up
+            files.rm(root, recursive=True)
+        place = f"{root}/{Path(copied).name}"
+        for entry in found.manifest.files:
+            files.makedirs(f"{place}/{entry.name}".rpartition("/")[0], exist_ok=True)
+            files.put_file(str(copied / entry.name), f"{place}/{entry.name}")
+        files.pipe_file(f"{place}/{MANIFEST}", manifest.to_bytes())  # last: with it the checkpoint is complete
+    return found.path

@@ -1,0 +1,66 @@
+"""What can be known to go wrong before any worker starts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from cluster.storage import Checkpoint, CheckpointFolder
+from pipelines.publishing.training_stores import StoreReference
+from pipelines.training.co_fine_tuning import Store
+from pipelines.training.data import training_contract
+from pipelines.training.initial_weights import require_same_run, require_trainable, require_usable
+from pipelines.training.job import TrainJob
+from pipelines.training.step_metrics import require_reported
+from preprocessing.audit.store_audit import audit, blocking, saved
+from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.integrity import require_whole
+from preprocessing.store.web_store import open_store, robot_stores
+from rt_models.spec import Contract
+
+
+def check_job(job: TrainJob, stores: Sequence[Store], accepted: Collection[str]) -> Contract:
+    """The contract of the run. Raises ValueError for whatever can be known to go wrong before a worker starts."""
+    contract = training_contract(job.experiment, stores)
+    for store in stores:
+        require_whole(store)
+    require_sound(robot_stores(stores), accepted)
+    for store in robot_stores(open_store(path, split="val") for path in job.validation):
+        contract.require_readable(store.contract, where=store.root)
+        require_whole(store)
+    loop = job.experiment.loop
+    require_reported(loop.best_by, "loop.best_by")
+    if loop.patience and loop.best_by == "validation_loss" and not (job.validation and loop.evaluate_every):
+        raise ValueError("loop.patience needs measurements: give --validation STORE and loop.evaluate_every")
+    if loop.log_samples and "://" in job.output:
+        raise ValueError(f"loop.log_samples appends to files, which {job.output} cannot: give a local --output")
+    found = require_fresh_or_resumed(job, contract, stores)
+    require_trainable(job.experiment, is_new=job.init is None and found is None)
+    if job.init is not None and found is None:
+        require_usable(job.init, job.experiment, contract)
+    return contract
+
+
+def require_sound(stores: Sequence[EpisodeStore], accepted: Collection[str]) -> None:
+    """Raise ValueError where the audit finds that a store's data contradict what its spec declares."""
+    for store in stores:
+        found = saved(store) or audit(store)
+        refused = blocking(found.verdicts, accepted=accepted)
+        if refused:
+            raise ValueError(
+                f"{store.root} contradicts what is declared of it: {'; '.join(refused)}. Mend the dataset spec and "
+                f"preprocess again, or train in spite of it with --accept {refused[0].partition(':')[0]}"
+            )
+
+
+def require_fresh_or_resumed(job: TrainJob, contract: Contract, stores: Sequence[Store]) -> Checkpoint | None:
+    """The checkpoint to go on from."""
+    found = CheckpointFolder(f"{job.output}/checkpoints").latest()
+    if found is not None and not job.resume:
+        raise ValueError(
+            f"{job.output} already holds a run at step {found.step}: add --resume to continue it, "
+            f"or give another --output"
+        )
+    if found is not None:
+        references = [StoreReference.of(store, job.output) for store in stores]
+        require_same_run(found, contract, job.experiment, references)
+    return found

@@ -1,0 +1,19 @@
+"""Which revision of the code a run was made with."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+
+def git_revision() -> str:
+    """The revision of the code, with "+changes" where it differs from what is committed; "unknown" outside git.
+
+    A submitted job has no repository and is told (pipelines/submit.py).
+    """
+    if told := os.environ.get("RTP_GIT_REVISION"):
+        return told
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty=+changes"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"

@@ -1,0 +1,202 @@
+"""Where a training starts: a fresh model or another training's weights, its frozen parts, or the run it continues."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from textwrap import shorten
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cluster.shards import require_same_shapes
+from cluster.storage import Checkpoint
+from pipelines.config.experiment import Experiment
+from pipelines.config.serialization import did_you_mean, flatten, to_plain
+from pipelines.families.models import Model
+from pipelines.publishing.trained_model import Description, describe_trained, load_trained
+from pipelines.publishing.training_stores import StoreReference, references_of
+from pipelines.training.co_fine_tuning import PLANS, plans_fingerprint
+from rt_models.blocks.batch_norm import BatchNorm
+from rt_models.spec import Contract, ContractMismatch
+
+log = logging.getLogger(__name__)
+
+# Settings of a model that only training knows of: fine-tuning may choose its own.
+_TRAINING_ONLY = ("dropout", "stochastic_depth", "crop", "crop_seed", "loss_on")
+_TRAINING_ONLY_PARTS = ("compute", "batch_norm")
+
+
+def model_factory(experiment: Experiment, weights_from: str | None) -> Callable[[], Model]:
+    """Builds the model: fresh, or with the weights of a run's output folder, a checkpoint or a bundle."""
+
+    def build() -> Model:
+        model = experiment.model.build()
+        if weights_from is not None:
+            saved = load_trained(weights_from).model.state_dict()
+            require_same_shapes(_shapes(saved), _shapes(model.state_dict()), weights_from)
+            model.load_state_dict(saved)
+        freeze(model, experiment.freeze)
+        return model
+
+    return build
+
+
+def require_trainable(experiment: Experiment, *, is_new: bool) -> None:
+    """Raise ValueError where nothing could come of what is trained and what is frozen.
+
+    is_new: the run begins with neither a checkpoint nor another run's weights.
+    """
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        model = experiment.model.build()
+    freeze(model, experiment.freeze)
+    if is_new:
+        _require_new_tokens_trained(model)
+
+
+def _require_new_tokens_trained(model: nn.Module) -> None:
+    """Rows of added tokens are all alike: frozen, the loss could not fall below ln(bins)."""
+    new = getattr(model, "new_token_parameters", list)()
+    frozen = {id(parameter) for parameter in new if not parameter.requires_grad}
+    names = [name for name, parameter in model.named_parameters() if id(parameter) in frozen]
+    if names:
+        raise ValueError(
+            f"{names[0]} holds the new tokens of model.text.vocabulary AddedTokens and is not trained, so no action "
+            f"could be told from another: leave it out of freeze, or with LoRA set model.tuning.embeddings new"
+        )
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items()}
+
+
+def freeze(model: nn.Module, beginnings: Sequence[str]) -> None:
+    """Train no parameter whose name begins with one of these; BatchNorm that lies there keeps its averages too.
+
+    Raises ValueError where that means none, or all.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for beginning in beginnings:
+        if not any(name.startswith(beginning) for name in names):
+            parts = sorted({".".join(name.split(".")[:depth]) for name in names for depth in (1, 2)})
+            raise ValueError(f"freeze: no parameter's name begins with {beginning!r}{did_you_mean(beginning, parts)}")
+    for name, parameter in model.named_parameters():
+        if name.startswith(tuple(beginnings)):
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"freeze {', '.join(beginnings)} leaves nothing to train: name fewer parts")
+    for part in model.modules():
+        if isinstance(part, BatchNorm) and not any(parameter.requires_grad for parameter in part.parameters()):
+            part.freeze()
+
+
+def require_usable(weights_from: str, experiment: Experiment, contract: Contract) -> None:
+    """Raise ValueError unless these weights mean the same in this training's model and under its contract."""
+    found = describe_trained(weights_from)
+    _require_same_model(found, weights_from, experiment)
+    theirs = found.contract
+    if theirs.encoder != contract.encoder:
+        raise ContractMismatch(
+            f"{weights_from} was trained with instruction vectors of {theirs.encoder}, these stores have those of "
+            f"{contract.encoder}: preprocess them with that encoder"
+        )
+    if theirs.action != contract.action:
+        raise ContractMismatch(
+            f"{weights_from} (contract {theirs.id}) acts in {theirs.action}, this training (contract {contract.id}) in "
+            f"{contract.action}: choose the model settings of those weights"
+        )
+    if theirs.image != contract.image:
+        log.warning("%s was trained on frames of %s, these stores hold %s", weights_from, theirs.image, contract.image)
+
+
+def _require_same_model(found: Description, weights_from: str, experiment: Experiment) -> None:
+    theirs, ours = (_meaning(to_plain(config)) for config in (found.model, experiment.model))
+    different = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
+    if different:
+        key = different[0]
+        raise ValueError(
+            f"{weights_from} is another model: {len(different)} settings differ, such as model.{key}, "
+            f"{theirs.get(key)} there and {ours.get(key)} here; choose a recipe or flags with its settings"
+        )
+
+
+def _meaning(model: dict[str, Any]) -> dict[str, Any]:
+    """The settings that decide what given weights compute."""
+    return {
+        key: value
+        for key, value in flatten(model).items()
+        if key.split(".")[-1] not in _TRAINING_ONLY and not set(key.split(".")) & set(_TRAINING_ONLY_PARTS)
+    }
+
+
+def require_same_run(
+    found: Checkpoint, contract: Contract, experiment: Experiment, stores: Sequence[StoreReference] | None = None
+) -> None:
+    """Raise ValueError where continuing would silently train something else.
+
+    `stores`: those of this run, in order, to be compared with the checkpoint's.
+    """
+    try:
+        theirs, before = Contract.from_json(found.metadata["contract"]), flatten(found.metadata["experiment"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{found.path} is no checkpoint of rtp train: give another --output") from error
+    if theirs != contract:
+        raise ValueError(
+            f"checkpoint {found.path} was trained under contract {theirs.id}, this run has {contract.id}: "
+            f"give the stores and settings of that run, or another --output"
+        )
+    if stores is not None:
+        _require_same_stores(found, stores)
+    _require_same_settings(found, before, experiment)
+
+
+def _require_same_settings(found: Checkpoint, before: Mapping[str, Any], experiment: Experiment) -> None:
+    now = flatten(to_plain(replace(experiment)))
+    free: tuple[str, ...] = ()
+    if PLANS in found.metadata:  # what the file says counts, not where it lies
+        free = ("co_fine_tuning.plans",)
+        _require_same_plans(found, plans_fingerprint(experiment.co_fine_tuning))
+    changed = [key for key in now if key.startswith(FIXED) and key in before and before[key] != now[key]]
+    weights = [key for key in {**before, **now} if key.startswith("mixture.weights.")]  # any of which may be missing
+    changed += [key for key in weights if before.get(key) != now.get(key)]
+    changed = [key for key in changed if key not in free]
+    if changed:
+        key = changed[0]
+        was, now_is = (shorten(str(side.get(key)), 120, placeholder=" ...") for side in (before, now))
+        raise ValueError(
+            f"--resume continues the run in {found.path}, but {key} was {was} and is now {now_is}: "
+            f"leave it as it was, or give another --output"
+        )
+
+
+def _require_same_plans(found: Checkpoint, plans: str) -> None:
+    if found.metadata[PLANS] != plans:
+        raise ValueError(
+            f"--resume continues the run in {found.path}, but co_fine_tuning.plans says something else than then: "
+            f"give the plans of that run, or another --output"
+        )
+
+
+def _require_same_stores(found: Checkpoint, stores: Sequence[StoreReference]) -> None:
+    """The same records in the same order: a contract does not tell, since it knows nothing of web data."""
+    before = references_of(found.metadata)
+    if not all(store.source for store in before):
+        log.warning("%s does not say what its stores held: whether these are the same is not checked", found.path)
+        return
+    if [store.source for store in before] == [store.source for store in stores]:
+        return
+    then, now = (", ".join(store.dataset for store in side) for side in (before, stores))
+    given = "these hold other records" if then == now else f"these are {now}"
+    raise ValueError(
+        f"--resume continues the run in {found.path}, which was trained on {then}, in this order, and {given}: give "
+        f"the stores of that run in that order (wherever they lie now), or another --output"
+    )
+
+
+# Beginnings of the settings that a resumed run must not change.
+FIXED = (
+    *("model.", "freeze", "mixture.", "co_fine_tuning"),
+    *("loop.seed", "loop.lanes", "loop.global_batch", "loop.segment_windows", "loader.mask_flags"),
+)

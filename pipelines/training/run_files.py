@@ -1,0 +1,104 @@
+"""What a run writes beside its checkpoints: metrics.jsonl, and on request which samples each rank trained on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cluster.context import WorkerContext
+from pipelines.terminal.atomic_files import whole_lines, write_whole
+
+METRICS = "metrics.jsonl"
+
+
+class MetricsLog:
+    """metrics.jsonl of a run: one line a report; lines after the step resumed from are dropped.
+
+    An object store cannot append: there `publish`, called at every checkpoint, writes the file anew.
+    """
+
+    def __init__(self, output: str, resumed_step: int) -> None:
+        self._path, self._is_remote = f"{output}/{METRICS}", "://" in output
+        kept = [line for line in read_metrics(self._path) if line["step"] <= resumed_step] if resumed_step else []
+        self._lines = [json.dumps(line) + "\n" for line in kept]
+        if not self._is_remote:
+            write_whole(self._path, "".join(self._lines))
+
+    def append(self, step: int, metrics: Mapping[str, float]) -> None:
+        line = json.dumps({"step": step, "time": time.time(), **metrics}) + "\n"
+        if self._is_remote:
+            self._lines.append(line)
+            return
+        with Path(self._path).open("a") as file:
+            file.write(line)
+
+    def publish(self) -> None:
+        if self._is_remote:
+            write_whole(self._path, "".join(self._lines))
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, local or remote; a line cut by a crash is left out."""
+    return list(whole_lines(str(path)))
+
+
+class SampleLog:
+    """samples/rank-00000.jsonl, ...: what this rank trained on, step by step, as evidence that nothing was repeated.
+
+    Nothing is ever dropped: lines of a later `attempt` at a step (after a crash) stand after those of the earlier one.
+    Each line is in the operating system's hands before its step counts as done. Local outputs only.
+    """
+
+    def __init__(self, output: str, context: WorkerContext) -> None:
+        self._folder, self._context = Path(output, "samples"), context
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._path = self._folder / f"rank-{context.rank:05d}.jsonl"
+        mine = max((line["attempt"] for line in whole_lines(str(self._path))), default=0)
+        self._attempt = max(context.gather(mine)) + 1
+        self._rows: list[list[int]] = []
+        with self._path.open("a+b") as file:
+            _end_line(file)
+
+    def add(self, batch: Mapping[str, torch.Tensor]) -> None:
+        """The samples of one micro-batch, before it goes to the device."""
+        columns = [batch[key].tolist() for key in ("sample_id", "store", "episode", "step") if key in batch]
+        self._rows += [list(row) for row in zip(*columns, strict=True)]
+
+    def end_step(self, step: int) -> None:
+        line = {"attempt": self._attempt, "step": step, "world": self._context.world_size, "samples": self._rows}
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self._rows = []
+
+
+def read_samples(output: str | Path) -> list[dict[str, Any]]:
+    """Every line of every rank's log, with its `rank`: attempt, step, world and samples [id, store, episode, step]."""
+    lines = []
+    for path in sorted(Path(output, "samples").glob("rank-*.jsonl")):
+        rank = int(path.stem.removeprefix("rank-"))
+        lines += [{"rank": rank, **line} for line in whole_lines(str(path))]
+    return lines
+
+
+def final_samples(output: str | Path) -> dict[int, list[list[int]]]:
+    """By step, the sorted samples of the attempt that counts: the last one to train that step."""
+    lines = read_samples(output)
+    last = {line["step"]: 0 for line in lines}
+    for line in lines:
+        last[line["step"]] = max(last[line["step"]], line["attempt"])
+    counting: dict[int, list[list[int]]] = {}
+    for line in lines:
+        if line["attempt"] == last[line["step"]]:
+            counting.setdefault(line["step"], []).extend(line["samples"])
+    return {step: sorted(samples) for step, samples in sorted(counting.items())}
+
+
+def _end_line(file: Any) -> None:
+    """Close a line that a crash has cut, so that the next one stands alone."""
+    if file.seek(0, 2) and file.seek(-1, 2) >= 0 and file.read(1) != b"\n":
+        file.write(b"\n")

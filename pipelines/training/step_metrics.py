@@ -1,0 +1,121 @@
+"""Sums over the steps between two lines of metrics, on one rank and then over all.
+
+Axes: B samples of a micro-batch, S stores.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cluster.context import WorkerContext
+from pipelines.config.experiment import Experiment
+from pipelines.config.serialization import did_you_mean
+from pipelines.families.batch_cost import BatchCost, trained_tokens
+from pipelines.training.speed import memory_gb, peak_flops
+
+# What a training reports by step, here and in the loop; of a mixture also each store's.
+REPORTED = (
+    *("loss", "validation_loss", "gradient_norm", "learning_rate", "skipped_steps"),
+    *("samples_per_s", "frames_per_s", "waiting_share", "memory_gb", "padding_share", "flops_utilisation"),
+)
+_OF_A_STORE = ("loss/", "samples/", "tokens/")
+_SAMPLES, _TOKENS, _LOSS = 0, 1, 2  # columns of the sums by store
+
+
+def require_reported(metric: str, where: str) -> None:
+    """Raise ValueError where no training reports such a metric."""
+    if metric not in REPORTED and not metric.startswith(_OF_A_STORE):
+        raise ValueError(f"{where}: a training reports no {metric!r}{did_you_mean(metric, list(REPORTED))}")
+
+
+class Meter:
+    """`add` every micro-batch, then `metrics`, which every rank calls, and which starts anew."""
+
+    def __init__(self, experiment: Experiment, context: WorkerContext, store_names: Sequence[str]) -> None:
+        self._model, self._context, self._names = experiment.model, context, store_names
+        self._cost = BatchCost(experiment.model)
+        self._peak = peak_flops(context.device, experiment.engine.precision)
+        self._restart(0.0)
+
+    def _restart(self, waited_s: float) -> None:
+        self._began, self._waited_s = time.perf_counter(), waited_s
+        self._losses: list[Tensor] = []
+        self._samples = self._frames = self._token_places = self._tokens = 0
+        self._flops = 0.0
+        self._by_store_S3 = torch.zeros(len(self._names), 3, dtype=torch.float64, device=self._context.device)
+
+    def count(self, batch: Mapping[str, Tensor]) -> None:
+        """A micro-batch on the host, on its way to the device."""
+        frames = self._cost.frames(batch)
+        self._samples += len(batch["sample_id"])
+        self._frames += frames
+        self._flops += self._cost.training_flops(batch, frames)
+        if "token_mask" in batch:
+            self._token_places += batch["token_mask"].numel()
+            self._tokens += int(batch["token_mask"].sum())
+
+    def add(self, batch: Mapping[str, Tensor], loss: Tensor, row_losses_B: Tensor | None) -> None:
+        """The same on the device, with what came out. A loss that is not finite belongs to a step that was skipped."""
+        self._losses.append(loss.detach().float())
+        if len(self._names) > 1:
+            tokens_B = trained_tokens(self._model, batch).double()
+            rows_B = torch.full_like(tokens_B, torch.nan) if row_losses_B is None else row_losses_B.double()
+            columns_B3 = torch.stack([torch.ones_like(tokens_B), tokens_B, rows_B], dim=1)
+            self._by_store_S3.index_add_(0, batch["source" if "source" in batch else "store"], columns_B3)
+
+    def leave_out(self, seconds: float) -> None:
+        """Time that was not spent on training."""
+        self._began += seconds
+
+    def metrics(self, waited_s: float) -> dict[str, float]:
+        """Over all ranks; `waited_s` is how long this rank has waited for data since the start of the run."""
+        seconds = time.perf_counter() - self._began
+        losses = torch.stack(self._losses)
+        mine = {
+            "loss": losses[losses.isfinite()].mean().item(),  # NaN where every step was skipped
+            "waiting": (waited_s - self._waited_s) / seconds,
+            "utilisation": self._flops / (seconds * self._peak),
+            "memory_gb": memory_gb(self._context.device),
+            "samples_per_s": self._samples / seconds,
+            "frames_per_s": self._frames / seconds,
+            "padding": 1 - self._tokens / self._token_places if self._token_places else None,
+            "stores": self._by_store_S3.tolist(),
+        }
+        ranks = self._context.gather(mine)
+        self._restart(waited_s)
+        return _mean_over_ranks(ranks) | _by_store(ranks, self._names)
+
+
+def _mean_over_ranks(ranks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    def mean(key: str) -> float:
+        return sum(rank[key] for rank in ranks) / len(ranks)
+
+    found = {
+        "loss": mean("loss"),
+        "samples_per_s": mean("samples_per_s") * len(ranks),
+        "frames_per_s": mean("frames_per_s") * len(ranks),
+        "waiting_share": mean("waiting"),
+        "memory_gb": max(rank["memory_gb"] for rank in ranks),
+    }
+    if ranks[0]["padding"] is not None:
+        found["padding_share"] = mean("padding")
+    utilisation = mean("utilisation")
+    return found | ({"flops_utilisation": utilisation} if utilisation else {})
+
+
+def _by_store(ranks: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, float]:
+    """Of a mixture: each store's samples, trained tokens and mean loss over its samples."""
+    if len(names) < 2:
+        return {}
+    sums_S3 = torch.tensor([rank["stores"] for rank in ranks], dtype=torch.float64).sum(dim=0)
+    found: dict[str, float] = {}
+    for name, sums in zip(names, sums_S3.tolist(), strict=True):
+        found |= {f"samples/{name}": sums[_SAMPLES], f"tokens/{name}": sums[_TOKENS]}
+        if sums[_SAMPLES] and sums[_LOSS] == sums[_LOSS]:  # not NaN: the model tells its samples' losses
+            found[f"loss/{name}"] = sums[_LOSS] / sums[_SAMPLES]
+    return found

@@ -1,0 +1,42 @@
+"""The loss on held-out windows: every window counts once, however many workers share them.
+
+Windows are cut into the same micro-batches for every number of workers, and each micro-batch goes to one of them. The
+sums are added in the order of the micro-batches, so the loss is the same to the last bit on any number of workers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cluster.context import WorkerContext
+from preprocessing.loading.reader import Reader
+
+
+def spread_rows(store_rows: Sequence[int], count: int) -> np.ndarray:
+    """int64: `count` rows, or all there are, evenly spread over the stores, each once."""
+    num_rows = sum(store_rows)
+    return np.unique(np.linspace(0, num_rows - 1, min(count, num_rows)).astype(np.int64))
+
+
+def validation_loss(model: Any, reader: Reader, context: WorkerContext, *, windows: int, micro_batch: int) -> float:
+    """Mean loss of a model in evaluation mode over `windows` spread windows; every rank calls it and hears the same.
+
+    The model has `loss(batch)` and afterwards `row_losses_B`, as pipelines/families/models.py says.
+    """
+    rows = spread_rows(reader.store_rows, windows)
+    pieces = [rows[first : first + micro_batch] for first in range(0, len(rows), micro_batch)]
+    sums: dict[int, float] = {}
+    for first in range(0, len(pieces), context.world_size):
+        context.beat()
+        number = first + context.rank
+        # A rank for which none is left computes the last one once more, uncounted: under ZeRO-3 all take part in all.
+        piece = pieces[min(number, len(pieces) - 1)]
+        model.loss({key: value.to(context.device) for key, value in reader.read(piece, piece).items()})
+        if number < len(pieces):
+            sums[number] = float(model.row_losses_B.double().sum())
+    every = {number: total for own in context.gather(sums) for number, total in own.items()}
+    return math.fsum(every[number] for number in sorted(every)) / len(rows)

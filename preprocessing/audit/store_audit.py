@@ -1,0 +1,197 @@
+"""What a store's data say about the conventions that its spec declares: each holds, is contradicted, or is unknown.
+
+Numbers come from episodes spread evenly over the store, and every verdict carries the one it rests on. A contradiction
+is meant to stop training until the spec is corrected or the user accepts it by name; `unknown` never is. The result is
+kept as `audit.json` beside the manifest that it belongs to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from preprocessing.arm_state import arm_columns
+from preprocessing.audit.evidence import Track, Verdict, by_share, tracks, unknown
+from preprocessing.audit.frames import colours, repeated_frames
+from preprocessing.audit.motion import gripper, gripper_column, motion
+from preprocessing.conversion.step_marks import seams
+from preprocessing.dataset_spec import GROUPS
+from preprocessing.store.episode_store import MANIFEST, EpisodeStore, atomic_write
+from preprocessing.store.json_files import parsed, taken_apart
+from preprocessing.store.summary import usage
+
+AUDIT = "audit.json"
+_RULES = 2  # raised when a verdict is added: an audit saved before says nothing of it
+_BLANK_SHARE, _TERMINAL_SHARE = 0.10, 0.9
+_UNINFORMATIVE = "uninformative_instruction"
+_MOVES_M, _MOVES = 0.02, 0.2  # spans of a state in m, and in rad or openness, that no noise has
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """The verdicts on a store whose manifest has this SHA-256, from `episodes` of its episodes."""
+
+    manifest_sha256: str
+    episodes: int
+    verdicts: tuple[Verdict, ...]
+    rules: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        return json.loads(json.dumps(asdict(self)))
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Audit:
+        return Audit(**{**data, "verdicts": tuple(Verdict(**verdict) for verdict in data["verdicts"])})
+
+
+def audit(store: EpisodeStore, *, reference: EpisodeStore | None = None) -> Audit:
+    """Measure the conventions of `store`; colours against `reference`, a store of the same cameras known to be RGB."""
+    looked_at, (said, flagged) = tracks(store), usage(store)
+    verdicts = [
+        *motion(store, looked_at),
+        gripper(store, looked_at),
+        *(colours(store, role, reference) for role in store.manifest["cameras"]),
+        repeated_frames(store),
+        _constants(store, looked_at),
+        *_instructions(said, flagged),
+        _flags(flagged, looked_at),
+        _one_episode_a_record(store),
+        _terminal_steps(looked_at),
+        _states(looked_at),
+    ]
+    manifest = _manifest_sha256(store)
+    return Audit(manifest_sha256=manifest, episodes=len(looked_at), verdicts=tuple(verdicts), rules=_RULES)
+
+
+def blocking(verdicts: Collection[Verdict], *, accepted: Collection[str] = ()) -> list[str]:
+    """One sentence a contradiction that is not `accepted` by name. Raises ValueError for a name that is no verdict's.
+
+    Accepting a verdict that holds is no error: the data may have been mended since.
+    """
+    unheard = sorted(set(accepted) - {verdict.name for verdict in verdicts})
+    if unheard:
+        known = ", ".join(verdict.name for verdict in verdicts)
+        raise ValueError(f"the audit has no verdict {unheard[0]!r} to accept: its verdicts are {known}")
+    refused = [verdict for verdict in verdicts if verdict.finding == "contradicted" and verdict.name not in accepted]
+    return [f"{verdict.name}: {verdict.sentence}" for verdict in refused]
+
+
+def save(store: EpisodeStore, found: Audit) -> None:
+    """Write `found` beside the store's manifest, whole or not at all."""
+    with atomic_write(store.filesystem, f"{store.root}/{AUDIT}", temporary=store.root) as file:
+        file.write((json.dumps(found.to_json(), indent=1) + "\n").encode())
+
+
+def saved(store: EpisodeStore) -> Audit | None:
+    """The audit that was saved for this very store; None where there is none, or it is older than store or rules."""
+    path = f"{store.root}/{AUDIT}"
+    try:
+        blob = store.filesystem.cat_file(path)
+    except FileNotFoundError:
+        return None
+    remedy = "delete it, and rtp inspect --audit measures again"
+    data = parsed(blob, path, remedy=remedy)
+    with taken_apart(path, remedy=remedy):
+        found = Audit.from_json(data)
+    return found if (found.manifest_sha256, found.rules) == (_manifest_sha256(store), _RULES) else None
+
+
+def _manifest_sha256(store: EpisodeStore) -> str:
+    return hashlib.sha256(store.filesystem.cat_file(f"{store.root}/{MANIFEST}")).hexdigest()
+
+
+# --- What needs no correlation ---
+
+
+def _constants(store: EpisodeStore, looked_at: list[Track]) -> Verdict:
+    """Declared dimensions that never change: a contradiction where the state that they command does."""
+    name, dataset = "declared_dimensions_vary", store.contract.datasets[0]
+    constant = np.flatnonzero(np.array(dataset.action_mask) & ~dataset.statistics.varies())
+    names = [store.contract.action.names[dimension] for dimension in constant]
+    moving = [store.contract.action.names[d] for d in constant if _state_moves(store, looked_at, int(d))]
+    if moving:
+        sentence = f"{', '.join(moving)} never changes, yet the state that it commands does"
+        return Verdict(name=name, finding="contradicted", measured=len(moving), sentence=sentence)
+    if names:
+        return unknown(name, f"{', '.join(names)} never changes: the dataset may not have it")
+    return Verdict(name=name, finding="holds", measured=0, sentence="every declared dimension takes several values")
+
+
+def _state_moves(store: EpisodeStore, looked_at: list[Track], dimension: int) -> bool:
+    """Whether the proprioceptive value that belongs to an action dimension changes by more than noise."""
+    gripper_place, sensed_gripper = GROUPS["gripper_closedness_action"].start, gripper_column(store)
+    column = arm_columns(store).get(dimension)
+    if dimension == gripper_place and sensed_gripper is not None:
+        column = sensed_gripper[0]
+    if column is None:
+        return False
+    unit = store.manifest["proprio"]["units"][column]
+    span = max(float(np.ptp(track.proprio_TP[:, column])) for track in looked_at)
+    return span > (_MOVES_M if unit == "m" else _MOVES)
+
+
+def _instructions(said: dict[str, int], flagged: dict[str, int]) -> list[Verdict]:
+    """Texts that say nothing: blank, or one and the same for all. A spec that flags them has declared it.
+
+    `said` and `flagged` count the steps of each text and of each flag.
+    """
+    names, total = ("instructions_are_there", "instructions_differ"), max(sum(said.values()), 1)
+    if flagged.get(_UNINFORMATIVE):
+        sentence = f"the spec declares {flagged[_UNINFORMATIVE]} of {total} steps as {_UNINFORMATIVE}"
+        return [Verdict(name=name, finding="holds", measured=None, sentence=sentence) for name in names]
+    share = sum(count for text, count in said.items() if not text.strip()) / total
+    blank = by_share(names[0], share, _BLANK_SHARE, f"{100 * share:.1f} % of {total} steps have a blank instruction")
+    if len(said) == 1:
+        return [blank, unknown(names[1], f"every step says {next(iter(said))!r}: a policy learns nothing from it")]
+    sentence = f"{len(said)} distinct instructions"
+    return [blank, Verdict(name=names[1], finding="holds", measured=len(said), sentence=sentence)]
+
+
+def _flags(flagged: dict[str, int], looked_at: list[Track]) -> Verdict:
+    """Flags and step marks that are never set: they may be rare, or the field may be empty. Never a contradiction."""
+    name = "flags_are_set"
+    never = [flag for flag, count in flagged.items() if not count]
+    never += [mark for mark in looked_at[0].marks if not sum(track.marks[mark] for track in looked_at)]
+    if never:
+        return unknown(name, f"never set: {', '.join(never)}")
+    return Verdict(name=name, finding="holds", measured=0, sentence="every flag and every step mark is set somewhere")
+
+
+def _one_episode_a_record(store: EpisodeStore) -> Verdict:
+    """Whether windows stay within one episode: over all of them, since every window counts."""
+    name, found = "records_hold_one_episode", 0
+    for number, shard in enumerate(store.shards):
+        table = store.read_shard(number, ["is_first", "is_last"])
+        ends_E, begins_N = np.cumsum(shard.episode_lengths), np.zeros(shard.rows + 1, bool)
+        begins_N[[0, *ends_E]] = True
+        inside_N = seams(table["is_first"].to_numpy(), table["is_last"].to_numpy(), begins_N[:-1])
+        found += len(np.unique(np.searchsorted(ends_E, np.flatnonzero(inside_N), side="right")))
+    total = sum(len(shard.episode_lengths) for shard in store.shards)
+    if not found:
+        return Verdict(name=name, finding="holds", measured=0, sentence=f"no mark in the middle of {total} episodes")
+    sentence = (
+        f"is_first or is_last says in the middle of {found} of {total} episodes that another one begins, and windows "
+        f"cross that seam; rtp preprocess puts such records into quarantine: delete the store and run it again"
+    )
+    return Verdict(name=name, finding="contradicted", measured=found, sentence=sentence)
+
+
+def _terminal_steps(looked_at: list[Track]) -> Verdict:
+    """Terminal steps are not trained on; a mark that is set nearly everywhere means something else."""
+    total = sum(len(track.action_TA) for track in looked_at)
+    share = sum(track.marks["is_terminal"] for track in looked_at) / total
+    sentence = f"is_terminal is set at {100 * share:.1f} % of {total} steps, which are not trained on"
+    return by_share("few_steps_are_terminal", share, _TERMINAL_SHARE, sentence)
+
+
+def _states(looked_at: list[Track]) -> Verdict:
+    name, odd = "state_is_finite", [track.odd_states for track in looked_at if track.odd_states]
+    if odd:
+        where = f"at {sum(odd)} steps of {len(odd)} of {len(looked_at)} episodes"
+        return unknown(name, f"the state is not finite {where}: training reads none, loader.relabel refuses the store")
+    return Verdict(name=name, finding="holds", measured=0, sentence=f"in {len(looked_at)} episodes")

@@ -1,0 +1,209 @@
+"""Instruction encoders: texts in, one float32 vector of 512 a text out.
+
+An encoder is named twice: by what a user types (`use`, `hash`, ...) and by the id that goes into the contract, from
+which serving finds the same encoder again. Empty instructions are zeros for every encoder that computes, so that "no
+instruction" looks like the padding of a window. TensorFlow is imported by `UseEncoder.encode` alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+import tarfile
+import tempfile
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from preprocessing.conversion.multilingual_encoder import MULTILINGUAL_ENCODER, MultilingualEncoder
+from rt_models.spec import EMBEDDING_WIDTH
+
+ENCODERS = ("dataset", "use-multilingual", "use", "sentence-transformers:MODEL", "hash")
+HASH_ENCODER = "hash-512"
+USE_ENCODER = "universal-sentence-encoder-large/5"
+_USE_FAMILY = "universal-sentence-encoder"
+_TFHUB = "https://tfhub.dev/google/"
+_SENTENCE_TRANSFORMERS = "sentence-transformers:"
+_BATCH = 64
+
+
+class Encoder(Protocol):
+    """Embeds texts; `id` names it in contracts."""
+
+    @property
+    def id(self) -> str: ...
+    def require(self) -> None:
+        """Raise ValueError or FileNotFoundError now for what would fail in `encode`."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 (N, 512)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class HashEncoder:
+    """Words, word pairs and letter triples hashed with a sign into 512 buckets, scaled to length 1.
+
+    For tests of the plumbing: it is no sentence encoder. Sentences are near when they share words, not when they share
+    meaning, so a policy knows the very words of its training and nothing else.
+    """
+
+    id: str = HASH_ENCODER
+
+    def require(self) -> None:
+        pass
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        vectors = np.zeros((len(texts), EMBEDDING_WIDTH), np.float32)
+        for vector, text in zip(vectors, texts, strict=True):
+            for gram in _grams(text):
+                digest = hashlib.blake2b(gram.encode(), digest_size=8).digest()
+                vector[int.from_bytes(digest[:4], "little") % EMBEDDING_WIDTH] += 1 - 2 * (digest[4] & 1)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.divide(vectors, lengths, out=vectors, where=lengths > 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UseEncoder:
+    """The Universal Sentence Encoder from a TF-Hub SavedModel: a local folder, a .tar.gz, or a URL of one.
+
+    A URL is downloaded once into TFHUB_CACHE_DIR (default ~/.cache/rt-pipelines).
+    """
+
+    model: str = _TFHUB + USE_ENCODER
+    id: str = USE_ENCODER
+
+    def require(self) -> None:
+        if importlib.util.find_spec("tensorflow") is None:
+            raise ValueError(
+                "the `use` encoder needs TensorFlow: pip install 'rt-pipelines[use]', or give another --encoder"
+            )
+        self._folder()
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        import tensorflow as tf
+
+        loaded: Any = tf.saved_model.load(str(self._folder()))
+        parts = []
+        for first in range(0, len(texts), _BATCH):
+            output = loaded(tf.constant(list(texts[first : first + _BATCH])))
+            parts.append(np.asarray(output["outputs"] if isinstance(output, dict) else output, np.float32))
+        return np.concatenate(parts)
+
+    def _folder(self) -> Path:
+        """The SavedModel's folder, downloaded and unpacked first where needed."""
+        if "://" in self.model:
+            return _downloaded(self.model)
+        path = Path(self.model).expanduser()
+        if path.is_file():
+            return _unpacked(path, _cache() / hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+        if not (path / "saved_model.pb").is_file():
+            raise FileNotFoundError(
+                f"{path} holds no saved_model.pb: give --use-model the folder of a TF-Hub SavedModel"
+            )
+        return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentenceTransformersEncoder:
+    """A sentence-transformers model; wider vectors keep their first 512 values, narrower ones are padded with zeros.
+
+    Vectors are scaled to length 1 afterwards.
+    """
+
+    model: str
+
+    @property
+    def id(self) -> str:
+        return _SENTENCE_TRANSFORMERS + self.model
+
+    def require(self) -> None:
+        if importlib.util.find_spec("sentence_transformers") is None:
+            raise ValueError(f"the encoder {self.id} needs: pip install sentence-transformers")
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        module = importlib.import_module("sentence_transformers")
+        found = np.asarray(module.SentenceTransformer(self.model).encode(list(texts)), np.float32)[:, :EMBEDDING_WIDTH]
+        padded = np.pad(found, ((0, 0), (0, EMBEDDING_WIDTH - found.shape[1])))
+        return padded / np.maximum(np.linalg.norm(padded, axis=1, keepdims=True), 1e-12)
+
+
+def load_encoder(name: str, *, use_model: str | None = None) -> Encoder:
+    """The encoder a user names or a contract records. Raises ValueError for an unknown one."""
+    if name in ("hash", HASH_ENCODER):
+        return HashEncoder()
+    if name in ("use-multilingual", MULTILINGUAL_ENCODER):
+        return MultilingualEncoder()
+    if name == "use" or name.startswith(_USE_FAMILY):
+        name = USE_ENCODER if name == "use" else name
+        return UseEncoder(model=use_model or _TFHUB + name, id=name)
+    if name.startswith(_SENTENCE_TRANSFORMERS) and name != _SENTENCE_TRANSFORMERS:
+        return SentenceTransformersEncoder(model=name.removeprefix(_SENTENCE_TRANSFORMERS))
+    raise ValueError(f"there is no instruction encoder {name!r}: choose one of {', '.join(ENCODERS)}")
+
+
+def embed_texts(encoder: Encoder | str, texts: Sequence[str]) -> np.ndarray:
+    """float32 (N, 512) in the order of `texts`; each distinct text is encoded once, an empty one is zeros.
+
+    Raises ValueError where the encoder returns vectors of another width.
+    """
+    encoder = load_encoder(encoder) if isinstance(encoder, str) else encoder
+    distinct = sorted({text for text in texts if text.strip()})
+    table = {text: np.zeros(EMBEDDING_WIDTH, np.float32) for text in texts}
+    if distinct:
+        vectors = encoder.encode(distinct)
+        if vectors.shape != (len(distinct), EMBEDDING_WIDTH):
+            raise ValueError(f"encoder {encoder.id} gave vectors {vectors.shape}, needed (N, {EMBEDDING_WIDTH})")
+        table |= dict(zip(distinct, vectors, strict=True))
+    return np.stack([table[text] for text in texts]) if texts else np.zeros((0, EMBEDDING_WIDTH), np.float32)
+
+
+def _grams(text: str) -> list[str]:
+    words = re.findall(r"\w+", text.lower())
+    pairs = [f"{first} {second}" for first, second in pairwise(words)]
+    spaced = f" {' '.join(words)} "
+    return [*words, *pairs, *(f"#{spaced[i : i + 3]}" for i in range(len(spaced) - 2))] if words else []
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("TFHUB_CACHE_DIR", Path.home() / ".cache/rt-pipelines")).expanduser()
+
+
+def _downloaded(url: str) -> Path:
+    folder = _cache() / hashlib.sha256(url.encode()).hexdigest()[:16]
+    if folder.is_dir():
+        return folder
+    compressed = f"{url}?tf-hub-format=compressed" if url.startswith("https://tfhub.dev/") else url
+    with tempfile.TemporaryDirectory() as temporary:
+        archive = Path(temporary) / "model.tar.gz"
+        try:
+            urllib.request.urlretrieve(compressed, archive)
+        except OSError as error:
+            raise ValueError(f"cannot download {url} ({error}): give --use-model a local SavedModel folder") from None
+        return _unpacked(archive, folder)
+
+
+def _unpacked(archive: Path, folder: Path) -> Path:
+    """Unpack into `folder`, which appears whole or not at all."""
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        inside = Path(temporary) / "model"
+        try:
+            with tarfile.open(archive) as tar:
+                tar.extractall(inside, filter="data")
+        except tarfile.TarError as error:
+            raise ValueError(f"{archive} is no tar archive of a SavedModel ({error})") from None
+        if not (inside / "saved_model.pb").is_file():
+            raise ValueError(f"{archive} holds no saved_model.pb: give an archive of a TF-Hub SavedModel")
+        inside.rename(folder)
+    return folder

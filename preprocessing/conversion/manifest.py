@@ -1,0 +1,206 @@
+"""The end of a conversion: reports of all shards -> instruction table, quarantine, and the publishing manifest.
+
+Everything is taken in shard order, so the bytes do not depend on which shard was finished when.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from preprocessing.conversion.shard_conversion import ShardTask, instructions_name, report_name, size_text
+from preprocessing.dataset_spec import ACTION_SIZE, DatasetSpec
+from preprocessing.store.episode_store import (
+    INSTRUCTION_SCHEMA,
+    INSTRUCTIONS,
+    MANIFEST,
+    PROGRESS,
+    QUARANTINE,
+    atomic_write,
+    fixed_lists,
+)
+from preprocessing.store.statistics import Moments, tiny_ranges
+from rt_models.action_space import rt1_action_spec
+from rt_models.spec import EMBEDDING_WIDTH, ActionStatistics, Contract, DatasetContract, Identity, ImageRecipe
+
+_INSTEAD = {  # of a field that cannot be read
+    "is_first": "the first step counts as first",
+    "is_last": "the last step counts as last",
+    "is_terminal": "no step counts as terminal",
+    "reward": "it is left empty",
+}
+Embed = Callable[[list[str]], np.ndarray]
+
+
+def write_manifest(task: ShardTask, settings: dict[str, Any], embed: Embed | None) -> dict[str, Any]:
+    """Write what follows the shards; the manifest. `embed` gives float32 (N, 512), None keeps the shipped vectors.
+
+    Raises ValueError where frames differ in size between shards, or where no episode is left.
+    """
+    filesystem, root = fsspec.core.url_to_fs(task.root)
+    temporary = f"{root}/{PROGRESS}"
+    reports, moments = _reports(filesystem, temporary, len(task.shards))
+    counts = _counts(reports)
+    table = _instructions(filesystem, temporary, len(task.shards), embed, settings["encoder"])
+    with atomic_write(filesystem, f"{root}/{INSTRUCTIONS}", temporary=temporary) as instructions:
+        pq.write_table(table, pa.PythonFile(instructions, mode="w"), compression="zstd")
+    with atomic_write(filesystem, f"{root}/{QUARANTINE}", temporary=temporary) as quarantine:
+        for report in reports:
+            quarantine.write("".join(json.dumps(line) + "\n" for line in report.pop("quarantine")).encode())
+    statistics = moments.statistics()
+    contract = _contract(task, settings["encoder"], _image(task, reports), _control_hz(reports), statistics)
+    manifest = {
+        "schema_version": settings["schema_version"],
+        "dataset": task.spec.name,
+        "version": task.dataset.version,
+        "split": settings["split"],
+        "counts": counts,
+        "control_hz": contract.datasets[0].control_hz,
+        "encoder": settings["encoder"],
+        "contract_id": contract.id,
+        "contract": contract.to_json(),
+        "statistics": {
+            "names": list(contract.action.names),
+            "units": list(task.spec.units),
+            **asdict(statistics),
+            "hardly_vary": tiny_ranges(statistics, contract.action.names, task.spec.action_mask),
+        },
+        **_columns(task.spec, task),
+        "row_group_rows": settings["row_group_rows"],
+        "instructions": {"file": INSTRUCTIONS, "rows": table.num_rows, "sha256": instructions.sha256},
+        "shards": [_without(report, "frame_size", "rates_hz", "unread", "states_not_finite") for report in reports],
+        "settings": settings,
+    }
+    if remarks := _remarks(task, reports, trained_steps=statistics.count):
+        manifest["remarks"] = remarks
+    with atomic_write(filesystem, f"{root}/{MANIFEST}", temporary=temporary) as file:
+        lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in manifest.items())
+        file.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())  # one key a line: legible, yet small
+    return manifest
+
+
+def _reports(filesystem: Any, folder: str, count: int) -> tuple[list[dict[str, Any]], Moments]:
+    """Every shard's report, and the statistics over all; histograms are merged one shard at a time."""
+    reports, moments = [], Moments.empty(ACTION_SIZE)
+    for index in range(count):
+        report = json.loads(filesystem.cat_file(f"{folder}/{report_name(index)}"))
+        moments = moments.merged(Moments.from_json(report.pop("moments")))
+        reports.append(report)
+    return reports, moments
+
+
+def _counts(reports: list[dict[str, Any]]) -> dict[str, int]:
+    """The account. Raises RuntimeError where it does not add up, ValueError where nothing could be read."""
+    records = sum(report["source_records"] for report in reports)
+    episodes = sum(len(report["episode_lengths"]) for report in reports)
+    quarantined = sum(len(report["quarantine"]) for report in reports)
+    steps = sum(sum(report["episode_lengths"]) for report in reports)
+    if records != episodes + quarantined or steps != sum(report["rows"] for report in reports):
+        raise RuntimeError(f"the account does not add up: {records} records in, {episodes} out, {quarantined} left out")
+    if episodes == 0:
+        first = next((line["reason"] for report in reports for line in report["quarantine"]), "the split is empty")
+        raise ValueError(f"not one of {records} episodes can be read ({first}): is this the right dataset spec?")
+    return {"episodes_in": records, "episodes_out": episodes, "quarantined": quarantined, "steps": steps}
+
+
+def _remarks(task: ShardTask, reports: list[dict[str, Any]], *, trained_steps: int) -> list[str]:
+    """Sentences about what is odd and costs no episode; `trained_steps` are those that are not terminal."""
+    unread = sum((Counter(report.get("unread", {})) for report in reports), Counter())
+    odd = [steps for report in reports for steps in report.get("states_not_finite", [])]
+    total = sum(len(report["episode_lengths"]) for report in reports)
+    remarks = [f"{path} is not one number a step: {_INSTEAD[path]}" for path in task.paths_of_other_form()]
+    remarks += [
+        f"{path} of {count} of {total} episodes is not as features.json declares it: {_INSTEAD[path]} there"
+        for path, count in sorted(unread.items())
+    ]
+    if odd:
+        remarks.append(
+            f"the state is not finite at {sum(odd)} steps of {len(odd)} of {total} episodes: it is kept as it is; "
+            f"training reads no state, and loader.relabel refuses this store"
+        )
+    if trained_steps == 0:
+        remarks.append(
+            "every step is terminal, and rtp train leaves such steps out: where is_terminal means something else, name "
+            "it under ignored_marks of the dataset spec and preprocess again"
+        )
+    return remarks
+
+
+def _instructions(filesystem: Any, folder: str, count: int, embed: Embed | None, encoder_id: str) -> pa.Table:
+    """One row a distinct instruction, by id, with vectors shipped or computed now."""
+    tables = [pq.read_table(pa.BufferReader(blob)) for blob in _blobs(filesystem, folder, count)]
+    table = pa.concat_tables(tables).sort_by("id")
+    ids = table["id"].to_numpy()
+    table = table.take(np.flatnonzero(np.diff(ids, prepend=ids[:1] - 1)))
+    if embed is not None:
+        vectors = embed(table["text"].to_pylist())
+    else:
+        vectors = np.frombuffer(b"".join(table["vector"].to_pylist()), np.float32).reshape(-1, EMBEDDING_WIDTH)
+    encoders = pa.array([encoder_id] * table.num_rows, pa.string())
+    return pa.table([table["id"], table["text"], encoders, fixed_lists(vectors)], schema=INSTRUCTION_SCHEMA)
+
+
+def _blobs(filesystem: Any, folder: str, count: int) -> Iterator[bytes]:
+    return (filesystem.cat_file(f"{folder}/{instructions_name(index)}") for index in range(count))
+
+
+def _image(task: ShardTask, reports: list[dict[str, Any]]) -> ImageRecipe:
+    """What every stored frame of the main camera is."""
+    sizes = sorted({tuple(report["frame_size"]) for report in reports if report["frame_size"]})
+    if len(sizes) > 1:
+        raise ValueError(
+            f"frames of {task.root} differ in size between shards, {size_text(sizes)}: give --image-size HxW"
+        )
+    height, width = sizes[0]
+    return ImageRecipe(camera="image", height=height, width=width, resize=task.resize if task.image_size else "none")
+
+
+def _control_hz(reports: list[dict[str, Any]]) -> float:
+    rates_hz = sorted({rate for report in reports for rate in report["rates_hz"]})
+    if len(rates_hz) > 1:
+        raise ValueError(
+            f"episodes were recorded at different rates, {rates_hz} Hz: a store holds one, split the source"
+        )
+    return rates_hz[0]
+
+
+def _without(report: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in report.items() if key not in keys}
+
+
+def _contract(
+    task: ShardTask, encoder: str, image: ImageRecipe, control_hz: float, statistics: ActionStatistics
+) -> Contract:
+    spec = task.spec
+    action = rt1_action_spec().with_units(dict(zip(rt1_action_spec().names, spec.units, strict=True)))
+    dataset = DatasetContract(
+        name=spec.name,
+        version=task.dataset.version,
+        control_hz=control_hz,
+        action_mask=spec.action_mask,
+        units=spec.units,
+        statistics=statistics,
+        transform=Identity().fit(action, statistics),
+    )
+    return Contract(action=action, encoder=encoder, image=image, datasets=(dataset,))
+
+
+def _columns(spec: DatasetSpec, task: ShardTask) -> dict[str, Any]:
+    """Names and units of what the Parquet columns hold."""
+    return {
+        "gripper": spec.gripper,
+        "cameras": {role: spec.cameras[role] for role in task.layout.cameras},
+        "cameras_left_out": [role for role in spec.cameras if role not in task.layout.cameras],
+        "flag_names": [flag.name for flag in spec.flags],
+        "proprio": {"names": list(spec.proprio_names), "units": list(spec.proprio_units)},
+        "source_fields": {f.path: {"dtype": f.dtype, "shape": list(f.shape)} for f in task.layout.source},
+        "notes": spec.notes,
+    }

@@ -1,0 +1,145 @@
+"""What stands in a store's folder before a conversion: nothing, the same conversion begun or finished, or another.
+
+A finished store is never touched. What was interrupted is continued by the same conversion alone, and another one is
+refused lest hours of work vanish. What ended with a refusal is begun anew, so that its remedy can be followed: another
+setting, a mended spec, a source downloaded again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from preprocessing.store.episode_store import ENDED, INSTRUCTIONS, PROGRESS, QUARANTINE, atomic_write, read_manifest
+from preprocessing.store.json_files import parsed
+from preprocessing.store.shard_files import is_local
+
+_SETTINGS = "settings.json"
+
+
+def finished(filesystem: Any, root: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of the finished store at `root`. Raises ValueError where it is another store, or files are amiss."""
+    manifest = read_manifest(filesystem, root)
+    if difference := _difference(manifest.get("settings", {}), settings):
+        raise ValueError(f"{root} holds a finished store made with {difference}: delete it or give another OUT")
+    sizes = {entry["name"].rpartition("/")[2]: entry["size"] for entry in filesystem.ls(root, detail=True)}
+    for shard in manifest.get("shards", []):
+        if sizes.get(shard["file"]) != shard["bytes"]:
+            raise ValueError(f"{root}/{shard['file']} is missing or cut: delete {root} and preprocess again")
+    return manifest
+
+
+@contextmanager
+def claimed(filesystem: Any, root: str, settings: dict[str, Any]) -> Iterator[None]:
+    """Around a conversion: begin it, or continue what was begun with the same settings. A ValueError in it is noted.
+
+    Raises ValueError where another conversion was interrupted, or is at work.
+    """
+    try:
+        filesystem.makedirs(f"{root}/{PROGRESS}", exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{root} cannot be made ({error.strerror or error}): give another OUT") from error
+    with _lock_of(filesystem, root) as locked:
+        alone = locked(fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not alone:
+            locked(fcntl.LOCK_SH)
+        _make_room(filesystem, root, settings, alone=alone)
+        locked(fcntl.LOCK_SH)  # others that do the same work may join: they end with the same bytes
+        try:
+            yield
+        except ValueError as error:
+            with suppress(OSError):
+                _write(filesystem, f"{root}/{PROGRESS}", ENDED, {"error": str(error)})
+            raise
+
+
+def without_verdict(step: Callable[[], None]) -> None:
+    """A step of a conversion that says nothing of the data, such as to reach Ray: its ValueError becomes an OSError,
+    which is not noted, so that the work done is continued."""
+    try:
+        step()
+    except ValueError as error:
+        raise OSError(str(error)) from error
+
+
+def _make_room(filesystem: Any, root: str, settings: dict[str, Any], *, alone: bool) -> None:
+    """Leave progress of the same conversion or none. Raises ValueError where another's must not be removed."""
+    progress = f"{root}/{PROGRESS}"
+    if filesystem.exists(path := f"{progress}/{_SETTINGS}"):
+        before = parsed(filesystem.cat_file(path), path, remedy=f"delete {root} and preprocess again")
+        difference, ended = _difference(before, settings), filesystem.exists(f"{progress}/{ENDED}")
+        if difference and not alone:
+            raise ValueError(f"another rtp preprocess is at work in {root}: wait for it, or give another OUT")
+        if difference and not ended and _any_done(filesystem, progress):
+            raise ValueError(
+                f"{root} holds an unfinished conversion begun with {difference}: finish it with the settings that it "
+                f"was begun with, delete {root}, or give another OUT"
+            )
+        if not difference and not (ended and alone):
+            return
+        if difference:
+            logging.warning("%s is begun anew, its unfinished conversion had %s", root, difference)
+        _remove(filesystem, root)
+    filesystem.makedirs(progress, exist_ok=True)
+    _write(filesystem, progress, _SETTINGS, settings)
+
+
+def _any_done(filesystem: Any, progress: str) -> bool:
+    """Whether a shard's report is there."""
+    names = [path.rpartition("/")[2] for path in filesystem.ls(progress, detail=False)]
+    return any(name.endswith(".json") and name[:-5].isdigit() for name in names)
+
+
+def _remove(filesystem: Any, root: str) -> None:
+    """Everything that conversions write, and nothing else."""
+    for path in filesystem.ls(root, detail=False):
+        name = path.rstrip("/").rpartition("/")[2]
+        if name in (INSTRUCTIONS, QUARANTINE) or name.startswith("shard-"):
+            filesystem.rm(path)
+    filesystem.rm(f"{root}/{PROGRESS}", recursive=True)
+
+
+def _write(filesystem: Any, progress: str, name: str, data: dict[str, Any]) -> None:
+    with atomic_write(filesystem, f"{progress}/{name}", temporary=progress) as file:
+        file.write(json.dumps(data).encode())
+
+
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What differs first, in words; empty where nothing does."""
+    for key in now | before:  # what is as it is by default may be left out of either
+        if before.get(key) != now.get(key):
+            return f"another {key} ({_short(before.get(key))}, now {_short(now.get(key))})"
+    return ""
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 60 else f"{text[:57]}..."
+
+
+@contextmanager
+def _lock_of(filesystem: Any, root: str) -> Iterator[Callable[[int], bool]]:
+    """How to take a lock (fcntl.LOCK_...) of a local folder: False where another holds it. Object stores have none."""
+    if not is_local(filesystem):
+        yield lambda kind: True
+        return
+    folder = os.open(root, os.O_RDONLY)
+
+    def locked(kind: int) -> bool:
+        try:
+            fcntl.flock(folder, kind)
+        except BlockingIOError:
+            return False
+        except OSError:  # a network folder without locks
+            return True
+        return True
+
+    try:
+        yield locked
+    finally:
+        os.close(folder)

@@ -1,0 +1,292 @@
+"""One source shard -> one Parquet shard, streaming record by record; knows nothing of Ray.
+
+A record that cannot be read, or whose values its spec refuses, goes to quarantine with its reason. What no model reads
+costs no episode: it is left empty, and counted. What the shard contributes to the manifest is written beside it as
+JSON, last: that file means "this shard is done".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from preprocessing.conversion.step_marks import STEP_MARKS, read_marks, require_one_episode
+from preprocessing.dataset_spec import ACTION_SIZE, DatasetSpec
+from preprocessing.rlds import Corrupt, Episode, RldsDataset, SourceShard
+from preprocessing.store.episode_store import (
+    PROGRESS,
+    ShardWriter,
+    StoreLayout,
+    atomic_write,
+    fixed_lists,
+    image_column,
+    instruction_id,
+)
+from preprocessing.store.images import Resize, encode_png, image_size, reencode, require_whole_image
+from preprocessing.store.statistics import Moments
+from preprocessing.tfds.features import naming
+
+_STATISTICS_ROWS = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """What all shards of a conversion share. `root` is the store's folder; `limits` are records to read a shard.
+
+    `embedding` is the path of shipped vectors to keep, or None where an encoder computes them afterwards.
+    """
+
+    dataset: RldsDataset
+    spec: DatasetSpec
+    shards: tuple[SourceShard, ...]
+    limits: tuple[int | None, ...]
+    root: str
+    layout: StoreLayout
+    image_size: tuple[int, int] | None
+    resize: Resize
+    embedding: str | None
+    check_crc: bool
+    check_frames: bool
+
+    def shard_file(self, index: int) -> str:
+        return f"shard-{index:05d}-of-{len(self.shards):05d}.parquet"
+
+    def paths(self) -> tuple[str, ...]:
+        """Fields that every episode must have: what the spec needs, and the vectors."""
+        needed = self.spec.paths(self.layout.cameras)
+        return tuple(dict.fromkeys([*needed, *([self.embedding] if self.embedding else [])]))
+
+    def optional_paths(self) -> tuple[str, ...]:
+        """Marks and reward where the dataset has them as one number a step."""
+        return tuple(path for path in self._unneeded() if self.dataset.feature(path).is_one_number)
+
+    def paths_of_other_form(self) -> tuple[str, ...]:
+        """Marks and reward that the dataset has in a form that cannot be read as one number a step."""
+        return tuple(path for path in self._unneeded() if not self.dataset.feature(path).is_one_number)
+
+    def _unneeded(self) -> list[str]:
+        there = set(self.dataset.step_paths) - set(self.paths()) - set(self.spec.ignored_marks)
+        return [path for path in (*STEP_MARKS, "reward") if path in there]
+
+
+def report_name(index: int) -> str:
+    """A shard's report in the progress folder: what it adds to the manifest. Its presence means the shard is done."""
+    return f"{index:05d}.json"
+
+
+def instructions_name(index: int) -> str:
+    """A shard's distinct instructions in the progress folder."""
+    return f"{index:05d}-instructions.parquet"
+
+
+def convert_shard(task: ShardTask, index: int) -> dict[str, Any]:
+    """Write shard `index` and its report; the report. ValueError where frames differ in size and none is asked."""
+    filesystem, root = fsspec.core.url_to_fs(task.root)
+    progress, source, shard = f"{root}/{PROGRESS}", task.shards[index], _Shard(task)
+    with atomic_write(filesystem, f"{root}/{task.shard_file(index)}", temporary=progress) as file:
+        records = task.dataset.read_shard(
+            source, paths=task.paths(), optional=task.optional_paths(), check_crc=task.check_crc
+        )
+        with ShardWriter(file, task.layout.schema()) as writer:
+            for item in islice(records, task.limits[index]):
+                table = shard.take(item)
+                if table is not None:
+                    writer.append(table)
+    with atomic_write(filesystem, f"{progress}/{instructions_name(index)}", temporary=progress) as table_file:
+        pq.write_table(shard.instructions.table(), pa.PythonFile(table_file, mode="w"))
+    written = {"file": task.shard_file(index), "rows": writer.rows, "bytes": file.num_bytes, "sha256": file.sha256}
+    report = written | {"source": source.name, "source_bytes": source.num_bytes} | shard.report()
+    with atomic_write(filesystem, f"{progress}/{report_name(index)}", temporary=progress) as report_file:
+        report_file.write(json.dumps(report).encode())
+    return report
+
+
+class _Shard:
+    """What accumulates over the records of one shard."""
+
+    def __init__(self, task: ShardTask) -> None:
+        self._task, self._schema = task, task.layout.schema()
+        self.instructions = _Instructions()
+        self._fingerprint, self._num_records = hashlib.sha256(), 0
+        self._lengths: list[int] = []
+        self._quarantine: list[dict[str, Any]] = []
+        self._frame_size: tuple[int, int] | None = None
+        self._rates_hz: set[float] = set()
+        self._moments, self._recent = Moments.empty(ACTION_SIZE), []
+        self._unread: Counter[str] = Counter()
+        self._odd_states: list[int] = []
+
+    def take(self, item: Episode | Corrupt) -> pa.Table | None:
+        """The rows of a record, or None where it goes to quarantine."""
+        self._num_records += 1
+        self._fingerprint.update(f"{item.offset}:{item.crc if isinstance(item, Episode) else item.reason};".encode())
+        if isinstance(item, Corrupt):
+            self._leave_out(item, item.reason)
+            return None
+        try:
+            with naming(str(self._task.spec.control_hz)):
+                rate_hz = self._task.spec.rate_hz(item)
+            images = _images(self._task, item)
+            sizes = {image_size(encoded) for encoded in images["image"]}
+            columns = self._columns(item) | {image_column(role): pa.array(c, pa.binary()) for role, c in images.items()}
+        except ValueError as error:
+            self._leave_out(item, " ".join(str(error).split()))
+            return None
+        self._require_one_size(item, sizes)
+        self._rates_hz.add(rate_hz)
+        self._unread.update(item.unread)
+        table = pa.table([columns[name] for name in self._schema.names], schema=self._schema)
+        self._lengths.append(item.num_steps)
+        self._count_statistics(table)
+        return table
+
+    def report(self) -> dict[str, Any]:
+        self._merge_recent()
+        return {
+            "source_records": self._num_records,
+            "source_sha256_of_crcs": self._fingerprint.hexdigest(),
+            "episode_lengths": self._lengths,
+            "quarantine": self._quarantine,
+            "frame_size": self._frame_size,
+            "rates_hz": sorted(self._rates_hz),
+            "moments": self._moments.to_json(),
+            **({"unread": dict(sorted(self._unread.items()))} if self._unread else {}),
+            **({"states_not_finite": self._odd_states} if self._odd_states else {}),
+        }
+
+    def _leave_out(self, item: Episode | Corrupt, reason: str) -> None:
+        place = {"shard": item.shard, "record": item.record, "offset": item.offset}
+        self._quarantine.append(place | {"reason": reason})
+
+    def _columns(self, episode: Episode) -> dict[str, pa.Array]:
+        """Every column but the images. Raises ValueError for values that the spec refuses."""
+        spec, steps, count = self._task.spec, episode.steps, episode.num_steps
+        marks = read_marks(steps, count, ignored=spec.ignored_marks)
+        require_one_episode(marks)
+        action = spec.standardize(steps)
+        proprio = spec.proprioception(steps) if self._task.layout.proprio_size else None
+        columns = {
+            "episode": pa.array(np.full(count, len(self._lengths), np.int32)),
+            "record": pa.array(np.full(count, episode.record, np.int64)),
+            "step": pa.array(np.arange(count, dtype=np.int32)),
+            **{name: pa.array(marked_N) for name, marked_N in marks.items()},
+            "flags": pa.array(spec.flag_bits(episode)),
+            "reward": _reward(steps.get("reward"), count),
+            "instruction": pa.array(self._instruction_ids(episode)),
+            "action": fixed_lists(action),
+            "proprio": None if proprio is None else fixed_lists(proprio),
+        }
+        for field in self._task.layout.source:
+            with naming(field.path):
+                values = np.asarray(steps[field.path])
+                columns[field.column] = fixed_lists(values) if field.shape else pa.array(values)
+        if proprio is not None and (odd := int((~np.isfinite(proprio)).any(axis=1).sum())):
+            self._odd_states.append(odd)
+        return columns
+
+    def _instruction_ids(self, episode: Episode) -> np.ndarray:
+        instruction, path = self._task.spec.instruction, self._task.embedding
+        with naming(instruction.path):
+            texts = instruction.texts(episode)
+        if path is None:
+            return self.instructions.ids(texts, None)
+        with naming(path):
+            vectors_ND = np.asarray(episode.steps[path], np.float32).reshape(episode.num_steps, -1)
+            return self.instructions.ids(texts, vectors_ND)
+
+    def _require_one_size(self, episode: Episode, sizes: set[tuple[int, int]]) -> None:
+        known = sizes | ({self._frame_size} if self._frame_size else set())
+        if len(known) > 1:
+            raise ValueError(
+                f"frames differ in size, {size_text(sorted(known))} in record {episode.record} of {episode.shard}: "
+                f"give --image-size HxW"
+            )
+        self._frame_size = known.pop()
+
+    def _count_statistics(self, table: pa.Table) -> None:
+        terminal = table["is_terminal"].to_numpy()
+        action = table["action"].combine_chunks().flatten().to_numpy().reshape(-1, ACTION_SIZE)
+        self._recent.append(action[~terminal])
+        if sum(map(len, self._recent)) >= _STATISTICS_ROWS:
+            self._merge_recent()
+
+    def _merge_recent(self) -> None:
+        if self._recent:
+            self._moments, self._recent = self._moments.merged(Moments.of(np.concatenate(self._recent))), []
+
+
+class _Instructions:
+    """The distinct instructions seen, each with the vector it was shipped with, if any."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, bytes], int] = {}
+
+    def ids(self, texts: list[str], vectors: np.ndarray | None) -> np.ndarray:
+        """int64 (N,). Raises ValueError for vectors that are not finite."""
+        if vectors is not None and not np.isfinite(vectors).all():
+            raise ValueError("the instruction's vector holds values that are not finite")
+        shipped = [b""] * len(texts) if vectors is None else [vector.tobytes() for vector in vectors]
+        return np.array([self._id(text, vector) for text, vector in zip(texts, shipped, strict=True)])
+
+    def table(self) -> pa.Table:
+        """id, text and vector (the shipped float32s as bytes; empty where none was) by id."""
+        ordered = sorted(self._known.items(), key=lambda entry: entry[1])
+        return pa.table(
+            {
+                "id": pa.array([number for _, number in ordered], pa.int64()),
+                "text": pa.array([text for (text, _), _ in ordered], pa.string()),
+                "vector": pa.array([vector for (_, vector), _ in ordered], pa.binary()),
+            }
+        )
+
+    def _id(self, text: str, vector: bytes) -> int:
+        found = self._known.get((text, vector))
+        if found is None:
+            found = self._known[text, vector] = instruction_id(text, vector)
+        return found
+
+
+def _images(task: ShardTask, episode: Episode) -> dict[str, list[bytes]]:
+    """Encoded frames of every camera, whole, at the asked size."""
+    return {role: _frames(task, task.spec.cameras[role], episode) for role in task.layout.cameras}
+
+
+def _frames(task: ShardTask, path: str, episode: Episode) -> list[bytes]:
+    frames = []
+    for step, given in enumerate(episode.steps[path]):
+        with naming(f"{path} of step {step}"):
+            frames.append(_frame(task, given))
+    return frames
+
+
+def _frame(task: ShardTask, given: bytes | np.ndarray) -> bytes:
+    """A frame as its source encoded it, known to be whole, or at the asked size; one kept as numbers becomes PNG."""
+    encoded = given if isinstance(given, bytes) else encode_png(given)
+    if task.image_size is not None:
+        resized = reencode(encoded, *task.image_size, task.resize)
+        if resized is not encoded:
+            return resized
+    if encoded is given:
+        require_whole_image(encoded, thoroughly=task.check_frames)
+    return encoded
+
+
+def _reward(column: Any, count: int) -> pa.Array:
+    """float32 (N,), null where there is none."""
+    if column is None:
+        return pa.nulls(count, pa.float32())
+    with np.errstate(over="ignore"):
+        return pa.array(np.asarray(column).reshape(count).astype(np.float32))
+
+
+def size_text(sizes: list[tuple[int, int]]) -> str:
+    return " and ".join(f"{height}x{width}" for height, width in sizes)

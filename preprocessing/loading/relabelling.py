@@ -1,0 +1,99 @@
+"""Arm actions taken from the recorded state instead of the source's commands: what the arm then really did.
+
+Octo trains on BridgeData V2 so (facts: its `relabel_bridge_actions`): translation and rotation of step t become the
+state of step t + 1 minus that of step t, and the gripper stays. The last step of an episode, which Octo drops, counts
+as terminal here and is not trained on. Unlike there, a turn past +-pi goes the short way round. It is chosen at load
+time: the store keeps the commands, and the contract says which of the two a model was trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+
+from preprocessing.arm_state import arm_columns, displacements
+from preprocessing.dataset_spec import ACTION_SIZE, GROUPS
+from preprocessing.store.episode_store import EpisodeStore, fixed_lists
+from preprocessing.store.statistics import Moments
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReachedStore(EpisodeStore):
+    """A store whose columns `action` and `is_terminal` read as relabelled; everything else is as it lies there."""
+
+    @staticmethod
+    def of(store: EpisodeStore) -> ReachedStore:
+        """`store` seen so. Raises ValueError where its proprioception lacks the pose of an arm that it moves."""
+        dataset, known = store.contract.datasets[0], arm_columns(store)
+        arm = [*range(ACTION_SIZE)[GROUPS["world_vector"]], *range(ACTION_SIZE)[GROUPS["rotation_delta"]]]
+        lacking = [store.contract.action.names[d] for d in arm if dataset.action_mask[d] and d not in known]
+        if lacking or not known:
+            raise ValueError(
+                f"{store.root} cannot be relabelled: its proprioception holds no pose in m and rad that "
+                f"{', '.join(lacking) or 'the arm'} changes; leave {dataset.name} out of loader.relabel"
+            )
+        return ReachedStore(**{field.name: getattr(store, field.name) for field in fields(EpisodeStore)})
+
+    def with_statistics(self) -> ReachedStore:
+        """The same with a contract that says so and has the statistics of what was reached: one pass over all steps.
+
+        Raises ValueError where a state is not finite.
+        """
+        moments = Moments.empty(ACTION_SIZE)
+        for number, shard in enumerate(self.shards):
+            table = self.read_shard(number, ["action", "is_terminal"])
+            action_NA = _matrix(table, "action")[~table["is_terminal"].to_numpy()]
+            if not np.isfinite(action_NA).all():
+                raise ValueError(
+                    f"{shard.path} holds a state that is not finite and cannot be relabelled: leave "
+                    f"{self.contract.datasets[0].name} out of loader.relabel"
+                )
+            moments = moments.merged(Moments.of(action_NA))
+        dataset = replace(self.contract.datasets[0], arm="reached", statistics=moments.statistics())
+        return replace(self, contract=replace(self.contract, datasets=(dataset,)))
+
+    def _read(self, shard: int, row_groups: range, columns: Sequence[str]) -> pa.Table:
+        needed = ["proprio"] if "action" in columns else []
+        table = super()._read(shard, row_groups, list(dict.fromkeys([*columns, *needed])))
+        first = row_groups.start * self.shards[shard].row_group_rows
+        rows_N = np.arange(first, first + table.num_rows)
+        last_N = np.isin(rows_N + 1, np.cumsum(self.shards[shard].episode_lengths))
+        if "action" in columns and len(rows_N):
+            state_ND = _matrix(table, "proprio")
+            after_1D = state_ND[-1:] if last_N[-1] else self._first_state(shard, row_groups.stop)
+            action_NA = self._reached(_matrix(table, "action"), np.concatenate([state_ND, after_1D]), last_N)
+            table = _with_column(table, "action", fixed_lists(action_NA))
+        if "is_terminal" in columns:
+            table = _with_column(table, "is_terminal", pa.array(table["is_terminal"].to_numpy() | last_N))
+        return table.select(list(columns))
+
+    def _first_state(self, shard: int, row_group: int) -> np.ndarray:
+        """(1, P) of the first row of a row group."""
+        return _matrix(super()._read(shard, range(row_group, row_group + 1), ["proprio"]).slice(0, 1), "proprio")
+
+    def _reached(self, action_NA: np.ndarray, state_PD: np.ndarray, last_N: np.ndarray) -> np.ndarray:
+        """float32 (N, 11) from commands (N, 11) and the N + 1 states from before the first to after the last."""
+        dimensions, sensed = list(self._columns), list(self._columns.values())
+        angle_D = np.isin(dimensions, np.arange(ACTION_SIZE)[GROUPS["rotation_delta"]])
+        moved = displacements(state_PD[:, sensed].astype(np.float64), angle_D)
+        action = action_NA.copy()
+        action[:, dimensions] = np.where(last_N[:, None], 0, moved)
+        return action
+
+    @cached_property
+    def _columns(self) -> dict[int, int]:
+        return arm_columns(self)
+
+
+def _matrix(table: pa.Table, column: str) -> np.ndarray:
+    """(N, width) of a column of fixed lists."""
+    flat = table[column].combine_chunks().flatten().to_numpy()
+    return flat.reshape(table.num_rows, table.schema.field(column).type.list_size)
+
+
+def _with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), name, values)

@@ -1,0 +1,200 @@
+"""Meta-World's scripted experts at work: one episode recorded, with what its camera saw.
+
+The simulator and its experts run at 80 Hz, where an action in [-1, 1] moves the commanded hand position by 0.01 m times
+the action (`SawyerXYZEnv.set_xyz_action`, metaworld 3.1). Recorded is every k-th observation; the action of step t is
+what was commanded between the observations t and t + 1: the sum of the k displacements, the mean of the k gripper
+commands.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from preprocessing.simulation.metaworld_rlds import Recording
+from preprocessing.store.images import encode_jpeg
+
+SIMULATOR_HZ = 80
+
+
+SCENE_OF = {"faucet-close-v3": "faucet-open-v3"}
+
+
+_OPEN_M = 0.1  # between the fingers of an open gripper
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """A free camera: the point it looks at, and from where. Azimuth 90 looks away from the robot, along y."""
+
+    look_at_m: tuple[float, float, float]
+    distance_m: float
+    azimuth_deg: float
+    elevation_deg: float
+
+
+VIEWS = {
+    "side": View(look_at_m=(0.0, 0.62, 0.12), distance_m=1.0, azimuth_deg=145.0, elevation_deg=-35.0),
+    "front": View(look_at_m=(0.0, 0.65, 0.12), distance_m=1.1, azimuth_deg=215.0, elevation_deg=-35.0),
+    "top": View(look_at_m=(0.0, 0.6, 0.1), distance_m=1.1, azimuth_deg=270.0, elevation_deg=-65.0),
+}
+
+
+def roll_out(task: str, *, seed: int, control_hz: int, camera: Camera | None = None) -> Recording | None:
+    """Let the expert of `task` act until it succeeds; None where it has not at the end of the task's horizon.
+
+    The expert sees the state at every simulator step, not only the recorded ones. Without a camera there are no frames.
+    """
+    with closing(Rollout(task, seed, camera)) as tape:
+        num_steps = SIMULATOR_HZ // control_hz
+        while not tape.success:
+            if tape.env.curr_path_length + 2 * num_steps > tape.env.max_path_length:
+                return None
+            tape.act(tape.expert.get_action, num_steps)
+        still = np.array([0.0, 0.0, 0.0, tape.gripper_command])
+        tape.act(lambda _: still, num_steps)
+        return Recording(
+            frames_T=tape.frames_T,
+            state_TS=np.array(tape.state_TS, np.float32),
+            action_TA=np.array([*tape.action_TA, np.zeros(4)]),
+            metres_per_action=num_steps * tape.env.action_scale,
+        )
+
+
+class Rollout:
+    """One simulator, and what is observed and done in it."""
+
+    def __init__(self, task: str, seed: int, camera: Camera | None) -> None:
+        self.env, self.expert, self._observation = _make(task, seed)
+        self._eye = camera.build(self.env.model) if camera else None
+        self.frames_T: list[bytes] = []
+        self.state_TS: list[np.ndarray] = []
+        self.action_TA: list[np.ndarray] = []
+        self.success, self.gripper_command = False, 0.0
+        self._observe()
+
+    def act(self, choose: Callable[[np.ndarray], np.ndarray], num_steps: int) -> None:
+        """One recorded step: `num_steps` of the simulator, then an observation."""
+        actions = []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # experts ask for more than the simulator's limits, which clips
+            for _ in range(num_steps):
+                actions.append(np.clip(choose(self._observation), -1.0, 1.0))
+                self._observation, _, _, _, info = self.env.step(actions[-1])
+                self.success = self.success or info["success"] > 0
+        self.gripper_command = float(actions[-1][3])
+        self.action_TA.append(np.stack(actions).astype(np.float64).mean(axis=0))
+        self._observe()
+
+    def _observe(self) -> None:
+        data = self.env.data
+        fingers_m = float(np.linalg.norm(data.body("rightclaw").xpos - data.body("leftclaw").xpos))
+        self.state_TS.append(np.array([*data.body("hand").xpos, min(fingers_m / _OPEN_M, 1.0)]))
+        if self._eye:
+            self.frames_T.append(self._eye.jpeg(data))
+
+    def close(self) -> None:
+        if self._eye:
+            self._eye.close()
+        self.env.close()
+
+
+def _make(task: str, seed: int) -> tuple[Any, Any, np.ndarray]:
+    """A simulator whose scene is drawn from `seed`, the task's expert, which sees the goal, and its observation."""
+    mujoco = load_simulator()
+    from metaworld import Task, env_dict
+    from metaworld.policies import ENV_POLICY_MAP
+
+    simulators: Any = env_dict.ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
+    env = simulators[f"{task}-goal-observable"](seed=seed)
+    if task in SCENE_OF:
+        drawn = simulators[f"{SCENE_OF[task]}-goal-observable"](seed=seed).obj_init_pos
+        kind = env_dict.ALL_V3_ENVIRONMENTS[task]
+        start = {"env_cls": kind, "rand_vec": drawn, "partially_observable": False}
+        env.set_task(Task(env_name=task, data=pickle.dumps(start)))
+    observation, _ = env.reset()
+    mujoco.mj_forward(env.model, env.data)  # some tasks move a body last and would draw it where it was
+    return env, ENV_POLICY_MAP[task](), observation
+
+
+def load_simulator() -> Any:
+    """Meta-World's MuJoCo, set to draw without a screen. Raises ImportError with the remedy where it does not load."""
+    os.environ["MUJOCO_GL"] = gl_backend() or "disable"  # MuJoCo reads it once, when it is imported
+    try:
+        import metaworld  # noqa: F401
+        import mujoco
+    except ImportError as error:
+        raise ImportError(
+            f"simulation needs Meta-World, which does not load here ({error}): pip install 'rt-pipelines[sim]'"
+        ) from error
+    return mujoco
+
+
+@dataclass(frozen=True, kw_only=True)
+class Camera:
+    """What takes the pictures; sizes in pixels."""
+
+    view: View
+    height: int
+    width: int
+    jpeg_quality: int
+
+    def build(self, model: Any) -> Renderer:
+        """A renderer for one simulator. Raises OSError where nothing can draw."""
+        if gl_backend() is None:
+            raise OSError(
+                "no OpenGL draws without a screen here (MUJOCO_GL, else egl and osmesa, were tried): "
+                "install libosmesa6, or libegl1 with a GPU driver"
+            )
+        return Renderer(model, self)
+
+
+class Renderer:
+    """One simulator's off-screen renderer."""
+
+    def __init__(self, model: Any, camera: Camera) -> None:
+        mujoco = load_simulator()
+        model.vis.global_.offheight, model.vis.global_.offwidth = camera.height, camera.width
+        self._quality = camera.jpeg_quality
+        self._renderer = mujoco.Renderer(model, camera.height, camera.width)
+        # Without shadows a frame takes a quarter of the time in software, and fewer bytes.
+        self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+        self._options = mujoco.MjvOption()
+        self._options.sitegroup[:] = 0  # sites mark goals, which only the expert may see
+        self._camera = mujoco.MjvCamera()
+        self._camera.lookat[:] = camera.view.look_at_m
+        self._camera.distance = camera.view.distance_m
+        self._camera.azimuth, self._camera.elevation = camera.view.azimuth_deg, camera.view.elevation_deg
+
+    def jpeg(self, data: Any) -> bytes:
+        """The present state as an upright RGB picture."""
+        self._renderer.update_scene(data, self._camera, self._options)
+        return encode_jpeg(self._renderer.render(), quality=self._quality)
+
+    def close(self) -> None:
+        self._renderer.close()
+
+
+@functools.cache
+def gl_backend() -> str | None:
+    """What draws without a screen here: MUJOCO_GL where it is set, else egl, else osmesa; None where it fails.
+
+    Each is tried in a process of its own, because a failed attempt leaves PyOpenGL bound to its platform.
+    """
+    given = os.environ.get("MUJOCO_GL")
+    for backend in [given] if given else ["egl", "osmesa"]:
+        command = [sys.executable, "-c", "import mujoco; mujoco.GLContext(8, 8).make_current()"]
+        tried = subprocess.run(command, env={**os.environ, "MUJOCO_GL": backend}, capture_output=True, check=False)
+        if tried.returncode == 0:
+            return backend
+    return None

@@ -1,0 +1,366 @@
+"""The episode store: one row a step in Parquet, an instruction table, and a manifest that is written last.
+
+`<root>/<dataset>/<version>/<split>/` holds `shard-00000-of-0000N.parquet` (one a source shard or part of a large one,
+episodes in order, the frames of an episode adjacent, row groups of a fixed number of rows), `instructions.parquet`,
+`quarantine.jsonl` and `manifest.json`. A folder without a manifest is no store. Every path may be local or a URL that
+fsspec knows.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import hashlib
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from preprocessing.store.integrity import require_whole
+from preprocessing.store.json_files import parsed, taken_apart
+from preprocessing.store.shard_files import ShardFiles, is_local, patiently, reaching
+from rt_models.spec import EMBEDDING_WIDTH, Contract
+
+SCHEMA_VERSION = 1
+ROW_GROUP_ROWS = 128
+_REMEDY = "delete the store and preprocess again"
+MANIFEST, INSTRUCTIONS, QUARANTINE, PROGRESS = "manifest.json", "instructions.parquet", "quarantine.jsonl", ".progress"
+ENDED = "ended.json"  # in the progress folder: the sentence that a conversion was refused with
+
+INSTRUCTION_SCHEMA = pa.schema(
+    {
+        "id": pa.int64(),
+        "text": pa.string(),
+        "encoder": pa.string(),
+        "embedding": pa.list_(pa.float32(), EMBEDDING_WIDTH),
+    }
+)
+
+
+# --- Columns ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceField:
+    """An action field of the source kept verbatim; `shape` is that of one step, flattened in the store."""
+
+    path: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def column(self) -> str:
+        return f"source/{self.path}"
+
+    @property
+    def arrow(self) -> pa.DataType:
+        value = pa.from_numpy_dtype(np.dtype(self.dtype))
+        return pa.list_(value, int(np.prod(self.shape))) if self.shape else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreLayout:
+    """The columns of a store. `cameras` are roles; the main one is "image"."""
+
+    cameras: tuple[str, ...]
+    action_size: int
+    proprio_size: int
+    source: tuple[SourceField, ...]
+
+    def schema(self) -> pa.Schema:
+        columns: dict[str, pa.DataType] = {
+            "episode": pa.int32(),
+            "record": pa.int64(),
+            "step": pa.int32(),
+            "is_first": pa.bool_(),
+            "is_last": pa.bool_(),
+            "is_terminal": pa.bool_(),
+            "flags": pa.uint32(),
+            "reward": pa.float32(),
+            "instruction": pa.int64(),
+            **{image_column(role): pa.binary() for role in self.cameras},
+            "action": pa.list_(pa.float32(), self.action_size),
+        }
+        if self.proprio_size:
+            columns["proprio"] = pa.list_(pa.float32(), self.proprio_size)
+        return pa.schema(columns | {field.column: field.arrow for field in self.source})
+
+
+def image_column(role: str) -> str:
+    """The column of a camera: "image" for the main one, "image_<role>" for another."""
+    return "image" if role == "image" else f"image_{role}"
+
+
+def fixed_lists(values: np.ndarray) -> pa.FixedSizeListArray:
+    """An array (N, ...) as N lists of its flattened rows."""
+    flat = np.ascontiguousarray(values).reshape(len(values), -1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
+
+
+def instruction_id(text: str, vector: bytes = b"") -> int:
+    """The first 8 bytes of SHA-256 over the text and, where episodes ship vectors, the vector's bytes."""
+    digest = hashlib.sha256(text.encode() + b"\0" + vector if vector else text.encode()).digest()
+    return int.from_bytes(digest[:8], "little", signed=True)
+
+
+# --- Writing ---
+
+
+@contextmanager
+def atomic_write(filesystem: Any, path: str, *, temporary: str) -> Iterator[HashingFile]:
+    """A file that appears at `path` whole or not at all. `temporary` is a folder of the same file system.
+
+    Object stores publish an upload when it is complete; it is spooled on the local disk until then.
+    """
+    local = is_local(filesystem)
+    partial = f"{temporary if local else tempfile.gettempdir()}/{uuid.uuid4().hex}.partial"
+    try:
+        with open(partial, "xb") as file:
+            yield HashingFile(file)
+        if local:
+            os.replace(partial, path)
+        else:
+            with reaching(path):
+                filesystem.put_file(partial, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+            raise OSError(error.errno, error.strerror, path if local else partial) from error
+        raise
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+class HashingFile:
+    """A sequential binary file for writers that hashes what passes through."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._hash, self.num_bytes, self.closed = file, hashlib.sha256(), 0, False
+
+    def write(self, data: bytes) -> int:
+        self._hash.update(data)
+        self.num_bytes += memoryview(data).nbytes
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        return self.num_bytes
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+
+class ShardWriter:
+    """Writes tables as one Parquet file whose row groups all have `row_group_rows` rows, but for the last.
+
+    Encoded images are stored as they are; the other columns are compressed with zstd. Memory: one row group.
+    """
+
+    def __init__(self, file: HashingFile, schema: pa.Schema, *, row_group_rows: int = ROW_GROUP_ROWS) -> None:
+        self._pending, self._rows, self._row_group_rows = [], 0, row_group_rows
+        encoded = {column for column in schema.names if schema.field(column).type == pa.binary()}
+        leaves = [_leaf(column, schema.field(column).type) for column in schema.names]
+        self._writer = pq.ParquetWriter(
+            pa.PythonFile(file, mode="w"),
+            schema,
+            compression={leaf: "NONE" if leaf in encoded else "ZSTD" for leaf in leaves},  # type: ignore[arg-type]
+            use_dictionary=False,
+            write_statistics=False,
+        )
+        self.rows = 0
+
+    def append(self, table: pa.Table) -> None:
+        self._pending.append(table)
+        self._rows += table.num_rows
+        self.rows += table.num_rows
+        if self._rows >= self._row_group_rows:
+            self._flush(self._rows - self._rows % self._row_group_rows)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is None:
+            self._flush(self._rows)
+        self._writer.close()
+
+    def _flush(self, rows: int) -> None:
+        if rows:
+            table = pa.concat_tables(self._pending)
+            self._writer.write_table(table.slice(0, rows), row_group_size=self._row_group_rows)
+            self._pending, self._rows = [table.slice(rows)], self._rows - rows
+
+
+def _leaf(path: str, kind: pa.DataType) -> str:
+    """The Parquet path of a column's values."""
+    nested = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind)
+    return _leaf(f"{path}.list.element", kind.value_type) if nested else path
+
+
+# --- Reading ---
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shard:
+    """One Parquet file: `episode_lengths` int32 (E,) in steps, in row order."""
+
+    path: str
+    rows: int
+    row_group_rows: int
+    episode_lengths: np.ndarray
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EpisodeStore:
+    """A finished store. `instruction_ids` int64 (N,) are sorted; texts and `embeddings` float32 (N, 512) follow."""
+
+    root: str
+    manifest: dict[str, Any]
+    contract: Contract
+    shards: tuple[Shard, ...]
+    instruction_ids: np.ndarray
+    instruction_texts: list[str]
+    embeddings: np.ndarray
+    filesystem: Any
+    _files: ShardFiles = field(repr=False)
+
+    @staticmethod
+    def open(path: str, split: str | None = None) -> EpisodeStore:
+        """Open the store at `path`, or else the only one (of `split`, if given) below it.
+
+        Raises FileNotFoundError or ValueError with the remedy where there is none, or more than one.
+        """
+        filesystem, root = fsspec.core.url_to_fs(str(path))
+        root = find_store(filesystem, root.rstrip("/"), str(path), split)
+        manifest = read_manifest(filesystem, root)
+        if "kind" in manifest:
+            raise ValueError(f"{path} is a store of image-text examples, and robot episodes are needed here")
+        if manifest.get("schema_version") != SCHEMA_VERSION:
+            version = manifest.get("schema_version")
+            raise ValueError(
+                f"{path} is a store of schema {version}, this code reads {SCHEMA_VERSION}: preprocess again"
+            )
+        blob = patiently(lambda: filesystem.cat_file(f"{root}/{INSTRUCTIONS}"), what=f"{root}/{INSTRUCTIONS}")
+        table = _instruction_table(blob, f"{root}/{INSTRUCTIONS}")
+        with taken_apart(f"{root}/{MANIFEST}", remedy=_REMEDY):
+            shards = tuple(_shard(root, entry, manifest["row_group_rows"]) for entry in manifest["shards"])
+            contract = Contract.from_json(manifest["contract"])
+        return EpisodeStore(
+            root=root if is_local(filesystem) else filesystem.unstrip_protocol(root),
+            manifest=manifest,
+            contract=contract,
+            shards=shards,
+            instruction_ids=table["id"].to_numpy(),
+            instruction_texts=table["text"].to_pylist(),
+            embeddings=embedding_matrix(table),
+            filesystem=filesystem,
+            _files=ShardFiles(filesystem, [shard.path for shard in shards]),
+        )
+
+    def read_rows(self, shard: int, row_group: int, columns: Sequence[str]) -> pa.Table:
+        """One row group of one shard: rows row_group * row_group_rows and on, in order."""
+        return self._read(shard, range(row_group, row_group + 1), columns)
+
+    def read_shard(self, shard: int, columns: Sequence[str]) -> pa.Table:
+        """Every row of one shard; meant for narrow columns."""
+        return self._read(shard, range(-(-self.shards[shard].rows // self.shards[shard].row_group_rows)), columns)
+
+    def read_episode(self, shard: int, episode: int, columns: Sequence[str]) -> pa.Table:
+        """The rows of one episode, by its number within the shard."""
+        ends = np.cumsum(self.shards[shard].episode_lengths)
+        stop, length = int(ends[episode]), int(self.shards[shard].episode_lengths[episode])
+        group_rows = self.shards[shard].row_group_rows
+        first = (stop - length) // group_rows
+        table = self._read(shard, range(first, -(-stop // group_rows)), columns)
+        return table.slice(stop - length - first * group_rows, length)
+
+    def _read(self, shard: int, row_groups: range, columns: Sequence[str]) -> pa.Table:
+        """The rows of neighbouring row groups; all reading goes through here."""
+        return self._files.read(shard, columns, row_groups)
+
+    def frame_error(self, shard: int, episode: int, step: int, problem: str) -> ValueError:
+        """What to raise for a stored frame that cannot be used; `episode` counts within the shard, from 0."""
+        name = f"the frame at step {step} of episode {episode} of {self.shards[shard].path}"
+        return ValueError(f"{name} {problem}: {_REMEDY}, which leaves out episodes with frames that cannot be read")
+
+    def verify(self) -> None:
+        """Read every file and compare checksums and row counts. Raises ValueError naming the first that differs."""
+        require_whole(self, checksum_bytes=float("inf"))
+
+
+def read_manifest(filesystem: Any, root: str) -> dict[str, Any]:
+    """The manifest of the store in folder `root`. Raises ValueError where it is damaged."""
+    path = f"{root}/{MANIFEST}"
+    return parsed(patiently(lambda: filesystem.cat_file(path), what=path), path, remedy=_REMEDY)
+
+
+def _instruction_table(blob: bytes, path: str) -> pa.Table:
+    try:
+        return pq.read_table(pa.BufferReader(blob)).cast(INSTRUCTION_SCHEMA)
+    except (OSError, ValueError) as error:  # Arrow's are both
+        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())}): {_REMEDY}") from None
+
+
+def embedding_matrix(table: pa.Table) -> np.ndarray:
+    """float32 (N, 512) of an instruction table."""
+    flat = table["embedding"].combine_chunks().flatten()
+    return np.array(flat, np.float32).reshape(table.num_rows, EMBEDDING_WIDTH)
+
+
+def find_store(filesystem: Any, root: str, path: str, split: str | None) -> str:
+    with reaching(path):
+        there = filesystem.exists(root)
+    if not there:
+        raise FileNotFoundError(f"{path} does not exist: give a folder that rtp preprocess wrote")
+    if filesystem.exists(f"{root}/{MANIFEST}"):
+        return root
+    patterns = [f"{glob.escape(root)}/{'*/' * depth}" for depth in range(4)]
+    found = [hit[: -len(MANIFEST) - 1] for p in patterns for hit in filesystem.glob(p + MANIFEST)]
+    stores = [store for store in sorted(found) if split is None or store.rpartition("/")[2] == split]
+    if len(stores) == 1:
+        return stores[0]
+    if stores:
+        listed = ", ".join(f"{path.rstrip('/')}/{store[len(root) + 1 :]}" for store in stores)
+        raise ValueError(f"{path} holds {len(stores)} stores: give one of {listed}")
+    if begun := [hit for p in patterns for hit in filesystem.glob(p + PROGRESS)]:
+        raise ValueError(f"{path} holds an unfinished store: {_why_unfinished(filesystem, begun[0])}")
+    if found:
+        listed = ", ".join(store.rpartition("/")[2] for store in sorted(found))
+        raise ValueError(f"{path} holds no store of split {split!r}, only {listed}")
+    raise ValueError(f"{path} holds no episode store (no {MANIFEST}): make one with rtp preprocess")
+
+
+def _why_unfinished(filesystem: Any, progress: str) -> str:
+    try:
+        ended = parsed(filesystem.cat_file(f"{progress}/{ENDED}"), f"{progress}/{ENDED}", remedy=_REMEDY)
+    except FileNotFoundError:
+        return "run the same rtp preprocess again to finish it"
+    return f"rtp preprocess ended with: {ended.get('error')}"
+
+
+def _shard(root: str, entry: dict[str, Any], row_group_rows: int) -> Shard:
+    lengths = np.array(entry["episode_lengths"], np.int32)
+    if lengths.sum() != entry["rows"] or (lengths < 1).any() or row_group_rows < 1:
+        raise ValueError(
+            f"{entry['file']} has {entry['rows']} rows in groups of {row_group_rows}, and episodes of {lengths.sum()} "
+            f"steps: {_REMEDY}"
+        )
+    return Shard(
+        path=f"{root}/{entry['file']}",
+        rows=entry["rows"],
+        row_group_rows=row_group_rows,
+        episode_lengths=lengths,
+        sha256=entry["sha256"],
+    )

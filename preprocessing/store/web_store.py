@@ -1,0 +1,117 @@
+"""The store of image-text examples: one row an image (or none) with its texts, the same files as an episode store.
+
+`<root>/<name>/<version>/<split>/` holds `shard-00000-of-0000N.parquet`, `quarantine.jsonl` and `manifest.json`, written
+last. An example is one text pair of a row; examples are counted through the rows in order. Images are kept encoded and
+resized when they are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+
+from preprocessing.loading.windows import StepIndex
+from preprocessing.store.episode_store import EpisodeStore, find_store, read_manifest
+from preprocessing.store.shard_files import ShardFiles, is_local
+
+WEB_SCHEMA_VERSION = 1
+KIND = "web"
+
+TEXT_COLUMNS = ("prompt", "answer", "references")
+WEB_SCHEMA = pa.schema(
+    {
+        "record": pa.int64(),
+        "image": pa.binary(),
+        "prompt": pa.list_(pa.string()),
+        "answer": pa.list_(pa.string()),
+        "references": pa.list_(pa.list_(pa.string())),
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WebShard:
+    """One Parquet file; `example_counts` int32 (R,) is the number of examples of each row."""
+
+    path: str
+    rows: int
+    row_group_rows: int
+    example_counts: np.ndarray
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WebStore:
+    """A finished store of image-text examples."""
+
+    root: str
+    manifest: dict[str, Any]
+    shards: tuple[WebShard, ...]
+    index: StepIndex = field(repr=False)
+    """Where shards and rows begin among the examples: a row is to its examples what an episode is to its steps."""
+    _files: ShardFiles = field(repr=False)
+
+    @staticmethod
+    def open(path: str, split: str | None = None) -> WebStore:
+        """Open the store at `path`, or else the only one (of `split`, if given) below it."""
+        filesystem, root = fsspec.core.url_to_fs(str(path))
+        root = find_store(filesystem, root.rstrip("/"), str(path), split)
+        manifest = read_manifest(filesystem, root)
+        if manifest.get("kind") != KIND:
+            raise ValueError(f"{path} is a store of robot episodes, not of image-text examples")
+        if manifest["schema_version"] != WEB_SCHEMA_VERSION:
+            raise ValueError(f"{path} is of schema {manifest['schema_version']}, this code reads {WEB_SCHEMA_VERSION}")
+        shards = tuple(
+            WebShard(
+                path=f"{root}/{entry['file']}",
+                rows=entry["rows"],
+                row_group_rows=manifest["row_group_rows"],
+                example_counts=np.array(entry["episode_lengths"], np.int32),
+                sha256=entry["sha256"],
+            )
+            for entry in manifest["shards"]
+        )
+        return WebStore(
+            root=root if is_local(filesystem) else filesystem.unstrip_protocol(root),
+            manifest=manifest,
+            shards=shards,
+            index=StepIndex.from_lengths([shard.example_counts for shard in shards]),
+            _files=ShardFiles(filesystem, [shard.path for shard in shards]),
+        )
+
+    @property
+    def name(self) -> str:
+        return self.manifest["dataset"]
+
+    @property
+    def num_examples(self) -> int:
+        return self.index.num_rows
+
+    def read_rows(self, shard: int, row_group: int, columns: Sequence[str]) -> pa.Table:
+        """One row group of one shard."""
+        return self._files.read(shard, columns, [row_group])
+
+    def texts(self) -> Iterator[tuple[list[str], list[str], list[list[str]]]]:
+        """(prompts, answers, references) of each row's examples, in order."""
+        for number in range(len(self.shards)):
+            table = self._files.read(number, TEXT_COLUMNS)
+            yield from zip(*(table[column].to_pylist() for column in TEXT_COLUMNS), strict=True)
+
+
+def open_store(path: str, split: str | None = None) -> EpisodeStore | WebStore:
+    """Whatever kind of store lies at `path`. Raises FileNotFoundError or ValueError where there is none."""
+    filesystem, root = fsspec.core.url_to_fs(str(path))
+    root = find_store(filesystem, root.rstrip("/"), str(path), split)
+    kind = read_manifest(filesystem, root).get("kind")
+    found = root if is_local(filesystem) else filesystem.unstrip_protocol(root)
+    return WebStore.open(found) if kind == KIND else EpisodeStore.open(found)
+
+
+def robot_stores(stores: Iterable[EpisodeStore | WebStore]) -> list[EpisodeStore]:
+    """The stores of robot episodes among `stores`, in order."""
+    return [store for store in stores if isinstance(store, EpisodeStore)]

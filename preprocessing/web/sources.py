@@ -1,0 +1,124 @@
+"""Image-text data as others publish them -> records: one image, or none, with the questions or captions beside it.
+
+Every format is cut into pieces that can be read alone, in an order that depends on the source only. Layouts with an
+index are in web_indexes.py; WebDataset tars in web_archives.py and Parquet in web_tables.py are read file by file.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal
+
+import fsspec
+
+from preprocessing.web.archives import TAR_PATTERNS, read_tar
+from preprocessing.web.indexes import INDEXES, Entry
+from preprocessing.web.records import WebRecord
+from preprocessing.web.source_files import Folder, missing, split_files
+from preprocessing.web.tables import read_parquet
+
+Format = Literal["vqav2", "okvqa", "gqa", "coco", "easy_vqa", "jsonl", "llava", "webdataset", "parquet"]
+_RECORDS_PER_PIECE = 1024
+_NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)  # what only this image's name can be wrong in
+
+WHOLE_FILES: dict[str, tuple[tuple[str, ...], Callable[[Any, str, str], Iterator[WebRecord]]]] = {
+    "webdataset": (TAR_PATTERNS, read_tar),
+    "parquet": (("*.parquet",), read_parquet),
+}
+"""Format to the names of its files and what reads one: (filesystem, path, name in the source) to records."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A part of a source that becomes one shard: the records [start, stop) of a file's index, or a file (None)."""
+
+    name: str
+    num_bytes: int
+    start: int | None = None
+    stop: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebSource:
+    """A folder of image-text data, local or a URL, read as `format` says."""
+
+    folder: str
+    format: Format
+    split: str
+    images: str = ""
+    """Folder of the images, where they do not lie below `folder`."""
+    opened_ns: int = field(default_factory=time.time_ns)
+    """When it was opened: the index that a process keeps of a source is not taken for that of files changed since."""
+
+    def pieces(self) -> tuple[Piece, ...]:
+        """In the order of the source. Raises FileNotFoundError or ValueError where the layout is another one."""
+        if self.format in WHOLE_FILES:
+            folder = _opened(self)
+            paths = split_files(folder, *WHOLE_FILES[self.format][0])
+            sizes = [folder.filesystem.size(path) for path in paths]
+            return tuple(Piece(name=p[len(folder.root) + 1 :], num_bytes=s) for p, s in zip(paths, sizes, strict=True))
+        count = len(_index(self))
+        name = f"{self.format} {self.split}"
+        starts = range(0, count, _RECORDS_PER_PIECE)
+        return tuple(
+            Piece(name=name, num_bytes=count, start=s, stop=min(s + _RECORDS_PER_PIECE, count)) for s in starts
+        )
+
+    def read(self, piece: Piece) -> Iterator[WebRecord]:
+        """The records of a piece, in order."""
+        filesystem, root = _root(self.folder)
+        if piece.start is None:
+            _, read = WHOLE_FILES[self.format]
+            yield from read(filesystem, f"{root}/{piece.name}", piece.name)
+            return
+        for entry in _index(self)[piece.start : piece.stop]:
+            yield _with_image(filesystem, entry)
+
+
+@lru_cache(maxsize=2)
+def _index(source: WebSource) -> list[Entry]:
+    try:
+        entries = INDEXES[source.format](_opened(source))
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{source.folder} is not laid out as {source.format} ({type(error).__name__}: {error}): "
+            f"is --format the right one?"
+        ) from error
+    if not entries:
+        raise ValueError(f"{source.folder} holds no {source.format} records of split {source.split!r}")
+    return entries
+
+
+def _with_image(filesystem: Any, entry: Entry) -> WebRecord:
+    problem, image = entry.problem, None
+    if problem is None and entry.image:
+        try:
+            image = filesystem.cat_file(entry.image)
+        except (OSError, ValueError) as error:  # ValueError: a name with a character that no file's can have
+            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and error.errno not in _NO_FILE:
+                raise
+            problem = missing(entry.image)
+    return WebRecord(
+        place=entry.place, image=image, examples=entry.examples, problem=problem, duplicates=entry.duplicates
+    )
+
+
+def _opened(source: WebSource) -> Folder:
+    filesystem, root = _root(source.folder)
+    its_own, images = _root(source.images) if source.images else (filesystem, root)
+    if type(its_own) is not type(filesystem):
+        raise ValueError(f"--images {source.images} must lie where {source.folder} lies: copy one to the other")
+    return Folder(filesystem=filesystem, root=root, images=images, split=source.split)
+
+
+def _root(folder: str) -> tuple[Any, str]:
+    filesystem, root = fsspec.core.url_to_fs(str(folder))
+    if not filesystem.exists(root):
+        raise FileNotFoundError(f"{folder} does not exist: give the folder of the image-text data")
+    if not filesystem.isdir(root):
+        raise NotADirectoryError(f"{folder} is a file: give the folder that it lies in")
+    return filesystem, root.rstrip("/")

@@ -1,0 +1,64 @@
+"""Image-text data as Parquet, as on the Hugging Face hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from preprocessing.web.records import Identities, WebRecord, not_its_own
+from preprocessing.web.texts import TEXT_FIELDS, examples_of, question_id, without_picture
+
+_BATCH_ROWS = 128
+
+
+def read_parquet(filesystem: Any, path: str, name: str) -> Iterator[WebRecord]:
+    """One record a row: an `image` of {bytes, path} or plain bytes, and texts as `examples_of` reads them.
+
+    A row with the question id, the image and the texts of one before it in the file is a duplicate.
+    """
+    known = Identities()
+    for number, fields in enumerate(_rows(filesystem, path)):
+        place, identity = f"{name}:{number}", question_id(fields)
+        image, problem = _image(fields.get("image"))
+        examples = examples_of(fields)
+        if image is None and problem is None:
+            examples = without_picture(fields, examples)
+        found = known.judge(identity, (image, problem, examples))
+        if found == "again":
+            yield WebRecord(place=place, image=None, examples=(), duplicates=len(examples))
+            continue
+        problem = not_its_own(identity) if found == "other" else problem
+        yield WebRecord(place=place, image=image, examples=examples, problem=problem)
+
+
+def _image(value: Any) -> tuple[bytes | None, str | None]:
+    """The encoded image in a cell, or why there is none; neither for an empty cell."""
+    held = value.get("bytes") if isinstance(value, Mapping) else value
+    if value is None or isinstance(held, bytes):
+        return held, None
+    kind = "path" if isinstance(value, str | Mapping) else type(value).__name__
+    return None, f"its image is a {kind}, not bytes"
+
+
+def _rows(filesystem: Any, path: str) -> Iterator[dict[str, Any]]:
+    """The columns that are read of each row; of others that may name a picture, only that they are there."""
+    try:
+        with filesystem.open(path, "rb") as file:
+            table = pq.ParquetFile(file)
+            names = table.schema_arrow.names
+            wanted = [name for name in ("image", "question_id", *TEXT_FIELDS) if name in names]
+            twice = next((name for name in wanted if names.count(name) > 1), None)
+            if twice is not None:
+                raise OSError(f"it has the column {twice!r} twice")
+            others = {name: True for name in names if name not in wanted}
+            read = 0
+            for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=wanted):
+                read += batch.num_rows
+                yield from (others | row for row in batch.to_pylist())
+            if wanted and read != table.metadata.num_rows:
+                raise OSError(f"{read} rows of {table.metadata.num_rows}")
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged or no Parquet file ({error}): fetch it again") from error

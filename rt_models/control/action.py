@@ -1,0 +1,76 @@
+"""An action as it leaves a policy: physical, neutral where the dataset has no such dimension, classes by name.
+
+Axes: R robots, A actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rt_models.action_space import ActionSpec
+from rt_models.action_tokens import encode
+from rt_models.spec import DatasetContract
+
+
+@dataclass(frozen=True, kw_only=True)
+class Action:
+    """What to do now, dimensions in the order of the model's `spec.names`; of all R robots where there are several."""
+
+    values: np.ndarray
+    """float32 (A,) or (R, A): physical values where the policy has a dataset, else model values. NaN in an absent
+    dimension that has no neutral value."""
+    tokens: np.ndarray
+    """int64, the same shape: the bins chosen."""
+    frames_seen: np.ndarray
+    """int64 () or (R,): camera frames that the answer rests on, this one included."""
+    absent: tuple[str, ...] = ()
+    """Dimensions that the model was never trained on: their values are neutral, not the model's."""
+    classes: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Names () or (R,) of the class dimensions, such as {"terminate_episode": "arm"}."""
+
+
+class ActionOutlet:
+    """Makes the tokens of a policy an action of one dataset, or leaves model values where there is none.
+
+    `said` False marks dimensions that the model has no words for. Raises ValueError for another number of dimensions.
+    """
+
+    def __init__(self, spec: ActionSpec, dataset: DatasetContract | None, said: np.ndarray | None = None) -> None:
+        if dataset is not None and len(dataset.transform.scale) != spec.size:
+            raise ValueError(
+                f"dataset {dataset.name} has {len(dataset.transform.scale)} dimensions, the model acts in {spec.size}"
+            )
+        if dataset is not None and said is not None:
+            has = np.logical_and(dataset.action_mask, said)
+            dataset = replace(dataset, action_mask=tuple(has.tolist()))
+        self._spec, self._dataset = spec, dataset
+        self._absent_A = np.zeros(spec.size, bool) if dataset is None else ~np.array(dataset.action_mask)
+
+    def tokens(self, tokens_RA: Tensor) -> Tensor:
+        """The tokens chosen, with the neutral value's in absent dimensions, as training shows them."""
+        if self._dataset is None:
+            return tokens_RA
+        neutral_A = self._dataset.completed(np.full(self._spec.size, np.nan), self._spec)
+        known_A = self._absent_A & np.isfinite(neutral_A)
+        model_A = np.where(known_A, self._dataset.transform.apply(np.nan_to_num(neutral_A)), 0).astype(np.float32)
+        neutral_tokens_A = encode(torch.from_numpy(model_A), self._spec).to(tokens_RA)
+        return torch.where(torch.from_numpy(known_A).to(tokens_RA.device), neutral_tokens_A, tokens_RA)
+
+    def action(self, values_RA: Tensor, tokens_RA: Tensor, frames_seen_R: Tensor, *, single: bool) -> Action:
+        """`values_RA` are model values; `single` drops the axis of robots."""
+        values, tokens, seen = values_RA.cpu().numpy(), tokens_RA.cpu().numpy(), frames_seen_R.cpu().numpy()
+        if self._dataset is not None:
+            values = self._dataset.completed(self._dataset.transform.invert(values), self._spec)
+        if single:
+            values, tokens, seen = values[0], tokens[0], seen[0]
+        absent = tuple(name for name, is_absent in zip(self._spec.names, self._absent_A, strict=True) if is_absent)
+        return Action(values=values, tokens=tokens, frames_seen=seen, absent=absent, classes=self._classes(values))
+
+    def _classes(self, values_xA: np.ndarray) -> dict[str, np.ndarray]:
+        named = [(place, d) for place, d in enumerate(self._spec.dimensions) if d.class_names]
+        return {d.name: np.array(d.class_names)[values_xA[..., place].astype(np.int64)] for place, d in named}

@@ -1,0 +1,27 @@
+"""From logits to tokens that mean something: a discrete dimension only ever gets one of its classes.
+
+Unconstrained, a class token of 3 or more would be read as "terminate" by the TensorFlow release and as "base mode" by
+the JAX example (facts: `action_tokenizer.py:142`, `rt1_inference_example.py`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rt_models.action_space import ActionSpec
+
+
+def allowed_tokens(spec: ActionSpec, device: torch.device | None = None) -> Tensor:
+    """bool (A, V): which tokens each dimension may take."""
+    counts = [dimension.num_classes or spec.bins for dimension in spec.dimensions]
+    return torch.arange(spec.bins, device=device) < torch.tensor(counts, device=device)[:, None]
+
+
+def choose_tokens(logits_xAV: Tensor, spec: ActionSpec) -> Tensor:
+    """int64 (..., A): the likeliest allowed token of each dimension, from logits (..., A, V)."""
+    if logits_xAV.shape[-2:] != (spec.size, spec.bins):
+        raise ValueError(
+            f"logits of {spec.name} end in ({spec.size}, {spec.bins}), got shape {tuple(logits_xAV.shape)}"
+        )
+    return logits_xAV.masked_fill(~allowed_tokens(spec, logits_xAV.device), -torch.inf).argmax(dim=-1)

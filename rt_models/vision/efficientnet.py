@@ -1,0 +1,261 @@
+"""EfficientNet whose every block is modulated by the instruction (RT-1, section 5.1; Tan and Le, 2019).
+
+In the order a frame travels: padding rules -> stem -> MBConv blocks, each followed by FiLM -> 1x1 head. No pooling, no
+classifier. `EfficientNetConfig()` is B3 as in the released RT-1.
+
+Axes: N frames, C channels, HW pixels, D embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rt_models.blocks.activation_checkpointing import recomputed
+from rt_models.blocks.batch_norm import BatchNormConfig
+from rt_models.blocks.keyed_random import uniform
+from rt_models.blocks.linear import ZeroLinear
+from rt_models.config_checks import require_choices, require_share, require_sizes
+
+PaddingRule = Literal["same", "tf_fixed", "torch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """`num_blocks` MBConv blocks of one width; the first has the stride."""
+
+    expansion: int
+    kernel: int
+    stride: int
+    channels: int
+    num_blocks: int
+
+    def __post_init__(self) -> None:
+        require_sizes(self, "expansion", "kernel", "stride", "channels", "num_blocks", part="backbone.stages: ")
+
+
+B3_STAGES = (
+    Stage(expansion=1, kernel=3, stride=1, channels=24, num_blocks=2),
+    Stage(expansion=6, kernel=3, stride=2, channels=32, num_blocks=3),
+    Stage(expansion=6, kernel=5, stride=2, channels=48, num_blocks=3),
+    Stage(expansion=6, kernel=3, stride=2, channels=96, num_blocks=5),
+    Stage(expansion=6, kernel=5, stride=1, channels=136, num_blocks=5),
+    Stage(expansion=6, kernel=5, stride=2, channels=232, num_blocks=6),
+    Stage(expansion=6, kernel=3, stride=1, channels=384, num_blocks=2),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EfficientNetConfig:
+    """Widths, padding rule and regularisation of a FiLM EfficientNet; the defaults are B3."""
+
+    stem_channels: int = 40
+    stages: tuple[Stage, ...] = B3_STAGES
+    head_channels: int = 1536
+    padding: PaddingRule = "same"
+    """Zero padding of strided convolutions: JAX's SAME, the TensorFlow release's fixed one, or torch's kernel // 2."""
+    stochastic_depth: float = 0.2
+    """Chance that a frame skips the last block's branch; grows linearly from 0 at the first block."""
+    batch_norm: BatchNormConfig = field(default_factory=BatchNormConfig)
+
+    def __post_init__(self) -> None:
+        require_sizes(self, "stem_channels", "head_channels", part="backbone.")
+        require_choices(self, "backbone.")
+        require_share(self, "stochastic_depth", "backbone.")
+
+    def build(
+        self, *, in_channels: int, image_size: int, embedding_width: int, checkpoint_blocks: bool = False
+    ) -> EfficientNet:
+        """`embedding_width` 0 leaves FiLM out; any `image_size` will do."""
+        return EfficientNet(self, in_channels, embedding_width, checkpoint_blocks)
+
+    def out_channels(self) -> int:
+        return self.head_channels
+
+    def grid(self, image_size: int) -> int:
+        """Rows (and columns) of the feature map of a square image."""
+        for kernel, stride in [(3, 2), *((stage.kernel, stage.stride) for stage in self.stages)]:
+            low, high = padding(image_size, kernel, stride, self.padding)
+            image_size = (image_size + low + high - kernel) // stride + 1
+        return image_size
+
+
+def padding(size: int, kernel: int, stride: int, rule: PaddingRule) -> tuple[int, int]:
+    """Zeros (before, after) along one axis of `size` pixels.
+
+    "same" splits what ceil(size / stride) outputs need, the odd pixel after (facts: JAX). "tf_fixed" is what the
+    TensorFlow release computes at unknown image size: one pixel fewer before than after, whatever the size.
+    """
+    if rule == "torch" or (stride == 1 and rule == "tf_fixed"):
+        return kernel // 2, kernel // 2
+    if rule == "tf_fixed":
+        return kernel // 2 - 1, kernel // 2
+    total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+class Conv(nn.Conv2d):
+    """Convolution without bias under a stated padding rule; normal initial values of variance 2 / fan-out."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int, rule: PaddingRule, *, groups: int = 1
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel, stride, groups=groups, bias=False)
+        self.rule: PaddingRule = rule
+
+    def reset_parameters(self) -> None:
+        fan_out_normal_(self)
+
+    def forward(self, input: Tensor) -> Tensor:
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        top, bottom = padding(input.shape[-2], kernel, stride, self.rule)
+        left, right = padding(input.shape[-1], kernel, stride, self.rule)
+        if (top, left) == (bottom, right):
+            return F.conv2d(input, self.weight, self.bias, self.stride, (top, left), 1, self.groups)
+        if input.device.type == "cpu" and not torch.is_grad_enabled():
+            # Zeros before the kernel move it as fewer zeros before the image would, without a copy of the image: 2.7
+            # times faster for the widest layer of B3. The kernel's own gradient would cost more than the copy.
+            weight = F.pad(self.weight, (right - left, 0, bottom - top, 0))
+            return F.conv2d(input, weight, self.bias, self.stride, (bottom, right), 1, self.groups)
+        padded = F.pad(input, (left, right, top, bottom))
+        return F.conv2d(padded, self.weight, self.bias, self.stride, 0, 1, self.groups)
+
+
+class StemConv(Conv):
+    """The first convolution; what it reads beyond RGB (an object mask) starts with no effect."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.zeros_(self.weight[:, 3:])
+
+
+class SqueezeExcite(nn.Module):
+    """Channel gates from the pooled features; `reduced` counts from the block's input, not its expanded width."""
+
+    def __init__(self, channels: int, reduced: int) -> None:
+        super().__init__()
+        self.reduce = _GateConv(channels, reduced, 1)
+        self.expand = _GateConv(reduced, channels, 1)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        gate_NC = self.expand(silu(self.reduce(x_NCHW.mean((2, 3))))).sigmoid()
+        return x_NCHW * gate_NC[:, :, None, None]
+
+
+class _GateConv(nn.Conv2d):
+    """A 1x1 convolution in name and weights, of one position: computed as the matrix product that it is."""
+
+    def reset_parameters(self) -> None:
+        fan_out_normal_(self)
+        assert self.bias is not None
+        nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight.flatten(1), self.bias)
+
+
+def silu(x: Tensor) -> Tensor:
+    """F.silu, in place where no gradient is asked for: no caller here uses `x` again."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+class MBConv(nn.Module):
+    """Expand, depthwise convolution, squeeze-excite, project; with a residual where the shape is kept."""
+
+    def __init__(
+        self, in_channels: int, stage: Stage, stride: int, config: EfficientNetConfig, drop_rate: float
+    ) -> None:
+        super().__init__()
+        width, norm, rule = in_channels * stage.expansion, config.batch_norm.build, config.padding
+        self.expand = Conv(in_channels, width, 1, 1, rule) if stage.expansion > 1 else None
+        self.expand_norm = norm(width) if stage.expansion > 1 else None
+        self.depthwise = Conv(width, width, stage.kernel, stride, rule, groups=width)
+        self.depthwise_norm = norm(width)
+        self.gate = SqueezeExcite(width, max(1, in_channels // 4))
+        self.project = Conv(width, stage.channels, 1, 1, rule)
+        self.project_norm = norm(stage.channels)
+        self.residual = stride == 1 and in_channels == stage.channels
+        self.drop_rate = drop_rate
+
+    def forward(self, x_NCHW: Tensor, uniform_N: Tensor | None) -> Tensor:
+        """`uniform_N` in [0, 1) decides per frame whether the branch is dropped; None: never."""
+        y = x_NCHW
+        if self.expand is not None and self.expand_norm is not None:
+            y = silu(self.expand_norm(self.expand(y)))
+        y = silu(self.depthwise_norm(self.depthwise(y)))
+        y = self.project_norm(self.project(self.gate(y)))
+        if not self.residual:
+            return y
+        if uniform_N is not None and self.drop_rate:
+            kept_N = (uniform_N >= self.drop_rate).to(y.dtype) / (1 - self.drop_rate)
+            y = y * kept_N[:, None, None, None]
+        return x_NCHW + y
+
+
+class Film(nn.Module):
+    """(1 + mult) * x + add, both linear in the embedding and zero at first (Perez et al., 2018)."""
+
+    def __init__(self, channels: int, embedding_width: int) -> None:
+        super().__init__()
+        self.add = ZeroLinear(embedding_width, channels)
+        self.mult = ZeroLinear(embedding_width, channels)
+
+    def forward(self, x_NCHW: Tensor, embedding_ND: Tensor) -> Tensor:
+        mult_NC, add_NC = self.mult(embedding_ND), self.add(embedding_ND)
+        return torch.addcmul(add_NC[:, :, None, None], x_NCHW, 1 + mult_NC[:, :, None, None])
+
+
+class Block(nn.Module):
+    """One MBConv and the FiLM after it, which also covers the residual."""
+
+    def __init__(self, mbconv: MBConv, film: Film | None) -> None:
+        super().__init__()
+        self.mbconv, self.film = mbconv, film
+
+    def forward(self, x_NCHW: Tensor, embedding_ND: Tensor, uniform_N: Tensor | None) -> Tensor:
+        y_NCHW = self.mbconv(x_NCHW, uniform_N)
+        return y_NCHW if self.film is None else self.film(y_NCHW, embedding_ND)
+
+
+class EfficientNet(nn.Module):
+    """float (N, C, H, W) normalised images and (N, D) embeddings -> float (N, head_channels, h, w) features."""
+
+    def __init__(
+        self, config: EfficientNetConfig, in_channels: int, embedding_width: int, checkpoint_blocks: bool
+    ) -> None:
+        super().__init__()
+        self.checkpoint_blocks = checkpoint_blocks
+        self.stem = StemConv(in_channels, config.stem_channels, 3, 2, config.padding)
+        self.stem_norm = config.batch_norm.build(config.stem_channels)
+        total = sum(stage.num_blocks for stage in config.stages)
+        self.blocks, channels = nn.ModuleList(), config.stem_channels
+        for stage in config.stages:
+            for number in range(stage.num_blocks):
+                rate = config.stochastic_depth * len(self.blocks) / total
+                mbconv = MBConv(channels, stage, stage.stride if number == 0 else 1, config, rate)
+                film = Film(stage.channels, embedding_width) if embedding_width else None
+                self.blocks.append(Block(mbconv, film))
+                channels = stage.channels
+        self.head = Conv(channels, config.head_channels, 1, 1, config.padding)
+        self.head_norm = config.batch_norm.build(config.head_channels)
+
+    def forward(self, image_NCHW: Tensor, embedding_ND: Tensor, key_N: Tensor | None = None) -> Tensor:
+        """`key_N` int64 keys the dropped branches of each frame in training; None drops none."""
+        x = silu(self.stem_norm(self.stem(image_NCHW)))
+        for number, block in enumerate(self.blocks):
+            uniform_N = uniform(key_N, number) if key_N is not None and self.training else None
+            run = partial(recomputed, block) if self.checkpoint_blocks and self.training else block
+            x = run(x, embedding_ND, uniform_N)
+        return silu(self.head_norm(self.head(x)))
+
+
+def fan_out_normal_(conv: nn.Conv2d) -> None:
+    """Normal of variance 2 / fan-out; a depthwise kernel's fan-out counts one channel (facts: TF layout)."""
+    fan_out = conv.kernel_size[0] * conv.kernel_size[1] * conv.out_channels // conv.groups
+    nn.init.normal_(conv.weight, std=math.sqrt(2 / fan_out))

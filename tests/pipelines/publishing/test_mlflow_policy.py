@@ -1,0 +1,329 @@
+"""What a served policy takes, what it refuses and in which words, and how long it remembers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from mlflow.pyfunc import PyFuncModel
+
+from pipelines.catalogue import load_recipe
+from pipelines.publishing import mlflow_policy
+from pipelines.publishing.folder import TrainedModel, read_bundle, write_bundle
+from pipelines.publishing.instructions import Instructions
+from pipelines.publishing.mlflow_policy import RobotPolicy
+from pipelines.register import _bundle, signature
+from pipelines.training.co_fine_tuning import CoFineTuningConfig, with_tokenizer
+from pipelines.training.data import training_contract
+from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.images import decode_image
+from rt_models.control.rt2_policy import RT2Policy
+from rt_models.rt2 import RT2, RT2Config
+from rt_models.rt2_vlm import RT2VLMConfig
+from tests.support.command_line import REPOSITORY
+
+NOTHING, UNKNOWN = {"git_revision": "none"}, Instructions("hash-512", {})
+
+
+@pytest.fixture(scope="module")
+def opened(store: str) -> EpisodeStore:
+    return EpisodeStore.open(store)
+
+
+@pytest.fixture(scope="module")
+def folder(opened: EpisodeStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a registered model carries, of a model that was never trained."""
+    experiment = load_recipe("rt1_tiny")
+    trained = TrainedModel(
+        model=experiment.model.build().eval(),
+        contract=training_contract(experiment, [opened]),
+        step=0,
+        source="here",
+        metadata=NOTHING,
+        instructions=UNKNOWN,
+    )
+    return _bundle(trained, [opened], tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture
+def policy(folder: Path) -> RobotPolicy:
+    policy = RobotPolicy()
+    policy.load_context(SimpleNamespace(artifacts={"policy": str(folder)}))
+    return policy
+
+
+def ask(policy: RobotPolicy, *rows: dict[str, Any], **params: str) -> np.ndarray:
+    answer = policy.predict(None, pd.DataFrame(list(rows)), params)
+    return answer[list(policy._contract.action.names)].to_numpy()
+
+
+@pytest.fixture(scope="module")
+def frames(opened: EpisodeStore) -> list[bytes]:
+    return opened.read_rows(0, 0, ["image"])["image"].to_pylist()[:4]
+
+
+@pytest.fixture(scope="module")
+def text(opened: EpisodeStore) -> str:
+    return opened.instruction_texts[0]
+
+
+def test_an_embedding_stands_for_its_instruction(
+    policy: RobotPolicy, opened: EpisodeStore, frames: list[bytes], text: str
+) -> None:
+    vector = opened.embeddings[0]
+    alone = {"image": frames[0], "stateless": True}
+    said = ({"instruction": text}, {"embedding": vector}, {"embedding": vector.tolist()})
+    by_text, by_vector, by_list = ask(policy, *(alone | words for words in said))
+    np.testing.assert_array_equal(by_text, by_vector)
+    np.testing.assert_array_equal(by_text, by_list)
+
+
+@pytest.mark.parametrize("row", [{}, {"instruction": None}, {"instruction": " "}, {"instruction": float("nan")}])
+def test_a_missing_instruction_is_refused(policy: RobotPolicy, frames: list[bytes], row: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="row 0: there is no instruction: give a text"):
+        ask(policy, {"image": frames[0], **row})
+
+
+def test_an_embedding_of_another_width_is_refused(policy: RobotPolicy, frames: list[bytes]) -> None:
+    with pytest.raises(ValueError, match=r"must be 512 finite numbers, got float64 \(3,\)"):
+        ask(policy, {"image": frames[0], "embedding": [0.0, 0.0, 0.0]})
+
+
+def test_what_no_encoder_knows_is_refused_with_what_is_known(policy: RobotPolicy, frames: list[bytes]) -> None:
+    with pytest.raises(ValueError, match=r"row 0: instruction 'sing' is not one of the \d+ .*hash-512.*such as '"):
+        ask(policy, {"image": frames[0], "instruction": "sing"})
+
+
+# --- history ---
+
+
+def test_a_robot_has_a_history_until_it_is_reset(policy: RobotPolicy, frames: list[bytes], text: str) -> None:
+    rows = [{"image": frame, "instruction": text, "robot": "a"} for frame in frames[:3]]
+    first, _, third = ask(policy, *rows)
+    again = ask(policy, rows[0] | {"reset": True})[0]
+    np.testing.assert_array_equal(again, first)
+    after = ask(policy, *rows[1:])[-1]
+    np.testing.assert_array_equal(after, third)
+
+
+@pytest.mark.parametrize("reset", ["false", 0, [True]])
+def test_a_reset_that_is_neither_true_nor_false_is_refused(
+    policy: RobotPolicy, frames: list[bytes], text: str, reset: Any
+) -> None:
+    with pytest.raises(ValueError, match="row 0: reset must be true or false, got"):
+        ask(policy, {"image": frames[0], "instruction": text, "robot": "a", "reset": reset})
+
+
+def test_another_robot_does_not_disturb(policy: RobotPolicy, frames: list[bytes], text: str) -> None:
+    alone = [ask(policy, {"image": frame, "instruction": text, "robot": "a"})[0] for frame in frames]
+    mixed = []
+    for frame, other in zip(frames, reversed(frames), strict=True):
+        rows = ({"image": image, "instruction": text, "robot": name} for image, name in ((frame, "b"), (other, "c")))
+        mixed.append(ask(policy, *rows)[0])
+    np.testing.assert_array_equal(alone, mixed)
+
+
+def test_a_bad_row_leaves_every_history_as_it_was(policy: RobotPolicy, frames: list[bytes], text: str) -> None:
+    rows = [{"image": frame, "instruction": text, "robot": "a"} for frame in frames[:2]]
+    expected = ask(policy, *rows, {"image": frames[2], "instruction": text, "robot": "a"})[-1]
+    policy._robots.clear()
+    ask(policy, rows[0])
+    with pytest.raises(ValueError, match="row 1: "):
+        ask(policy, rows[1], {"image": b"", "instruction": text, "robot": "a"})
+    repeated = ask(policy, rows[1], {"image": frames[2], "instruction": text, "robot": "a"})[-1]
+    np.testing.assert_array_equal(repeated, expected)
+
+
+def test_histories_are_bounded_and_the_stalest_goes_first(
+    policy: RobotPolicy, frames: list[bytes], text: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setattr(mlflow_policy, "MAX_ROBOTS", 2)
+    for robot in ("a", "b", "a", "c"):
+        ask(policy, {"image": frames[0], "instruction": text, "robot": robot})
+    assert [robot for robot, _ in policy._robots] == ["a", "c"]
+    assert "the history of 'b' is forgotten" in caplog.text
+
+
+def seen(answer: pd.DataFrame) -> list[int]:
+    return answer["frames_seen"].tolist()
+
+
+def test_in_python_rows_without_a_robot_are_one_robot_s(policy: RobotPolicy, frames: list[bytes], text: str) -> None:
+    rows = [{"image": frame, "instruction": text} for frame in frames[:2]]
+    named = policy.predict(None, pd.DataFrame([row | {"robot": "a"} for row in rows]))
+    nameless = [policy.predict(None, pd.DataFrame([row])) for row in rows]
+    pd.testing.assert_frame_equal(pd.concat(nameless, ignore_index=True), named)
+    assert seen(named) == [1, 2]
+    assert seen(policy.predict(None, pd.DataFrame([rows[0] | {"stateless": True}]))) == [1]
+    assert seen(policy.predict(None, pd.DataFrame(rows[:1]))) == [3]  # the answer before left the history as it was
+
+
+def test_over_http_a_row_says_whose_history_it_continues(
+    policy: RobotPolicy, frames: list[bytes], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")
+    row = {"image": frames[0], "instruction": text}
+    with pytest.raises(
+        ValueError, match=r'row 0: this policy looks at the last \d frames.*"robot": "arm-1".*stateless'
+    ):
+        ask(policy, row)
+    ask(policy, row | {"robot": "arm-1"}, row | {"stateless": True})
+    with pytest.raises(ValueError, match="row 0: stateless is an answer without a history, and robot 'a' has one"):
+        ask(policy, row | {"robot": "a", "stateless": True})
+
+
+def test_robots_share_the_weights(policy: RobotPolicy, frames: list[bytes], text: str) -> None:
+    """A copy for each of 256 robots would take 36 GB of an RT-1."""
+    for robot in "ab":
+        ask(policy, {"image": frames[0], "instruction": text, "robot": robot})
+    one, other = policy._robots.values()
+    assert one.model is other.model
+
+
+# --- what a call may name ---
+
+
+def two_datasets(folder: Path, tmp_path: Path) -> RobotPolicy:
+    """A policy of two robots, the second's actions 275 times the first's."""
+    trained = read_bundle(folder)
+    (small,) = trained.contract.datasets
+    scale = tuple(value / 275 for value in small.transform.scale)
+    large = replace(small, name="large", transform=replace(small.transform, scale=(1.0, *scale[1:])))
+    write_bundle(replace(trained, contract=replace(trained.contract, datasets=(small, large))), tmp_path)
+    policy = RobotPolicy()
+    policy.load_context(SimpleNamespace(artifacts={"policy": str(tmp_path)}))
+    return policy
+
+
+def as_mlflow_calls(policy: RobotPolicy, folder: Path) -> PyFuncModel:
+    """MLflow's wrapper, which fills in the signature's defaults and drops whatever else a caller gives."""
+    trained = read_bundle(folder)
+    model = Model(signature=signature(trained))
+    model.add_flavor("python_function", loader_module="mlflow.pyfunc.model")
+    impl = SimpleNamespace(predict=lambda data, params=None: policy.predict(None, data, params))
+    return PyFuncModel(model_meta=model, model_impl=impl)
+
+
+def test_of_several_datasets_none_is_guessed(folder: Path, tmp_path: Path, frames: list[bytes], text: str) -> None:
+    model = as_mlflow_calls(two_datasets(folder, tmp_path), tmp_path)
+    row = pd.DataFrame([{"image": frames[0], "instruction": text}])
+    for params in (None, {}, {"dataset": ""}):
+        with pytest.raises(ValueError, match="name the dataset, one of metaworld_sample, large"):
+            model.predict(row, params=params)
+    small, large = (model.predict(row, params={"dataset": d})["world_vector_x"] for d in ("metaworld_sample", "large"))
+    np.testing.assert_allclose(large, small * 275, rtol=1e-5)
+
+
+@pytest.mark.parametrize("params", [{"unnorm_key": "large"}, {"dataset": "metaworld_sample", "Contract": "x"}])
+def test_an_unknown_parameter_is_an_error_through_mlflow_too(
+    policy: RobotPolicy, folder: Path, frames: list[bytes], text: str, params: dict[str, str]
+) -> None:
+    row, model = pd.DataFrame([{"image": frames[0], "instruction": text}]), as_mlflow_calls(policy, folder)
+    assert len(model.predict(row)) == 1
+    name = list(params)[-1]
+    for call in (lambda: model.predict(row, params=params), lambda: policy.predict(None, row, params)):
+        with pytest.raises(ValueError, match=f"there is no parameter '{name}': this policy takes dataset, contract"):
+            call()
+
+
+def test_an_unknown_column_is_an_error_through_mlflow_too(
+    policy: RobotPolicy, folder: Path, frames: list[bytes], text: str
+) -> None:
+    row = pd.DataFrame([{"image": frames[0], "instruction": text, "robot_id": "a"}])
+    for call in (lambda: as_mlflow_calls(policy, folder).predict(row), lambda: policy.predict(None, row)):
+        with pytest.raises(ValueError, match="there is no column 'robot_id': this policy takes image, instruction"):
+            call()
+
+
+def test_the_reason_of_a_refusal_stands_alone(policy: RobotPolicy, frames: list[bytes]) -> None:
+    """MLflow's server writes the request's rows before the message of an exception, and a stack trace after others."""
+    with pytest.raises(MlflowException) as caught:
+        ask(policy, {"image": frames[0], "instruction": ""})
+    reason = caught.value.message
+    caught.value.message = f"Failed to predict data ... {reason}"
+    assert json.loads(caught.value.serialize_as_json())["message"] == reason and reason.startswith("row 0: there is no")
+    assert caught.value.get_http_status_code() == 400
+
+
+def test_a_caller_that_was_built_for_another_contract_is_refused(
+    policy: RobotPolicy, frames: list[bytes], text: str
+) -> None:
+    row = {"image": frames[0], "instruction": text}
+    ask(policy, row, contract=policy._contract.id)
+    with pytest.raises(
+        ValueError, match=f"contract 0123456789abcdef was asked for, this policy has {policy._contract.id}"
+    ):
+        ask(policy, row, contract="0123456789abcdef")
+    with pytest.raises(ValueError, match="dataset 'kuka' is not in this contract: name one of metaworld_sample"):
+        ask(policy, row, dataset="kuka")
+
+
+def test_absent_dimensions_are_listed_and_classes_named(policy: RobotPolicy, frames: list[bytes], text: str) -> None:
+    (row,) = policy.predict(None, pd.DataFrame([{"image": frames[0], "instruction": text}])).to_dict("records")
+    mask = policy._contract.datasets[0].action_mask
+    absent = [name for name, has in zip(policy._contract.action.names, mask, strict=True) if not has]
+    assert row["absent"] == absent and "base_displacement_vector_x" in absent
+    assert all(row[name] == 0 for name in absent if name != "terminate_episode")
+    assert row["terminate_episode_class"] == ("terminate", "arm", "base")[int(row["terminate_episode"])]
+    assert list(row)[:11] == list(policy._contract.action.names)
+
+
+# --- RT-2 ---
+
+
+@pytest.fixture(scope="module")
+def trained_rt2(opened: EpisodeStore) -> TrainedModel:
+    experiment = replace(load_recipe("rt2_tiny"), co_fine_tuning=CoFineTuningConfig(robot_share=1))
+    assert isinstance(experiment.model, RT2Config)
+    model = with_tokenizer(experiment.model, [opened]).build().eval()
+    contract = training_contract(experiment, [opened])
+    return TrainedModel(model=model, contract=contract, step=0, source="here", metadata=NOTHING, instructions=UNKNOWN)
+
+
+def test_rt2_is_served_alike_and_reads_any_text(
+    trained_rt2: TrainedModel, opened: EpisodeStore, frames: list[bytes], text: str, tmp_path: Path
+) -> None:
+    served = RobotPolicy()
+    folder = _bundle(trained_rt2, [opened], tmp_path)
+    served.load_context(SimpleNamespace(artifacts={"policy": str(folder)}))
+    rows = [{"image": frames[0], "instruction": words, "robot": "a"} for words in (text, "never heard of")]
+    side, model = trained_rt2.contract.datasets[0], trained_rt2.model
+    assert isinstance(model, RT2)
+    policy = RT2Policy(model, model.config.build_text(), dataset=side)
+    expected = [policy.act(decode_image(frames[0]), row["instruction"]).values for row in rows]
+    np.testing.assert_allclose(ask(served, *rows), expected, atol=1e-6)
+    with pytest.raises(ValueError, match="row 0: this policy reads instructions as text"):
+        ask(served, {"image": frames[0], "embedding": opened.embeddings[0]})
+
+
+def test_a_pretrained_model_carries_what_it_was_built_from(
+    opened: EpisodeStore, frames: list[bytes], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.syspath_prepend(str(REPOSITORY / "tests/rt_models"))
+    from tests.support.rt2_folders import save_paligemma
+
+    config = RT2VLMConfig(path=str(save_paligemma(tmp_path / "base")))
+    experiment = replace(load_recipe("rt2_tiny"), model=config, co_fine_tuning=CoFineTuningConfig(robot_share=1))
+    model, contract = config.build().eval(), training_contract(experiment, [opened])
+    trained = TrainedModel(
+        model=model, contract=contract, step=0, source="here", metadata=NOTHING, instructions=UNKNOWN
+    )
+    (tmp_path / "bundle").mkdir()
+    folder = _bundle(trained, [opened], tmp_path / "bundle")
+    side = contract.datasets[0]
+    policy = RT2Policy(model, config.build_text(), dataset=side)
+    expected = policy.act(decode_image(frames[0]), text).values
+    (tmp_path / "base").rename(tmp_path / "elsewhere")
+    served = RobotPolicy()
+    served.load_context(SimpleNamespace(artifacts={"policy": str(folder)}))
+    np.testing.assert_allclose(ask(served, {"image": frames[0], "instruction": text})[0], expected, atol=1e-6)
+    assert [file for file in folder.rglob("*") if file.is_file() and str(tmp_path).encode() in file.read_bytes()] == []

@@ -1,0 +1,174 @@
+"""What an earlier conversion left behind is continued, begun anew or left alone; advice that is printed works."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from pipelines.cli import main
+from preprocessing.conversion.resume import claimed
+from preprocessing.convert import ConvertConfig, _ShardRow, convert
+from preprocessing.store.episode_store import EpisodeStore
+
+HERE = ConvertConfig(workers=0)
+LOCAL = fsspec.filesystem("file")
+
+
+@pytest.fixture
+def two_sizes(make_bridge: Callable[..., Path]) -> Path:
+    """A source of two shards whose frames differ in size."""
+    source = make_bridge([3], [2])
+    shutil.copy(next(make_bridge([2], size=(8, 8), name="small").glob("*.tfrecord*")), next(source.glob("*-00001-of*")))
+    return source
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_size_that_was_asked_for_may_be_given(
+    two_sizes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: str
+) -> None:
+    words = ["preprocess", str(two_sizes), str(tmp_path / "out"), "--workers", workers]
+    assert main(words) == 2 and "give --image-size HxW" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path / "out")]) == 2
+    assert "unfinished store: rtp preprocess ended with: frames of" in capsys.readouterr().err
+    assert main([*words, "--image-size", "16x24"]) == 0
+    convert(str(two_sizes), str(tmp_path / "at once"), ConvertConfig(workers=0, image_size="16x24"))
+    assert files(tmp_path / "out") == files(tmp_path / "at once")
+
+
+def test_parts_of_other_shards_are_not_left_behind(
+    two_sizes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ValueError, match="differ in size"):
+        convert(str(two_sizes), str(tmp_path / "out"), HERE)
+    with caplog.at_level(logging.WARNING):
+        summary = convert(str(two_sizes), str(tmp_path / "out"), ConvertConfig(workers=0, split="train[:1]"))
+        assert caplog.messages == []  # another folder
+        summary = convert(str(two_sizes), str(tmp_path / "out"), ConvertConfig(workers=0, limit=1))
+    assert "is begun anew, its unfinished conversion had another limit (null, now 1)" in caplog.text
+    assert sorted(files(Path(summary.store))) == [
+        *("instructions.parquet", "manifest.json", "quarantine.jsonl", "shard-00000-of-00001.parquet")
+    ]
+
+
+def test_a_source_that_was_mended_is_read_again(make_bridge: Callable[..., Path], tmp_path: Path) -> None:
+    source = make_bridge([3, 2])
+    file = next(source.glob("*.tfrecord*"))
+    whole = file.read_bytes()
+    file.write_bytes(b"\0" * len(whole))
+    with pytest.raises(ValueError, match="not one of 2 episodes can be read"):
+        convert(str(source), str(tmp_path / "out"), HERE)
+    file.write_bytes(whole)
+    assert convert(str(source), str(tmp_path / "out"), HERE).episodes_out == 2
+
+
+def test_hours_of_work_are_not_thrown_away(
+    make_bridge: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out, root = str(make_bridge([3], [2])), tmp_path / "out", tmp_path / "out/bridge_dataset/1.0.0/train"
+    other = ConvertConfig(workers=0, image_size="8x8")
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", str(root))
+
+    for end, error in ((interrupted, KeyboardInterrupt), (full, OSError)):
+        monkeypatch.setattr("preprocessing.convert.write_manifest", end)
+        with pytest.raises(error):
+            convert(source, str(out), HERE)
+        monkeypatch.undo()
+        with pytest.raises(ValueError, match=rf"another image_size .*, delete {root}, or give another OUT"):
+            convert(source, str(out), other)
+    assert convert(source, str(out), HERE).shards_converted == 0
+    with pytest.raises(ValueError, match="holds a finished store made with another image_size"):
+        convert(source, str(out), other)
+    EpisodeStore.open(str(out)).verify()
+
+
+def test_a_wrong_address_of_ray_throws_no_work_away(
+    make_bridge: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, root = str(make_bridge([3], [2])), tmp_path / "bridge_dataset/1.0.0/train"
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    def wrong_address() -> None:
+        raise ValueError("its port is not a number")
+
+    monkeypatch.setattr("preprocessing.convert.write_manifest", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, str(tmp_path), HERE)
+    monkeypatch.undo()
+    (root / ".progress/00001.json").unlink()
+    with pytest.raises(OSError, match="port is not a number"):
+        convert(source, str(tmp_path), replace(HERE, workers=1), wrong_address)
+    assert convert(source, str(tmp_path), HERE).shards_converted == 1
+
+
+def test_frames_that_were_not_read_through_are_not_passed_off_as_checked(
+    make_bridge: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, quick = str(make_bridge([3], [2])), ConvertConfig(workers=0, check_frames=False)
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("preprocessing.convert.write_manifest", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, str(tmp_path), quick)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"begun with another check_frames \(false, now null\)"):
+        convert(source, str(tmp_path), HERE)
+    assert convert(source, str(tmp_path), quick).shards_converted == 0
+    with pytest.raises(ValueError, match="holds a finished store made with another check_frames"):
+        convert(source, str(tmp_path), HERE)
+
+
+def test_a_folder_that_cannot_be_written_to_asks_for_another(
+    make_bridge: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["preprocess", str(make_bridge([3])), str(tmp_path / "file"), "--workers", "0"]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/file/bridge_dataset/1.0.0/train cannot be made (Not a directory): give another OUT" in said
+
+
+def test_a_full_disk_names_the_file(
+    make_bridge: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    source, shard = str(make_bridge([3])), tmp_path / "out/bridge_dataset/1.0.0/train/shard-00000-of-00001.parquet"
+    monkeypatch.setattr("preprocessing.conversion.shard_conversion.ShardWriter.append", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        convert(source, str(tmp_path / "out"), HERE)
+    assert raised.value.filename == str(shard)
+    told = _ShardRow(lambda _: full())({"index": 0})  # type: ignore[func-returns-value, arg-type]
+    assert json.loads(told["result"])["of_the_system"]
+    monkeypatch.undo()
+    assert convert(source, str(tmp_path / "out"), HERE).episodes_out == 1
+
+
+def test_a_conversion_that_is_at_work_is_not_swept_away(make_bridge: Callable[..., Path], tmp_path: Path) -> None:
+    source, root = str(make_bridge([3])), tmp_path / "out/bridge_dataset/1.0.0/train"
+    with (
+        claimed(LOCAL, str(root), {"image_size": None}),
+        pytest.raises(ValueError, match=f"another rtp preprocess is at work in {root}: wait for it, or give another"),
+    ):
+        convert(source, str(tmp_path / "out"), HERE)
+    assert convert(source, str(tmp_path / "out"), HERE).episodes_out == 1

@@ -1,0 +1,219 @@
+"""The policy at work: cached inference equals recomputing the window, robots are independent, episodes begin clean."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rt_models.action_tokens import decode
+from rt_models.control.constrained_decoding import choose_tokens
+from rt_models.control.rt1_policy import Policy
+from rt_models.rt1 import RT1, RT1Config
+from tests.support.rt1_windows import stirred
+
+TINY = RT1Config.tiny()
+TF_MASK = replace(TINY, transformer=replace(TINY.transformer, mask="tf", feed_forward="linear_bias"))
+ONE_HOT = replace(TF_MASK, previous_actions="one_hot")
+TF_RELEASE = replace(TF_MASK, transformer=replace(TF_MASK.transformer, episode_start="first_places"))
+CONFIGS = {"jax": TINY, "tf": TF_MASK, "previous actions": ONE_HOT, "tf release": TF_RELEASE}
+STEPS = 7
+
+
+def model_of(config: RT1Config) -> RT1:
+    return stirred(config.build()).double().eval()
+
+
+def frames(seed: int = 0, count: int = STEPS) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 20, 24, 3), dtype=np.uint8)
+
+
+def instruction(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(512).astype(np.float32) / 5
+
+
+@torch.no_grad()
+def recomputed(model: RT1, episode: np.ndarray, embedding: np.ndarray, end: int, taken: np.ndarray) -> np.ndarray:
+    """float (A, V): the last step's logits by `predict` on the whole window that ends at `end`."""
+    config = model.config
+    step = torch.arange(end + 1 - config.num_steps, end + 1)[None]
+    real = step >= 0
+    past = torch.from_numpy(np.concatenate([taken, np.zeros((1, model.spec.size), np.int64)]))
+    batch = {
+        "frames": torch.from_numpy(episode),
+        "frame_index": torch.where(real, step, -1),
+        "step_mask": real,
+        "embedding": torch.from_numpy(embedding).expand(1, config.num_steps, -1),
+        "crop_key": torch.tensor([end]),
+        "store": torch.tensor([0]),
+        "episode": torch.tensor([0]),
+        "step": torch.tensor([end]),
+        "action": decode(past, model.spec)[step.clamp(min=0)],
+    }
+    return model.predict(batch)[0, -1].numpy()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_each_cached_step_equals_the_recomputed_window(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(replace(CONFIGS[name], binning="centre"))  # centred bins survive the way through values
+    policy, episode, embedding = Policy(model), frames(), instruction()
+    seen = []
+
+    def watched(logits: torch.Tensor, spec: object) -> torch.Tensor:
+        seen.append(logits[0].clone().numpy())
+        return choose_tokens(logits, spec)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("rt_models.control.rt1_policy.choose_tokens", watched)
+    taken = np.zeros((0, model.spec.size), np.int64)
+    for step in range(STEPS):
+        action = policy.act(episode[step], embedding)
+        np.testing.assert_allclose(seen[-1], recomputed(model, episode, embedding, step, taken), atol=1e-9)
+        taken = np.concatenate([taken, action.tokens[None]])
+    assert len(np.unique(taken, axis=0)) > 1  # frames do change the actions, or nothing was compared
+
+
+@torch.no_grad()
+def test_an_episode_in_first_places_goes_as_in_the_release_s_control_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, episode, embedding = model_of(TF_RELEASE), frames(), torch.from_numpy(instruction()).double()[None]
+    places, seen = model.config.num_steps, []
+
+    def watched(logits: torch.Tensor, spec: object) -> torch.Tensor:
+        seen.append(logits[0].clone())
+        return choose_tokens(logits, spec)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("rt_models.control.rt1_policy.choose_tokens", watched)
+    policy, state = Policy(model), torch.zeros(1, places, 4, 16, dtype=torch.float64)
+    for step, frame in enumerate(episode):
+        policy.act(frame, instruction())
+        state = state.roll(-1, dims=1) if step >= places else state  # facts: transformer_network.py:303-357, 586-619
+        place = min(step, places - 1)
+        state[:, place] = model.encode_frames(torch.from_numpy(frame)[None], embedding)
+        logits = model.action_logits(state)[0, place]  # unused places hold zeros, hidden by causality
+        torch.testing.assert_close(seen[-1], logits, rtol=0, atol=1e-9)
+        assert step >= places - 1 or (model.action_logits(state)[0, -1] - logits).abs().max() > 1e-3
+
+
+def test_one_pass_of_the_tokenizer_over_one_frame_at_each_step() -> None:
+    model = model_of(TINY)
+    policy, counts = Policy(model), []
+    policy.model.tokenizer.register_forward_hook(lambda module, inputs, output: counts.append(len(output)))
+    for frame in frames():
+        policy.act(frame, instruction())
+    assert counts == [1] * STEPS
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_robots_in_one_batch_do_not_touch_each_other(name: str) -> None:
+    model = model_of(CONFIGS[name])
+    together, apart = Policy(model, num_robots=3), [Policy(model) for _ in range(3)]
+    episodes, texts = [frames(seed) for seed in range(3)], np.stack([instruction(seed) for seed in range(3)])
+    for step in range(STEPS):
+        if step == 4:
+            together.reset([1])
+            apart[1].reset()
+        actions = together.act(np.stack([episode[step] for episode in episodes]), texts)
+        for robot in range(3):
+            alone = apart[robot].act(episodes[robot][step], texts[robot])
+            np.testing.assert_array_equal(actions.tokens[robot], alone.tokens)
+            np.testing.assert_allclose(actions.values[robot], alone.values)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("how", ["reset", "another instruction"])
+def test_a_new_episode_or_instruction_begins_without_history(name: str, how: str) -> None:
+    model = model_of(CONFIGS[name])
+    used, fresh, new = Policy(model), Policy(model), instruction(1)
+    for frame in frames(5):
+        used.act(frame, instruction(0) if how == "another instruction" else new)
+    if how == "reset":
+        used.reset()
+    for frame in frames(6):
+        np.testing.assert_array_equal(used.act(frame, new).tokens, fresh.act(frame, new).tokens)
+
+
+def test_history_matters_until_it_is_forgotten() -> None:
+    policy = Policy(model_of(TINY))
+    first = policy.act(frames(6)[0], instruction()).tokens
+    for frame in frames(5):
+        policy.act(frame, instruction())
+    assert (policy.act(frames(6)[0], instruction()).tokens != first).any()
+
+
+def test_a_text_is_encoded_once() -> None:
+    asked = []
+
+    def encode(text: str) -> np.ndarray:
+        asked.append(text)
+        return instruction(len(text))
+
+    model = model_of(TINY)
+    policy, other = Policy(model, encode=encode), Policy(model)
+    for frame in frames():
+        np.testing.assert_array_equal(policy.act(frame, "lift").tokens, other.act(frame, instruction(4)).tokens)
+    assert asked == ["lift"]
+    many = Policy(model, encode=encode, num_robots=2)
+    many.act(frames(count=2), ["lift", "place it"])
+    assert asked == ["lift", "lift", "place it"]
+
+
+@pytest.mark.parametrize(
+    ("frame", "text", "message"),
+    [
+        (frames()[0].astype(np.float32), instruction(), r"expected uint8 \(H, W, 3\), got float32 \(20, 24, 3\)"),
+        (frames()[0][..., :1], instruction(), r"got uint8 \(20, 24, 1\)"),
+        (frames(count=2), instruction(), r"got uint8 \(2, 20, 24, 3\)"),
+        (frames()[0][:0], instruction(), r"expected uint8 \(H, W, 3\), got uint8 \(0, 24, 3\)"),
+        (frames()[0].tolist(), instruction(), r"frame: expected an array or tensor uint8 \(H, W, 3\), got list"),
+        (None, instruction(), "frame: expected an array or tensor .* got NoneType"),
+        (frames()[0], instruction()[:384], r"expected float \(512,\) or \(1, 512\), got float32 \(384,\)"),
+        (frames()[0], np.zeros(512, np.int64), r"instruction embedding: expected float \(512,\) .* got int64 \(512,\)"),
+        (frames()[0], np.zeros((3, 512), np.float32), r"or \(1, 512\), got float32 \(3, 512\)"),
+        (frames()[0], None, "instruction: expected a text, texts or an embedding float .* got None"),
+        (frames()[0], [], r"instruction: expected a text, .* got \[\]"),
+        (frames()[0], [0.5] * 512, r"instruction: expected a text, .* got \[0.5, 0.5"),
+        (frames()[0], "pick", "'pick' is a text: give the policy an encoder"),
+        (frames()[0], np.full(512, np.nan, np.float32), "instruction embedding: expected finite float"),
+    ],
+)
+def test_bad_input_is_refused(frame: Any, text: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Policy(model_of(TINY)).act(frame, text)
+
+
+def test_what_is_refused_leaves_the_history_as_it_was() -> None:
+    model, frame = model_of(TINY), frames()[-1]
+    disturbed, calm = Policy(model), Policy(model)
+    for earlier in frames()[:-1]:
+        disturbed.act(earlier, instruction())
+        calm.act(earlier, instruction())
+    for bad in (np.full(512, np.nan, np.float32), instruction()[:3]):
+        with pytest.raises(ValueError, match="instruction embedding"):
+            disturbed.act(frame, bad)
+    assert (disturbed._real_RT == calm._real_RT).all()
+    np.testing.assert_array_equal(disturbed.act(frame, instruction()).tokens, calm.act(frame, instruction()).tokens)
+
+
+def test_any_array_of_pixels_will_do(recwarn: pytest.WarningsRecorder) -> None:
+    model, frame = model_of(TINY), frames()[0]
+    mirrored, fixed = np.ascontiguousarray(frame[:, ::-1])[:, ::-1], frame.copy()
+    fixed.flags.writeable = False
+    for same in (mirrored, fixed, torch.from_numpy(frame), frame[None]):
+        np.testing.assert_array_equal(
+            np.ravel(Policy(model).act(same, instruction()).tokens), Policy(model).act(frame, instruction()).tokens
+        )
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_a_robot_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"robot 2 cannot be reset: this policy's are 0..1"):
+        Policy(model_of(TINY), num_robots=2).reset([0, 2])
+
+
+def test_a_model_put_back_into_training_does_not_act() -> None:
+    policy = Policy(model_of(TINY))
+    policy.model.train()
+    with pytest.raises(ValueError, match="training mode"):
+        policy.act(frames()[0], instruction())
