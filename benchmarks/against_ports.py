@@ -24,7 +24,7 @@ from ports import NUM_STEPS, Contender, robotic_transformer_pytorch, rt1_pytorch
 from torch import nn
 from workload import PRESETS, batch, frames
 
-from rt_models.control.rt1_policy import Policy
+from rt_models.control.rt1_policy import RT1Policy
 from rt_models.spec import EMBEDDING_WIDTH
 
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -60,10 +60,10 @@ def main() -> None:
 
 
 def ours(preset: str, num_segments: int, windows_per_segment: int) -> Contender:
-    """`RT1.loss` and `Policy.act`."""
+    """`RT1.loss` and `RT1Policy.act`."""
     model = PRESETS[preset]().build()
     windows = batch(preset, num_segments=num_segments, windows_per_segment=windows_per_segment)
-    policy, frame_HWC, embedding_D = Policy(model), frames(preset, 1)[0], torch.randn(EMBEDDING_WIDTH)
+    policy, frame_HWC, embedding_D = RT1Policy(model), frames(preset, 1)[0], torch.randn(EMBEDDING_WIDTH)
     return Contender(
         model=model,
         about=f"{preset}; uint8 256x320 frames, crop and resize to 300x300; the control step keeps past image tokens",

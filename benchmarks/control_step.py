@@ -1,4 +1,4 @@
-"""One control step: `Policy.act`, which keeps the image tokens of past frames, against recomputing the whole window.
+"""One control step: `RT1Policy.act`, which keeps the image tokens of past frames, against recomputing the whole window.
 
 Both sides take one new uint8 frame, answer the last step only and choose constrained tokens; the recomputing side
 encodes all T frames anew. That both say the same is a test (tests/rt_models/control/test_rt1_policy.py). `allowed` is
@@ -19,7 +19,7 @@ from workload import PRESETS, add_presets, frames
 
 from rt_models.action_tokens import decode
 from rt_models.control.constrained_decoding import choose_tokens
-from rt_models.control.rt1_policy import Policy
+from rt_models.control.rt1_policy import RT1Policy
 from rt_models.cost.rt1_flops import cost
 from rt_models.rt1 import RT1
 from rt_models.spec import EMBEDDING_WIDTH
@@ -37,7 +37,7 @@ def compare(preset: str, arguments: argparse.Namespace) -> dict[str, Any]:
     config = PRESETS[preset]()
     model = config.build().eval()
     frames_THWC, embedding_D = frames(preset, config.num_steps), torch.randn(EMBEDDING_WIDTH)
-    policy = Policy(model)
+    policy = RT1Policy(model)
     for frame_HWC in frames_THWC:  # an episode under way: the history is full
         policy.act(frame_HWC, embedding_D)
     sides = {
@@ -62,7 +62,7 @@ def compare(preset: str, arguments: argparse.Namespace) -> dict[str, Any]:
 def recomputed_action(model: RT1, frames_THWC: Tensor, embedding_D: Tensor) -> Tensor:
     """float (A,) model values of the window's last step, nothing kept from the step before."""
     tokens_TKD = model.encode_frames(frames_THWC, embedding_D.expand(len(frames_THWC), -1))
-    logits = model.action_logits(tokens_TKD[None], answered="last")
+    logits = model.action_logits(tokens_TKD[None], output_steps="last")
     return decode(choose_tokens(logits[0, 0], model.spec), model.spec)
 
 

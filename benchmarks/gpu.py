@@ -11,7 +11,7 @@ after warm-up, between device synchronisations; `first_s` is what the first step
   format and by cuDNN's choice of algorithm: which of them pay for every new number
 - train: optimizer steps of the preset rt1 on plain windows and on segments, eager and with compiled blocks; the bare
   EfficientNet-B3 of torchvision on as many images
-- control: one action for 1, 8 and 32 robots: `Policy.act`, the two networks alone, and the same as one CUDA graph
+- control: one action for 1, 8 and 32 robots: `RT1Policy.act`, the two networks alone, and the same as one CUDA graph
 - profile: where the device time of a training step goes, by class of kernel
 """
 
@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 from workload import PRESETS, Batch, batch, frames
 
-from rt_models.control.rt1_policy import Policy
+from rt_models.control.rt1_policy import RT1Policy
 from rt_models.rt1 import RT1
 from rt_models.spec import EMBEDDING_WIDTH
 
@@ -176,11 +176,11 @@ def control(toy: bool) -> None:
     """The graph holds backbone, TokenLearner and transformer; resizing and the choice of tokens stay outside it."""
     for robots in (1, 2) if toy else (1, 8, 32):
         model = _model(toy).eval()
-        policy = Policy(model, num_robots=robots)
+        policy = RT1Policy(model, num_robots=robots)
         frame = frames("small" if toy else "rt1", robots).numpy()
         embedding = torch.randn(robots, EMBEDDING_WIDTH)
         act = lambda policy=policy, frame=frame, embedding=embedding: policy.act(frame, embedding)  # noqa: E731
-        say(stage="control", robots=robots, side="Policy.act", **_latency(act, toy))
+        say(stage="control", robots=robots, side="RT1Policy.act", **_latency(act, toy))
         networks = _networks(policy.model, robots)
         say(stage="control", robots=robots, side="networks, eager", **_latency(networks, toy))
         if torch.cuda.is_available():

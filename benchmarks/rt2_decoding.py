@@ -33,15 +33,15 @@ class Uncached:
     def __init__(self, model: RT2) -> None:
         self._model, self.vocab_size = model, model.vocab_size
 
-    def start(self, batch: Mapping[str, Tensor], *, room: int) -> tuple[Tensor, dict[str, Tensor]]:
-        return self._model.start(batch, room=0)[0], dict(batch)
+    def start(self, batch: Mapping[str, Tensor], *, max_new_tokens: int) -> tuple[Tensor, dict[str, Tensor]]:
+        return self._model.start(batch, max_new_tokens=0)[0], dict(batch)
 
     def advance(self, tokens_B: Tensor, cache: dict[str, Tensor], active_B: Tensor) -> Tensor:
         length_B = cache["token_mask"].sum(dim=1)
         rows = torch.arange(len(tokens_B))
         cache["tokens"], cache["token_mask"] = pad(cache["tokens"], (0, 1)), pad(cache["token_mask"], (0, 1))
         cache["tokens"][rows, length_B], cache["token_mask"][rows, length_B] = tokens_B, active_B
-        return self._model.start(cache, room=0)[0]
+        return self._model.start(cache, max_new_tokens=0)[0]
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from cluster import zero
 from cluster.context import WorkerContext
 from cluster.engine_base import EngineBase, EngineConfig, Entry, ModelFactory, OptimizerFactory, broadcast
-from cluster.shards import Fragment, ShardReader
+from cluster.shards import ParameterSlice, ShardReader
 from cluster.zero import ZeroConfig, deepspeed_config
 
 
@@ -225,7 +225,7 @@ class DeepSpeedEngine(EngineBase):
     def _evaluated_model(self) -> Any:
         return _ThroughEntry(self._model, self._engine) if self._stage == 3 else self._model
 
-    def _fragments(self) -> list[Fragment]:
+    def _fragments(self) -> list[ParameterSlice]:
         if self._stage == 0:
             return super()._fragments()
         names = {id(parameter): name for name, parameter in self._model.named_parameters()}
@@ -237,10 +237,10 @@ class DeepSpeedEngine(EngineBase):
         own = zero.fragments_of_stages_1_and_2(self._engine.optimizer, names)
         return [*own, *(f for f in super()._fragments() if not f.owner.requires_grad)]
 
-    def _show(self, fragments: list[Fragment], values: list[Tensor]) -> None:
+    def _show(self, fragments: list[ParameterSlice], values: list[Tensor]) -> None:
         if self._stage == 0:
             return super()._show(fragments, values)
-        held: dict[str, list[tuple[Fragment, Tensor]]] = {}
+        held: dict[str, list[tuple[ParameterSlice, Tensor]]] = {}
         for fragment, value in zip(fragments, values, strict=True):
             held.setdefault(fragment.name, []).append((fragment, value))
         for name, parameter in self._model.named_parameters() if self.context.any(bool(held)) else ():

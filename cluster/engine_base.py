@@ -17,7 +17,7 @@ from cluster.context import WorkerContext
 from cluster.shards import (
     AVERAGE,
     PARAMETERS,
-    Fragment,
+    ParameterSlice,
     ShardReader,
     buffer_file,
     describe,
@@ -135,7 +135,7 @@ class EngineBase:
         finally:
             self._show(fragments, weights)
 
-    def _show(self, fragments: list[Fragment], values: list[Tensor]) -> None:
+    def _show(self, fragments: list[ParameterSlice], values: list[Tensor]) -> None:
         """Give the model these values in place of its weights."""
         for fragment, value in zip(fragments, values, strict=True):
             fragment.assign(fragment.owner, value)
@@ -181,11 +181,11 @@ class EngineBase:
     def _shapes(self) -> dict[str, torch.Size]:
         return {name: shape_of(parameter) for name, parameter in self._model.named_parameters()}
 
-    def _fragments(self) -> list[Fragment]:
+    def _fragments(self) -> list[ParameterSlice]:
         """What this rank holds of the training state; here all of it, and the ranks share the writing."""
         parameters = enumerate(self._model.named_parameters())
         rank, world_size = self.context.rank, self.context.world_size
-        return [Fragment.whole(n, p, written=i % world_size == rank) for i, (n, p) in parameters]
+        return [ParameterSlice.whole(n, p, written=i % world_size == rank) for i, (n, p) in parameters]
 
     def _spread_weights(self, reader: ShardReader) -> None:
         """After a load: bring the model's weights in line with the fragments, where they are two things."""

@@ -24,7 +24,7 @@ _UNKNOWN_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # some network f
 
 
 @contextmanager
-def alone_in(output: str, *, patience_s: float = 0.0) -> Iterator[None]:
+def exclusive_output(output: str, *, patience_s: float = 0.0) -> Iterator[None]:
     """Inside, nobody else is. Raises BlockingIOError (an OSError), naming who, where somebody still is after so long.
 
     A folder that was made for the lock, and in which nothing else was written, is taken away again.

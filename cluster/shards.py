@@ -32,7 +32,7 @@ SCALAR = "scalar"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fragment:
+class ParameterSlice:
     """Elements start .. start + size of a flattened parameter, held by this rank.
 
     owner: the tensor of which they are elements owner_start .. owner_start + size, flattened, and by which the
@@ -48,8 +48,10 @@ class Fragment:
     written: bool
 
     @staticmethod
-    def whole(name: str, parameter: Tensor, *, written: bool) -> Fragment:
-        return Fragment(name=name, owner=parameter, owner_start=0, start=0, size=parameter.numel(), written=written)
+    def whole(name: str, parameter: Tensor, *, written: bool) -> ParameterSlice:
+        return ParameterSlice(
+            name=name, owner=parameter, owner_start=0, start=0, size=parameter.numel(), written=written
+        )
 
     def view(self, of: Tensor) -> Tensor:
         """The fragment's elements of the owner, or of a tensor shaped like it."""
@@ -64,7 +66,7 @@ class Fragment:
                 self.view(to).copy_(values)
 
 
-def pieces(fragments: Iterable[Fragment], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def pieces(fragments: Iterable[ParameterSlice], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """This rank's tensors to save, by "key:start:name"; views of the live state where possible."""
     result: dict[str, Tensor] = {}
     elementwise = _elementwise_keys(optimizer)
@@ -168,7 +170,10 @@ def require_same_shapes(saved: Mapping[str, torch.Size], here: Mapping[str, torc
 
 
 def restore(
-    fragments: Iterable[Fragment], optimizer: torch.optim.Optimizer, reader: ShardReader, without: Container[str] = ()
+    fragments: Iterable[ParameterSlice],
+    optimizer: torch.optim.Optimizer,
+    reader: ShardReader,
+    without: Container[str] = (),
 ) -> None:
     """Overwrite the fragments' weights and their optimizer state, but for the keys `without`."""
     on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")

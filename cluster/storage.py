@@ -212,7 +212,7 @@ class CheckpointFolder:
 
     @contextmanager
     def _reached(self) -> Iterator[None]:
-        """Turns an object store's own kinds of error into an OSError that names the store."""
+        """Assignments an object store's own kinds of error into an OSError that names the store."""
         try:
             yield
         except (OSError, ValueError):

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cluster.context import WorkerContext
-from cluster.shards import Fragment
+from cluster.shards import ParameterSlice
 
 Precision = Literal["fp32", "bf16"]
 Stage = Literal[0, 1, 2, 3]
@@ -229,13 +229,13 @@ def shape_of(parameter: Tensor) -> torch.Size:
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
-def fragments_of_stages_1_and_2(optimizer: Any, names: Mapping[int, str]) -> Iterator[Fragment]:
+def fragments_of_stages_1_and_2(optimizer: Any, names: Mapping[int, str]) -> Iterator[ParameterSlice]:
     """What this rank's optimizer shard holds: one flat buffer a group, which starts and ends inside parameters."""
     for group, flat in zip(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True):
         for parameter in group:
             mapping = parameter._hp_mapping
             if mapping is not None:
-                yield Fragment(
+                yield ParameterSlice(
                     name=names[id(parameter)],
                     owner=flat,
                     owner_start=mapping.hp_fragment_address.start,
@@ -245,7 +245,7 @@ def fragments_of_stages_1_and_2(optimizer: Any, names: Mapping[int, str]) -> Ite
                 )
 
 
-def fragments_of_stage_3(optimizer: Any, names: Mapping[int, str], rank: int) -> Iterator[Fragment]:
+def fragments_of_stage_3(optimizer: Any, names: Mapping[int, str], rank: int) -> Iterator[ParameterSlice]:
     """What this rank's optimizer shard holds: of every parameter the rank-th of equal parts, the last one padded."""
     for group, flat in zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True):
         offset = 0
@@ -254,13 +254,13 @@ def fragments_of_stage_3(optimizer: Any, names: Mapping[int, str], rank: int) ->
             offset += parameter.partition_numel()
 
 
-def frozen_fragment_of_stage_3(parameter: Any, names: Mapping[int, str], rank: int) -> Fragment:
+def frozen_fragment_of_stage_3(parameter: Any, names: Mapping[int, str], rank: int) -> ParameterSlice:
     """As above for a parameter that no optimizer holds."""
     return _part(parameter, names, parameter.ds_tensor, 0, rank)
 
 
-def _part(parameter: Any, names: Mapping[int, str], owner: Tensor, owner_start: int, rank: int) -> Fragment:
+def _part(parameter: Any, names: Mapping[int, str], owner: Tensor, owner_start: int, rank: int) -> ParameterSlice:
     start = rank * parameter.partition_numel()
     size = max(0, min(parameter.partition_numel(), parameter.ds_numel - start))
     name = names[id(parameter)]
-    return Fragment(name=name, owner=owner, owner_start=owner_start, start=start, size=size, written=True)
+    return ParameterSlice(name=name, owner=owner, owner_start=owner_start, start=start, size=size, written=True)

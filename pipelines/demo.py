@@ -25,7 +25,7 @@ from pipelines.evaluation.tables import print_tables
 from pipelines.preprocess import PreprocessConfig, preprocess
 from pipelines.publishing.registered import load_registered
 from pipelines.publishing.trained_model import load_trained
-from pipelines.register import Guard, register
+from pipelines.register import PromotionPolicy, register
 from pipelines.reports.run_page import run_page, write_page
 from pipelines.terminal.progress_bar import counting
 from pipelines.tracking.mlflow_run import tracking_uri
@@ -135,7 +135,7 @@ class _Stages:
 
     def register(self, trained_at: str, store: EpisodeStore) -> dict[str, Any]:
         self._say("register", f"as {MODEL_NAME} in the MLflow registry, @champion unless an earlier one is better")
-        guard = Guard.of("champion", (), (store.root,))
+        guard = PromotionPolicy.of("champion", (), (store.root,))
         registered = register(trained_at, name=MODEL_NAME, alias="champion", guard=guard)
         for reason in registered["gates"]:
             self.console.print(f"  {reason}")

@@ -28,7 +28,7 @@ from pipelines.capacity.diagnosis import (
     size,
     storage_checks,
 )
-from pipelines.capacity.estimate import Forecast, forecast
+from pipelines.capacity.estimate import ResourceEstimate, estimate_resources
 from pipelines.capacity.trial_steps import measure
 from pipelines.catalogue import recipe_names
 from pipelines.config.arguments import UsageError, parse
@@ -176,7 +176,7 @@ def _address(given: MachineArguments) -> str | None:
     return given.address or getattr(launch, "address", None) or os.environ.get("RAY_ADDRESS")
 
 
-def _plan(given: MachineArguments) -> tuple[Forecast | None, Check | None]:
+def _plan(given: MachineArguments) -> tuple[ResourceEstimate | None, Check | None]:
     """The forecast, and what hinders it: stores that cannot be read or mixed, a batch that does not divide."""
     if not isinstance(given, RunArguments):
         return None, None
@@ -185,7 +185,7 @@ def _plan(given: MachineArguments) -> tuple[Forecast | None, Check | None]:
         experiment = resolved(given.experiment, stores) if stores else given.experiment
         if stores:
             training_contract(experiment, stores)
-        return forecast(experiment, stores), None
+        return estimate_resources(experiment, stores), None
     except (ValueError, OSError) as error:
         return None, Check(name="run", found=" ".join(str(error).split()), verdict="fail")
 

@@ -39,7 +39,7 @@ from pipelines.publishing.mlflow_policy import class_column
 from pipelines.publishing.registered import fetch_registered
 from pipelines.publishing.trained_model import load_trained
 from pipelines.publishing.training_stores import Store, StoreReference, named_anew, open_training_store, references_of
-from pipelines.registry import Judge, holder_of, promote, require_names
+from pipelines.registry import Comparator, holder_of, promote, require_names
 from pipelines.serving.request_format import ServedPolicy
 from pipelines.terminal.next_step import print_next
 from pipelines.tracking.mlflow_run import TrainingRun, connect, explained, tracking_uri
@@ -78,7 +78,7 @@ class RegisterArguments:
 def main(arguments: list[str]) -> dict[str, Any]:
     """Parse the command line and register; exit code 1 where a gate kept the alias from moving."""
     given = parse(RegisterArguments, arguments, prog="rtp register", description=__doc__ or "")
-    guard = Guard.of(given.alias, given.gate, given.data, given.split)
+    guard = PromotionPolicy.of(given.alias, given.gate, given.data, given.split)
     result = register(given.checkpoint, name=given.name, alias=given.alias, guard=guard)
     print(f"registered {result['model_uri']} (version {result['version']}) at {result['tracking_uri']}")
     for reason in result["gates"]:
@@ -93,7 +93,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guard:
+class PromotionPolicy:
     """What an alias's next holder must show, on which held-out stores. No gates: nothing."""
 
     gates: tuple[Gate, ...] = ()
@@ -103,16 +103,16 @@ class Guard:
     """Whether the gates are those that nobody asked for."""
 
     @staticmethod
-    def of(alias: str | None, conditions: Sequence[str], stores: Sequence[str], split: str = "val") -> Guard:
+    def of(alias: str | None, conditions: Sequence[str], stores: Sequence[str], split: str = "val") -> PromotionPolicy:
         """Raises ValueError where conditions, stores and alias do not go together."""
         gates = tuple(Gate.parse(text) for text in conditions or (_DEFAULT_GATE,) * bool(stores))
         if conditions and alias is None:
             raise ValueError("--gate and --data decide whether an alias moves: give --alias, such as champion")
         if gates and not stores:
             raise ValueError("--gate needs held-out episodes to be judged on: give --data STORE")
-        return Guard(gates=gates, stores=tuple(stores), split=split, is_default=not conditions)
+        return PromotionPolicy(gates=gates, stores=tuple(stores), split=split, is_default=not conditions)
 
-    def without(self, training: Collection[str], alias: str | None) -> Guard:
+    def without(self, training: Collection[str], alias: str | None) -> PromotionPolicy:
         """Where some of the stores only say where training stores lie now. Raises ValueError as `of` does."""
         held_out = tuple(path for path in self.stores if path not in training)
         if held_out and alias is None:
@@ -130,7 +130,7 @@ class Guard:
         opened = [open_store(path, split=self.split) for path in self.stores] if self.gates else []
         return {store.root: score(trained, store, config) for store in opened}
 
-    def judge(self, name: str, trained: TrainedModel) -> Judge:
+    def judge(self, name: str, trained: TrainedModel) -> Comparator:
         """Compares `trained` with any version of `name`, evaluating each version once."""
         mine = self.evaluations(trained)
 
@@ -152,7 +152,9 @@ class Guard:
             ) from error
 
 
-def register(checkpoint: str, *, name: str, alias: str | None = None, guard: Guard | None = None) -> dict[str, Any]:
+def register(
+    checkpoint: str, *, name: str, alias: str | None = None, guard: PromotionPolicy | None = None
+) -> dict[str, Any]:
     """Register the newest model under `checkpoint`, and point `alias` at it if `guard` lets it pass.
 
     The version belongs to the training's own MLflow run. Training stores may have moved: `guard.stores` name them anew.
@@ -162,7 +164,7 @@ def register(checkpoint: str, *, name: str, alias: str | None = None, guard: Gua
     """
     require_names(name, alias)
     trained = load_trained(checkpoint)
-    given = guard or Guard()
+    given = guard or PromotionPolicy()
     anew = named_anew(references_of(trained.metadata), given.stores)
     guard = given.without(anew.values(), alias)
     stores = _training_stores(checkpoint, trained, anew)
@@ -254,7 +256,7 @@ def _without_paths(mlflow: Any, info: Any, scratch: Path) -> None:
 
 
 def signature(trained: TrainedModel) -> ModelSignature:
-    """Columns in and out, and parameters: `mlflow_policy.RobotPolicy` says what each may hold."""
+    """Columns in and out, and parameters: `mlflow_policy.MlflowPolicy` says what each may hold."""
     action, datasets = trained.contract.action, trained.contract.datasets
     inputs: list[ColSpec | TensorSpec] = [
         ColSpec(AnyType(), "image"),
@@ -283,7 +285,7 @@ def example(trained: TrainedModel) -> pd.DataFrame:
 
 
 def _bundle(trained: TrainedModel, stores: Sequence[EpisodeStore], scratch: Path) -> Path:
-    """The folder of artifacts that `serve.RobotPolicy` loads; where the weights come from stands in the tags."""
+    """The folder of artifacts that `serve.MlflowPolicy` loads; where the weights come from stands in the tags."""
     folder = scratch / "policy"
     folder.mkdir()
     datasets = [reference.dataset for reference in references_of(trained.metadata)]

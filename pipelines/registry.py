@@ -25,7 +25,7 @@ from pipelines.tracking.mlflow_run import connect, explained, tracking_uri
 _NAME = re.compile(r"\w[\w .+-]*")
 _ALIAS = re.compile(r"(?!v\d+$|latest$)[a-z0-9_-]+", re.IGNORECASE | re.ASCII)
 
-Judge = Callable[[str | None], Sequence[Verdict]]
+Comparator = Callable[[str | None], Sequence[Verdict]]
 
 
 def require_names(name: str, alias: str | None) -> None:
@@ -51,7 +51,7 @@ class Decision:
         return [verdict.text for verdict in self.verdicts]
 
 
-def promote(client: Any, name: str, alias: str, version: str, judge: Judge) -> Decision:
+def promote(client: Any, name: str, alias: str, version: str, judge: Comparator) -> Decision:
     """Point `alias` at `version` if `judge(present holder)` passes it; the decision is written as tags either way."""
     while True:
         holder = holder_of(client, name, alias)

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import tyro
 
 from cluster.context import LocalContext
-from cluster.folder_lock import alone_in
+from cluster.folder_lock import exclusive_output
 from cluster.launch import launch
 from cluster.stop_file import STOPPED_EXIT_CODE, StopFile, stopping_on_signals
 from cluster.storage import CheckpointFolder
@@ -37,7 +37,7 @@ from pipelines.training.co_fine_tuning import Store
 from pipelines.training.data import resolved
 from pipelines.training.job import TrainJob
 from pipelines.training.loop_state import LoopState
-from pipelines.training.progress import following, packed
+from pipelines.training.progress import packed, progress_bar
 from pipelines.training.run_files import METRICS, read_metrics
 from pipelines.training.run_logger import finish_run, open_run, write_config
 from pipelines.training.speed import verdict
@@ -66,13 +66,13 @@ def run_training(
     stores = [open_store(path, split="train") for path in job.stores]
     job = replace(job, experiment=resolved(job.experiment, stores))
     contract = check_job(job, stores, accepted)
-    with alone_in(job.output, patience_s=patience_s), _followed(job, stores):
+    with exclusive_output(job.output, patience_s=patience_s), _followed(job, stores):
         return _run(job, contract, stores, context, callbacks)
 
 
 def _followed(job: TrainJob, stores: Sequence[Store]) -> AbstractContextManager[None]:
     loop = job.experiment.loop
-    return following(job.output, loop.steps, steps_per_epoch=sum(map(num_samples, stores)) / loop.global_batch)
+    return progress_bar(job.output, loop.steps, steps_per_epoch=sum(map(num_samples, stores)) / loop.global_batch)
 
 
 def _run(

@@ -33,7 +33,7 @@ from pipelines.training.job import TrainJob
 from pipelines.training.loop_state import LoopState
 from pipelines.training.run_files import SampleLog
 from pipelines.training.run_logger import RunRecord
-from pipelines.training.step_metrics import Meter
+from pipelines.training.step_metrics import StepMetrics
 from pipelines.training.validation import validation_loss
 from preprocessing.loading.loader import Batch
 from preprocessing.store.web_store import open_store
@@ -82,7 +82,7 @@ class _Session:
         self.loader = build_loader(self.experiment, self.reader, context, position)
         self.saver = BackgroundSaver(self.folder, context)
         self.samples = SampleLog(job.output, context) if self.loop.log_samples else None
-        self.meter = Meter(self.experiment, context, [store.manifest["dataset"] for store in stores])
+        self.meter = StepMetrics(self.experiment, context, [store.manifest["dataset"] for store in stores])
         self.record = RunRecord(job, self.contract, self.step) if context.rank == 0 else None
         self.watch = StopWatch(StopFile(job.output)) if context.rank == 0 else None
         self.is_asked_to_stop = False

@@ -13,7 +13,7 @@ import fsspec
 import tyro
 import yaml
 
-from cluster.folder_lock import alone_in
+from cluster.folder_lock import exclusive_output
 from cluster.launch import RayLaunch
 from cluster.session import RaySession, connect
 from pipelines.catalogue import load_recipe, require_first
@@ -115,7 +115,7 @@ def tune(
     Raises ValueError for what can be known to go wrong before any trial starts.
     """
     check_sweep(sweep, job, accepted)
-    with alone_in(job.output):
+    with exclusive_output(job.output):
         return _tune(sweep, job, resume=resume, retry_failed=retry_failed, address=address, accepted=accepted)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import fsspec
 
 from preprocessing.store.json_files import parsed, taken_apart
-from preprocessing.store.shard_files import open_patiently, patiently, reaching
+from preprocessing.store.shard_files import open_patiently, reaching, with_retries
 from preprocessing.tfds.array_record import read_array_records
 from preprocessing.tfds.features import Feature, flatten
 from preprocessing.tfds.tf_example import Example, parse
@@ -315,7 +315,7 @@ def _records(shard: SourceShard, check_crc: bool) -> Iterator[Record | Damage]:
     if ".array_record" in shard.name:
         yield from read_array_records(filesystem, path, first=shard.first, stop=shard.stop)
         return
-    size, start = patiently(lambda: filesystem.size(path), what=shard.path), 0
+    size, start = with_retries(lambda: filesystem.size(path), what=shard.path), 0
     if shard.first:
         with open_patiently(filesystem, path) as file:
             start = skip_records(file, size, shard.first)

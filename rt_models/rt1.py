@@ -24,7 +24,7 @@ from rt_models.action_space import ActionSpec, rt1_action_spec
 from rt_models.action_tokens import encode
 from rt_models.blocks.batch_norm import BatchNormConfig
 from rt_models.blocks.linear import GlorotLinear, LecunConv1x1
-from rt_models.blocks.sequence import Answered, Layout
+from rt_models.blocks.sequence import Layout, OutputSteps
 from rt_models.blocks.transformer import LAYER_NORM_EPS, OneHotLinear, TransformerConfig
 from rt_models.config_checks import require_choices, require_sizes
 from rt_models.input_checks import (
@@ -308,7 +308,7 @@ class RT1(nn.Module):
         tokens_BTKD: Tensor,
         action_tokens_BTA: Tensor | None = None,
         step_mask_BT: Tensor | None = None,
-        answered: Answered = "all",
+        output_steps: OutputSteps = "all",
     ) -> Tensor:
         """float (B, T, A, V) logits, or (B, 1, A, V) of the last step, from image tokens; the transformer alone.
 
@@ -323,7 +323,7 @@ class RT1(nn.Module):
             require_action_tokens(action_tokens_BTA, shape=shape, bins=config.bins, check_values=self._checks_values())
         with self._autocast(tokens_BTKD.device):
             contents = self._action_contents(action_tokens_BTA)
-            return self.transformer(tokens_BTKD, contents, step_mask_BT, answered)
+            return self.transformer(tokens_BTKD, contents, step_mask_BT, output_steps)
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Scalar cross-entropy of a batch of `rt_models.spec.BATCH`; crops in training mode only.
@@ -332,7 +332,7 @@ class RT1(nn.Module):
         loss is the mean over windows. The denominators do not depend on how many steps are padding, so every step
         weighs the same and the mean of equal-sized rank batches is the loss of the whole batch.
         """
-        logits_BTAV = self._batch_logits(batch, augment=self.training, answered=self.config.loss_on, also=LABELS)
+        logits_BTAV = self._batch_logits(batch, augment=self.training, output_steps=self.config.loss_on, also=LABELS)
         trained_steps = logits_BTAV.shape[1]
         target_BTA = encode(batch["action"][:, -trained_steps:], self.spec)
         wide = logits_BTAV if logits_BTAV.dtype == torch.float64 else logits_BTAV.float()
@@ -343,10 +343,10 @@ class RT1(nn.Module):
         self.row_losses_B = loss_B.detach()
         return loss_B.mean()
 
-    def predict(self, batch: Mapping[str, Tensor], answered: Answered = "all") -> Tensor:
+    def predict(self, batch: Mapping[str, Tensor], output_steps: OutputSteps = "all") -> Tensor:
         """float (B, T, A, V) logits of a batch of `rt_models.spec.BATCH`, not cropped; padding's mean nothing."""
         seen = ("action",) if self.action_embedding is not None else ()
-        return self._batch_logits(batch, augment=False, answered=answered, also=seen)
+        return self._batch_logits(batch, augment=False, output_steps=output_steps, also=seen)
 
     def encode_frames(self, frames_NHWC: Tensor, embedding_ND: Tensor) -> Tensor:
         """float (N, K, D) tokens of uint8 frames of any size, without crop; the image half of a control step."""
@@ -355,7 +355,7 @@ class RT1(nn.Module):
         return self.image_tokens(image_NHWC[:, None], embedding_ND[:, None])[:, 0]
 
     def _batch_logits(
-        self, batch: Mapping[str, Tensor], *, augment: bool, answered: Answered, also: tuple[str, ...]
+        self, batch: Mapping[str, Tensor], *, augment: bool, output_steps: OutputSteps, also: tuple[str, ...]
     ) -> Tensor:
         config = self.config
         masked = config.image_channels == "rgb+mask"
@@ -375,7 +375,7 @@ class RT1(nn.Module):
         with_zeros = torch.cat([tokens_NKD, tokens_NKD.new_zeros(1, *tokens_NKD.shape[1:])])
         tokens_BTKD = with_zeros[images.place_BT]
         action_tokens = encode(batch["action"], self.spec) if self.action_embedding is not None else None
-        return self.action_logits(tokens_BTKD, action_tokens, batch["step_mask"], answered)
+        return self.action_logits(tokens_BTKD, action_tokens, batch["step_mask"], output_steps)
 
     def _action_contents(self, action_tokens_BTA: Tensor | None) -> Tensor | None:
         """The contents of action positions: the actions' embeddings, token 0's at the last step (facts: JAX)."""

@@ -33,7 +33,7 @@ from rt_models.config_checks import require_choices, require_sizes
 from rt_models.input_checks import require_rows
 from rt_models.language.action_vocabulary import PlainTokenizer
 from rt_models.language.answer_loss import AnswerModel, RowLosses, Targets, gathered, packing_order
-from rt_models.language.byte_pairs import MergedBytes
+from rt_models.language.byte_pairs import BytePairConfig
 from rt_models.language.decoder import DecoderConfig, KeyValueCache
 from rt_models.language.prompts import FIELDS, RT2Text, RT2TextConfig
 from rt_models.vision.rt2_image_inputs import PictureConfig, normalised, pictures
@@ -50,7 +50,7 @@ class RT2Config:
     )
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     text: RT2TextConfig = field(default_factory=RT2TextConfig)
-    tokenizer: MergedBytes = field(default_factory=MergedBytes)
+    tokenizer: BytePairConfig = field(default_factory=BytePairConfig)
     vocab_size: int = 20_000
     max_tokens: int = 1024
     """Longest prompt with its answer; patches do not count."""
@@ -157,11 +157,11 @@ class RT2(AnswerModel):
 
     # --- decoding: the prompt once, then token by token ---
 
-    def start(self, batch: Mapping[str, Tensor], *, room: int) -> tuple[Tensor, KeyValueCache]:
-        """(float (B, V) logits of the token after each row's prompt, a cache with room for `room` tokens)."""
+    def start(self, batch: Mapping[str, Tensor], *, max_new_tokens: int) -> tuple[Tensor, KeyValueCache]:
+        """(float (B, V) logits of the token after each row's prompt, a cache with room for `max_new_tokens` tokens)."""
         row = self._batch_row(batch, augment=False)
         config = self.config.decoder
-        cache = KeyValueCache(config, row.length_B, row.content_BSD.shape[1] + room, row.content_BSD.dtype)
+        cache = KeyValueCache(config, row.length_B, row.content_BSD.shape[1] + max_new_tokens, row.content_BSD.dtype)
         rows_BR = (row.length_B - 1)[:, None]
         output_B1D = self.decoder(row.content_BSD, self._prefix(row, row.length_B), rows_BR, cache)
         return self.output(output_B1D)[:, 0], cache

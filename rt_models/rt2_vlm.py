@@ -254,7 +254,7 @@ class RT2VLM(AnswerModel):
         rows_BR = (row.first_token_B[:, None] + targets.place_BR - 1).clamp(min=0)
         return targets.losses(self._logits(gathered(hidden_BSD, rows_BR)[targets.real_BR]), batch["tokens"])
 
-    def start(self, batch: Mapping[str, Tensor], *, room: int) -> tuple[Tensor, VLMCache]:
+    def start(self, batch: Mapping[str, Tensor], *, max_new_tokens: int) -> tuple[Tensor, VLMCache]:
         """(float (B, V) logits of the token after each row's prompt, a cache). The cache grows as it needs to."""
         from transformers import DynamicCache
 

@@ -13,7 +13,7 @@ from cluster.launch import RayLaunch
 from cluster.node_info import PARTS, SHARED_MEMORY, Machine
 from cluster.session import MEGABYTE, RaySession
 from cluster.zero import STAGES
-from pipelines.capacity.estimate import Forecast
+from pipelines.capacity.estimate import ResourceEstimate
 from pipelines.config.experiment import Experiment
 from rt_models.vision.efficientnet import EfficientNetConfig
 
@@ -109,7 +109,7 @@ def storage_checks(output: str, here: Machine, nodes: Sequence[Machine]) -> Iter
 
 
 def run_checks(
-    experiment: Experiment, plan: Forecast, machines: Sequence[Machine], free_disk: int | None
+    experiment: Experiment, plan: ResourceEstimate, machines: Sequence[Machine], free_disk: int | None
 ) -> Iterator[Check]:
     """Whether the run fits the machines that it would run on."""
     least, most = plan.workers
@@ -173,7 +173,7 @@ def _worker_checks(launch: RayLaunch, machines: Sequence[Machine]) -> Iterator[C
         yield Check(name="GPUs", found=f"{gpus} are there and would not be used", verdict="note", remedy=remedy)
 
 
-def _memory_check(experiment: Experiment, plan: Forecast, machines: Sequence[Machine]) -> Check:
+def _memory_check(experiment: Experiment, plan: ResourceEstimate, machines: Sequence[Machine]) -> Check:
     room = worker_room(experiment, plan, machines)
     needs = plan.worker_bytes if trains_on_gpu(experiment, machines) else plan.host_bytes
     wanted = needs(plan.stage)
@@ -194,7 +194,7 @@ def trains_on_gpu(experiment: Experiment, machines: Sequence[Machine]) -> bool:
     return launch.use_gpu if isinstance(launch, RayLaunch) else any(machine.gpus for machine in machines)
 
 
-def worker_room(experiment: Experiment, plan: Forecast, machines: Sequence[Machine]) -> int | None:
+def worker_room(experiment: Experiment, plan: ResourceEstimate, machines: Sequence[Machine]) -> int | None:
     """Bytes that one worker may take: of the smallest GPU, or its share of host memory. None without a GPU to ask."""
     launch = experiment.launch
     gpus = [gpu.memory for machine in machines for gpu in machine.gpus]
@@ -206,7 +206,7 @@ def worker_room(experiment: Experiment, plan: Forecast, machines: Sequence[Machi
     return min(machine.memory_free for machine in machines) // per_node
 
 
-def memory_table(plan: Forecast) -> list[str]:
+def memory_table(plan: ResourceEstimate) -> list[str]:
     """Lines to read: what a worker holds under each stage."""
     activations = "not counted" if plan.activations is None else size(plan.activations)
     lines = [

@@ -32,7 +32,7 @@ leaves holes in glibc's heap: 1.8 after 10 steps, 3.1 after 60, still growing sl
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forecast:
+class ResourceEstimate:
     """What is known of a run beforehand; `activations` is None where the model cannot be run without data."""
 
     parameters: int
@@ -86,7 +86,7 @@ class Forecast:
         return {**asdict(self), "disk": self.disk, "epochs": self.epochs, "host": host}
 
 
-def forecast(experiment: Experiment, stores: Sequence[Store]) -> Forecast:
+def estimate_resources(experiment: Experiment, stores: Sequence[Store]) -> ResourceEstimate:
     """Raises ValueError where the batch sizes do not fit the number of workers."""
     loop, sizes = experiment.loop, experiment.launch.sizes
     least, most = sizes[0], sizes[-1]
@@ -101,7 +101,7 @@ def forecast(experiment: Experiment, stores: Sequence[Store]) -> Forecast:
     activations = activation_bytes(experiment)
     engine = experiment.engine
     zero = engine.zero if isinstance(engine, DeepSpeedEngineConfig) else ZeroConfig(stage=0)
-    return Forecast(
+    return ResourceEstimate(
         parameters=count,
         frozen=frozen,
         workers=(least, most),

@@ -20,6 +20,8 @@ import yaml
 
 T = TypeVar("T")
 
+_FORMER_NAMES = {"MergedBytes": "BytePairConfig"}  # config classes as checkpoints of version 0.1 name them
+
 
 class _StrictLoader(yaml.SafeLoader):
     """Safe YAML in which no key stands twice, and 1e-3 is a number as in YAML 1.2 (PyYAML reads it as a text)."""
@@ -112,6 +114,7 @@ def read_value(hint: Any, value: Any, *, inherited: Any = None, path: str = "") 
     }
     if classes and isinstance(value, Mapping):
         name = value.get("type", type(inherited).__name__ if inherited is not None else next(iter(classes)))
+        name = _FORMER_NAMES.get(str(name), name)
         if not isinstance(name, str) or name not in classes:
             raise ValueError(f"{path}: no config class {name!r}{did_you_mean(str(name), list(classes))}")
         base = inherited if type(inherited) is classes[name] else None

@@ -9,10 +9,10 @@ from pipelines.evaluation.predictions import Predictions
 from pipelines.families.models import Model
 from rt_models.action_tokens import decode, encode
 
-LAZY_POLICIES = ("most_frequent_token", "mean_action", "previous_action")
+BASELINES = ("most_frequent_token", "mean_action", "previous_action")
 
 
-def lazy_tokens(name: str, predictions: Predictions, model: Model) -> np.ndarray:
+def baseline_tokens(name: str, predictions: Predictions, model: Model) -> np.ndarray:
     targets = predictions.target_tokens_NA
     commonest = np.array([np.bincount(column).argmax() for column in targets.T])
     if name == "most_frequent_token":

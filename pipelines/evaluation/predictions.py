@@ -112,7 +112,7 @@ def _predict_windows(
         batch["frames"] = torch.zeros_like(batch["frames"])
     if swap is not None:
         batch["embedding"] = _swap_embeddings(batch["embedding"], *swap)
-    logits_BAV = model.predict(batch, answered="last")[:, -1]
+    logits_BAV = model.predict(batch, output_steps="last")[:, -1]
     tokens_BA = choose_tokens(logits_BAV, model.spec)
     target_BA = encode(batch["action"][:, -1], model.spec)
     columns = (batch["episode"], batch["step"], batch["action"][:, -1], target_BA, tokens_BA)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.evaluation.baselines import LAZY_POLICIES, lazy_tokens
+from pipelines.evaluation.baselines import BASELINES, baseline_tokens
 from pipelines.evaluation.comparison import labels_of
 from pipelines.evaluation.physical_error import ErrorScale
 from pipelines.evaluation.predictions import Perturbation, Predictions, predict_store
@@ -74,7 +74,7 @@ def evaluation_of(
     dataset = contract.dataset(store.contract.datasets[0].name)
     predictions = predict_store(model, contract, store, batch=config.batch, counted=counted)
     dims, scale = scored_dimensions(dataset, predictions), ErrorScale.of(store.contract)
-    lazy = {name: lazy_tokens(name, predictions, model) for name in LAZY_POLICIES}
+    lazy = {name: baseline_tokens(name, predictions, model) for name in BASELINES}
     interval = config.bootstrap().over(predictions.episode_N)
     correct = {name: correct_share(tokens, predictions, dims) for name, tokens in lazy.items()}
     own = correct_share(predictions.tokens_NA, predictions, dims)

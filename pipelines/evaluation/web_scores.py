@@ -108,7 +108,7 @@ def _answers(
         prompts = text.collate_prompts([text.web_prompt(web.prompt) for web in reader.web_texts(piece)])
         pictures = {key: value for key, value in reader.read(seen, seen).items() if key in ("frames", "image_index")}
         prompted = {key: value.to(device) for key, value in (pictures | prompts).items()}
-        found = generate(model, prompted, eos_id=text.tokenizer.eos_id, room=config.answer_tokens)
+        found = generate(model, prompted, eos_id=text.tokenizer.eos_id, max_new_tokens=config.answer_tokens)
         said += [text.decode(ids) for ids in found]
         counted(len(piece))
     return said

@@ -27,7 +27,7 @@ from pipelines.publishing.folder import read_bundle
 from pipelines.publishing.policy import ModelAtWork, NamedAction, named
 from pipelines.serving.request_format import MAX_ROWS
 from pipelines.serving.request_values import flag, is_missing
-from rt_models.control.rt1_policy import Policy
+from rt_models.control.rt1_policy import RT1Policy
 from rt_models.control.rt2_policy import RT2Policy
 from rt_models.spec import DatasetContract
 
@@ -38,7 +38,7 @@ COLUMNS = ("image", "instruction", "embedding", "robot", "reset", "stateless")
 PARAMETERS = ("dataset", "contract")
 
 
-class RobotPolicy(PythonModel):
+class MlflowPolicy(PythonModel):
     """Rows of camera frames and instructions -> rows of named actions.
 
     image: PNG or JPEG bytes, raw RGB bytes of the training frames' size, or a uint8 array (H, W, 3); over HTTP the
@@ -61,7 +61,7 @@ class RobotPolicy(PythonModel):
     def load_context(self, context: Any) -> None:
         self._model = ModelAtWork(read_bundle(context.artifacts["policy"]))
         self._contract = self._model.contract
-        self._robots: OrderedDict[tuple[str | None, str], Policy | RT2Policy] = OrderedDict()
+        self._robots: OrderedDict[tuple[str | None, str], RT1Policy | RT2Policy] = OrderedDict()
         self._one_call = threading.Lock()  # a server answers several requests at once, a robot's history has one order
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
@@ -122,7 +122,7 @@ class RobotPolicy(PythonModel):
             policy.reset()
         return named(policy.act(row.frame_HWC, row.instruction), self._contract, dataset)
 
-    def _history(self, robot: str | None, dataset: DatasetContract) -> Policy | RT2Policy:
+    def _history(self, robot: str | None, dataset: DatasetContract) -> RT1Policy | RT2Policy:
         key = robot, dataset.name
         self._robots[key] = self._robots.pop(key, None) or self._model.episode(dataset)
         if len(self._robots) > MAX_ROBOTS:
@@ -194,4 +194,4 @@ def _is_served() -> bool:
     return os.environ.get("_MLFLOW_IS_IN_SERVING_ENVIRONMENT") == "true"
 
 
-set_model(RobotPolicy())
+set_model(MlflowPolicy())

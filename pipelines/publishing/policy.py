@@ -21,7 +21,7 @@ import numpy as np
 from pipelines.publishing.folder import TrainedModel
 from pipelines.serving.request_values import camera_frame, described, is_missing, numbers
 from rt_models.control.action import Action
-from rt_models.control.rt1_policy import Policy
+from rt_models.control.rt1_policy import RT1Policy
 from rt_models.control.rt2_policy import RT2Policy
 from rt_models.rt1 import RT1
 from rt_models.spec import EMBEDDING_WIDTH, Contract, DatasetContract
@@ -63,22 +63,22 @@ class ModelAtWork:
         self.contract, self.instructions = trained.contract, trained.instructions
         self._model = trained.model
         self._text = None if isinstance(trained.model, RT1) else trained.model.config.build_text()
-        self._policies: dict[str, Policy | RT2Policy] = {}
+        self._policies: dict[str, RT1Policy | RT2Policy] = {}
 
     @property
     def num_frames(self) -> int:
         """Camera frames that an answer may rest on."""
         return self._model.config.num_steps if isinstance(self._model, RT1) else self._model.config.text.frames
 
-    def episode(self, dataset: DatasetContract) -> Policy | RT2Policy:
+    def episode(self, dataset: DatasetContract) -> RT1Policy | RT2Policy:
         """A policy without a history yet; all share one copy of the weights."""
         if dataset.name not in self._policies:
             self._policies[dataset.name] = self._policy(dataset)
         return self._policies[dataset.name].for_another_robot()
 
-    def _policy(self, dataset: DatasetContract) -> Policy | RT2Policy:
+    def _policy(self, dataset: DatasetContract) -> RT1Policy | RT2Policy:
         if isinstance(self._model, RT1):
-            return Policy(self._model, dataset=dataset)
+            return RT1Policy(self._model, dataset=dataset)
         assert self._text is not None
         return RT2Policy(self._model, self._text, dataset=dataset)
 

@@ -41,7 +41,7 @@ def require_registered(model_uri: str) -> None:
 
 
 def load_registered(model_uri: str, uri: str | None = None) -> Callable[..., list[Prediction]]:
-    """A function (images, instructions, robots=None) -> one row a frame as `RobotPolicy` answers, from the registry."""
+    """A function (images, instructions, robots=None) -> one row per frame as `MlflowPolicy` answers."""
     uri = uri or tracking_uri()
     with explained(uri):
         model = connect(uri).pyfunc.load_model(model_uri)

@@ -18,7 +18,7 @@ from pipelines.training.co_fine_tuning import (
     with_vocabulary,
 )
 from preprocessing.loading.loader import Loader, LoaderConfig, WindowReader
-from preprocessing.loading.relabelling import ReachedStore
+from preprocessing.loading.relabelling import RelabelledStore
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.web_store import robot_stores
 from rt_models.rt1 import RT1Config
@@ -93,14 +93,14 @@ def _require_known(config: LoaderConfig, robots: Sequence[EpisodeStore]) -> None
 
 
 def _relabelled(store: EpisodeStore, config: LoaderConfig) -> EpisodeStore:
-    return ReachedStore.of(store).with_statistics() if store.contract.datasets[0].name in config.relabel else store
+    return RelabelledStore.of(store).with_statistics() if store.contract.datasets[0].name in config.relabel else store
 
 
 def as_trained(store: Store, contract: Contract) -> Store:
     """`store` as a model under `contract` was trained on it: with the source's commands, or relabelled."""
     if not isinstance(store, EpisodeStore) or contract.dataset(store.contract.datasets[0].name).arm == "commanded":
         return store
-    return ReachedStore.of(store)
+    return RelabelledStore.of(store)
 
 
 def open_reader(

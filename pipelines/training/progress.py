@@ -59,7 +59,7 @@ class _Run:
 
 
 @contextmanager
-def following(output: str, num_steps: int, *, steps_per_epoch: float | None = None) -> Iterator[None]:
+def progress_bar(output: str, num_steps: int, *, steps_per_epoch: float | None = None) -> Iterator[None]:
     """Tell how the run in `output` goes while the body runs; on stderr, so that --json stays clean."""
     run, done = _Run(num_steps=num_steps, steps_per_epoch=steps_per_epoch), threading.Event()
     console = Console(stderr=True)

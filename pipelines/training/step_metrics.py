@@ -33,7 +33,7 @@ def require_reported(metric: str, where: str) -> None:
         raise ValueError(f"{where}: a training reports no {metric!r}{did_you_mean(metric, list(REPORTED))}")
 
 
-class Meter:
+class StepMetrics:
     """`add` every micro-batch, then `metrics`, which every rank calls, and which starts anew."""
 
     def __init__(self, experiment: Experiment, context: WorkerContext, store_names: Sequence[str]) -> None:

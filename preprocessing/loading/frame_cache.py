@@ -26,9 +26,9 @@ class _Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claim:
+class SlotReservation:
     """The slots of some rows: `slot_N` int64, NO_SLOT where there is no room. `missing` are places to be decoded by the
-    claimant, `waits` belong to frames that other claimants are decoding."""
+    caller, `waits` belong to frames that other callers are decoding."""
 
     turn: int
     slot_N: np.ndarray
@@ -37,7 +37,7 @@ class Claim:
     ready: threading.Event = field(default_factory=threading.Event)
 
 
-class FrameSlab:
+class FrameCache:
     """`frames` uint8 (S, H, W, 3). Memory is taken from the system as slots are first used, up to `limit` of them."""
 
     def __init__(self, num_slots: int, height: int, width: int) -> None:
@@ -47,40 +47,40 @@ class FrameSlab:
         self._turn, self._active = 0, set[int]()
         self._lock = threading.Lock()
 
-    def claim(self, rows: np.ndarray, *, limit: int) -> Claim:
-        """Slots for distinct `rows` (N,), kept until `release`; at most `limit` slots are in use, if claims allow."""
+    def reserve(self, rows: np.ndarray, *, limit: int) -> SlotReservation:
+        """Slots for distinct `rows` (N,), kept until `release`; at most `limit` in use, if reservations allow."""
         with self._lock:
             self._turn += 1
             self._active.add(self._turn)
-            claim = Claim(turn=self._turn, slot_N=np.empty(len(rows), np.int64), missing=[], waits=[])
+            reservation = SlotReservation(turn=self._turn, slot_N=np.empty(len(rows), np.int64), missing=[], waits=[])
             for place, row in enumerate(rows.tolist()):
                 entry = self._entries.get(row)
                 if entry is None:
-                    claim.missing.append(place)
-                    claim.slot_N[place] = self._enter(row, claim, limit)
+                    reservation.missing.append(place)
+                    reservation.slot_N[place] = self._enter(row, reservation, limit)
                     continue
                 self._entries.move_to_end(row)
                 entry.turn = self._turn
-                claim.slot_N[place] = entry.slot
-                if not entry.ready.is_set() and entry.ready not in claim.waits:
-                    claim.waits.append(entry.ready)
-            return claim
+                reservation.slot_N[place] = entry.slot
+                if not entry.ready.is_set() and entry.ready not in reservation.waits:
+                    reservation.waits.append(entry.ready)
+            return reservation
 
     def release(self, turn: int) -> None:
-        """The frames of a claim may be overwritten from now on."""
+        """The frames of a reservation may be overwritten from now on."""
         with self._lock:
             self._active.discard(turn)
 
-    def forget(self, rows: np.ndarray, claim: Claim) -> None:
-        """Undo a claim whose decoding failed."""
+    def forget(self, rows: np.ndarray, reservation: SlotReservation) -> None:
+        """Undo a reservation whose decoding failed."""
         with self._lock:
-            for place in claim.missing:
+            for place in reservation.missing:
                 entry = self._entries.pop(int(rows[place]), None)
                 if entry is not None:
                     self._free.append(entry.slot)
-        claim.ready.set()
+        reservation.ready.set()
 
-    def _enter(self, row: int, claim: Claim, limit: int) -> int:
+    def _enter(self, row: int, reservation: SlotReservation, limit: int) -> int:
         oldest = min(self._active)
         while len(self._entries) >= min(limit, len(self.frames)):
             first = next(iter(self._entries), None)
@@ -88,7 +88,7 @@ class FrameSlab:
                 return NO_SLOT
             self._free.append(self._entries.pop(first).slot)
         slot = self._free.pop()
-        self._entries[row] = _Entry(slot=slot, turn=claim.turn, ready=claim.ready)
+        self._entries[row] = _Entry(slot=slot, turn=reservation.turn, ready=reservation.ready)
         return slot
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from preprocessing.loading.mixture_order import SourceOrder
+from preprocessing.loading.mixture_order import MixtureOrder
 from preprocessing.loading.reader import Batch, LoaderConfig, Reader
 from preprocessing.loading.sample_order import SampleOrder
 from preprocessing.loading.shuffle_score import shuffle_score
@@ -26,7 +26,7 @@ from preprocessing.loading.windows import PADDING
 
 __all__ = ["Batch", "Loader", "LoaderConfig", "Reader", "WindowReader"]
 
-_FEWEST_STRANDS = 3  # blocks braided in a lane: with 48 lanes 144 streams, more than two batches of 64 have windows
+_LEAST_INTERLEAVED = 3  # blocks interleaved in a lane: with 48 lanes 144 streams, above two batches of 64 windows
 _SCORED = 4096  # samples that the shuffle score is taken over
 _REPEATED = 4  # micro-batches that the modes without reading hand out over and over
 
@@ -87,7 +87,7 @@ class Loader:
         self._global_batch, self._micro_batch = global_batch, micro_batch
         self._rank, self._world_size = rank, world_size
         self._position, self._pin_memory = position, pin_memory
-        self._sources = None if weights is None else SourceOrder(weights, lanes)
+        self._sources = None if weights is None else MixtureOrder(weights, lanes)
         self._first_row = np.array([0, *accumulate(reader.store_rows)])
         epochs = self._first_row[[0, -1]] if weights is None else self._first_row  # rows between which an epoch runs
         self._orders = [self._order(int(a), int(b - a), seed, lanes) for a, b in pairwise(epochs)]
@@ -215,7 +215,7 @@ class Loader:
             seed=seed,
             lanes=lanes,
             block_rows=max(128 // size, 1),
-            braided_blocks=max(_FEWEST_STRANDS, -(-2 * self._global_batch // (size * lanes))),
+            interleaved_blocks=max(_LEAST_INTERLEAVED, -(-2 * self._global_batch // (size * lanes))),
             block_starts=np.unique(own // size),
         )
 

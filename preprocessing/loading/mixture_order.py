@@ -27,7 +27,7 @@ _VARIED = (
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Turns:
+class Assignments:
     """Of each sample, int64 (N,): its store, its lane, and how many samples before it, from the start of the run, came
     from that store and from that store in that lane."""
 
@@ -37,7 +37,7 @@ class Turns:
     in_lane: np.ndarray
 
 
-class SourceOrder:
+class MixtureOrder:
     """The stores' turns, for `weights` (one per store, above 0, of any scale) over `lanes` lanes."""
 
     def __init__(self, weights: Sequence[float], lanes: int) -> None:
@@ -47,14 +47,14 @@ class SourceOrder:
         self._rotates_after = math.lcm(len(self._pattern), lanes)
         self._position, self._counts = 0, np.zeros((len(weights), lanes), np.int64)
 
-    def take(self, first: int, count: int) -> Turns:
+    def take(self, first: int, count: int) -> Assignments:
         """The turns of the samples [first, first + count)."""
         counts = self._counts_before(first)
         stores, lanes = self._named(np.arange(first, first + count, dtype=np.int64))
         cells = stores * self.lanes + lanes
         self._position = first + count
         self._counts = counts + np.bincount(cells, minlength=counts.size).reshape(counts.shape)
-        return Turns(
+        return Assignments(
             stores=stores,
             lanes=lanes,
             in_store=counts.sum(axis=1)[stores] + _occurrence(stores),

@@ -22,11 +22,11 @@ from preprocessing.store.statistics import Moments
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ReachedStore(EpisodeStore):
+class RelabelledStore(EpisodeStore):
     """A store whose columns `action` and `is_terminal` read as relabelled; everything else is as it lies there."""
 
     @staticmethod
-    def of(store: EpisodeStore) -> ReachedStore:
+    def of(store: EpisodeStore) -> RelabelledStore:
         """`store` seen so. Raises ValueError where its proprioception lacks the pose of an arm that it moves."""
         dataset, known = store.contract.datasets[0], arm_columns(store)
         arm = [*range(ACTION_SIZE)[GROUPS["world_vector"]], *range(ACTION_SIZE)[GROUPS["rotation_delta"]]]
@@ -36,9 +36,9 @@ class ReachedStore(EpisodeStore):
                 f"{store.root} cannot be relabelled: its proprioception holds no pose in m and rad that "
                 f"{', '.join(lacking) or 'the arm'} changes; leave {dataset.name} out of loader.relabel"
             )
-        return ReachedStore(**{field.name: getattr(store, field.name) for field in fields(EpisodeStore)})
+        return RelabelledStore(**{field.name: getattr(store, field.name) for field in fields(EpisodeStore)})
 
-    def with_statistics(self) -> ReachedStore:
+    def with_statistics(self) -> RelabelledStore:
         """The same with a contract that says so and has the statistics of what was reached: one pass over all steps.
 
         Raises ValueError where a state is not finite.

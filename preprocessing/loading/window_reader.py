@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from preprocessing.loading.frame_cache import NO_SLOT, Claim, FrameBuffers, FrameSlab
+from preprocessing.loading.frame_cache import NO_SLOT, FrameBuffers, FrameCache, SlotReservation
 from preprocessing.loading.lru import Lru
 from preprocessing.loading.reader import Batch, LoaderConfig
 from preprocessing.loading.windows import PADDING, StepIndex, window_rows
@@ -75,7 +75,7 @@ class WindowReader:
         self._budget_bytes = int(config.memory_mb * 2**20 * _PLANNED)
         self._frame_bytes = recipe.height * recipe.width * 3
         slots = min(max(self._budget_bytes // self._frame_bytes, 1), self.index.num_rows)
-        self._slab = FrameSlab(slots, recipe.height, recipe.width)
+        self._cache = FrameCache(slots, recipe.height, recipe.width)
         self._groups = Lru(int(self._budget_bytes * _ENCODED_PART))
         self._buffers = FrameBuffers(pinned=torch.cuda.is_available())
         self._lent: deque[int] = deque()
@@ -139,21 +139,21 @@ class WindowReader:
         """(frames uint8 (F, H, W, 3), row of them of each step (B, T) with -1 on padding), as `config.frames` asks."""
         wanted = place_BT[place_BT >= 0] if self.config.frames == "windows" else np.arange(len(rows))
         in_pool = self.config.frames == "pool"
-        claim = self._slab.claim(rows, limit=self._slots(0 if in_pool else len(wanted)))
+        reservation = self._cache.reserve(rows, limit=self._slots(0 if in_pool else len(wanted)))
         try:
-            direct = self._decode(claim, encoded, in_pool=in_pool)
+            direct = self._decode(reservation, encoded, in_pool=in_pool)
         except BaseException:
-            self._slab.forget(rows, claim)
-            self._slab.release(claim.turn)
+            self._cache.forget(rows, reservation)
+            self._cache.release(reservation.turn)
             raise
-        for event in claim.waits:
+        for event in reservation.waits:
             event.wait()
         if in_pool:
-            self._lend(claim.turn)
-            return torch.from_numpy(self._slab.frames), np.where(place_BT >= 0, claim.slot_N[place_BT], PADDING)
-        out = self._buffers.take((len(wanted), *self._slab.frames.shape[1:]))
-        np.take(self._slab.frames, claim.slot_N[wanted], axis=0, out=out.numpy(), mode="clip")
-        self._slab.release(claim.turn)
+            self._lend(reservation.turn)
+            return torch.from_numpy(self._cache.frames), np.where(place_BT >= 0, reservation.slot_N[place_BT], PADDING)
+        out = self._buffers.take((len(wanted), *self._cache.frames.shape[1:]))
+        np.take(self._cache.frames, reservation.slot_N[wanted], axis=0, out=out.numpy(), mode="clip")
+        self._cache.release(reservation.turn)
         for place, frame in direct.items():
             out.numpy()[wanted == place] = frame
         if self.config.frames == "distinct":
@@ -162,24 +162,26 @@ class WindowReader:
         index_BT[place_BT >= 0] = np.arange(len(wanted))
         return out, index_BT
 
-    def _decode(self, claim: Claim, encoded: list[tuple[_Group, int]], *, in_pool: bool) -> dict[int, np.ndarray]:
-        """Decode what the claim lacks into its slots; frames without a slot by their place."""
+    def _decode(
+        self, reservation: SlotReservation, encoded: list[tuple[_Group, int]], *, in_pool: bool
+    ) -> dict[int, np.ndarray]:
+        """Decode what the reservation lacks into its slots; frames without a slot by their place."""
         direct = {}
-        for place in claim.missing:
+        for place in reservation.missing:
             group, inside = encoded[place]
-            slot = int(claim.slot_N[place])
+            slot = int(reservation.slot_N[place])
             if slot == NO_SLOT and in_pool:
                 raise ValueError(
                     f"loader.memory_mb {self.config.memory_mb} is too small for frames in a pool: raise it, or lower "
                     f"loop.micro_batch"
                 )
-            frame = np.empty(self._slab.frames.shape[1:], np.uint8) if slot == NO_SLOT else self._slab.frames[slot]
+            frame = np.empty(self._cache.frames.shape[1:], np.uint8) if slot == NO_SLOT else self._cache.frames[slot]
             self._decode_one(group, inside, frame)
             if slot == NO_SLOT:
                 direct[place] = frame
-        claim.ready.set()
+        reservation.ready.set()
         with self._counting:
-            self.decodes += len(claim.missing)
+            self.decodes += len(reservation.missing)
         return direct
 
     def _decode_one(self, group: _Group, inside: int, frame: np.ndarray) -> None:
@@ -210,7 +212,7 @@ class WindowReader:
         with self._counting:
             self._lent.append(turn)
             if len(self._lent) > self.config.prefetch_batches + self.concurrent_reads + 2:
-                self._slab.release(self._lent.popleft())
+                self._cache.release(self._lent.popleft())
 
     # --- row groups ---
 

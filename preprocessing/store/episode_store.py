@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from preprocessing.store.integrity import require_whole
 from preprocessing.store.json_files import parsed, taken_apart
-from preprocessing.store.shard_files import ShardFiles, is_local, patiently, reaching
+from preprocessing.store.shard_files import ShardFiles, is_local, reaching, with_retries
 from rt_models.spec import EMBEDDING_WIDTH, Contract
 
 SCHEMA_VERSION = 1
@@ -252,7 +252,7 @@ class EpisodeStore:
             raise ValueError(
                 f"{path} is a store of schema {version}, this code reads {SCHEMA_VERSION}: preprocess again"
             )
-        blob = patiently(lambda: filesystem.cat_file(f"{root}/{INSTRUCTIONS}"), what=f"{root}/{INSTRUCTIONS}")
+        blob = with_retries(lambda: filesystem.cat_file(f"{root}/{INSTRUCTIONS}"), what=f"{root}/{INSTRUCTIONS}")
         table = _instruction_table(blob, f"{root}/{INSTRUCTIONS}")
         with taken_apart(f"{root}/{MANIFEST}", remedy=_REMEDY):
             shards = tuple(_shard(root, entry, manifest["row_group_rows"]) for entry in manifest["shards"])
@@ -303,7 +303,7 @@ class EpisodeStore:
 def read_manifest(filesystem: Any, root: str) -> dict[str, Any]:
     """The manifest of the store in folder `root`. Raises ValueError where it is damaged."""
     path = f"{root}/{MANIFEST}"
-    return parsed(patiently(lambda: filesystem.cat_file(path), what=path), path, remedy=_REMEDY)
+    return parsed(with_retries(lambda: filesystem.cat_file(path), what=path), path, remedy=_REMEDY)
 
 
 def _instruction_table(blob: bytes, path: str) -> pa.Table:

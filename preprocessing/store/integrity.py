@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import fsspec
 
-from preprocessing.store.shard_files import ShardFiles, is_local, patiently
+from preprocessing.store.shard_files import ShardFiles, is_local, with_retries
 
 CHECKSUM_BYTES = 2 << 30  # of local files: a second or two
 _AT_ONCE = 16
@@ -58,7 +58,7 @@ def _require_shard(
 
 def _require_file(filesystem: Any, path: str, entry: dict[str, Any], checksums: bool) -> None:
     try:
-        size = patiently(lambda: filesystem.size(path), what=path)
+        size = with_retries(lambda: filesystem.size(path), what=path)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: {_REMEDY}") from None
     if size != entry.get("bytes", size):
@@ -75,4 +75,4 @@ def _sha256(filesystem: Any, path: str) -> str:
                 digest.update(block)
         return digest.hexdigest()
 
-    return patiently(read, what=path)
+    return with_retries(read, what=path)

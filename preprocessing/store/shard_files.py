@@ -37,7 +37,7 @@ def reaching(what: str) -> Iterator[None]:
         raise OSError(f"{what} cannot be reached ({reason}): check the address and the credentials") from error
 
 
-def patiently(read: Callable[[], T], *, what: str) -> T:
+def with_retries(read: Callable[[], T], *, what: str) -> T:
     """`read()`, again after a failure. Raises OSError naming `what` when the last attempt has failed too.
 
     Any exception counts: object stores fail in the types of their own libraries.
@@ -63,14 +63,14 @@ def open_patiently(filesystem: Any, path: str, *, ahead_bytes: int = 0) -> Any:
 
 
 class PatientFile:
-    """A remote file, read by ranges, each of them patiently and whole. What Arrow needs of a Python file, no more.
+    """A remote file, read by ranges, each of them with_retries and whole. What Arrow needs of a Python file, no more.
 
     With `ahead_bytes` a read fetches at least so many, and what follows in them is served from memory.
     """
 
     def __init__(self, filesystem: Any, path: str, *, ahead_bytes: int = 0) -> None:
         self._filesystem, self._path, self._place, self.closed = filesystem, path, 0, False
-        self._size = patiently(lambda: int(filesystem.size(path)), what=path)
+        self._size = with_retries(lambda: int(filesystem.size(path)), what=path)
         self._ahead_bytes, self._ahead, self._ahead_from = ahead_bytes, b"", 0
 
     def read(self, size: int = -1) -> bytes:
@@ -81,10 +81,10 @@ class PatientFile:
 
     def _fetched(self, start: int, stop: int) -> bytes:
         if not self._ahead_bytes:
-            return patiently(lambda: self._range(start, stop), what=self._path)
+            return with_retries(lambda: self._range(start, stop), what=self._path)
         if not self._ahead_from <= start <= stop <= self._ahead_from + len(self._ahead):
             further = min(max(stop, start + self._ahead_bytes), self._size)
-            self._ahead, self._ahead_from = patiently(lambda: self._range(start, further), what=self._path), start
+            self._ahead, self._ahead_from = with_retries(lambda: self._range(start, further), what=self._path), start
         return self._ahead[start - self._ahead_from : stop - self._ahead_from]
 
     def _range(self, start: int, stop: int) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from preprocessing.store.shard_files import is_local, patiently
+from preprocessing.store.shard_files import is_local, with_retries
 from preprocessing.tfds.tfrecord import Damage, Record, masked_crc32c
 
 
@@ -23,7 +23,7 @@ def read_array_records(filesystem: Any, path: str, *, first: int, stop: int | No
         local = path
         if not is_local(filesystem):
             local = f"{folder}/{Path(path).name}"
-            patiently(lambda: filesystem.get_file(path, local), what=path)
+            with_retries(lambda: filesystem.get_file(path, local), what=path)
         yield from _records(local, first, stop)
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 MaskRule = Literal["tf", "jax"]
-Answered = Literal["all", "last"]
+OutputSteps = Literal["all", "last"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +48,11 @@ class Layout:
         """int64 (N,): the step of each position."""
         return np.arange(self.size) // self.step_size
 
-    def output_positions(self, answered: Answered) -> np.ndarray:
+    def output_positions(self, output_steps: OutputSteps) -> np.ndarray:
         """int64: positions whose outputs are the logits of the actions of all steps, or of the last."""
         first = self.num_image_tokens - 1
         inside = np.arange(first, first + self.num_action_tokens)
-        steps = np.arange(0 if answered == "all" else self.num_steps - 1, self.num_steps)
+        steps = np.arange(0 if output_steps == "all" else self.num_steps - 1, self.num_steps)
         return (steps[:, None] * self.step_size + inside).ravel()
 
 
@@ -81,10 +81,10 @@ class RowPlan(nn.Module):
     step_R: Tensor
     """int64: the step of each row."""
 
-    def __init__(self, layout: Layout, rule: MaskRule, answered: Answered) -> None:
+    def __init__(self, layout: Layout, rule: MaskRule, output_steps: OutputSteps) -> None:
         super().__init__()
         mask_NN = attention_mask(layout, rule)
-        outputs = layout.output_positions(answered)
+        outputs = layout.output_positions(output_steps)
         is_key = np.asarray(mask_NN.any(axis=0))
         needed = is_key.copy()
         needed[outputs] = True

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from rt_models.blocks.linear import LecunLinear, truncated_normal_
-from rt_models.blocks.sequence import Answered, Layout, MaskRule, RowPlan
+from rt_models.blocks.sequence import Layout, MaskRule, OutputSteps, RowPlan
 from rt_models.config_checks import require_choices, require_sizes
 
 LAYER_NORM_EPS = 1e-6  # both official codes; torch's default 1e-5 moves logits by 1e-3
@@ -151,14 +151,14 @@ class Transformer(nn.Module):
         image_BTKD: Tensor,
         action_BTAD: Tensor | None = None,
         step_mask_BT: Tensor | None = None,
-        answered: Answered = "all",
+        output_steps: OutputSteps = "all",
     ) -> Tensor:
         """float (B, T, A, V), or (B, 1, A, V) where only the last step is answered.
 
         `action_BTAD` are the contents of action positions, None: zeros. Steps where `step_mask_BT` is False are
         attended to by no real step; what is computed for them means nothing.
         """
-        plan = self.plan_all if answered == "all" else self.plan_last
+        plan = self.plan_all if output_steps == "all" else self.plan_last
         if action_BTAD is None:
             batch, steps, _, width = image_BTKD.shape
             action_BTAD = image_BTKD.new_zeros(batch, steps, self.layout.num_action_tokens, width)

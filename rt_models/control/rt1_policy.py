@@ -23,18 +23,18 @@ from rt_models.control.constrained_decoding import choose_tokens
 from rt_models.input_checks import require_finite
 from rt_models.rt1 import RT1
 from rt_models.spec import EMBEDDING_WIDTH, DatasetContract
-from rt_models.vision.fuse_batch_norm import folded
+from rt_models.vision.fuse_batch_norm import fuse_batch_norm
 
 Instruction = str | Sequence[str] | np.ndarray | Tensor
 
 
-class Policy:
+class RT1Policy:
     """Runs an RT1 with history. `encode` turns a text into its (512,) embedding.
 
     `dataset`, a side of the model's contract, makes values physical, and neutral where it has no such dimension;
     without it they are model values.
 
-    It works with a copy of the model's weights as they are now (`.model`), BatchNorm folded in.
+    It works with a copy of the model's weights as they are now (`.model`), BatchNorm fused in.
     """
 
     def __init__(
@@ -48,13 +48,13 @@ class Policy:
         if num_robots < 1:
             raise ValueError(f"num_robots must be at least 1, got {num_robots}")
         self._outlet = ActionOutlet(model.spec, dataset)
-        self.model, self.num_robots = folded(model), num_robots
+        self.model, self.num_robots = fuse_batch_norm(model), num_robots
         self.model.compile_parts()
         self._encode = encode
         self._embedding_of_text: dict[str, np.ndarray] = {}
         self.reset()
 
-    def for_another_robot(self) -> Policy:
+    def for_another_robot(self) -> RT1Policy:
         """A policy of the same weights, shared, with a history of its own."""
         other = copy.copy(self)
         other.reset()

@@ -1,6 +1,6 @@
 """RT-2 in control: one camera frame and an instruction in, one action out, for one robot or many.
 
-The counterpart of `rt_models.control.rt1_policy.Policy`, with the same `act`. RT-2 has no history but for
+The counterpart of `rt_models.control.rt1_policy.RT1Policy`, with the same `act`. RT-2 has no history but for
 models trained on several consecutive frames (Language-Table): those keep the last frames of each robot.
 
 Axes: R robots, T frames, HWC pixels, A actions.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rt_models.blocks.sequence import Answered, RowPlan
+from rt_models.blocks.sequence import OutputSteps, RowPlan
 from rt_models.blocks.transformer import TransformerConfig
 from rt_models.rt1 import RT1Config
 from rt_models.spec import EMBEDDING_WIDTH
@@ -110,9 +110,9 @@ def _vit_stem(config: ViTConfig, size: int, in_channels: int) -> int:
     return total + positions * in_channels * config.width
 
 
-def _transformer(config: RT1Config, answered: Answered) -> int:
+def _transformer(config: RT1Config, output_steps: OutputSteps) -> int:
     transformer = config.transformer
-    plan = RowPlan(config.layout(), transformer.mask, answered)
+    plan = RowPlan(config.layout(), transformer.mask, output_steps)
     rows, keys, outputs = len(plan.rows_R), len(plan.keys_S), len(plan.outputs_O)
     layers = np.full(transformer.num_layers, rows)
     layers[-1] = outputs

@@ -18,7 +18,7 @@ _BYTES = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergedBytes:
+class BytePairConfig:
     """Byte-level byte-pair encoding. Without merges every byte is a token."""
 
     merges: tuple[str, ...] = ()
@@ -30,7 +30,7 @@ class MergedBytes:
     def num_tokens(self) -> int:
         return len(SPECIAL) + _BYTES + len(self.merges) + self.num_integers
 
-    def learnt(self, texts: Iterable[str], *, vocab_size: int) -> MergedBytes:
+    def learnt(self, texts: Iterable[str], *, vocab_size: int) -> BytePairConfig:
         """With merges learnt from `texts`, as many as a vocabulary of `vocab_size` has room for.
 
         The same texts in the same order give the same merges. Raises ValueError where bytes and integers do not fit.

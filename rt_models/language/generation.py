@@ -28,8 +28,8 @@ class LanguageModel(Protocol):
     @property
     def vocab_size(self) -> int: ...
 
-    def start(self, batch: Batch, *, room: int) -> tuple[Tensor, Any]:
-        """(float (B, V) logits of the token after each row's prompt, a cache with room for `room` tokens)."""
+    def start(self, batch: Batch, *, max_new_tokens: int) -> tuple[Tensor, Any]:
+        """(float (B, V) logits of the token after each row's prompt, a cache with room for `max_new_tokens` tokens)."""
         ...
 
     def advance(self, tokens_B: Tensor, cache: Any, active_B: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ def predict_actions(
     strategy = strategy or Greedy()
     fields = len(text.field_dims)
     mark = text.tokenizer.encode(text.config.action_mark) if plan_room else []
-    answer = _Answer(model, batch, room=fields + plan_room + len(mark))
+    answer = _Answer(model, batch, max_new_tokens=fields + plan_room + len(mark))
     choose = strategy.chooser(answer.logits_BV.device)
     plans = _say_plans(answer, text, mark, plan_room, choose) if plan_room else ()
     picked = [
@@ -171,31 +171,31 @@ def _say_field(
 
 @torch.no_grad()
 def generate(
-    model: LanguageModel, batch: Batch, *, eos_id: int, room: int, strategy: Strategy | None = None
+    model: LanguageModel, batch: Batch, *, eos_id: int, max_new_tokens: int, strategy: Strategy | None = None
 ) -> list[list[int]]:
-    """Ids of the answer to each prompt, up to `room` of them, from the full vocabulary; the end token is left out."""
-    answer = _Answer(model, batch, room=room)
+    """Ids of the answer to each prompt, at most `max_new_tokens`, of the full vocabulary, without the end token."""
+    answer = _Answer(model, batch, max_new_tokens=max_new_tokens)
     choose = (strategy or Greedy()).chooser(answer.logits_BV.device)
     active_B = torch.ones(len(answer.logits_BV), dtype=torch.bool, device=answer.logits_BV.device)
     said: list[list[int]] = [[] for _ in active_B]
-    for number in range(room):
+    for number in range(max_new_tokens):
         token_B = choose(answer.logits_BV)
         active_B &= token_B != eos_id
         for row in active_B.nonzero().flatten().tolist():
             said[row].append(int(token_B[row]))
-        if number + 1 == room or not bool(active_B.any()):
+        if number + 1 == max_new_tokens or not bool(active_B.any()):
             break
         answer.say(token_B, active_B)
     return said
 
 
 def _say_plans(
-    answer: _Answer, text: RT2Text, mark: list[int], room: int, choose: Choose
+    answer: _Answer, text: RT2Text, mark: list[int], max_new_tokens: int, choose: Choose
 ) -> tuple[tuple[int, ...], ...]:
     """Let each row say its plan up to the mark that ends it; rows that do not come to it have it said for them."""
     active_B = torch.ones(len(answer.logits_BV), dtype=torch.bool, device=answer.logits_BV.device)
     said: list[list[int]] = [[] for _ in active_B]
-    for _ in range(room):
+    for _ in range(max_new_tokens):
         token_B = choose(answer.logits_BV)
         ended = (token_B == text.tokenizer.eos_id).tolist()
         marked = [said[row][-len(mark) :] == mark for row in range(len(said))]
@@ -217,9 +217,9 @@ def _say_plans(
 class _Answer:
     """Rows under way: the logits of each row's next token."""
 
-    def __init__(self, model: LanguageModel, batch: Batch, *, room: int) -> None:
+    def __init__(self, model: LanguageModel, batch: Batch, *, max_new_tokens: int) -> None:
         self._model = model
-        self.logits_BV, self._cache = model.start(batch, room=room)
+        self.logits_BV, self._cache = model.start(batch, max_new_tokens=max_new_tokens)
 
     def say(self, tokens_B: Tensor, active_B: Tensor | None = None) -> None:
         if active_B is None:

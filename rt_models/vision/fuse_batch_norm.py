@@ -1,4 +1,4 @@
-"""BatchNorm folded into the convolution before it, for models at work: two passes over the activations fewer."""
+"""BatchNorm fused into the convolution before it, for models at work: two passes over the activations fewer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rt_models.blocks.batch_norm import BatchNorm
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def folded(model: Model) -> Model:
+def fuse_batch_norm(model: Model) -> Model:
     """A copy of `model` for evaluation, with the same outputs up to rounding.
 
     A norm belongs to the convolution of its own name without "_norm", in the same module.

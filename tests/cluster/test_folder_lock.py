@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from cluster.folder_lock import LOCK, alone_in
+from cluster.folder_lock import LOCK, exclusive_output
 from pipelines.cli import main
 from tests.support.command_line import environment
 
 HOLD = """
 import sys, time
-from cluster.folder_lock import alone_in
-with alone_in(sys.argv[1]):
+from cluster.folder_lock import exclusive_output
+with exclusive_output(sys.argv[1]):
     print(flush=True)
     time.sleep(99)
 """
@@ -32,21 +32,21 @@ def held(tmp_path: Path) -> Path:
 
 
 def test_the_second_is_told_who_the_first_is_and_leaves_its_files_alone(held: Path) -> None:
-    with alone_in(str(held)):
+    with exclusive_output(str(held)):
         words = rf"run is in use by process {os.getpid()} on .*another --output"
-        with pytest.raises(BlockingIOError, match=words), alone_in(str(held)):
+        with pytest.raises(BlockingIOError, match=words), exclusive_output(str(held)):
             raise AssertionError
         assert (held / LOCK).exists()
-    with alone_in(str(held)):
+    with exclusive_output(str(held)):
         pass
     assert list(held.iterdir()) == []
 
 
 def test_a_folder_made_for_the_lock_goes_with_it_unless_it_is_used(tmp_path: Path) -> None:
-    with alone_in(str(tmp_path / "a/b")):
+    with exclusive_output(str(tmp_path / "a/b")):
         pass
     assert not (tmp_path / "a/b").exists()
-    with alone_in(str(tmp_path / "c")):
+    with exclusive_output(str(tmp_path / "c")):
         (tmp_path / "c/file").touch()
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["file"]
 
@@ -54,11 +54,11 @@ def test_a_folder_made_for_the_lock_goes_with_it_unless_it_is_used(tmp_path: Pat
 def test_a_killed_holder_holds_nothing(held: Path) -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(held)], stdout=subprocess.PIPE, env=environment())
     assert holder.stdout is not None and holder.stdout.readline()
-    with pytest.raises(BlockingIOError, match=f"process {holder.pid} on"), alone_in(str(held)):
+    with pytest.raises(BlockingIOError, match=f"process {holder.pid} on"), exclusive_output(str(held)):
         pass
     threading.Timer(0.3, holder.kill).start()
     began = time.monotonic()
-    with alone_in(str(held), patience_s=30):
+    with exclusive_output(str(held), patience_s=30):
         assert 0.2 < time.monotonic() - began < 20
     holder.wait()
 
@@ -67,7 +67,7 @@ def test_of_many_at_once_one_is_inside(held: Path) -> None:
     inside, most, entered = [0], [0], []
 
     def enter(number: int) -> None:
-        with alone_in(str(held), patience_s=30):
+        with exclusive_output(str(held), patience_s=30):
             inside[0] += 1
             most[0] = max(most[0], inside[0])
             time.sleep(0.005)
@@ -87,7 +87,7 @@ def test_a_second_command_on_one_output_is_one_sentence(
     command: str, store: str, held: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(held.parent)
-    with alone_in(str(held)):
+    with exclusive_output(str(held)):
         flags = ["--data", store, "--validation", store, "--output", str(held)]
         assert main([*command.split(), *flags]) == 2
         assert [path.name for path in held.iterdir()] == [LOCK]

@@ -15,7 +15,7 @@ from torch import nn
 
 from cluster.shards import (
     PARAMETERS,
-    Fragment,
+    ParameterSlice,
     ShardReader,
     describe,
     pieces,
@@ -47,14 +47,14 @@ def stepped(model: Tied) -> torch.optim.Optimizer:
     return optimizer
 
 
-def cut(model: Tied, cuts: list[int], rank: int) -> list[Fragment]:
+def cut(model: Tied, cuts: list[int], rank: int) -> list[ParameterSlice]:
     """The rank-th part of every parameter cut at the given elements."""
     fragments = []
     for name, parameter in model.named_parameters():
         edges = sorted({min(c, parameter.numel()) for c in cuts} | {0, parameter.numel()})
         for number, (start, stop) in enumerate(itertools.pairwise(edges)):
             where: dict[str, Any] = {"owner_start": start, "start": start, "size": stop - start}
-            fragments.append(Fragment(name=name, owner=parameter, written=number % 2 == rank, **where))
+            fragments.append(ParameterSlice(name=name, owner=parameter, written=number % 2 == rank, **where))
     return fragments
 
 
@@ -107,6 +107,6 @@ def test_optimizer_that_cannot_be_cut_is_refused() -> None:
     optimizer = torch.optim.Adafactor(model.parameters())
     model(torch.ones(1, 4)).sum().backward()
     optimizer.step()
-    fragments = [Fragment.whole(name, parameter, written=True) for name, parameter in model.named_parameters()]
+    fragments = [ParameterSlice.whole(name, parameter, written=True) for name, parameter in model.named_parameters()]
     with pytest.raises(ValueError, match="only optimizers with a value per element"):
         pieces(fragments, optimizer)

@@ -20,7 +20,7 @@ from cluster.session import RaySession, connect
 from cluster.shards import read_weights
 from cluster.zero import STAGES
 from pipelines.capacity.diagnosis import cluster_checks, run_checks
-from pipelines.capacity.estimate import Forecast, forecast, saved_bytes
+from pipelines.capacity.estimate import ResourceEstimate, estimate_resources, saved_bytes
 from pipelines.catalogue import load_recipe, recipe_names
 from pipelines.cli import main
 from pipelines.config.arguments import UsageError
@@ -112,10 +112,10 @@ def test_measuring_needs_a_store(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_memory_of_a_worker_without_a_gpu_counts_its_process_and_its_loader(store: str) -> None:
     opened = [open_store(store)]
     experiment = load_recipe("rt1_metaworld")
-    plan = forecast(experiment, opened)
+    plan = estimate_resources(experiment, opened)
     frames = sum(shard.rows for shard in opened[0].shards) * 96 * 96 * 3  # type: ignore[attr-defined]
     assert frames < plan.loader < 2 * frames
-    assert forecast(experiment, []).loader == 1536 * 2**20
+    assert estimate_resources(experiment, []).loader == 1536 * 2**20
     assert plan.host_bytes(1) > plan.process + plan.loader + plan.worker_bytes(1) > 10**9
     small = replace(HERE, gpus=(), memory_free=10**9)
     assert told((experiment, plan), small)["memory"].verdict == "fail"
@@ -181,13 +181,13 @@ HERE = Machine(
 
 
 @pytest.fixture(scope="module")
-def fractal() -> tuple[Experiment, Forecast]:
+def fractal() -> tuple[Experiment, ResourceEstimate]:
     """Eight workers with a GPU each under ZeRO-1."""
     experiment = load_recipe("rt1_fractal")
-    return experiment, forecast(experiment, [])
+    return experiment, estimate_resources(experiment, [])
 
 
-def told(run: tuple[Experiment, Forecast], machine: Machine, free_disk: int = 10**12) -> dict[str, Any]:
+def told(run: tuple[Experiment, ResourceEstimate], machine: Machine, free_disk: int = 10**12) -> dict[str, Any]:
     return {check.name: check for check in run_checks(*run, [machine], free_disk)}
 
 
@@ -195,7 +195,7 @@ def with_memory(size: int) -> Machine:
     return replace(HERE, gpus=tuple(replace(gpu, memory=size) for gpu in HERE.gpus))
 
 
-def test_memory_that_does_not_suffice_names_what_does(fractal: tuple[Experiment, Forecast]) -> None:
+def test_memory_that_does_not_suffice_names_what_does(fractal: tuple[Experiment, ResourceEstimate]) -> None:
     assert told(fractal, HERE)["memory"].verdict == "ok"
     wanted = [fractal[1].worker_bytes(stage) for stage in STAGES]
     check = told(fractal, with_memory((wanted[1] + wanted[2]) // 2))["memory"]
@@ -204,13 +204,13 @@ def test_memory_that_does_not_suffice_names_what_does(fractal: tuple[Experiment,
     assert told(fractal, replace(HERE, gpus=HERE.gpus[:7]))["workers"].verdict == "fail"
 
 
-def test_workers_that_come_and_go_change_what_batch_norm_sees(fractal: tuple[Experiment, Forecast]) -> None:
+def test_workers_that_come_and_go_change_what_batch_norm_sees(fractal: tuple[Experiment, ResourceEstimate]) -> None:
     assert told(fractal, HERE)["batch"].verdict == "ok"
     check = told((fractal[0], replace(fractal[1], workers=(4, 8))), HERE)["batch"]
     assert check.verdict == "note" and "statistics frozen" in check.remedy
 
 
-def test_a_full_disk_is_foreseen(fractal: tuple[Experiment, Forecast]) -> None:
+def test_a_full_disk_is_foreseen(fractal: tuple[Experiment, ResourceEstimate]) -> None:
     check = told(fractal, HERE, free_disk=10**9)["checkpoints"]
     assert check.verdict == "fail" and "loop.keep_last" in check.remedy
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipelines.catalogue import load_recipe
 from pipelines.evaluation import statistics as bootstrap
-from pipelines.evaluation.baselines import lazy_tokens
+from pipelines.evaluation.baselines import baseline_tokens
 from pipelines.evaluation.comparison import compared, labels_of, obstacle
 from pipelines.evaluation.physical_error import ErrorScale
 from pipelines.evaluation.predictions import Predictions
@@ -42,7 +42,7 @@ def model() -> RT1:
 class Oracle(RT1):
     """Says what the batch says, wherever the frames are not blank."""
 
-    def predict(self, batch, answered="all"):  # type: ignore[no-untyped-def]
+    def predict(self, batch, output_steps="all"):  # type: ignore[no-untyped-def]
         import torch
 
         tokens = encode(batch["action"][:, -1:], self.spec)
@@ -90,11 +90,11 @@ def test_the_lazy_policies_by_hand(model: RT1) -> None:
     column = [5, 7, 7, 100, 7]
     found = predictions([[0] + [token] * 10 for token in column], [True, False, False, True, False])
     dims = np.array([3])
-    assert (lazy_tokens("most_frequent_token", found, model)[:, 3] == 7).all()
-    assert lazy_tokens("previous_action", found, model)[:, 3].tolist() == [7, 5, 7, 7, 100]
+    assert (baseline_tokens("most_frequent_token", found, model)[:, 3] == 7).all()
+    assert baseline_tokens("previous_action", found, model)[:, 3].tolist() == [7, 5, 7, 7, 100]
     mean = (5 + 7 + 7 + 100 + 7) / 5
-    assert (np.abs(lazy_tokens("mean_action", found, model)[:, 3] - mean) <= 1).all()
-    assert correct_share(lazy_tokens("previous_action", found, model), found, dims).tolist() == [0, 0, 1, 0, 0]
+    assert (np.abs(baseline_tokens("mean_action", found, model)[:, 3] - mean) <= 1).all()
+    assert correct_share(baseline_tokens("previous_action", found, model), found, dims).tolist() == [0, 0, 1, 0, 0]
 
 
 def test_the_previous_action_is_never_another_episodes(model: RT1) -> None:

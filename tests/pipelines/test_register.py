@@ -29,12 +29,12 @@ from pipelines.evaluation.predictions import predict_store
 from pipelines.publishing.folder import write_bundle
 from pipelines.publishing.registered import load_registered
 from pipelines.publishing.trained_model import load_trained
-from pipelines.register import Guard, register
+from pipelines.register import PromotionPolicy, register
 from pipelines.tracking.mlflow_run import connect
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.images import decode_image
 from rt_models.action_tokens import decode
-from rt_models.control.rt1_policy import Policy
+from rt_models.control.rt1_policy import RT1Policy
 from tests.support import clean_environment
 from tests.support.command_line import REPOSITORY, Rtp, environment, rtp_command
 
@@ -71,7 +71,7 @@ def test_the_registered_policy_acts_as_the_checkpoint_does(registered: dict[str,
     actions = predict(images, texts, ["arm-1"] * 5)
     trained, opened = load_trained(run), EpisodeStore.open(store)
     dataset = trained.contract.datasets[0]
-    policy = Policy(trained.model, dataset=dataset)
+    policy = RT1Policy(trained.model, dataset=dataset)
     for image, text, action in zip(images, texts, actions, strict=True):
         embedding = opened.embeddings[opened.instruction_texts.index(text)]
         expected = policy.act(decode_image(image), embedding)
@@ -320,12 +320,12 @@ def test_a_store_of_another_contract_is_refused_before_anything_is_registered(
     manifest["contract"]["encoder"] = "another-encoder"
     (other / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=r"encoder: the model has hash-512, .* has another-encoder"):
-        register(saying(0), name="arm", alias="champion", guard=Guard.of("champion", (), (str(other),)))
+        register(saying(0), name="arm", alias="champion", guard=PromotionPolicy.of("champion", (), (str(other),)))
     assert connect(registry_of_its_own).MlflowClient().search_registered_models() == []
 
 
 def register_guarded(checkpoint: str, store: str, results: Any) -> None:
-    guard = Guard.of("champion", ("token_accuracy>=champion",), (store,))
+    guard = PromotionPolicy.of("champion", ("token_accuracy>=champion",), (store,))
     results.put(register(checkpoint, name="arm", alias="champion", guard=guard))
 
 

@@ -103,7 +103,7 @@ def test_cached_logits_are_those_trained_on(family: str, folders: dict[str, Path
     length_B = batch["answer_mask"].to(torch.uint8).argmax(dim=1)
     prompt_BL = torch.arange(batch["tokens"].shape[1]) < length_B[:, None]
     count_B = (batch["token_mask"] & ~prompt_BL).sum(dim=1)
-    logits_BV, cache = model.start({**batch, "token_mask": prompt_BL}, room=12)
+    logits_BV, cache = model.start({**batch, "token_mask": prompt_BL}, max_new_tokens=12)
     sum_B = torch.zeros(4, dtype=torch.float64)
     for number in range(int(count_B.max())):
         place_B1 = (length_B + number).clamp(max=batch["tokens"].shape[1] - 1)[:, None]
@@ -123,13 +123,13 @@ def test_actions_are_valid_and_rows_independent(family: str, folders: dict[str, 
     batch = prompts_of(text, [*INSTRUCTIONS, "push a red cup in a blue drawer"])
     answer = predict_actions(model, batch, text)
     assert int(answer.bins_BA.max()) < 256 and int(answer.bins_BA[:, 0].max()) < 3
-    said = generate(model, batch, eos_id=text.tokenizer.eos_id, room=5)
+    said = generate(model, batch, eos_id=text.tokenizer.eos_id, max_new_tokens=5)
     for row in range(4):
         length, place = int(batch["token_mask"][row].sum()), batch["image_index"][row]
         alone = {"frames": batch["frames"], "image_index": place[place >= 0][None]}
         alone |= {key: batch[key][row : row + 1, :length] for key in ("tokens", "token_mask")}
         assert torch.equal(predict_actions(model, alone, text).bins_BA[0], answer.bins_BA[row])
-        assert generate(model, alone, eos_id=text.tokenizer.eos_id, room=5)[0] == said[row]
+        assert generate(model, alone, eos_id=text.tokenizer.eos_id, max_new_tokens=5)[0] == said[row]
     frame = torch.randint(0, 256, (30, 40, 3), dtype=torch.uint8)
     assert RT2Policy(model, text).act(frame, "push a red cup").values.shape == (11,)
 

@@ -67,7 +67,7 @@ def contract(robot: EpisodeStore, web: WebStore) -> Contract:
 class Knows(RT2):
     """Says word by word what is asked for, from the colour of the picture's middle."""
 
-    def start(self, batch: Mapping[str, torch.Tensor], *, room: int) -> tuple[torch.Tensor, Any]:
+    def start(self, batch: Mapping[str, torch.Tensor], *, max_new_tokens: int) -> tuple[torch.Tensor, Any]:
         text, rows = self.config.build_text(), []
         for row, index in enumerate(batch["image_index"][:, -1].tolist()):
             prompt = text.decode(batch["tokens"][row][batch["token_mask"][row]].tolist())

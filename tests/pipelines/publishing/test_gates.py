@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.publishing.gates import Gate, judge_all, metrics_of
-from pipelines.register import Guard
+from pipelines.register import PromotionPolicy
 
 REPORT = {
     "store": "somewhere",
@@ -111,6 +111,6 @@ def test_the_default_gate_on_image_text_examples_alone_names_one_that_works() ->
 
 
 def test_without_gates_data_alone_mean_not_worse_than_the_champion() -> None:
-    (gate,) = Guard.of("champion", (), ("stores",)).gates
+    (gate,) = PromotionPolicy.of("champion", (), ("stores",)).gates
     assert (gate.metric, gate.relation, gate.bound) == ("scaled_error", "<=", 0) and gate.against_champion
-    assert Guard.of("champion", (), ()).gates == ()
+    assert PromotionPolicy.of("champion", (), ()).gates == ()

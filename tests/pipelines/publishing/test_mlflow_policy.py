@@ -19,7 +19,7 @@ from pipelines.catalogue import load_recipe
 from pipelines.publishing import mlflow_policy
 from pipelines.publishing.folder import TrainedModel, read_bundle, write_bundle
 from pipelines.publishing.instructions import Instructions
-from pipelines.publishing.mlflow_policy import RobotPolicy
+from pipelines.publishing.mlflow_policy import MlflowPolicy
 from pipelines.register import _bundle, signature
 from pipelines.training.co_fine_tuning import CoFineTuningConfig, with_tokenizer
 from pipelines.training.data import training_contract
@@ -54,13 +54,13 @@ def folder(opened: EpisodeStore, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture
-def policy(folder: Path) -> RobotPolicy:
-    policy = RobotPolicy()
+def policy(folder: Path) -> MlflowPolicy:
+    policy = MlflowPolicy()
     policy.load_context(SimpleNamespace(artifacts={"policy": str(folder)}))
     return policy
 
 
-def ask(policy: RobotPolicy, *rows: dict[str, Any], **params: str) -> np.ndarray:
+def ask(policy: MlflowPolicy, *rows: dict[str, Any], **params: str) -> np.ndarray:
     answer = policy.predict(None, pd.DataFrame(list(rows)), params)
     return answer[list(policy._contract.action.names)].to_numpy()
 
@@ -76,7 +76,7 @@ def text(opened: EpisodeStore) -> str:
 
 
 def test_an_embedding_stands_for_its_instruction(
-    policy: RobotPolicy, opened: EpisodeStore, frames: list[bytes], text: str
+    policy: MlflowPolicy, opened: EpisodeStore, frames: list[bytes], text: str
 ) -> None:
     vector = opened.embeddings[0]
     alone = {"image": frames[0], "stateless": True}
@@ -87,17 +87,17 @@ def test_an_embedding_stands_for_its_instruction(
 
 
 @pytest.mark.parametrize("row", [{}, {"instruction": None}, {"instruction": " "}, {"instruction": float("nan")}])
-def test_a_missing_instruction_is_refused(policy: RobotPolicy, frames: list[bytes], row: dict[str, Any]) -> None:
+def test_a_missing_instruction_is_refused(policy: MlflowPolicy, frames: list[bytes], row: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="row 0: there is no instruction: give a text"):
         ask(policy, {"image": frames[0], **row})
 
 
-def test_an_embedding_of_another_width_is_refused(policy: RobotPolicy, frames: list[bytes]) -> None:
+def test_an_embedding_of_another_width_is_refused(policy: MlflowPolicy, frames: list[bytes]) -> None:
     with pytest.raises(ValueError, match=r"must be 512 finite numbers, got float64 \(3,\)"):
         ask(policy, {"image": frames[0], "embedding": [0.0, 0.0, 0.0]})
 
 
-def test_what_no_encoder_knows_is_refused_with_what_is_known(policy: RobotPolicy, frames: list[bytes]) -> None:
+def test_what_no_encoder_knows_is_refused_with_what_is_known(policy: MlflowPolicy, frames: list[bytes]) -> None:
     with pytest.raises(ValueError, match=r"row 0: instruction 'sing' is not one of the \d+ .*hash-512.*such as '"):
         ask(policy, {"image": frames[0], "instruction": "sing"})
 
@@ -105,7 +105,7 @@ def test_what_no_encoder_knows_is_refused_with_what_is_known(policy: RobotPolicy
 # --- history ---
 
 
-def test_a_robot_has_a_history_until_it_is_reset(policy: RobotPolicy, frames: list[bytes], text: str) -> None:
+def test_a_robot_has_a_history_until_it_is_reset(policy: MlflowPolicy, frames: list[bytes], text: str) -> None:
     rows = [{"image": frame, "instruction": text, "robot": "a"} for frame in frames[:3]]
     first, _, third = ask(policy, *rows)
     again = ask(policy, rows[0] | {"reset": True})[0]
@@ -116,13 +116,13 @@ def test_a_robot_has_a_history_until_it_is_reset(policy: RobotPolicy, frames: li
 
 @pytest.mark.parametrize("reset", ["false", 0, [True]])
 def test_a_reset_that_is_neither_true_nor_false_is_refused(
-    policy: RobotPolicy, frames: list[bytes], text: str, reset: Any
+    policy: MlflowPolicy, frames: list[bytes], text: str, reset: Any
 ) -> None:
     with pytest.raises(ValueError, match="row 0: reset must be true or false, got"):
         ask(policy, {"image": frames[0], "instruction": text, "robot": "a", "reset": reset})
 
 
-def test_another_robot_does_not_disturb(policy: RobotPolicy, frames: list[bytes], text: str) -> None:
+def test_another_robot_does_not_disturb(policy: MlflowPolicy, frames: list[bytes], text: str) -> None:
     alone = [ask(policy, {"image": frame, "instruction": text, "robot": "a"})[0] for frame in frames]
     mixed = []
     for frame, other in zip(frames, reversed(frames), strict=True):
@@ -131,7 +131,7 @@ def test_another_robot_does_not_disturb(policy: RobotPolicy, frames: list[bytes]
     np.testing.assert_array_equal(alone, mixed)
 
 
-def test_a_bad_row_leaves_every_history_as_it_was(policy: RobotPolicy, frames: list[bytes], text: str) -> None:
+def test_a_bad_row_leaves_every_history_as_it_was(policy: MlflowPolicy, frames: list[bytes], text: str) -> None:
     rows = [{"image": frame, "instruction": text, "robot": "a"} for frame in frames[:2]]
     expected = ask(policy, *rows, {"image": frames[2], "instruction": text, "robot": "a"})[-1]
     policy._robots.clear()
@@ -143,7 +143,7 @@ def test_a_bad_row_leaves_every_history_as_it_was(policy: RobotPolicy, frames: l
 
 
 def test_histories_are_bounded_and_the_stalest_goes_first(
-    policy: RobotPolicy, frames: list[bytes], text: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
+    policy: MlflowPolicy, frames: list[bytes], text: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     monkeypatch.setattr(mlflow_policy, "MAX_ROBOTS", 2)
     for robot in ("a", "b", "a", "c"):
@@ -156,7 +156,7 @@ def seen(answer: pd.DataFrame) -> list[int]:
     return answer["frames_seen"].tolist()
 
 
-def test_in_python_rows_without_a_robot_are_one_robot_s(policy: RobotPolicy, frames: list[bytes], text: str) -> None:
+def test_in_python_rows_without_a_robot_are_one_robot_s(policy: MlflowPolicy, frames: list[bytes], text: str) -> None:
     rows = [{"image": frame, "instruction": text} for frame in frames[:2]]
     named = policy.predict(None, pd.DataFrame([row | {"robot": "a"} for row in rows]))
     nameless = [policy.predict(None, pd.DataFrame([row])) for row in rows]
@@ -167,7 +167,7 @@ def test_in_python_rows_without_a_robot_are_one_robot_s(policy: RobotPolicy, fra
 
 
 def test_over_http_a_row_says_whose_history_it_continues(
-    policy: RobotPolicy, frames: list[bytes], text: str, monkeypatch: pytest.MonkeyPatch
+    policy: MlflowPolicy, frames: list[bytes], text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")
     row = {"image": frames[0], "instruction": text}
@@ -180,7 +180,7 @@ def test_over_http_a_row_says_whose_history_it_continues(
         ask(policy, row | {"robot": "a", "stateless": True})
 
 
-def test_robots_share_the_weights(policy: RobotPolicy, frames: list[bytes], text: str) -> None:
+def test_robots_share_the_weights(policy: MlflowPolicy, frames: list[bytes], text: str) -> None:
     """A copy for each of 256 robots would take 36 GB of an RT-1."""
     for robot in "ab":
         ask(policy, {"image": frames[0], "instruction": text, "robot": robot})
@@ -191,19 +191,19 @@ def test_robots_share_the_weights(policy: RobotPolicy, frames: list[bytes], text
 # --- what a call may name ---
 
 
-def two_datasets(folder: Path, tmp_path: Path) -> RobotPolicy:
+def two_datasets(folder: Path, tmp_path: Path) -> MlflowPolicy:
     """A policy of two robots, the second's actions 275 times the first's."""
     trained = read_bundle(folder)
     (small,) = trained.contract.datasets
     scale = tuple(value / 275 for value in small.transform.scale)
     large = replace(small, name="large", transform=replace(small.transform, scale=(1.0, *scale[1:])))
     write_bundle(replace(trained, contract=replace(trained.contract, datasets=(small, large))), tmp_path)
-    policy = RobotPolicy()
+    policy = MlflowPolicy()
     policy.load_context(SimpleNamespace(artifacts={"policy": str(tmp_path)}))
     return policy
 
 
-def as_mlflow_calls(policy: RobotPolicy, folder: Path) -> PyFuncModel:
+def as_mlflow_calls(policy: MlflowPolicy, folder: Path) -> PyFuncModel:
     """MLflow's wrapper, which fills in the signature's defaults and drops whatever else a caller gives."""
     trained = read_bundle(folder)
     model = Model(signature=signature(trained))
@@ -224,7 +224,7 @@ def test_of_several_datasets_none_is_guessed(folder: Path, tmp_path: Path, frame
 
 @pytest.mark.parametrize("params", [{"unnorm_key": "large"}, {"dataset": "metaworld_sample", "Contract": "x"}])
 def test_an_unknown_parameter_is_an_error_through_mlflow_too(
-    policy: RobotPolicy, folder: Path, frames: list[bytes], text: str, params: dict[str, str]
+    policy: MlflowPolicy, folder: Path, frames: list[bytes], text: str, params: dict[str, str]
 ) -> None:
     row, model = pd.DataFrame([{"image": frames[0], "instruction": text}]), as_mlflow_calls(policy, folder)
     assert len(model.predict(row)) == 1
@@ -235,7 +235,7 @@ def test_an_unknown_parameter_is_an_error_through_mlflow_too(
 
 
 def test_an_unknown_column_is_an_error_through_mlflow_too(
-    policy: RobotPolicy, folder: Path, frames: list[bytes], text: str
+    policy: MlflowPolicy, folder: Path, frames: list[bytes], text: str
 ) -> None:
     row = pd.DataFrame([{"image": frames[0], "instruction": text, "robot_id": "a"}])
     for call in (lambda: as_mlflow_calls(policy, folder).predict(row), lambda: policy.predict(None, row)):
@@ -243,7 +243,7 @@ def test_an_unknown_column_is_an_error_through_mlflow_too(
             call()
 
 
-def test_the_reason_of_a_refusal_stands_alone(policy: RobotPolicy, frames: list[bytes]) -> None:
+def test_the_reason_of_a_refusal_stands_alone(policy: MlflowPolicy, frames: list[bytes]) -> None:
     """MLflow's server writes the request's rows before the message of an exception, and a stack trace after others."""
     with pytest.raises(MlflowException) as caught:
         ask(policy, {"image": frames[0], "instruction": ""})
@@ -254,7 +254,7 @@ def test_the_reason_of_a_refusal_stands_alone(policy: RobotPolicy, frames: list[
 
 
 def test_a_caller_that_was_built_for_another_contract_is_refused(
-    policy: RobotPolicy, frames: list[bytes], text: str
+    policy: MlflowPolicy, frames: list[bytes], text: str
 ) -> None:
     row = {"image": frames[0], "instruction": text}
     ask(policy, row, contract=policy._contract.id)
@@ -266,7 +266,7 @@ def test_a_caller_that_was_built_for_another_contract_is_refused(
         ask(policy, row, dataset="kuka")
 
 
-def test_absent_dimensions_are_listed_and_classes_named(policy: RobotPolicy, frames: list[bytes], text: str) -> None:
+def test_absent_dimensions_are_listed_and_classes_named(policy: MlflowPolicy, frames: list[bytes], text: str) -> None:
     (row,) = policy.predict(None, pd.DataFrame([{"image": frames[0], "instruction": text}])).to_dict("records")
     mask = policy._contract.datasets[0].action_mask
     absent = [name for name, has in zip(policy._contract.action.names, mask, strict=True) if not has]
@@ -291,7 +291,7 @@ def trained_rt2(opened: EpisodeStore) -> TrainedModel:
 def test_rt2_is_served_alike_and_reads_any_text(
     trained_rt2: TrainedModel, opened: EpisodeStore, frames: list[bytes], text: str, tmp_path: Path
 ) -> None:
-    served = RobotPolicy()
+    served = MlflowPolicy()
     folder = _bundle(trained_rt2, [opened], tmp_path)
     served.load_context(SimpleNamespace(artifacts={"policy": str(folder)}))
     rows = [{"image": frames[0], "instruction": words, "robot": "a"} for words in (text, "never heard of")]
@@ -323,7 +323,7 @@ def test_a_pretrained_model_carries_what_it_was_built_from(
     policy = RT2Policy(model, config.build_text(), dataset=side)
     expected = policy.act(decode_image(frames[0]), text).values
     (tmp_path / "base").rename(tmp_path / "elsewhere")
-    served = RobotPolicy()
+    served = MlflowPolicy()
     served.load_context(SimpleNamespace(artifacts={"policy": str(folder)}))
     np.testing.assert_allclose(ask(served, {"image": frames[0], "instruction": text})[0], expected, atol=1e-6)
     assert [file for file in folder.rglob("*") if file.is_file() and str(tmp_path).encode() in file.read_bytes()] == []

@@ -19,7 +19,7 @@ from pipelines.catalogue import load_recipe
 from pipelines.publishing import mlflow_server as policy_server
 from pipelines.publishing.folder import TrainedModel, read_bundle, write_bundle
 from pipelines.publishing.instructions import Instructions
-from pipelines.publishing.mlflow_policy import RobotPolicy
+from pipelines.publishing.mlflow_policy import MlflowPolicy
 from pipelines.publishing.mlflow_server import GuardedServer, guarded
 from pipelines.register import signature
 from pipelines.serving.request_format import MAX_ROWS, ServedPolicy
@@ -44,7 +44,7 @@ def trained(store: str, tmp_path_factory: pytest.TempPathFactory) -> TrainedMode
 @pytest.fixture(scope="module")
 def server(trained: TrainedModel) -> Iterator[GuardedServer]:
     """MLflow's scoring server of this policy, guarded."""
-    policy = RobotPolicy()
+    policy = MlflowPolicy()
     policy.load_context(SimpleNamespace(artifacts={"policy": trained.source}))
     described = Model(signature=signature(trained))
     described.add_flavor("python_function", loader_module="mlflow.pyfunc.model")

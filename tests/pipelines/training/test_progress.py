@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pipelines.terminal.next_step import command_line
 from pipelines.training import progress
-from pipelines.training.progress import following
+from pipelines.training.progress import progress_bar
 from pipelines.training.run_files import MetricsLog
 
 LINE = {"loss": 2.5, "samples_per_s": 120.0, "frames_per_s": 360.0, "waiting_share": 0.3, "memory_gb": 1.25}
@@ -34,7 +34,7 @@ def test_a_line_says_how_fast_the_run_is_and_what_holds_it_up(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     MetricsLog(str(tmp_path), 0).append(7, LINE | {"waiting_share": waiting} | utilisation)
-    with following(str(tmp_path), 10):
+    with progress_bar(str(tmp_path), 10):
         pass
     printed = " ".join(capsys.readouterr().err.split())
     for word in [*words, "7/10", "loss 2.500", "120 samples/s", "360 frames/s", "1.2 GB"]:
@@ -54,7 +54,7 @@ def _halfway(folder: Path) -> None:
 def test_a_log_has_one_plain_line_with_what_is_learnt_and_what_is_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with following(str(tmp_path), 200, steps_per_epoch=40):
+    with progress_bar(str(tmp_path), 200, steps_per_epoch=40):
         _halfway(tmp_path)
     lines = capsys.readouterr().err.splitlines()
     words = ["step 100/200", "loss 2.000", "validation 2.750", "lr 3.0e-04", "epoch 2.5", "0:00 left"]
@@ -72,7 +72,7 @@ def test_on_a_terminal_no_line_is_wider_than_the_window(
         return Console(file=screen, force_terminal=True, width=width, color_system=None)
 
     monkeypatch.setattr(progress, "Console", console)
-    with following(str(tmp_path), 200_000, steps_per_epoch=40):
+    with progress_bar(str(tmp_path), 200_000, steps_per_epoch=40):
         _halfway(tmp_path)
     shown = [part for part in screen.getvalue().replace("\r", "\n").split("\n") if "\x1b" not in part]
     assert max(map(len, shown)) <= width

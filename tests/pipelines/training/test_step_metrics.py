@@ -12,7 +12,7 @@ from pipelines.catalogue import load_recipe
 from pipelines.config.experiment import Experiment
 from pipelines.families.batch_cost import BatchCost, trained_tokens
 from pipelines.training.speed import peak_flops, verdict
-from pipelines.training.step_metrics import Meter
+from pipelines.training.step_metrics import StepMetrics
 from preprocessing.loading.loader import Batch, LoaderConfig, WindowReader
 from preprocessing.store.episode_store import EpisodeStore
 from rt_models.cost.rt1_flops import cost
@@ -79,7 +79,7 @@ def experiment() -> Experiment:
 
 
 def test_a_mixture_is_told_apart_by_store(store: str) -> None:
-    meter = Meter(experiment(), LocalContext("cpu"), ["arm", "hand"])
+    meter = StepMetrics(experiment(), LocalContext("cpu"), ["arm", "hand"])
     batch = batch_of(store, [10, 20, 30], [0, 1, 2]) | {"store": torch.tensor([0, 1, 1])}
     for _ in range(2):
         meter.count(batch)
@@ -94,7 +94,7 @@ def test_a_mixture_is_told_apart_by_store(store: str) -> None:
 
 
 def test_rates_and_waiting(store: str) -> None:
-    meter = Meter(experiment(), LocalContext("cpu"), ["arm"])
+    meter = StepMetrics(experiment(), LocalContext("cpu"), ["arm"])
     batch = batch_of(store, [10, 20, 30], [0, 1, 2])
     meter.count(batch)
     meter.add(batch, torch.tensor(1.0), None)
@@ -106,7 +106,7 @@ def test_rates_and_waiting(store: str) -> None:
 
 
 def test_a_skipped_steps_loss_does_not_spoil_the_mean(store: str) -> None:
-    meter = Meter(experiment(), LocalContext("cpu"), ["arm"])
+    meter = StepMetrics(experiment(), LocalContext("cpu"), ["arm"])
     batch = batch_of(store, [10], [0])
     for loss in (1.0, math.nan, 3.0):
         meter.count(batch)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocessing.loading.mixture_order import RESOLUTION, SourceOrder, whole_weights
+from preprocessing.loading.mixture_order import RESOLUTION, MixtureOrder, whole_weights
 
 WEIGHTS = st.lists(st.integers(1, 60), min_size=1, max_size=9)
 LANES = st.sampled_from([1, 6, 48])
@@ -18,7 +18,7 @@ LANES = st.sampled_from([1, 6, 48])
 @settings(max_examples=60, deadline=None)
 @given(weights=WEIGHTS, lanes=LANES)
 def test_every_prefix_is_within_one_sample_of_the_asked_shares(weights: list[int], lanes: int) -> None:
-    turns = SourceOrder(weights, lanes).take(0, 3000)
+    turns = MixtureOrder(weights, lanes).take(0, 3000)
     drawn = np.cumsum(turns.stores[:, None] == np.arange(len(weights)), axis=0)
     asked = np.arange(1, 3001)[:, None] * np.array(weights) / sum(weights)
     assert np.abs(drawn - asked).max() < 1
@@ -26,7 +26,7 @@ def test_every_prefix_is_within_one_sample_of_the_asked_shares(weights: list[int
 
 @pytest.mark.parametrize("weights", [[0.1234567, 0.7654321], [math.pi, math.e, 1], [2**0.5, 3**0.5, 5**0.5, 7**0.5]])
 def test_weights_that_are_no_small_ratios_keep_their_shares_too(weights: list[float]) -> None:
-    turns = SourceOrder(weights, 48).take(0, 200_000)
+    turns = MixtureOrder(weights, 48).take(0, 200_000)
     drawn = np.cumsum(turns.stores[:, None] == np.arange(len(weights)), axis=0)
     asked = np.arange(1, 200_001)[:, None] * np.array(weights) / sum(weights)
     assert np.abs(drawn - asked).max() < 1
@@ -35,9 +35,9 @@ def test_weights_that_are_no_small_ratios_keep_their_shares_too(weights: list[fl
 @settings(max_examples=60, deadline=None)
 @given(weights=WEIGHTS, lanes=LANES, first=st.integers(0, 10**9), cut=st.integers(0, 200))
 def test_a_position_is_enough_to_go_on(weights: list[int], lanes: int, first: int, cut: int) -> None:
-    whole, order = SourceOrder(weights, lanes).take(first, 200), SourceOrder(weights, lanes)
+    whole, order = MixtureOrder(weights, lanes).take(first, 200), MixtureOrder(weights, lanes)
     parts = order.take(first, cut), order.take(first + cut, 200 - cut)
-    fresh = SourceOrder(weights, lanes).take(first + cut, 200 - cut)
+    fresh = MixtureOrder(weights, lanes).take(first + cut, 200 - cut)
     for name in ("stores", "lanes", "in_store", "in_lane"):
         assert (np.concatenate([getattr(part, name) for part in parts]) == getattr(whole, name)).all()
         assert (getattr(fresh, name) == getattr(parts[1], name)).all()
@@ -46,7 +46,7 @@ def test_a_position_is_enough_to_go_on(weights: list[int], lanes: int, first: in
 @settings(max_examples=40, deadline=None)
 @given(weights=WEIGHTS, lanes=st.sampled_from([6, 12]), whole=st.integers(0, 3))
 def test_turns_count_what_came_before(weights: list[int], lanes: int, whole: int) -> None:
-    turns = SourceOrder(weights, lanes).take(0, (whole + 1) * 500)
+    turns = MixtureOrder(weights, lanes).take(0, (whole + 1) * 500)
     for name, cells in (("in_store", turns.stores), ("in_lane", turns.stores * lanes + turns.lanes)):
         for cell in np.unique(cells):
             assert (getattr(turns, name)[cells == cell] == np.arange((cells == cell).sum())).all()
@@ -54,14 +54,14 @@ def test_turns_count_what_came_before(weights: list[int], lanes: int, whole: int
 
 @given(lanes=st.sampled_from([6, 24, 48]), world=st.sampled_from([1, 2, 3, 6]), first=st.integers(0, 10**6))
 def test_aligned_samples_go_to_all_ranks_alike(lanes: int, world: int, first: int) -> None:
-    turns = SourceOrder([1, 1], lanes).take(first * world, 4 * world)
+    turns = MixtureOrder([1, 1], lanes).take(first * world, 4 * world)
     assert (np.sort(turns.lanes.reshape(4, world) % world, axis=1) == np.arange(world)).all()
 
 
 @pytest.mark.parametrize("weights", [[1, 1], [2, 1, 1], [47, 1], [3, 45], [0.66, 0.34], [150, 50, 30, 20, 5, 3]])
 @pytest.mark.parametrize("world", [2, 3, 8])
 def test_no_rank_gets_one_store_only(weights: list[float], world: int) -> None:
-    turns = SourceOrder(weights, 48).take(0, 48 * 200)
+    turns = MixtureOrder(weights, 48).take(0, 48 * 200)
     shares = np.array(weights) / sum(weights)
     for rank in range(world):
         own = np.bincount(turns.stores[turns.lanes % world == rank], minlength=len(weights)) * world / (48 * 200)
@@ -93,7 +93,7 @@ def test_weights_that_are_no_shares_are_refused(weights: list[float]) -> None:
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_two_stores_in_equal_parts_alternate_on_every_rank(world: int) -> None:
     """Not only on average: a strict alternation would give each of two ranks 24 samples in a row of one store."""
-    turns = SourceOrder([1, 1], 48).take(0, 48 * 100)
+    turns = MixtureOrder([1, 1], 48).take(0, 48 * 100)
     for rank in range(world):
         own = turns.stores[turns.lanes % world == rank]
         changes = np.flatnonzero(np.diff(own, prepend=-1, append=-1))

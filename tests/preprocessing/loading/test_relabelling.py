@@ -13,7 +13,7 @@ import pytest
 
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.loading.loader import LoaderConfig, WindowReader
-from preprocessing.loading.relabelling import ReachedStore
+from preprocessing.loading.relabelling import RelabelledStore
 from preprocessing.store.episode_store import EpisodeStore
 from rt_models.spec import AffineTransform, Contract
 from tests.support.tiny_rlds import bridge_episode, bridge_features, write_dataset
@@ -52,7 +52,7 @@ def matrix(table: pa.Table, column: str) -> np.ndarray:
 
 def test_rows_by_hand(tmp_path: Path) -> None:
     store = written(tmp_path, by_hand())
-    seen = ReachedStore.of(store).with_statistics()
+    seen = RelabelledStore.of(store).with_statistics()
     table = seen.read_rows(0, 0, ["is_terminal", "action", "flags"])
     assert table.column_names == ["is_terminal", "action", "flags"]
     np.testing.assert_allclose(matrix(table, "action"), REACHED, atol=1e-6)
@@ -66,7 +66,7 @@ def test_rows_by_hand(tmp_path: Path) -> None:
 
 def test_the_contract_says_which_and_an_older_one_keeps_its_id(tmp_path: Path) -> None:
     store = written(tmp_path, by_hand())
-    seen = ReachedStore.of(store).with_statistics().contract
+    seen = RelabelledStore.of(store).with_statistics().contract
     assert (store.contract.datasets[0].arm, seen.datasets[0].arm) == ("commanded", "reached")
     assert Contract.from_json(json.loads(json.dumps(seen.to_json()))) == seen
     assert seen.id != store.contract.id == store.manifest["contract_id"]
@@ -79,7 +79,7 @@ def test_rows_are_the_same_however_they_are_read(
 ) -> None:
     source = make_bridge(lengths)
     store = EpisodeStore.open(convert(str(source), str(tmp_path / "out"), ConvertConfig(workers=0)).store)
-    seen, columns = ReachedStore.of(store), ["action", "is_terminal"]
+    seen, columns = RelabelledStore.of(store), ["action", "is_terminal"]
     state = matrix(store.read_shard(0, ["proprio"]), "proprio")
     last = np.isin(np.arange(len(state)) + 1, np.cumsum(lengths))
     expected = matrix(store.read_shard(0, ["action"]), "action")
@@ -97,7 +97,7 @@ def test_rows_are_the_same_however_they_are_read(
 def test_windows_end_before_the_last_step(tmp_path: Path) -> None:
     store = written(tmp_path, by_hand())
     config = LoaderConfig(mask_flags=("first_zero_action",))
-    reader = WindowReader([ReachedStore.of(store)], [SAME], num_steps=3, config=config)
+    reader = WindowReader([RelabelledStore.of(store)], [SAME], num_steps=3, config=config)
     batch = reader.read(np.arange(3), np.arange(3))
     assert batch["loss_mask"][2].tolist() == [False, True, False]
     np.testing.assert_allclose(batch["action"][2].numpy(), REACHED, atol=1e-6)
@@ -109,11 +109,11 @@ def test_a_store_without_the_pose_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"no pose in m and rad that rotation_delta_z changes; leave bridge_dataset out"
     ):
-        ReachedStore.of(store)
+        RelabelledStore.of(store)
 
 
 def test_a_state_that_is_not_finite_is_named(tmp_path: Path) -> None:
     episode = by_hand()
     episode["steps"][1]["observation"]["state"] = np.full(7, np.nan, np.float32)
     with pytest.raises(ValueError, match=r"shard-00000-of-00001.parquet holds a state that is not finite"):
-        ReachedStore.of(written(tmp_path, episode)).with_statistics()
+        RelabelledStore.of(written(tmp_path, episode)).with_statistics()

@@ -13,7 +13,7 @@ ORDERS = st.builds(
     seed=st.integers(0, 2**32),
     lanes=st.sampled_from([1, 6, 24, 48]),
     block_rows=st.integers(1, 40),
-    braided_blocks=st.integers(1, 8),
+    interleaved_blocks=st.integers(1, 8),
 )
 
 
@@ -53,11 +53,13 @@ def test_seeds_and_epochs_give_different_orders() -> None:
 
 
 @pytest.mark.parametrize("episode_steps", [5, 40])
-@pytest.mark.parametrize(("batch", "braided_blocks"), [(32, 3), (64, 3), (96, 4), (256, 11)])
+@pytest.mark.parametrize(("batch", "interleaved_blocks"), [(32, 3), (64, 3), (96, 4), (256, 11)])
 def test_a_batch_holds_nearly_as_many_episodes_as_under_a_full_shuffle(
-    batch: int, braided_blocks: int, episode_steps: int
+    batch: int, interleaved_blocks: int, episode_steps: int
 ) -> None:
-    order = SampleOrder(num_samples=20_000, seed=0, braided_blocks=braided_blocks)  # as the loader asks for that batch
+    order = SampleOrder(
+        num_samples=20_000, seed=0, interleaved_blocks=interleaved_blocks
+    )  # as the loader asks for that batch
     count = 8000 // batch * batch
     ids = order.rows(0, count)[1].reshape(-1, batch) // episode_steps
     shuffled = np.random.default_rng(0).permutation(20_000)[:count].reshape(-1, batch) // episode_steps

@@ -101,7 +101,7 @@ def test_what_is_not_there_is_not_asked_for_again(tmp_path: Path) -> None:
         raise FileNotFoundError("gone")
 
     with pytest.raises(FileNotFoundError):
-        shard_files.patiently(read, what="a file")
+        shard_files.with_retries(read, what="a file")
     assert len(asked) == 1
 
 

@@ -36,9 +36,9 @@ def test_the_last_image_token_answers_for_the_first_action_and_the_last_action_p
     assert RT1.output_positions("last").tolist() == list(range(5 * 19 + 7, 5 * 19 + 18))
 
 
-@given(layout=layouts, rule=st.sampled_from(["tf", "jax"]), answered=st.sampled_from(["all", "last"]))
-def test_every_row_has_a_key_and_every_needed_key_is_a_row(layout: Layout, rule: str, answered: str) -> None:
-    plan = RowPlan(layout, rule, answered)  # type: ignore[arg-type]
+@given(layout=layouts, rule=st.sampled_from(["tf", "jax"]), output_steps=st.sampled_from(["all", "last"]))
+def test_every_row_has_a_key_and_every_needed_key_is_a_row(layout: Layout, rule: str, output_steps: str) -> None:
+    plan = RowPlan(layout, rule, output_steps)  # type: ignore[arg-type]
     mask = attention_mask(layout, rule)  # type: ignore[arg-type]
     rows, keys = plan.rows_R.numpy(), plan.rows_R[plan.keys_S].numpy()
     assert plan.mask_RS.any(dim=1).all()
@@ -46,6 +46,8 @@ def test_every_row_has_a_key_and_every_needed_key_is_a_row(layout: Layout, rule:
     assert mask[rows].sum() == plan.mask_RS.sum()  # no key of a computed row is left out
 
 
-@pytest.mark.parametrize(("rule", "answered", "rows"), [("jax", "all", 108), ("jax", "last", 58), ("tf", "all", 113)])
-def test_rows_that_nobody_reads_are_not_computed(rule: str, answered: str, rows: int) -> None:
-    assert len(RowPlan(RT1, rule, answered).rows_R) == rows  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("rule", "output_steps", "rows"), [("jax", "all", 108), ("jax", "last", 58), ("tf", "all", 113)]
+)
+def test_rows_that_nobody_reads_are_not_computed(rule: str, output_steps: str, rows: int) -> None:
+    assert len(RowPlan(RT1, rule, output_steps).rows_R) == rows  # type: ignore[arg-type]

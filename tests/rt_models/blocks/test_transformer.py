@@ -65,8 +65,8 @@ def test_computing_only_the_needed_rows_changes_nothing(mask: str, kind: str, ac
     model = build(mask=mask, feed_forward=kind)
     image, action = contents()
     expected = reference(model, image, action if acting else None, mask)
-    for answered, part in (("all", expected), ("last", expected[:, -1:])):
-        logits = model(image, action if acting else None, None, answered)
+    for output_steps, part in (("all", expected), ("last", expected[:, -1:])):
+        logits = model(image, action if acting else None, None, output_steps)
         torch.testing.assert_close(logits, part, rtol=1e-12, atol=1e-12)
 
 

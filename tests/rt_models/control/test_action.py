@@ -13,7 +13,7 @@ from test_spec import ZEROS, contract
 from rt_models.action_space import ARM
 from rt_models.action_tokens import encode
 from rt_models.control.action import Action
-from rt_models.control.rt1_policy import Policy
+from rt_models.control.rt1_policy import RT1Policy
 from rt_models.control.rt2_policy import RT2Policy
 from rt_models.language.prompts import RT2TextConfig
 from rt_models.rt1 import RT1Config
@@ -37,7 +37,7 @@ def side(mask: tuple[bool, ...]) -> DatasetContract:
 
 def rt1_action(dataset: DatasetContract) -> Action:
     embeddings = torch.ones(2, 512)
-    return Policy(MODELS["rt1"], dataset=dataset, num_robots=2).act(FRAMES, embeddings)
+    return RT1Policy(MODELS["rt1"], dataset=dataset, num_robots=2).act(FRAMES, embeddings)
 
 
 def rt2_action(dataset: DatasetContract) -> Action:
@@ -61,14 +61,14 @@ def test_absent_dimensions_are_neutral_and_listed(
 
 def test_what_is_there_is_the_model_s() -> None:
     everything = rt1_action(side((True,) * 11))
-    plain = Policy(MODELS["rt1"], num_robots=2).act(FRAMES, torch.ones(2, 512))
+    plain = RT1Policy(MODELS["rt1"], num_robots=2).act(FRAMES, torch.ones(2, 512))
     np.testing.assert_array_equal(everything.tokens, plain.tokens)
     np.testing.assert_allclose(side((True,) * 11).transform.apply(everything.values), plain.values, atol=1e-6)
     assert everything.absent == () and plain.absent == ()
 
 
 def test_the_history_of_actions_holds_the_neutral_one_as_training_shows_it() -> None:
-    policy = Policy(MODELS["one hot"], dataset=side((False,) * 11))
+    policy = RT1Policy(MODELS["one hot"], dataset=side((False,) * 11))
     action = policy.act(FRAMES[0], np.ones(512, np.float32))
     assert policy._action_tokens_RTA is not None
     np.testing.assert_array_equal(policy._action_tokens_RTA[0, -2].numpy(), action.tokens)
@@ -81,7 +81,7 @@ def test_what_a_model_has_no_words_for_is_neutral_too() -> None:
 
 
 def test_an_answer_says_how_many_frames_it_saw() -> None:
-    policy = Policy(MODELS["rt1"], num_robots=2)
+    policy = RT1Policy(MODELS["rt1"], num_robots=2)
     steps = MODELS["rt1"].config.num_steps
     seen = [policy.act(FRAMES, torch.ones(2, 512)).frames_seen.tolist() for _ in range(steps + 1)]
     assert seen == [[min(step + 1, steps)] * 2 for step in range(steps + 1)]
@@ -100,4 +100,4 @@ def test_a_dataset_of_another_space_is_refused() -> None:
     transform = AffineTransform(name="7d", scale=(1.0,) * 7, offset=(0.0,) * 7)
     dataset = replace(side((True,) * 7), transform=transform)
     with pytest.raises(ValueError, match="dataset a has 7 dimensions, the model acts in 11"):
-        Policy(MODELS["rt1"], dataset=dataset)
+        RT1Policy(MODELS["rt1"], dataset=dataset)

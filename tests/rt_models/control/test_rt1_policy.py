@@ -11,7 +11,7 @@ import torch
 
 from rt_models.action_tokens import decode
 from rt_models.control.constrained_decoding import choose_tokens
-from rt_models.control.rt1_policy import Policy
+from rt_models.control.rt1_policy import RT1Policy
 from rt_models.rt1 import RT1, RT1Config
 from tests.support.rt1_windows import stirred
 
@@ -59,7 +59,7 @@ def recomputed(model: RT1, episode: np.ndarray, embedding: np.ndarray, end: int,
 @pytest.mark.parametrize("name", CONFIGS)
 def test_each_cached_step_equals_the_recomputed_window(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(replace(CONFIGS[name], binning="centre"))  # centred bins survive the way through values
-    policy, episode, embedding = Policy(model), frames(), instruction()
+    policy, episode, embedding = RT1Policy(model), frames(), instruction()
     seen = []
 
     def watched(logits: torch.Tensor, spec: object) -> torch.Tensor:
@@ -85,7 +85,7 @@ def test_an_episode_in_first_places_goes_as_in_the_release_s_control_loop(monkey
         return choose_tokens(logits, spec)  # type: ignore[arg-type]
 
     monkeypatch.setattr("rt_models.control.rt1_policy.choose_tokens", watched)
-    policy, state = Policy(model), torch.zeros(1, places, 4, 16, dtype=torch.float64)
+    policy, state = RT1Policy(model), torch.zeros(1, places, 4, 16, dtype=torch.float64)
     for step, frame in enumerate(episode):
         policy.act(frame, instruction())
         state = state.roll(-1, dims=1) if step >= places else state  # facts: transformer_network.py:303-357, 586-619
@@ -98,7 +98,7 @@ def test_an_episode_in_first_places_goes_as_in_the_release_s_control_loop(monkey
 
 def test_one_pass_of_the_tokenizer_over_one_frame_at_each_step() -> None:
     model = model_of(TINY)
-    policy, counts = Policy(model), []
+    policy, counts = RT1Policy(model), []
     policy.model.tokenizer.register_forward_hook(lambda module, inputs, output: counts.append(len(output)))
     for frame in frames():
         policy.act(frame, instruction())
@@ -108,7 +108,7 @@ def test_one_pass_of_the_tokenizer_over_one_frame_at_each_step() -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_robots_in_one_batch_do_not_touch_each_other(name: str) -> None:
     model = model_of(CONFIGS[name])
-    together, apart = Policy(model, num_robots=3), [Policy(model) for _ in range(3)]
+    together, apart = RT1Policy(model, num_robots=3), [RT1Policy(model) for _ in range(3)]
     episodes, texts = [frames(seed) for seed in range(3)], np.stack([instruction(seed) for seed in range(3)])
     for step in range(STEPS):
         if step == 4:
@@ -125,7 +125,7 @@ def test_robots_in_one_batch_do_not_touch_each_other(name: str) -> None:
 @pytest.mark.parametrize("how", ["reset", "another instruction"])
 def test_a_new_episode_or_instruction_begins_without_history(name: str, how: str) -> None:
     model = model_of(CONFIGS[name])
-    used, fresh, new = Policy(model), Policy(model), instruction(1)
+    used, fresh, new = RT1Policy(model), RT1Policy(model), instruction(1)
     for frame in frames(5):
         used.act(frame, instruction(0) if how == "another instruction" else new)
     if how == "reset":
@@ -135,7 +135,7 @@ def test_a_new_episode_or_instruction_begins_without_history(name: str, how: str
 
 
 def test_history_matters_until_it_is_forgotten() -> None:
-    policy = Policy(model_of(TINY))
+    policy = RT1Policy(model_of(TINY))
     first = policy.act(frames(6)[0], instruction()).tokens
     for frame in frames(5):
         policy.act(frame, instruction())
@@ -150,11 +150,11 @@ def test_a_text_is_encoded_once() -> None:
         return instruction(len(text))
 
     model = model_of(TINY)
-    policy, other = Policy(model, encode=encode), Policy(model)
+    policy, other = RT1Policy(model, encode=encode), RT1Policy(model)
     for frame in frames():
         np.testing.assert_array_equal(policy.act(frame, "lift").tokens, other.act(frame, instruction(4)).tokens)
     assert asked == ["lift"]
-    many = Policy(model, encode=encode, num_robots=2)
+    many = RT1Policy(model, encode=encode, num_robots=2)
     many.act(frames(count=2), ["lift", "place it"])
     assert asked == ["lift", "lift", "place it"]
 
@@ -180,12 +180,12 @@ def test_a_text_is_encoded_once() -> None:
 )
 def test_bad_input_is_refused(frame: Any, text: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Policy(model_of(TINY)).act(frame, text)
+        RT1Policy(model_of(TINY)).act(frame, text)
 
 
 def test_what_is_refused_leaves_the_history_as_it_was() -> None:
     model, frame = model_of(TINY), frames()[-1]
-    disturbed, calm = Policy(model), Policy(model)
+    disturbed, calm = RT1Policy(model), RT1Policy(model)
     for earlier in frames()[:-1]:
         disturbed.act(earlier, instruction())
         calm.act(earlier, instruction())
@@ -202,18 +202,19 @@ def test_any_array_of_pixels_will_do(recwarn: pytest.WarningsRecorder) -> None:
     fixed.flags.writeable = False
     for same in (mirrored, fixed, torch.from_numpy(frame), frame[None]):
         np.testing.assert_array_equal(
-            np.ravel(Policy(model).act(same, instruction()).tokens), Policy(model).act(frame, instruction()).tokens
+            np.ravel(RT1Policy(model).act(same, instruction()).tokens),
+            RT1Policy(model).act(frame, instruction()).tokens,
         )
     assert [str(warning.message) for warning in recwarn] == []
 
 
 def test_a_robot_that_there_is_not_is_refused() -> None:
     with pytest.raises(ValueError, match=r"robot 2 cannot be reset: this policy's are 0..1"):
-        Policy(model_of(TINY), num_robots=2).reset([0, 2])
+        RT1Policy(model_of(TINY), num_robots=2).reset([0, 2])
 
 
 def test_a_model_put_back_into_training_does_not_act() -> None:
-    policy = Policy(model_of(TINY))
+    policy = RT1Policy(model_of(TINY))
     policy.model.train()
     with pytest.raises(ValueError, match="training mode"):
         policy.act(frames()[0], instruction())

@@ -48,7 +48,7 @@ def test_forward_operations_and_parameters_are_those_counted(name: str) -> None:
     with torch.no_grad():
         assert counted(lambda: model.tokenizer(image, torch.empty(1, 512, device="meta"))) == expected.frame_flops
         assert counted(lambda: model.action_logits(tokens)) == expected.window_flops
-        assert counted(lambda: model.action_logits(tokens, answered="last")) == expected.control_flops
+        assert counted(lambda: model.action_logits(tokens, output_steps="last")) == expected.control_flops
     assert sum(parameter.numel() for parameter in model.parameters()) == expected.parameters
 
 

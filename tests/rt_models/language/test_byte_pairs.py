@@ -5,16 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rt_models.language.action_vocabulary import IntegerTokens
-from rt_models.language.byte_pairs import MergedBytes
+from rt_models.language.byte_pairs import BytePairConfig
 
 TEXTS = ["Q: is there a red shape? A: yes", "Q: what action should the robot take to open the drawer? A:"] * 20
-LEARNT = MergedBytes().learnt(TEXTS, vocab_size=600)
+LEARNT = BytePairConfig().learnt(TEXTS, vocab_size=600)
 TOKENIZER = LEARNT.build()
 
 
 def test_learning_is_repeatable_and_shortens() -> None:
-    assert MergedBytes().learnt(TEXTS, vocab_size=600) == LEARNT
-    bytes_only = MergedBytes().build()
+    assert BytePairConfig().learnt(TEXTS, vocab_size=600) == LEARNT
+    bytes_only = BytePairConfig().build()
     assert len(TOKENIZER.encode(TEXTS[0])) < len(bytes_only.encode(TEXTS[0])) / 2
     assert TOKENIZER.vocab_size <= 600
 
@@ -33,13 +33,13 @@ def test_an_integer_is_one_token_wherever_it_stands(number: int, where: str) -> 
 def test_the_integers_are_the_action_vocabulary() -> None:
     ids = IntegerTokens().build(TOKENIZER, 256)
     assert len(set(ids)) == 256 and max(ids) < TOKENIZER.vocab_size
-    signed = MergedBytes(first_integer=-10, num_integers=21).build()
+    signed = BytePairConfig(first_integer=-10, num_integers=21).build()
     assert len(set(IntegerTokens(first=-10).build(signed, 21))) == 21
 
 
 def test_a_vocabulary_without_room() -> None:
     with pytest.raises(ValueError, match=r"512 tokens has no room for 256 bytes and 256 integers: raise .* by 3"):
-        MergedBytes().learnt(TEXTS, vocab_size=512)
+        BytePairConfig().learnt(TEXTS, vocab_size=512)
 
 
 def test_an_integer_inside_a_word_is_no_action() -> None:

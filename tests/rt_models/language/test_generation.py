@@ -43,14 +43,14 @@ def extended(batch: dict[str, Tensor], tokens_B: Tensor, active_B: Tensor) -> di
 def test_cached_logits_equal_those_of_the_whole_row(prefix: str) -> None:
     model = fresh(prefix=prefix).double()
     batch = prompts_of(TEXT, INSTRUCTIONS)
-    cached, cache = model.start(batch, room=6)
+    cached, cache = model.start(batch, max_new_tokens=6)
     for number in range(6):
         token_B = cached.argmax(dim=-1)
         active_B = torch.tensor([True, number % 2 == 0, number < 3])
         advanced = model.advance(token_B, cache, active_B)
         cached = torch.where(active_B[:, None], advanced, cached)
         batch = extended(batch, token_B, active_B)
-        torch.testing.assert_close(cached, model.start(batch, room=0)[0], rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(cached, model.start(batch, max_new_tokens=0)[0], rtol=1e-10, atol=1e-10)
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def test_cached_logits_under_a_prompt_prefix_are_those_trained_on(untrained: int
     assert torch.equal(length_B, batch["answer_mask"].to(torch.uint8).argmax(dim=1))
     batch["answer_mask"] &= torch.arange(batch["tokens"].shape[1]) >= length_B[:, None] + untrained
     prompt_BL = torch.arange(batch["tokens"].shape[1]) < length_B[:, None]
-    logits_BV, cache = model.start({**batch, "token_mask": prompt_BL}, room=40)
+    logits_BV, cache = model.start({**batch, "token_mask": prompt_BL}, max_new_tokens=40)
     count_B = (batch["token_mask"] & ~prompt_BL).sum(dim=1)
     sum_B = torch.zeros(4, dtype=torch.float64)
     for number in range(int(count_B.max())):
@@ -110,7 +110,7 @@ def test_the_masks_metrics_are_the_probabilities_before_it() -> None:
     model, batch = fresh(), prompts_of(TEXT, INSTRUCTIONS)
     answer = predict_actions(model, batch, TEXT)
     with torch.no_grad():
-        share = model.start(batch, room=1)[0].softmax(dim=-1)
+        share = model.start(batch, max_new_tokens=1)[0].softmax(dim=-1)
     ids = torch.tensor(TEXT.action_ids[:3])
     torch.testing.assert_close(answer.valid_mass_BK[:, 0], share[:, ids].sum(dim=-1))
     assert answer.invalid_BK[:, 0].tolist() == [int(best) not in ids.tolist() for best in share.argmax(dim=-1)]
@@ -123,7 +123,7 @@ def test_greedy_is_the_likeliest_bin_and_expected_the_mean() -> None:
     torch.testing.assert_close(encode(expected.values_BA, TEXT.spec)[:, 1:8], expected.bins_BA[:, 1:8])
     assert torch.equal(greedy.bins_BA[:, 0], expected.bins_BA[:, 0])  # a class has no mean
     with torch.no_grad():
-        _, cache = model.start(batch, room=8)
+        _, cache = model.start(batch, max_new_tokens=8)
         first = torch.tensor(TEXT.action_ids)[expected.bins_BA[:, 0]]
         share = model.advance(first, cache, torch.ones(3, dtype=torch.bool))[:, list(TEXT.action_ids)].softmax(dim=-1)
     torch.testing.assert_close(expected.values_BA[:, 1], share @ TEXT.bin_values(1))
@@ -169,14 +169,14 @@ def test_a_robot_without_terminate_is_never_told_to_stop(strategy: Strategy) -> 
 def test_rows_of_a_batch_are_answered_as_alone() -> None:
     model, batch = fresh().double(), prompts_of(TEXT, [*INSTRUCTIONS, "do nothing at all and wait for a long while"])
     together = predict_actions(model, batch, TEXT)
-    said = generate(model, batch, eos_id=TEXT.tokenizer.eos_id, room=10)
+    said = generate(model, batch, eos_id=TEXT.tokenizer.eos_id, max_new_tokens=10)
     for row in range(4):
         length = int(batch["token_mask"][row].sum())
         place = batch["image_index"][row]
         alone = {"frames": batch["frames"], "image_index": place[place >= 0][None]}
         alone |= {key: batch[key][row : row + 1, :length] for key in ("tokens", "token_mask")}
         assert torch.equal(predict_actions(model, alone, TEXT).bins_BA[0], together.bins_BA[row])
-        assert generate(model, alone, eos_id=TEXT.tokenizer.eos_id, room=10)[0] == said[row]
+        assert generate(model, alone, eos_id=TEXT.tokenizer.eos_id, max_new_tokens=10)[0] == said[row]
 
 
 def test_free_text_ends_at_the_end_token() -> None:
@@ -190,9 +190,9 @@ def test_free_text_ends_at_the_end_token() -> None:
         optimizer.step()
     prompts = text.collate_prompts([text.web_prompt("is it red?"), text.web_prompt("is it blue?")])
     prompts |= {"frames": batch["frames"], "image_index": batch["image_index"]}
-    said = generate(model, prompts, eos_id=text.tokenizer.eos_id, room=40)
+    said = generate(model, prompts, eos_id=text.tokenizer.eos_id, max_new_tokens=40)
     assert [text.decode(ids) for ids in said] == ["yes", "no no no"]
-    assert [len(ids) for ids in generate(model, prompts, eos_id=text.tokenizer.eos_id, room=2)] <= [2, 2]
+    assert [len(ids) for ids in generate(model, prompts, eos_id=text.tokenizer.eos_id, max_new_tokens=2)] <= [2, 2]
 
 
 def test_a_plan_is_said_before_its_action() -> None:

@@ -21,13 +21,13 @@ from rt_models.language.action_vocabulary import (
     ReservedTokens,
     TransformersTokenizer,
 )
-from rt_models.language.byte_pairs import MergedBytes
+from rt_models.language.byte_pairs import BytePairConfig
 from rt_models.language.prompts import FIELDS, RT2Text, RT2TextConfig
 from tests.support.rt2_rows import word_tokenizer
 
 PLACES = [f"<loc{number:04d}>" for number in range(1024)]
 WORDS = PlainTokenizer(word_tokenizer(extra=PLACES))
-BYTES = MergedBytes().build()
+BYTES = BytePairConfig().build()
 CORPUS = ["pick up the red can", "is a red can in the picture ?", "0 1 2 3 4 5"]
 VOCABULARIES = {
     "integers": IntegerTokens(),
@@ -102,7 +102,7 @@ def test_prompts_and_answers_read_as_published() -> None:
 
 def test_language_table_is_two_integers() -> None:
     config = RT2TextConfig.language_table()
-    tokenizer = MergedBytes(first_integer=-10, num_integers=21).build()
+    tokenizer = BytePairConfig(first_integer=-10, num_integers=21).build()
     text = config.build(tokenizer, max_tokens=128)
     for x, y in [(-10, 10), (0, 3), (7, -1)]:
         action = np.zeros(11, np.float32)
