@@ -47,7 +47,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str,
 
 
 def read_with_tensorflow(folder: Path, scratch: Path, *splits: str) -> dict[str, list[dict[str, Any]]]:
-    script, out = REPOSITORY / "tests/preprocessing/read_with_tensorflow.py", scratch / "episodes.pickle"
+    script, out = REPOSITORY / "tests/support/read_with_tensorflow.py", scratch / "episodes.pickle"
     subprocess.run([sys.executable, str(script), str(folder), str(out), *splits], check=True, capture_output=True)
     return pickle.loads(out.read_bytes())
 
