@@ -43,8 +43,8 @@ def balanced(summary: Summary) -> bool:
 
 
 @pytest.fixture
-def bridge(shared_dir: Path) -> Path:
-    return shared_dir / "data/bridge_dataset/1.0.0"
+def bridge(data_dir: Path) -> Path:
+    return data_dir / "bridge_dataset/1.0.0"
 
 
 def test_the_real_bridge_episodes(bridge: Path, tmp_path: Path) -> None:

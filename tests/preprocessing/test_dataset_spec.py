@@ -126,8 +126,8 @@ def test_the_shipped_sample_converts(tmp_path: Path) -> None:
     assert np.abs(contract.statistics.maximum[1:4]).max() < 0.1  # metres a step, not simulator units
 
 
-def test_specs_fit_the_real_schemas(shared_dir: Path) -> None:
-    folders = {path.parent.parent.name: path.parent for path in (shared_dir / "data").glob("**/features.json")}
+def test_specs_fit_the_real_schemas(data_dir: Path) -> None:
+    folders = {path.parent.parent.name: path.parent for path in data_dir.glob("**/features.json")}
     for name in set(dataset_spec.names()) & set(folders):
         spec, dataset = dataset_spec.load(name), open_dataset(str(folders[name]))
         fields = {*dataset.step_paths, *dataset.episode_paths}

@@ -150,10 +150,10 @@ def test_a_draft_finds_frames_kept_as_numbers(lab: Path) -> None:
     assert yaml.safe_load(draft(open_dataset(str(lab))))["cameras"] == {"image": "pixels"}
 
 
-def test_kuka_through_the_command(tmp_path: Path, shared_dir: Path) -> None:
+def test_kuka_through_the_command(tmp_path: Path, data_dir: Path) -> None:
     poses = np.arange(21, dtype=np.float32).reshape(3, 7)
     given = {"observation/clip_function_input/base_pose_tool_reached": poses, "success": [False]}
-    schema = released_schemas(shared_dir)["kuka"]
+    schema = released_schemas(data_dir)["kuka"]
     source = write_source(tmp_path / "source", "kuka", schema, given)
     account = preprocess([str(source), str(tmp_path / "out"), "--workers", "0", "--image-size", "16x16"])
     assert (account["episodes_out"], account["steps"], account["quarantined"]) == (1, 3, 0)
@@ -164,13 +164,13 @@ def test_kuka_through_the_command(tmp_path: Path, shared_dir: Path) -> None:
     assert all(bits & 1 for bits in table["flags"].to_pylist())
 
 
-def test_infinities_outside_of_the_action_are_no_fault(tmp_path: Path, shared_dir: Path) -> None:
+def test_infinities_outside_of_the_action_are_no_fault(tmp_path: Path, data_dir: Path) -> None:
     given = {
         "observation/orientation_box": np.full((3, 2, 3), np.inf),
         "observation/image": [jpeg(np.random.default_rng(0))] * 3,
     }
     source = write_source(
-        tmp_path / "source", "fractal20220817_data", released_schemas(shared_dir)["fractal20220817_data"], given
+        tmp_path / "source", "fractal20220817_data", released_schemas(data_dir)["fractal20220817_data"], given
     )
     assert convert(str(source), str(tmp_path / "out"), ConvertConfig(workers=0)).quarantined == 0
     (episode,) = open_dataset(str(source)).episodes("train")
@@ -178,7 +178,7 @@ def test_infinities_outside_of_the_action_are_no_fault(tmp_path: Path, shared_di
     bad = write_source(
         tmp_path / "bad",
         "fractal20220817_data",
-        released_schemas(shared_dir)["fractal20220817_data"],
+        released_schemas(data_dir)["fractal20220817_data"],
         given | {"action/world_vector": np.full((3, 3), np.inf)},
     )
     with pytest.raises(ValueError, match="action/world_vector of step 0 is not finite"):

@@ -82,9 +82,9 @@ def odd_records(features: Mapping[str, Feature]) -> list[tuple[str, bytes]]:
 
 @pytest.mark.parametrize(("name", "count"), [("kuka", 12), ("fractal20220817_data", 11)])
 def test_what_can_be_read_comes_through_and_the_rest_is_named(
-    name: str, count: int, shared_dir: Path, tmp_path: Path
+    name: str, count: int, data_dir: Path, tmp_path: Path
 ) -> None:
-    schema = released_schemas(shared_dir)[name]
+    schema = released_schemas(data_dir)[name]
     records = odd_records(flatten(schema))
     source = write_records(tmp_path / "source", name, schema, [record for _, record in records])
     account = preprocessed(source, tmp_path / "out")

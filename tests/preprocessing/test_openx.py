@@ -150,9 +150,9 @@ def unreleased_schema(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_hand_computed_rows_in_both_conventions(name: str, shared_dir: Path, tmp_path: Path) -> None:
+def test_hand_computed_rows_in_both_conventions(name: str, data_dir: Path, tmp_path: Path) -> None:
     given, expected, openness = CASES[name]
-    schema = unreleased_schema(name) if name in UNRELEASED else released_schemas(shared_dir)[name]
+    schema = unreleased_schema(name) if name in UNRELEASED else released_schemas(data_dir)[name]
     source = write_source(tmp_path / "source", name, schema, given)
     spec = dataset_spec.load(name)
     encoder = None if spec.embedding else "hash"
@@ -178,9 +178,9 @@ def test_every_spec_has_a_case() -> None:
     assert set(dataset_spec.names()) == set(CASES) | {"metaworld_sample"}
 
 
-def test_instructions_that_are_not_texts(tmp_path: Path, shared_dir: Path) -> None:
+def test_instructions_that_are_not_texts(tmp_path: Path, data_dir: Path) -> None:
     table = write_source(tmp_path / "lt", "language_table", unreleased_schema("language_table"), {})
-    mt_opt = write_source(tmp_path / "mt", "mt_opt", released_schemas(shared_dir)["mt_opt"], {})
+    mt_opt = write_source(tmp_path / "mt", "mt_opt", released_schemas(data_dir)["mt_opt"], {})
     for source, text in ((table, "push it"), (mt_opt, "lift any")):
         spec = dataset_spec.load(open_dataset(str(source)).name)
         episode = next(open_dataset(str(source)).episodes("train"))
@@ -188,8 +188,8 @@ def test_instructions_that_are_not_texts(tmp_path: Path, shared_dir: Path) -> No
         assert spec.instruction.texts(episode) == [text] * 3
 
 
-def test_kuka_failures_and_uninformative_instructions_are_flagged(tmp_path: Path, shared_dir: Path) -> None:
-    schema = released_schemas(shared_dir)["kuka"]
+def test_kuka_failures_and_uninformative_instructions_are_flagged(tmp_path: Path, data_dir: Path) -> None:
+    schema = released_schemas(data_dir)["kuka"]
     spec = dataset_spec.load("kuka")
     for success, bits in (([True], 0b10), ([False], 0b11)):
         source = write_source(tmp_path / str(success), "kuka", schema, {"success": success})

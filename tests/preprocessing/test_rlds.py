@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 
 from preprocessing.rlds import Corrupt, Episode, open_dataset, open_folder
 from preprocessing.tfds.tfrecord import Record, read_records
+from tests.support.tiny_rlds import frame_record
 
 
 @pytest.fixture(scope="session")
-def bridge(shared_dir: Path) -> Path:
-    return shared_dir / "data/bridge_dataset/1.0.0"
+def bridge(data_dir: Path) -> Path:
+    return data_dir / "bridge_dataset/1.0.0"
 
 
 @pytest.fixture(scope="session")
@@ -206,9 +207,12 @@ def test_the_parts_of_a_shard_are_the_shard(
     np.testing.assert_equal(divided, [content(item) for item in dataset.read_shard(shard, **only)])
 
 
-def test_refuses_what_is_no_dataset(shared_dir: Path, tmp_path: Path, bridge: Path) -> None:
+def test_refuses_what_is_no_dataset(tmp_path: Path, bridge: Path) -> None:
+    plain = tmp_path / "pose_env"
+    plain.mkdir()
+    (plain / "pose_env_test_data.tfrecord").write_bytes(frame_record(b"an example of no known schema"))
     with pytest.raises(ValueError, match=r"pose_env is not a TFDS dataset, it has no features.json"):
-        open_dataset(str(shared_dir / "data/pose_env"))
+        open_dataset(str(plain))
     with pytest.raises(FileNotFoundError, match="does not exist"):
         open_dataset(str(tmp_path / "nothing"))
     with pytest.raises(FileNotFoundError, match="is a file"):

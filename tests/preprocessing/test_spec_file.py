@@ -92,8 +92,8 @@ def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
         read_spec(tmp_path / "none.yaml")
 
 
-def test_drafts_of_every_released_schema(shared_dir: Path, tmp_path: Path) -> None:
-    for name, schema in released_schemas(shared_dir).items():
+def test_drafts_of_every_released_schema(data_dir: Path, tmp_path: Path) -> None:
+    for name, schema in released_schemas(data_dir).items():
         source = str(write_source(tmp_path / name, name, schema, {}))
         if name == "tidybot":
             with pytest.raises(ValueError, match="has no numeric action"):

@@ -214,8 +214,8 @@ def test_schemas_that_were_never_released(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("chosen", [FEW, pytest.param(None, marks=pytest.mark.slow)], ids=["few", "all"])
-def test_released_schemas(tmp_path: Path, shared_dir: Path, chosen: tuple[str, ...] | None) -> None:
-    folders, schemas = [], released_schemas(shared_dir)
+def test_released_schemas(tmp_path: Path, data_dir: Path, chosen: tuple[str, ...] | None) -> None:
+    folders, schemas = [], released_schemas(data_dir)
     assert len(schemas) >= 25
     for name, schema in ((name, schemas[name]) for name in chosen or schemas):
         folder = tmp_path / name / "1.0.0"

@@ -122,10 +122,3 @@ def test_a_file_is_not_taken_for_its_folder(tmp_path: Path) -> None:
 def test_a_source_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="does not exist: give the folder"):
         convert_web(str(tmp_path / "none"), str(tmp_path / "out"), WebConvertConfig(format="jsonl", workers=0))
-
-
-def test_the_captions_that_others_published(shared_dir: Path, tmp_path: Path) -> None:
-    store, examples, quarantine = converted(shared_dir / "data/captions", tmp_path, format="jsonl")
-    assert (len(examples), quarantine) == (25, [])
-    assert all(prompt == "" and len(caption) > 20 for prompt, caption, _ in examples)
-    assert store.name == "captions"

@@ -40,8 +40,8 @@ class Golden:
 
 
 @pytest.fixture(scope="module")
-def golden(shared_dir: Path) -> Golden:
-    tree = load_module(shared_dir / "golden" / "rt1_tree.py")
+def golden(data_dir: Path) -> Golden:
+    tree = load_module(data_dir / "golden" / "rt1_tree.py")
     config, leaves, expected = tree.load("rt1_swiglu")
     model = from_flax(leaves)
     image, embedding = map(torch.from_numpy, tree.inputs(config["batch"], config["steps"], config["seed"]))

@@ -130,8 +130,8 @@ def write_records(folder: Path, name: str, schema: dict[str, Any], records: Sequ
     return folder
 
 
-def released_schemas(shared_dir: Path) -> dict[str, dict[str, Any]]:
-    folders = [*(shared_dir / "data/openx_metadata").glob("*/*"), shared_dir / "data/bridge_dataset/1.0.0"]
+def released_schemas(data_dir: Path) -> dict[str, dict[str, Any]]:
+    folders = [*(data_dir / "openx_metadata").glob("*/*"), data_dir / "bridge_dataset/1.0.0"]
     pairs = [folder for folder in folders if (folder / "features.json").exists()]
     return {
         json.loads((f / "dataset_info.json").read_text())["name"]: json.loads((f / "features.json").read_text())

@@ -168,8 +168,8 @@ def test_no_false_alarm_on_the_sample(sample: Path, split: str) -> None:
     assert findings(found, "unknown") == unknown
 
 
-def test_no_false_alarm_on_bridge(shared_dir: Path, tmp_path: Path) -> None:
-    source = str(shared_dir / "data/bridge_dataset/1.0.0")
+def test_no_false_alarm_on_bridge(data_dir: Path, tmp_path: Path) -> None:
+    source = str(data_dir / "bridge_dataset/1.0.0")
     convert(source, str(tmp_path), ConvertConfig(workers=0, cameras=("image", "1", "2", "3")))
     found = audit(EpisodeStore.open(str(tmp_path)))
     assert findings(found, "contradicted") == []

@@ -129,8 +129,8 @@ def test_texts_labels_and_nesting() -> None:
     assert leaves["steps/deep/label"].read(example).tolist() == [1, 0]
 
 
-def test_every_open_x_schema_is_understood(shared_dir: Path) -> None:
-    folders = sorted((shared_dir / "data/openx_metadata").glob("*/*/features.json"))
+def test_every_open_x_schema_is_understood(data_dir: Path) -> None:
+    folders = sorted((data_dir / "openx_metadata").glob("*/*/features.json"))
     assert len(folders) >= 25
     for folder in folders:
         assert {"is_first", "is_last", "is_terminal"} <= set(open_dataset(str(folder.parent)).step_paths)
