@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,18 @@ from preprocessing.store.episode_store import EpisodeStore
 RECIPE = "rt1_metaworld"
 MODEL_NAME = "rt1-demo"
 _LEAST_RATIO = 0.9  # of the accuracy on paraphrases and on the instructions themselves
-_SAMPLE = Path(__file__).resolve().parents[1] / "examples/metaworld_sample/1.0.0"
+_SAMPLE = "examples/metaworld_sample/1.0.0"
+
+
+def shipped_episodes() -> Path:
+    """The sample's version folder: in the source checkout, else where the installed wheel's record says it lies."""
+    checkout = Path(__file__).resolve().parents[1] / _SAMPLE
+    if not checkout.exists():
+        for installed in distributions(name="rt-pipelines"):
+            for file in installed.files or ():
+                if file.match(f"{_SAMPLE}/features.json"):
+                    return Path(str(file.locate())).resolve().parent
+    return checkout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +58,8 @@ class DemoArguments:
 
     output: str = "runs/demo"
     """Folder for stores, checkpoints and the report; running again continues there."""
-    source: str = str(_SAMPLE)
-    """The shipped RLDS episodes; they come with the source checkout."""
+    source: str = str(shipped_episodes())
+    """The shipped RLDS episodes; they come with the source checkout and with the wheel."""
     steps: int | None = None
     """Optimizer steps instead of the recipe's."""
     compare: bool = False
