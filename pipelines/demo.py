@@ -21,6 +21,7 @@ from pipelines.config.arguments import parse
 from pipelines.config.experiment import Experiment, InProcess
 from pipelines.evaluate import pictures
 from pipelines.evaluation.paraphrases import PARAPHRASES, ParaphraseScores, paraphrase_rows, score_paraphrases
+from pipelines.evaluation.report import EpisodeReport
 from pipelines.evaluation.scoring import Evaluation, EvaluationConfig, evaluation_of
 from pipelines.evaluation.tables import print_tables
 from pipelines.preprocess import PreprocessConfig, preprocess
@@ -77,6 +78,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
     registered = stages.register(trained_at, stores["val"])
     action = stages.predict(registered["model_uri"], stores["val"])
     page = stages.report(stores, evaluation, words, registered)
+    assert isinstance(evaluation.report, EpisodeReport)
     return stages.summary(stores, evaluation.report, words, registered, action, page)
 
 
@@ -173,7 +175,7 @@ class _Stages:
             "episodes": f"{_episodes(stores['train'])} train, {_episodes(stores['val'])} held out",
             "model": registered["model_uri"],
             "MLflow": registered["tracking_uri"],
-            "contract": evaluation.report["contract"],
+            "contract": evaluation.report.contract,
         }
         metrics = read_metrics(self.output / "train/metrics.jsonl")
         more = {"Instructions in other words": paraphrase_rows(words)} if words else {}
@@ -185,7 +187,7 @@ class _Stages:
     def summary(
         self,
         stores: dict[str, EpisodeStore],
-        report: dict[str, Any],
+        report: EpisodeReport,
         words: dict[str, ParaphraseScores] | None,
         registered: dict[str, Any],
         action: dict[str, Any],
@@ -196,8 +198,8 @@ class _Stages:
         say = self.console.print
         say(f"\nread     {_episodes(stores['train'])} + {_episodes(stores['val'])} episodes, {_steps(stores)} steps")
         say(f"loss     {losses[0]:.3f} first, {losses[-1]:.3f} last")
-        lazy = ", ".join(f"{name.replace('_', ' ')} {s['mean']:.3f}" for name, s in report["lazy"].items())
-        say(f"accuracy {report['token_accuracy']['mean']:.3f} on held-out episodes; {lazy}")
+        baselines = ", ".join(f"{name.replace('_', ' ')} {interval.mean:.3f}" for name, interval in report.lazy.items())
+        say(f"accuracy {report.token_accuracy.mean:.3f} on held-out episodes; {baselines}")
         if words:
             ratios = ", ".join(f"{100 * scores.ratio:.0f} % with {encoder}" for encoder, scores in words.items())
             say(f"words    accuracy on paraphrases, of that on the instructions themselves: {ratios}")
@@ -208,7 +210,7 @@ class _Stages:
         for failure in failures:
             say(f"[bold red]not shown: {failure}")
         return {
-            "evaluation": report,
+            "evaluation": report.to_json(),
             "paraphrases": {encoder: asdict(scores) for encoder, scores in (words or {}).items()},
             "registered": registered,
             "action": action,
@@ -221,17 +223,17 @@ class _Stages:
         self.console.print(f"[bold]{stage:<10}[/bold] {what}")
 
 
-def shortfalls(report: dict[str, Any]) -> list[str]:
+def shortfalls(report: EpisodeReport) -> list[str]:
     """What the evaluation should have shown and did not, in words."""
     missing = [
-        f"the policy beats {name.replace('_', ' ')} (margin {margin['mean']:+.3f}, from {margin['low']:+.3f})"
-        for name, margin in report["margin"].items()
-        if margin["low"] <= 0
+        f"the policy beats {name.replace('_', ' ')} (margin {margin.mean:+.3f}, from {margin.low:+.3f})"
+        for name, margin in report.margin.items()
+        if margin.low <= 0
     ]
     missing += [
-        f"accuracy falls with {name.replace('_', ' ')} (fall {scores['fall']['mean']:+.3f})"
-        for name, scores in report["perturbed"].items()
-        if scores["fall"]["low"] <= 0
+        f"accuracy falls with {name.replace('_', ' ')} (fall {scores.fall.mean:+.3f})"
+        for name, scores in (report.perturbed or {}).items()
+        if scores.fall.low <= 0
     ]
     return missing
 
@@ -241,9 +243,9 @@ def paraphrase_shortfalls(scores: ParaphraseScores) -> list[str]:
     missing = []
     if scores.ratio < _LEAST_RATIO:
         missing.append(f"paraphrases reach {_LEAST_RATIO} of the accuracy on the instructions ({scores.ratio:.3f})")
-    if scores.opposite_instruction["high"] >= scores.own_instruction["mean"]:
+    if scores.opposite_instruction.high >= scores.own_instruction.mean:
         missing.append(
-            f"the opposite task's instruction is told apart ({scores.opposite_instruction['mean']:.3f} accuracy)"
+            f"the opposite task's instruction is told apart ({scores.opposite_instruction.mean:.3f} accuracy)"
         )
     return missing
 

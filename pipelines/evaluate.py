@@ -17,7 +17,8 @@ Intervals are 95 % bootstrap intervals over episodes, because steps of one episo
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ import tyro
 from pipelines.config.arguments import parse
 from pipelines.evaluation.comparison import compared
 from pipelines.evaluation.record import FOLDER, file_name, home_of, is_seen, save, track
+from pipelines.evaluation.report import EpisodeReport, EvaluationReport
 from pipelines.evaluation.scoring import Evaluation, EvaluationConfig, evaluation_of, web_report
 from pipelines.evaluation.tables import print_tables
 from pipelines.publishing.folder import TrainedModel
@@ -75,19 +77,20 @@ def main(arguments: list[str]) -> dict[str, Any]:
     earlier = None if given.before is None else _load(given.before)
     evaluations = []
     for store in stores:
-        found = _scored(trained, store, given.evaluation, f"evaluate {store.manifest['dataset']}")
-        named = {"dataset": store.manifest["dataset"], "split": store.manifest["split"]}
-        found.report.update(named, seen_in_training=is_seen(trained, store))
+        evaluation = _scored(trained, store, given.evaluation, f"evaluate {store.manifest['dataset']}")
+        dataset, split = store.manifest["dataset"], store.manifest["split"]
+        seen = is_seen(trained, store)
+        report = replace(evaluation.report, dataset=dataset, split=split, seen_in_training=seen)
         if earlier is not None:
             before = _scored(earlier, store, given.evaluation, "evaluate the earlier model").report
-            found.report["before"] = compared(found.report, before, me=given.model, them=given.before or "")
-        evaluations.append(found)
-        print_tables(found.report)
-        if found.report["seen_in_training"]:
+            report = replace(report, before=compared(report, before, me=given.model, them=given.before or ""))
+        evaluations.append(replace(evaluation, report=report))
+        print_tables(report)
+        if seen:
             print(f"{store.root} is among the training stores of this model: {_SEEN}")
-    reports = [found.report for found in evaluations]
-    result = {"model": given.model, "step": trained.step, "evaluations": reports}
-    result |= _kept(given, trained, stores, result)
+    reports = [evaluation.report for evaluation in evaluations]
+    result = {"model": given.model, "step": trained.step, "evaluations": [report.to_json() for report in reports]}
+    result |= _kept(given, trained, stores, reports, result)
     if given.html is not None:
         _write_html(given, stores, evaluations, result)
     if command := next_command(given, trained, reports):
@@ -126,12 +129,16 @@ def _require_writable(path: str | None) -> None:
 
 
 def _kept(
-    given: EvaluateArguments, trained: TrainedModel, stores: list[EpisodeStore | WebStore], result: dict[str, Any]
+    given: EvaluateArguments,
+    trained: TrainedModel,
+    stores: list[EpisodeStore | WebStore],
+    reports: list[EvaluationReport],
+    result: dict[str, Any],
 ) -> dict[str, Any]:
     """Save the result as a file and in MLflow; where."""
     home, name = home_of(given.model), file_name(trained.step, stores)
     saved = save(result, given.output or f"{home}/{FOLDER}/{name}", asked=given.output is not None)
-    run_id = track(result, home=home, run_id=trained.metadata.get("mlflow_run_id"), name=name)
+    run_id = track(result, reports, home=home, run_id=trained.metadata.get("mlflow_run_id"), name=name)
     for kept in ([f"report: {saved}"] if saved else []) + ([f"MLflow: run {run_id}"] if run_id else []):
         print(kept)
     return {"report": saved, "mlflow_run_id": run_id}
@@ -143,7 +150,7 @@ def _write_html(
     evaluations: list[Evaluation],
     result: dict[str, Any],
 ) -> None:
-    facts = {"model": given.model, "step": result["step"], "contract": evaluations[0].report["contract"]}
+    facts = {"model": given.model, "step": result["step"], "contract": evaluations[0].report.contract}
     drawn = [(e.report, pictures(e, store, limit=given.episodes)) for e, store in zip(evaluations, stores, strict=True)]
     write_page(Path(given.html or ""), evaluation_page(f"Evaluation of {given.model}", facts, drawn))
     print(f"page: {given.html}")
@@ -151,13 +158,14 @@ def _write_html(
 
 def pictures(evaluation: Evaluation, store: EpisodeStore | WebStore, *, limit: int) -> str:
     """Predicted beside recorded actions of some episodes, as HTML; of image-text examples there are none."""
-    if not isinstance(store, EpisodeStore) or evaluation.predictions is None or evaluation.predicted_NA is None:
+    report, predictions, predicted_NA = evaluation.report, evaluation.predictions, evaluation.predicted_NA
+    if predictions is None or predicted_NA is None:
         return ""
-    names = evaluation.report["dimensions"]
-    return predicted_episodes(store, evaluation.predictions, evaluation.predicted_NA, names, limit=limit)
+    assert isinstance(store, EpisodeStore) and isinstance(report, EpisodeReport)
+    return predicted_episodes(store, predictions, predicted_NA, report.dimensions, limit=limit)
 
 
-def next_command(given: EvaluateArguments, trained: TrainedModel, reports: list[dict[str, Any]]) -> list[str]:
+def next_command(given: EvaluateArguments, trained: TrainedModel, reports: Sequence[EvaluationReport]) -> list[str]:
     """What to do with these scores, without rtp; empty for weights that are bound to no data."""
     if given.model.startswith("models:/"):
         return ["serve", given.model]
@@ -165,5 +173,5 @@ def next_command(given: EvaluateArguments, trained: TrainedModel, reports: list[
         return []
     name = str((trained.metadata.get("experiment") or {}).get("name") or "my-policy")
     command = ["register", given.model, "--name", name]
-    fair = [report["store"] for report in reports if "scaled_error" in report and not report["seen_in_training"]]
+    fair = [report.store for report in reports if isinstance(report, EpisodeReport) and not report.seen_in_training]
     return [*command, "--alias", "champion", "--data", *fair] if fair else command

@@ -31,6 +31,7 @@ import pipelines
 import preprocessing
 import rt_models
 from pipelines.config.arguments import parse
+from pipelines.evaluation.report import EvaluationReport
 from pipelines.evaluation.scoring import EvaluationConfig, score
 from pipelines.publishing.folder import DESCRIPTION, TrainedModel, write_bundle
 from pipelines.publishing.gates import Gate, Verdict, judge_all
@@ -124,7 +125,7 @@ class PromotionPolicy:
             raise ValueError("--gate needs held-out episodes to be judged on: give --data another STORE")
         return replace(self, stores=held_out, gates=self.gates if held_out else ())
 
-    def evaluations(self, trained: TrainedModel) -> dict[str, Any]:
+    def evaluations(self, trained: TrainedModel) -> dict[str, EvaluationReport]:
         """The evaluation of a model on every held-out store; its other scores only where a gate asks for them."""
         config = EvaluationConfig(perturbations=any(gate.metric.startswith("perturbed") for gate in self.gates))
         opened = [open_store(path, split=self.split) for path in self.stores] if self.gates else []
@@ -142,7 +143,7 @@ class PromotionPolicy:
 
         return verdicts
 
-    def _of_holder(self, name: str, holder: str | None) -> dict[str, Any]:
+    def _of_holder(self, name: str, holder: str | None) -> dict[str, EvaluationReport]:
         try:
             return self.evaluations(fetch_registered(f"models:/{name}/{holder}"))
         except (ValueError, OSError) as error:

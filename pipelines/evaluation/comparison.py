@@ -8,11 +8,12 @@ the same tokens are said.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pipelines.config.experiment import Experiment
 from pipelines.config.serialization import flatten, to_plain
+from pipelines.evaluation.report import Comparison, EpisodeReport, EvaluationReport, Labels
 from rt_models.action_space import ActionSpec
 from rt_models.spec import DatasetContract
 
@@ -22,48 +23,41 @@ PHYSICAL = "scaled_error"
 _COUNTS = ("episodes", "steps")
 
 
-def labels_of(spec: ActionSpec, dataset: DatasetContract, dims: Sequence[int]) -> dict[str, Any]:
-    """What a token of this model means on this dataset, as plain data: the bins of the scored dimensions `dims`.
-
-    `bounds`: of each, the physical values of its first and last bin.
-    """
+def labels_of(spec: ActionSpec, dataset: DatasetContract, dims: Sequence[int]) -> Labels:
+    """What a token of this model means on this dataset, for the scored dimensions `dims`."""
     low, high = (dataset.transform.invert(bound) for bound in spec.bounds())
-    return {
-        "arm": dataset.arm,
-        "bins": spec.bins,
-        "binning": spec.binning,
-        "scaling": dataset.transform.name,
-        "bounds": {spec.names[dim]: [float(low[dim]), float(high[dim])] for dim in dims},
-    }
+    return Labels(
+        arm=dataset.arm,
+        bins=spec.bins,
+        binning=spec.binning,
+        scaling=dataset.transform.name,
+        bounds={spec.names[dim]: (float(low[dim]), float(high[dim])) for dim in dims},
+    )
 
 
-def headlines(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The scores of an evaluation by which models are compared, each an interval."""
-    found = {key: report[key] for key in (PHYSICAL, "token_accuracy", "vqa_accuracy") if key in report}
-    return found | ({"cider_d": report["captions"]["cider_d"]} if "captions" in report else {})
-
-
-def compared(now: Mapping[str, Any], before: Mapping[str, Any], *, me: str, them: str) -> dict[str, Any]:
-    """The headlines of `before` that compare with `now`, evaluations of two models on one store; why the others do not
-    stands under "not_compared"."""
-    scores = headlines(before)
+def compared(now: EvaluationReport, before: EvaluationReport, *, me: str, them: str) -> Comparison:
+    """The headline scores of `before` that compare with `now`; both are evaluations on one store."""
+    scores = before.headlines()
     refused = {name: obstacle(name, now, before, me=me, them=them) for name in scores}
-    kept = {name: value for name, value in scores.items() if refused[name] is None}
-    reasons = {name: reason for name, reason in refused.items() if reason is not None}
-    return kept | ({"not_compared": reasons} if reasons else {})
+    return Comparison(
+        scores={name: value for name, value in scores.items() if refused[name] is None},
+        not_compared={name: reason for name, reason in refused.items() if reason is not None},
+    )
 
 
-def obstacle(metric: str, mine: Mapping[str, Any], theirs: Mapping[str, Any], *, me: str, them: str) -> str | None:
-    """Why `metric` of two evaluations on one store does not compare, with the remedy; None where it does.
+def obstacle(metric: str, mine: EvaluationReport, theirs: EvaluationReport, *, me: str, them: str) -> str | None:
+    """Why `metric` of two evaluations on one store does not compare, with the remedy; None if it does.
 
     `me` and `them` name the two models in the sentence.
     """
-    ours, others = mine.get("labels"), theirs.get("labels")
-    if ours is None or others is None or ours == others or metric in _COUNTS:  # of image-text examples: no tokens
+    if not (isinstance(mine, EpisodeReport) and isinstance(theirs, EpisodeReport)):
+        return None  # image-text examples have no action tokens
+    ours, others = mine.labels, theirs.labels
+    if ours == others or metric in _COUNTS:
         return None
-    if ours["arm"] != others["arm"]:
+    if ours.arm != others.arm:
         return (
-            f"{them} was trained on what the arm {_ARM[others['arm']]} and {me} on what it {_ARM[ours['arm']]}, "
+            f"{them} was trained on what the arm {_ARM[others.arm]} and {me} on what it {_ARM[ours.arm]}, "
             f"so {metric} compares them with different right answers: use numbers of each alone"
         )
     if _is_physical(metric):
@@ -82,19 +76,19 @@ def _is_physical(metric: str) -> bool:
     return metric.startswith(PHYSICAL) or ".mean_absolute_error" in metric
 
 
-def _difference(ours: Mapping[str, Any], others: Mapping[str, Any]) -> tuple[str, str]:
+def _difference(ours: Labels, others: Labels) -> tuple[str, str]:
     """The two sides in the first respect in which they differ."""
 
-    def binning(labels: Mapping[str, Any]) -> str:
-        return f"{labels['bins']} bins, {labels['binning']}, scaling {labels['scaling']}"
+    def binning(labels: Labels) -> str:
+        return f"{labels.bins} bins, {labels.binning}, scaling {labels.scaling}"
 
-    def dimensions(labels: Mapping[str, Any]) -> str:
-        return f"of {', '.join(labels['bounds'])}"
+    def dimensions(labels: Labels) -> str:
+        return f"of {', '.join(labels.bounds)}"
 
-    def bounds(labels: Mapping[str, Any]) -> str:
-        name = next(name for name in ours["bounds"] if ours["bounds"][name] != others["bounds"][name])
-        low, high = labels["bounds"][name]
-        return f"{labels['bins']} bins of {name} from {low:.6g} to {high:.6g}"
+    def bounds(labels: Labels) -> str:
+        name = next(name for name in ours.bounds if ours.bounds[name] != others.bounds[name])
+        low, high = labels.bounds[name]
+        return f"{labels.bins} bins of {name} from {low:.6g} to {high:.6g}"
 
     for describe in (binning, dimensions):
         if describe(ours) != describe(others):

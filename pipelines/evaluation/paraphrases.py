@@ -101,7 +101,7 @@ def score_paraphrases(trained: TrainedModel, store: EpisodeStore, config: Evalua
     return ParaphraseScores(
         original=original,
         paraphrased=paraphrased,
-        ratio=paraphrased["mean"] / original["mean"] if original["mean"] else 0.0,
+        ratio=paraphrased.mean / original.mean if original.mean else 0.0,
         own_instruction=some_steps(own_N[has_opposite_N]),
         opposite_instruction=some_steps(opposite_N[has_opposite_N]),
         per_task=per_task,

@@ -17,6 +17,7 @@ from typing import Any
 
 import fsspec
 
+from pipelines.evaluation.report import EpisodeReport, EvaluationReport
 from pipelines.publishing.folder import TrainedModel
 from pipelines.publishing.training_stores import fingerprint, references_of
 from pipelines.terminal.atomic_files import write_whole
@@ -78,7 +79,9 @@ def save(result: Mapping[str, Any], path: str, *, asked: bool) -> str | None:
     return path
 
 
-def track(result: Mapping[str, Any], *, home: str, run_id: str | None, name: str) -> str | None:
+def track(
+    result: Mapping[str, Any], reports: Sequence[EvaluationReport], *, home: str, run_id: str | None, name: str
+) -> str | None:
     """Put scores and report into the training's MLflow run; its id where that was possible. Never fails: scores that
     took hours are not lost because a server is away."""
     if run_id is None:
@@ -90,7 +93,7 @@ def track(result: Mapping[str, Any], *, home: str, run_id: str | None, name: str
             client = mlflow.MlflowClient()
             client.get_run(run_id)  # raises where this server does not know it
             now_ms, step = int(time.time() * 1000), int(result["step"])
-            values = [pair for report in result["evaluations"] for pair in metrics_of(report).items()]
+            values = [pair for report in reports for pair in metrics_of(report).items()]
             entries = [mlflow.entities.Metric(key, value, now_ms, step) for key, value in values]
             for first in range(0, len(entries), 1000):  # the most that the server takes a call
                 client.log_batch(run_id, metrics=entries[first : first + 1000])
@@ -101,15 +104,14 @@ def track(result: Mapping[str, Any], *, home: str, run_id: str | None, name: str
     return run_id
 
 
-def metrics_of(report: Mapping[str, Any]) -> dict[str, float]:
-    """The scores by which models are compared and the errors a dimension, by names that say on which data."""
-    found = {key: report[key]["mean"] for key in ("scaled_error", "token_accuracy", "vqa_accuracy") if key in report}
-    if "captions" in report:
-        found["cider_d"] = report["captions"]["cider_d"]["mean"]
-    for name, scores in report.get("per_dimension", {}).items():
-        found[f"error/{name}"] = scores["policy"]["mean_absolute_error"]
-    names = {key: re.sub(r"[^\w./ -]", "_", f"evaluation/{report['dataset']}/{report['split']}/{key}") for key in found}
-    return {names[key]: float(value) for key, value in found.items()}
+def metrics_of(report: EvaluationReport) -> dict[str, float]:
+    """The headline scores and the errors per dimension, by names that say on which data."""
+    values = {key: interval.mean for key, interval in report.headlines().items()}
+    if isinstance(report, EpisodeReport):
+        for name, scores in report.per_dimension.items():
+            values[f"error/{name}"] = scores.policies["policy"].mean_absolute_error
+    names = {key: re.sub(r"[^\w./ -]", "_", f"evaluation/{report.dataset}/{report.split}/{key}") for key in values}
+    return {names[key]: value for key, value in values.items()}
 
 
 def _address(home: str) -> str:

@@ -1,9 +1,8 @@
-"""Scores of a trained policy on a store, beside the baselines, as plain data; `rtp evaluate` says what each means."""
+"""Scores of a trained policy on a store, beside the baselines; `rtp evaluate` says what each means."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +11,15 @@ from pipelines.evaluation.baselines import BASELINES, baseline_tokens
 from pipelines.evaluation.comparison import labels_of
 from pipelines.evaluation.physical_error import ErrorScale
 from pipelines.evaluation.predictions import Perturbation, Predictions, predict_store
+from pipelines.evaluation.report import (
+    ActionScore,
+    Decoding,
+    DimensionScores,
+    EpisodeReport,
+    EvaluationReport,
+    PerturbedScores,
+    WebReport,
+)
 from pipelines.evaluation.statistics import Bootstrap, Interval
 from pipelines.evaluation.web_scores import WebScoreConfig, score_web
 from pipelines.families.models import Model
@@ -50,26 +58,28 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
-    """A report as plain data for JSON, and of a store of robot episodes what it was made of."""
+    """A report, and for a store of robot episodes the predictions it was made from."""
 
-    report: dict[str, Any]
+    report: EvaluationReport
     predictions: Predictions | None = None
     predicted_NA: np.ndarray | None = None
     """The policy's actions in physical units."""
 
 
-def evaluate(model: Model, contract: Contract, store: EpisodeStore, config: EvaluationConfig) -> dict[str, Any]:
-    """Scores of `model` on `store` beside the lazy policies, as plain data for JSON.
+def evaluate(model: Model, contract: Contract, store: EpisodeStore, config: EvaluationConfig) -> EpisodeReport:
+    """Scores of `model` on `store` beside the baselines.
 
-    Raises ContractMismatch where the store does not hold what the model was trained on.
+    Raises ContractMismatch if the store does not hold what the model was trained on.
     """
-    return evaluation_of(model, contract, store, config).report
+    report = evaluation_of(model, contract, store, config).report
+    assert isinstance(report, EpisodeReport)
+    return report
 
 
 def evaluation_of(
     model: Model, contract: Contract, store: EpisodeStore, config: EvaluationConfig, counted: Count = uncounted
 ) -> Evaluation:
-    """The same with the predictions; `counted` is told of every row of each pass over the store."""
+    """The same with the predictions; `counted` is called with the rows of each batch of each pass over the store."""
     contract.require_readable(store.contract, where=store.root)
     dataset = contract.dataset(store.contract.datasets[0].name)
     predictions = predict_store(model, contract, store, batch=config.batch, counted=counted)
@@ -82,35 +92,42 @@ def evaluation_of(
     def scaled_error(tokens_NA: np.ndarray) -> Interval:
         return interval(scale.errors(_physical(tokens_NA, model, dataset), predictions.physical_NA))
 
+    def perturbed(kind: Perturbation) -> PerturbedScores:
+        other = predict_store(model, contract, store, batch=config.batch, perturbation=kind, counted=counted)
+        right = correct_share(other.tokens_NA, predictions, dims)
+        return PerturbedScores(
+            token_accuracy=interval(right), fall=interval(own - right), scaled_error=scaled_error(other.tokens_NA)
+        )
+
     names = model.spec.names
-    report: dict[str, Any] = {
-        "store": store.root,
-        "contract": contract.id,
-        "episodes": len(np.unique(predictions.episode_N)),
-        "steps": len(predictions.episode_N),
-        "dimensions": [names[dim] for dim in dims],
-        "labels": labels_of(model.spec, dataset, dims.tolist()),
-        "token_accuracy": interval(own),
-        "scaled_error": scaled_error(predictions.tokens_NA),
-        "scaled_error_lazy": {name: scaled_error(tokens) for name, tokens in lazy.items()},
-        "ranges": {names[dim]: float(width) for dim, width in zip(scale.dims, scale.ranges_D, strict=True)},
-        "lazy": {name: interval(value) for name, value in correct.items()},
-        "margin": {name: interval(own - value) for name, value in correct.items()},
-        "per_dimension": _per_dimension(predictions, lazy, model, dataset, dims),
-    }
-    if predictions.valid_mass_NK is not None and predictions.invalid_NK is not None:
-        report["decoding"] = {
-            "valid_token_mass": float(predictions.valid_mass_NK.mean()),
-            "invalid_rate_without_mask": float(predictions.invalid_NK.mean()),
-        }
-    if config.perturbations:
-        for kind in PERTURBATIONS:
-            other = predict_store(model, contract, store, batch=config.batch, perturbation=kind, counted=counted)
-            fallen = correct_share(other.tokens_NA, predictions, dims)
-            scores = {"token_accuracy": interval(fallen), "fall": interval(own - fallen)}
-            report.setdefault("perturbed", {})[kind] = scores | {"scaled_error": scaled_error(other.tokens_NA)}
+    report = EpisodeReport(
+        store=store.root,
+        contract=contract.id,
+        episodes=len(np.unique(predictions.episode_N)),
+        steps=len(predictions.episode_N),
+        dimensions=tuple(names[dim] for dim in dims),
+        labels=labels_of(model.spec, dataset, dims.tolist()),
+        token_accuracy=interval(own),
+        scaled_error=scaled_error(predictions.tokens_NA),
+        scaled_error_lazy={name: scaled_error(tokens) for name, tokens in lazy.items()},
+        ranges={names[dim]: float(width) for dim, width in zip(scale.dims, scale.ranges_D, strict=True)},
+        lazy={name: interval(value) for name, value in correct.items()},
+        margin={name: interval(own - value) for name, value in correct.items()},
+        per_dimension=_per_dimension(predictions, lazy, model, dataset, dims),
+        decoding=_decoding(predictions),
+        perturbed={kind: perturbed(kind) for kind in PERTURBATIONS} if config.perturbations else None,
+    )
     predicted_NA = _physical(predictions.tokens_NA, model, dataset)
     return Evaluation(report=report, predictions=predictions, predicted_NA=predicted_NA)
+
+
+def _decoding(predictions: Predictions) -> Decoding | None:
+    if predictions.valid_mass_NK is None or predictions.invalid_NK is None:
+        return None
+    return Decoding(
+        valid_token_mass=float(predictions.valid_mass_NK.mean()),
+        invalid_rate_without_mask=float(predictions.invalid_NK.mean()),
+    )
 
 
 def scored_dimensions(dataset: DatasetContract, predictions: Predictions) -> np.ndarray:
@@ -129,17 +146,17 @@ def correct_share(tokens_NA: np.ndarray, predictions: Predictions, dims: np.ndar
 
 def _per_dimension(
     predictions: Predictions, lazy: dict[str, np.ndarray], model: Model, dataset: DatasetContract, dims: np.ndarray
-) -> dict[str, Any]:
-    """Per scored dimension: token accuracy and mean absolute error in the physical unit, the policy's and the lazy."""
+) -> dict[str, DimensionScores]:
+    """By scored dimension: the scores of the model and of the baselines."""
     policies = {"policy": predictions.tokens_NA, **lazy}
-    table: dict[str, Any] = {}
+    table = {}
     for dim in dims:
-        row: dict[str, Any] = {"unit": dataset.units[dim]}
+        scores = {}
         for name, tokens in policies.items():
             error = np.abs(_physical(tokens, model, dataset)[:, dim] - predictions.physical_NA[:, dim])
             right = tokens[:, dim] == predictions.target_tokens_NA[:, dim]
-            row[name] = {"token_accuracy": float(right.mean()), "mean_absolute_error": float(error.mean())}
-        table[model.spec.names[dim]] = row
+            scores[name] = ActionScore(token_accuracy=float(right.mean()), mean_absolute_error=float(error.mean()))
+        table[model.spec.names[dim]] = DimensionScores(unit=dataset.units[dim], policies=scores)
     return table
 
 
@@ -148,13 +165,13 @@ def _physical(tokens_NA: np.ndarray, model: Model, dataset: DatasetContract) -> 
     return dataset.completed(dataset.transform.invert(values.numpy()), model.spec)
 
 
-def score(trained: TrainedModel, store: EpisodeStore | WebStore, config: EvaluationConfig) -> dict[str, Any]:
+def score(trained: TrainedModel, store: EpisodeStore | WebStore, config: EvaluationConfig) -> EvaluationReport:
     """The report of a model on a store of either kind."""
     if isinstance(store, EpisodeStore):
         return evaluate(trained.model, trained.contract, store, config)
     return web_report(trained, store, config, uncounted)
 
 
-def web_report(trained: TrainedModel, store: WebStore, config: EvaluationConfig, counted: Count) -> dict[str, Any]:
+def web_report(trained: TrainedModel, store: WebStore, config: EvaluationConfig, counted: Count) -> WebReport:
     model, contract, bootstrap = trained.model, trained.contract, config.bootstrap()
     return score_web(model, contract, store, config.web, batch=config.batch, bootstrap=bootstrap, counted=counted)

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Interval = dict[str, float]
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean and the ends of its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
 
 _BLOCK = 2**21  # weights at once: draws, counts and their floats take 24 bytes each, 50 MB
 
@@ -20,7 +28,7 @@ class Bootstrap:
     seed: int = 0
 
     def over(self, group_N: np.ndarray) -> Callable[[np.ndarray], Interval]:
-        """A function from values (N,) to their {mean, low, high}; `group_N` names the group of each value."""
+        """A function from values (N,) to their interval; `group_N` names the group of each value."""
         _, member_N = np.unique(group_N, return_inverse=True)
         counts_G = np.bincount(member_N).astype(np.float64)
 
@@ -28,7 +36,7 @@ class Bootstrap:
             sums_G = np.bincount(member_N, weights=value_N)
             means = [(weights_BG @ sums_G) / (weights_BG @ counts_G) for weights_BG in self._weights(len(counts_G))]
             low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
-            return {"mean": float(value_N.mean()), "low": float(low), "high": float(high)}
+            return Interval(mean=float(value_N.mean()), low=float(low), high=float(high))
 
         return interval
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from pipelines.evaluation.comparison import headlines
+from pipelines.evaluation.report import EpisodeReport, EvaluationReport, WebReport
 from pipelines.reports.run_page import (
     DIMENSION_HEAD,
     SCORE_HEAD,
@@ -25,22 +24,22 @@ _LOG_WIDTH = 110  # where there is no window
 _LEAST_NAME = 8
 
 
-def print_tables(report: dict[str, Any], console: Console | None = None) -> None:
+def print_tables(report: EvaluationReport, console: Console | None = None) -> None:
     """Scores and errors as text."""
     console = console or _console()
-    if "episodes" in report:
-        _say(console, f"{report['store']}: {report['steps']} steps of {report['episodes']} episodes")
+    if isinstance(report, EpisodeReport):
+        _say(console, f"{report.store}: {report.steps} steps of {report.episodes} episodes")
         _print_table(console, SCORE_HEAD, score_rows(report))
         _print_table(console, DIMENSION_HEAD, dimension_rows(report))
-    else:
-        _say(console, f"{report['store']}: {report['examples']} image-text examples")
+        if report.decoding is not None:
+            mass, rate = report.decoding.valid_token_mass, report.decoding.invalid_rate_without_mask
+            _say(console, f"probability of valid action tokens {mass:.4f}; invalid without the mask {100 * rate:.2f} %")
+    elif isinstance(report, WebReport):
+        _say(console, f"{report.store}: {report.examples} image-text examples")
         _print_table(console, WEB_HEAD, web_rows(report))
-    if "decoding" in report:
-        mass, rate = report["decoding"]["valid_token_mass"], report["decoding"]["invalid_rate_without_mask"]
-        _say(console, f"probability of valid action tokens {mass:.4f}; invalid without the mask {100 * rate:.2f} %")
-    if "before" in report:
-        _print_table(console, ["", "before", "now"], before_rows(report["before"], headlines(report)))
-        for reason in report["before"].get("not_compared", {}).values():
+    if report.before is not None:
+        _print_table(console, ["", "before", "now"], before_rows(report.before.scores, report.headlines()))
+        for reason in report.before.not_compared.values():
             _say(console, reason)
 
 

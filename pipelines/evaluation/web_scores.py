@@ -20,6 +20,7 @@ import torch
 
 from pipelines.evaluation.answers import cider_d, normalised, vqa_accuracy
 from pipelines.evaluation.predictions import rt2_reader
+from pipelines.evaluation.report import CaptionScores, QuestionScores, ShuffledAnswers, ShuffledCaptions, WebReport
 from pipelines.evaluation.statistics import Bootstrap
 from pipelines.families.models import Model
 from pipelines.terminal.progress_bar import Count, uncounted
@@ -65,8 +66,8 @@ def score_web(
     batch: int,
     bootstrap: Bootstrap,
     counted: Count = uncounted,
-) -> dict[str, Any]:
-    """Scores of an RT-2 on a store of image-text examples, as plain data for JSON; `counted` is told of every answer.
+) -> WebReport:
+    """Scores of an RT-2 on a store of image-text examples; `counted` is told of every answer.
 
     There are two an example.
     """
@@ -82,13 +83,14 @@ def score_web(
         shuffled=_answers(model, reader, rows, np.roll(rows, len(rows) // 2), config, batch, counted),
     )
     reader.close()
-    report: dict[str, Any] = {"store": store.root, "contract": contract.id, "examples": len(rows)}
     questions, captions = scored.only(captions=False), scored.only(captions=True)
-    if questions.texts:
-        report |= _question_scores(questions, bootstrap)
-    if captions.texts:
-        report["captions"] = _caption_scores(captions, bootstrap)
-    return report
+    return WebReport(
+        store=store.root,
+        contract=contract.id,
+        examples=len(rows),
+        questions=_question_scores(questions, bootstrap) if questions.texts else None,
+        captions=_caption_scores(captions, bootstrap) if captions.texts else None,
+    )
 
 
 @torch.no_grad()
@@ -114,7 +116,7 @@ def _answers(
     return said
 
 
-def _question_scores(scored: _Scored, bootstrap: Bootstrap) -> dict[str, Any]:
+def _question_scores(scored: _Scored, bootstrap: Bootstrap) -> QuestionScores:
     groups = _image_numbers(scored.texts)
     own = _accuracies(scored.said, scored.texts)
     lazy = {
@@ -123,26 +125,26 @@ def _question_scores(scored: _Scored, bootstrap: Bootstrap) -> dict[str, Any]:
     }
     shuffled = _accuracies(scored.shuffled, scored.texts)
     interval = bootstrap.over(groups)
-    return {
-        "questions": len(own),
-        "vqa_accuracy": interval(own),
-        "lazy": {name: interval(values) for name, values in lazy.items()},
-        "margin": {name: interval(own - values) for name, values in lazy.items()},
-        "perturbed": {"shuffled_images": {"vqa_accuracy": interval(shuffled), "fall": interval(own - shuffled)}},
-    }
+    return QuestionScores(
+        questions=len(own),
+        vqa_accuracy=interval(own),
+        lazy={name: interval(values) for name, values in lazy.items()},
+        margin={name: interval(own - values) for name, values in lazy.items()},
+        perturbed={"shuffled_images": ShuffledAnswers(vqa_accuracy=interval(shuffled), fall=interval(own - shuffled))},
+    )
 
 
-def _caption_scores(scored: _Scored, bootstrap: Bootstrap) -> dict[str, Any]:
+def _caption_scores(scored: _Scored, bootstrap: Bootstrap) -> CaptionScores:
     """One caption an image, although every reference is an example of its own."""
     first = list({text.image: i for i, text in reversed(list(enumerate(scored.texts)))}.values())
     references = [scored.texts[i].references for i in first]
     interval = bootstrap.over(np.arange(len(first)))
     own, shuffled = (np.array(cider_d([said[i] for i in first], references)) for said in (scored.said, scored.shuffled))
-    return {
-        "images": len(first),
-        "cider_d": interval(own),
-        "shuffled_images": {"cider_d": interval(shuffled), "fall": interval(own - shuffled)},
-    }
+    return CaptionScores(
+        images=len(first),
+        cider_d=interval(own),
+        shuffled_images=ShuffledCaptions(cider_d=interval(shuffled), fall=interval(own - shuffled)),
+    )
 
 
 def _accuracies(said: Sequence[str], texts: Sequence[WebText]) -> np.ndarray:

@@ -16,10 +16,10 @@ import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pipelines.config.serialization import did_you_mean, flatten
 from pipelines.evaluation.comparison import PHYSICAL, obstacle
+from pipelines.evaluation.report import EvaluationReport
 
 _RELATIONS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -86,17 +86,17 @@ class Gate:
         return metrics[self.metric]
 
 
-def metrics_of(report: Mapping[str, Any]) -> dict[str, float]:
+def metrics_of(report: EvaluationReport) -> dict[str, float]:
     """The numbers of an evaluation by path; an interval's mean stands under the interval's own name too."""
-    flat = {path: float(value) for path, value in flatten(report).items() if isinstance(value, int | float)}
+    flat = {path: float(value) for path, value in flatten(report.to_json()).items() if isinstance(value, int | float)}
     means = {path.removesuffix(".mean"): value for path, value in flat.items() if path.endswith(".mean")}
     return means | flat
 
 
 def judge_all(
     gates: Sequence[Gate],
-    mine: Mapping[str, Mapping[str, Any]],
-    champion: Mapping[str, Mapping[str, Any]] | None,
+    mine: Mapping[str, EvaluationReport],
+    champion: Mapping[str, EvaluationReport] | None,
     *,
     holder: str | None,
 ) -> list[Verdict]:
@@ -116,7 +116,7 @@ def judge_all(
     return verdicts
 
 
-def _require_comparable(metric: str, mine: Mapping[str, Any], theirs: Mapping[str, Any], *, holder: str | None) -> None:
+def _require_comparable(metric: str, mine: EvaluationReport, theirs: EvaluationReport, *, holder: str | None) -> None:
     found = obstacle(metric, mine, theirs, me="the new model", them=f"version {holder}")
     if found is not None:
         raise ValueError(f"--gate: {found}")

@@ -15,6 +15,8 @@ import matplotlib
 matplotlib.use("svg")
 from matplotlib.figure import Figure
 
+from pipelines.evaluation.report import EpisodeReport, EvaluationReport, WebReport
+from pipelines.evaluation.statistics import Interval
 from pipelines.reports import episode_view, html_page
 
 
@@ -22,7 +24,7 @@ def run_page(
     title: str,
     facts: dict[str, Any],
     metrics: list[dict[str, Any]],
-    evaluation: dict[str, Any],
+    evaluation: EvaluationReport,
     pictures: str,
     more: Mapping[str, tuple[list[str], list[list[str]]]] | None = None,
 ) -> str:
@@ -42,22 +44,22 @@ def run_page(
     return html_page.page(title, sections, style=episode_view.STYLE, script=episode_view.SCRIPT)
 
 
-def evaluation_page(title: str, facts: dict[str, Any], evaluations: Sequence[tuple[dict[str, Any], str]]) -> str:
+def evaluation_page(title: str, facts: dict[str, Any], evaluations: Sequence[tuple[EvaluationReport, str]]) -> str:
     """About `rtp evaluate`: each evaluation with its pictures, which are trusted HTML."""
     sections = [html_page.table(["", ""], list(facts.items()))]
     for evaluation, pictures in evaluations:
-        sections += [*_evaluated(evaluation["store"], evaluation), pictures]
+        sections += [*_evaluated(evaluation.store, evaluation), pictures]
     return html_page.page(title, sections, style=episode_view.STYLE, script=episode_view.SCRIPT)
 
 
-def _evaluated(title: str, evaluation: dict[str, Any]) -> list[str]:
-    if "per_dimension" not in evaluation:
+def _evaluated(title: str, evaluation: EvaluationReport) -> list[str]:
+    if isinstance(evaluation, WebReport):
         return [html_page.heading(title), html_page.table(WEB_HEAD, web_rows(evaluation))]
-    counts = f"{evaluation['steps']} steps of {evaluation['episodes']} episodes. {SCALED_ERROR}"
+    assert isinstance(evaluation, EpisodeReport)
     return [
         html_page.heading(title),
         html_page.table(SCORE_HEAD, score_rows(evaluation)),
-        html_page.note(counts),
+        html_page.note(f"{evaluation.steps} steps of {evaluation.episodes} episodes. {SCALED_ERROR}"),
         html_page.heading("Per dimension"),
         html_page.table(DIMENSION_HEAD, dimension_rows(evaluation)),
     ]
@@ -88,71 +90,71 @@ def write_page(path: Path, page: str) -> None:
     partial.replace(path)
 
 
-def percent(interval: dict[str, float]) -> str:
+def percent(interval: Interval) -> str:
     """ "61.2 % [58.0, 64.1]" """
-    return f"{100 * interval['mean']:.1f} % [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
+    return f"{100 * interval.mean:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
-def score_rows(evaluation: dict[str, Any]) -> list[list[str]]:
+def score_rows(evaluation: EpisodeReport) -> list[list[str]]:
     """[who, token accuracy and by how much the policy is above it, each with its 95 % interval, scaled error]."""
 
-    def row(who: str, accuracy: dict[str, float], above: str, scaled_error: dict[str, float]) -> list[str]:
-        return [who, percent(accuracy), above, f"{scaled_error['mean']:.4f}"]
+    def row(who: str, accuracy: Interval, above: str, scaled_error: Interval) -> list[str]:
+        return [who, percent(accuracy), above, f"{scaled_error.mean:.4f}"]
 
-    rows = [row("policy", evaluation["token_accuracy"], "", evaluation["scaled_error"])]
-    for name, interval in evaluation["lazy"].items():
-        above, lazy = percent(evaluation["margin"][name]), evaluation["scaled_error_lazy"][name]
-        rows.append(row(name.replace("_", " "), interval, above, lazy))
-    for name, scores in evaluation.get("perturbed", {}).items():
+    rows = [row("policy", evaluation.token_accuracy, "", evaluation.scaled_error)]
+    for name, accuracy in evaluation.lazy.items():
+        above = percent(evaluation.margin[name])
+        rows.append(row(name.replace("_", " "), accuracy, above, evaluation.scaled_error_lazy[name]))
+    for name, scores in (evaluation.perturbed or {}).items():
         who = f"policy, {name.replace('_', ' ')}"
-        rows.append(row(who, scores["token_accuracy"], percent(scores["fall"]), scores["scaled_error"]))
+        rows.append(row(who, scores.token_accuracy, percent(scores.fall), scores.scaled_error))
     return rows
 
 
-def dimension_rows(evaluation: dict[str, Any]) -> list[list[str]]:
-    """[dimension, unit, token accuracy, the policy's mean absolute error, then each lazy policy's]."""
+def dimension_rows(evaluation: EpisodeReport) -> list[list[str]]:
+    """[dimension, unit, token accuracy, the policy's mean absolute error, then each baseline's]."""
     rows = []
-    for name, scores in evaluation["per_dimension"].items():
-        errors = [f"{score['mean_absolute_error']:.4g}" for key, score in scores.items() if key != "unit"]
-        rows.append([name, scores["unit"], f"{100 * scores['policy']['token_accuracy']:.1f} %", *errors])
+    for name, scores in evaluation.per_dimension.items():
+        errors = [f"{score.mean_absolute_error:.4g}" for score in scores.policies.values()]
+        rows.append([name, scores.unit, f"{100 * scores.policies['policy'].token_accuracy:.1f} %", *errors])
     return rows
 
 
-def web_rows(evaluation: dict[str, Any]) -> list[list[str]]:
+def web_rows(evaluation: WebReport) -> list[list[str]]:
     """[who, score, by how much the model is above it] of image-text examples: VQA accuracy, then CIDEr-D."""
     rows = []
-    if "vqa_accuracy" in evaluation:
-        rows.append(["model, VQA accuracy", percent(evaluation["vqa_accuracy"]), ""])
-        for name, interval in evaluation["lazy"].items():
-            rows.append([name.replace("_", " "), percent(interval), percent(evaluation["margin"][name])])
-        shuffled = evaluation["perturbed"]["shuffled_images"]
-        rows.append(["model, shuffled images", percent(shuffled["vqa_accuracy"]), percent(shuffled["fall"])])
-    if "captions" in evaluation:
-        captions = evaluation["captions"]
-        shuffled = captions["shuffled_images"]
-        rows.append(["model, CIDEr-D of captions", plain(captions["cider_d"]), ""])
-        rows.append(["model, shuffled images", plain(shuffled["cider_d"]), plain(shuffled["fall"])])
+    questions, captions = evaluation.questions, evaluation.captions
+    if questions is not None:
+        rows.append(["model, VQA accuracy", percent(questions.vqa_accuracy), ""])
+        for name, accuracy in questions.lazy.items():
+            rows.append([name.replace("_", " "), percent(accuracy), percent(questions.margin[name])])
+        answers = questions.perturbed["shuffled_images"]
+        rows.append(["model, shuffled images", percent(answers.vqa_accuracy), percent(answers.fall)])
+    if captions is not None:
+        rows.append(["model, CIDEr-D of captions", plain(captions.cider_d), ""])
+        shuffled = captions.shuffled_images
+        rows.append(["model, shuffled images", plain(shuffled.cider_d), plain(shuffled.fall)])
     return rows
 
 
-def before_rows(before: dict[str, Any], now: dict[str, Any]) -> list[list[str]]:
+def before_rows(before: Mapping[str, Interval], now: Mapping[str, Interval]) -> list[list[str]]:
     """[score, of the earlier model, of this one]."""
-    shown = {"cider_d": plain, "scaled_error": error}
+    formats = {"cider_d": plain, "scaled_error": error}
     rows = []
     for name in [name for name in now if name in before]:
-        say = shown.get(name, percent)
-        rows.append([name.replace("_", " "), say(before[name]), say(now[name])])
+        text = formats.get(name, percent)
+        rows.append([name.replace("_", " "), text(before[name]), text(now[name])])
     return rows
 
 
-def error(interval: dict[str, float]) -> str:
+def error(interval: Interval) -> str:
     """ "0.0412 [0.0388, 0.0437]" """
-    return f"{interval['mean']:.4f} [{interval['low']:.4f}, {interval['high']:.4f}]"
+    return f"{interval.mean:.4f} [{interval.low:.4f}, {interval.high:.4f}]"
 
 
-def plain(interval: dict[str, float]) -> str:
+def plain(interval: Interval) -> str:
     """ "1.23 [1.10, 1.35]" """
-    return f"{interval['mean']:.2f} [{interval['low']:.2f}, {interval['high']:.2f}]"
+    return f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
 WEB_HEAD = ["", "score [95 %]", "model is above by"]

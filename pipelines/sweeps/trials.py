@@ -82,8 +82,9 @@ def scores(job: TrainJob) -> dict[str, float]:
     trained = load_trained(job.output)
     for path in job.validation:
         report = score(trained, open_store(path, split="val"), config)
-        for name in SCORES & report.keys():
-            found.setdefault(name, []).append(report[name]["mean"])
+        for name, interval in report.headlines().items():
+            if name in SCORES:
+                found.setdefault(name, []).append(interval.mean)
     means = {name: float(np.mean(values)) for name, values in found.items()}
     record = RunMetrics(uri=job.tracking_uri, run_id=known_run(job.output) or "", output=job.output)
     record.add(means, trained.step)

@@ -11,17 +11,19 @@ import pytest
 
 from pipelines import demo
 from pipelines.demo import shortfalls
+from pipelines.evaluation.report import EpisodeReport, PerturbedScores
 from tests.support.command_line import SAMPLE, environment, rtp_command
-
-
-def interval(low: float, mean: float) -> dict[str, float]:
-    return {"low": low, "mean": mean, "high": 2 * mean - low}
+from tests.support.reports import episode_report, interval
 
 
 def test_shortfalls_name_what_was_not_shown() -> None:
-    good = {"margin": {"mean_action": interval(0.1, 0.2)}, "perturbed": {"blank_images": {"fall": interval(0.1, 0.2)}}}
-    assert shortfalls(good) == []
-    bad = {"margin": {"mean_action": interval(-0.1, 0.2)}, "perturbed": {"blank_images": {"fall": interval(0, 0.2)}}}
+    def report(low: float) -> EpisodeReport:
+        margin = interval(0.2, low, 0.3)
+        blank = PerturbedScores(token_accuracy=interval(0.1), fall=margin, scaled_error=interval(0.2))
+        return episode_report(margin={"mean_action": margin}, perturbed={"blank_images": blank})
+
+    assert shortfalls(report(0.1)) == []
+    bad = report(-0.1)
     assert len(shortfalls(bad)) == 2 and "mean action" in shortfalls(bad)[0] and "blank images" in shortfalls(bad)[1]
 
 

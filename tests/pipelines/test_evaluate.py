@@ -22,6 +22,7 @@ from rt_models.action_scaling import Scaling
 from rt_models.action_tokens import encode
 from rt_models.rt1 import RT1, RT1Config
 from rt_models.spec import Bounds, Contract, ContractMismatch, DatasetContract, Identity, Quantiles
+from tests.support.reports import episode_report, interval
 
 
 @pytest.fixture(scope="module")
@@ -52,25 +53,27 @@ class Oracle(RT1):
 
 def test_a_policy_that_knows_is_always_right_and_blind_without_images(opened: EpisodeStore, contract: Contract) -> None:
     report = evaluate(Oracle(load_recipe("rt1_tiny").model), contract, opened, EvaluationConfig(bootstrap_samples=50))
-    assert report["token_accuracy"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
-    assert report["episodes"] == 24 and report["steps"] == 254  # 278 steps, one of each episode terminal
-    assert report["perturbed"]["blank_images"]["fall"]["low"] > 0
-    assert report["perturbed"]["swapped_instructions"]["fall"]["mean"] == 0  # the oracle does not listen
-    for scores in report["per_dimension"].values():
-        assert scores["policy"]["mean_absolute_error"] < scores["mean_action"]["mean_absolute_error"]
-    for name, margin in report["margin"].items():
-        assert margin["mean"] == pytest.approx(1 - report["lazy"][name]["mean"])
+    assert report.token_accuracy == interval(1.0)
+    assert report.episodes == 24 and report.steps == 254  # 278 steps, one of each episode terminal
+    assert report.perturbed is not None
+    assert report.perturbed["blank_images"].fall.low > 0
+    assert report.perturbed["swapped_instructions"].fall.mean == 0  # the oracle ignores the instruction
+    for scores in report.per_dimension.values():
+        assert scores.policies["policy"].mean_absolute_error < scores.policies["mean_action"].mean_absolute_error
+    for name, margin in report.margin.items():
+        assert margin.mean == pytest.approx(1 - report.lazy[name].mean)
 
 
 def test_constant_and_absent_dimensions_are_not_scored(opened: EpisodeStore, contract: Contract, model: RT1) -> None:
     report = evaluate(model, contract, opened, EvaluationConfig(bootstrap_samples=10, perturbations=False))
-    assert report["dimensions"] == [
+    assert report.dimensions == (
         "terminate_episode",
         "world_vector_x",
         "world_vector_y",
         "world_vector_z",
         "gripper_closedness_action",
-    ]
+    )
+    assert report.perturbed is None and "perturbed" not in report.to_json()
 
 
 def test_a_model_of_another_contract_is_refused(opened: EpisodeStore, contract: Contract, model: RT1) -> None:
@@ -117,9 +120,9 @@ def test_intervals_hold_the_mean_and_vanish_without_spread(episodes: int, steps:
     members = np.repeat(np.arange(episodes), steps)
     interval = Bootstrap(samples=200).over(members)
     flat = interval(np.full(len(members), value))
-    assert flat["low"] == pytest.approx(value) and flat["high"] == pytest.approx(value)
+    assert flat.low == pytest.approx(value) and flat.high == pytest.approx(value)
     spread = interval(members / episodes)
-    assert spread["low"] <= spread["mean"] <= spread["high"]
+    assert spread.low <= spread.mean <= spread.high
 
 
 def test_intervals_of_many_groups_are_those_of_all_weights_at_once_within_bounded_memory(
@@ -135,7 +138,7 @@ def test_intervals_of_many_groups_are_those_of_all_weights_at_once_within_bounde
         for block in (2**21, 1000):
             monkeypatch.setattr(bootstrap, "_BLOCK", block)
             found = Bootstrap().over(members)(values)
-            assert [found["low"], found["high"]] == np.quantile(means, [0.025, 0.975]).tolist()
+            assert [found.low, found.high] == np.quantile(means, [0.025, 0.975]).tolist()
 
 
 def test_a_block_of_weights_stays_small_whatever_the_number_of_episodes() -> None:
@@ -162,11 +165,11 @@ def test_the_scaled_error_sees_the_width_of_bins_where_token_accuracy_does_not(
 ) -> None:
     config = EvaluationConfig(bootstrap_samples=10, perturbations=False)
     reports = {bins: evaluate(*of_bins(bins, contract, Bounds()), opened, config) for bins in (16, 256)}
-    errors = {bins: report["scaled_error"]["mean"] for bins, report in reports.items()}
-    assert reports[16]["token_accuracy"]["mean"] == reports[256]["token_accuracy"]["mean"] == 1
+    errors = {bins: report.scaled_error.mean for bins, report in reports.items()}
+    assert reports[16].token_accuracy.mean == reports[256].token_accuracy.mean == 1
     assert 0 < errors[256] < 0.005 < errors[16] < 0.06  # half a bin, and the class is always right
-    assert reports[16]["ranges"] == reports[256]["ranges"]
-    lazy = [reports[bins]["scaled_error_lazy"]["mean_action"]["mean"] for bins in (16, 256)]
+    assert reports[16].ranges == reports[256].ranges
+    lazy = [reports[bins].scaled_error_lazy["mean_action"].mean for bins in (16, 256)]
     assert lazy[0] == pytest.approx(lazy[1], abs=0.05) and lazy[1] > 10 * errors[256]
 
 
@@ -189,8 +192,8 @@ def test_token_metrics_of_other_bins_are_refused_and_physical_ones_compared(
     config = EvaluationConfig(bootstrap_samples=10, perturbations=False)
     now, coarse = (evaluate(*of_bins(bins, contract), opened, config) for bins in (256, 16))
     before = compared(now, coarse, me="new", them="old")
-    assert before["scaled_error"] == coarse["scaled_error"] and "token_accuracy" not in before
-    sentence = before["not_compared"]["token_accuracy"]
+    assert before.scores == {"scaled_error": coarse.scaled_error}
+    sentence = before.not_compared["token_accuracy"]
     assert "old (16 bins, truncate, scaling identity)" in sentence and "new (256 bins, truncate" in sentence
     assert "scaled_error" in sentence and "\n" not in sentence
     scaled = evaluate(*of_bins(256, contract, Quantiles()), opened, config)
@@ -198,19 +201,19 @@ def test_token_metrics_of_other_bins_are_refused_and_physical_ones_compared(
     assert said is not None and "scaling q01-q99" in said and "scaling identity" in said
     metric = "per_dimension.world_vector_x.policy.mean_absolute_error"
     assert obstacle(metric, now, scaled, me="new", them="old") is None
-    assert obstacle("token_accuracy", now, now | {"store": "elsewhere"}, me="new", them="old") is None
+    assert obstacle("token_accuracy", now, replace(now, store="elsewhere"), me="new", them="old") is None
 
 
 def test_other_bounds_of_the_bins_and_other_labels_are_named(opened: EpisodeStore, contract: Contract) -> None:
-    now = {"labels": labels_of(contract.action, contract.datasets[0], [1, 2])}
-    wide = {"labels": labels_of(RT1Config.rt1x().action_spec(), contract.datasets[0], [1, 2])}
-    wide["labels"]["bins"] = 256
+    now = episode_report(labels=labels_of(contract.action, contract.datasets[0], [1, 2]))
+    other_bounds = labels_of(RT1Config.rt1x().action_spec(), contract.datasets[0], [1, 2])
+    wide = episode_report(labels=replace(other_bounds, bins=256))
     said = obstacle("token_accuracy", now, wide, me="new", them="old")
-    for labels in (now["labels"], wide["labels"]):
-        low, high = labels["bounds"]["world_vector_x"]
+    for labels in (now.labels, wide.labels):
+        low, high = labels.bounds["world_vector_x"]
         assert f"256 bins of world_vector_x from {low:.6g} to {high:.6g}" in str(said)
-    fewer = {"labels": labels_of(contract.action, contract.datasets[0], [1])}
+    fewer = episode_report(labels=labels_of(contract.action, contract.datasets[0], [1]))
     assert "of world_vector_x)" in str(obstacle("token_accuracy", now, fewer, me="new", them="old"))
-    reached = {"labels": now["labels"] | {"arm": "reached"}}
+    reached = episode_report(labels=replace(now.labels, arm="reached"))
     said = obstacle("scaled_error", now, reached, me="new", them="old")
     assert said is not None and "old was trained on what the arm reached" in said

@@ -19,6 +19,7 @@ from pipelines.catalogue import load_recipe
 from pipelines.cli import main
 from pipelines.evaluate import pictures
 from pipelines.evaluation.record import file_name, home_of, is_seen, metrics_of
+from pipelines.evaluation.report import Comparison, EpisodeReport, EvaluationReport
 from pipelines.evaluation.scoring import Evaluation, EvaluationConfig, evaluation_of
 from pipelines.evaluation.tables import print_tables
 from pipelines.publishing.folder import TrainedModel, write_bundle
@@ -27,6 +28,7 @@ from pipelines.publishing.training_stores import StoreReference, with_references
 from pipelines.tracking.local_database import address_of
 from pipelines.training.data import training_contract
 from preprocessing.store.episode_store import EpisodeStore
+from tests.support.reports import episode_report, interval
 
 QUICK = ["--bootstrap-samples", "10", "--no-perturbations"]
 
@@ -175,14 +177,17 @@ def test_what_is_evaluated_has_one_home_and_another_file_for_other_data(store: s
 
 
 def test_metric_names_hold_what_mlflow_takes() -> None:
-    report = {"dataset": "a:b", "split": "train[:10%]", "token_accuracy": {"mean": 0.5}}
-    assert metrics_of(report) == {"evaluation/a_b/train__10__/token_accuracy": 0.5}
+    report = episode_report(
+        dataset="a:b", split="train[:10%]", token_accuracy=interval(0.5), scaled_error=interval(0.1)
+    )
+    prefix = "evaluation/a_b/train__10__"
+    assert metrics_of(report) == {f"{prefix}/token_accuracy": 0.5, f"{prefix}/scaled_error": 0.1}
 
 
 # --- tables ---
 
 
-def printed(report: dict[str, Any], width: int) -> str:
+def printed(report: EvaluationReport, width: int) -> str:
     console = Console(width=width, force_terminal=False)
     with console.capture() as capture:
         print_tables(report, console)
@@ -190,18 +195,19 @@ def printed(report: dict[str, Any], width: int) -> str:
 
 
 def test_every_table_is_whole_at_80_columns(evaluation: Evaluation) -> None:
-    report = json.loads(json.dumps(evaluation.report))
-    row = report["per_dimension"]["world_vector_x"]
+    report = evaluation.report
+    assert isinstance(report, EpisodeReport)
+    row = replace(report.per_dimension["world_vector_x"], unit="closedness")
     names = [f"base_displacement_vector_of_the_left_hand_{axis}" for axis in "xyz"] + [
         "w" * 70 + axis for axis in "xyz"
     ]
-    report["per_dimension"] |= {name: {**row, "unit": "closedness"} for name in names}
-    report["before"] = {key: report[key] for key in ("scaled_error", "token_accuracy")}
+    per_dimension = dict(report.per_dimension) | dict.fromkeys(names, row)
+    report = replace(report, per_dimension=per_dimension, before=Comparison(scores=report.headlines()))
     text = printed(report, 80)
-    tables = [line for line in text.splitlines() if not line.startswith(report["store"])]
+    tables = [line for line in text.splitlines() if not line.startswith(report.store)]
     assert max(map(len, tables)) <= 80 and "…" not in text
     first_column = "".join(line[1:20].split(" ")[0] for line in text.splitlines())
-    for name in [*report["per_dimension"], *names]:
+    for name in [*report.per_dimension, *names]:
         assert name in first_column, name
     for word in ("policy,", "swapped", "instructions", "previous action", "scaled error", "token accuracy [95 %]"):
         assert word in text

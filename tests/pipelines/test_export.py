@@ -218,4 +218,4 @@ def test_an_export_goes_to_an_object_store_and_is_evaluated_from_there(run: str,
     trained = load_trained("memory://exported/model")
     config = EvaluationConfig(bootstrap_samples=10, perturbations=False)
     scores = [evaluate(t.model, t.contract, EpisodeStore.open(store), config) for t in (trained, load_trained(run))]
-    assert np.isfinite(scores[0]["token_accuracy"]["mean"]) and scores[0] == scores[1]
+    assert np.isfinite(scores[0].token_accuracy.mean) and scores[0] == scores[1]

@@ -118,7 +118,7 @@ def test_bound_to_a_store_it_takes_its_conventions_and_can_be_scored(bound: str,
     report = evaluate(
         trained.model, trained.contract, store, EvaluationConfig(bootstrap_samples=10, perturbations=False)
     )
-    assert report["episodes"] == 1 and 0 <= report["token_accuracy"]["mean"] <= 1
+    assert report.episodes == 1 and 0 <= report.token_accuracy.mean <= 1
 
 
 def test_registered_it_answers_a_camera_frame(

@@ -87,7 +87,8 @@ class Knows(RT2):
 def test_a_model_that_looks_is_right_and_falls_with_shuffled_images(
     config: RT2Config, contract: Contract, web: WebStore
 ) -> None:
-    report = score_web(Knows(config), contract, web, WebScoreConfig(), batch=10, bootstrap=Bootstrap(samples=50))
+    scores = score_web(Knows(config), contract, web, WebScoreConfig(), batch=10, bootstrap=Bootstrap(samples=50))
+    report = scores.to_json()
     assert (report["examples"], report["questions"]) == (48, 32)
     assert report["vqa_accuracy"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
     assert report["lazy"]["most_frequent_answer"]["mean"] == 0.5
@@ -96,7 +97,7 @@ def test_a_model_that_looks_is_right_and_falls_with_shuffled_images(
     assert report["captions"]["images"] == 16
     assert report["captions"]["cider_d"]["mean"] == pytest.approx(10)
     assert report["captions"]["shuffled_images"]["cider_d"]["mean"] < 9
-    print_tables(report)
+    print_tables(scores)
 
 
 def test_an_untrained_rt2_is_scored_on_robot_steps(config: RT2Config, contract: Contract, robot: EpisodeStore) -> None:
@@ -104,15 +105,15 @@ def test_an_untrained_rt2_is_scored_on_robot_steps(config: RT2Config, contract: 
     scores = evaluate(
         config.build().eval(), contract, robot, EvaluationConfig(bootstrap_samples=20, perturbations=False)
     )
-    assert scores["steps"] == 254 and scores["token_accuracy"]["mean"] < 0.2
-    assert 0 < scores["decoding"]["valid_token_mass"] < 1
-    assert 0 <= scores["decoding"]["invalid_rate_without_mask"] <= 1
+    assert scores.steps == 254 and scores.token_accuracy.mean < 0.2
+    assert scores.decoding is not None and 0 < scores.decoding.valid_token_mass < 1
+    assert 0 <= scores.decoding.invalid_rate_without_mask <= 1
 
 
 def test_scored_examples_are_spread_evenly(config: RT2Config, contract: Contract, web: WebStore) -> None:
     few = WebScoreConfig(examples=12)
     report = score_web(Knows(config), contract, web, few, batch=5, bootstrap=Bootstrap(samples=5))
-    assert report["examples"] == 12
+    assert report.examples == 12
 
 
 def test_an_rt1_has_nothing_to_say(contract: Contract, web: WebStore) -> None:
@@ -124,8 +125,8 @@ def test_intervals_resample_images_not_questions() -> None:
     values = np.repeat([0.0, 1.0], 50)
     by_image = Bootstrap(samples=500).over(np.repeat([0, 1], 50))(values)
     by_question = Bootstrap(samples=500).over(np.arange(100))(values)
-    assert (by_image["low"], by_image["high"]) == (0.0, 1.0)
-    assert by_question["low"] > 0.3
+    assert (by_image.low, by_image.high) == (0.0, 1.0)
+    assert by_question.low > 0.3
 
 
 def test_references_decide(config: RT2Config, contract: Contract, tmp_path: Path) -> None:
@@ -136,7 +137,7 @@ def test_references_decide(config: RT2Config, contract: Contract, tmp_path: Path
     made = convert_web(str(tmp_path / "s"), str(tmp_path), WebConvertConfig(format="jsonl", split="test", workers=0))
     store = WebStore.open(made.store)
     report = score_web(Knows(config), contract, store, WebScoreConfig(), batch=4, bootstrap=Bootstrap(samples=5))
-    assert report["vqa_accuracy"]["mean"] == pytest.approx(0.6)
+    assert report.headlines()["vqa_accuracy"].mean == pytest.approx(0.6)
 
 
 def test_the_fixture_is_what_training_resolves(config: RT2Config) -> None:

@@ -8,15 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.evaluation.report import ActionScore, DimensionScores
 from pipelines.publishing.gates import Gate, judge_all, metrics_of
 from pipelines.register import PromotionPolicy
+from tests.support.reports import episode_report, interval, labels, web_report
 
-REPORT = {
-    "store": "somewhere",
-    "episodes": 24,
-    "token_accuracy": {"mean": 0.5, "low": 0.4, "high": 0.6},
-    "per_dimension": {"world_vector_x": {"unit": "m", "policy": {"mean_absolute_error": 0.01}}},
-}
+REPORT = episode_report(
+    token_accuracy=interval(0.5, 0.4, 0.6),
+    per_dimension={
+        "world_vector_x": DimensionScores(
+            unit="m", policies={"policy": ActionScore(token_accuracy=0.5, mean_absolute_error=0.01)}
+        )
+    },
+)
 
 finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
@@ -79,7 +83,7 @@ def test_a_mistyped_metric_is_answered_with_the_nearest() -> None:
 
 
 def test_a_condition_is_judged_where_its_metric_is() -> None:
-    stores = {"robots": REPORT, "web": {"vqa_accuracy": {"mean": 0.9}}}
+    stores = {"robots": REPORT, "web": web_report(0.9)}
     gates = [Gate.parse(text) for text in ("token_accuracy>=champion", "vqa_accuracy>=champion")]
     verdicts = judge_all(gates, stores, stores, holder="1")
     assert [verdict.text.split()[0] for verdict in verdicts] == ["token_accuracy", "vqa_accuracy"]
@@ -87,15 +91,14 @@ def test_a_condition_is_judged_where_its_metric_is() -> None:
 
 
 def test_a_condition_holds_on_every_store_or_not_at_all() -> None:
-    better = REPORT | {"token_accuracy": {"mean": 0.9}}
+    better = episode_report(token_accuracy=interval(0.9))
     verdicts = judge_all([Gate.parse("token_accuracy>=0.6")], {"a": better, "b": REPORT}, None, holder=None)
     assert [verdict.passed for verdict in verdicts] == [True, False]
 
 
 def test_a_token_metric_of_other_bins_than_the_champions_is_refused_in_one_sentence() -> None:
-    labels = {"arm": "commanded", "bins": 256, "binning": "truncate", "scaling": "identity", "bounds": {"x": [-1, 1]}}
-    mine = REPORT | {"labels": labels, "scaled_error": {"mean": 0.1}}
-    theirs = mine | {"labels": labels | {"bins": 16}, "scaled_error": {"mean": 0.2}}
+    mine = episode_report(labels=labels(bins=256), scaled_error=interval(0.1))
+    theirs = episode_report(labels=labels(bins=16), scaled_error=interval(0.2))
     for metric in ("token_accuracy", "token_accuracy.low"):
         with pytest.raises(ValueError, match=r"version 3 \(16 bins.* the new model \(256 bins.*compare scaled_error"):
             judge_all([Gate.parse(f"{metric}>=champion")], {"s": mine}, {"s": theirs}, holder="3")
@@ -107,7 +110,7 @@ def test_a_token_metric_of_other_bins_than_the_champions_is_refused_in_one_sente
 
 def test_the_default_gate_on_image_text_examples_alone_names_one_that_works() -> None:
     with pytest.raises(ValueError, match=r"image-text examples: .*--gate 'vqa_accuracy>=champion'"):
-        judge_all([Gate.parse("scaled_error<=champion")], {"web": {"vqa_accuracy": {"mean": 0.9}}}, None, holder=None)
+        judge_all([Gate.parse("scaled_error<=champion")], {"web": web_report(0.9)}, None, holder=None)
 
 
 def test_without_gates_data_alone_mean_not_worse_than_the_champion() -> None:

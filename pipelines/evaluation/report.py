@@ -1,0 +1,205 @@
+"""What an evaluation measured on one store, typed. `to_json` is the form that `rtp evaluate` writes and gates read.
+
+Fields are named as in the JSON file. `lazy` and `margin` are by baseline (pipelines/evaluation/baselines.py), `margin`
+is the model's score minus the baseline's, and `fall` is what a perturbation takes from the model's score.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+from pipelines.evaluation.statistics import Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """What a token of the model means on the store's dataset."""
+
+    arm: str
+    """"commanded" or "reached": which actions the model was trained on."""
+    bins: int
+    binning: str
+    scaling: str
+    bounds: Mapping[str, tuple[float, float]]
+    """By scored dimension: the physical values of its first and last bin."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionScore:
+    """One policy in one dimension."""
+
+    token_accuracy: float
+    mean_absolute_error: float
+    """In the dimension's unit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DimensionScores:
+    """Scores of "policy", which is the model, and of each baseline in one dimension."""
+
+    unit: str
+    policies: Mapping[str, ActionScore]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """RT-2: probability mass on valid action tokens, and how often the likeliest token is not one."""
+
+    valid_token_mass: float
+    invalid_rate_without_mask: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerturbedScores:
+    """The model with perturbed inputs."""
+
+    token_accuracy: Interval
+    fall: Interval
+    scaled_error: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShuffledAnswers:
+    """Questions answered with the image of another example."""
+
+    vqa_accuracy: Interval
+    fall: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionScores:
+    """`questions` counts them."""
+
+    questions: int
+    vqa_accuracy: Interval
+    lazy: Mapping[str, Interval]
+    margin: Mapping[str, Interval]
+    perturbed: Mapping[str, ShuffledAnswers]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShuffledCaptions:
+    """Captions of the image of another example."""
+
+    cider_d: Interval
+    fall: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionScores:
+    """`images` counts them."""
+
+    images: int
+    cider_d: Interval
+    shuffled_images: ShuffledCaptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The scores of an earlier model that compare with this one's, and why the others do not."""
+
+    scores: Mapping[str, Interval]
+    not_compared: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationReport(ABC):
+    """`contract` is the id of the model's. The last four are known to `rtp evaluate`, and None elsewhere."""
+
+    store: str
+    contract: str
+    dataset: str | None = None
+    split: str | None = None
+    seen_in_training: bool | None = None
+    before: Comparison | None = None
+
+    @abstractmethod
+    def headlines(self) -> dict[str, Interval]:
+        """The scores by which models are compared."""
+
+    @abstractmethod
+    def measured(self) -> dict[str, Any]:
+        """The JSON of the scores alone."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, without what was not measured."""
+        data = {"store": self.store, "contract": self.contract, **self.measured()}
+        data |= _without_none({"dataset": self.dataset, "split": self.split, "seen_in_training": self.seen_in_training})
+        if self.before is not None:
+            data["before"] = _plain(self.before.scores)
+            if self.before.not_compared:
+                data["before"]["not_compared"] = dict(self.before.not_compared)
+        return data
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeReport(EvaluationReport):
+    """Scores on robot episodes. `dimensions` are those scored, `ranges` their highest minus lowest value."""
+
+    episodes: int
+    steps: int
+    dimensions: tuple[str, ...]
+    labels: Labels
+    token_accuracy: Interval
+    scaled_error: Interval
+    scaled_error_lazy: Mapping[str, Interval]
+    ranges: Mapping[str, float]
+    lazy: Mapping[str, Interval]
+    margin: Mapping[str, Interval]
+    per_dimension: Mapping[str, DimensionScores]
+    decoding: Decoding | None = None
+    perturbed: Mapping[str, PerturbedScores] | None = None
+    """By perturbation; None if none was asked for."""
+
+    def headlines(self) -> dict[str, Interval]:
+        return {"scaled_error": self.scaled_error, "token_accuracy": self.token_accuracy}
+
+    def measured(self) -> dict[str, Any]:
+        data = _own_fields(self)
+        data["per_dimension"] = {
+            name: {"unit": scores.unit, **_plain(scores.policies)} for name, scores in self.per_dimension.items()
+        }
+        return data
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebReport(EvaluationReport):
+    """Scores of an RT-2 on image-text examples; None for a kind that the store does not have."""
+
+    examples: int
+    questions: QuestionScores | None = None
+    captions: CaptionScores | None = None
+
+    def headlines(self) -> dict[str, Interval]:
+        scores = {}
+        if self.questions is not None:
+            scores["vqa_accuracy"] = self.questions.vqa_accuracy
+        if self.captions is not None:
+            scores["cider_d"] = self.captions.cider_d
+        return scores
+
+    def measured(self) -> dict[str, Any]:
+        data = _own_fields(self)
+        return data | data.pop("questions", {})
+
+
+def _own_fields(report: EvaluationReport) -> dict[str, Any]:
+    """The JSON of the fields that a kind of report adds."""
+    shared = {each.name for each in fields(EvaluationReport)}
+    own = {each.name: getattr(report, each.name) for each in fields(report) if each.name not in shared}
+    return _plain(_without_none(own))
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _without_none(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in data.items() if value is not None}
