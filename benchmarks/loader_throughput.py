@@ -51,7 +51,7 @@ def main() -> None:
         print(json.dumps(CHILDREN[arguments.child.partition(":")[0]](arguments, arguments.child.partition(":")[2])))
         return
     store = open_store(arguments.root)
-    print(f"{sum(shard.rows for shard in store.shards)} frames, {store.contract.image}", flush=True)
+    print(f"{store.num_steps} frames, {store.contract.image}", flush=True)
     results: dict[str, Any] = {}
     for cores in arguments.cores:
         if "bare" in arguments.parts:

@@ -80,7 +80,7 @@ def _outcome(source: Path, data: bytes, *, check_crc: bool) -> str:
     store.verify()
     quarantined = len(Path(store.root, "quarantine.jsonl").read_text().splitlines())
     assert summary.episodes_in == summary.episodes_out + summary.quarantined >= EPISODES
-    assert quarantined == summary.quarantined and summary.steps == sum(shard.rows for shard in store.shards)
+    assert quarantined == summary.quarantined and summary.steps == store.num_steps
     _require_readable(store)
     return "nothing lost" if not quarantined else "quarantined"
 
@@ -89,7 +89,7 @@ def _require_readable(store: EpisodeStore) -> None:
     """An audit, and an epoch of windows as training reads them."""
     found = {verdict.name: verdict.finding for verdict in audit(store).verdicts}
     assert found["records_hold_one_episode"] == "holds"
-    reader = WindowReader([store], [store.contract.datasets[0].transform], num_steps=4, config=LoaderConfig())
+    reader = WindowReader([store], [store.dataset.transform], num_steps=4, config=LoaderConfig())
     rows = sum(reader.store_rows)
     loader = Loader(reader, seed=0, lanes=1, global_batch=rows, micro_batch=rows)
     batches = iter(loader)

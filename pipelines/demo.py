@@ -264,8 +264,8 @@ def _in_process(experiment: Experiment) -> Experiment:
 
 
 def _episodes(store: EpisodeStore) -> int:
-    return sum(len(shard.episode_lengths) for shard in store.shards)
+    return store.num_episodes
 
 
 def _steps(stores: dict[str, EpisodeStore]) -> int:
-    return sum(shard.rows for store in stores.values() for shard in store.shards)
+    return sum(store.num_steps for store in stores.values())

@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
     evaluations = []
     for store in stores:
         evaluation = _scored(trained, store, given.evaluation, f"evaluate {store.manifest['dataset']}")
-        dataset, split = store.manifest["dataset"], store.manifest["split"]
+        dataset, split = store.name, store.manifest.split
         seen = is_seen(trained, store)
         report = replace(evaluation.report, dataset=dataset, split=split, seen_in_training=seen)
         if earlier is not None:

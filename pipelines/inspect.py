@@ -82,8 +82,8 @@ def inspect(
             raise ValueError(f"{store} is a {kind}: --html, --audit and --verify are for stores")
         return model_summary.summary(store, kind)
     opened = open_store(store, split=split)
-    if split is not None and opened.manifest["split"] != split:
-        raise ValueError(f"{opened.root} holds split {opened.manifest['split']!r}, not {split!r}: give its folder")
+    if split is not None and opened.manifest.split != split:
+        raise ValueError(f"{opened.root} holds split {opened.manifest.split!r}, not {split!r}: give its folder")
     if verify:
         require_whole(opened, checksum_bytes=float("inf"))
     if isinstance(opened, WebStore):

@@ -82,7 +82,7 @@ class _Session:
         self.loader = build_loader(self.experiment, self.reader, context, position)
         self.saver = BackgroundSaver(self.folder, context)
         self.samples = SampleLog(job.output, context) if self.loop.log_samples else None
-        self.meter = StepMetrics(self.experiment, context, [store.manifest["dataset"] for store in stores])
+        self.meter = StepMetrics(self.experiment, context, [store.name for store in stores])
         self.record = RunRecord(job, self.contract, self.step) if context.rank == 0 else None
         self.watch = StopWatch(StopFile(job.output)) if context.rank == 0 else None
         self.is_asked_to_stop = False

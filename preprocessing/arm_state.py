@@ -12,7 +12,7 @@ _EULER = ("roll", "pitch", "yaw")  # other rotations do not add up step by step
 
 def arm_columns(store: EpisodeStore) -> dict[int, int]:
     """Canonical arm dimensions that the dataset has -> the proprioceptive column of the pose that each changes."""
-    mask, found = store.contract.datasets[0].action_mask, {}
+    mask, found = store.dataset.action_mask, {}
     for group, names, unit in (("world_vector", ("x", "y", "z"), "m"), ("rotation_delta", _EULER, "rad")):
         for dimension, name in enumerate(names, start=GROUPS[group].start):
             column = _proprio_column(store, name, unit)
@@ -29,8 +29,8 @@ def displacements(state_TD: np.ndarray, angle_D: np.ndarray) -> np.ndarray:
 
 def _proprio_column(store: EpisodeStore, name: str, unit: str) -> int | None:
     """The first proprioceptive column of this name and unit."""
-    proprio = store.manifest["proprio"]
-    for column, (path, its_unit) in enumerate(zip(proprio["names"], proprio["units"], strict=True)):
+    proprio = store.manifest.proprio
+    for column, (path, its_unit) in enumerate(zip(proprio.names, proprio.units, strict=True)):
         if path.rpartition("/")[2] == name and its_unit == unit:
             return column
     return None

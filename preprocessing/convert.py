@@ -42,6 +42,7 @@ from preprocessing.store.episode_store import (
 from preprocessing.store.image_header import MOST_PIXELS
 from preprocessing.store.images import Resize
 from preprocessing.store.shard_files import reaching
+from preprocessing.store.store_manifest import StoreManifest
 
 _LONGEST_SIDE = 8192
 OBJECT_STORE_MB = 256  # only shard numbers and reports travel through it
@@ -165,7 +166,7 @@ def convert(source: str, out: str, config: ConvertConfig, reach_ray: ReachRay = 
     with reaching(task.root):
         done, missing = filesystem.exists(f"{root}/{MANIFEST}"), []
     if done:
-        manifest = finished(filesystem, root, settings)
+        manifest = finished(filesystem, root, settings, StoreManifest)
     else:
         if encoder is not None and embed is not None:
             encoder.require()
@@ -179,7 +180,8 @@ def convert(source: str, out: str, config: ConvertConfig, reach_ray: ReachRay = 
         except (OSError, ValueError):
             if not filesystem.exists(f"{root}/{MANIFEST}"):
                 raise
-            manifest = finished(filesystem, root, settings)  # another process was quicker with the same work
+            # another process was quicker with the same work
+            manifest = finished(filesystem, root, settings, StoreManifest)
     with suppress(FileNotFoundError):
         filesystem.rm(f"{root}/{PROGRESS}", recursive=True)
     return _summary(task.root, manifest, len(missing), time.monotonic() - began)
@@ -378,22 +380,21 @@ def _embed(encoder: Encoder, workers: int | None, reach_ray: ReachRay, texts: li
     return ray.get(ray.remote(embed_texts).remote(encoder, texts))
 
 
-def _summary(root: str, manifest: dict[str, Any], converted: int, seconds: float) -> Summary:
-    counts = manifest["counts"]
+def _summary(root: str, manifest: StoreManifest, converted: int, seconds: float) -> Summary:
     return Summary(
         store=root,
-        dataset=manifest["dataset"],
-        version=manifest["version"],
-        split=manifest["split"],
-        contract=manifest["contract_id"],
-        encoder=manifest["encoder"],
-        episodes_in=counts["episodes_in"],
-        episodes_out=counts["episodes_out"],
-        quarantined=counts["quarantined"],
-        steps=counts["steps"],
-        instructions=manifest["instructions"]["rows"],
-        shards=len(manifest["shards"]),
+        dataset=manifest.dataset,
+        version=manifest.version,
+        split=manifest.split,
+        contract=manifest.contract_id,
+        encoder=manifest.encoder,
+        episodes_in=manifest.counts.episodes_in,
+        episodes_out=manifest.counts.episodes_out,
+        quarantined=manifest.counts.quarantined,
+        steps=manifest.counts.steps,
+        instructions=manifest.instructions.rows,
+        shards=len(manifest.shards),
         shards_converted=converted,
         seconds=seconds,
-        remarks=tuple(manifest.get("remarks", ())),
+        remarks=manifest.remarks,
     )

@@ -141,7 +141,7 @@ def loader_bytes(experiment: Experiment, stores: Sequence[Store]) -> int:
 
 
 def _held_bytes(store: Store) -> int:
-    files = sum(entry["bytes"] for entry in store.manifest["shards"])
+    files = store.num_bytes
     if not isinstance(store, EpisodeStore):
         return files
     image = store.contract.image
@@ -150,7 +150,7 @@ def _held_bytes(store: Store) -> int:
 
 def num_samples(store: Store) -> int:
     """Windows of a robot store, examples of one of web data."""
-    return sum(shard.rows for shard in store.shards) if isinstance(store, EpisodeStore) else store.index.num_rows
+    return store.num_steps if isinstance(store, EpisodeStore) else store.num_examples
 
 
 def _sizes(model: nn.Module, freeze: tuple[str, ...]) -> tuple[int, int]:

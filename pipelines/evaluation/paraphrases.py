@@ -84,7 +84,7 @@ def score_paraphrases(trained: TrainedModel, store: EpisodeStore, config: Evalua
         return predict_store(trained.model, trained.contract, store, batch=config.batch, rewording=rewording)
 
     plain = predict(None)
-    dims = scored_dimensions(trained.contract.dataset(store.contract.datasets[0].name), plain)
+    dims = scored_dimensions(trained.contract.dataset(store.name), plain)
     numbers = range(len(next(iter(PARAPHRASES.values()))))
     rewordings = [{text: others[number] for text, others in PARAPHRASES.items()} for number in numbers]
     own_N = correct_share(plain.tokens_NA, plain, dims)

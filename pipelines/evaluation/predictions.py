@@ -64,11 +64,11 @@ def predict_store(
     `rewording` gives instructions other words, which the contract's encoder embeds; those it does not name stay.
     `counted` is told of every row that is read. Raises ValueError where no step is scored.
     """
-    dataset, seen = contract.dataset(store.contract.datasets[0].name), as_trained(store, contract)
+    dataset, seen = contract.dataset(store.name), as_trained(store, contract)
     if perturbation == "swapped_instructions":
         rewording = _swapped(store.instruction_texts)
     steps = _rt1_steps if isinstance(model, RT1) else _rt2_steps
-    parts, left = [], sum(shard.rows for shard in store.shards)
+    parts, left = [], store.num_steps
     for part in steps(model, contract, seen, batch, perturbation == "blank_images", rewording):  # type: ignore[arg-type]
         parts.append(part)
         counted(min(batch, left))
@@ -94,7 +94,7 @@ def predict_store(
 def _rt1_steps(
     model: RT1, contract: Contract, store: EpisodeStore, batch: int, blank: bool, rewording: Mapping[str, str] | None
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    transform = contract.dataset(store.contract.datasets[0].name).transform
+    transform = contract.dataset(store.name).transform
     reader = WindowReader([store], [transform], num_steps=model.config.num_steps, config=LoaderConfig())
     swap = None if rewording is None else _reworded_embeddings(store, contract.encoder, rewording)
     device = next(model.parameters()).device

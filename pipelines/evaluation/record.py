@@ -42,11 +42,11 @@ def home_of(model: str) -> str:
 
 def file_name(step: int, stores: Sequence[Store]) -> str:
     """Another one for another checkpoint and for other data, the same for the same."""
-    shards = [shard["sha256"] for store in stores for shard in store.manifest["shards"]]
+    shards = [shard.sha256 for store in stores for shard in store.manifest.shards]
     digest = hashlib.sha256(json.dumps(shards).encode()).hexdigest()[:8]
     first = stores[0].manifest
     more = f"-and-{len(stores) - 1}-more" if len(stores) > 1 else ""
-    return f"step-{step}-{first['dataset']}-{first['split']}{more}-{digest}.json"
+    return f"step-{step}-{first.dataset}-{first.split}{more}-{digest}.json"
 
 
 def is_seen(trained: TrainedModel, store: Store) -> bool:
@@ -59,7 +59,7 @@ def is_seen(trained: TrainedModel, store: Store) -> bool:
         return True
     if not isinstance(store, EpisodeStore):
         return False
-    theirs = store.contract.datasets[0]
+    theirs = store.dataset
     return any(mine.name == theirs.name and mine.statistics == theirs.statistics for mine in trained.contract.datasets)
 
 

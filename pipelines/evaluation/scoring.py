@@ -53,7 +53,7 @@ class EvaluationConfig:
         """Rows, or answers, that an evaluation on `store` takes."""
         if isinstance(store, WebStore):
             return 2 * min(self.web.examples, store.num_examples)
-        return sum(shard.rows for shard in store.shards) * (1 + len(PERTURBATIONS) * self.perturbations)
+        return store.num_steps * (1 + len(PERTURBATIONS) * self.perturbations)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,7 +81,7 @@ def evaluation_of(
 ) -> Evaluation:
     """The same with the predictions; `counted` is called with the rows of each batch of each pass over the store."""
     contract.require_readable(store.contract, where=store.root)
-    dataset = contract.dataset(store.contract.datasets[0].name)
+    dataset = contract.dataset(store.name)
     predictions = predict_store(model, contract, store, batch=config.batch, counted=counted)
     dims, scale = scored_dimensions(dataset, predictions), ErrorScale.of(store.contract)
     lazy = {name: baseline_tokens(name, predictions, model) for name in BASELINES}

@@ -72,7 +72,7 @@ def episode_section(store: EpisodeStore, shard: int, episode: int, curves: Curve
         return "".join(_picture(store, shard, episode, step, encoded, height) for step, encoded in rows)
 
     strip, frames = drawn(timeline.pictures(), _STRIP_HEIGHT), drawn(timeline.played(), _PLAYED_HEIGHT)
-    player = _player(frames, timeline, store.manifest["control_hz"])
+    player = _player(frames, timeline, store.manifest.control_hz)
     return (
         f'<section class="episode"><div><b>{title}</b> <small>shard {shard}, episode {episode}, '
         f'{table.num_rows} steps</small></div><div class="aside">{player}'

@@ -29,7 +29,7 @@ def predicted_episodes(
     for shard, episode in episode_view.spread(store, limit):
         mine = predictions.episode_N == firsts[shard] + episode
         curves = _curves(
-            [f"{store.contract.action.names[dim]} [{store.contract.datasets[0].units[dim]}]" for dim in dims],
+            [f"{store.contract.action.names[dim]} [{store.dataset.units[dim]}]" for dim in dims],
             predictions.step_N[mine],
             predictions.physical_NA[mine][:, dims],
             predicted_NA[mine][:, dims],

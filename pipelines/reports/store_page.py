@@ -68,7 +68,7 @@ def film_strips(store: EpisodeStore, *, limit: int = 8) -> str:
 
     def curves(table: pa.Table, timeline: episode_view.Timeline) -> str:
         action_NA = table["action"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
-        dataset = store.contract.datasets[0]
+        dataset = store.dataset
         shown = np.flatnonzero(np.array(dataset.action_mask) & dataset.statistics.varies())
         if not len(shown):
             return ""
@@ -84,7 +84,7 @@ def _histograms(store: EpisodeStore) -> str:
     chosen = np.unique(np.linspace(0, len(groups) - 1, min(_HISTOGRAM_GROUPS, len(groups))).astype(int))
     tables = [store.read_rows(groups[i][0], groups[i][1], ["action"])["action"].combine_chunks() for i in chosen]
     action_NA = np.concatenate([table.flatten() for table in tables]).reshape(-1, store.contract.action.size)
-    dataset = store.contract.datasets[0]
+    dataset = store.dataset
     charted = [
         f"<div>{html.escape(f'{name} [{dataset.units[i]}]')}<br>{charts.histogram(action_NA[:, i])}</div>"
         for i, name in enumerate(store.contract.action.names)

@@ -109,11 +109,11 @@ def sample_shares(config: CoFineTuningConfig, mixture: MixtureConfig, stores: Se
 
 
 def _name(store: Store) -> str:
-    return store.manifest["dataset"]
+    return store.name
 
 
 def _size(store: Store) -> int:
-    return store.num_examples if isinstance(store, WebStore) else sum(shard.rows for shard in store.shards)
+    return store.num_examples if isinstance(store, WebStore) else store.num_steps
 
 
 # --- Texts ---
@@ -163,7 +163,7 @@ def require_room(stores: Sequence[Store], text: RT2Text, plans: Mapping[str, str
             f"have {next(iter(said), '')!r}"
         )
     for store in robot_stores(stores):
-        if not any(store.contract.datasets[0].action_mask[dim] for dim in text.field_dims):
+        if not any(store.dataset.action_mask[dim] for dim in text.field_dims):
             raise ValueError(
                 f"{store.root} has none of the dimensions in model.text.fields ({', '.join(text.config.fields)}), so "
                 f"there is nothing to learn from it: leave it out of --data, or choose other fields"
@@ -203,7 +203,7 @@ class CoFineTuningReader:
         self.config, self._text, self.mix, self.stores = config, text, mix, stores
         robots, web = robot_stores(stores), [store for store in stores if isinstance(store, WebStore)]
         self._frame_size = (contract.image.height, contract.image.width)  # web images are fitted to the robots' frames
-        transforms = [contract.dataset(store.contract.datasets[0].name).transform for store in robots]
+        transforms = [contract.dataset(store.name).transform for store in robots]
         self._windows = None
         if robots:
             own = replace(config, frames="distinct")  # web images are put behind them

@@ -83,8 +83,8 @@ def training_contract(experiment: Experiment, stores: Sequence[Store]) -> Contra
 
 def _require_known(config: LoaderConfig, robots: Sequence[EpisodeStore]) -> None:
     """Raise ValueError for a dataset or step flag of the loader's settings that no store has."""
-    datasets = dict.fromkeys(store.contract.datasets[0].name for store in robots)
-    flags = dict.fromkeys(flag for store in robots for flag in store.manifest["flag_names"])
+    datasets = dict.fromkeys(store.name for store in robots)
+    flags = dict.fromkeys(flag for store in robots for flag in store.manifest.flag_names)
     for setting, asked, known in (("relabel", config.relabel, datasets), ("mask_flags", config.mask_flags, flags)):
         unknown = [name for name in asked if name not in known]
         if unknown:
@@ -93,12 +93,12 @@ def _require_known(config: LoaderConfig, robots: Sequence[EpisodeStore]) -> None
 
 
 def _relabelled(store: EpisodeStore, config: LoaderConfig) -> EpisodeStore:
-    return RelabelledStore.of(store).with_statistics() if store.contract.datasets[0].name in config.relabel else store
+    return RelabelledStore.of(store).with_statistics() if store.name in config.relabel else store
 
 
 def as_trained(store: Store, contract: Contract) -> Store:
     """`store` as a model under `contract` was trained on it: with the source's commands, or relabelled."""
-    if not isinstance(store, EpisodeStore) or contract.dataset(store.contract.datasets[0].name).arm == "commanded":
+    if not isinstance(store, EpisodeStore) or contract.dataset(store.name).arm == "commanded":
         return store
     return RelabelledStore.of(store)
 
@@ -111,7 +111,7 @@ def open_reader(
     for store in robots:
         contract.require_readable(store.contract, where=store.root)
     seen = [as_trained(store, contract) for store in stores]
-    flags = {flag for store in robots for flag in store.manifest["flag_names"]}  # validation may lack a dataset
+    flags = {flag for store in robots for flag in store.manifest.flag_names}  # validation may lack a dataset
     config = replace(
         experiment.loader, mask_flags=tuple(flag for flag in experiment.loader.mask_flags if flag in flags)
     )
@@ -119,7 +119,7 @@ def open_reader(
         mix = experiment.co_fine_tuning or CoFineTuningConfig()
         text = experiment.model.build_text()
         return CoFineTuningReader(seen, contract, text, mix=mix, config=config)
-    transforms = [contract.dataset(store.contract.datasets[0].name).transform for store in robots]
+    transforms = [contract.dataset(store.name).transform for store in robots]
     return WindowReader(robot_stores(seen), transforms, num_steps=experiment.model.num_steps, config=config)
 
 
@@ -155,4 +155,4 @@ def _shares(experiment: Experiment, reader: WindowReader | CoFineTuningReader) -
 
 
 def _steps(robots: Sequence[EpisodeStore]) -> dict[str, int]:
-    return {store.contract.datasets[0].name: sum(shard.rows for shard in store.shards) for store in robots}
+    return {store.name: store.num_steps for store in robots}

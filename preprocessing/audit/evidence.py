@@ -59,7 +59,7 @@ def places(store: EpisodeStore, most: int) -> list[tuple[int, int]]:
 
 
 def tracks(store: EpisodeStore) -> list[Track]:
-    sensed = ["proprio"] if store.manifest["proprio"]["names"] else []
+    sensed = ["proprio"] if store.manifest.proprio.names else []
     return [_track(store, *place, columns=["action", *sensed, *STEP_MARKS]) for place in places(store, _EPISODES)]
 
 

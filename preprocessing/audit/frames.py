@@ -35,7 +35,7 @@ def colours(store: EpisodeStore, role: str, reference: EpisodeStore | None) -> V
     speaks for it.
     """
     name, seen = f"colours_of_camera_{role}", _palette(store, role)
-    if reference is not None and role in reference.manifest["cameras"]:
+    if reference is not None and role in reference.manifest.cameras:
         return _against(name, seen, _palette(reference, role), reference)
     sentence = f"{100 * seen.warm_share:.0f} % of the colour is warm (red over blue)"
     if seen.colourful > _COLOURFUL and seen.warm_share < _COLD:
@@ -50,8 +50,8 @@ def _against(name: str, seen: _Palette, known: _Palette, reference: EpisodeStore
     advantage = (straight - swapped) / max(straight + swapped, 1e-9)  # -1: as the reference, +1: as it swapped
     finding: Finding = "holds" if advantage < -1 / 3 else "contradicted" if advantage > 1 / 3 else "unknown"
     sentence = (
-        f"colour histograms are {straight:.2f} from those of {reference.manifest['split']} of "
-        f"{reference.manifest['dataset']}, {swapped:.2f} with red and blue exchanged"
+        f"colour histograms are {straight:.2f} from those of {reference.manifest.split} of "
+        f"{reference.name}, {swapped:.2f} with red and blue exchanged"
     )
     return Verdict(name=name, finding=finding, measured=advantage, sentence=sentence)
 

@@ -63,7 +63,7 @@ class _Motion:
 
 def _measured(store: EpisodeStore, tracks: list[Track], group: str, unit: str) -> _Motion | None:
     """None where the dataset lacks the command or the state, or has too few steps to tell."""
-    dataset, group_slice = store.contract.datasets[0], GROUPS[group]
+    dataset, group_slice = store.dataset, GROUPS[group]
     sensed = {d: c for d, c in arm_columns(store).items() if group_slice.start <= d < group_slice.stop}
     pairs = [(t.action_TA[:, list(sensed)], t.proprio_TP[:, list(sensed.values())]) for t in tracks]
     if not sensed or sum(len(command) - 1 for command, _ in pairs) < FEWEST_STEPS:
@@ -105,7 +105,7 @@ def _likeness(first_ND: np.ndarray, second_ND: np.ndarray) -> float:
 
 
 def _allowed_lag(store: EpisodeStore) -> int:
-    return max(1, int(_LATENCY_S * store.contract.datasets[0].control_hz))
+    return max(1, int(_LATENCY_S * store.dataset.control_hz))
 
 
 def _motion_verdicts(group: str, motion: _Motion | None) -> list[Verdict]:
@@ -159,10 +159,10 @@ def gripper(store: EpisodeStore, tracks: list[Track]) -> Verdict:
     """Sign of the command against the gripper's later opening (absolute), or the change of it (relative)."""
     name, place = "gripper_sign", GROUPS["gripper_closedness_action"].start
     sensed = gripper_column(store)
-    if sensed is None or not store.contract.datasets[0].action_mask[place]:
+    if sensed is None or not store.dataset.action_mask[place]:
         return unknown(name, "the store has no gripper command, or no gripper in its proprioception with a known sign")
     column, sign = sensed
-    relative, most = store.manifest["gripper"] == "relative", max(2, round(store.contract.datasets[0].control_hz))
+    relative, most = store.manifest.gripper == "relative", max(2, round(store.dataset.control_hz))
     found = [0.0]
     for later in range(1, most + 1):
         pairs = [
@@ -180,7 +180,7 @@ def gripper(store: EpisodeStore, tracks: list[Track]) -> Verdict:
 
 def gripper_column(store: EpisodeStore) -> tuple[int, int] | None:
     """(proprioceptive column, +1 where it grows on closing or -1 where on opening)."""
-    proprio = store.manifest["proprio"]
+    proprio = store.manifest.proprio
     for column, (path, unit) in enumerate(zip(proprio["names"], proprio["units"], strict=True)):
         if unit == "openness" or (path.endswith("/width") and unit == "m"):
             return column, -1

@@ -55,7 +55,7 @@ def audit(store: EpisodeStore, *, reference: EpisodeStore | None = None) -> Audi
     verdicts = [
         *motion(store, looked_at),
         gripper(store, looked_at),
-        *(colours(store, role, reference) for role in store.manifest["cameras"]),
+        *(colours(store, role, reference) for role in store.manifest.cameras),
         repeated_frames(store),
         _constants(store, looked_at),
         *_instructions(said, flagged),
@@ -110,7 +110,7 @@ def _manifest_sha256(store: EpisodeStore) -> str:
 
 def _constants(store: EpisodeStore, looked_at: list[Track]) -> Verdict:
     """Declared dimensions that never change: a contradiction where the state that they command does."""
-    name, dataset = "declared_dimensions_vary", store.contract.datasets[0]
+    name, dataset = "declared_dimensions_vary", store.dataset
     constant = np.flatnonzero(np.array(dataset.action_mask) & ~dataset.statistics.varies())
     names = [store.contract.action.names[dimension] for dimension in constant]
     moving = [store.contract.action.names[d] for d in constant if _state_moves(store, looked_at, int(d))]
@@ -130,7 +130,7 @@ def _state_moves(store: EpisodeStore, looked_at: list[Track], dimension: int) ->
         column = sensed_gripper[0]
     if column is None:
         return False
-    unit = store.manifest["proprio"]["units"][column]
+    unit = store.manifest.proprio.units[column]
     span = max(float(np.ptp(track.proprio_TP[:, column])) for track in looked_at)
     return span > (_MOVES_M if unit == "m" else _MOVES)
 
@@ -171,7 +171,7 @@ def _one_episode_a_record(store: EpisodeStore) -> Verdict:
         begins_N[[0, *ends_E]] = True
         inside_N = seams(table["is_first"].to_numpy(), table["is_last"].to_numpy(), begins_N[:-1])
         found += len(np.unique(np.searchsorted(ends_E, np.flatnonzero(inside_N), side="right")))
-    total = sum(len(shard.episode_lengths) for shard in store.shards)
+    total = store.num_episodes
     if not found:
         return Verdict(name=name, finding="holds", measured=0, sentence=f"no mark in the middle of {total} episodes")
     sentence = (

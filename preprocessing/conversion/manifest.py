@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from preprocessing.conversion.shard_conversion import ShardTask, instructions_name, report_name, size_text
-from preprocessing.dataset_spec import ACTION_SIZE, DatasetSpec
+from preprocessing.dataset_spec import ACTION_SIZE
 from preprocessing.store.episode_store import (
     INSTRUCTION_SCHEMA,
     INSTRUCTIONS,
@@ -27,7 +27,17 @@ from preprocessing.store.episode_store import (
     atomic_write,
     fixed_lists,
 )
+from preprocessing.store.json_records import read_record
 from preprocessing.store.statistics import Moments, tiny_ranges
+from preprocessing.store.store_manifest import (
+    EpisodeCounts,
+    InstructionsFile,
+    Proprioception,
+    ShardEntry,
+    SourceForm,
+    StoreManifest,
+    StoreStatistics,
+)
 from rt_models.action_space import rt1_action_spec
 from rt_models.spec import EMBEDDING_WIDTH, ActionStatistics, Contract, DatasetContract, Identity, ImageRecipe
 
@@ -40,7 +50,7 @@ _INSTEAD = {  # of a field that cannot be read
 Embed = Callable[[list[str]], np.ndarray]
 
 
-def write_manifest(task: ShardTask, settings: dict[str, Any], embed: Embed | None) -> dict[str, Any]:
+def write_manifest(task: ShardTask, settings: dict[str, Any], embed: Embed | None) -> StoreManifest:
     """Write what follows the shards; the manifest. `embed` gives float32 (N, 512), None keeps the shipped vectors.
 
     Raises ValueError where frames differ in size between shards, or where no episode is left.
@@ -57,33 +67,38 @@ def write_manifest(task: ShardTask, settings: dict[str, Any], embed: Embed | Non
             quarantine.write("".join(json.dumps(line) + "\n" for line in report.pop("quarantine")).encode())
     statistics = moments.statistics()
     contract = _contract(task, settings["encoder"], _image(task, reports), _control_hz(reports), statistics)
-    manifest = {
-        "schema_version": settings["schema_version"],
-        "dataset": task.spec.name,
-        "version": task.dataset.version,
-        "split": settings["split"],
-        "counts": counts,
-        "control_hz": contract.datasets[0].control_hz,
-        "encoder": settings["encoder"],
-        "contract_id": contract.id,
-        "contract": contract.to_json(),
-        "statistics": {
-            "names": list(contract.action.names),
-            "units": list(task.spec.units),
+    spec, cameras = task.spec, task.layout.cameras
+    manifest = StoreManifest(
+        schema_version=settings["schema_version"],
+        dataset=spec.name,
+        version=task.dataset.version,
+        split=settings["split"],
+        counts=counts,
+        control_hz=contract.datasets[0].control_hz,
+        encoder=settings["encoder"],
+        contract_id=contract.id,
+        contract=contract,
+        statistics=StoreStatistics(
             **asdict(statistics),
-            "hardly_vary": tiny_ranges(statistics, contract.action.names, task.spec.action_mask),
-        },
-        **_columns(task.spec, task),
-        "row_group_rows": settings["row_group_rows"],
-        "instructions": {"file": INSTRUCTIONS, "rows": table.num_rows, "sha256": instructions.sha256},
-        "shards": [_without(report, "frame_size", "rates_hz", "unread", "states_not_finite") for report in reports],
-        "settings": settings,
-    }
-    if remarks := _remarks(task, reports, trained_steps=statistics.count):
-        manifest["remarks"] = remarks
+            names=contract.action.names,
+            units=spec.units,
+            hardly_vary=tiny_ranges(statistics, contract.action.names, spec.action_mask),
+        ),
+        gripper=spec.gripper,
+        cameras={role: spec.cameras[role] for role in cameras},
+        cameras_left_out=tuple(role for role in spec.cameras if role not in cameras),
+        flag_names=tuple(flag.name for flag in spec.flags),
+        proprio=Proprioception(names=spec.proprio_names, units=spec.proprio_units),
+        source_fields={f.path: SourceForm(dtype=f.dtype, shape=f.shape) for f in task.layout.source},
+        notes=spec.notes,
+        row_group_rows=settings["row_group_rows"],
+        instructions=InstructionsFile(file=INSTRUCTIONS, rows=table.num_rows, sha256=instructions.sha256),
+        shards=tuple(read_record(ShardEntry, report) for report in reports),
+        settings=settings,
+        remarks=tuple(_remarks(task, reports, trained_steps=statistics.count)),
+    )
     with atomic_write(filesystem, f"{root}/{MANIFEST}", temporary=temporary) as file:
-        lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in manifest.items())
-        file.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())  # one key a line: legible, yet small
+        file.write(manifest.to_bytes())
     return manifest
 
 
@@ -97,7 +112,7 @@ def _reports(filesystem: Any, folder: str, count: int) -> tuple[list[dict[str, A
     return reports, moments
 
 
-def _counts(reports: list[dict[str, Any]]) -> dict[str, int]:
+def _counts(reports: list[dict[str, Any]]) -> EpisodeCounts:
     """The account. Raises RuntimeError where it does not add up, ValueError where nothing could be read."""
     records = sum(report["source_records"] for report in reports)
     episodes = sum(len(report["episode_lengths"]) for report in reports)
@@ -108,7 +123,7 @@ def _counts(reports: list[dict[str, Any]]) -> dict[str, int]:
     if episodes == 0:
         first = next((line["reason"] for report in reports for line in report["quarantine"]), "the split is empty")
         raise ValueError(f"not one of {records} episodes can be read ({first}): is this the right dataset spec?")
-    return {"episodes_in": records, "episodes_out": episodes, "quarantined": quarantined, "steps": steps}
+    return EpisodeCounts(episodes_in=records, episodes_out=episodes, quarantined=quarantined, steps=steps)
 
 
 def _remarks(task: ShardTask, reports: list[dict[str, Any]], *, trained_steps: int) -> list[str]:
@@ -172,10 +187,6 @@ def _control_hz(reports: list[dict[str, Any]]) -> float:
     return rates_hz[0]
 
 
-def _without(report: dict[str, Any], *keys: str) -> dict[str, Any]:
-    return {key: value for key, value in report.items() if key not in keys}
-
-
 def _contract(
     task: ShardTask, encoder: str, image: ImageRecipe, control_hz: float, statistics: ActionStatistics
 ) -> Contract:
@@ -191,16 +202,3 @@ def _contract(
         transform=Identity().fit(action, statistics),
     )
     return Contract(action=action, encoder=encoder, image=image, datasets=(dataset,))
-
-
-def _columns(spec: DatasetSpec, task: ShardTask) -> dict[str, Any]:
-    """Names and units of what the Parquet columns hold."""
-    return {
-        "gripper": spec.gripper,
-        "cameras": {role: spec.cameras[role] for role in task.layout.cameras},
-        "cameras_left_out": [role for role in spec.cameras if role not in task.layout.cameras],
-        "flag_names": [flag.name for flag in spec.flags],
-        "proprio": {"names": list(spec.proprio_names), "units": list(spec.proprio_units)},
-        "source_fields": {f.path: {"dtype": f.dtype, "shape": list(f.shape)} for f in task.layout.source},
-        "notes": spec.notes,
-    }

@@ -13,24 +13,38 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
-from preprocessing.store.episode_store import ENDED, INSTRUCTIONS, PROGRESS, QUARANTINE, atomic_write, read_manifest
-from preprocessing.store.json_files import parsed
+from preprocessing.store.episode_store import (
+    ENDED,
+    INSTRUCTIONS,
+    MANIFEST,
+    PROGRESS,
+    QUARANTINE,
+    atomic_write,
+    read_manifest,
+)
+from preprocessing.store.json_files import parsed, taken_apart
+from preprocessing.store.json_records import read_record
 from preprocessing.store.shard_files import is_local
+from preprocessing.store.store_manifest import StoreManifest, WebManifest
+
+M = TypeVar("M", StoreManifest, WebManifest)
 
 _SETTINGS = "settings.json"
 
 
-def finished(filesystem: Any, root: str, settings: dict[str, Any]) -> dict[str, Any]:
+def finished(filesystem: Any, root: str, settings: dict[str, Any], kind: type[M]) -> M:
     """The manifest of the finished store at `root`. Raises ValueError where it is another store, or files are amiss."""
-    manifest = read_manifest(filesystem, root)
-    if difference := _difference(manifest.get("settings", {}), settings):
+    data = read_manifest(filesystem, root)
+    if difference := _difference(data.get("settings", {}), settings):
         raise ValueError(f"{root} holds a finished store made with {difference}: delete it or give another OUT")
+    with taken_apart(f"{root}/{MANIFEST}", remedy=f"delete {root} and preprocess again"):
+        manifest = read_record(kind, data)
     sizes = {entry["name"].rpartition("/")[2]: entry["size"] for entry in filesystem.ls(root, detail=True)}
-    for shard in manifest.get("shards", []):
-        if sizes.get(shard["file"]) != shard["bytes"]:
-            raise ValueError(f"{root}/{shard['file']} is missing or cut: delete {root} and preprocess again")
+    for shard in manifest.shards:
+        if sizes.get(shard.file) != shard.bytes:
+            raise ValueError(f"{root}/{shard.file} is missing or cut: delete {root} and preprocess again")
     return manifest
 
 

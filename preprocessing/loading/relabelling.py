@@ -28,7 +28,7 @@ class RelabelledStore(EpisodeStore):
     @staticmethod
     def of(store: EpisodeStore) -> RelabelledStore:
         """`store` seen so. Raises ValueError where its proprioception lacks the pose of an arm that it moves."""
-        dataset, known = store.contract.datasets[0], arm_columns(store)
+        dataset, known = store.dataset, arm_columns(store)
         arm = [*range(ACTION_SIZE)[GROUPS["world_vector"]], *range(ACTION_SIZE)[GROUPS["rotation_delta"]]]
         lacking = [store.contract.action.names[d] for d in arm if dataset.action_mask[d] and d not in known]
         if lacking or not known:
@@ -50,10 +50,10 @@ class RelabelledStore(EpisodeStore):
             if not np.isfinite(action_NA).all():
                 raise ValueError(
                     f"{shard.path} holds a state that is not finite and cannot be relabelled: leave "
-                    f"{self.contract.datasets[0].name} out of loader.relabel"
+                    f"{self.dataset.name} out of loader.relabel"
                 )
             moments = moments.merged(Moments.of(action_NA))
-        dataset = replace(self.contract.datasets[0], arm="reached", statistics=moments.statistics())
+        dataset = replace(self.dataset, arm="reached", statistics=moments.statistics())
         return replace(self, contract=replace(self.contract, datasets=(dataset,)))
 
     def _read(self, shard: int, row_groups: range, columns: Sequence[str]) -> pa.Table:

@@ -84,7 +84,6 @@ class WebReader:
 
 def _groups_in_memory(stores: Sequence[WebStore], config: LoaderConfig) -> int:
     """Row groups that a quarter of the loader's memory holds, by their mean size in the files."""
-    shards = [entry for store in stores for entry in store.manifest["shards"]]
-    groups = sum(-(-e["rows"] // s.manifest["row_group_rows"]) for s in stores for e in s.manifest["shards"])
-    mean_bytes = sum(entry["bytes"] for entry in shards) / max(groups, 1)
+    groups = sum(-(-shard.rows // shard.row_group_rows) for store in stores for shard in store.shards)
+    mean_bytes = sum(store.num_bytes for store in stores) / max(groups, 1)
     return max(int(config.memory_mb * 2**20 / 4 / max(mean_bytes, 1)), 2)

@@ -60,16 +60,16 @@ class WindowReader:
     ) -> None:
         recipe = merge_contracts([store.contract for store in stores]).image  # refuses stores that cannot be mixed
         self.config, self.concurrent_reads, self.num_steps = config, config.decode_threads, num_steps
-        self.datasets = tuple(store.contract.datasets[0].name for store in stores)
+        self.datasets = tuple(store.dataset.name for store in stores)
         self._stores, self._transforms = stores, transforms
         self._shards = [(number, shard) for number, store in enumerate(stores) for shard in range(len(store.shards))]
         self._flags = _flag_bits(stores, config.mask_flags)
-        self._masks = np.array([store.contract.datasets[0].action_mask for store in stores])
+        self._masks = np.array([store.dataset.action_mask for store in stores])
         self.index = StepIndex.from_lengths([stores[n].shards[s].episode_lengths for n, s in self._shards])
         if self.index.num_rows == 0:
             raise ValueError(f"no steps to read in {', '.join(store.root for store in stores)}")
         self.store_rows = [sum(int(shard.episode_lengths.sum()) for shard in store.shards) for store in stores]
-        episodes = [sum(len(shard.episode_lengths) for shard in store.shards) for store in stores]
+        episodes = [store.num_episodes for store in stores]
         self._first_episode = np.concatenate([[0], np.cumsum(episodes)])
         self.block_starts, self._group_shard = self._row_groups()
         self._budget_bytes = int(config.memory_mb * 2**20 * _PLANNED)
@@ -275,7 +275,7 @@ def _runs(order: np.ndarray, values: np.ndarray) -> list[np.ndarray]:
 
 def _flag_bits(stores: Sequence[EpisodeStore], names: Sequence[str]) -> list[int]:
     """The bits of each store's flags among `names`. Raises ValueError for a name that no store has."""
-    known = [list(store.manifest["flag_names"]) for store in stores]
+    known = [list(store.manifest.flag_names) for store in stores]
     unknown = [name for name in names if not any(name in flags for flags in known)]
     if unknown:
         there = ", ".join(dict.fromkeys(flag for flags in known for flag in flags)) or "none"

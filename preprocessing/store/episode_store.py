@@ -27,8 +27,10 @@ import pyarrow.parquet as pq
 
 from preprocessing.store.integrity import require_whole
 from preprocessing.store.json_files import parsed, taken_apart
+from preprocessing.store.json_records import read_record
 from preprocessing.store.shard_files import ShardFiles, is_local, reaching, with_retries
-from rt_models.spec import EMBEDDING_WIDTH, Contract
+from preprocessing.store.store_manifest import ShardEntry, StoreManifest
+from rt_models.spec import EMBEDDING_WIDTH, Contract, DatasetContract
 
 SCHEMA_VERSION = 1
 ROW_GROUP_ROWS = 128
@@ -227,7 +229,7 @@ class EpisodeStore:
     """A finished store. `instruction_ids` int64 (N,) are sorted; texts and `embeddings` float32 (N, 512) follow."""
 
     root: str
-    manifest: dict[str, Any]
+    manifest: StoreManifest
     contract: Contract
     shards: tuple[Shard, ...]
     instruction_ids: np.ndarray
@@ -244,23 +246,23 @@ class EpisodeStore:
         """
         filesystem, root = fsspec.core.url_to_fs(str(path))
         root = find_store(filesystem, root.rstrip("/"), str(path), split)
-        manifest = read_manifest(filesystem, root)
-        if "kind" in manifest:
+        data = read_manifest(filesystem, root)
+        if "kind" in data:
             raise ValueError(f"{path} is a store of image-text examples, and robot episodes are needed here")
-        if manifest.get("schema_version") != SCHEMA_VERSION:
-            version = manifest.get("schema_version")
+        if data.get("schema_version") != SCHEMA_VERSION:
+            version = data.get("schema_version")
             raise ValueError(
                 f"{path} is a store of schema {version}, this code reads {SCHEMA_VERSION}: preprocess again"
             )
         blob = with_retries(lambda: filesystem.cat_file(f"{root}/{INSTRUCTIONS}"), what=f"{root}/{INSTRUCTIONS}")
         table = _instruction_table(blob, f"{root}/{INSTRUCTIONS}")
         with taken_apart(f"{root}/{MANIFEST}", remedy=_REMEDY):
-            shards = tuple(_shard(root, entry, manifest["row_group_rows"]) for entry in manifest["shards"])
-            contract = Contract.from_json(manifest["contract"])
+            manifest = read_record(StoreManifest, data)
+            shards = tuple(_shard(root, entry, manifest.row_group_rows) for entry in manifest.shards)
         return EpisodeStore(
             root=root if is_local(filesystem) else filesystem.unstrip_protocol(root),
             manifest=manifest,
-            contract=contract,
+            contract=manifest.contract,
             shards=shards,
             instruction_ids=table["id"].to_numpy(),
             instruction_texts=table["text"].to_pylist(),
@@ -268,6 +270,29 @@ class EpisodeStore:
             filesystem=filesystem,
             _files=ShardFiles(filesystem, [shard.path for shard in shards]),
         )
+
+    @property
+    def dataset(self) -> DatasetContract:
+        """The dataset's side of the contract."""
+        return self.contract.datasets[0]
+
+    @property
+    def name(self) -> str:
+        """The name of the dataset."""
+        return self.dataset.name
+
+    @property
+    def num_steps(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def num_episodes(self) -> int:
+        return sum(len(shard.episode_lengths) for shard in self.shards)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the Parquet files of steps."""
+        return sum(entry.bytes for entry in self.manifest.shards)
 
     def read_rows(self, shard: int, row_group: int, columns: Sequence[str]) -> pa.Table:
         """One row group of one shard: rows row_group * row_group_rows and on, in order."""
@@ -301,7 +326,7 @@ class EpisodeStore:
 
 
 def read_manifest(filesystem: Any, root: str) -> dict[str, Any]:
-    """The manifest of the store in folder `root`. Raises ValueError where it is damaged."""
+    """The JSON of the manifest in folder `root`, of any kind and version. Raises ValueError if it is damaged."""
     path = f"{root}/{MANIFEST}"
     return parsed(with_retries(lambda: filesystem.cat_file(path), what=path), path, remedy=_REMEDY)
 
@@ -350,17 +375,17 @@ def _why_unfinished(filesystem: Any, progress: str) -> str:
     return f"rtp preprocess ended with: {ended.get('error')}"
 
 
-def _shard(root: str, entry: dict[str, Any], row_group_rows: int) -> Shard:
-    lengths = np.array(entry["episode_lengths"], np.int32)
-    if lengths.sum() != entry["rows"] or (lengths < 1).any() or row_group_rows < 1:
+def _shard(root: str, entry: ShardEntry, row_group_rows: int) -> Shard:
+    lengths = np.array(entry.episode_lengths, np.int32)
+    if lengths.sum() != entry.rows or (lengths < 1).any() or row_group_rows < 1:
         raise ValueError(
-            f"{entry['file']} has {entry['rows']} rows in groups of {row_group_rows}, and episodes of {lengths.sum()} "
+            f"{entry.file} has {entry.rows} rows in groups of {row_group_rows}, and episodes of {lengths.sum()} "
             f"steps: {_REMEDY}"
         )
     return Shard(
-        path=f"{root}/{entry['file']}",
-        rows=entry["rows"],
+        path=f"{root}/{entry.file}",
+        rows=entry.rows,
         row_group_rows=row_group_rows,
         episode_lengths=lengths,
-        sha256=entry["sha256"],
+        sha256=entry.sha256,
     )

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import fsspec
 
 from preprocessing.store.shard_files import ShardFiles, is_local, with_retries
+from preprocessing.store.store_manifest import InstructionsFile, ShardEntry, StoreManifest, WebManifest, WebShardEntry
 
 CHECKSUM_BYTES = 2 << 30  # of local files: a second or two
 _AT_ONCE = 16
@@ -22,7 +23,7 @@ class Store(Protocol):
     def root(self) -> str: ...
 
     @property
-    def manifest(self) -> dict[str, Any]: ...
+    def manifest(self) -> StoreManifest | WebManifest: ...
 
 
 def require_whole(store: Store, *, checksum_bytes: float = CHECKSUM_BYTES) -> None:
@@ -31,39 +32,41 @@ def require_whole(store: Store, *, checksum_bytes: float = CHECKSUM_BYTES) -> No
     Sizes and row counts are compared, and checksums of a local store that has no more than `checksum_bytes`.
     """
     filesystem, root = fsspec.core.url_to_fs(store.root)
-    shards = store.manifest["shards"]
-    footers = ShardFiles(filesystem, [f"{root}/{shard['file']}" for shard in shards])
-    small = is_local(filesystem) and sum(shard["bytes"] for shard in shards) <= checksum_bytes
+    manifest = store.manifest
+    footers = ShardFiles(filesystem, [f"{root}/{shard.file}" for shard in manifest.shards])
+    small = is_local(filesystem) and sum(shard.bytes for shard in manifest.shards) <= checksum_bytes
     checksums = small or checksum_bytes == float("inf")
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        if "instructions" in store.manifest:
-            entry = store.manifest["instructions"]
-            pool.submit(_require_file, filesystem, f"{root}/{entry['file']}", entry, checksums).result()
+        if isinstance(manifest, StoreManifest):
+            _require_file(filesystem, root, manifest.instructions, checksums)
         checks = [
-            pool.submit(_require_shard, filesystem, footers, number, f"{root}/{shard['file']}", shard, checksums)
-            for number, shard in enumerate(shards)
+            pool.submit(_require_shard, filesystem, footers, number, root, shard, checksums)
+            for number, shard in enumerate(manifest.shards)
         ]
         for check in checks:
             check.result()
 
 
 def _require_shard(
-    filesystem: Any, footers: ShardFiles, number: int, path: str, shard: dict[str, Any], checksums: bool
+    filesystem: Any, footers: ShardFiles, number: int, root: str, shard: ShardEntry | WebShardEntry, checksums: bool
 ) -> None:
-    _require_file(filesystem, path, shard, checksums)
+    _require_file(filesystem, root, shard, checksums)
     rows = footers.num_rows(number)
-    if rows != shard["rows"]:
-        raise ValueError(f"{path} holds {rows} rows, its manifest says {shard['rows']}: {_REMEDY}")
+    if rows != shard.rows:
+        raise ValueError(f"{root}/{shard.file} holds {rows} rows, its manifest says {shard.rows}: {_REMEDY}")
 
 
-def _require_file(filesystem: Any, path: str, entry: dict[str, Any], checksums: bool) -> None:
+def _require_file(
+    filesystem: Any, root: str, entry: ShardEntry | WebShardEntry | InstructionsFile, checksums: bool
+) -> None:
+    path = f"{root}/{entry.file}"
     try:
         size = with_retries(lambda: filesystem.size(path), what=path)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: {_REMEDY}") from None
-    if size != entry.get("bytes", size):
-        raise ValueError(f"{path} has {size} bytes, its manifest says {entry['bytes']}: {_REMEDY}")
-    if checksums and _sha256(filesystem, path) != entry["sha256"]:
+    if not isinstance(entry, InstructionsFile) and size != entry.bytes:
+        raise ValueError(f"{path} has {size} bytes, its manifest says {entry.bytes}: {_REMEDY}")
+    if checksums and _sha256(filesystem, path) != entry.sha256:
         raise ValueError(f"{path} differs from its checksum in the manifest: {_REMEDY}")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import fsspec
@@ -22,7 +23,7 @@ STATISTICS = ("mean", "std", "min", "q01", "q99", "max")
 
 def summary(store: EpisodeStore) -> dict[str, Any]:
     """Counts, statistics with units, instructions, flags and quarantine of a store."""
-    manifest, dataset = store.manifest, store.contract.datasets[0]
+    manifest, dataset = store.manifest, store.dataset
     instructions, flags = usage(store)
     lengths = np.concatenate([shard.episode_lengths for shard in store.shards])
     statistics = dataset.statistics
@@ -35,19 +36,24 @@ def summary(store: EpisodeStore) -> dict[str, Any]:
             "q01": statistics.q01[i],
             "q99": statistics.q99[i],
             "max": statistics.maximum[i],
-            "note": manifest["statistics"]["hardly_vary"].get(name, ""),
+            "note": manifest.statistics.hardly_vary.get(name, ""),
         }
         for i, (name, unit) in enumerate(zip(store.contract.action.names, dataset.units, strict=True))
         if dataset.action_mask[i]
     }
     return {
         "store": store.root,
-        **{key: manifest[key] for key in ("dataset", "version", "split", "contract_id", "encoder", "control_hz")},
+        "dataset": manifest.dataset,
+        "version": manifest.version,
+        "split": manifest.split,
+        "contract_id": manifest.contract_id,
+        "encoder": manifest.encoder,
+        "control_hz": manifest.control_hz,
         "image": f"{store.contract.image.height}x{store.contract.image.width}",
         "resize": store.contract.image.resize,
-        "gripper": manifest["gripper"],
-        "counts": manifest["counts"],
-        "bytes": sum(shard["bytes"] for shard in manifest["shards"]),
+        "gripper": manifest.gripper,
+        "counts": asdict(manifest.counts),
+        "bytes": store.num_bytes,
         "episode_steps": {"min": int(lengths.min()), "median": float(np.median(lengths)), "max": int(lengths.max())},
         "dimensions": dimensions,
         "dimensions_lacking": [
@@ -56,8 +62,8 @@ def summary(store: EpisodeStore) -> dict[str, Any]:
         "instructions": instructions,
         "flags": flags,
         "quarantine": dict(Counter(line["reason"] for line in quarantine(store)).most_common()),
-        "remarks": list(manifest.get("remarks", ())),
-        "notes": manifest["notes"],
+        "remarks": list(manifest.remarks),
+        "notes": manifest.notes,
     }
 
 
@@ -119,7 +125,7 @@ def quarantine(store: Store) -> list[dict[str, Any]]:
 def usage(store: EpisodeStore) -> tuple[dict[str, int], dict[str, int]]:
     """(steps of each instruction, most used first; steps that carry each flag)."""
     used: Counter[int] = Counter()
-    flagged = dict.fromkeys(store.manifest["flag_names"], 0)
+    flagged = dict.fromkeys(store.manifest.flag_names, 0)
     for shard in range(len(store.shards)):
         table = store.read_shard(shard, ["instruction", "flags"])
         ids, counts = np.unique(table["instruction"].to_numpy(), return_counts=True)

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 
 from preprocessing.loading.windows import StepIndex
-from preprocessing.store.episode_store import EpisodeStore, find_store, read_manifest
+from preprocessing.store.episode_store import MANIFEST, EpisodeStore, find_store, read_manifest
+from preprocessing.store.json_files import taken_apart
+from preprocessing.store.json_records import read_record
 from preprocessing.store.shard_files import ShardFiles, is_local
+from preprocessing.store.store_manifest import WebManifest
 
 WEB_SCHEMA_VERSION = 1
 KIND = "web"
@@ -50,7 +52,7 @@ class WebStore:
     """A finished store of image-text examples."""
 
     root: str
-    manifest: dict[str, Any]
+    manifest: WebManifest
     shards: tuple[WebShard, ...]
     index: StepIndex = field(repr=False)
     """Where shards and rows begin among the examples: a row is to its examples what an episode is to its steps."""
@@ -61,20 +63,23 @@ class WebStore:
         """Open the store at `path`, or else the only one (of `split`, if given) below it."""
         filesystem, root = fsspec.core.url_to_fs(str(path))
         root = find_store(filesystem, root.rstrip("/"), str(path), split)
-        manifest = read_manifest(filesystem, root)
-        if manifest.get("kind") != KIND:
+        data = read_manifest(filesystem, root)
+        if data.get("kind") != KIND:
             raise ValueError(f"{path} is a store of robot episodes, not of image-text examples")
-        if manifest["schema_version"] != WEB_SCHEMA_VERSION:
-            raise ValueError(f"{path} is of schema {manifest['schema_version']}, this code reads {WEB_SCHEMA_VERSION}")
+        if data.get("schema_version") != WEB_SCHEMA_VERSION:
+            version = data.get("schema_version")
+            raise ValueError(f"{path} is of schema {version}, this code reads {WEB_SCHEMA_VERSION}")
+        with taken_apart(f"{root}/{MANIFEST}", remedy="delete the store and preprocess again"):
+            manifest = read_record(WebManifest, data)
         shards = tuple(
             WebShard(
-                path=f"{root}/{entry['file']}",
-                rows=entry["rows"],
-                row_group_rows=manifest["row_group_rows"],
-                example_counts=np.array(entry["episode_lengths"], np.int32),
-                sha256=entry["sha256"],
+                path=f"{root}/{entry.file}",
+                rows=entry.rows,
+                row_group_rows=manifest.row_group_rows,
+                example_counts=np.array(entry.episode_lengths, np.int32),
+                sha256=entry.sha256,
             )
-            for entry in manifest["shards"]
+            for entry in manifest.shards
         )
         return WebStore(
             root=root if is_local(filesystem) else filesystem.unstrip_protocol(root),
@@ -86,11 +91,17 @@ class WebStore:
 
     @property
     def name(self) -> str:
-        return self.manifest["dataset"]
+        """The name of the dataset."""
+        return self.manifest.dataset
 
     @property
     def num_examples(self) -> int:
         return self.index.num_rows
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the Parquet files."""
+        return sum(entry.bytes for entry in self.manifest.shards)
 
     def read_rows(self, shard: int, row_group: int, columns: Sequence[str]) -> pa.Table:
         """One row group of one shard."""

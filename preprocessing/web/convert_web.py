@@ -11,7 +11,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from preprocessing.store.episode_store import (
     atomic_write,
 )
 from preprocessing.store.images import image_size, require_whole_image
+from preprocessing.store.json_records import read_record
+from preprocessing.store.store_manifest import WebCounts, WebManifest, WebShardEntry
 from preprocessing.store.web_store import KIND, WEB_SCHEMA, WEB_SCHEMA_VERSION
 from preprocessing.web.records import WebExample, WebRecord
 from preprocessing.web.sources import Format, Piece, WebSource
@@ -121,7 +123,7 @@ def convert_web(source: str, out: str, config: WebConvertConfig, reach_ray: Reac
     settings = _settings(task, name)
     filesystem, folder = fsspec.core.url_to_fs(root)
     if filesystem.exists(f"{folder}/{MANIFEST}"):
-        manifest, missing = finished(filesystem, folder, settings), []
+        manifest, missing = finished(filesystem, folder, settings, WebManifest), []
     else:
         with claimed(filesystem, folder, settings):
             done = {path.rpartition("/")[2] for path in filesystem.ls(f"{folder}/{PROGRESS}", detail=False)}
@@ -137,10 +139,10 @@ def convert_web(source: str, out: str, config: WebConvertConfig, reach_ray: Reac
         store=root,
         dataset=name,
         split=config.split,
-        **manifest["counts"],
-        duplicates=manifest.get("duplicates", 0),
-        unread=manifest.get("unread", {}),
-        shards=len(manifest["shards"]),
+        **asdict(manifest.counts),
+        duplicates=manifest.duplicates,
+        unread=manifest.unread,
+        shards=len(manifest.shards),
         shards_converted=len(missing),
         seconds=time.monotonic() - began,
     )
@@ -286,7 +288,7 @@ def _text_problem(example: WebExample, config: WebConvertConfig) -> str | None:
 # --- The manifest ---
 
 
-def _write_manifest(task: _Task, settings: dict[str, Any]) -> dict[str, Any]:
+def _write_manifest(task: _Task, settings: dict[str, Any]) -> WebManifest:
     """Write quarantine and, last, the manifest. Raises ValueError where no example is left."""
     filesystem, root = fsspec.core.url_to_fs(task.root)
     temporary = f"{root}/{PROGRESS}"
@@ -294,24 +296,23 @@ def _write_manifest(task: _Task, settings: dict[str, Any]) -> dict[str, Any]:
     counts = _counts(reports)
     with atomic_write(filesystem, f"{root}/{QUARANTINE}", temporary=temporary) as file:
         for report in reports:
-            lines = ({"shard": report["file"], **line} for line in report.pop("quarantine"))
+            lines = ({"shard": report["file"], **line} for line in report["quarantine"])
             file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
-    manifest = {
-        "schema_version": WEB_SCHEMA_VERSION,
-        "kind": KIND,
-        "dataset": settings["dataset"],
-        "version": settings["version"],
-        "split": settings["split"],
-        "counts": counts,
-        "duplicates": sum(report.get("duplicates", 0) for report in reports),
-        "unread": dict(sum((Counter(report.pop("unread", {})) for report in reports), Counter())),
-        "row_group_rows": _ROW_GROUP_ROWS,
-        "shards": reports,
-        "settings": settings,
-    }
+    manifest = WebManifest(
+        schema_version=WEB_SCHEMA_VERSION,
+        kind=KIND,
+        dataset=settings["dataset"],
+        version=settings["version"],
+        split=settings["split"],
+        counts=counts,
+        duplicates=sum(report.get("duplicates", 0) for report in reports),
+        unread=dict(sum((Counter(report.get("unread", {})) for report in reports), Counter())),
+        row_group_rows=_ROW_GROUP_ROWS,
+        shards=tuple(read_record(WebShardEntry, report) for report in reports),
+        settings=settings,
+    )
     with atomic_write(filesystem, f"{root}/{MANIFEST}", temporary=temporary) as file:
-        lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in manifest.items())
-        file.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
+        file.write(manifest.to_bytes())
     return manifest
 
 
@@ -320,7 +321,7 @@ def _reports(filesystem: Any, folder: str, count: int) -> Iterator[dict[str, Any
         yield json.loads(filesystem.cat_file(f"{folder}/{report_name(index)}"))
 
 
-def _counts(reports: list[dict[str, Any]]) -> dict[str, int]:
+def _counts(reports: list[dict[str, Any]]) -> WebCounts:
     taken = sum(report["examples_in"] for report in reports)
     kept = sum(sum(report["episode_lengths"]) for report in reports)
     left_out = sum(len(report["quarantine"]) for report in reports)
@@ -333,4 +334,4 @@ def _counts(reports: list[dict[str, Any]]) -> dict[str, int]:
         first = next((line["reason"] for report in reports for line in report["quarantine"]), "the split is empty")
         raise ValueError(f"not one of {taken} examples can be used ({first}): is --format the right one?")
     images = sum(report["images"] for report in reports)
-    return {"examples_in": taken, "examples_out": kept, "quarantined": left_out, "images": images}
+    return WebCounts(examples_in=taken, examples_out=kept, quarantined=left_out, images=images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from preprocessing.store.summary import quarantine
@@ -15,10 +16,14 @@ def summary(store: WebStore) -> dict[str, Any]:
     manifest = store.manifest
     return {
         "store": store.root,
-        **{key: manifest[key] for key in ("kind", "dataset", "version", "split", "counts")},
-        "duplicates": manifest.get("duplicates", 0),
-        "unread": manifest.get("unread", {}),
-        "bytes": sum(shard["bytes"] for shard in manifest["shards"]),
+        "kind": manifest.kind,
+        "dataset": manifest.dataset,
+        "version": manifest.version,
+        "split": manifest.split,
+        "counts": asdict(manifest.counts),
+        "duplicates": manifest.duplicates,
+        "unread": manifest.unread,
+        "bytes": store.num_bytes,
         "quarantine": dict(Counter(line["reason"] for line in quarantine(store)).most_common()),
     }
 

@@ -113,7 +113,7 @@ def test_the_memory_of_a_worker_without_a_gpu_counts_its_process_and_its_loader(
     opened = [open_store(store)]
     experiment = load_recipe("rt1_metaworld")
     plan = estimate_resources(experiment, opened)
-    frames = sum(shard.rows for shard in opened[0].shards) * 96 * 96 * 3  # type: ignore[attr-defined]
+    frames = opened[0].num_steps * 96 * 96 * 3  # type: ignore[union-attr]
     assert frames < plan.loader < 2 * frames
     assert estimate_resources(experiment, []).loader == 1536 * 2**20
     assert plan.host_bytes(1) > plan.process + plan.loader + plan.worker_bytes(1) > 10**9

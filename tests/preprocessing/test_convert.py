@@ -74,7 +74,7 @@ def test_the_real_bridge_episodes(bridge: Path, tmp_path: Path) -> None:
     assert sum(found["flags"]) == sum(
         flag for flag, step in zip(found["flags"], found["step"], strict=True) if step == 0
     )
-    statistics = store.contract.datasets[0].statistics
+    statistics = store.dataset.statistics
     np.testing.assert_allclose(statistics.mean, np.mean(found["action"], axis=0), atol=1e-9)
     assert store.contract.encoder == "universal-sentence-encoder-large/5"
     assert (store.contract.image.height, store.contract.image.width, store.contract.image.resize) == (64, 64, "none")
@@ -209,7 +209,7 @@ def test_whatever_is_damaged_every_record_is_accounted_for(
     lines = [json.loads(line) for line in Path(store.root, "quarantine.jsonl").read_text().splitlines()]
     assert len(lines) == summary.quarantined
     assert all(line["reason"] and line["offset"] >= 0 and line["shard"].startswith("bridge_") for line in lines)
-    assert summary.steps == sum(shard.rows for shard in store.shards)
+    assert summary.steps == store.num_steps
 
 
 def test_a_damaged_record_leaves_the_rest_of_its_shard(make_bridge: Callable[..., Path], tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_large_shards_are_divided(make_bridge: Callable[..., Path], tmp_path: Pa
     assert (whole.shards, divided.shards > 3) == (2, True)
     assert (whole.steps, whole.episodes_out) == (divided.steps, divided.episodes_out)
     stores = [EpisodeStore.open(str(tmp_path / name)) for name in ("whole", "divided")]
-    means = [store.contract.datasets[0].statistics.mean for store in stores]
+    means = [store.dataset.statistics.mean for store in stores]
     np.testing.assert_allclose(*means, atol=1e-12)
     found = [{key: column for key, column in rows(store).items() if key != "episode"} for store in stores]
     assert found[0] == found[1]

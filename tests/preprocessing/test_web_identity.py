@@ -44,7 +44,7 @@ def test_balanced_questions_of_gqa_count_once(tmp_path: Path) -> None:
     source = put(tmp_path / "gqa", files)
     for split, count, again in (("val", 3, 1), ("test", 3, 1), ("val_balanced", 1, 0), ("val_all", 3, 0)):
         store, found, quarantine = converted(source, tmp_path / "out", format="gqa", split=split)
-        assert (len(found), store.manifest["duplicates"], quarantine) == (count, again, [])
+        assert (len(found), store.manifest.duplicates, quarantine) == (count, again, [])
 
 
 def test_a_question_id_stands_for_one_question(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_what_does_not_pair_is_accounted_by_question_id(tmp_path: Path) -> None:
         "v2_OpenEnded_mscoco_test2015_questions.json": {"questions": [asked(9)]},
     }
     store, found, quarantine = converted(put(tmp_path / "vqa", files), tmp_path / "out", format="vqav2")
-    assert (found, store.manifest["duplicates"]) == ([("is it 1?", "yes", 1)], 1)
+    assert (found, store.manifest.duplicates) == ([("is it 1?", "yes", 1)], 1)
     reasons = [(line["place"], line["reason"]) for line in quarantine]
     assert sorted(reason for place, reason in reasons if place == "question 7") == [
         "its id 7 stands for something else already",
@@ -97,7 +97,7 @@ def test_captions_of_coco_are_accounted_by_annotation_id(tmp_path: Path) -> None
     files |= {"captions_valminusminival2014.json": {"images": [], "annotations": []}}
     source = put(tmp_path / "coco", files, ("val2014/7.png", "val2014/8.png"))
     store, found, quarantine = converted(source, tmp_path / "out", format="coco", split="val")
-    assert (found, store.manifest["duplicates"]) == ([("", "one", 1)], 1)
+    assert (found, store.manifest.duplicates) == ([("", "one", 1)], 1)
     assert {line["place"]: line["reason"] for line in quarantine} == {
         "annotation 1": "its id 1 stands for something else already",
         "annotation 2": "its caption is empty",
@@ -124,7 +124,7 @@ def test_rows_with_one_question_id_count_once(tmp_path: Path, name: Any) -> None
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / name / "all.parquet")
     store, found, quarantine = converted(tmp_path / name, tmp_path / "out", format=name)
     assert found == [("a?", "yes", 1), ("b?", "yes", 1), ("b?", "yes", 1), ("c?", "yes", 1)]
-    assert store.manifest["duplicates"] == 1
+    assert store.manifest.duplicates == 1
     assert [line["reason"] for line in quarantine] == ["its id 1 stands for something else already"]
 
 

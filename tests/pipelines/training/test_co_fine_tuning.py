@@ -91,7 +91,7 @@ def said(reader: CoFineTuningReader, batch: Batch, row: int) -> tuple[str, str]:
 
 
 def test_a_batch_of_everything(reader: CoFineTuningReader, robot: EpisodeStore, web: WebStore) -> None:
-    first = sum(shard.rows for shard in robot.shards)
+    first = robot.num_steps
     batch = read(reader, [3, first, first + 1, first + 6, 4])
     assert batch["source"].tolist() == [0, 1, 1, 1, 0] and batch["is_robot"].tolist() == [
         True,
@@ -123,11 +123,11 @@ def test_a_robot_step_is_its_prompt_and_its_bins(reader: CoFineTuningReader, rob
 
 
 def test_a_dataset_without_terminate_teaches_no_step_to_stop(robot: EpisodeStore, web: WebStore) -> None:
-    dataset = robot.contract.datasets[0]
+    dataset = robot.dataset
     lacking = replace(dataset, action_mask=(False, *dataset.action_mask[1:]))
     bridge = replace(robot, contract=replace(robot.contract, datasets=(lacking,)))
     with closing(opened(experiment(), bridge, web)) as reader:
-        rows = np.arange(sum(shard.rows for shard in robot.shards))
+        rows = np.arange(robot.num_steps)
         batch, text = reader.read(rows, rows), reader._text
     first_B = batch["prompt_length"]
     assert (batch["tokens"][rows, first_B] == text.action_ids[ARM]).all()
@@ -138,7 +138,7 @@ def test_a_dataset_without_terminate_teaches_no_step_to_stop(robot: EpisodeStore
 
 
 def test_a_dataset_without_any_field_of_the_model_is_refused(robot: EpisodeStore, web: WebStore) -> None:
-    dataset, chosen = robot.contract.datasets[0], experiment()
+    dataset, chosen = robot.dataset, experiment()
     lacking = replace(dataset, action_mask=(False,) * 8 + dataset.action_mask[8:])
     store = replace(robot, contract=replace(robot.contract, datasets=(lacking,)))
     with pytest.raises(ValueError, match=r"has none of the dimensions in model.text.fields \(terminate_episode, "):
@@ -167,7 +167,7 @@ def test_a_plan_comes_before_the_action(robot: EpisodeStore, web: WebStore, tmp_
     chosen = experiment(plans=str(tmp_path / "plans.json"), plan_share=0.5)
     chosen = replace(chosen, model=replace(chosen.model, max_tokens=128))  # type: ignore[arg-type]
     with closing(opened(chosen, robot, web)) as reader:
-        rows = np.arange(sum(shard.rows for shard in robot.shards))
+        rows = np.arange(robot.num_steps)
         mine = np.array([line == instruction for line in reader.instructions(rows)])
         batch = reader.read(rows, rows)
         answers = [said(reader, batch, row)[1] for row in rows]
@@ -185,7 +185,7 @@ def test_a_step_without_an_instruction_is_not_trained_on(
     lines = list(robot.instruction_texts)
     unlabelled = replace(robot, instruction_texts=[" ", *lines[1:]])
     with closing(opened(experiment(), unlabelled, web)) as reader:
-        rows = np.arange(sum(shard.rows for shard in robot.shards))
+        rows = np.arange(robot.num_steps)
         trained = reader.read(rows, rows)["answer_mask"].any(1)
         nameless = np.array([line == "" for line in reader.instructions(rows)])
         reader.cost(rows)
@@ -220,7 +220,7 @@ def test_the_robot_share_is_kept_in_every_prefix(
 
 
 def renamed(store: WebStore) -> WebStore:
-    return replace(store, manifest=store.manifest | {"dataset": "another"})
+    return replace(store, manifest=replace(store.manifest, dataset="another"))
 
 
 def drawn(

@@ -261,7 +261,7 @@ def test_a_relative_gripper(plant: Callable[[Change], EpisodeStore]) -> None:
 
     for fault, finding in ((closes, "holds"), (opens, "contradicted")):
         store = plant(fault)
-        store.manifest["gripper"] = "relative"
+        store = replace(store, manifest=replace(store.manifest, gripper="relative"))
         assert "gripper_sign" in findings(audit(store), finding)
 
 

@@ -259,7 +259,7 @@ def test_a_record_whose_reward_or_mark_is_not_as_declared(tmp_path: Path) -> Non
         "reward of 3 of 4 episodes is not as features.json declares it: it is left empty there",
     )
     store = EpisodeStore.open(summary.store)
-    assert store.manifest["remarks"] == list(summary.remarks)
+    assert store.manifest.remarks == summary.remarks
     table = pq.read_table(store.shards[0].path)
     assert table["reward"].null_count == 3 + 4 + 5
     assert np.flatnonzero(table["is_first"].to_numpy()).tolist() == [0, 3, 7, 12]

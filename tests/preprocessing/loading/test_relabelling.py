@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,10 @@ def test_rows_by_hand(tmp_path: Path) -> None:
 def test_the_contract_says_which_and_an_older_one_keeps_its_id(tmp_path: Path) -> None:
     store = written(tmp_path, by_hand())
     seen = RelabelledStore.of(store).with_statistics().contract
-    assert (store.contract.datasets[0].arm, seen.datasets[0].arm) == ("commanded", "reached")
+    assert (store.dataset.arm, seen.datasets[0].arm) == ("commanded", "reached")
     assert Contract.from_json(json.loads(json.dumps(seen.to_json()))) == seen
-    assert seen.id != store.contract.id == store.manifest["contract_id"]
-    assert "arm" not in store.manifest["contract"]["datasets"][0]
+    assert seen.id != store.contract.id == store.manifest.contract_id
+    assert "arm" not in store.manifest.contract.to_json()["datasets"][0]
 
 
 @pytest.mark.parametrize("lengths", [[2, 130, 1, 300], [128, 128], [1], [257, 3]])
@@ -105,7 +106,9 @@ def test_windows_end_before_the_last_step(tmp_path: Path) -> None:
 
 def test_a_store_without_the_pose_is_refused(tmp_path: Path) -> None:
     store = written(tmp_path, by_hand())
-    store.manifest["proprio"]["names"][5] = "state/heading"
+    proprio = store.manifest.proprio
+    renamed = replace(proprio, names=(*proprio.names[:5], "state/heading", *proprio.names[6:]))
+    store = replace(store, manifest=replace(store.manifest, proprio=renamed))
     with pytest.raises(
         ValueError, match=r"no pose in m and rad that rotation_delta_z changes; leave bridge_dataset out"
     ):

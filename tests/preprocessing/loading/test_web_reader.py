@@ -88,6 +88,6 @@ def test_memory_is_bounded_in_row_groups(stores: list[WebStore], tmp_path: Path)
     with closing(WebReader(stores, frame_size=(8, 8), config=LoaderConfig(memory_mb=1))) as reader:
         reader.texts(np.arange(48))
         kept = reader._group.cache_info()
-    total = sum(entry["bytes"] for store in stores for entry in store.manifest["shards"])
-    groups = sum(-(-entry["rows"] // 2) for store in stores for entry in store.manifest["shards"])
+    total = sum(store.num_bytes for store in stores)
+    groups = sum(-(-shard.rows // 2) for store in stores for shard in store.shards)
     assert kept.maxsize is not None and kept.maxsize * total / groups <= 2**20 / 4

@@ -84,7 +84,7 @@ def test_every_layout_becomes_the_same_store(
     store, found, quarantine = converted(tmp_path / "source", tmp_path / "out", format=name)
     assert found == examples
     assert [line["reason"] for line in quarantine] == reasons
-    assert store.manifest["counts"]["images"] == sum(shard.rows for shard in store.shards)
+    assert store.manifest.counts.images == sum(shard.rows for shard in store.shards)
 
 
 def test_json_lines_with_and_without_images(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_llava_is_read_as_published(tmp_path: Path) -> None:
     source = put(tmp_path / "llava", {"llava_mix.json": records}, ("coco/7.png",))
     store, found, quarantine = converted(source, tmp_path / "out", format="llava")
     assert found == [("what?", "a cup", 1), ("which colour?", "red", 1)]
-    assert store.manifest["counts"]["images"] == 1
+    assert store.manifest.counts.images == 1
     assert [(line["place"], line["reason"]) for line in quarantine] == [
         ("llava_mix.json:2", "its conversation is about no picture"),
         ("llava_mix.json:3", "it is no JSON object"),

@@ -1,0 +1,164 @@
+"""`manifest.json` of an episode store and of a store of image-text examples as records, key for key in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from preprocessing.store.json_records import to_text
+from rt_models.spec import ActionStatistics, Contract
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeCounts:
+    """The account of a conversion: episodes_in = episodes_out + quarantined."""
+
+    episodes_in: int
+    episodes_out: int
+    quarantined: int
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreStatistics(ActionStatistics):
+    """The contract's action statistics with names and units, for readers of the file.
+
+    `hardly_vary`: dimension -> "constant" or "tiny range".
+    """
+
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    hardly_vary: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"names": self.names, "units": self.units, **asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proprioception:
+    """Names and units of the values in column `proprio`."""
+
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceForm:
+    """What one step of a source field is: NumPy dtype and shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstructionsFile:
+    """The instruction table."""
+
+    file: str
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEntry:
+    """A Parquet file of an episode store and the source shard, or part of one, that it was made from."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+    source: str
+    source_bytes: int
+    source_records: int
+    source_sha256_of_crcs: str
+    episode_lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreManifest:
+    """`manifest.json` of an episode store. `settings` is everything that decided the store's bytes."""
+
+    schema_version: int
+    dataset: str
+    version: str
+    split: str
+    counts: EpisodeCounts
+    control_hz: float
+    encoder: str
+    contract_id: str
+    contract: Contract
+    statistics: StoreStatistics
+    gripper: str
+    cameras: dict[str, str]
+    cameras_left_out: tuple[str, ...]
+    flag_names: tuple[str, ...]
+    proprio: Proprioception
+    source_fields: dict[str, SourceForm]
+    notes: str
+    row_group_rows: int
+    instructions: InstructionsFile
+    shards: tuple[ShardEntry, ...]
+    settings: dict[str, Any]
+    remarks: tuple[str, ...] = ()
+
+    def to_bytes(self) -> bytes:
+        written = [f.name for f in fields(self) if f.name != "remarks" or self.remarks]
+        return _one_key_a_line({name: getattr(self, name) for name in written})
+
+
+# --- Image-text examples ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebCounts:
+    """The account of a conversion of image-text data; `images` are rows with an image."""
+
+    examples_in: int
+    examples_out: int
+    quarantined: int
+    images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebShardEntry:
+    """A Parquet file of a store of image-text examples; `episode_lengths` are the examples of each row."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+    source: str
+    episode_lengths: tuple[int, ...]
+    examples_in: int
+    images: int
+    duplicates: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebManifest:
+    """`manifest.json` of a store of image-text examples: examples_in = examples_out + quarantined + duplicates.
+
+    `unread` counts members of archives that nothing reads, by their extension.
+    """
+
+    schema_version: int
+    kind: str
+    dataset: str
+    version: str
+    split: str
+    counts: WebCounts
+    duplicates: int = 0
+    unread: dict[str, int] = field(default_factory=dict)
+    row_group_rows: int
+    shards: tuple[WebShardEntry, ...]
+    settings: dict[str, Any]
+
+    def to_bytes(self) -> bytes:
+        return _one_key_a_line({f.name: getattr(self, f.name) for f in fields(self)})
+
+
+def _one_key_a_line(values: Mapping[str, object]) -> bytes:
+    """JSON that is legible, yet small."""
+    lines = (f"{to_text(key)}: {to_text(value)}" for key, value in values.items())
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
