@@ -28,7 +28,8 @@ from pipelines.preprocess import PreprocessConfig, preprocess
 from pipelines.publishing.registered import load_registered
 from pipelines.publishing.trained_model import load_trained
 from pipelines.register import PromotionPolicy, register
-from pipelines.reports.run_page import run_page, write_page
+from pipelines.reports.run_page import run_page
+from pipelines.terminal.atomic_files import write_whole
 from pipelines.terminal.progress_bar import counting
 from pipelines.tracking.mlflow_run import tracking_uri
 from pipelines.train import run_training
@@ -181,7 +182,7 @@ class _Stages:
         more = {"Instructions in other words": paraphrase_rows(words)} if words else {}
         drawn = pictures(evaluation, stores["val"], limit=8)
         page = run_page("RT-1 on Meta-World episodes", facts, metrics, evaluation.report, drawn, more)
-        write_page(self.output / "report.html", page)
+        write_whole(str(self.output / "report.html"), page)
         return self.output / "report.html"
 
     def summary(

@@ -33,7 +33,8 @@ from pipelines.evaluation.tables import print_tables
 from pipelines.publishing.folder import TrainedModel
 from pipelines.publishing.trained_model import load_trained
 from pipelines.reports.prediction_view import predicted_episodes
-from pipelines.reports.run_page import evaluation_page, write_page
+from pipelines.reports.run_page import evaluation_page
+from pipelines.terminal.atomic_files import write_whole
 from pipelines.terminal.next_step import print_next
 from pipelines.terminal.progress_bar import counting
 from preprocessing.store.episode_store import EpisodeStore
@@ -152,7 +153,8 @@ def _write_html(
 ) -> None:
     facts = {"model": given.model, "step": result["step"], "contract": evaluations[0].report.contract}
     drawn = [(e.report, pictures(e, store, limit=given.episodes)) for e, store in zip(evaluations, stores, strict=True)]
-    write_page(Path(given.html or ""), evaluation_page(f"Evaluation of {given.model}", facts, drawn))
+    page = evaluation_page(f"Evaluation of {given.model}", facts, drawn)
+    write_whole(str(Path(given.html or "").absolute()), page)
     print(f"page: {given.html}")
 
 

@@ -9,7 +9,6 @@ import typing
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-import fsspec
 import tyro
 import yaml
 
@@ -21,9 +20,11 @@ from pipelines.config.arguments import UsageError, parse, take
 from pipelines.config.experiment import Experiment
 from pipelines.config.serialization import did_you_mean, flatten, members, read_value, to_plain
 from pipelines.publishing.training_stores import fingerprint
+from pipelines.reports.sweep_page import sweep_page
 from pipelines.sweeps.live_table import SweepTable
 from pipelines.sweeps.sweep_tracking import close_trials, open_parent, publish
 from pipelines.sweeps.trials import SCORES, TrainingTrial, check_sweep, clone_checkpoint, with_parameters
+from pipelines.terminal.atomic_files import write_whole
 from pipelines.terminal.next_step import print_next
 from pipelines.tracking.mlflow_run import tracking_uri
 from pipelines.train import absolute, class_choices, run_training
@@ -31,8 +32,8 @@ from pipelines.training.job import TrainJob
 from preprocessing.store.web_store import open_store
 from tuning.ledger import Ledger
 from tuning.ranking import Point, best
-from tuning.report import parameters_text, sweep_page
 from tuning.search import SearchConfig
+from tuning.space import parameters_text
 from tuning.sweep import Budget, SchedulerConfig, Sweep, TrialResources, load_sweep, sweep_names
 from tuning.tuner import Outcome, TrialRun, run_sweep
 
@@ -277,13 +278,12 @@ def _require_resources(run: TrialRun) -> None:
 def _finish(sweep: Sweep, job: TrainJob, ledger: Ledger, parent: str, outcome: Outcome) -> dict[str, Any]:
     """Write the report and the best configuration, and end the sweep's MLflow run unless it is to go on."""
     chosen = best(sweep, ledger)
-    files, root = fsspec.core.url_to_fs(job.output)
     written = {"report.html": sweep_page(sweep, ledger, num_steps=job.experiment.loop.steps)}
     if chosen is not None:
         experiment = with_parameters(job.experiment, {**chosen.parameters, "loop.seed": sweep.seeds[0]})
         written["best.yaml"] = yaml.safe_dump(to_plain(experiment), sort_keys=False)
     for name, text in written.items():
-        files.pipe_file(f"{root}/{name}", text.encode())
+        write_whole(f"{job.output}/{name}", text)
     publish(job, sweep, parent, written, chosen, outcome)
     records = ledger.ordered()
     return {

@@ -142,6 +142,11 @@ class Ledger:
     def ordered(self) -> list[TrialRecord]:
         return [self.trials[number] for number in sorted(self.trials)]
 
+    def lineage(self) -> list[tuple[int, Exploit]]:
+        """(trial, takeover) of population-based training, by step."""
+        exploits = [(record.number, exploit) for record in self.ordered() for exploit in record.lineage]
+        return sorted(exploits, key=lambda pair: (pair[1].step, pair[0]))
+
     def _write(self, path: str, data: Mapping[str, Any]) -> None:
         """Whole or not at all: by renaming on a file system; an object store's upload is atomic by itself."""
         text = json.dumps(data, indent=1)

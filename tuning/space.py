@@ -32,6 +32,10 @@ class Uniform:
     def words(self) -> str:
         return f"between {self.low:g} and {self.high:g}{', on a log scale' if self.log else ''}"
 
+    def coordinate(self, value: Value) -> float:
+        """The place of `value` on an axis: its logarithm with `log`."""
+        return math.log(value) if self.log else float(value)
+
     def extremes(self) -> tuple[Value, ...]:
         """Values that a setting must accept for every value in between to be accepted."""
         return (float(self.low), float(self.high))
@@ -69,6 +73,9 @@ class Integer:
     def words(self) -> str:
         return f"a whole number from {self.low} to {self.high}{', on a log scale' if self.log else ''}"
 
+    def coordinate(self, value: Value) -> float:
+        return math.log(value) if self.log else float(value)
+
     def extremes(self) -> tuple[Value, ...]:
         return (self.low, self.high)
 
@@ -104,6 +111,10 @@ class Choice:
     def words(self) -> str:
         return f"one of {', '.join(map(str, self.values))}"
 
+    def coordinate(self, value: Value) -> float:
+        """The place of `value` among the choices."""
+        return float(self.values.index(value))
+
     def extremes(self) -> tuple[Value, ...]:
         return self.values
 
@@ -121,6 +132,17 @@ class Choice:
 
 Dimension = Uniform | Integer | Choice
 Space = Mapping[str, Dimension]
+
+
+def parameters_text(parameters: Parameters) -> str:
+    """ "optimizer.lr 0.0021, engine TorchEngineConfig" """
+    return ", ".join(f"{path} {value_text(value)}" for path, value in parameters.items())
+
+
+def value_text(value: Value) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value.get("type", value)) if isinstance(value, dict) else str(value)
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:

@@ -11,6 +11,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto
 table { border-collapse: collapse; margin: .5rem 0; font-variant-numeric: tabular-nums }
 th, td { padding: .2rem .7rem; border-bottom: 1px solid #d0d7de; text-align: right }
 th:first-child, td:first-child { text-align: left }
+tr.best { background: #dafbe1 } tr.failed { background: #ffebe9 } tr.stopped { color: #57606a }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
 .grid { display: flex; flex-wrap: wrap; gap: 1rem } .muted { color: #57606a } svg { max-width: 100% }
 """
@@ -33,8 +34,14 @@ def note(text: str) -> str:
     return f'<p class="muted">{html.escape(text)}</p>'
 
 
-def table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table of escaped cells, or a note that there is none."""
+def table(titles: Sequence[str], rows: Iterable[Sequence[Any]], *, classes: Iterable[str] = ()) -> str:
+    """A table of escaped cells, or a note that there is none; `classes` gives every row its CSS class."""
     head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    names = iter(classes)
+    body = "".join(_row(row, next(names, "")) for row in rows)
     return f"<table><tr>{head}</tr>{body}</table>" if body else note("none")
+
+
+def _row(cells: Sequence[Any], name: str) -> str:
+    opening = f'<tr class="{html.escape(name)}">' if name else "<tr>"
+    return opening + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>"

@@ -1,23 +1,16 @@
 """HTML pages about a training run and about an evaluation, and the rows of their tables.
 
-Loss curve, scores beside the lazy policies, predicted beside recorded actions.
+Loss curve, scores beside the baselines, predicted beside recorded actions.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-import matplotlib
-
-matplotlib.use("svg")
-from matplotlib.figure import Figure
 
 from pipelines.evaluation.report import EpisodeReport, EvaluationReport, WebReport
 from pipelines.evaluation.statistics import Interval
-from pipelines.reports import episode_view, html_page
+from pipelines.reports import charts, episode_view, html_page
 
 
 def run_page(
@@ -67,27 +60,11 @@ def _evaluated(title: str, evaluation: EvaluationReport) -> list[str]:
 
 def loss_curve(metrics: list[dict[str, Any]]) -> str:
     """SVG of the training and validation loss over optimizer steps."""
-    figure = Figure(figsize=(8, 3), layout="constrained")
-    axes = figure.add_subplot()
-    for key, label in (("loss", "training"), ("validation_loss", "validation")):
+    series = []
+    for key, name in (("loss", "training"), ("validation_loss", "validation")):
         points = [(line["step"], line[key]) for line in metrics if key in line]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label, marker="" if len(points) > 5 else "o")
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("cross-entropy per token")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    page = io.StringIO()
-    figure.savefig(page, format="svg")
-    return page.getvalue()[page.getvalue().index("<svg") :]
-
-
-def write_page(path: Path, page: str) -> None:
-    """Write whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(page)
-    partial.replace(path)
+        series.append(charts.Series(name=name, points=points, dots=len(points) <= 5))
+    return charts.plot(series, x_title="optimizer step", y_title="cross-entropy per token")
 
 
 def percent(interval: Interval) -> str:

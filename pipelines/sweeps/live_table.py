@@ -10,7 +10,7 @@ from rich.table import Table
 
 from pipelines.config.experiment import Experiment
 from tuning.ledger import Ledger, TrialRecord
-from tuning.report import value_text
+from tuning.space import value_text
 from tuning.sweep import Sweep
 
 _COLOURS = {"running": "cyan", "finished": "green", "stopped": "dim", "failed": "red"}

@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from pipelines.publishing.training_stores import StoreReference, with_references
 from pipelines.tracking.local_database import address_of
 from pipelines.training.data import training_contract
 from preprocessing.store.episode_store import EpisodeStore
+from tests.support.html_tags import read_page
 from tests.support.reports import episode_report, interval
 
 QUICK = ["--bootstrap-samples", "10", "--no-perturbations"]
@@ -217,28 +217,10 @@ def test_every_table_is_whole_at_80_columns(evaluation: Evaluation) -> None:
 # --- pictures ---
 
 
-class Page(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.count: dict[str, int] = {}
-        self.links: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.count[tag] = self.count.get(tag, 0) + 1
-        self.links += [value or "" for name, value in attrs if name in ("src", "href")]
-        if tag not in ("meta", "img", "br", "input"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
 def test_predicted_beside_recorded_under_the_frames(bundle: str, store: str) -> None:
     assert main(["evaluate", bundle, "--data", store, *QUICK, "--html", "deep/page.html", "--episodes", "3"]) == 0
-    text, tags = Path("deep/page.html").read_text(), Page()
-    tags.feed(text)
-    assert tags.open == [] and all(link.startswith("data:image/") for link in tags.links)
+    text = Path("deep/page.html").read_text()
+    tags = read_page(text)
     assert tags.count["section"] == 3 and tags.count["svg"] == 3 * 5 and tags.count["polyline"] == 3 * 5 * 2
     assert text.count(">recorded ") == text.count(">predicted ") == 15 and "world_vector_x [" in text
 

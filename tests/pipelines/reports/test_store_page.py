@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -12,31 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.reports import charts, episode_view, store_page
+from pipelines.reports import episode_view, store_page
 from pipelines.reports.episode_view import Timeline
 from preprocessing.audit import frames as audit_frames
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.summary import summary, text
-
-
-class Tags(HTMLParser):
-    """Checks nesting and collects what the page refers to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.links: list[str] = []
-        self.count: dict[str, int] = {}
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.count[tag] = self.count.get(tag, 0) + 1
-        self.links += [value or "" for name, value in attrs if name in ("src", "href")]
-        if tag not in ("meta", "img", "br", "input"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
+from tests.support.html_tags import Tags, read_page
 
 
 @pytest.fixture
@@ -64,9 +45,8 @@ def test_the_page_is_self_contained(store: EpisodeStore) -> None:
     found["dataset"] = found["notes"] = "<script>"
     found["instructions"] = {"<script>": 175}
     page = store_page.page(store, found, episodes=2)
-    tags = Tags()
-    tags.feed(page)
-    assert tags.open == [] and tags.count["script"] == 1 and page.count("<script>") == 1
+    tags = read_page(page)
+    assert tags.count["script"] == 1 and page.count("<script>") == 1
     assert page.count("&lt;script&gt;") == 4  # title, heading, notes and instruction of the data
     assert tags.links and all(link.startswith("data:image/jpeg;base64,") for link in tags.links)
     assert tags.count["section"] == 2
@@ -128,10 +108,3 @@ def test_episodes_are_read_across_row_groups(store: EpisodeStore) -> None:
     table = store.read_episode(2, 0, ["step"])
     assert table["step"].to_pylist() == list(range(140))
     assert store.read_episode(0, 1, ["episode", "step"]).to_pydict() == {"episode": [1] * 30, "step": list(range(30))}
-
-
-def test_charts_of_constants_and_of_one_value() -> None:
-    for values in ([1.0], [2.0, 2.0], [0.0, 1.0], [1e38, 1e38], [1e38, np.nextafter(1e38, np.inf)], [-3e38, 3e38]):
-        assert "nan" not in charts.lines({"a": values}) and "nan" not in charts.histogram(np.array(values))
-    assert "nan" not in charts.lines({"a": [np.nan, np.nan], "b": [1.0, np.nan]}, shared=True)
-    assert "&lt;b&gt;" in charts.lines({"<b>": [1.0, 2.0]})
