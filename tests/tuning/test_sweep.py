@@ -60,7 +60,7 @@ def test_shipped_sweeps_carry_the_name_of_their_file() -> None:
 
 def test_a_sweep_of_ones_own(tmp_path: Path) -> None:
     mine = tmp_path / "mine.py"
-    mine.write_text("from sweeps_for_tests import sweep\n")
+    mine.write_text("from tests.support.sweeps_for_tests import sweep\n")
     assert load_sweep(str(mine)) == sweep()
     mine.write_text("x = 1\n")
     with pytest.raises(ValueError, match=r"has no function sweep\(\)"):
