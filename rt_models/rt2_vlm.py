@@ -220,6 +220,8 @@ class VLMCache:
 class RT2VLM(AnswerModel):
     """`RT2VLMConfig.build()` makes one. `spec` is its action space."""
 
+    config: RT2VLMConfig
+
     def __init__(self, config: RT2VLMConfig) -> None:
         super().__init__()
         self.config, self.spec = config, config.action_spec()

@@ -17,18 +17,13 @@ from cluster.engine import DeepSpeedEngineConfig
 from cluster.launch import RayLaunch
 from cluster.zero import STAGES, Stage, ZeroConfig, state_bytes, temporary_bytes
 from pipelines.config.experiment import Experiment
-from pipelines.training.co_fine_tuning import Store
+from pipelines.families.models import family_of
 from preprocessing.store.episode_store import EpisodeStore
-from rt_models.rt1 import RT1Config
-from rt_models.rt2 import RT2Config
-from rt_models.spec import EMBEDDING_WIDTH
+from preprocessing.store.web_store import Store, num_samples
 
 FP32 = 4
 IN_PROCESS, RAY_WORKER = 640 * 10**6, 840 * 10**6
 """Resident bytes of a process before its first step: the interpreter, torch, MLflow's client, Ray and DeepSpeed."""
-WORKING = {RT1Config: 3.0, RT2Config: 1.0}
-"""Peak on a CPU over what forward saves for backward. RT-1's batches differ in their number of distinct frames, which
-leaves holes in glibc's heap: 1.8 after 10 steps, 3.1 after 60, still growing slowly. RT-2's are alike: 1.0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +105,7 @@ def estimate_resources(experiment: Experiment, stores: Sequence[Store]) -> Resou
         stage=zero.stage,
         temporary={stage: temporary_bytes(_at(zero, stage), count, least) for stage in STAGES},
         activations=None if activations is None else activations * loop.micro_batch,
-        working=WORKING.get(type(experiment.model), 1.5),
+        working=family_of(experiment.model).cpu_peak_ratio,
         process=RAY_WORKER if isinstance(experiment.launch, RayLaunch) else IN_PROCESS,
         loader=loader_bytes(experiment, stores),
         checkpoint=FP32 * (count + (count - frozen) * (2 + ema)) + buffers * most,
@@ -148,11 +143,6 @@ def _held_bytes(store: Store) -> int:
     return files + num_samples(store) * image.height * image.width * 3
 
 
-def num_samples(store: Store) -> int:
-    """Windows of a robot store, examples of one of web data."""
-    return store.num_steps if isinstance(store, EpisodeStore) else store.num_examples
-
-
 def _sizes(model: nn.Module, freeze: tuple[str, ...]) -> tuple[int, int]:
     """(all parameters, those that are not trained)."""
     named = list(model.named_parameters())
@@ -167,23 +157,13 @@ def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def activation_bytes(experiment: Experiment) -> int | None:
-    """What one sample's forward pass keeps for the backward pass; in bf16 half of fp32's. None where it is not known.
-
-    Every frame of an RT-1 window counts, also those that windows of a segment share, and an RT-2 row has all the tokens
-    it may have.
-    """
-    config: Any = experiment.model
-    if isinstance(config, RT1Config):
-        size, steps = config.input.image_size, config.num_steps
-        image = torch.empty(1, steps, size, size, config.num_channels(), device="meta")
-        saved = saved_bytes(on_meta(config.build), image, torch.empty(1, steps, EMBEDDING_WIDTH, device="meta"))
-    elif isinstance(config, RT2Config):
-        # Its rows are laid out by what the tokens hold: one sample is run on the CPU, some seconds at most.
-        image = torch.zeros(1, 3, config.picture.image_size, config.picture.image_size)
-        with torch.random.fork_rng(devices=[]):
-            saved = saved_bytes(config.build(), image, torch.zeros(1, config.max_tokens, dtype=torch.int64))
-    else:
-        return None
+    """What one sample's forward pass keeps for the backward pass; in bf16 half of fp32's. None if it is unknown."""
+    with torch.random.fork_rng(devices=[]):
+        sample = family_of(experiment.model).sample_forward(experiment.model)
+        if sample is None:
+            return None
+        model, inputs = sample
+        saved = saved_bytes(model, *inputs)
     return saved // 2 if experiment.engine.precision == "bf16" else saved
 
 

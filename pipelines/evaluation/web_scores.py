@@ -1,4 +1,4 @@
-"""RT-2 on image-text examples: VQA accuracy and caption score, beside those of who does not look.
+"""Image-text examples: VQA accuracy and caption score of a model, beside those of who does not look.
 
 - most frequent answer: always the commonest answer
 - question only: the commonest answer to the same question, learnt on one half of the images and scored on the other
@@ -13,22 +13,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 
 from pipelines.evaluation.answers import cider_d, normalised, vqa_accuracy
-from pipelines.evaluation.predictions import rt2_reader
 from pipelines.evaluation.report import CaptionScores, QuestionScores, ShuffledAnswers, ShuffledCaptions, WebReport
 from pipelines.evaluation.statistics import Bootstrap
-from pipelines.families.models import Model
+from pipelines.families.base import WebAnswers
+from pipelines.families.models import Model, family_of
 from pipelines.terminal.progress_bar import Count, uncounted
-from pipelines.training.co_fine_tuning import CoFineTuningReader
 from preprocessing.loading.web_reader import WebText
 from preprocessing.store.web_store import WebStore
-from rt_models.language.generation import generate
-from rt_models.rt1 import RT1
 from rt_models.spec import Contract
 
 
@@ -67,22 +62,19 @@ def score_web(
     bootstrap: Bootstrap,
     counted: Count = uncounted,
 ) -> WebReport:
-    """Scores of an RT-2 on a store of image-text examples; `counted` is told of every answer.
+    """Scores of a model on a store of image-text examples; `counted` is told of every answer.
 
-    There are two an example.
+    There are two per example. Raises ValueError for a model that answers no questions.
     """
-    if isinstance(model, RT1):
-        raise ValueError(f"{store.root} holds image-text examples, and an RT-1 says actions only: give it robot stores")
-    reader = rt2_reader(model, contract, [store])
+    answering = family_of(model).web_answers(model, contract, store)
     count = store.num_examples
     rows = np.unique(np.linspace(0, count - 1, min(config.examples, count)).astype(np.int64))
-    texts = reader.web_texts(rows)
     scored = _Scored(
-        texts=texts,
-        said=_answers(model, reader, rows, rows, config, batch, counted),
-        shuffled=_answers(model, reader, rows, np.roll(rows, len(rows) // 2), config, batch, counted),
+        texts=answering.texts(rows),
+        said=_answers(answering, rows, rows, config, batch, counted),
+        shuffled=_answers(answering, rows, np.roll(rows, len(rows) // 2), config, batch, counted),
     )
-    reader.close()
+    answering.close()
     questions, captions = scored.only(captions=False), scored.only(captions=True)
     return WebReport(
         store=store.root,
@@ -93,27 +85,16 @@ def score_web(
     )
 
 
-@torch.no_grad()
 def _answers(
-    model: Any,
-    reader: CoFineTuningReader,
-    rows: np.ndarray,
-    images: np.ndarray,
-    config: WebScoreConfig,
-    batch: int,
-    counted: Count,
+    answering: WebAnswers, rows: np.ndarray, images: np.ndarray, config: WebScoreConfig, batch: int, counted: Count
 ) -> list[str]:
-    """What the model says to the prompts of `rows` when it sees the pictures of `images`."""
-    text, device, said = model.config.build_text(), next(model.parameters()).device, []
+    """The answers to the prompts of `rows`, given the pictures of `images`."""
+    answers: list[str] = []
     for first in range(0, len(rows), batch):
         piece, seen = rows[first : first + batch], images[first : first + batch]
-        prompts = text.collate_prompts([text.web_prompt(web.prompt) for web in reader.web_texts(piece)])
-        pictures = {key: value for key, value in reader.read(seen, seen).items() if key in ("frames", "image_index")}
-        prompted = {key: value.to(device) for key, value in (pictures | prompts).items()}
-        found = generate(model, prompted, eos_id=text.tokenizer.eos_id, max_new_tokens=config.answer_tokens)
-        said += [text.decode(ids) for ids in found]
+        answers += answering.answers(piece, seen, max_new_tokens=config.answer_tokens)
         counted(len(piece))
-    return said
+    return answers
 
 
 def _question_scores(scored: _Scored, bootstrap: Bootstrap) -> QuestionScores:

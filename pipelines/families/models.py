@@ -1,21 +1,38 @@
-"""The models that an experiment, a checkpoint and a bundle can hold: a new one is a member of the two unions here.
+"""All kinds of model: the families of this folder, the unions of their configs and models, and the family of a value.
 
-A model config is a frozen dataclass with `build()`, the fresh model, and `action_spec()`; the model has `loss(batch)`,
-the mean over the batch's samples, and afterwards `row_losses_B`, what each sample counted in it, detached. In plain
-data a config names its class under "type".
+A module of this folder that holds a FAMILY is one kind of model: the folder is listed, as recipes are.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING, Any, Union
 
+import pipelines.families
 from pipelines.config.serialization import read_value
-from rt_models.rt1 import RT1, RT1Config
-from rt_models.rt2 import RT2, RT2Config
-from rt_models.rt2_vlm import RT2VLM, RT2VLMConfig
+from pipelines.families.base import ModelFamily
+from rt_models.robot_model import RobotModel, RobotModelConfig
 
-ModelConfig = RT1Config | RT2Config | RT2VLMConfig
-Model = RT1 | RT2 | RT2VLM
+_MODULES = (module for module in pkgutil.iter_modules(pipelines.families.__path__) if module.name != "models")
+_IMPORTED = (importlib.import_module(f"pipelines.families.{module.name}") for module in _MODULES)
+
+FAMILIES: tuple[ModelFamily[Any, Any], ...] = tuple(module.FAMILY for module in _IMPORTED if hasattr(module, "FAMILY"))
+
+if TYPE_CHECKING:
+    ModelConfig = RobotModelConfig
+    Model = RobotModel
+else:  # what an experiment, a checkpoint and an exported folder can hold
+    ModelConfig = Union[tuple(family.config_class for family in FAMILIES)]  # noqa: UP007
+    Model = Union[tuple(family.model_class for family in FAMILIES)]  # noqa: UP007
+
+
+def family_of(config_or_model: RobotModelConfig | RobotModel) -> ModelFamily[Any, Any]:
+    """The family that a config or a model belongs to. Raises TypeError for anything else."""
+    for family in FAMILIES:
+        if isinstance(config_or_model, family.config_class | family.model_class):
+            return family
+    raise TypeError(f"{type(config_or_model).__name__} is no model or model config of pipelines/families")
 
 
 def model_config(plain: Any) -> ModelConfig:

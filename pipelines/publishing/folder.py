@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipelines.config.serialization import to_plain
-from pipelines.families.models import Model, model_config
+from pipelines.families.models import Model, family_of, model_config
 from pipelines.publishing.instructions import Instructions
-from rt_models.rt2_vlm import RT2VLMConfig
 from rt_models.spec import Contract
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "policy.json"
@@ -52,9 +51,7 @@ def read_bundle(folder: str | Path) -> TrainedModel:
         known = {name: described[name] for name in ("step", "source", "metadata")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} does not describe a model ({error!r}): export it again") from error
-    if isinstance(config, RT2VLMConfig) and (folder / config.path).is_dir():  # carried along (pipelines/register.py)
-        config = replace(config, path=str(folder / config.path))
-    model = config.build().eval()
+    model = family_of(config).carried(config, folder).build().eval()
     _load(model, folder)
     instructions = Instructions.read(folder, contract.encoder)
     return TrainedModel(model=model, contract=contract, instructions=instructions, **known)

@@ -23,12 +23,11 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.pyfunc import PyFuncModel
 from mlflow.pyfunc.model import PythonModel
 
+from pipelines.families.base import Policy
 from pipelines.publishing.folder import read_bundle
 from pipelines.publishing.policy import ModelAtWork, NamedAction, named
 from pipelines.serving.request_format import MAX_ROWS
 from pipelines.serving.request_values import flag, is_missing
-from rt_models.control.rt1_policy import RT1Policy
-from rt_models.control.rt2_policy import RT2Policy
 from rt_models.spec import DatasetContract
 
 log = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ class MlflowPolicy(PythonModel):
     def load_context(self, context: Any) -> None:
         self._model = ModelAtWork(read_bundle(context.artifacts["policy"]))
         self._contract = self._model.contract
-        self._robots: OrderedDict[tuple[str | None, str], RT1Policy | RT2Policy] = OrderedDict()
+        self._robots: OrderedDict[tuple[str | None, str], Policy] = OrderedDict()
         self._one_call = threading.Lock()  # a server answers several requests at once, a robot's history has one order
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
@@ -122,7 +121,7 @@ class MlflowPolicy(PythonModel):
             policy.reset()
         return named(policy.act(row.frame_HWC, row.instruction), self._contract, dataset)
 
-    def _history(self, robot: str | None, dataset: DatasetContract) -> RT1Policy | RT2Policy:
+    def _history(self, robot: str | None, dataset: DatasetContract) -> Policy:
         key = robot, dataset.name
         self._robots[key] = self._robots.pop(key, None) or self._model.episode(dataset)
         if len(self._robots) > MAX_ROBOTS:

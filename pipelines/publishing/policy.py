@@ -18,12 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.families.base import Policy
+from pipelines.families.models import family_of
 from pipelines.publishing.folder import TrainedModel
 from pipelines.serving.request_values import camera_frame, described, is_missing, numbers
 from rt_models.control.action import Action
-from rt_models.control.rt1_policy import RT1Policy
-from rt_models.control.rt2_policy import RT2Policy
-from rt_models.rt1 import RT1
 from rt_models.spec import EMBEDDING_WIDTH, Contract, DatasetContract
 
 
@@ -61,41 +60,35 @@ class ModelAtWork:
 
     def __init__(self, trained: TrainedModel) -> None:
         self.contract, self.instructions = trained.contract, trained.instructions
-        self._model = trained.model
-        self._text = None if isinstance(trained.model, RT1) else trained.model.config.build_text()
-        self._policies: dict[str, RT1Policy | RT2Policy] = {}
+        self._family, self._config = family_of(trained.model), trained.model.config
+        self._policy_of = self._family.policies(trained.model)
+        self._policies: dict[str, Policy] = {}
 
     @property
     def num_frames(self) -> int:
         """Camera frames that an answer may rest on."""
-        return self._model.config.num_steps if isinstance(self._model, RT1) else self._model.config.text.frames
+        return self._family.num_frames(self._config)
 
-    def episode(self, dataset: DatasetContract) -> RT1Policy | RT2Policy:
+    def episode(self, dataset: DatasetContract) -> Policy:
         """A policy without a history yet; all share one copy of the weights."""
         if dataset.name not in self._policies:
-            self._policies[dataset.name] = self._policy(dataset)
+            self._policies[dataset.name] = self._policy_of(dataset)
         return self._policies[dataset.name].for_another_robot()
-
-    def _policy(self, dataset: DatasetContract) -> RT1Policy | RT2Policy:
-        if isinstance(self._model, RT1):
-            return RT1Policy(self._model, dataset=dataset)
-        assert self._text is not None
-        return RT2Policy(self._model, self._text, dataset=dataset)
 
     def frame(self, image: Any) -> np.ndarray:
         """uint8 (H, W, 3) as the training frames were; `camera_frame` says of what."""
         return camera_frame(image, self.contract.image)
 
     def instruction(self, text: Any, vector: Any = None) -> Any:
-        """What the model reads: RT-2 the text, RT-1 a vector (512,). Raises ValueError where there is none."""
+        """What the model reads: the text, or its vector (512,). Raises ValueError where there is none."""
         if not is_missing(vector):
             return self._vector(vector)
         if is_missing(text) or (text not in self.instructions.vectors and not str(text).strip()):
             raise ValueError("there is no instruction: give a text as instruction, or its vector as embedding")
-        return self.instructions.vector(str(text)) if self._text is None else str(text)
+        return str(text) if self._family.instruction == "text" else self.instructions.vector(str(text))
 
     def _vector(self, vector: Any) -> np.ndarray:
-        if self._text is not None:
+        if self._family.instruction == "text":
             raise ValueError("this policy reads instructions as text: send instruction instead of embedding")
         sized = hasattr(vector, "__len__") and len(vector) == EMBEDDING_WIDTH
         embedding = numbers(vector) if sized else np.zeros(())

@@ -4,58 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from cluster.context import WorkerContext
 from pipelines.config.experiment import Experiment
-from pipelines.training.co_fine_tuning import (
-    CoFineTuningConfig,
-    CoFineTuningReader,
-    Store,
-    require_room,
-    sample_shares,
-    with_tokenizer,
-    with_vocabulary,
-)
-from preprocessing.loading.loader import Loader, LoaderConfig, WindowReader
+from pipelines.families.models import family_of
+from preprocessing.loading.loader import Loader, LoaderConfig, Reader
 from preprocessing.loading.relabelling import RelabelledStore
 from preprocessing.store.episode_store import EpisodeStore
-from preprocessing.store.web_store import robot_stores
-from rt_models.rt1 import RT1Config
-from rt_models.rt2 import RT2Config
-from rt_models.rt2_vlm import RT2VLMConfig
+from preprocessing.store.web_store import Store, robot_stores
 from rt_models.spec import Contract, merge_contracts
 
 
 def resolved(experiment: Experiment, stores: Sequence[Store]) -> Experiment:
-    """The experiment with what only the data can say of an RT-2: a tokenizer from scratch, the rarest tokens.
+    """The experiment with what only the data can say, such as a tokenizer learnt from them.
 
-    Raises ValueError where an instruction or a web example does not fit into the model's context, or where the model
-    needs what no store holds.
+    Raises ValueError where the stores and the kind of model do not fit.
     """
-    model = experiment.model
-    if isinstance(model, RT1Config):
-        if model.image_channels == "rgb+mask":
-            raise ValueError(
-                "model.image_channels rgb+mask needs object masks, which episode stores do not hold: train in Python "
-                'with a reader that adds "object_mask" to each batch (rt_models.spec.BATCH), or leave it at rgb'
-            )
-        return experiment
-    if isinstance(model, RT2Config):
-        model = with_tokenizer(model, stores)
-    model = with_vocabulary(model, stores)
-    if isinstance(model, RT2VLMConfig):
-        model = model.resolved()
-        model.require_loadable()
-    mix = experiment.co_fine_tuning
-    if mix is None:
-        raise ValueError(f"{experiment.name}: an RT-2 needs co_fine_tuning, and its recipe sets none")
-    if experiment.loop.segment_windows > 1:
-        raise ValueError("RT-2 trains on single samples: set loop.segment_windows 1")
-    if mix.plans:
-        mix = replace(mix, plans=str(Path(mix.plans).absolute()))  # workers run in other folders
-    require_room(stores, model.build_text(), mix.read_plans())
-    return replace(experiment, model=model, co_fine_tuning=mix)
+    return family_of(experiment.model).resolved(experiment, stores)
 
 
 def training_contract(experiment: Experiment, stores: Sequence[Store]) -> Contract:
@@ -64,12 +29,7 @@ def training_contract(experiment: Experiment, stores: Sequence[Store]) -> Contra
     if not robots:
         raise ValueError("no store of robot episodes is given: what actions mean comes from them")
     _require_known(experiment.loader, robots)
-    if experiment.co_fine_tuning is not None:
-        sample_shares(experiment.co_fine_tuning, experiment.mixture, stores)
-    elif len(robots) < len(stores):
-        raise ValueError(f"{experiment.name} trains on robot episodes alone: leave stores of web data out of --data")
-    else:
-        experiment.mixture.shares(_steps(robots))
+    family_of(experiment.model).sample_shares(experiment, stores)
     merge_contracts([store.contract for store in robots])  # before states are read
     merged = merge_contracts([_relabelled(store, experiment.loader).contract for store in robots])
     empty = [dataset.name for dataset in merged.datasets if not dataset.statistics.count]
@@ -103,9 +63,7 @@ def as_trained(store: Store, contract: Contract) -> Store:
     return RelabelledStore.of(store)
 
 
-def open_reader(
-    experiment: Experiment, stores: Sequence[Store], contract: Contract
-) -> WindowReader | CoFineTuningReader:
+def open_reader(experiment: Experiment, stores: Sequence[Store], contract: Contract) -> Reader:
     """Reads what `experiment.model` is trained on from `stores`, in model values. Raises ContractMismatch."""
     robots = robot_stores(stores)
     for store in robots:
@@ -115,17 +73,12 @@ def open_reader(
     config = replace(
         experiment.loader, mask_flags=tuple(flag for flag in experiment.loader.mask_flags if flag in flags)
     )
-    if not isinstance(experiment.model, RT1Config):
-        mix = experiment.co_fine_tuning or CoFineTuningConfig()
-        text = experiment.model.build_text()
-        return CoFineTuningReader(seen, contract, text, mix=mix, config=config)
-    transforms = [contract.dataset(store.name).transform for store in robots]
-    return WindowReader(robot_stores(seen), transforms, num_steps=experiment.model.num_steps, config=config)
+    return family_of(experiment.model).open_reader(experiment, seen, contract, config)
 
 
 def build_loader(
     experiment: Experiment,
-    reader: WindowReader | CoFineTuningReader,
+    reader: Reader,
     context: WorkerContext,
     position: Mapping[str, int] | None,
 ) -> Loader:
@@ -133,7 +86,7 @@ def build_loader(
     loop = experiment.loop
     return Loader(
         reader,
-        weights=_shares(experiment, reader),
+        weights=family_of(experiment.model).sample_shares(experiment, reader.stores),
         seed=loop.seed,
         lanes=loop.lanes,
         segment_windows=loop.segment_windows,
@@ -144,15 +97,3 @@ def build_loader(
         position=position["sample"] if position else 0,
         pin_memory=context.device.type == "cuda",
     )
-
-
-def _shares(experiment: Experiment, reader: WindowReader | CoFineTuningReader) -> Sequence[float] | None:
-    """The share of samples of each of the reader's stores; None where all their rows are one epoch."""
-    if isinstance(reader, CoFineTuningReader):
-        return sample_shares(reader.mix, experiment.mixture, reader.stores)
-    shares = experiment.mixture.shares(dict(zip(reader.datasets, reader.store_rows, strict=True)))
-    return None if shares is None else list(shares.values())
-
-
-def _steps(robots: Sequence[EpisodeStore]) -> dict[str, int]:
-    return {store.name: store.num_steps for store in robots}

@@ -15,7 +15,7 @@ from torch import Tensor
 from cluster.context import WorkerContext
 from pipelines.config.experiment import Experiment
 from pipelines.config.serialization import did_you_mean
-from pipelines.families.batch_cost import BatchCost, trained_tokens
+from pipelines.families.models import family_of
 from pipelines.training.speed import memory_gb, peak_flops
 
 # What a training reports by step, here and in the loop; of a mixture also each store's.
@@ -37,8 +37,9 @@ class StepMetrics:
     """`add` every micro-batch, then `metrics`, which every rank calls, and which starts anew."""
 
     def __init__(self, experiment: Experiment, context: WorkerContext, store_names: Sequence[str]) -> None:
-        self._model, self._context, self._names = experiment.model, context, store_names
-        self._cost = BatchCost(experiment.model)
+        self._context, self._names = context, store_names
+        with torch.random.fork_rng(devices=[]):  # the run's random numbers stay as they were
+            self._cost = family_of(experiment.model).batch_cost(experiment.model)
         self._peak = peak_flops(context.device, experiment.engine.precision)
         self._restart(0.0)
 
@@ -63,7 +64,7 @@ class StepMetrics:
         """The same on the device, with what came out. A loss that is not finite belongs to a step that was skipped."""
         self._losses.append(loss.detach().float())
         if len(self._names) > 1:
-            tokens_B = trained_tokens(self._model, batch).double()
+            tokens_B = self._cost.trained_tokens(batch).double()
             rows_B = torch.full_like(tokens_B, torch.nan) if row_losses_B is None else row_losses_B.double()
             columns_B3 = torch.stack([torch.ones_like(tokens_B), tokens_B, rows_B], dim=1)
             self._by_store_S3.index_add_(0, batch["source" if "source" in batch else "store"], columns_B3)

@@ -25,7 +25,7 @@ def spread_rows(store_rows: Sequence[int], count: int) -> np.ndarray:
 def validation_loss(model: Any, reader: Reader, context: WorkerContext, *, windows: int, micro_batch: int) -> float:
     """Mean loss of a model in evaluation mode over `windows` spread windows; every rank calls it and hears the same.
 
-    The model has `loss(batch)` and afterwards `row_losses_B`, as pipelines/families/models.py says.
+    `model` is a `rt_models.robot_model.RobotModel`, or an engine's wrapper of one.
     """
     rows = spread_rows(reader.store_rows, windows)
     pieces = [rows[first : first + micro_batch] for first in range(0, len(rows), micro_batch)]

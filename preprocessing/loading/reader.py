@@ -9,6 +9,8 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 
+from preprocessing.store.web_store import Store
+
 Batch = dict[str, torch.Tensor]
 
 
@@ -49,6 +51,9 @@ class Reader(Protocol):
     """
 
     config: LoaderConfig
+
+    @property
+    def stores(self) -> Sequence[Store]: ...
 
     @property
     def store_rows(self) -> Sequence[int]:

@@ -61,7 +61,7 @@ class WindowReader:
         recipe = merge_contracts([store.contract for store in stores]).image  # refuses stores that cannot be mixed
         self.config, self.concurrent_reads, self.num_steps = config, config.decode_threads, num_steps
         self.datasets = tuple(store.dataset.name for store in stores)
-        self._stores, self._transforms = stores, transforms
+        self.stores, self._transforms = stores, transforms
         self._shards = [(number, shard) for number, store in enumerate(stores) for shard in range(len(store.shards))]
         self._flags = _flag_bits(stores, config.mask_flags)
         self._masks = np.array([store.dataset.action_mask for store in stores])
@@ -198,8 +198,8 @@ class WindowReader:
         (shard,), (inside,) = self.index.locate(np.array([row]))
         (_,), (step,) = self.index.episodes(np.array([row]))
         number, place = self._shards[int(shard)]
-        ends = np.cumsum(self._stores[number].shards[place].episode_lengths)
-        return self._stores[number].frame_error(place, int(np.searchsorted(ends, inside, "right")), int(step), problem)
+        ends = np.cumsum(self.stores[number].shards[place].episode_lengths)
+        return self.stores[number].frame_error(place, int(np.searchsorted(ends, inside, "right")), int(step), problem)
 
     def _slots(self, batch_frames: int) -> int:
         """Frames that may stay decoded beside the encoded ones and the batches under way."""
@@ -219,7 +219,7 @@ class WindowReader:
     def _row_groups(self) -> tuple[np.ndarray, np.ndarray]:
         """(first row of each row group, shard it belongs to), int64 (G,)."""
         rows = np.diff(self.index.shard_starts)
-        size = np.array([self._stores[n].shards[s].row_group_rows for n, s in self._shards], np.int64)
+        size = np.array([self.stores[n].shards[s].row_group_rows for n, s in self._shards], np.int64)
         counts = -(-rows // size)
         shard = np.repeat(np.arange(len(rows)), counts)
         number = np.arange(len(shard)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -229,7 +229,7 @@ class WindowReader:
         return np.searchsorted(self.block_starts, rows, side="right") - 1
 
     def _store_of(self, group: int) -> EpisodeStore:
-        return self._stores[self._shards[self._group_shard[group]][0]]
+        return self.stores[self._shards[self._group_shard[group]][0]]
 
     def _group(self, number: int) -> _Group:
         """The row group, and before it the steps of the same episode that its first windows hold."""
@@ -240,7 +240,7 @@ class WindowReader:
     def _fetched(self, number: int) -> _Group:
         first = int(self.block_starts[number])
         store_number, shard = self._shards[self._group_shard[number]]
-        store = self._stores[store_number]
+        store = self.stores[store_number]
         inside = (first - int(self.index.shard_starts[self._group_shard[number]])) // store.shards[shard].row_group_rows
         table = store.read_rows(shard, inside, list(_COLUMNS))
         reach = min(int(self.index.episodes(np.array([first]))[1][0]), self.num_steps - 1)
@@ -256,7 +256,7 @@ class WindowReader:
         return group
 
     def _loaded(self, table: pa.Table, first_row: int, store_number: int) -> _Group:
-        store = self._stores[store_number]
+        store = self.stores[store_number]
         physical = table["action"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
         flagged = (table["flags"].to_numpy() & self._flags[store_number]) != 0
         return _Group(

@@ -114,7 +114,10 @@ class WebStore:
             yield from zip(*(table[column].to_pylist() for column in TEXT_COLUMNS), strict=True)
 
 
-def open_store(path: str, split: str | None = None) -> EpisodeStore | WebStore:
+Store = EpisodeStore | WebStore
+
+
+def open_store(path: str, split: str | None = None) -> Store:
     """Whatever kind of store lies at `path`. Raises FileNotFoundError or ValueError where there is none."""
     filesystem, root = fsspec.core.url_to_fs(str(path))
     root = find_store(filesystem, root.rstrip("/"), str(path), split)
@@ -123,6 +126,11 @@ def open_store(path: str, split: str | None = None) -> EpisodeStore | WebStore:
     return WebStore.open(found) if kind == KIND else EpisodeStore.open(found)
 
 
-def robot_stores(stores: Iterable[EpisodeStore | WebStore]) -> list[EpisodeStore]:
+def robot_stores(stores: Iterable[Store]) -> list[EpisodeStore]:
     """The stores of robot episodes among `stores`, in order."""
     return [store for store in stores if isinstance(store, EpisodeStore)]
+
+
+def num_samples(store: Store) -> int:
+    """Windows of a robot store, examples of one of web data."""
+    return store.num_steps if isinstance(store, EpisodeStore) else store.num_examples

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from rt_models.input_checks import require_answers
+from rt_models.robot_model import RobotModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +25,8 @@ class RowLosses:
     """int64: tokens of the answer that are trained on."""
 
 
-class AnswerModel(nn.Module):
+class AnswerModel(RobotModel):
     """A model with `row_losses`; this gives it `loss`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.row_losses_B: Tensor | None = None
-        """float (B,), detached: what each row counted in the last loss."""
 
     def row_losses(self, batch: Mapping[str, Tensor]) -> RowLosses:
         """What the loss is made of, row by row."""

@@ -16,12 +16,13 @@ from mlflow.models import Model
 from mlflow.pyfunc import PyFuncModel
 
 from pipelines.catalogue import load_recipe
+from pipelines.families.rt2 import with_tokenizer
 from pipelines.publishing import mlflow_policy
 from pipelines.publishing.folder import TrainedModel, read_bundle, write_bundle
 from pipelines.publishing.instructions import Instructions
 from pipelines.publishing.mlflow_policy import MlflowPolicy
 from pipelines.register import _bundle, signature
-from pipelines.training.co_fine_tuning import CoFineTuningConfig, with_tokenizer
+from pipelines.training.co_fine_tuning import CoFineTuningConfig
 from pipelines.training.data import training_contract
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.images import decode_image

@@ -20,9 +20,10 @@ from PIL import Image
 from cluster.context import LocalContext
 from pipelines.catalogue import load_recipe
 from pipelines.config.experiment import Experiment
-from pipelines.training.co_fine_tuning import CoFineTuningConfig, CoFineTuningReader, sample_shares
+from pipelines.training.co_fine_tuning import CoFineTuningConfig, sample_shares
 from pipelines.training.data import build_loader, open_reader, resolved, training_contract
 from preprocessing.loading.loader import Batch, Loader
+from preprocessing.loading.prompt_reader import PromptReader
 from preprocessing.mixture import MixtureConfig
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.web_store import WebStore
@@ -67,30 +68,30 @@ def experiment(**mix: Any) -> Experiment:
 
 
 @pytest.fixture(scope="module")
-def reader(robot: EpisodeStore, web: WebStore) -> Iterator[CoFineTuningReader]:
+def reader(robot: EpisodeStore, web: WebStore) -> Iterator[PromptReader]:
     with closing(opened(experiment(), robot, web)) as reader:
         yield reader
 
 
-def opened(chosen: Experiment, *stores: EpisodeStore | WebStore) -> CoFineTuningReader:
+def opened(chosen: Experiment, *stores: EpisodeStore | WebStore) -> PromptReader:
     chosen = resolved(chosen, stores)
     reader = open_reader(chosen, stores, training_contract(chosen, stores))
-    assert isinstance(reader, CoFineTuningReader)
+    assert isinstance(reader, PromptReader)
     return reader
 
 
-def read(reader: CoFineTuningReader, rows: list[int]) -> Batch:
+def read(reader: PromptReader, rows: list[int]) -> Batch:
     return reader.read(np.arange(len(rows)), np.array(rows))
 
 
-def said(reader: CoFineTuningReader, batch: Batch, row: int) -> tuple[str, str]:
+def said(reader: PromptReader, batch: Batch, row: int) -> tuple[str, str]:
     """(all of a row's text, what of it is trained on)."""
     ids, answer = batch["tokens"][row][batch["token_mask"][row]], batch["tokens"][row][batch["answer_mask"][row]]
-    text = reader._text
+    text = reader.text
     return text.decode(ids.tolist()), text.decode(answer.tolist())
 
 
-def test_a_batch_of_everything(reader: CoFineTuningReader, robot: EpisodeStore, web: WebStore) -> None:
+def test_a_batch_of_everything(reader: PromptReader, robot: EpisodeStore, web: WebStore) -> None:
     first = robot.num_steps
     batch = read(reader, [3, first, first + 1, first + 6, 4])
     assert batch["source"].tolist() == [0, 1, 1, 1, 0] and batch["is_robot"].tolist() == [
@@ -109,9 +110,9 @@ def test_a_batch_of_everything(reader: CoFineTuningReader, robot: EpisodeStore, 
     assert said(reader, batch, 3) == ("Q: what is two and two? A: four", "four")
 
 
-def test_a_robot_step_is_its_prompt_and_its_bins(reader: CoFineTuningReader, robot: EpisodeStore) -> None:
+def test_a_robot_step_is_its_prompt_and_its_bins(reader: PromptReader, robot: EpisodeStore) -> None:
     table = robot.read_rows(0, 0, ["instruction", "action", "is_terminal"])
-    batch, text = read(reader, list(range(table.num_rows))), reader._text
+    batch, text = read(reader, list(range(table.num_rows))), reader.text
     bins = text.field_bins(batch["action"])
     for row, known in enumerate(table.to_pylist()):
         place = list(robot.instruction_ids).index(known["instruction"])
@@ -128,7 +129,7 @@ def test_a_dataset_without_terminate_teaches_no_step_to_stop(robot: EpisodeStore
     bridge = replace(robot, contract=replace(robot.contract, datasets=(lacking,)))
     with closing(opened(experiment(), bridge, web)) as reader:
         rows = np.arange(robot.num_steps)
-        batch, text = reader.read(rows, rows), reader._text
+        batch, text = reader.read(rows, rows), reader.text
     first_B = batch["prompt_length"]
     assert (batch["tokens"][rows, first_B] == text.action_ids[ARM]).all()
     assert not batch["answer_mask"][rows, first_B].any()
@@ -145,7 +146,7 @@ def test_a_dataset_without_any_field_of_the_model_is_refused(robot: EpisodeStore
         resolved(chosen, [store, web])
 
 
-def test_costs_are_the_lengths(reader: CoFineTuningReader) -> None:
+def test_costs_are_the_lengths(reader: PromptReader) -> None:
     rows = np.arange(sum(reader.store_rows))
     lengths = np.concatenate([read(reader, piece.tolist())["token_mask"].sum(1) for piece in np.array_split(rows, 3)])
     assert (reader.cost(rows) == lengths).all()
@@ -223,9 +224,7 @@ def renamed(store: WebStore) -> WebStore:
     return replace(store, manifest=replace(store.manifest, dataset="another"))
 
 
-def drawn(
-    chosen: Experiment, reader: CoFineTuningReader, ranks: range, position: int, steps: int
-) -> list[tuple[int, bool]]:
+def drawn(chosen: Experiment, reader: PromptReader, ranks: range, position: int, steps: int) -> list[tuple[int, bool]]:
     """(sample, whether a robot's) of so many global batches, over all ranks."""
     found: list[tuple[int, bool]] = []
     for rank in ranks:
@@ -247,7 +246,7 @@ def rank_of(rank: int, world_size: int) -> LocalContext:
     return _Rank(rank, world_size)
 
 
-def test_ordering_by_cost_makes_padding_small(reader: CoFineTuningReader) -> None:
+def test_ordering_by_cost_makes_padding_small(reader: PromptReader) -> None:
     rng, total = np.random.default_rng(0), sum(reader.store_rows)
     rows = rng.permutation(np.concatenate([np.arange(64), np.arange(total - 8, total).repeat(8)]))
     by_cost = rows[np.argsort(reader.cost(rows), kind="stable")]

@@ -10,7 +10,8 @@ import torch
 from cluster.context import LocalContext
 from pipelines.catalogue import load_recipe
 from pipelines.config.experiment import Experiment
-from pipelines.families.batch_cost import BatchCost, trained_tokens
+from pipelines.families.base import BatchCost
+from pipelines.families.models import family_of
 from pipelines.training.speed import peak_flops, verdict
 from pipelines.training.step_metrics import StepMetrics
 from preprocessing.loading.loader import Batch, LoaderConfig, WindowReader
@@ -23,6 +24,10 @@ from rt_models.vision.image_inputs import prepare
 from rt_models.vision.rt2_image_inputs import pictures
 
 TINY = RT1Config.tiny()
+
+
+def batch_cost(config: RT1Config | RT2Config) -> BatchCost:
+    return family_of(config).batch_cost(config)
 
 
 def batch_of(store: str, rows: list[int], crop_keys: list[int]) -> Batch:
@@ -42,7 +47,7 @@ def test_frames_are_counted_as_the_model_encodes_them(crop, crop_keys: list[int]
     config = replace(TINY, input=replace(TINY.input, crop=crop))
     batch = batch_of(store, [0, 1, 2, 40], crop_keys)
     images = prepare(batch, config.input, augment=crop == "pad", dtype=torch.float32)
-    assert BatchCost(config).frames(batch) == len(images.image_NHWC)
+    assert batch_cost(config).frames(batch) == len(images.image_NHWC)
 
 
 @pytest.mark.parametrize("robot_crop", ["pad", "none"])
@@ -55,23 +60,27 @@ def test_rt2s_pictures_are_counted_as_the_model_encodes_them(robot_crop) -> None
         "crop_key": torch.tensor([7, 8, 8, 9, 10, 11, 12]),
     }
     encoded, _ = pictures(batch, config.picture, augment=True, dtype=torch.float32)
-    assert BatchCost(config).frames(batch) == len(encoded)
+    assert batch_cost(config).frames(batch) == len(encoded)
 
 
 def test_operations_are_those_that_the_model_is_known_to_need(store: str) -> None:
     batch = batch_of(store, [10, 20, 30, 40], [0, 1, 2, 3])
-    before = torch.get_rng_state()
-    counted = BatchCost(TINY)
+    counted = batch_cost(TINY)
     frames = counted.frames(batch)
     assert counted.training_flops(batch, frames) == 4 * cost(TINY).training_flops(frames / 4)
-    assert torch.equal(before, torch.get_rng_state())  # counting draws none of the run's random numbers
+
+
+def test_counting_draws_none_of_the_runs_random_numbers() -> None:
+    before = torch.get_rng_state()
+    StepMetrics(load_recipe("rt2_tiny"), LocalContext("cpu"), ["arm"])
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_trained_tokens_leave_out_padding_and_absent_dimensions(store: str) -> None:
     batch = batch_of(store, [0, 1, 2], [0, 1, 2])
     dims = int(batch["action_mask"][0].sum())
-    assert trained_tokens(TINY, batch).tolist() == [dims, 2 * dims, 3 * dims]
-    assert trained_tokens(replace(TINY, loss_on="last"), batch).tolist() == [dims] * 3
+    assert batch_cost(TINY).trained_tokens(batch).tolist() == [dims, 2 * dims, 3 * dims]
+    assert batch_cost(replace(TINY, loss_on="last")).trained_tokens(batch).tolist() == [dims] * 3
 
 
 def experiment() -> Experiment:
@@ -85,7 +94,7 @@ def test_a_mixture_is_told_apart_by_store(store: str) -> None:
         meter.count(batch)
         meter.add(batch, torch.tensor(2.0), torch.tensor([1.0, 2.0, 3.0]))
     metrics = meter.metrics(0.0)
-    tokens = trained_tokens(TINY, batch).tolist()
+    tokens = batch_cost(TINY).trained_tokens(batch).tolist()
     assert (metrics["samples/arm"], metrics["samples/hand"]) == (2, 4)
     assert (metrics["loss/arm"], metrics["loss/hand"]) == (1.0, 2.5)
     assert metrics["tokens/arm"] == 2 * tokens[0] and metrics["loss"] == 2.0
@@ -99,7 +108,7 @@ def test_rates_and_waiting(store: str) -> None:
     meter.count(batch)
     meter.add(batch, torch.tensor(1.0), None)
     metrics = meter.metrics(waited_s=0.0)
-    frames = BatchCost(TINY).frames(batch)
+    frames = batch_cost(TINY).frames(batch)
     assert metrics["frames_per_s"] == pytest.approx(frames / 3 * metrics["samples_per_s"])
     assert 0 < metrics["flops_utilisation"] < 1 and metrics["memory_gb"] > 0.05
     assert "samples/arm" not in metrics

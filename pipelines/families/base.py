@@ -1,0 +1,228 @@
+"""What differs by kind of model: a `ModelFamily` answers it for one kind, and no other file asks which kind it has.
+
+A new kind of model is two files: the model in rt_models/, and here a module that names its family FAMILY
+(families/models.py finds it). Models of windows of frames start from `WindowFamily` (windows.py), models of prompts and
+answers from `PromptFamily` (prompts.py). docs and tests: tests/support/pixel_mlp holds a complete example.
+
+Axes: B rows of a batch, A actions, K fields of a text, F frames, T places for frames.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipelines.training.co_fine_tuning import CoFineTuningConfig
+from preprocessing.loading.reader import Batch, LoaderConfig, Reader
+from preprocessing.loading.web_reader import WebText
+from preprocessing.mixture import MixtureConfig
+from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.web_store import Store, WebStore
+from rt_models.control.action import Action
+from rt_models.robot_model import RobotModel, RobotModelConfig
+from rt_models.spec import Contract, DatasetContract
+
+
+class LoopSettings(Protocol):
+    @property
+    def segment_windows(self) -> int: ...
+
+
+class TrainingRun(Protocol):
+    """What a family reads of an Experiment (pipelines/config/experiment.py, which itself imports the families)."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def model(self) -> Any: ...
+    @property
+    def mixture(self) -> MixtureConfig: ...
+    @property
+    def co_fine_tuning(self) -> CoFineTuningConfig | None: ...
+    @property
+    def loop(self) -> LoopSettings: ...
+
+
+class BatchCost(Protocol):
+    """What the batches of one model cost. They lie on the host, but for `trained_tokens`."""
+
+    def frames(self, batch: Batch) -> int:
+        """Images that a training step encodes: distinct frames, and with random crops distinct (frame, crop) pairs."""
+        ...
+
+    def training_flops(self, batch: Batch, frames: int) -> float:
+        """Operations of forward and backward with so many encoded frames.
+
+        They are the model's own: what activation checkpointing computes again is not counted.
+        """
+        ...
+
+    def trained_tokens(self, batch: Batch) -> Tensor:
+        """int64 (B,): how many tokens of each sample the loss is taken over."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictedSteps:
+    """Some steps of a store that are trained on, in episode order: what was recorded and what the model answers."""
+
+    episode_B: np.ndarray
+    step_B: np.ndarray
+    action_BA: np.ndarray
+    """float32 model values of the recorded actions."""
+    target_tokens_BA: np.ndarray
+    tokens_BA: np.ndarray
+    valid_mass_BK: np.ndarray | None = None
+    """Of models that answer in text: see `rt_models.language.generation.PredictedActions`."""
+    invalid_BK: np.ndarray | None = None
+
+
+class WebAnswers(Protocol):
+    """A model that answers questions about the pictures of a web store; rows count through its examples."""
+
+    def texts(self, rows: np.ndarray) -> list[WebText]: ...
+
+    def answers(self, rows: np.ndarray, images: np.ndarray, *, max_new_tokens: int) -> list[str]:
+        """Answers to the prompts of `rows` (B,), given the pictures of the examples `images` (B,)."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Policy(Protocol):
+    """A model that acts for one robot and keeps its history."""
+
+    def act(self, frame: np.ndarray, instruction: Any) -> Action:
+        """The action for the newest frame, uint8 (H, W, 3). The instruction is a text or a vector, as the family says.
+
+        A new instruction begins a new episode.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Begin an episode: forget the frames seen."""
+        ...
+
+    def for_another_robot(self) -> Policy:
+        """A policy with the same weights and a history of its own."""
+        ...
+
+
+ConfigT = TypeVar("ConfigT", bound=RobotModelConfig)
+ModelT = TypeVar("ModelT", bound=RobotModel)
+RunT = TypeVar("RunT", bound=TrainingRun)
+
+
+class ModelFamily(ABC, Generic[ConfigT, ModelT]):
+    """One kind of model. What has a default here need not be answered."""
+
+    config_class: type[ConfigT]
+    """In plain data a config names this class under "type"."""
+    model_class: type[ModelT]
+    label: str
+    """The model in a sentence: "an RT-1"."""
+    instruction: Literal["text", "vector"] = "vector"
+    """What the policy reads: the text itself, or its vector (512,) by the contract's encoder."""
+    requirements: tuple[str, ...] = ()
+    """Packages that a registered model needs beside those that every one needs."""
+    cpu_peak_ratio: float = 1.5
+    """Peak of a training step on a CPU over what forward keeps for backward."""
+
+    # --- training ---
+
+    def resolved(self, experiment: RunT, stores: Sequence[Store]) -> RunT:
+        """The experiment with what only the stores can say. Raises ValueError where the two do not fit."""
+        return experiment
+
+    @abstractmethod
+    def sample_shares(self, experiment: TrainingRun, stores: Sequence[Store]) -> Sequence[float] | None:
+        """The share of samples of each store; None where all their rows are one epoch.
+
+        Raises ValueError where a store cannot be trained on.
+        """
+
+    @abstractmethod
+    def open_reader(
+        self, experiment: TrainingRun, stores: Sequence[Store], contract: Contract, config: LoaderConfig
+    ) -> Reader:
+        """Reads what the model is trained on from `stores`, in model values."""
+
+    @abstractmethod
+    def batch_cost(self, config: ConfigT) -> BatchCost:
+        """What the batches of such a model cost. It may draw random numbers."""
+
+    def sample_forward(self, config: ConfigT) -> tuple[nn.Module, tuple[Tensor, ...]] | None:
+        """A model and its inputs for one sample, on the meta device or the CPU: the memory of a forward pass is
+        estimated with them. None where that takes real data. It may draw random numbers."""
+        return None
+
+    # --- evaluation ---
+
+    @abstractmethod
+    def predict(
+        self,
+        model: ModelT,
+        contract: Contract,
+        store: EpisodeStore,
+        *,
+        batch: int,
+        blank_images: bool,
+        rewording: Mapping[str, str] | None,
+    ) -> Iterator[PredictedSteps]:
+        """Predictions for the steps of `store` that are trained on, one item for every `batch` rows of it.
+
+        `rewording` gives instructions other words; those it does not name stay. `blank_images`: all frames are black.
+        """
+
+    def web_answers(self, model: ModelT, contract: Contract, store: WebStore) -> WebAnswers:
+        """The model at work on a web store. Raises ValueError where such a model answers no questions."""
+        raise ValueError(
+            f"{store.root} holds image-text examples, and {self.label} says actions only: give it robot stores"
+        )
+
+    # --- acting and publishing ---
+
+    @abstractmethod
+    def num_frames(self, config: ConfigT) -> int:
+        """Camera frames that an answer may rest on."""
+
+    @abstractmethod
+    def policies(self, model: ModelT) -> Callable[[DatasetContract], Policy]:
+        """Makes policies of `model`, each for one dataset of its contract."""
+
+    def carry(self, config: ConfigT, folder: Path) -> ConfigT:
+        """Copy into `folder` what `config.build` reads beside the weights; the config that refers to the copy."""
+        return config
+
+    def carried(self, config: ConfigT, folder: Path) -> ConfigT:
+        """A config that `carry` returned, now that its folder lies at `folder`."""
+        return config
+
+
+def encoded_frames(batch: Batch, index_BT: Tensor, is_cropped_B: Tensor) -> int:
+    """Distinct (frame, crop) pairs of a batch: in rows that are not cropped, all crops of a frame are one."""
+    _, crop_B = batch["crop_key"].unique(return_inverse=True)
+    crop_B = torch.where(is_cropped_B, crop_B + 1, 0)
+    pairs_BT = crop_B[:, None] * len(batch["frames"]) + index_BT
+    return len(pairs_BT[index_BT >= 0].unique())
+
+
+def row_pieces(num_rows: int, size: int) -> Iterator[np.ndarray]:
+    """int64: the numbers of all rows, `size` at a time."""
+    rows = np.arange(num_rows)
+    return (rows[first : first + size] for first in range(0, num_rows, size))
+
+
+def selected(columns: Mapping[str, Tensor], rows_B: Tensor) -> PredictedSteps:
+    """The rows that are True in `rows_B`, from tensors named as the fields of `PredictedSteps`."""
+    kept_B = rows_B.cpu().numpy()
+    return PredictedSteps(**{name: column.cpu().numpy()[kept_B] for name, column in columns.items()})

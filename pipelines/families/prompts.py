@@ -1,0 +1,189 @@
+"""Models of prompts: pictures and text in, text out, and actions are text (the RT-2s).
+
+They train on batches of prompts and answers, read by `PromptReader` from robot and web stores.
+
+Axes: B rows, A actions, K fields of the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.families.base import (
+    ConfigT,
+    ModelFamily,
+    ModelT,
+    PredictedSteps,
+    RunT,
+    TrainingRun,
+    encoded_frames,
+    row_pieces,
+    selected,
+)
+from pipelines.training.co_fine_tuning import CoFineTuningConfig, require_room, sample_shares, texts
+from preprocessing.loading.prompt_reader import NO_INSTRUCTION, PromptReader
+from preprocessing.loading.reader import Batch, LoaderConfig
+from preprocessing.loading.web_reader import WebText
+from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.web_store import Store, WebStore
+from rt_models.action_tokens import encode
+from rt_models.control.rt2_policy import RT2Policy
+from rt_models.language.action_vocabulary import LeastFrequentTokens
+from rt_models.language.generation import generate, predict_actions
+from rt_models.language.prompts import RT2Text
+from rt_models.spec import Contract, DatasetContract
+
+
+class CountedCost(Protocol):
+    """A cost of rt_models/cost/rt2_flops.py."""
+
+    def training_flops(self, batch: Mapping[str, Tensor], pictures: int | None = None) -> float: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptCost:
+    """What batches of prompts and answers cost (`pipelines.families.base.BatchCost`)."""
+
+    counted: CountedCost
+    random_crop: bool
+    """Whether training crops robot frames at random, by each row's crop key."""
+
+    def frames(self, batch: Batch) -> int:
+        if not self.random_crop:
+            return len(batch["frames"])
+        return encoded_frames(batch, batch["image_index"], batch["is_robot"].bool())
+
+    def training_flops(self, batch: Batch, frames: int) -> float:
+        return self.counted.training_flops(batch, frames)
+
+    def trained_tokens(self, batch: Batch) -> Tensor:
+        return batch["answer_mask"].sum(dim=1)
+
+
+class PromptFamily(ModelFamily[ConfigT, ModelT]):
+    """A kind of model whose config has `text`, `build_tokenizer` and `build_text`, and whose model is a `LanguageModel`
+    (rt_models/language/generation.py)."""
+
+    instruction = "text"
+
+    def completed(self, config: Any, stores: Sequence[Store]) -> Any:
+        """The config with what only the stores can say. Raises OSError or ValueError where it cannot be built."""
+        return with_vocabulary(config, stores)
+
+    def resolved(self, experiment: RunT, stores: Sequence[Store]) -> RunT:
+        model = self.completed(experiment.model, stores)
+        mix = experiment.co_fine_tuning
+        if mix is None:
+            raise ValueError(f"{experiment.name}: an RT-2 needs co_fine_tuning, and its recipe sets none")
+        if experiment.loop.segment_windows > 1:
+            raise ValueError("RT-2 trains on single samples: set loop.segment_windows 1")
+        if mix.plans:
+            mix = replace(mix, plans=str(Path(mix.plans).absolute()))  # workers run in other folders
+        require_room(stores, model.build_text(), mix.read_plans())
+        return replace(experiment, model=model, co_fine_tuning=mix)
+
+    def sample_shares(self, experiment: TrainingRun, stores: Sequence[Store]) -> Sequence[float]:
+        return sample_shares(experiment.co_fine_tuning or CoFineTuningConfig(), experiment.mixture, stores)
+
+    def open_reader(
+        self, experiment: TrainingRun, stores: Sequence[Store], contract: Contract, config: LoaderConfig
+    ) -> PromptReader:
+        mix = experiment.co_fine_tuning or CoFineTuningConfig()
+        return PromptReader(
+            stores,
+            contract,
+            experiment.model.build_text(),
+            num_frames=self.num_frames(experiment.model),
+            plans=mix.read_plans(),
+            plan_share=mix.plan_share,
+            config=config,
+        )
+
+    def predict(
+        self,
+        model: ModelT,
+        contract: Contract,
+        store: EpisodeStore,
+        *,
+        batch: int,
+        blank_images: bool,
+        rewording: Mapping[str, str] | None,
+    ) -> Iterator[PredictedSteps]:
+        text, reader = _read_alone(model, contract, store)
+        others = {line.strip(): other.strip() for line, other in (rewording or {}).items()}
+        device = next(model.parameters()).device
+        for rows in row_pieces(sum(reader.store_rows), batch):
+            read = reader.read(rows, rows)
+            if blank_images:
+                read["frames"] = torch.zeros_like(read["frames"])
+            instructions = [others.get(line, line) for line in reader.instructions(rows)]
+            prompts = text.collate_prompts([text.robot_prompt(line or NO_INSTRUCTION) for line in instructions])
+            prompted = {key: read[key].to(device) for key in ("frames", "image_index")}
+            prompted |= {key: value.to(device) for key, value in prompts.items()}
+            actions = predict_actions(model, prompted, text, action_mask_BA=read["action_mask"].to(device))
+            columns = {
+                "episode_B": read["episode"],
+                "step_B": read["step"],
+                "action_BA": read["action"],
+                "target_tokens_BA": encode(read["action"], model.spec),
+                "tokens_BA": actions.bins_BA,
+                "valid_mass_BK": actions.valid_mass_BK,
+                "invalid_BK": actions.invalid_BK,
+            }
+            yield selected(columns, read["answer_mask"].any(dim=1))
+        reader.close()
+
+    def web_answers(self, model: ModelT, contract: Contract, store: WebStore) -> PromptAnswers:
+        return PromptAnswers(model, *_read_alone(model, contract, store))
+
+    def num_frames(self, config: Any) -> int:
+        return config.text.frames
+
+    def policies(self, model: ModelT) -> Callable[[DatasetContract], RT2Policy]:
+        text = model.config.build_text()
+        return lambda dataset: RT2Policy(model, text, dataset=dataset)
+
+
+class PromptAnswers:
+    """A model that answers the prompts of a web store (`pipelines.families.base.WebAnswers`)."""
+
+    def __init__(self, model: Any, text: RT2Text, reader: PromptReader) -> None:
+        self._model, self._text, self._reader = model, text, reader
+
+    def texts(self, rows: np.ndarray) -> list[WebText]:
+        return self._reader.web_texts(rows)
+
+    @torch.no_grad()
+    def answers(self, rows: np.ndarray, images: np.ndarray, *, max_new_tokens: int) -> list[str]:
+        text, device = self._text, next(self._model.parameters()).device
+        prompts = text.collate_prompts([text.web_prompt(web.prompt) for web in self.texts(rows)])
+        read = self._reader.read(images, images)
+        pictures = {key: read[key] for key in ("frames", "image_index")}
+        prompted = {key: value.to(device) for key, value in (pictures | prompts).items()}
+        answers = generate(self._model, prompted, eos_id=text.tokenizer.eos_id, max_new_tokens=max_new_tokens)
+        return [text.decode(ids) for ids in answers]
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+def _read_alone(model: Any, contract: Contract, store: Store) -> tuple[RT2Text, PromptReader]:
+    """The texts of a model, and a store read as in its training but for the mixture."""
+    text = model.config.build_text()
+    return text, PromptReader([store], contract, text, num_frames=text.config.frames, config=LoaderConfig())
+
+
+def with_vocabulary(config: Any, stores: Sequence[Store]) -> Any:
+    """The config with the tokens that are rarest in the texts of `stores`, where its vocabulary asks for them."""
+    vocabulary = config.text.vocabulary
+    if not isinstance(vocabulary, LeastFrequentTokens) or vocabulary.frequency == "rank" or vocabulary.ids:
+        return config
+    counted = vocabulary.counted(config.build_tokenizer(), texts(stores, config.text), bins=config.text.bins)
+    return replace(config, text=replace(config.text, vocabulary=counted))

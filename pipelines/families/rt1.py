@@ -1,0 +1,59 @@
+"""RT-1 (rt_models/rt1.py) as a family of models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.families.base import RunT
+from pipelines.families.windows import WindowCost, WindowFamily
+from preprocessing.loading.reader import Batch
+from preprocessing.store.web_store import Store
+from rt_models.control.rt1_policy import RT1Policy
+from rt_models.cost.rt1_flops import cost
+from rt_models.rt1 import RT1, RT1Config
+from rt_models.spec import EMBEDDING_WIDTH, DatasetContract
+
+
+class RT1Family(WindowFamily[RT1Config, RT1]):
+    config_class, model_class = RT1Config, RT1
+    label = "an RT-1"
+    # Its batches differ in their number of distinct frames, which leaves holes in glibc's heap: 1.8 after 10 steps,
+    # 3.1 after 60, still growing slowly.
+    cpu_peak_ratio = 3.0
+
+    def resolved(self, experiment: RunT, stores: Sequence[Store]) -> RunT:
+        if experiment.model.image_channels == "rgb+mask":
+            raise ValueError(
+                "model.image_channels rgb+mask needs object masks, which episode stores do not hold: train in Python "
+                'with a reader that adds "object_mask" to each batch (rt_models.spec.BATCH), or leave it at rgb'
+            )
+        return super().resolved(experiment, stores)
+
+    def batch_cost(self, config: RT1Config) -> WindowCost:
+        counted = cost(config)
+        return WindowCost(
+            frame_flops=counted.frame_flops,
+            window_flops=counted.window_flops,
+            random_crop=config.input.crop == "pad",
+            loss_on=config.loss_on,
+        )
+
+    def sample_forward(self, config: RT1Config) -> tuple[nn.Module, tuple[Tensor, ...]]:
+        """Every frame of a window counts, also those that windows of a segment share."""
+        size, steps = config.input.image_size, config.num_steps
+        with torch.device("meta"):
+            model = config.build().to("meta")
+            inputs = torch.empty(1, steps, size, size, config.num_channels()), torch.empty(1, steps, EMBEDDING_WIDTH)
+        return model, inputs
+
+    def last_logits(self, model: RT1, batch: Batch) -> Tensor:
+        return model.predict(batch, output_steps="last")[:, -1]
+
+    def policies(self, model: RT1) -> Callable[[DatasetContract], RT1Policy]:
+        return lambda dataset: RT1Policy(model, dataset=dataset)
+
+
+FAMILY = RT1Family()

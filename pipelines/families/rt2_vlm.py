@@ -1,0 +1,43 @@
+"""RT-2 on a pretrained vision-language model (rt_models/rt2_vlm.py) as a family of models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pipelines.families.prompts import PromptCost, PromptFamily
+from preprocessing.store.web_store import Store
+from rt_models.cost.rt2_flops import vlm_cost
+from rt_models.rt2_vlm import RT2VLM, RT2VLMConfig
+
+_BASE = "base"  # beside the weights of a registered model: sizes and tokenizer of the pretrained one
+
+
+class RT2VLMFamily(PromptFamily[RT2VLMConfig, RT2VLM]):
+    config_class, model_class = RT2VLMConfig, RT2VLM
+    label = "an RT-2"
+    requirements = ("tokenizers", "transformers", "peft")
+
+    def completed(self, config: RT2VLMConfig, stores: Sequence[Store]) -> RT2VLMConfig:
+        config = super().completed(config, stores).resolved()
+        config.require_loadable()
+        return config
+
+    def batch_cost(self, config: RT2VLMConfig) -> PromptCost:
+        return PromptCost(counted=vlm_cost(config), random_crop=config.robot_crop == "pad")
+
+    def carry(self, config: RT2VLMConfig, folder: Path) -> RT2VLMConfig:
+        """Sizes and tokenizer of the pretrained model go along; its weights do not."""
+        import transformers
+
+        local = Path(config.path).expanduser()
+        for part in (transformers.AutoConfig, transformers.AutoTokenizer):
+            part.from_pretrained(str(local) if local.is_dir() else config.path).save_pretrained(folder / _BASE)
+        return replace(config, path=_BASE, weights="random")
+
+    def carried(self, config: RT2VLMConfig, folder: Path) -> RT2VLMConfig:
+        return replace(config, path=str(folder / config.path)) if (folder / config.path).is_dir() else config
+
+
+FAMILY = RT2VLMFamily()

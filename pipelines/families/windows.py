@@ -1,0 +1,146 @@
+"""Models of windows: the last T frames with the instruction's vector in, logits of the next action's tokens out.
+
+They train on the batches of `rt_models.spec.BATCH`, read by `WindowReader` from robot stores.
+
+Axes: B windows, T steps, A actions, V bins, N instructions, D embedding.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.families.base import (
+    ConfigT,
+    ModelFamily,
+    ModelT,
+    PredictedSteps,
+    RunT,
+    TrainingRun,
+    encoded_frames,
+    row_pieces,
+    selected,
+)
+from preprocessing.conversion.embeddings import embed_texts
+from preprocessing.loading.reader import Batch, LoaderConfig
+from preprocessing.loading.window_reader import WindowReader
+from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.web_store import Store, robot_stores
+from rt_models.action_tokens import encode
+from rt_models.control.constrained_decoding import choose_tokens
+from rt_models.spec import Contract
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowCost:
+    """What batches of windows cost (`pipelines.families.base.BatchCost`)."""
+
+    frame_flops: int
+    """Forward operations of one frame."""
+    window_flops: int
+    """Forward operations of one window beside its frames."""
+    random_crop: bool
+    """Whether training crops frames at random, by each window's crop key."""
+    loss_on: Literal["all", "last"]
+    """Steps of a window that are trained on."""
+
+    def frames(self, batch: Batch) -> int:
+        return encoded_frames(batch, batch["frame_index"], torch.full_like(batch["crop_key"], self.random_crop).bool())
+
+    def training_flops(self, batch: Batch, frames: int) -> float:
+        return 3.0 * (frames * self.frame_flops + len(batch["sample_id"]) * self.window_flops)
+
+    def trained_tokens(self, batch: Batch) -> Tensor:
+        steps = batch["loss_mask"].shape[1] if self.loss_on == "all" else 1
+        return batch["loss_mask"][:, -steps:].sum(dim=1) * batch["action_mask"].sum(dim=1)
+
+
+class WindowFamily(ModelFamily[ConfigT, ModelT]):
+    """A kind of model whose config has `num_steps`, the frames of a window."""
+
+    @abstractmethod
+    def last_logits(self, model: ModelT, batch: Batch) -> Tensor:
+        """float (B, A, V): the logits of the action after the last step of each window."""
+
+    def num_frames(self, config: Any) -> int:
+        return config.num_steps
+
+    def resolved(self, experiment: RunT, stores: Sequence[Store]) -> RunT:
+        if experiment.co_fine_tuning is not None:
+            raise ValueError(f"{experiment.name} trains on robot episodes alone: leave co_fine_tuning out")
+        return experiment
+
+    def sample_shares(self, experiment: TrainingRun, stores: Sequence[Store]) -> Sequence[float] | None:
+        robots = robot_stores(stores)
+        if len(robots) < len(stores):
+            raise ValueError(
+                f"{experiment.name} trains on robot episodes alone: leave stores of web data out of --data"
+            )
+        steps = {store.name: store.num_steps for store in robots}
+        shares = experiment.mixture.shares(steps)
+        return None if shares is None else list(shares.values())
+
+    def open_reader(
+        self, experiment: TrainingRun, stores: Sequence[Store], contract: Contract, config: LoaderConfig
+    ) -> WindowReader:
+        return _reader(robot_stores(stores), contract, self.num_frames(experiment.model), config)
+
+    def predict(
+        self,
+        model: ModelT,
+        contract: Contract,
+        store: EpisodeStore,
+        *,
+        batch: int,
+        blank_images: bool,
+        rewording: Mapping[str, str] | None,
+    ) -> Iterator[PredictedSteps]:
+        reader = _reader([store], contract, self.num_frames(model.config), LoaderConfig())
+        swap = None if rewording is None else _reworded_embeddings(store, contract.encoder, rewording)
+        device = next(model.parameters()).device
+        for rows in row_pieces(reader.index.num_rows, batch):
+            read = {key: value.to(device) for key, value in reader.read(rows, rows).items()}
+            if blank_images:
+                read["frames"] = torch.zeros_like(read["frames"])
+            if swap is not None:
+                read["embedding"] = _swap_embeddings(read["embedding"], *swap)
+            yield self._predicted(model, read)
+        reader.close()
+
+    @torch.no_grad()
+    def _predicted(self, model: ModelT, batch: Batch) -> PredictedSteps:
+        columns = {
+            "episode_B": batch["episode"],
+            "step_B": batch["step"],
+            "action_BA": batch["action"][:, -1],
+            "target_tokens_BA": encode(batch["action"][:, -1], model.spec),
+            "tokens_BA": choose_tokens(self.last_logits(model, batch), model.spec),
+        }
+        return selected(columns, batch["loss_mask"][:, -1])
+
+
+def _reader(stores: Sequence[EpisodeStore], contract: Contract, num_steps: int, config: LoaderConfig) -> WindowReader:
+    transforms = [contract.dataset(store.name).transform for store in stores]
+    return WindowReader(stores, transforms, num_steps=num_steps, config=config)
+
+
+def _reworded_embeddings(store: EpisodeStore, encoder: str, rewording: Mapping[str, str]) -> tuple[Tensor, Tensor]:
+    """(the store's instruction embeddings, the embedding each is replaced by), both (N, D)."""
+    of_text = dict(zip(store.instruction_texts, store.embeddings, strict=True))
+    unseen = sorted({text for text in rewording.values() if text not in of_text})
+    of_text |= dict(zip(unseen, embed_texts(encoder, unseen), strict=True)) if unseen else {}
+    others = [of_text[rewording.get(text, text)] for text in store.instruction_texts]
+    return torch.tensor(store.embeddings), torch.tensor(np.stack(others))
+
+
+def _swap_embeddings(embedding_BTD: Tensor, known_ND: Tensor, others_ND: Tensor) -> Tensor:
+    flat = embedding_BTD.reshape(-1, embedding_BTD.shape[-1])
+    nearest = torch.cdist(flat, known_ND.to(flat)).argmin(dim=1)
+    padding = (flat == 0).all(dim=1, keepdim=True)
+    return torch.where(padding, flat, others_ND.to(flat)[nearest]).reshape(embedding_BTD.shape)

@@ -1,0 +1,234 @@
+"""Reads batches of prompts and answers: robot steps and web examples side by side, each a picture and a row of tokens.
+
+The counterpart of `WindowReader` for models that read and write text. How texts become tokens is the model's own:
+`PromptText` lists what is asked of it.
+
+Axes: B rows, I image places, F frames, L tokens, A actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from preprocessing.loading.reader import Batch, LoaderConfig
+from preprocessing.loading.web_reader import WebReader, WebText
+from preprocessing.loading.window_reader import WindowReader
+from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.web_store import Store, WebStore, num_samples, robot_stores
+from rt_models.action_space import ActionSpec
+from rt_models.spec import Contract
+
+NO_INSTRUCTION = "nothing"  # stands in a prompt that is not trained on
+
+
+class TokenRow(Protocol):
+    """One row of tokens, prompt and answer."""
+
+    @property
+    def ids(self) -> Sequence[int]: ...
+
+
+class PromptText(Protocol):
+    """A model's texts as tokens. `spec` is its action space, `field_dims` the dimensions that an answer spells out."""
+
+    spec: ActionSpec
+    field_dims: list[int]
+
+    def robot_prompt(self, instruction: str) -> Sequence[int]:
+        """Ids up to where the model must say the action."""
+        ...
+
+    def robot(self, instruction: str, action_A: np.ndarray, mask_A: np.ndarray, plan: str = "") -> TokenRow:
+        """A robot's step: float (A,) model values, bool (A,) dimensions that the dataset has."""
+        ...
+
+    def web(self, question: str, answer: str) -> TokenRow:
+        """A question with its answer; question "": a caption."""
+        ...
+
+    def collate(self, examples: Sequence[Any]) -> dict[str, torch.Tensor]:
+        """Rows of `robot` and `web` as a batch: "tokens" int64, "token_mask", "answer_mask" bool, all (B, L)."""
+        ...
+
+
+class PromptReader:
+    """Reads batches of prompts and answers from robot and web stores; rows count through the stores in their order.
+
+    `num_frames` consecutive frames go before a robot's prompt. `plans` {instruction: plan}: of the steps that have one,
+    the share `plan_share` says it before the action. The keys of a batch stand at the top of rt_models/rt2.py.
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[Store],
+        contract: Contract,
+        text: PromptText,
+        *,
+        num_frames: int,
+        config: LoaderConfig,
+        plans: Mapping[str, str] | None = None,
+        plan_share: float = 0.0,
+    ) -> None:
+        self.config, self.text, self.stores = config, text, stores
+        self._num_frames, self._plans, self._plan_share = num_frames, plans or {}, plan_share
+        robots, web = robot_stores(stores), [store for store in stores if isinstance(store, WebStore)]
+        self._frame_size = (contract.image.height, contract.image.width)  # web images are fitted to the robots' frames
+        transforms = [contract.dataset(store.name).transform for store in robots]
+        self._windows = None
+        if robots:
+            own = replace(config, frames="distinct")  # web images are put behind them
+            self._windows = WindowReader(robots, transforms, num_steps=num_frames, config=own)
+        self._instructions = _Instructions(robots)
+        self._web = WebReader(web, frame_size=self._frame_size, config=config)
+        self._answer_tokens = len(text.field_dims) + 1
+        self.store_rows = [num_samples(store) for store in stores]
+        self._first_row = np.concatenate([[0], np.cumsum(self.store_rows)])
+        self._is_robot = np.array([isinstance(store, EpisodeStore) for store in stores])
+        self._own_first = np.zeros(len(stores), np.int64)  # where a store begins among the stores of its kind
+        for kind in (True, False):
+            rows = np.where(self._is_robot == kind, self.store_rows, 0)
+            self._own_first[self._is_robot == kind] = (np.cumsum(rows) - rows)[self._is_robot == kind]
+
+    def cost(self, rows: np.ndarray) -> np.ndarray:
+        """int64 (B,): tokens of each sample. A plan, which depends on the sample's number, is left out."""
+        store_B, own_B = self._locate(rows)
+        lengths = np.zeros(len(rows), np.int64)
+        robot_B = self._is_robot[store_B]
+        for place, instruction in zip(np.flatnonzero(robot_B), self._instructions.of(own_B[robot_B]), strict=True):
+            lengths[place] = len(self.text.robot_prompt(instruction or NO_INSTRUCTION)) + self._answer_tokens
+        for place, web in zip(np.flatnonzero(~robot_B), self._web.texts(own_B[~robot_B]), strict=True):
+            lengths[place] = len(self.text.web(web.prompt, web.answer).ids)
+        return lengths
+
+    def read(self, sample_ids: np.ndarray, rows: np.ndarray, crop_keys: np.ndarray | None = None) -> Batch:
+        """The batch of `rows` (B,), named `sample_ids` (B,)."""
+        store_B, own_B = self._locate(rows)
+        robot_B = self._is_robot[store_B]
+        keys_B = sample_ids if crop_keys is None else crop_keys
+        examples: list[TokenRow | None] = [None] * len(rows)
+        index_BI = np.full((len(rows), self._num_frames), -1, np.int64)
+        robot = self._robot_columns(own_B, sample_ids, np.flatnonzero(robot_B), examples, index_BI)
+        frames = robot.pop("frames")
+        frames = self._web_columns(own_B, np.flatnonzero(~robot_B), examples, index_BI, frames)
+        batch = {
+            "frames": frames,
+            "image_index": index_BI,
+            "source": store_B,
+            "store": store_B,
+            "is_robot": robot_B,
+            "sample_id": sample_ids,
+            "crop_key": keys_B,
+            **robot,
+        }
+        tokens = self.text.collate([example for example in examples if example is not None])
+        tokens["answer_mask"] &= torch.from_numpy(robot["trained"] | ~robot_B)[:, None]
+        del batch["trained"]
+        return tokens | {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in batch.items()}
+
+    def web_texts(self, rows: np.ndarray) -> list[WebText]:
+        """The texts of rows that are web examples."""
+        return self._web.texts(self._locate(rows)[1])
+
+    def instructions(self, rows: np.ndarray) -> list[str]:
+        """The instruction of rows that are robot steps."""
+        return self._instructions.of(self._locate(rows)[1])
+
+    def close(self) -> None:
+        self._web.close()
+        if self._windows is not None:
+            self._windows.close()
+
+    def _locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(store, row among the stores of its kind) of each row."""
+        if len(rows) and rows.min() < 0:
+            raise ValueError("RT-2 trains on single samples: set loop.segment_windows 1")
+        store_B = np.searchsorted(self._first_row, rows, side="right") - 1
+        return store_B, rows - self._first_row[store_B] + self._own_first[store_B]
+
+    def _robot_columns(
+        self,
+        own_B: np.ndarray,
+        sample_ids: np.ndarray,
+        places: np.ndarray,
+        examples: list[TokenRow | None],
+        index_BI: np.ndarray,
+    ) -> dict[str, np.ndarray]:
+        """Columns (B, ...) that robot rows fill; texts and image places are written into `examples` and `index_BI`."""
+        count, actions = len(own_B), self.text.spec.size
+        columns = {
+            "action": np.zeros((count, actions), np.float32),
+            "action_mask": np.zeros((count, actions), bool),
+            "episode": np.full(count, -1, np.int64),
+            "step": np.full(count, -1, np.int64),
+            "trained": np.zeros(count, bool),
+            "frames": np.zeros((0, *self._frame_size, 3), np.uint8),
+        }
+        if not len(places) or self._windows is None:
+            return columns
+        read = {key: value.numpy() for key, value in self._windows.read(places, own_B[places]).items()}
+        columns["frames"] = read["frames"]
+        index_BI[places] = read["frame_index"]
+        columns["trained"][places] = read["loss_mask"][:, -1]
+        columns["action"][places], columns["action_mask"][places] = read["action"][:, -1], read["action_mask"]
+        columns["episode"][places], columns["step"][places] = read["episode"], read["step"]
+        for place, instruction in zip(places, self._instructions.of(own_B[places]), strict=True):
+            columns["trained"][place] &= instruction != ""
+            plan = self._plan(instruction, int(sample_ids[place]))
+            action_A, mask_A = columns["action"][place], columns["action_mask"][place]
+            examples[place] = self.text.robot(instruction or NO_INSTRUCTION, action_A, mask_A, plan)
+        return columns
+
+    def _web_columns(
+        self,
+        own_B: np.ndarray,
+        places: np.ndarray,
+        examples: list[TokenRow | None],
+        index_BI: np.ndarray,
+        frames: np.ndarray,
+    ) -> np.ndarray:
+        """`frames` and after them the distinct images of the web rows."""
+        found = self._web.texts(own_B[places])
+        images = list(dict.fromkeys(web.image for web in found if web.image is not None))
+        row_of = {image: len(frames) + number for number, image in enumerate(images)}
+        for place, web in zip(places, found, strict=True):
+            examples[place] = self.text.web(web.prompt, web.answer)
+            index_BI[place, -1] = -1 if web.image is None else row_of[web.image]
+        return np.concatenate([frames, np.stack(self._web.frames(images))]) if images else frames
+
+    def _plan(self, instruction: str, sample_id: int) -> str:
+        """The plan to say first, for the declared share of the samples that have one."""
+        share = np.random.default_rng((sample_id,)).random() if self._plans else 1.0
+        return self._plans.get(instruction, "") if share < self._plan_share else ""
+
+
+class _Instructions:
+    """The instruction of each step of robot stores, row groups at a time."""
+
+    def __init__(self, stores: Sequence[EpisodeStore]) -> None:
+        self._stores = stores
+        shards = [(number, shard) for number, store in enumerate(stores) for shard in range(len(store.shards))]
+        self._shards = shards
+        self._first_row = np.cumsum([0, *(stores[number].shards[shard].rows for number, shard in shards)])
+        self._group = lru_cache(4096)(self._read_group)
+
+    def of(self, rows: np.ndarray) -> list[str]:
+        """The instruction of each row (B,), counted through the stores; "" for none."""
+        shard_B = np.searchsorted(self._first_row, rows, side="right") - 1
+        found = []
+        for shard, inside in zip(shard_B, rows - self._first_row[shard_B], strict=True):
+            number, own = self._shards[shard]
+            store = self._stores[number]
+            group, place = divmod(int(inside), store.shards[own].row_group_rows)
+            found.append(store.instruction_texts[int(self._group(number, own, group)[place])].strip())
+        return found
+
+    def _read_group(self, number: int, shard: int, group: int) -> np.ndarray:
+        """int64: places in the store's instruction table."""
+        table = self._stores[number].read_rows(shard, group, ["instruction"])
+        return np.searchsorted(self._stores[number].instruction_ids, table["instruction"].to_numpy())
