@@ -181,7 +181,7 @@ def gripper(store: EpisodeStore, tracks: list[Track]) -> Verdict:
 def gripper_column(store: EpisodeStore) -> tuple[int, int] | None:
     """(proprioceptive column, +1 where it grows on closing or -1 where on opening)."""
     proprio = store.manifest.proprio
-    for column, (path, unit) in enumerate(zip(proprio["names"], proprio["units"], strict=True)):
+    for column, (path, unit) in enumerate(zip(proprio.names, proprio.units, strict=True)):
         if unit == "openness" or (path.endswith("/width") and unit == "m"):
             return column, -1
         if unit == "closedness":

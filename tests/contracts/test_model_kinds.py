@@ -13,7 +13,12 @@ KINDS = {name for family in FAMILIES for name in (family.config_class.__name__, 
 KINDS |= {"RT1Policy", "RT2Policy"}
 MODULES = {family.model_class.__module__ for family in FAMILIES}
 MODULES |= {f"rt_models.{name}" for name in ("control.rt1_policy", "control.rt2_policy", "cost.rt1_flops")}
-MODULES |= {"rt_models.cost.rt2_flops", "pipelines.families.rt1", "pipelines.families.rt2", "pipelines.families.rt2_vlm"}
+MODULES |= {
+    "rt_models.cost.rt2_flops",
+    "pipelines.families.rt1",
+    "pipelines.families.rt2",
+    "pipelines.families.rt2_vlm",
+}
 ABOUT_ONE_KIND = ("pipelines/families/", "pipelines/recipes/")
 PIPELINES = [f for f in FILES if f.parts[0] == "pipelines" and not f.as_posix().startswith(ABOUT_ONE_KIND)]
 
