@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
     earlier = None if given.before is None else _load(given.before)
     evaluations = []
     for store in stores:
-        evaluation = _scored(trained, store, given.evaluation, f"evaluate {store.manifest['dataset']}")
+        evaluation = _scored(trained, store, given.evaluation, f"evaluate {store.name}")
         dataset, split = store.name, store.manifest.split
         seen = is_seen(trained, store)
         report = replace(evaluation.report, dataset=dataset, split=split, seen_in_training=seen)
