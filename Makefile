@@ -2,9 +2,10 @@ PYTHON ?= python3
 VENV := .venv
 RUN_READY := $(VENV)/.ready-run
 DEV_READY := $(VENV)/.ready-dev
+DOCS_READY := $(VENV)/.ready-docs
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: run test check fix bench clean
+.PHONY: run test check fix bench docs clean
 
 run: $(RUN_READY)  ## the whole path on the shipped robot episodes, some minutes on 2 cores
 	$(VENV)/bin/rtp demo --output runs/demo
@@ -24,8 +25,11 @@ fix: $(DEV_READY)  ## mend what the linter and the formatter can
 bench: $(DEV_READY)  ## the minutes-long tests; the speed comparisons are scripts in benchmarks/
 	$(VENV)/bin/python -m pytest -m slow
 
+docs: $(DOCS_READY)  ## the site of docs/, in build/site
+	$(VENV)/bin/mkdocs build --strict
+
 clean:  ## remove the environment and what the demo wrote
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs build
 
 $(RUN_READY): pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -34,4 +38,8 @@ $(RUN_READY): pyproject.toml constraints.txt
 
 $(DEV_READY): $(RUN_READY)
 	$(PIP_INSTALL) --editable '.[dev]'
+	touch $@
+
+$(DOCS_READY): $(RUN_READY)
+	$(PIP_INSTALL) --editable '.[docs]'
 	touch $@
