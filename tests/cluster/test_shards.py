@@ -17,9 +17,11 @@ from cluster.shards import (
     PARAMETERS,
     ParameterSlice,
     ShardReader,
+    buffer_file,
     describe,
     pieces,
     read_weights,
+    require_same_shapes,
     restore,
     shard_file,
 )
@@ -110,3 +112,77 @@ def test_optimizer_that_cannot_be_cut_is_refused() -> None:
     fragments = [ParameterSlice.whole(name, parameter, written=True) for name, parameter in model.named_parameters()]
     with pytest.raises(ValueError, match="only optimizers with a value per element"):
         pieces(fragments, optimizer)
+
+
+def saved(folder: Path, model: Tied) -> torch.optim.Optimizer:
+    """A checkpoint of one rank."""
+    optimizer = stepped(model)
+    write_files(folder, {shard_file(0, 1): pieces(cut(model, [], 0), optimizer)})
+    write_files(folder, {PARAMETERS: describe(model, {n: p.shape for n, p in model.named_parameters()})})
+    return optimizer
+
+
+def test_files_are_named_by_rank() -> None:
+    assert shard_file(3, 16) == "shard-00003-of-00016.safetensors" and buffer_file(12) == "buffers-00012.safetensors"
+
+
+def test_tied_names_stand_in_the_description(tmp_path: Path) -> None:
+    saved(tmp_path, Tied())
+    reader = ShardReader(tmp_path)
+    assert reader.tied == {"head.weight": "table.weight"}
+    assert reader.keys("table.weight") == ["exp_avg", "exp_avg_sq"] and reader.scalars("gain") == {"step": 2.0}
+    assert reader.keys("nothing") == [] and reader.scalars("nothing") == {}
+
+
+def test_a_folder_without_a_training_state_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no training state: parameters.json is missing"):
+        ShardReader(tmp_path)
+
+
+def test_what_is_left_out_keeps_its_state(tmp_path: Path) -> None:
+    model = Tied()
+    saved(tmp_path, model)
+    other = Tied()
+    fresh = torch.optim.AdamW(other.parameters(), lr=0.1)
+    restore(cut(other, [], 0), fresh, ShardReader(tmp_path), without=("exp_avg",))
+    assert set(fresh.state[other.shift]) == {"exp_avg_sq", "step"}
+    assert fresh.state[other.shift]["step"].dtype == torch.float32 and not fresh.state[other.shift]["step"].shape
+    assert torch.equal(other.shift, model.shift)
+
+
+def test_another_model_is_refused_with_the_first_difference() -> None:
+    there, here = {"a": torch.Size([2]), "b": torch.Size([3])}, {"b": torch.Size([4]), "a": torch.Size([2])}
+    require_same_shapes(there, dict(there), "run")
+    with pytest.raises(ValueError, match=r"run is of another model: 1 tensors differ, such as b, \(3,\) there"):
+        require_same_shapes(there, here, "run")
+    with pytest.raises(ValueError, match=r"2 tensors differ, such as b, \(3,\) there and absent here"):
+        require_same_shapes(there, {"a": torch.Size([2]), "c": torch.Size([1])}, "run")
+
+
+def test_averages_are_read_where_there_are_some(tmp_path: Path) -> None:
+    model = Tied()
+    saved(tmp_path, model)
+    with pytest.raises(ValueError, match=r"holds no averaged weights: the training had ema_decay 0"):
+        read_weights(tmp_path, averaged=True)
+    write_files(tmp_path, {"shard-00001-of-00001.safetensors": {"average:0:shift": torch.arange(5.0)}})
+    averaged = read_weights(tmp_path, averaged=True)
+    assert averaged["shift"].tolist() == [0, 1, 2, 3, 4] and torch.equal(averaged["gain"], model.gain)
+    assert torch.equal(read_weights(tmp_path)["shift"], model.shift)
+    write_files(tmp_path, {buffer_file(0): {"count": torch.tensor([7])}})
+    assert read_weights(tmp_path)["count"].tolist() == [7]
+
+
+def test_a_piece_that_is_not_written_or_empty_is_not_saved() -> None:
+    model = Tied()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    where: dict[str, Any] = {"owner": model.shift, "name": "shift"}
+    parts = [
+        ParameterSlice(owner_start=0, start=0, size=2, written=True, **where),
+        ParameterSlice(owner_start=2, start=2, size=2, written=False, **where),
+        ParameterSlice(owner_start=4, start=4, size=0, written=True, **where),
+        ParameterSlice(owner_start=4, start=4, size=1, written=True, **where),
+    ]
+    assert {name: len(piece) for name, piece in pieces(parts, optimizer).items()} == {
+        "weight:0:shift": 2,
+        "weight:4:shift": 1,
+    }

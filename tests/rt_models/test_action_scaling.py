@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rt_models.action_scaling import _RT1X
+from rt_models.action_scaling import _RT1X, AffineTransform, Bounds, Quantiles
 from rt_models.action_space import rt1_action_spec, seven_d_action_spec
 from rt_models.spec import RT1X, ActionStatistics, Contract, DatasetContract, Identity, ImageRecipe
 
@@ -63,3 +63,50 @@ def test_a_contract_takes_the_scaling_of_each_dataset() -> None:
     trained = stores.trained_with(SPEC, RT1X())
     assert [dataset.transform.scale[1] for dataset in trained.datasets] == [35.0, 1.75]
     assert {dataset.transform.name for dataset in trained.datasets} == {"rt-1-x"} and trained.id != stores.id
+
+
+def statistics(low: float, high: float, q01: float, q99: float) -> ActionStatistics:
+    """Of eleven dimensions alike."""
+    ends = {"minimum": low, "maximum": high, "q01": q01, "q99": q99, "mean": 0.0, "std": 1.0}
+    return ActionStatistics(count=9, **{name: (value,) * 11 for name, value in ends.items()})
+
+
+@pytest.mark.parametrize(
+    ("scaling", "low", "high"),
+    [(Bounds(), -4.0, 12.0), (Quantiles(), -1.0, 3.0)],
+)
+def test_a_store_s_range_is_spread_over_the_dimension_and_classes_stay(
+    scaling: Bounds | Quantiles, low: float, high: float
+) -> None:
+    transform = scaling.fit(SPEC, statistics(-4, 12, -1, 3))
+    ends = transform.apply(np.array([[low] * 11, [high] * 11]))
+    for place, dimension in enumerate(SPEC.dimensions):
+        expected = [low, high] if dimension.discrete else [dimension.low, dimension.high]
+        np.testing.assert_allclose(ends[:, place], expected, rtol=1e-5, atol=1e-6)
+    assert transform.name == {"Bounds": "bounds", "Quantiles": "q01-q99"}[type(scaling).__name__]
+
+
+def test_a_rare_command_is_scaled_by_its_bounds_and_a_constant_not_at_all() -> None:
+    rare = Quantiles().fit(SPEC, statistics(-1, 3, 0, 0))
+    np.testing.assert_allclose(rare.scale[1], (SPEC.dimensions[1].high - SPEC.dimensions[1].low) / 4)
+    narrow = Quantiles().fit(SPEC, statistics(-1, 3, 0, 1e-6))
+    np.testing.assert_allclose(narrow.scale[1], (SPEC.dimensions[1].high - SPEC.dimensions[1].low) / 1e-6)
+    assert Bounds().fit(SPEC, statistics(2, 2, 2, 2)).scale == (1.0,) * 11
+    assert Bounds().fit(SPEC, statistics(2, 2 + 0.9e-9, 2, 2)).offset == (0.0,) * 11
+    assert Bounds().fit(SPEC, statistics(0, 1e-9, 0, 0)).scale[1] > 1e6
+
+
+def test_a_dimension_varies_where_its_ends_differ() -> None:
+    assert not statistics(2, 2, 0, 1).varies().any() and statistics(2, 2.1, 0, 0).varies().all()
+
+
+def test_a_transform_is_invertible_or_refused() -> None:
+    with pytest.raises(ValueError, match=r"transform x: 2 scales for 1 offsets"):
+        AffineTransform(name="x", scale=(1.0, 2.0), offset=(0.0,))
+    for scale in (0.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=r"transform x: every scale must be finite and not 0, got \(1\.0, "):
+            AffineTransform(name="x", scale=(1.0, scale), offset=(0.0, 0.0))
+    halved = AffineTransform(name="x", scale=(2.0,), offset=(1.0,))
+    assert halved.apply(np.array([3.0])).tolist() == [7.0] and halved.invert(np.array([7.0])).tolist() == [3.0]
+    assert halved.apply(np.array([3.0])).dtype == halved.invert(np.array([7.0])).dtype == np.float32
+    assert Identity().fit(SPEC, ZEROS).name == "identity" and Identity().fit(SPEC, ZEROS).offset == (0.0,) * 11

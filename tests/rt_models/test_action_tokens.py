@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -111,3 +112,21 @@ def test_float64_input_is_binned_in_float32() -> None:
 def test_the_wrong_number_of_dimensions_is_refused() -> None:
     with pytest.raises(ValueError, match=r"axis of 11 dimensions, got shape \(4, 7\)"):
         encode(torch.zeros(4, 7), rt1_action_spec())
+
+
+def test_worked_examples_of_both_rules() -> None:
+    values = torch.tensor([[-1.0], [-0.4], [0.0], [0.4], [1.0]])
+    tokens = {rule: encode(values, one_dimension(-1, 1, 4, rule)).flatten().tolist() for rule in ("truncate", "centre")}
+    assert tokens == {"truncate": [0, 0, 1, 2, 3], "centre": [0, 1, 2, 2, 3]}
+    bins = torch.arange(4)[:, None]
+    truncated, centred = (decode(bins, one_dimension(-1, 3, 4, rule)).flatten() for rule in ("truncate", "centre"))
+    torch.testing.assert_close(truncated, torch.tensor([-1, 1 / 3, 5 / 3, 3]))
+    torch.testing.assert_close(centred, torch.tensor([-0.5, 0.5, 1.5, 2.5]))
+
+
+@pytest.mark.parametrize("function", [encode, decode])
+def test_sizes_are_checked_on_both_ways_and_a_number_alone_has_none(function: Callable[..., torch.Tensor]) -> None:
+    with pytest.raises(ValueError, match=r"actions of line end in an axis of 1 dimensions, got shape \(2, 3\)"):
+        function(torch.zeros(2, 3), one_dimension(-1, 1, 4))
+    with pytest.raises(ValueError, match=r"got shape \(\)"):
+        function(torch.tensor(0), one_dimension(-1, 1, 4))

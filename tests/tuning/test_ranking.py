@@ -75,3 +75,35 @@ def test_a_value_that_is_not_finite_is_never_the_best(value: float, tmp_path) ->
 
 def test_no_finished_trial_no_best(tmp_path) -> None:
     assert best(sweep(), filled(str(tmp_path), sweep(), [(0, "failed", (0.1,)), (1, "stopped", (0.1,))])) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "nearest"),
+    [
+        # Costs scaled to 0..1 on the front: the squares decide (0.5 against 0.61), the sum would prefer the second.
+        ([(0.0, 1.0), (0.5, 0.5), (0.1, 0.78), (1.0, 0.0)], 1),
+        # The same with the first objective in units a thousand times as large and another zero.
+        ([(7000.0, 1.0), (7500.0, 0.5), (7100.0, 0.78), (8000.0, 0.0)], 1),
+        # The point that is off the front stretches no range.
+        ([(0.0, 1.0), (0.6, 0.4), (0.45, 0.6), (1.0, 0.0), (1.0, 90.0)], 1),
+        # Two that are as near: the one that came first.
+        ([(0.0, 1.0), (0.25, 0.75), (0.75, 0.25), (1.0, 0.0)], 1),
+        # An objective in which all of the front are alike decides nothing and divides by nothing.
+        ([(3.0, 5.0), (3.0, 4.0)], 1),
+    ],
+)
+def test_the_nearest_to_the_ideal_point_is_by_squares_of_scaled_costs(
+    values: list[tuple[float, float]], nearest: int, tmp_path
+) -> None:
+    goals = (Objective(metric="robot", direction="min"), Objective(metric="web", direction="min"))
+    two = sweep(objectives=goals, scheduler=ToTheEnd())
+    rows = [(number, "finished", value) for number, value in enumerate(values)]
+    chosen = best(two, filled(str(tmp_path), two, rows))  # type: ignore[arg-type]
+    assert chosen is not None and chosen.number == nearest
+
+
+def test_a_point_without_all_of_its_seeds_or_values_has_no_median(tmp_path) -> None:
+    ledger = filled(str(tmp_path), sweep(seeds=(0, 1)), [(0, "finished", (0.1,))])
+    assert [point.medians for point in points(sweep(seeds=(0, 1)), ledger)] == [None]
+    (point,) = points(sweep(seeds=(0, 1)), ledger)
+    assert point.parameters == {"x": 0.0} and len(point.trials) == 1

@@ -117,3 +117,20 @@ def test_without_gates_data_alone_mean_not_worse_than_the_champion() -> None:
     (gate,) = PromotionPolicy.of("champion", (), ("stores",)).gates
     assert (gate.metric, gate.relation, gate.bound) == ("scaled_error", "<=", 0) and gate.against_champion
     assert PromotionPolicy.of("champion", (), ()).gates == ()
+
+
+def test_a_verdict_says_its_numbers_and_whose_they_are() -> None:
+    def text(condition: str, mine: float, champion: float | None) -> str:
+        theirs = None if champion is None else {"a": champion}
+        return Gate.parse(condition).judge({"a": mine}, theirs, holder="3").text
+
+    assert text("a>=0.5", 0.25, 0.1) == "a 0.25 >= 0.5: failed"
+    assert text("a<=champion", 0.25, 0.5) == "a 0.25 <= 0.5 (version 3): passed"
+    assert text("a>champion-0.1", 0.25, 0.5) == "a 0.25 > 0.4 (version 3-0.1): failed"
+    assert text("a>=champion", 0.25, None) == "a 0.25: passed, there is no champion yet"
+    assert text("a>=champion", math.nan, None) == "a nan: failed"
+
+
+def test_a_mistyped_end_of_an_interval_is_answered_too() -> None:
+    with pytest.raises(ValueError, match=r"no metric 'token_accuracy.lo': did you mean 'token_accuracy.low'"):
+        judge_all([Gate.parse("token_accuracy.lo>=0")], {"store": REPORT}, None, holder=None)

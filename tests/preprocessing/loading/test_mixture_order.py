@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import numpy as np
@@ -98,3 +99,39 @@ def test_two_stores_in_equal_parts_alternate_on_every_rank(world: int) -> None:
         own = turns.stores[turns.lanes % world == rank]
         changes = np.flatnonzero(np.diff(own, prepend=-1, append=-1))
         assert np.diff(changes).max() <= 8
+
+
+@pytest.mark.parametrize(
+    ("weights", "lanes", "whole", "digest"),
+    [
+        ([1], 6, (1,), "d003d6fb12771b27"),
+        ([2, 1], 6, (2, 1), "fd01cc3e826d032f"),
+        ([3, 1, 1], 48, (3, 1, 1), "381adb5d78ab2495"),
+        ([150, 50, 30, 20, 5, 3], 48, (150, 50, 30, 20, 5, 3), "8e611f12da2b59fe"),
+        ([0.1234567, 0.7654321], 6, (5, 31), "b688d7786e4c3f05"),
+        ([1e-6, 1], 6, (1, 65535), "dd368543b3724991"),
+    ],
+)
+def test_the_turns_of_runs_that_exist_stay_as_they_are(
+    weights: list[float], lanes: int, whole: tuple[int, ...], digest: str
+) -> None:
+    """A checkpoint holds a position only: with other turns a resumed run would see samples twice or never."""
+    order = MixtureOrder(weights, lanes)
+    taken = order.take(0, 3000), order.take(10**9, 50)
+    columns = [
+        np.concatenate([getattr(part, name) for part in taken]) for name in ("stores", "lanes", "in_store", "in_lane")
+    ]
+    assert whole_weights(weights) == whole
+    assert hashlib.sha256(np.stack(columns).astype("<i8").tobytes()).hexdigest()[:16] == digest
+
+
+def test_a_refusal_names_the_weight() -> None:
+    with pytest.raises(ValueError, match=r"above 0 and finite, got -2\.0$"):
+        whole_weights([1, -2.0, 0])
+    with pytest.raises(ValueError, match=r"above 0 and finite, got none$"):
+        whole_weights([])
+
+
+def test_the_longest_exact_period_is_the_resolution_itself() -> None:
+    assert whole_weights([RESOLUTION - 1, 1]) == (RESOLUTION - 1, 1)
+    assert sum(whole_weights([RESOLUTION, 1])) <= RESOLUTION

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -83,3 +85,30 @@ def test_a_billion_samples_cost_nothing_to_name() -> None:
 def test_a_world_size_that_does_not_fit_is_refused_with_those_that_do() -> None:
     with pytest.raises(ValueError, match=r"5 workers cannot share 48 lanes evenly: use one of \[1, 2, 3, 4, 6"):
         SampleOrder(num_samples=10, seed=0).rows(0, 10, rank=0, world_size=5)
+
+
+def digest(rows: np.ndarray) -> str:
+    return hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()[:16]
+
+
+def test_the_order_of_runs_that_exist_stays_as_it_is() -> None:
+    """A checkpoint holds a position only: with another order a resumed run would see samples twice or never."""
+    order = SampleOrder(num_samples=1000, seed=3, lanes=6, block_rows=16, interleaved_blocks=3)
+    assert digest(order.rows(0, 2500)[1]) == "8f16f42ce997b580"
+    starts = SampleOrder(num_samples=700, seed=1, lanes=4, block_starts=np.array([0, 100, 350, 351, 600]))
+    assert digest(starts.rows(0, 1500)[1]) == "c45064d3f21e3e16"
+    few = SampleOrder(num_samples=10, seed=0).rows(0, 12)[1]
+    assert few.tolist() == [4, 6, 2, 7, 3, 5, 9, 0, 8, 1, 9, 1]
+    many = SampleOrder(num_samples=10**9, seed=0).rows(987_654_321, 4)[1]
+    assert many.tolist() == [166229782, 239601827, 995421912, 929327875]
+
+
+@pytest.mark.parametrize("name", ["num_samples", "lanes", "block_rows", "interleaved_blocks"])
+def test_sizes_begin_at_one(name: str) -> None:
+    SampleOrder(**{"num_samples": 1, "seed": 0, name: 1})
+    with pytest.raises(ValueError, match=rf"sample order: {name} must be at least 1, got 0"):
+        SampleOrder(**{"num_samples": 1, "seed": 0, name: 0})
+
+
+def test_lanes_are_filled_by_a_block_each() -> None:
+    assert [SampleOrder(num_samples=n, seed=0, lanes=4, block_rows=5).fills_lanes for n in (19, 20)] == [False, True]

@@ -45,3 +45,10 @@ def test_rows_are_located_in_shard_and_episode(shards: list[list[int]]) -> None:
 def test_worked_example() -> None:
     windows = window_rows(index_of([[3, 2]]), np.array([0, 2, 3, 4]), 3)
     assert windows.tolist() == [[-1, -1, 0], [0, 1, 2], [-1, -1, 3], [-1, 3, 4]]
+
+
+def test_no_episodes() -> None:
+    index = StepIndex.from_lengths([])
+    assert (index.num_rows, index.num_episodes) == (0, 0)
+    assert index_of([[], [2]]).locate(np.array([0, 1]))[0].tolist() == [1, 1]
+    assert index_of([[3, 2]]).shard_starts.dtype == index_of([[3, 2]]).episode_starts.dtype == np.int64

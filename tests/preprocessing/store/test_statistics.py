@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from preprocessing.store.statistics import Moments, tiny_ranges
+from rt_models.spec import ActionStatistics
 
 ROWS = hnp.arrays(
     np.float32,
@@ -65,5 +66,48 @@ def test_dimensions_that_hardly_vary_are_named() -> None:
     assert verdicts == {"a": "constant", "b": "tiny range"}
 
 
+def spread(**given: tuple[float, ...]) -> ActionStatistics:
+    """Statistics of two dimensions with these, and zeros elsewhere."""
+    zeros = dict.fromkeys(("mean", "std", "minimum", "maximum", "q01", "q99"), (0.0, 0.0))
+    return ActionStatistics(count=9, **(zeros | given))
+
+
+def test_a_dimension_is_constant_by_its_ends_and_tiny_by_its_quantiles() -> None:
+    names, both = ["a", "b"], [True, True]
+    rare = spread(minimum=(5.0, 0.0), maximum=(5.0, 1.0), q01=(5.0, 0.0), q99=(5.0, 0.0))
+    assert tiny_ranges(rare, names, both) == {"a": "constant", "b": "tiny range"}
+    assert tiny_ranges(rare, names, [False, True]) == {"b": "tiny range"}
+    edge = spread(maximum=(1.0, 1.0), q99=(1e-4, 0.99e-4))
+    assert tiny_ranges(edge, names, both) == {"b": "tiny range"}
+    wide = spread(minimum=(-1.0, 1.0), maximum=(1.0, 3.0), q01=(-1.0, 1.0), q99=(1.0, 3.0))
+    assert tiny_ranges(wide, names, both) == {}
+
+
+def test_a_dimension_varies_by_its_ends() -> None:
+    assert spread(minimum=(0.0, -1.0), maximum=(0.0, -0.5)).varies().tolist() == [False, True]
+
+
+def test_quantiles_lie_between_order_statistics_as_numpys_do() -> None:
+    rows = np.array([[0.0], [1.0], [2.0], [4.0], [-8.0]])
+    for fraction in (0, 0.1, 0.25, 0.3, 0.5, 0.9, 1):
+        np.testing.assert_allclose(Moments.of(rows).quantiles(fraction), np.quantile(rows, fraction, axis=0))
+
+
+def test_the_largest_numbers_have_quantiles() -> None:
+    largest = np.float64(np.finfo(np.float32).max)
+    assert Moments.of(np.array([[largest], [largest]])).quantiles(0.5).tolist() == [largest]
+
+
+def test_rounding_is_to_the_nearest_of_12_bits() -> None:
+    steps = 1 + np.arange(0, 64)[:, None] * 2.0**-16
+    for value in steps:
+        found = float(Moments.of(np.array([value, [-9.0], [9.0]])).quantiles(0.5)[0])
+        assert abs(found - value[0]) <= 2**-12 and found == np.floor(value[0] * 2**11 + 0.5) / 2**11
+
+
 def test_no_rows() -> None:
+    assert Moments.empty(2).merged(Moments.of(np.ones((3, 2)))).count == 3
+    assert Moments.of(np.ones((3, 2))).merged(Moments.empty(2)).statistics().mean == (1.0, 1.0)
+    none = Moments.of(np.empty((0, 2))).statistics()
+    assert (none.mean, none.std, none.minimum, none.maximum, none.q01, none.q99) == ((0.0, 0.0),) * 6
     assert Moments.empty(2).statistics().count == 0

@@ -8,7 +8,7 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocessing.tfds.tfrecord import Damage, Record, masked_crc32c, read_records
+from preprocessing.tfds.tfrecord import Damage, Record, _candidates, masked_crc32c, read_records, skip_records
 from tests.support.tiny_rlds import frame_record
 
 
@@ -77,3 +77,47 @@ def test_resynchronises_across_the_blocks_of_the_scan(monkeypatch) -> None:
     broken = bytearray(frame_record(b"y" * 100))
     broken[3] ^= 255
     assert payloads(read(bytes(broken) + frame_record(b"z"))) == [b"z"]
+
+
+def test_each_fault_has_its_place_and_its_reason() -> None:
+    good = frame_record(b"0123456789")
+    header, payload, inside = bytearray(good), bytearray(good), bytearray(good)
+    header[9] ^= 1
+    payload[14] ^= 1
+    records = [bytes(header), good, bytes(payload), good, bytes(inside[:20])]
+    found = [(item.offset, item.reason) for item in read(b"".join(records)) if isinstance(item, Damage)]
+    size = len(good)
+    assert found == [
+        (0, "the CRC of the length field does not match"),
+        (2 * size, "the CRC of the record's 10 bytes does not match"),
+        (4 * size, f"the file ends inside a record, after 20 of {size} bytes"),
+    ]
+    assert [item.reason for item in read(good[:5]) if isinstance(item, Damage)] == [
+        "the file ends inside a record header, after 5 of 12 bytes"
+    ]
+    assert len(read(good)) == 1  # a record that ends with the file is whole
+
+
+def test_without_the_check_a_damaged_payload_is_given_with_the_crc_of_the_file() -> None:
+    damaged = bytearray(frame_record(b"abc") + frame_record(b"def"))
+    damaged[12] ^= 1
+    first, second = read(bytes(damaged), check_crc=False)
+    assert isinstance(first, Record) and isinstance(second, Record)
+    assert (first.offset, first.payload, first.crc) == (0, b"`bc", masked_crc32c(b"abc"))
+    assert (second.offset, second.payload) == (len(damaged) // 2, b"def")
+
+
+@given(PAYLOADS, st.data())
+def test_reading_goes_on_where_skipping_ended(written: list[bytes], data: st.DataObject) -> None:
+    whole = b"".join(map(frame_record, written))
+    count = data.draw(st.integers(0, len(written) + 1))
+    start = skip_records(io.BytesIO(whole), len(whole), count)
+    assert start == sum(len(frame_record(payload)) for payload in written[:count])
+    assert payloads(list(read_records(io.BytesIO(whole), len(whole), start=start))) == written[count:]
+
+
+def test_the_search_takes_lengths_of_one_byte_and_of_nearly_4_gib_for_plausible() -> None:
+    assert _candidates(struct.pack("<QI", 1, 7)) == [0]
+    assert _candidates(struct.pack("<QI", 2**32 - 1, 0)) == [0]
+    assert _candidates(struct.pack("<QI", 2**32, 7)) == _candidates(struct.pack("<QI", 0, 0)) == []
+    assert _candidates(bytes(11)) == []

@@ -51,3 +51,15 @@ def test_every_row_has_a_key_and_every_needed_key_is_a_row(layout: Layout, rule:
 )
 def test_rows_that_nobody_reads_are_not_computed(rule: str, output_steps: str, rows: int) -> None:
     assert len(RowPlan(RT1, rule, output_steps).rows_R) == rows  # type: ignore[arg-type]
+
+
+@given(layout=layouts, rule=st.sampled_from(["tf", "jax"]), output_steps=st.sampled_from(["all", "last"]))
+def test_outputs_and_steps_of_the_rows_are_those_of_their_positions(
+    layout: Layout, rule: str, output_steps: str
+) -> None:
+    plan = RowPlan(layout, rule, output_steps)  # type: ignore[arg-type]
+    rows = plan.rows_R.numpy()
+    assert rows[plan.outputs_O.numpy()].tolist() == layout.output_positions(output_steps).tolist()  # type: ignore[arg-type]
+    assert plan.step_R.tolist() == [row // layout.step_size for row in rows]
+    assert sorted(set(rows.tolist())) == rows.tolist()
+    assert not plan.state_dict() and {name for name, _ in plan.named_buffers()} >= {"rows_R", "mask_RS", "step_R"}

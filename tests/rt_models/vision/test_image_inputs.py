@@ -18,7 +18,9 @@ from tests.support.rt1_windows import make_batch
 CONFIG = RT1Config.tiny()
 
 
-@pytest.mark.parametrize(("height", "expected"), [(256, (20, 50)), (512, (40, 100)), (128, (10, 25)), (64, (5, 13))])
+@pytest.mark.parametrize(
+    ("height", "expected"), [(256, (20, 50)), (512, (40, 100)), (128, (10, 25)), (64, (5, 13)), (32, (3, 6))]
+)
 def test_borders_are_the_official_ones_and_in_proportion_elsewhere(height: int, expected: tuple[int, int]) -> None:
     assert borders(height) == expected
 
@@ -40,14 +42,21 @@ def test_a_crop_is_one_of_the_official_cuts(key: int, seed: int) -> None:
     assert sum(torch.equal(cropped, candidate) for candidate in cuts) == 1
 
 
-def test_all_offsets_occur_ends_included() -> None:
-    frame = torch.zeros(26, 1, 1, dtype=torch.uint8)
-    frame[13] = 255
-    rows, _ = borders(26)
-    keys = torch.arange(200)
-    cropped = pad_crop(frame.expand(200, -1, 20, -1), keys, seed=0)
-    places = {int(place) for place in cropped[..., 0].amax(dim=2).argmax(dim=1)}
-    assert places == set(range(13 - rows, 13 + rows + 1))
+@pytest.mark.parametrize("axis", [0, 1])
+def test_all_offsets_occur_ends_included(axis: int) -> None:
+    border, places, centre = borders(26)[axis], torch.arange(26), 13
+    frame = ((places == centre) * 255).to(torch.uint8).view((26, 1, 1) if axis == 0 else (1, 26, 1)).expand(26, 26, 1)
+    cropped = pad_crop(frame.expand(400, -1, -1, -1), torch.arange(400), seed=0)
+    found = cropped[..., 0].amax(dim=2 - axis).argmax(dim=1)
+    assert {int(place) for place in found} == set(range(centre - border, centre + border + 1))
+
+
+def test_rows_and_columns_move_apart() -> None:
+    frame = torch.zeros(26, 26, 1, dtype=torch.uint8)
+    frame[13, 13] = 255
+    cropped = pad_crop(frame.expand(400, -1, -1, -1), torch.arange(400), seed=0)
+    places = {divmod(int(place), 26) for place in cropped.flatten(1).argmax(dim=1)}
+    assert len(places) > 40  # of 5 x 11; under one random number for both there would be at most 11
 
 
 def test_a_crop_depends_on_its_key_not_on_its_place() -> None:
@@ -139,6 +148,18 @@ def test_keys_name_the_same_image_alike_in_any_batch() -> None:
     assert not (keys(other) == keys(whole)).any()
 
 
+def test_other_stores_steps_and_crops_have_other_keys() -> None:
+    batch = make_batch(CONFIG, [3, 4, 5], crop_keys=[7, 7, 8])
+
+    def keys(changed: dict[str, Tensor]) -> Tensor:
+        images = prepare(batch | changed, CONFIG.input, augment=True, dtype=torch.float32)
+        return images.key_N[images.place_BT]
+
+    for name in ("store", "step", "crop_key"):
+        assert not (keys({name: batch[name] + 100}) == keys({})).any()
+
+
 def test_an_image_needs_a_pixel() -> None:
+    assert InputConfig(image_size=1).image_size == 1
     with pytest.raises(ValueError, match="image_size must be at least 1 pixel, got 0"):
         InputConfig(image_size=0)
