@@ -5,7 +5,7 @@ DEV_READY := $(VENV)/.ready-dev
 DOCS_READY := $(VENV)/.ready-docs
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: run test check fix bench docs clean
+.PHONY: run test check fix bench docs mutants clean
 
 run: $(RUN_READY)  ## the whole path on the shipped robot episodes, some minutes on 2 cores
 	$(VENV)/bin/rtp demo --output runs/demo
@@ -28,8 +28,13 @@ bench: $(DEV_READY)  ## the minutes-long tests; the speed comparisons are script
 docs: $(DOCS_READY)  ## the site of docs/, in build/site
 	$(VENV)/bin/mkdocs build --strict
 
+mutants: $(DEV_READY)  ## hours: changes the pure core and names the changes that its tests do not notice
+	$(PIP_INSTALL) --editable '.[mutants]'
+	OMP_NUM_THREADS=1 nice -n 19 $(VENV)/bin/mutmut run --max-children 1
+	$(VENV)/bin/mutmut results
+
 clean:  ## remove the environment and what the demo wrote
-	rm -rf $(VENV) runs build
+	rm -rf $(VENV) runs build mutants
 
 $(RUN_READY): pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)

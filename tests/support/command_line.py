@@ -15,6 +15,7 @@ Rtp = Callable[..., dict[str, Any]]
 
 
 def rtp_command(*arguments: object) -> list[str]:
+    """The argument list that starts `rtp` with these arguments in a process of its own."""
     return [sys.executable, "-m", "pipelines", *map(str, arguments)]
 
 

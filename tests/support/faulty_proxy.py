@@ -28,6 +28,7 @@ class FaultyProxy(ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
+        """Where clients reach it, as host:port."""
         return f"127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request: object, client_address: object) -> None:
@@ -82,6 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def faulty_proxy(upstream: str, plan: Plan) -> Iterator[FaultyProxy]:
+    """A running proxy in front of `upstream` that does to its requests what `plan` says."""
     proxy = FaultyProxy(upstream, plan)
     thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()

@@ -57,6 +57,7 @@ LAYOUTS: dict[str, Callable[[Path, Leaves], None]] = {
 
 
 def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves by path 'a/b/c' as nested dictionaries."""
     tree: dict[str, Any] = {}
     for path, value in leaves.items():
         *folders, name = path.split("/")
@@ -68,6 +69,7 @@ def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _chunked(value: np.ndarray, chunk: int | None) -> Any:
+    """The value as flax's msgpack splits arrays of more than `chunk` elements."""
     if chunk is None or value.size <= chunk:
         return value
     flat = value.reshape(-1)
@@ -77,5 +79,6 @@ def _chunked(value: np.ndarray, chunk: int | None) -> Any:
 
 
 def _packed(value: Any) -> Any:
+    """An array as flax's msgpack extension type."""
     content = (list(value.shape), value.dtype.name, value.tobytes())
     return msgpack.ExtType(1, msgpack.packb(content))

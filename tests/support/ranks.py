@@ -42,6 +42,7 @@ class Net(nn.Module):
 
 
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW with two groups, one of them at half the learning rate."""
     groups = [
         {"params": [p for p in model.parameters() if p.requires_grad and p.ndim > 1]},
         {"params": [p for p in model.parameters() if p.requires_grad and p.ndim <= 1], "lr_scale": 0.5},

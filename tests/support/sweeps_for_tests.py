@@ -20,6 +20,7 @@ NUM_STEPS = 9
 
 
 def sweep(**changes: Any) -> Sweep:
+    """A random search of four trials over `x` in [0, 1], with these fields changed."""
     settings: dict[str, Any] = {
         "name": "toy",
         "recipe": "none",
@@ -32,10 +33,12 @@ def sweep(**changes: Any) -> Sweep:
 
 
 def population(interval_steps: int = 3, trials: int = 4) -> Sweep:
+    """The same as population-based training."""
     return sweep(scheduler=Population(interval_steps=interval_steps), budget=Budget(trials=trials))
 
 
 def loss(x: float, step: int, start: float = 1.0) -> float:
+    """The toy's loss after `step` steps from `start`: it falls fastest at x = 0.3."""
     return start * (0.5 + abs(x - 0.3)) ** step
 
 
@@ -61,23 +64,27 @@ class Toy:
 
 
 def read_state(output: str) -> dict[str, Any]:
+    """The toy's checkpoint in a trial's folder, or its state before the first step."""
     path = Path(output, "state.json")
     return json.loads(path.read_text()) if path.exists() else {"step": 0, "weight": 1.0}
 
 
 def note(output: str, step: int) -> None:
+    """Write down that the trial trained this step."""
     Path(output).mkdir(parents=True, exist_ok=True)
     with Path(output, "trained.txt").open("a") as file:
         file.write(f"{step}\n")
 
 
 def write_state(output: str, state: Mapping[str, Any]) -> None:
+    """The toy's checkpoint, published in one move."""
     partial = Path(output, "state.partial")
     partial.write_text(json.dumps(state))
     partial.replace(Path(output, "state.json"))
 
 
 def clone(source: str, target: str, step: int) -> str:
+    """Copy the state of one trial into another's folder, as population-based training does."""
     assert read_state(source)["step"] == step
     shutil.copy(Path(source, "state.json"), Path(target, "state.json"))
     return f"{source}/state.json"

@@ -22,6 +22,7 @@ TEXTS = ("put the cup in the sink", "open the drawer", "")
 
 
 def frame_record(payload: bytes) -> bytes:
+    """One TFRecord: length, CRC of the length, payload, CRC of the payload."""
     length = struct.pack("<Q", len(payload))
     return length + struct.pack("<I", masked_crc32c(length)) + payload + struct.pack("<I", masked_crc32c(payload))
 
@@ -45,6 +46,7 @@ def write_dataset(
 
 
 def jpeg(rng: np.random.Generator, height: int = 16, width: int = 24) -> bytes:
+    """An encoded frame of noise."""
     return simplejpeg.encode_jpeg(rng.integers(0, 255, (height, width, 3), dtype=np.uint8))
 
 
@@ -106,6 +108,7 @@ def fabricate(features: Mapping[str, Feature], given: Mapping[str, Any], num_ste
 
 
 def _plausible(feature: Feature, key: str, rng: np.random.Generator) -> Any:
+    """A value that fits the feature; texts, pictures and padded texts where a spec expects them."""
     if feature.kind == "image":
         return simplejpeg.encode_jpeg(rng.integers(0, 255, (8, 10, 3), dtype=np.uint8))
     if feature.is_bytes:
@@ -131,6 +134,7 @@ def write_records(folder: Path, name: str, schema: dict[str, Any], records: Sequ
 
 
 def released_schemas(data_dir: Path) -> dict[str, dict[str, Any]]:
+    """features.json of every Open-X dataset in tests/data, and of Bridge, by dataset name."""
     folders = [*(data_dir / "openx_metadata").glob("*/*"), data_dir / "bridge_dataset/1.0.0"]
     pairs = [folder for folder in folders if (folder / "features.json").exists()]
     return {

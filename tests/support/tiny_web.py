@@ -36,6 +36,7 @@ def picture(kind: str) -> bytes:
 
 
 def write_images(folder: Path, names: Sequence[str]) -> None:
+    """Pictures of noise, another for each name."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed, name in enumerate(names):
         (folder / name).write_bytes(png(seed))
@@ -72,6 +73,7 @@ def write_okvqa(folder: Path) -> None:
 
 
 def write_gqa(folder: Path) -> None:
+    """GQA's layout."""
     write_images(folder / "images", ["2370799.png", "n12.png"])
     questions = {
         "1": {"question": "Is it overcast?", "answer": "no", "fullAnswer": "No.", "imageId": "2370799"},
@@ -82,6 +84,7 @@ def write_gqa(folder: Path) -> None:
 
 
 def write_coco(folder: Path) -> None:
+    """COCO's captions."""
     write_images(folder / "train2017", ["000000000001.png", "000000000002.png"])
     images = [{"id": n, "file_name": f"{n:012}.png"} for n in (1, 2)]
     annotations = [{"image_id": 1, "id": n, "caption": f"a picture number {n}"} for n in range(5)]
@@ -92,11 +95,13 @@ def write_coco(folder: Path) -> None:
 
 
 def write_easy_vqa(folder: Path, questions: Sequence[tuple[str, str, int]]) -> None:
+    """easy-VQA's layout, of (question, answer, image number)."""
     write_images(folder / "train" / "images", [f"{n}.png" for n in sorted({image for _, _, image in questions})])
     (folder / "train" / "questions.json").write_text(json.dumps(questions))
 
 
 def write_jsonl(folder: Path, lines: Sequence[str], images: Sequence[str] = ()) -> None:
+    """A file of one JSON object a line, and the pictures that it names."""
     write_images(folder / "images", images)
     (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
 
@@ -116,6 +121,7 @@ def write_webdataset(folder: Path) -> None:
 
 
 def write_parquet(folder: Path) -> None:
+    """A Parquet file with pictures inside."""
     rows = [
         {"image": {"bytes": png(0), "path": "a.png"}, "question": "what?", "answers": ["this", "that", "that"]},
         {"image": {"bytes": png(1), "path": "b.png"}, "question": "which?", "answers": ["one"]},

@@ -18,6 +18,7 @@ SWEEPS: dict[str, Sweep] = {
 
 
 def main(name: str, root: str) -> None:
+    """Run the sweep `name` in the folder `root` and print its outcome."""
     run = TrialRun(function=Toy(step_s=0.1, fail=2), num_steps=NUM_STEPS, clone=clone)
     with connect(RaySession(num_cpus=2)):
         print(run_sweep(SWEEPS[name], Ledger.load(root), run))

@@ -25,6 +25,7 @@ SHARD = "drawn-train.tfrecord-00000-of-00001"
 
 
 def write(folder: Path) -> None:
+    """Serialise episodes.pickle into the folder's shard with TFDS."""
     features = tfds.features.FeaturesDict.from_config(str(folder))
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     episodes = pickle.loads((folder / "episodes.pickle").read_bytes())
@@ -33,6 +34,7 @@ def write(folder: Path) -> None:
 
 
 def read(folder: Path) -> list[Any]:
+    """The folder's episodes as TFDS reads them, as plain values."""
     info = {
         "name": "drawn",
         "version": "1.0.0",
@@ -51,6 +53,7 @@ def read(folder: Path) -> list[Any]:
 
 
 def plain(value: Any) -> Any:
+    """Tensors and datasets as nested lists, numbers and bytes."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, tf.data.Dataset):
