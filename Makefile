@@ -5,7 +5,7 @@ DEV_READY := $(VENV)/.ready-dev
 DOCS_READY := $(VENV)/.ready-docs
 PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: run test check fix bench docs mutants clean
+.PHONY: run test check fix bench docs guides mutants clean
 
 run: $(RUN_READY)  ## the whole path on the shipped robot episodes, some minutes on 2 cores
 	$(VENV)/bin/rtp demo --output runs/demo
@@ -27,6 +27,9 @@ bench: $(DEV_READY)  ## the minutes-long tests; the speed comparisons are script
 
 docs: $(DOCS_READY)  ## the site of docs/, in build/site
 	$(VENV)/bin/mkdocs build --strict
+
+guides: $(DEV_READY)  ## follows the commands of README.md and docs/ at tiny settings, in 2 minutes
+	$(VENV)/bin/python -m pytest -m slow tests/test_docs.py
 
 mutants: $(DEV_READY)  ## hours: changes the pure core and names the changes that its tests do not notice
 	$(PIP_INSTALL) --editable '.[mutants]'

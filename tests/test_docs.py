@@ -1,7 +1,7 @@
 """The commands and programs of README.md and docs/: what a reader copies runs, in the pages' order, in one folder.
 
-Every block marked sh or python runs, with `TINY` laid behind the flags of a command, except those under a comment
-`<!-- not run: REASON -->`. A block under `<!-- file: NAME -->` is written to that file. Relative links lead somewhere.
+Every block marked sh or python runs, a command with the flags of `TINY` in place of its own, except those under a
+comment `<!-- not run: REASON -->`. A block under `<!-- file: NAME -->` is written to that file. Relative links lead somewhere.
 """
 
 from __future__ import annotations
@@ -77,6 +77,16 @@ def commands(text: str) -> Iterator[str]:
     assert not pending.strip(), f"a command does not end: {pending}"
 
 
+def made_tiny(words: list[str]) -> list[str]:
+    """The command with the flags of `TINY`, which replace its own."""
+    tiny = [] if "--draft-spec" in words else shlex.split(TINY.get(words[0], ""))
+    for flag in tiny[::2]:
+        if flag in words:
+            place = words.index(flag)
+            words = words[:place] + words[place + 2 :]
+    return words + tiny
+
+
 @dataclass
 class Reader:
     """Someone who follows the pages in one folder."""
@@ -104,8 +114,7 @@ class Reader:
         if words[:2] == ["rtp", "serve"]:
             self.serve(words[2:])
         elif words[0] == "rtp":
-            tiny = [] if "--draft-spec" in words else shlex.split(TINY.get(words[1], ""))
-            code = cli.main([*words[1:], *tiny])
+            code = cli.main(made_tiny(words[1:]))
             assert code == 0, f"{where}: {command}"
         else:
             programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -150,6 +159,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
         reading.leave()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_what_a_reader_copies_runs(page: str, reader: Reader) -> None:
     reader.follow(page)
@@ -174,6 +184,12 @@ def test_a_command_goes_on_over_lines_and_quotes() -> None:
     )
     words = [shlex.split(command, comments=True) for command in commands(text)]
     assert words == [["rtp", "train", "a", "--data", "b"], ["curl", "-d", '{"a":\n"b"}']]
+
+
+def test_tiny_flags_replace_those_of_the_page() -> None:
+    words = made_tiny(["preprocess", "a", "--workers", "8", "out"])
+    assert " ".join(words) == "preprocess a out --workers 0 --limit 4"
+    assert made_tiny(["inspect", "a"]) == ["inspect", "a"]
 
 
 # --- links ---
