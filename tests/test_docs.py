@@ -1,7 +1,8 @@
 """The commands and programs of README.md and docs/: what a reader copies runs, in the pages' order, in one folder.
 
 Every block marked sh or python runs, a command with the flags of `TINY` in place of its own, except those under a
-comment `<!-- not run: REASON -->`. A block under `<!-- file: NAME -->` is written to that file. Relative links lead somewhere.
+comment `<!-- not run: REASON -->`. A block under `<!-- file: NAME -->` is written to that file. Relative links lead
+somewhere.
 """
 
 from __future__ import annotations
