@@ -19,15 +19,16 @@ from cluster.engine import TorchEngineConfig
 from pipelines.catalogue import load_recipe
 from pipelines.config.arguments import parse
 from pipelines.config.experiment import Experiment, InProcess
-from pipelines.evaluate import pictures
+from pipelines.evaluation.config import EvaluationConfig
 from pipelines.evaluation.paraphrases import PARAPHRASES, ParaphraseScores, paraphrase_rows, score_paraphrases
 from pipelines.evaluation.report import EpisodeReport
-from pipelines.evaluation.scoring import Evaluation, EvaluationConfig, evaluation_of
+from pipelines.evaluation.scoring import Evaluation, evaluation_of
+from pipelines.evaluation.store_evaluations import passes, pictures
 from pipelines.evaluation.tables import print_tables
 from pipelines.preprocess import PreprocessConfig, preprocess
 from pipelines.publishing.registered import load_registered
+from pipelines.publishing.registration import PromotionPolicy, register
 from pipelines.publishing.trained_model import load_trained
-from pipelines.register import PromotionPolicy, register
 from pipelines.reports.run_page import run_page
 from pipelines.terminal.atomic_files import write_whole
 from pipelines.terminal.progress_bar import counting
@@ -126,7 +127,7 @@ class _Stages:
         self._say("evaluate", "on held-out episodes, beside three lazy policies")
         trained = load_trained(trained_at)
         config = EvaluationConfig()
-        with counting("evaluate", config.passes(store)) as counted:
+        with counting("evaluate", passes(store, config)) as counted:
             evaluation = evaluation_of(trained.model, trained.contract, store, config, counted)
         print_tables(evaluation.report)
         return evaluation

@@ -31,12 +31,12 @@ from pipelines.capacity.diagnosis import (
 from pipelines.capacity.estimate import ResourceEstimate, estimate_resources
 from pipelines.capacity.trial_steps import measure
 from pipelines.catalogue import recipe_names
-from pipelines.config.arguments import UsageError, parse
+from pipelines.config.arguments import UsageError, absolute, parse
 from pipelines.config.experiment import Experiment
 from pipelines.terminal.next_step import command_line, print_next
 from pipelines.tracking.local_database import database_of
 from pipelines.tracking.mlflow_run import tracking_uri
-from pipelines.train import absolute, chosen_experiment, class_choices
+from pipelines.train import chosen_experiment, class_choices
 from pipelines.train_loop import train
 from pipelines.training.data import resolved, training_contract
 from preprocessing.store.web_store import open_store

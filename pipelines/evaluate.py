@@ -17,7 +17,6 @@ Intervals are 95 % bootstrap intervals over episodes, because steps of one episo
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,20 +24,8 @@ from typing import Annotated, Any
 import tyro
 
 from pipelines.config.arguments import parse
-from pipelines.evaluation.comparison import compared
-from pipelines.evaluation.record import FOLDER, file_name, home_of, is_seen, save, track
-from pipelines.evaluation.report import EpisodeReport, EvaluationReport
-from pipelines.evaluation.scoring import Evaluation, EvaluationConfig, evaluation_of, web_report
-from pipelines.evaluation.tables import print_tables
-from pipelines.publishing.folder import TrainedModel
-from pipelines.publishing.trained_model import load_trained
-from pipelines.reports.prediction_view import predicted_episodes
-from pipelines.reports.run_page import evaluation_page
-from pipelines.terminal.atomic_files import write_whole
+from pipelines.evaluation.config import EvaluationConfig
 from pipelines.terminal.next_step import print_next
-from pipelines.terminal.progress_bar import counting
-from preprocessing.store.episode_store import EpisodeStore
-from preprocessing.store.web_store import WebStore, open_store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +33,8 @@ class EvaluateArguments:
     """Flags of `rtp evaluate`."""
 
     model: tyro.conf.Positional[str]
-    """The output folder of rtp train, one checkpoint in it, or models:/NAME@ALIAS."""
+    """The output folder of rtp train, one checkpoint in it, a folder that rtp export or rtp import-weights wrote, or
+    models:/NAME@ALIAS."""
     data: tuple[str, ...]
     """Stores to score on: of episodes, and for RT-2 of image-text examples too."""
     before: str | None = None
@@ -71,19 +59,27 @@ class EvaluateArguments:
 def main(arguments: list[str]) -> dict[str, Any]:
     """Parse the command line, score, print the tables, and save and track what came of it."""
     given = parse(EvaluateArguments, arguments, prog="rtp evaluate", description=__doc__ or "")
+    # torch and the models: --help is at once
+    from pipelines.evaluation.comparison import compared
+    from pipelines.evaluation.record import is_seen
+    from pipelines.evaluation.store_evaluations import kept, next_command, scored, write_html
+    from pipelines.evaluation.tables import print_tables
+    from pipelines.publishing.trained_model import load_trained
+    from preprocessing.store.web_store import open_store
+
     for path in (given.output, given.html):
         _require_writable(path)
     stores = [open_store(path, split=given.split) for path in given.data]
-    trained = _load(given.model)
-    earlier = None if given.before is None else _load(given.before)
+    trained = load_trained(given.model)
+    earlier = None if given.before is None else load_trained(given.before)
     evaluations = []
     for store in stores:
-        evaluation = _scored(trained, store, given.evaluation, f"evaluate {store.name}")
+        evaluation = scored(trained, store, given.evaluation, f"evaluate {store.name}")
         dataset, split = store.name, store.manifest.split
         seen = is_seen(trained, store)
         report = replace(evaluation.report, dataset=dataset, split=split, seen_in_training=seen)
         if earlier is not None:
-            before = _scored(earlier, store, given.evaluation, "evaluate the earlier model").report
+            before = scored(earlier, store, given.evaluation, "evaluate the earlier model").report
             report = replace(report, before=compared(report, before, me=given.model, them=given.before or ""))
         evaluations.append(replace(evaluation, report=report))
         print_tables(report)
@@ -91,34 +87,15 @@ def main(arguments: list[str]) -> dict[str, Any]:
             print(f"{store.root} is among the training stores of this model: {_SEEN}")
     reports = [evaluation.report for evaluation in evaluations]
     result = {"model": given.model, "step": trained.step, "evaluations": [report.to_json() for report in reports]}
-    result |= _kept(given, trained, stores, reports, result)
+    result |= kept(result, trained, stores, reports, given.output)
     if given.html is not None:
-        _write_html(given, stores, evaluations, result)
-    if command := next_command(given, trained, reports):
+        write_html(given.html, result, stores, evaluations, episodes=given.episodes)
+    if command := next_command(given.model, trained, reports):
         print_next(*command)
     return result
 
 
 _SEEN = "these scores say what it has by heart, not what it does on new episodes"
-
-
-def _scored(trained: TrainedModel, store: EpisodeStore | WebStore, config: EvaluationConfig, what: str) -> Evaluation:
-    """The evaluation of a model on a store of either kind, with its progress shown."""
-    with counting(what, config.passes(store)) as counted:
-        if isinstance(store, EpisodeStore):
-            return evaluation_of(trained.model, trained.contract, store, config, counted)
-        return Evaluation(report=web_report(trained, store, config, counted))
-
-
-def _load(model: str) -> TrainedModel:
-    if not model.startswith("models:/"):
-        return load_trained(model)
-    from pipelines.publishing.registered import fetch_registered
-
-    return fetch_registered(model)
-
-
-# --- what is left behind ---
 
 
 def _require_writable(path: str | None) -> None:
@@ -127,53 +104,3 @@ def _require_writable(path: str | None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         if Path(path).is_dir() or not os.access(Path(path).parent, os.W_OK):
             raise OSError(f"{path} cannot be written: give a file in a folder that you may write in")
-
-
-def _kept(
-    given: EvaluateArguments,
-    trained: TrainedModel,
-    stores: list[EpisodeStore | WebStore],
-    reports: list[EvaluationReport],
-    result: dict[str, Any],
-) -> dict[str, Any]:
-    """Save the result as a file and in MLflow; where."""
-    home, name = home_of(given.model), file_name(trained.step, stores)
-    saved = save(result, given.output or f"{home}/{FOLDER}/{name}", asked=given.output is not None)
-    run_id = track(result, reports, home=home, run_id=trained.metadata.get("mlflow_run_id"), name=name)
-    for kept in ([f"report: {saved}"] if saved else []) + ([f"MLflow: run {run_id}"] if run_id else []):
-        print(kept)
-    return {"report": saved, "mlflow_run_id": run_id}
-
-
-def _write_html(
-    given: EvaluateArguments,
-    stores: list[EpisodeStore | WebStore],
-    evaluations: list[Evaluation],
-    result: dict[str, Any],
-) -> None:
-    facts = {"model": given.model, "step": result["step"], "contract": evaluations[0].report.contract}
-    drawn = [(e.report, pictures(e, store, limit=given.episodes)) for e, store in zip(evaluations, stores, strict=True)]
-    page = evaluation_page(f"Evaluation of {given.model}", facts, drawn)
-    write_whole(str(Path(given.html or "").absolute()), page)
-    print(f"page: {given.html}")
-
-
-def pictures(evaluation: Evaluation, store: EpisodeStore | WebStore, *, limit: int) -> str:
-    """Predicted beside recorded actions of some episodes, as HTML; of image-text examples there are none."""
-    report, predictions, predicted_NA = evaluation.report, evaluation.predictions, evaluation.predicted_NA
-    if predictions is None or predicted_NA is None:
-        return ""
-    assert isinstance(store, EpisodeStore) and isinstance(report, EpisodeReport)
-    return predicted_episodes(store, predictions, predicted_NA, report.dimensions, limit=limit)
-
-
-def next_command(given: EvaluateArguments, trained: TrainedModel, reports: Sequence[EvaluationReport]) -> list[str]:
-    """What to do with these scores, without rtp; empty for weights that are bound to no data."""
-    if given.model.startswith("models:/"):
-        return ["serve", given.model]
-    if not trained.metadata.get("stores"):
-        return []
-    name = str((trained.metadata.get("experiment") or {}).get("name") or "my-policy")
-    command = ["register", given.model, "--name", name]
-    fair = [report.store for report in reports if isinstance(report, EpisodeReport) and not report.seen_in_training]
-    return [*command, "--alias", "champion", "--data", *fair] if fair else command

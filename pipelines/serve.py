@@ -1,21 +1,27 @@
-"""`rtp serve`: a registered policy answers camera frames and instructions with actions, over HTTP, until stopped."""
+"""`rtp serve`: a policy answers camera frames and instructions with actions, over HTTP, until stopped.
+
+A registered model runs with the code that it carries, any other one as `rtp register` would register it.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from pipelines.config.arguments import parse
-from pipelines.publishing.registered import fetch_registered, require_registered
 from pipelines.serving.request_format import REQUEST, ServedPolicy
 from pipelines.terminal import child_process
 from pipelines.tracking.mlflow_run import tracking_uri, with_password
+
+if TYPE_CHECKING:
+    from pipelines.publishing.folder import TrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +29,8 @@ class ServeArguments:
     """Flags of `rtp serve`."""
 
     model: tyro.conf.Positional[str]
-    """A registered model: models:/NAME@ALIAS or models:/NAME/VERSION."""
+    """The output folder of rtp train, one checkpoint in it, a folder that rtp export or rtp import-weights wrote, or a
+    registered model: models:/NAME@ALIAS or models:/NAME/VERSION."""
     host: str = "127.0.0.1"
     """Address to listen on; the default is reachable from this machine only."""
     port: int = 5001
@@ -33,18 +40,32 @@ class ServeArguments:
 def main(arguments: list[str]) -> dict[str, Any]:
     """Serve over HTTP (POST /invocations, MLflow's scoring protocol) until stopped."""
     given = parse(ServeArguments, arguments, prog="rtp serve", description=f"{__doc__}\n\n{REQUEST}\n\n{_TRY}")
-    require_registered(given.model)
     _require_free(given.host, given.port)
-    trained = fetch_registered(given.model)  # so that a wrong name fails here, in one sentence
+    from pipelines.publishing.inference import InferenceModel  # torch: --help is at once
+    from pipelines.publishing.registered import is_registered
+    from pipelines.publishing.trained_model import load_trained, with_instructions
+
+    trained = with_instructions(load_trained(given.model))  # so that a wrong name fails here, in one sentence
+    policy = ServedPolicy.of(InferenceModel(trained))
     if not _is_loopback(given.host):
         print(f"warning: {_OPEN.format(host=given.host)}", file=sys.stderr)
-    address = f"http://{given.host}:{given.port}"
-    print(f"serving {given.model}, contract {trained.contract.id}, at {address}/invocations\n", flush=True)
-    print(ServedPolicy.of(trained).description(address) + "\n", flush=True)
-    server = str(Path(__file__).parent / "publishing/mlflow_server.py")
-    command = [sys.executable, "-P", server, given.model, given.host, str(given.port)]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": with_password(tracking_uri())}
-    return {"exit_code": child_process.run(command, environment)}
+    with tempfile.TemporaryDirectory(prefix="served-") as scratch:
+        model = given.model if is_registered(given.model) else _written(trained, Path(scratch))
+        address = f"http://{given.host}:{given.port}"
+        print(f"serving {given.model}, contract {trained.contract.id}, at {address}/invocations\n", flush=True)
+        print(policy.description(address) + "\n", flush=True)
+        server = str(Path(__file__).parent / "publishing/mlflow_server.py")
+        command = [sys.executable, "-P", server, model, given.host, str(given.port)]
+        environment = os.environ | {"MLFLOW_TRACKING_URI": with_password(tracking_uri())}
+        return {"exit_code": child_process.run(command, environment)}
+
+
+def _written(trained: TrainedModel, scratch: Path) -> str:
+    """The folder of an MLflow model, which MLflow's server loads without a registry."""
+    from pipelines.publishing.mlflow_model import save_mlflow_model
+
+    save_mlflow_model(trained, scratch / "model")
+    return str(scratch / "model")
 
 
 _TRY = "What it prints when it starts names the policy's own frame size and units, and a curl line to try it with."

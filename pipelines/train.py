@@ -13,7 +13,6 @@ import typing
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, is_dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -25,7 +24,7 @@ from cluster.stop_file import STOPPED_EXIT_CODE, StopFile, stopping_on_signals
 from cluster.storage import CheckpointFolder
 from pipelines.capacity.estimate import num_samples
 from pipelines.catalogue import load_recipe, recipe_summary, require_first
-from pipelines.config.arguments import UsageError, parse, take
+from pipelines.config.arguments import UsageError, absolute, parse, take
 from pipelines.config.experiment import Experiment, InProcess
 from pipelines.config.serialization import from_plain, members, read_yaml
 from pipelines.terminal.next_step import command_line, print_next_evaluation
@@ -244,13 +243,6 @@ def chosen_experiment(recipe: str, flags: list[str]) -> tuple[Experiment, list[s
         experiment = _overlay(experiment, config)
         rest += ["--config", config]
     return _swap_classes(experiment, rest), rest
-
-
-def absolute(path: str) -> str:
-    """A local path made absolute, since workers run in other folders; URLs stay as they are. UsageError for nothing."""
-    if not path.strip():
-        raise UsageError("a path is empty: give a folder or a URL (a shell variable may be unset)")
-    return path if "://" in path else str(Path(path).absolute())
 
 
 def _overlay(experiment: Experiment, path: str) -> Experiment:

@@ -16,7 +16,7 @@ from cluster.folder_lock import exclusive_output
 from cluster.launch import RayLaunch
 from cluster.session import RaySession, connect
 from pipelines.catalogue import load_recipe, require_first
-from pipelines.config.arguments import UsageError, parse, take
+from pipelines.config.arguments import UsageError, absolute, parse, take
 from pipelines.config.experiment import Experiment
 from pipelines.config.serialization import did_you_mean, flatten, members, read_value, to_plain
 from pipelines.publishing.training_stores import fingerprint
@@ -27,7 +27,7 @@ from pipelines.sweeps.trials import SCORES, TrainingTrial, check_sweep, clone_ch
 from pipelines.terminal.atomic_files import write_whole
 from pipelines.terminal.next_step import print_next
 from pipelines.tracking.mlflow_run import tracking_uri
-from pipelines.train import absolute, class_choices, run_training
+from pipelines.train import class_choices, run_training
 from pipelines.training.job import TrainJob
 from preprocessing.store.web_store import open_store
 from tuning.ledger import Ledger

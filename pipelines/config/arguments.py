@@ -7,6 +7,7 @@ import io
 import re
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -84,6 +85,13 @@ def take(flags: list[str], name: str) -> str | None:
         raise UsageError(f"{name} needs one value{', and is given twice' if len(places) > 1 else ''}")
     del flags[places[0] : places[0] + 1 + apart]
     return value
+
+
+def absolute(path: str) -> str:
+    """A local path made absolute, since workers run in other folders; URLs stay as they are. UsageError for nothing."""
+    if not path.strip():
+        raise UsageError("a path is empty: give a folder or a URL (a shell variable may be unset)")
+    return path if "://" in path else str(Path(path).absolute())
 
 
 def _sentence(complaint: str, arguments: Sequence[str], parser: Any, choices: list[str]) -> str:

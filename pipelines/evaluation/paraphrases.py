@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipelines.evaluation.config import EvaluationConfig
 from pipelines.evaluation.predictions import Predictions, predict_store
-from pipelines.evaluation.scoring import EvaluationConfig, correct_share, scored_dimensions
+from pipelines.evaluation.scoring import correct_share, scored_dimensions
 from pipelines.evaluation.statistics import Interval
 from pipelines.publishing.folder import TrainedModel
 from pipelines.reports.run_page import percent

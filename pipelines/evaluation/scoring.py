@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from pipelines.evaluation.baselines import BASELINES, baseline_tokens
 from pipelines.evaluation.comparison import labels_of
+from pipelines.evaluation.config import EvaluationConfig
 from pipelines.evaluation.physical_error import ErrorScale
 from pipelines.evaluation.predictions import Perturbation, Predictions, predict_store
 from pipelines.evaluation.report import (
@@ -20,8 +21,8 @@ from pipelines.evaluation.report import (
     PerturbedScores,
     WebReport,
 )
-from pipelines.evaluation.statistics import Bootstrap, Interval
-from pipelines.evaluation.web_scores import WebScoreConfig, score_web
+from pipelines.evaluation.statistics import Interval
+from pipelines.evaluation.web_scores import score_web
 from pipelines.families.models import Model
 from pipelines.publishing.folder import TrainedModel
 from pipelines.terminal.progress_bar import Count, uncounted
@@ -31,29 +32,6 @@ from rt_models.action_tokens import decode
 from rt_models.spec import Contract, DatasetContract
 
 PERTURBATIONS: tuple[Perturbation, ...] = ("blank_images", "swapped_instructions")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """How an evaluation is run."""
-
-    batch: int = 64
-    """Windows per forward pass."""
-    bootstrap_samples: int = 2000
-    """Resamples of the episodes behind each 95 % interval."""
-    perturbations: bool = True
-    """Also score with blank images and with swapped instructions, to show what the policy looks at."""
-    seed: int = 0
-    web: WebScoreConfig = field(default_factory=WebScoreConfig)
-
-    def bootstrap(self) -> Bootstrap:
-        return Bootstrap(samples=self.bootstrap_samples, seed=self.seed)
-
-    def passes(self, store: EpisodeStore | WebStore) -> int:
-        """Rows, or answers, that an evaluation on `store` takes."""
-        if isinstance(store, WebStore):
-            return 2 * min(self.web.examples, store.num_examples)
-        return store.num_steps * (1 + len(PERTURBATIONS) * self.perturbations)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.evaluation.answers import cider_d, normalised, vqa_accuracy
+from pipelines.evaluation.config import WebScoreConfig
 from pipelines.evaluation.report import CaptionScores, QuestionScores, ShuffledAnswers, ShuffledCaptions, WebReport
 from pipelines.evaluation.statistics import Bootstrap
 from pipelines.families.base import WebAnswers
@@ -25,16 +26,6 @@ from pipelines.terminal.progress_bar import Count, uncounted
 from preprocessing.loading.web_reader import WebText
 from preprocessing.store.web_store import WebStore
 from rt_models.spec import Contract
-
-
-@dataclass(frozen=True, kw_only=True)
-class WebScoreConfig:
-    """How image-text examples are scored."""
-
-    examples: int = 10_000
-    """Examples to score at most, spread evenly over the store."""
-    answer_tokens: int = 48
-    """Longest answer in tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """The policy as MLflow runs it: a camera frame and an instruction in, a named action in physical units out.
 
-MLflow loads this file itself ("models from code": nothing is pickled) together with the packages it imports, which
-`pipelines/register.py` stores beside the weights.
+MLflow loads this file itself ("models from code": nothing is pickled) together with the files of ours that it imports,
+which `mlflow_model.py` puts beside the weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mlflow.pyfunc.model import PythonModel
 
 from pipelines.families.base import Policy
 from pipelines.publishing.folder import read_bundle
-from pipelines.publishing.policy import ModelAtWork, NamedAction, named
+from pipelines.publishing.inference import InferenceModel, NamedAction, named
 from pipelines.serving.request_format import MAX_ROWS
 from pipelines.serving.request_values import flag, is_missing
 from rt_models.spec import DatasetContract
@@ -58,7 +58,7 @@ class MlflowPolicy(PythonModel):
     """
 
     def load_context(self, context: Any) -> None:
-        self._model = ModelAtWork(read_bundle(context.artifacts["policy"]))
+        self._model = InferenceModel(read_bundle(context.artifacts["policy"]))
         self._contract = self._model.contract
         self._robots: OrderedDict[tuple[str | None, str], Policy] = OrderedDict()
         self._one_call = threading.Lock()  # a server answers several requests at once, a robot's history has one order

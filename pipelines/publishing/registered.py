@@ -1,43 +1,72 @@
-"""A registered model from MLflow's registry: bare, to be evaluated, or as MLflow runs it, to be asked for actions."""
+"""A registered model from MLflow's registry: bare, as `load_trained` reads it, or as MLflow runs it."""
 
 from __future__ import annotations
 
+import atexit
+import json
+import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from pipelines.publishing.folder import DESCRIPTION, TrainedModel, read_bundle
+from pipelines.publishing.folder import DESCRIPTION, WEIGHTS, TrainedModel, read_bundle
 from pipelines.tracking.mlflow_run import connect, explained, tracking_uri
 
 Prediction = dict[str, Any]
-
-
 Frame = bytes | str | np.ndarray | Sequence[Any]
 
+_SCHEME = "models:/"
 
-def fetch_registered(model_uri: str) -> TrainedModel:
-    """The bare model behind models:/NAME@ALIAS or models:/NAME/VERSION, to be evaluated rather than asked for actions.
+
+def is_registered(source: str) -> bool:
+    """Whether `source` names a registered model and not a folder."""
+    return source.startswith(_SCHEME)
+
+
+def fetch_registered(model_uri: str, uri: str | None = None) -> TrainedModel:
+    """The bare model behind models:/NAME@ALIAS or models:/NAME/VERSION of the tracking server `uri`.
 
     Raises ConnectionError where the registry does not know it, ValueError for what rtp register has not put there.
     """
-    require_registered(model_uri)
-    mlflow = connect(tracking_uri())
+    scratch = Path(tempfile.mkdtemp(prefix="registered-"))
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)  # a pretrained model's tokenizer is read from it later
+    policy = _downloaded(model_uri, "artifacts/policy", scratch, uri)
+    trained = read_bundle(policy)
+    (policy / WEIGHTS).unlink()
+    return replace(trained, source=model_uri)
+
+
+def describe_registered(model_uri: str, uri: str | None = None) -> Mapping[str, Any]:
+    """Its policy.json, without the weights. Raises as `fetch_registered` does."""
     with tempfile.TemporaryDirectory(prefix="registered-") as scratch:
-        with explained(tracking_uri()):
-            folder = mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=scratch)
-        policy = Path(folder) / "artifacts/policy"
-        if not (policy / DESCRIPTION).is_file():
+        return json.loads(_downloaded(model_uri, f"artifacts/policy/{DESCRIPTION}", Path(scratch), uri).read_text())
+
+
+def version_of(model_uri: str, uri: str | None = None) -> str:
+    """models:/NAME/VERSION, which stays what it is, of models:/NAME@ALIAS, which may move. Raises ConnectionError."""
+    name, _, alias = model_uri.removeprefix(_SCHEME).partition("@")
+    if not alias:
+        return model_uri
+    uri = uri or tracking_uri()
+    client = connect(uri).MlflowClient()
+    with explained(uri):
+        return f"{_SCHEME}{name}/{client.get_model_version_by_alias(name, alias).version}"
+
+
+def _downloaded(model_uri: str, part: str, scratch: Path, uri: str | None) -> Path:
+    """The copy, below `scratch`, of a file or folder of the model."""
+    uri = uri or tracking_uri()
+    version = version_of(model_uri, uri)
+    mlflow = connect(uri)
+    with explained(uri):
+        if "artifacts" not in [file.path for file in mlflow.artifacts.list_artifacts(artifact_uri=version)]:
             raise ValueError(f"{model_uri} is not a policy: register it with rtp register")
-        return read_bundle(policy)
-
-
-def require_registered(model_uri: str) -> None:
-    if not model_uri.startswith("models:/"):
-        raise ValueError(f"{model_uri} is no registered model: give models:/NAME@ALIAS or models:/NAME/VERSION")
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{version}/{part}", dst_path=str(scratch)))
 
 
 def load_registered(model_uri: str, uri: str | None = None) -> Callable[..., list[Prediction]]:

@@ -1,4 +1,5 @@
-"""A trained model from what `rtp train` wrote (checkpoints) or `rtp import-weights` and `rtp export` did (a bundle).
+"""A trained model by name, for every command that takes one: a run, a checkpoint, an exported folder (a bundle), or a
+registered model; and the bundle that `rtp export` and `rtp import-weights` write.
 
 Needs neither Ray nor DeepSpeed.
 """
@@ -17,15 +18,24 @@ import fsspec
 from cluster.shards import read_weights
 from cluster.storage import Checkpoint, CheckpointFolder
 from pipelines.families.models import ModelConfig, model_config
-from pipelines.publishing.folder import DESCRIPTION, WEIGHTS, TrainedModel, read_bundle
+from pipelines.publishing.folder import DESCRIPTION, WEIGHTS, TrainedModel, read_bundle, write_bundle
 from pipelines.publishing.instructions import INSTRUCTIONS, Instructions
-from pipelines.publishing.training_stores import found_again, open_training_store, references_of
-from preprocessing.store.shard_files import is_local
+from pipelines.publishing.registered import describe_registered, fetch_registered, is_registered
+from pipelines.publishing.training_stores import found_again, open_training_store, references_of, referred_from
+from pipelines.training.run_files import METRICS
+from preprocessing.store.episode_store import MANIFEST as STORE_MANIFEST
+from preprocessing.store.shard_files import is_local, reaching
 from preprocessing.store.web_store import robot_stores
 from rt_models.spec import Contract
 
 Which = Literal["averaged", "last"]
 """The running average of the weights (EMA), or the weights as the last step left them."""
+
+
+ACCEPTED = (
+    "a run's output folder, one of its checkpoints, a folder that rtp export or rtp import-weights wrote, or "
+    "models:/NAME@ALIAS"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,19 +46,18 @@ class Description:
     contract: Contract
 
 
-def load_trained(path: str, weights: Which | None = None) -> TrainedModel:
-    """Load the newest checkpoint under `path` (a run's output folder, its checkpoints, one of them), or its bundle.
+def load_trained(source: str, weights: Which | None = None, *, tracking: str | None = None) -> TrainedModel:
+    """Load the newest checkpoint under `source` (a run's output folder, its checkpoints, one of them), the bundle in it
+    or the registered model of that name: models:/NAME@ALIAS or models:/NAME/VERSION, on the server `tracking`.
 
     `weights` are by default the averaged ones where the training kept them (engine.ema_decay). Raises FileNotFoundError
-    where there is none and ValueError where it does not hold what its manifest says.
+    or ConnectionError if there is no model and ValueError if it does not hold what its manifest says.
     """
-    try:
-        folder, checkpoint = find_checkpoint(path)
-    except FileNotFoundError:
-        bundle = _load_bundle(path)
-        if bundle is None:
-            raise
-        return bundle
+    if is_registered(source):
+        return fetch_registered(source, tracking)
+    if _is_bundle(source):
+        return _load_bundle(source)
+    folder, checkpoint = find_checkpoint(source)
     averaged = _keeps_average(checkpoint) if weights is None else weights == "averaged"
     run = folder.root.removesuffix("/checkpoints")
     model = model_config(checkpoint.metadata["experiment"]["model"]).build()
@@ -78,18 +87,25 @@ def with_instructions(trained: TrainedModel) -> TrainedModel:
     return replace(trained, instructions=Instructions.of_stores(trained.contract.encoder, stores))
 
 
-def describe_trained(path: str) -> Description:
-    """What `load_trained` would load. Raises FileNotFoundError where there is nothing."""
-    try:
-        metadata = find_checkpoint(path)[1].metadata
-        model = metadata["experiment"]["model"]
-    except FileNotFoundError:
-        files, root = fsspec.core.url_to_fs(path)
-        if not files.exists(f"{root}/{DESCRIPTION}"):
-            raise
+def describe_trained(source: str, *, tracking: str | None = None) -> Description:
+    """What `load_trained` would load, without its weights. Raises as that does."""
+    if is_registered(source):
+        metadata = describe_registered(source, tracking)
+        return Description(model=model_config(metadata["model"]), contract=Contract.from_json(metadata["contract"]))
+    if _is_bundle(source):
+        files, root = fsspec.core.url_to_fs(source)
         metadata = json.loads(files.cat_file(f"{root}/{DESCRIPTION}"))
         model = metadata["model"]
+    else:
+        metadata = find_checkpoint(source)[1].metadata
+        model = metadata["experiment"]["model"]
     return Description(model=model_config(model), contract=Contract.from_json(metadata["contract"]))
+
+
+def _is_bundle(path: str) -> bool:
+    with reaching(path):
+        files, root = fsspec.core.url_to_fs(path)
+        return files.exists(f"{root.rstrip('/')}/{DESCRIPTION}")
 
 
 def _keeps_average(checkpoint: Checkpoint) -> bool:
@@ -97,10 +113,8 @@ def _keeps_average(checkpoint: Checkpoint) -> bool:
     return engine["ema_decay"] > 0
 
 
-def _load_bundle(path: str) -> TrainedModel | None:
+def _load_bundle(path: str) -> TrainedModel:
     files, root = fsspec.core.url_to_fs(path)
-    if not files.exists(f"{root}/{DESCRIPTION}"):
-        return None
     if is_local(files):
         bundle = read_bundle(Path(root))
         return replace(bundle, metadata=found_again(bundle.metadata, root))
@@ -123,5 +137,49 @@ def find_checkpoint(path: str) -> tuple[CheckpointFolder, Checkpoint]:
     folder = CheckpointFolder(parent or ".")
     found = folder.at(int(step[1])) if step else None
     if found is None:
-        raise FileNotFoundError(f"no complete checkpoint in {path}: give the --output folder of rtp train")
+        raise FileNotFoundError(f"{path} {_nature(path)}: give {ACCEPTED}")
     return folder, found
+
+
+def _nature(path: str) -> str:
+    """What lies at `path`, in which no model was found, as the predicate of a sentence."""
+    files, root = fsspec.core.url_to_fs(path)
+    if not files.exists(root):
+        return "is not there"
+    if not files.isdir(root):
+        return "is a file, not the folder of a model"
+    marks = {
+        STORE_MANIFEST: "is an episode store, not a model",
+        "MLmodel": "is an MLflow model folder, whose policy lies in artifacts/policy",
+        "checkpoints": "is a run without a complete checkpoint",
+        METRICS: "is a run without a complete checkpoint",
+    }
+    return next((text for mark, text in marks.items() if files.exists(f"{root}/{mark}")), "holds no model")
+
+
+# --- writing ---
+
+
+def require_new(out: str) -> None:
+    """Raise FileExistsError where something lies at `out`, a path or URL."""
+    files, root = fsspec.core.url_to_fs(out)
+    if files.exists(root):
+        raise FileExistsError(f"{out} exists: give a new folder")
+
+
+def publish_bundle(trained: TrainedModel, out: str) -> None:
+    """Write a new folder, local or remote. It appears whole; in an object store its description comes last."""
+    files, root = fsspec.core.url_to_fs(out)
+    trained = replace(trained, metadata=referred_from(trained.metadata, root if is_local(files) else out))
+    parent = Path(root).parent if is_local(files) else None
+    if parent is not None:
+        parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".bundle-", dir=parent) as scratch:
+        folder = Path(scratch, "bundle")
+        folder.mkdir()
+        write_bundle(trained, folder)
+        if parent is not None:
+            folder.rename(root)
+            return
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == DESCRIPTION):
+            files.put_file(str(file), f"{root}/{file.name}")

@@ -8,13 +8,15 @@ import shlex
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipelines.publishing.folder import TrainedModel
-from pipelines.publishing.policy import ModelAtWork
 from preprocessing.store.images import encode_png
 from rt_models.spec import Contract
+
+if TYPE_CHECKING:  # it imports torch, and `rtp serve --help` prints REQUEST
+    from pipelines.publishing.inference import InferenceModel
 
 ADDRESS = "http://127.0.0.1:5001"
 MAX_ROWS = 64
@@ -49,8 +51,7 @@ class ServedPolicy:
     num_frames: int
 
     @staticmethod
-    def of(trained: TrainedModel) -> ServedPolicy:
-        model = ModelAtWork(trained)
+    def of(model: InferenceModel) -> ServedPolicy:
         texts = tuple(text for text in model.instructions.vectors if text.strip())
         return ServedPolicy(contract=model.contract, instructions=texts, num_frames=model.num_frames)
 

@@ -21,7 +21,8 @@ from cluster.storage import CheckpointFolder
 from pipelines.config.experiment import Experiment, InProcess
 from pipelines.config.serialization import from_plain
 from pipelines.evaluation.comparison import require_comparable
-from pipelines.evaluation.scoring import EvaluationConfig, score
+from pipelines.evaluation.config import EvaluationConfig
+from pipelines.evaluation.scoring import score
 from pipelines.publishing.trained_model import load_trained
 from pipelines.tracking.mlflow_run import RunMetrics
 from pipelines.training.checks import check_job

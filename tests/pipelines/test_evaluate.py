@@ -12,9 +12,10 @@ from pipelines.catalogue import load_recipe
 from pipelines.evaluation import statistics as bootstrap
 from pipelines.evaluation.baselines import baseline_tokens
 from pipelines.evaluation.comparison import compared, labels_of, obstacle
+from pipelines.evaluation.config import EvaluationConfig
 from pipelines.evaluation.physical_error import ErrorScale
 from pipelines.evaluation.predictions import Predictions
-from pipelines.evaluation.scoring import EvaluationConfig, correct_share, evaluate, scored_dimensions
+from pipelines.evaluation.scoring import correct_share, evaluate, scored_dimensions
 from pipelines.evaluation.statistics import Bootstrap
 from pipelines.training.data import training_contract
 from preprocessing.store.episode_store import EpisodeStore

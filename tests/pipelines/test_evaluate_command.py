@@ -16,10 +16,11 @@ from rich.console import Console
 
 from pipelines.catalogue import load_recipe
 from pipelines.cli import main
-from pipelines.evaluate import pictures
+from pipelines.evaluation.config import EvaluationConfig
 from pipelines.evaluation.record import file_name, home_of, is_seen, metrics_of
 from pipelines.evaluation.report import Comparison, EpisodeReport, EvaluationReport
-from pipelines.evaluation.scoring import Evaluation, EvaluationConfig, evaluation_of
+from pipelines.evaluation.scoring import Evaluation, evaluation_of
+from pipelines.evaluation.store_evaluations import pictures
 from pipelines.evaluation.tables import print_tables
 from pipelines.publishing.folder import TrainedModel, write_bundle
 from pipelines.publishing.instructions import Instructions

@@ -213,7 +213,8 @@ def test_a_damaged_bundle_is_one_sentence(
 def test_an_export_goes_to_an_object_store_and_is_evaluated_from_there(run: str, store: str) -> None:
     assert main(["export", run, "memory://exported/model"]) == 0
     assert main(["export", run, "memory://exported/model"]) == 2
-    from pipelines.evaluation.scoring import EvaluationConfig, evaluate
+    from pipelines.evaluation.config import EvaluationConfig
+    from pipelines.evaluation.scoring import evaluate
 
     trained = load_trained("memory://exported/model")
     config = EvaluationConfig(bootstrap_samples=10, perturbations=False)

@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from pipelines.cli import main
-from pipelines.evaluation.scoring import EvaluationConfig, evaluate
-from pipelines.import_weights import contract_of_weights
+from pipelines.evaluation.config import EvaluationConfig
+from pipelines.evaluation.scoring import evaluate
 from pipelines.publishing.folder import read_bundle
+from pipelines.publishing.imported_weights import contract_of_weights
 from pipelines.publishing.registered import load_registered
+from pipelines.publishing.registration import register
 from pipelines.publishing.trained_model import load_trained
-from pipelines.register import register
 from preprocessing.conversion.embeddings import HASH_ENCODER, USE_ENCODER
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.store.episode_store import EpisodeStore

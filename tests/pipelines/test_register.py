@@ -28,8 +28,8 @@ from pipelines.cli import main as rtp_main
 from pipelines.evaluation.predictions import predict_store
 from pipelines.publishing.folder import write_bundle
 from pipelines.publishing.registered import load_registered
+from pipelines.publishing.registration import PromotionPolicy, register
 from pipelines.publishing.trained_model import load_trained
-from pipelines.register import PromotionPolicy, register
 from pipelines.tracking.mlflow_run import connect
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.images import decode_image

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pipelines import registry
+from pipelines.publishing.aliases import holder_of, promote, registered_model, require_names, rollback
 from pipelines.publishing.gates import Gate, Verdict
-from pipelines.registry import holder_of, promote, require_names, rollback, show
+from pipelines.registry import show
 from pipelines.tracking.mlflow_run import connect
 
 NAME, ALIAS = "arm", "champion"
@@ -33,7 +33,7 @@ def client(database: str) -> Any:
 
 def versions(client: Any, *accuracies: float) -> list[str]:
     """Versions whose token accuracy stands in a tag, for `judge` to read."""
-    if registry._model(client, NAME) is None:
+    if registered_model(client, NAME) is None:
         client.create_registered_model(NAME)
     made = [client.create_model_version(NAME, "file:///nowhere") for _ in accuracies]
     for version, accuracy in zip(made, accuracies, strict=True):

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pipelines.demo import paraphrase_shortfalls
+from pipelines.evaluation.config import EvaluationConfig
 from pipelines.evaluation.paraphrases import OPPOSITES, PARAPHRASES, paraphrase_rows, score_paraphrases
-from pipelines.evaluation.scoring import EvaluationConfig
 from pipelines.publishing.folder import TrainedModel
 from pipelines.publishing.instructions import Instructions
 from preprocessing.conversion.embeddings import embed_texts

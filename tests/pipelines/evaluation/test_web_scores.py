@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 
 from pipelines.catalogue import load_recipe
-from pipelines.evaluation.scoring import EvaluationConfig, evaluate
+from pipelines.evaluation.config import EvaluationConfig, WebScoreConfig
+from pipelines.evaluation.scoring import evaluate
 from pipelines.evaluation.statistics import Bootstrap
 from pipelines.evaluation.tables import print_tables
-from pipelines.evaluation.web_scores import WebScoreConfig, _question_only, score_web
+from pipelines.evaluation.web_scores import _question_only, score_web
 from pipelines.training.data import resolved, training_contract
 from preprocessing.loading.web_reader import WebText
 from preprocessing.store.episode_store import EpisodeStore

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipelines.evaluation.report import ActionScore, DimensionScores
 from pipelines.publishing.gates import Gate, judge_all, metrics_of
-from pipelines.register import PromotionPolicy
+from pipelines.publishing.registration import PromotionPolicy
 from tests.support.reports import episode_report, interval, labels, web_report
 
 REPORT = episode_report(

@@ -20,8 +20,8 @@ from pipelines.families.rt2 import with_tokenizer
 from pipelines.publishing import mlflow_policy
 from pipelines.publishing.folder import TrainedModel, read_bundle, write_bundle
 from pipelines.publishing.instructions import Instructions
+from pipelines.publishing.mlflow_model import signature, write_policy
 from pipelines.publishing.mlflow_policy import MlflowPolicy
-from pipelines.register import _bundle, signature
 from pipelines.training.co_fine_tuning import CoFineTuningConfig
 from pipelines.training.data import training_contract
 from preprocessing.store.episode_store import EpisodeStore
@@ -49,9 +49,9 @@ def folder(opened: EpisodeStore, tmp_path_factory: pytest.TempPathFactory) -> Pa
         step=0,
         source="here",
         metadata=NOTHING,
-        instructions=UNKNOWN,
+        instructions=Instructions.of_stores("hash-512", [opened]),
     )
-    return _bundle(trained, [opened], tmp_path_factory.mktemp("policy"))
+    return write_policy(trained, tmp_path_factory.mktemp("policy"))
 
 
 @pytest.fixture
@@ -293,7 +293,7 @@ def test_rt2_is_served_alike_and_reads_any_text(
     trained_rt2: TrainedModel, opened: EpisodeStore, frames: list[bytes], text: str, tmp_path: Path
 ) -> None:
     served = MlflowPolicy()
-    folder = _bundle(trained_rt2, [opened], tmp_path)
+    folder = write_policy(trained_rt2, tmp_path)
     served.load_context(SimpleNamespace(artifacts={"policy": str(folder)}))
     rows = [{"image": frames[0], "instruction": words, "robot": "a"} for words in (text, "never heard of")]
     side, model = trained_rt2.contract.datasets[0], trained_rt2.model
@@ -319,7 +319,7 @@ def test_a_pretrained_model_carries_what_it_was_built_from(
         model=model, contract=contract, step=0, source="here", metadata=NOTHING, instructions=UNKNOWN
     )
     (tmp_path / "bundle").mkdir()
-    folder = _bundle(trained, [opened], tmp_path / "bundle")
+    folder = write_policy(trained, tmp_path / "bundle")
     side = contract.datasets[0]
     policy = RT2Policy(model, config.build_text(), dataset=side)
     expected = policy.act(decode_image(frames[0]), text).values

@@ -19,9 +19,9 @@ from pipelines.catalogue import load_recipe
 from pipelines.publishing import mlflow_server as policy_server
 from pipelines.publishing.folder import TrainedModel, read_bundle, write_bundle
 from pipelines.publishing.instructions import Instructions
+from pipelines.publishing.mlflow_model import signature
 from pipelines.publishing.mlflow_policy import MlflowPolicy
 from pipelines.publishing.mlflow_server import GuardedServer, guarded
-from pipelines.register import signature
 from pipelines.serving.request_format import MAX_ROWS, ServedPolicy
 from pipelines.training.data import training_contract
 from preprocessing.store.episode_store import EpisodeStore

@@ -1,0 +1,34 @@
+"""How an evaluation is run: the settings of `rtp evaluate`. Imports no torch, so that its help is at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pipelines.evaluation.statistics import Bootstrap
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebScoreConfig:
+    """How image-text examples are scored."""
+
+    examples: int = 10_000
+    """Examples to score at most, spread evenly over the store."""
+    answer_tokens: int = 48
+    """Longest answer in tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How an evaluation is run."""
+
+    batch: int = 64
+    """Windows per forward pass."""
+    bootstrap_samples: int = 2000
+    """Resamples of the episodes behind each 95 % interval."""
+    perturbations: bool = True
+    """Also score with blank images and with swapped instructions, to show what the policy looks at."""
+    seed: int = 0
+    web: WebScoreConfig = field(default_factory=WebScoreConfig)
+
+    def bootstrap(self) -> Bootstrap:
+        return Bootstrap(samples=self.bootstrap_samples, seed=self.seed)

@@ -1,0 +1,88 @@
+"""One model on several stores: scores with their progress shown, and what they leave behind: file, MLflow, page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.evaluation.config import EvaluationConfig
+from pipelines.evaluation.record import FOLDER, file_name, home_of, save, track
+from pipelines.evaluation.report import EpisodeReport, EvaluationReport
+from pipelines.evaluation.scoring import PERTURBATIONS, Evaluation, evaluation_of, web_report
+from pipelines.publishing.folder import TrainedModel
+from pipelines.publishing.registered import is_registered
+from pipelines.reports.prediction_view import predicted_episodes
+from pipelines.reports.run_page import evaluation_page
+from pipelines.terminal.atomic_files import write_whole
+from pipelines.terminal.progress_bar import counting
+from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.web_store import WebStore
+
+
+def scored(trained: TrainedModel, store: EpisodeStore | WebStore, config: EvaluationConfig, what: str) -> Evaluation:
+    """The evaluation of a model on a store of either kind, with its progress shown."""
+    with counting(what, passes(store, config)) as counted:
+        if isinstance(store, EpisodeStore):
+            return evaluation_of(trained.model, trained.contract, store, config, counted)
+        return Evaluation(report=web_report(trained, store, config, counted))
+
+
+def passes(store: EpisodeStore | WebStore, config: EvaluationConfig) -> int:
+    """Rows, or answers, that an evaluation on `store` takes."""
+    if isinstance(store, WebStore):
+        return 2 * min(config.web.examples, store.num_examples)
+    return store.num_steps * (1 + len(PERTURBATIONS) * config.perturbations)
+
+
+def kept(
+    result: dict[str, Any],
+    trained: TrainedModel,
+    stores: Sequence[EpisodeStore | WebStore],
+    reports: Sequence[EvaluationReport],
+    output: str | None,
+) -> dict[str, Any]:
+    """Save the result as a file and in MLflow; where."""
+    home, name = home_of(result["model"]), file_name(trained.step, stores)
+    saved = save(result, output or f"{home}/{FOLDER}/{name}", asked=output is not None)
+    run_id = track(result, reports, home=home, run_id=trained.metadata.get("mlflow_run_id"), name=name)
+    for line in ([f"report: {saved}"] if saved else []) + ([f"MLflow: run {run_id}"] if run_id else []):
+        print(line)
+    return {"report": saved, "mlflow_run_id": run_id}
+
+
+def write_html(
+    path: str,
+    result: dict[str, Any],
+    stores: Sequence[EpisodeStore | WebStore],
+    evaluations: Sequence[Evaluation],
+    *,
+    episodes: int,
+) -> None:
+    """Write the page of scores, with predicted beside recorded actions of so many `episodes` of each store."""
+    facts = {"model": result["model"], "step": result["step"], "contract": evaluations[0].report.contract}
+    drawn = [(e.report, pictures(e, store, limit=episodes)) for e, store in zip(evaluations, stores, strict=True)]
+    page = evaluation_page(f"Evaluation of {result['model']}", facts, drawn)
+    write_whole(str(Path(path).absolute()), page)
+    print(f"page: {path}")
+
+
+def pictures(evaluation: Evaluation, store: EpisodeStore | WebStore, *, limit: int) -> str:
+    """Predicted beside recorded actions of some episodes, as HTML; of image-text examples there are none."""
+    report, predictions, predicted_NA = evaluation.report, evaluation.predictions, evaluation.predicted_NA
+    if predictions is None or predicted_NA is None:
+        return ""
+    assert isinstance(store, EpisodeStore) and isinstance(report, EpisodeReport)
+    return predicted_episodes(store, predictions, predicted_NA, report.dimensions, limit=limit)
+
+
+def next_command(model: str, trained: TrainedModel, reports: Sequence[EvaluationReport]) -> list[str]:
+    """What to do with these scores, without rtp; empty for weights that are bound to no data."""
+    if is_registered(model):
+        return ["serve", model]
+    if not trained.metadata.get("stores"):
+        return []
+    name = str((trained.metadata.get("experiment") or {}).get("name") or "my-policy")
+    command = ["register", model, "--name", name]
+    fair = [report.store for report in reports if isinstance(report, EpisodeReport) and not report.seen_in_training]
+    return [*command, "--alias", "champion", "--data", *fair] if fair else command

