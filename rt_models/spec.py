@@ -70,6 +70,10 @@ class DatasetContract:
     transform: AffineTransform
     arm: Literal["commanded", "reached"] = "commanded"
 
+    def answered_in(self, dims_A: Sequence[bool]) -> DatasetContract:
+        """The side of a policy that answers in these dimensions alone: the others are absent from it."""
+        return replace(self, action_mask=tuple(np.logical_and(self.action_mask, dims_A).tolist()))
+
     def completed(self, physical: np.ndarray, action: ActionSpec) -> np.ndarray:
         """Physical actions (..., A) of the space `action` with the neutral value in dimensions the dataset lacks.
 

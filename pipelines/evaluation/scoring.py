@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from pipelines.terminal.progress_bar import Count, uncounted
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.web_store import WebStore
 from rt_models.action_tokens import decode
+from rt_models.control.action import ActionOutlet
 from rt_models.spec import Contract, DatasetContract
 
 PERTURBATIONS: tuple[Perturbation, ...] = ("blank_images", "swapped_instructions")
@@ -60,18 +61,22 @@ def evaluation_of(
     """The same with the predictions; `counted` is called with the rows of each batch of each pass over the store."""
     contract.require_readable(store.contract, where=store.root)
     dataset = contract.dataset(store.name)
-    predictions = predict_store(model, contract, store, batch=config.batch, counted=counted)
+    outlet = ActionOutlet(model.spec, dataset, model.config.answered_dims())
+    predictions = _as_acted(predict_store(model, contract, store, batch=config.batch, counted=counted), outlet)
     dims, scale = scored_dimensions(dataset, predictions), ErrorScale.of(store.contract)
     lazy = {name: baseline_tokens(name, predictions, model) for name in BASELINES}
     interval = config.bootstrap().over(predictions.episode_N)
     correct = {name: correct_share(tokens, predictions, dims) for name, tokens in lazy.items()}
     own = correct_share(predictions.tokens_NA, predictions, dims)
 
-    def scaled_error(tokens_NA: np.ndarray) -> Interval:
-        return interval(scale.errors(_physical(tokens_NA, model, dataset), predictions.physical_NA))
+    answered = dataset.answered_in(model.config.answered_dims())  # baselines answer in all
+
+    def scaled_error(tokens_NA: np.ndarray, side: DatasetContract = answered) -> Interval:
+        return interval(scale.errors(_physical(tokens_NA, model, side), predictions.physical_NA))
 
     def perturbed(kind: Perturbation) -> PerturbedScores:
         other = predict_store(model, contract, store, batch=config.batch, perturbation=kind, counted=counted)
+        other = _as_acted(other, outlet)
         right = correct_share(other.tokens_NA, predictions, dims)
         return PerturbedScores(
             token_accuracy=interval(right), fall=interval(own - right), scaled_error=scaled_error(other.tokens_NA)
@@ -87,7 +92,7 @@ def evaluation_of(
         labels=labels_of(model.spec, dataset, dims.tolist()),
         token_accuracy=interval(own),
         scaled_error=scaled_error(predictions.tokens_NA),
-        scaled_error_lazy={name: scaled_error(tokens) for name, tokens in lazy.items()},
+        scaled_error_lazy={name: scaled_error(tokens, dataset) for name, tokens in lazy.items()},
         ranges={names[dim]: float(width) for dim, width in zip(scale.dims, scale.ranges_D, strict=True)},
         lazy={name: interval(value) for name, value in correct.items()},
         margin={name: interval(own - value) for name, value in correct.items()},
@@ -95,7 +100,7 @@ def evaluation_of(
         decoding=_decoding(predictions),
         perturbed={kind: perturbed(kind) for kind in PERTURBATIONS} if config.perturbations else None,
     )
-    predicted_NA = _physical(predictions.tokens_NA, model, dataset)
+    predicted_NA = _physical(predictions.tokens_NA, model, answered)
     return Evaluation(report=report, predictions=predictions, predicted_NA=predicted_NA)
 
 
@@ -106,6 +111,11 @@ def _decoding(predictions: Predictions) -> Decoding | None:
         valid_token_mass=float(predictions.valid_mass_NK.mean()),
         invalid_rate_without_mask=float(predictions.invalid_NK.mean()),
     )
+
+
+def _as_acted(predictions: Predictions, outlet: ActionOutlet) -> Predictions:
+    """With the tokens that a policy answers: the neutral ones in absent dimensions."""
+    return replace(predictions, tokens_NA=outlet.tokens(torch.from_numpy(predictions.tokens_NA)).numpy())
 
 
 def scored_dimensions(dataset: DatasetContract, predictions: Predictions) -> np.ndarray:
@@ -127,11 +137,13 @@ def _per_dimension(
 ) -> dict[str, DimensionScores]:
     """By scored dimension: the scores of the model and of the baselines."""
     policies = {"policy": predictions.tokens_NA, **lazy}
+    answered = dataset.answered_in(model.config.answered_dims())
     table = {}
     for dim in dims:
         scores = {}
         for name, tokens in policies.items():
-            error = np.abs(_physical(tokens, model, dataset)[:, dim] - predictions.physical_NA[:, dim])
+            side = answered if name == "policy" else dataset
+            error = np.abs(_physical(tokens, model, side)[:, dim] - predictions.physical_NA[:, dim])
             right = tokens[:, dim] == predictions.target_tokens_NA[:, dim]
             scores[name] = ActionScore(token_accuracy=float(right.mean()), mean_absolute_error=float(error.mean()))
         table[model.spec.names[dim]] = DimensionScores(unit=dataset.units[dim], policies=scores)

@@ -126,7 +126,11 @@ def _load_bundle(path: str) -> TrainedModel:
 
 
 def find_checkpoint(path: str) -> tuple[CheckpointFolder, Checkpoint]:
-    """The newest complete checkpoint at or under `path`, and the folder it stands in."""
+    """The newest complete checkpoint at or under `path`, and the folder it stands in. Raises FileNotFoundError."""
+    with reaching(path):
+        files, place = fsspec.core.url_to_fs(path)
+        if files.isfile(place):
+            raise FileNotFoundError(f"{path} is a file, not the folder of a model: give {ACCEPTED}")
     for root in (f"{path}/checkpoints", path):
         folder = CheckpointFolder(root)
         found = folder.latest()
@@ -146,8 +150,6 @@ def _nature(path: str) -> str:
     files, root = fsspec.core.url_to_fs(path)
     if not files.exists(root):
         return "is not there"
-    if not files.isdir(root):
-        return "is a file, not the folder of a model"
     marks = {
         STORE_MANIFEST: "is an episode store, not a model",
         "MLmodel": "is an MLflow model folder, whose policy lies in artifacts/policy",

@@ -5,8 +5,8 @@ Axes: R robots, A actions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -37,19 +37,16 @@ class Action:
 class ActionOutlet:
     """Makes the tokens of a policy an action of one dataset, or leaves model values where there is none.
 
-    `said` False marks dimensions that the model has no words for. Raises ValueError for another number of dimensions.
+    `answered` are the dimensions that the model answers in. Raises ValueError for another number of dimensions.
     """
 
-    def __init__(self, spec: ActionSpec, dataset: DatasetContract | None, said: np.ndarray | None = None) -> None:
+    def __init__(self, spec: ActionSpec, dataset: DatasetContract | None, answered: Sequence[bool]) -> None:
         if dataset is not None and len(dataset.transform.scale) != spec.size:
             raise ValueError(
                 f"dataset {dataset.name} has {len(dataset.transform.scale)} dimensions, the model acts in {spec.size}"
             )
-        if dataset is not None and said is not None:
-            has = np.logical_and(dataset.action_mask, said)
-            dataset = replace(dataset, action_mask=tuple(has.tolist()))
-        self._spec, self._dataset = spec, dataset
-        self._absent_A = np.zeros(spec.size, bool) if dataset is None else ~np.array(dataset.action_mask)
+        self._spec, self._dataset = spec, None if dataset is None else dataset.answered_in(answered)
+        self._absent_A = np.zeros(spec.size, bool) if self._dataset is None else ~np.array(self._dataset.action_mask)
 
     def tokens(self, tokens_RA: Tensor) -> Tensor:
         """The tokens chosen, with the neutral value's in absent dimensions, as training shows them."""

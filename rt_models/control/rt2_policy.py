@@ -44,8 +44,7 @@ class RT2Policy:
             raise ValueError(f"num_robots {num_robots} and num_frames {num_frames} must be at least 1")
         self.model, self.text, self.num_robots = model, text, num_robots
         self._strategy, self._plan_room = strategy, plan_room
-        said_A = np.isin(np.arange(text.spec.size), text.field_dims)
-        self._outlet = ActionOutlet(text.spec, dataset, said_A)
+        self._outlet = ActionOutlet(text.spec, dataset, text.config.answered_dims())
         self._mask_A = None if dataset is None else torch.tensor(dataset.action_mask)
         self._num_frames = num_frames
         self._begin()

@@ -93,6 +93,10 @@ class RT2TextConfig:
         """RT-1's 11 dimensions, binned as here; those that are no field keep their neutral value."""
         return rt1_action_spec(bins=self.bins, world_vector_limit=self.world_vector_limit, binning=self.binning)
 
+    def answered_dims(self) -> tuple[bool, ...]:
+        """Per dimension of `spec()` whether it is a field."""
+        return tuple(name in self.fields for name in self.spec().names)
+
     def build(self, tokenizer: Tokenizer, *, max_tokens: int) -> RT2Text:
         """`max_tokens` is the longest prompt with its answer. Raises ValueError where the vocabulary has no room."""
         return RT2Text(self, tokenizer, max_tokens)

@@ -160,7 +160,7 @@ def test_weights_of_another_encoder_are_refused(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["{home}/nowhere", "{home}/out"], "no complete checkpoint in"),
+        (["{home}/nowhere", "{home}/out"], "nowhere is not there: give a run's output folder"),
         (["{run}", "{run}"], "exists: give a new folder"),
         (["{run}", "{home}/out", "--weights", "best"], "--weights"),
     ],

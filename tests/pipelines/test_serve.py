@@ -14,7 +14,7 @@ from pipelines.cli import main
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["runs/first"], "runs/first is no registered model: give models:/NAME@ALIAS"),
+        (["runs/first"], "runs/first is not there: give a run's output folder"),
         (["models:/arm@champion", "--prot", "5002"], "rtp serve: there is no option --prot: did you mean '--port'?"),
         (["models:/arm@champion", "--workers", "4"], "rtp serve: there is no option --workers; --help lists them"),
         (["models:/arm@champion", "--env-manager=local"], "rtp serve: there is no option --env-manager; --help"),
