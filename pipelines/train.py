@@ -34,6 +34,7 @@ from pipelines.train_worker import train_worker
 from pipelines.training.checks import check_job, require_fresh_or_resumed
 from pipelines.training.co_fine_tuning import Store
 from pipelines.training.data import resolved
+from pipelines.training.initial_weights import located
 from pipelines.training.job import TrainJob
 from pipelines.training.loop_state import LoopState
 from pipelines.training.progress import packed, progress_bar
@@ -150,7 +151,8 @@ class TrainArguments:
     resume: bool = False
     """Continue from the newest checkpoint in --output."""
     init: str | None = None
-    """Start from the weights of a run, checkpoint or bundle (rtp export, rtp import-weights) instead of fresh ones."""
+    """Start from the weights of a run, checkpoint, exported folder or models:/NAME@ALIAS instead of fresh ones; or
+    imagenet:FILE, for an RT-1's EfficientNet alone: a state dict of torchvision's or timm's efficientnet_b3."""
     accept: tuple[str, ...] = ()
     """Names of the audit's contradictions to train in spite of (rtp inspect --audit lists them)."""
     config: str | None = None
@@ -168,7 +170,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
         output=absolute(given.output),
         tracking_uri=tracking_uri(),
         resume=given.resume,
-        init=None if given.init is None else absolute(given.init),
+        init=None if given.init is None else located(given.init),
     )
     result = run_training(job, accepted=given.accept)
     print(f"trained {given.experiment.name} to step {result['steps']}, in {job.output}")

@@ -235,7 +235,8 @@ class _Session:
             self.context, micro_batch=self.loop.micro_batch, accumulation=accumulation
         )
         weights_from = self.job.init if self.found is None else None
-        self.model = engine.build(model_factory(self.experiment, weights_from), self.experiment.optimizer.build)
+        build_model = model_factory(self.experiment, weights_from, self.job.tracking_uri)
+        self.model = engine.build(build_model, self.experiment.optimizer.build)
         torch.manual_seed(self.loop.seed + self.context.rank)
         if self.found is not None:
             self._resume(engine, self.found)

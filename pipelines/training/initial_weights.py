@@ -13,12 +13,15 @@ from torch import Tensor, nn
 
 from cluster.shards import require_same_shapes
 from cluster.storage import Checkpoint
+from pipelines.config.arguments import absolute
 from pipelines.config.experiment import Experiment
 from pipelines.config.serialization import did_you_mean, flatten, to_plain
 from pipelines.families.models import Model
+from pipelines.publishing.registered import is_registered, version_of
 from pipelines.publishing.trained_model import Description, describe_trained, load_trained
 from pipelines.publishing.training_stores import StoreReference, references_of
 from pipelines.training.co_fine_tuning import PLANS, plans_fingerprint
+from pipelines.training.imagenet_start import IMAGENET, load_into_backbone, require_imagenet_usable
 from rt_models.blocks.batch_norm import BatchNorm
 from rt_models.spec import Contract, ContractMismatch
 
@@ -29,13 +32,25 @@ _TRAINING_ONLY = ("dropout", "stochastic_depth", "crop", "crop_seed", "loss_on")
 _TRAINING_ONLY_PARTS = ("compute", "batch_norm")
 
 
-def model_factory(experiment: Experiment, weights_from: str | None) -> Callable[[], Model]:
-    """Builds the model: fresh, or with the weights of a run's output folder, a checkpoint or a bundle."""
+def located(init: str) -> str:
+    """`--init` as every worker finds it: a path is made absolute, an alias is the version it points at now."""
+    if init.startswith(IMAGENET):
+        return IMAGENET + absolute(init.removeprefix(IMAGENET))
+    return version_of(init) if is_registered(init) else absolute(init)
+
+
+def model_factory(experiment: Experiment, weights_from: str | None, tracking: str | None = None) -> Callable[[], Model]:
+    """Builds the model: fresh, or with the weights of a trained model, or with ImageNet weights in its backbone.
+
+    `tracking`: the MLflow server that a registered model comes from.
+    """
 
     def build() -> Model:
         model = experiment.model.build()
-        if weights_from is not None:
-            saved = load_trained(weights_from).model.state_dict()
+        if weights_from is not None and weights_from.startswith(IMAGENET):
+            load_into_backbone(model, weights_from)
+        elif weights_from is not None:
+            saved = load_trained(weights_from, tracking=tracking).model.state_dict()
             require_same_shapes(_shapes(saved), _shapes(model.state_dict()), weights_from)
             model.load_state_dict(saved)
         freeze(model, experiment.freeze)
@@ -94,6 +109,9 @@ def freeze(model: nn.Module, beginnings: Sequence[str]) -> None:
 
 def require_usable(weights_from: str, experiment: Experiment, contract: Contract) -> None:
     """Raise ValueError unless these weights mean the same in this training's model and under its contract."""
+    if weights_from.startswith(IMAGENET):
+        require_imagenet_usable(weights_from, experiment.model)
+        return
     found = describe_trained(weights_from)
     _require_same_model(found, weights_from, experiment)
     theirs = found.contract

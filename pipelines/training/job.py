@@ -12,7 +12,8 @@ from pipelines.config.experiment import Experiment
 class TrainJob:
     """What `train` is asked to do. `stores` and `validation` are folders of episode stores, local or remote.
 
-    `init`: a run's output folder, a checkpoint or a bundle whose weights a new run starts from.
+    `init`: the weights that a new run starts from: a trained model (pipelines/publishing/trained_model.py), or
+    imagenet:FILE (pipelines/training.imagenet_start.py).
     `run_id`: the MLflow run that the metrics go to; None: `train` opens one, and ends it.
     `until`: a step to pause at, with a checkpoint; the schedule is that of the whole run. `tags`: of the MLflow run.
     """

@@ -1,0 +1,62 @@
+"""`--init imagenet:FILE`: the EfficientNet of an RT-1 starts from ImageNet weights, all else is fresh (arXiv
+2212.06817, section 5.1).
+
+FILE is a state dict of torchvision's or timm's `efficientnet_b3` (.pth, .pt or .safetensors) that the user has fetched.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipelines.families.models import Model, ModelConfig
+from rt_models.rt1_weights import load_imagenet
+from rt_models.vision.efficientnet import EfficientNetConfig
+
+IMAGENET = "imagenet:"
+
+
+def require_imagenet_usable(source: str, config: ModelConfig) -> None:
+    """Raise FileNotFoundError or ValueError unless the weights of `source` fit the model's backbone, name by name."""
+    backbone = getattr(config, "backbone", None)
+    if not isinstance(backbone, EfficientNetConfig):
+        raise ValueError(
+            f"--init {source}: ImageNet weights are of an EfficientNet, which {type(config).__name__} does not have "
+            f"here: leave --init out, or choose an RT-1 recipe with model.backbone EfficientNetConfig"
+        )
+    with torch.device("meta"):
+        model = config.build()
+    load_into_backbone(model, source)
+
+
+def load_into_backbone(model: Model, source: str) -> None:
+    """Copy the weights of `source` into the backbone. Raises as `require_imagenet_usable` does."""
+    path = source.removeprefix(IMAGENET)
+    state = _state_dict(Path(path))
+    try:
+        load_imagenet(model.tokenizer.backbone, state, model.config.backbone)  # type: ignore[union-attr]
+    except ValueError as error:
+        raise ValueError(
+            f"{path} does not fit model.backbone ({error}): give an efficientnet_b3 of torchvision or timm, and a "
+            f"model with its sizes"
+        ) from error
+
+
+def _state_dict(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"--init {IMAGENET}{path}: there is no such file; fetch an efficientnet_b3 state dict")
+    try:
+        is_safetensors = path.suffix == ".safetensors"
+        state: Any = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} cannot be read as weights ({reason}): give a state dict alone") from error
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds no state dict: save model.state_dict() of efficientnet_b3")
+    return state
