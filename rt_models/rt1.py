@@ -195,9 +195,7 @@ class RT1Config:
 
     def layout(self) -> Layout:
         return Layout(
-            num_steps=self.num_steps,
-            num_image_tokens=self.num_image_tokens,
-            num_action_tokens=self.action_spec().size,
+            num_steps=self.num_steps, num_image_tokens=self.num_image_tokens, num_action_tokens=self.action_spec().size
         )
 
     def build(self) -> RT1:

@@ -360,14 +360,18 @@ def test_a_registered_model_can_be_evaluated(
     assert main([registered["model_uri"], *map(str, flags)])["evaluations"] == from_checkpoint
 
 
-def test_rtp_serve_answers_over_http_until_it_is_ended(registered: dict[str, Any], store: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", ["registered", "run"])
+def test_rtp_serve_answers_over_http_until_it_is_ended(
+    source: str, registered: dict[str, Any], run: str, store: str, tmp_path: Path
+) -> None:
     """SIGTERM to the command alone, as a launcher sends it, ends the process that answers, too."""
     images, texts = frames(store, 1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     variables = environment() | {"MLFLOW_TRACKING_URI": registered["tracking_uri"], "PATH": "/usr/bin:/bin"}
-    command = rtp_command("serve", registered["model_uri"], "--port", port)
+    variables["TMPDIR"] = str(tmp_path)
+    command = rtp_command("serve", run if source == "run" else registered["model_uri"], "--port", port)
     server = subprocess.Popen(command, cwd=tmp_path, env=variables, start_new_session=True)
     try:
         row = [base64.b64encode(images[0]).decode(), texts[0], "arm-1"]
@@ -381,6 +385,7 @@ def test_rtp_serve_answers_over_http_until_it_is_ended(registered: dict[str, Any
     assert family and alive == [] and code == 128 + signal.SIGTERM
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    assert list(tmp_path.glob("served-*")) == []
     assert answer["predictions"] == load_registered(registered["model_uri"], registered["tracking_uri"])(images, texts)
 
 
