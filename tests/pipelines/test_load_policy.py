@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,9 @@ from pipelines.publishing.folder import read_bundle, write_bundle
 from pipelines.publishing.policy import load_policy
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.images import decode_image
+from tests.support.command_line import environment, rtp_command
+from tests.support.http_client import post_until_up
+from tests.support.servers import free_ports, process
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +104,24 @@ def test_of_several_datasets_one_must_be_named(run: str, home: Path, store: str,
     assert load_policy(home / "two", dataset="other").dataset.name == "other"
     text = EpisodeStore.open(store).instruction_texts[0]
     assert np.isfinite(list(load_policy(home / "two", dataset="other").act(frames[0], text).values.values())).all()  # type: ignore[arg-type]
+
+
+def test_an_exported_folder_is_served_without_a_registry(
+    run: str, home: Path, store: str, frames: list[bytes], tmp_path: Path
+) -> None:
+    (port,) = free_ports(1)
+    text = EpisodeStore.open(store).instruction_texts[0]
+    variables = environment() | {"TMPDIR": str(tmp_path)}
+    log = tmp_path / "served.log"
+    command = rtp_command("serve", home / "exported", "--port", port)
+    with process(command, variables, log, cwd=tmp_path) as server:
+        row = {"image": base64.b64encode(frames[0]).decode(), "instruction": text, "robot": "arm-1"}
+        answer = post_until_up(f"http://127.0.0.1:{port}/invocations", {"dataframe_records": [row]}, deadline_s=300)
+        assert len(list(tmp_path.glob("served-*"))) == 1
+        server.send_signal(signal.SIGTERM)
+        server.wait()
+    action = load_policy(home / "exported").act(frames[0], text)
+    (predicted,) = answer["predictions"]
+    assert {name: predicted[name] for name in action.values} == dict(action.values)
+    assert tuple(predicted["absent"]) == action.absent
+    assert list(tmp_path.glob("served-*")) == []

@@ -10,9 +10,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +34,7 @@ from rt_models.action_tokens import decode
 from rt_models.control.rt1_policy import RT1Policy
 from tests.support import clean_environment
 from tests.support.command_line import REPOSITORY, Rtp, environment, rtp_command
+from tests.support.http_client import post_until_up
 
 
 @pytest.fixture(scope="module")
@@ -360,18 +358,14 @@ def test_a_registered_model_can_be_evaluated(
     assert main([registered["model_uri"], *map(str, flags)])["evaluations"] == from_checkpoint
 
 
-@pytest.mark.parametrize("source", ["registered", "run"])
-def test_rtp_serve_answers_over_http_until_it_is_ended(
-    source: str, registered: dict[str, Any], run: str, store: str, tmp_path: Path
-) -> None:
+def test_rtp_serve_answers_over_http_until_it_is_ended(registered: dict[str, Any], store: str, tmp_path: Path) -> None:
     """SIGTERM to the command alone, as a launcher sends it, ends the process that answers, too."""
     images, texts = frames(store, 1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     variables = environment() | {"MLFLOW_TRACKING_URI": registered["tracking_uri"], "PATH": "/usr/bin:/bin"}
-    variables["TMPDIR"] = str(tmp_path)
-    command = rtp_command("serve", run if source == "run" else registered["model_uri"], "--port", port)
+    command = rtp_command("serve", registered["model_uri"], "--port", port)
     server = subprocess.Popen(command, cwd=tmp_path, env=variables, start_new_session=True)
     try:
         row = [base64.b64encode(images[0]).decode(), texts[0], "arm-1"]
@@ -385,19 +379,4 @@ def test_rtp_serve_answers_over_http_until_it_is_ended(
     assert family and alive == [] and code == 128 + signal.SIGTERM
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5).close()
-    assert list(tmp_path.glob("served-*")) == []
     assert answer["predictions"] == load_registered(registered["model_uri"], registered["tracking_uri"])(images, texts)
-
-
-def post_until_up(url: str, body: dict[str, Any], *, deadline_s: float) -> dict[str, Any]:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    ends = time.monotonic() + deadline_s
-    while True:
-        try:
-            with urllib.request.urlopen(request, timeout=30) as response:
-                return json.loads(response.read())
-        except urllib.error.HTTPError as error:
-            raise AssertionError(error.read().decode()) from error
-        except OSError:
-            assert time.monotonic() < ends
-            time.sleep(0.5)
