@@ -18,6 +18,7 @@ from mlflow.pyfunc import PyFuncModel
 from pipelines.catalogue import load_recipe
 from pipelines.publishing import mlflow_server as policy_server
 from pipelines.publishing.folder import TrainedModel, read_bundle, write_bundle
+from pipelines.publishing.inference import InferenceModel
 from pipelines.publishing.instructions import Instructions
 from pipelines.publishing.mlflow_model import signature
 from pipelines.publishing.mlflow_policy import MlflowPolicy
@@ -86,7 +87,7 @@ def post(server: Any, body: Any, content_type: str = "application/json", **heade
 
 
 def test_the_curl_line_is_answered_as_it_stands(server: GuardedServer, trained: TrainedModel) -> None:
-    line = shlex.split(ServedPolicy.of(trained).curl())
+    line = shlex.split(ServedPolicy.of(InferenceModel(trained)).curl())
     assert line[:2] == ["curl", "http://127.0.0.1:5001/invocations"] and line[2:4] == [
         "-H",
         "Content-Type: application/json",
@@ -108,13 +109,13 @@ def test_the_curl_line_of_the_readme_is_answered(server: GuardedServer) -> None:
 def test_of_several_datasets_the_line_names_one_and_says_so(trained: TrainedModel) -> None:
     (side,) = trained.contract.datasets
     both = replace(trained.contract, datasets=(side, replace(side, name="other")))
-    served = ServedPolicy.of(replace(trained, contract=both))
+    served = ServedPolicy.of(InferenceModel(replace(trained, contract=both)))
     assert served.request()["params"] == {"dataset": "metaworld_sample"}
     assert "dataset must be one of metaworld_sample, other." in served.description()
 
 
 def rows(server: GuardedServer, trained: TrainedModel, count: int = 1, **changes: Any) -> dict[str, Any]:
-    request: dict[str, Any] = ServedPolicy.of(trained).request()
+    request: dict[str, Any] = ServedPolicy.of(InferenceModel(trained)).request()
     return {"dataframe_records": [{**request["dataframe_records"][0], **changes}] * count}
 
 
@@ -205,5 +206,5 @@ def test_a_registered_bundle_still_opens_without_a_table(trained: TrainedModel, 
 
 
 def test_the_request_format_and_the_dimensions_fit_into_80_columns(trained: TrainedModel) -> None:
-    lines = ServedPolicy.of(trained).description().splitlines()
+    lines = ServedPolicy.of(InferenceModel(trained)).description().splitlines()
     assert [line for line in lines if len(line) > 80 and not line.startswith("curl")] == []
