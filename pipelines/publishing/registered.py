@@ -48,8 +48,13 @@ def describe_registered(model_uri: str, uri: str | None = None) -> Mapping[str, 
 
 
 def version_of(model_uri: str, uri: str | None = None) -> str:
-    """models:/NAME/VERSION, which stays what it is, of models:/NAME@ALIAS, which may move. Raises ConnectionError."""
+    """models:/NAME/VERSION, which stays what it is, of models:/NAME@ALIAS, which may move.
+
+    Raises ValueError for a name without either, and ConnectionError where the registry does not know it.
+    """
     name, _, alias = model_uri.removeprefix(_SCHEME).partition("@")
+    if not name or not (alias or "/" in name):
+        raise ValueError(f"{model_uri} names no version of a model: give models:/NAME@ALIAS or models:/NAME/VERSION")
     if not alias:
         return model_uri
     uri = uri or tracking_uri()

@@ -40,9 +40,13 @@ def trained(opened: EpisodeStore) -> TrainedModel:
     assert isinstance(experiment.model, RT2Config)
     text = replace(experiment.model.text, fields=("terminate_episode", "world_vector_x", "gripper_closedness_action"))
     config = with_tokenizer(replace(experiment.model, text=text), [opened])
+    contract = training_contract(replace(experiment, model=config), [opened])
+    (side,) = contract.datasets
+    offset = tuple(0.25 if name == "world_vector_z" else 0.0 for name in contract.action.names)
+    side = replace(side, transform=replace(side.transform, offset=offset))
     return TrainedModel(
         model=config.build().eval(),
-        contract=training_contract(replace(experiment, model=config), [opened]),
+        contract=replace(contract, datasets=(side,)),
         step=0,
         source="here",
         metadata={"git_revision": "none"},
@@ -82,6 +86,6 @@ def test_the_tokens_of_absent_dimensions_are_those_of_the_neutral_value(
     dataset = trained.contract.datasets[0]
     low, high = trained.contract.action.bounds()
     zero = dataset.transform.apply(np.zeros(len(low), np.float32))[place]
-    assert low[place] < zero < high[place] and abs(zero) > 0.05  # 0 m is not the model's 0
+    assert low[place] < zero == 0.25 < high[place]  # 0 m is the model's 0.25
     expected = int((zero - low[place]) / (high[place] - low[place]) * (trained.contract.action.bins - 1))
     assert set(evaluation.predictions.tokens_NA[:, place]) == {expected}

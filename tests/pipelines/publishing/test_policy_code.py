@@ -18,7 +18,7 @@ from pipelines.training.data import training_contract
 from preprocessing.store.episode_store import EpisodeStore
 from tests.support.command_line import REPOSITORY
 
-FOREIGN = ("tyro", "rich", "ray", "deepspeed", "optuna", "matplotlib", "tensorflow", "cluster", "tuning")
+FOREIGN = ("tyro", "rich", "ray", "deepspeed", "optuna", "matplotlib", "cluster", "tuning")
 
 # Run with the copied code alone on the path: a module that is neither there nor installed cannot be imported.
 ALONE = """

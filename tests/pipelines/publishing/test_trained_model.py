@@ -43,3 +43,9 @@ def test_a_file_is_no_model(tmp_path: Path) -> None:
 def test_a_misspelt_registered_name_is_told_the_form() -> None:
     with pytest.raises(FileNotFoundError, match=r"models:arm@champion is not there: give .* or models:/NAME@ALIAS"):
         load_trained("models:arm@champion")
+
+
+@pytest.mark.parametrize("name", ["models:/", "models:/arm", "models:/@champion"])
+def test_a_registered_model_is_named_with_its_version_or_alias(name: str) -> None:
+    with pytest.raises(ValueError, match=r"names no version of a model: give models:/NAME@ALIAS or models:/NAME/VER"):
+        load_trained(name)
