@@ -28,7 +28,7 @@ def require_imagenet_usable(source: str, config: ModelConfig) -> None:
             f"--init {source}: ImageNet weights are of an EfficientNet, which {type(config).__name__} does not have "
             f"here: leave --init out, or choose an RT-1 recipe with model.backbone EfficientNetConfig"
         )
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]):
         model = config.build()
     load_into_backbone(model, source)
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from pipelines.catalogue import load_recipe
 from pipelines.evaluation.config import EvaluationConfig
@@ -23,6 +24,7 @@ from pipelines.publishing.policy import LoadedPolicy
 from pipelines.training.co_fine_tuning import CoFineTuningConfig, with_tokenizer
 from pipelines.training.data import training_contract
 from preprocessing.store.episode_store import EpisodeStore
+from rt_models.action_tokens import encode
 from rt_models.rt2 import RT2Config
 
 QUICK = EvaluationConfig(bootstrap_samples=10, perturbations=False)
@@ -84,8 +86,7 @@ def test_the_tokens_of_absent_dimensions_are_those_of_the_neutral_value(
     assert evaluation.predictions is not None
     place = trained.contract.action.names.index("world_vector_z")
     dataset = trained.contract.datasets[0]
-    low, high = trained.contract.action.bounds()
-    zero = dataset.transform.apply(np.zeros(len(low), np.float32))[place]
-    assert low[place] < zero == 0.25 < high[place]  # 0 m is the model's 0.25
-    expected = int((zero - low[place]) / (high[place] - low[place]) * (trained.contract.action.bins - 1))
-    assert set(evaluation.predictions.tokens_NA[:, place]) == {expected}
+    zero_A = dataset.transform.apply(np.zeros(trained.contract.action.size, np.float32))
+    assert zero_A[place] == 0.25  # 0 m is not the model's 0
+    expected = encode(torch.from_numpy(zero_A), trained.contract.action)[place]
+    assert set(evaluation.predictions.tokens_NA[:, place]) == {int(expected)}
