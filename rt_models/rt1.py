@@ -186,10 +186,6 @@ class RT1Config:
     def action_spec(self) -> ActionSpec:
         return rt1_action_spec(bins=self.bins, world_vector_limit=self.world_vector_limit, binning=self.binning)
 
-    def answered_dims(self) -> tuple[bool, ...]:
-        """Per dimension of `action_spec()` whether the model answers in it: all of them."""
-        return (True,) * self.action_spec().size
-
     def num_channels(self) -> int:
         return 4 if self.image_channels == "rgb+mask" else 3
 

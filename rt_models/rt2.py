@@ -80,10 +80,6 @@ class RT2Config:
     def action_spec(self) -> ActionSpec:
         return self.text.spec()
 
-    def answered_dims(self) -> tuple[bool, ...]:
-        """Per dimension of `action_spec()` whether the model answers in it; a policy's others are neutral."""
-        return self.text.answered_dims()
-
     def build_tokenizer(self) -> PlainTokenizer:
         return self.tokenizer.build()
 

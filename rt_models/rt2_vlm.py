@@ -118,10 +118,6 @@ class RT2VLMConfig:
     def action_spec(self) -> ActionSpec:
         return self.text.spec()
 
-    def answered_dims(self) -> tuple[bool, ...]:
-        """Per dimension of `action_spec()` whether the model answers in it; a policy's others are neutral."""
-        return self.text.answered_dims()
-
     def build_tokenizer(self) -> TransformersTokenizer:
         """The tokenizer beside the weights."""
         return TransformersTokenizer(self._load("AutoTokenizer"))

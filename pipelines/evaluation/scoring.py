@@ -23,7 +23,7 @@ from pipelines.evaluation.report import (
 )
 from pipelines.evaluation.statistics import Interval
 from pipelines.evaluation.web_scores import score_web
-from pipelines.families.models import Model
+from pipelines.families.models import Model, family_of
 from pipelines.publishing.folder import TrainedModel
 from pipelines.terminal.progress_bar import Count, uncounted
 from preprocessing.store.episode_store import EpisodeStore
@@ -61,7 +61,7 @@ def evaluation_of(
     """The same with the predictions; `counted` is called with the rows of each batch of each pass over the store."""
     contract.require_readable(store.contract, where=store.root)
     dataset = contract.dataset(store.name)
-    outlet = ActionOutlet(model.spec, dataset, model.config.answered_dims())
+    outlet = ActionOutlet(model.spec, dataset, family_of(model).answered_dims(model.config))
     predictions = _as_acted(predict_store(model, contract, store, batch=config.batch, counted=counted), outlet)
     dims, scale = scored_dimensions(dataset, predictions), ErrorScale.of(store.contract)
     lazy = {name: baseline_tokens(name, predictions, model) for name in BASELINES}
@@ -69,7 +69,7 @@ def evaluation_of(
     correct = {name: correct_share(tokens, predictions, dims) for name, tokens in lazy.items()}
     own = correct_share(predictions.tokens_NA, predictions, dims)
 
-    answered = dataset.answered_in(model.config.answered_dims())  # baselines answer in all
+    answered = dataset.answered_in(family_of(model).answered_dims(model.config))  # baselines answer in all
 
     def scaled_error(tokens_NA: np.ndarray, side: DatasetContract = answered) -> Interval:
         return interval(scale.errors(_physical(tokens_NA, model, side), predictions.physical_NA))
@@ -137,7 +137,7 @@ def _per_dimension(
 ) -> dict[str, DimensionScores]:
     """By scored dimension: the scores of the model and of the baselines."""
     policies = {"policy": predictions.tokens_NA, **lazy}
-    answered = dataset.answered_in(model.config.answered_dims())
+    answered = dataset.answered_in(family_of(model).answered_dims(model.config))
     table = {}
     for dim in dims:
         scores = {}

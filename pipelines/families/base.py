@@ -195,6 +195,10 @@ class ModelFamily(ABC, Generic[ConfigT, ModelT]):
     def num_frames(self, config: ConfigT) -> int:
         """Camera frames that an answer may rest on."""
 
+    def answered_dims(self, config: ConfigT) -> tuple[bool, ...]:
+        """Per dimension of the action space whether the model answers in it; a policy's others are neutral."""
+        return (True,) * config.action_spec().size
+
     @abstractmethod
     def policies(self, model: ModelT) -> Callable[[DatasetContract], Policy]:
         """Makes policies of `model`, each for one dataset of its contract."""

@@ -146,6 +146,9 @@ class PromptFamily(ModelFamily[ConfigT, ModelT]):
     def num_frames(self, config: Any) -> int:
         return config.text.frames
 
+    def answered_dims(self, config: Any) -> tuple[bool, ...]:
+        return config.text.answered_dims()
+
     def policies(self, model: ModelT) -> Callable[[DatasetContract], RT2Policy]:
         text = model.config.build_text()
         return lambda dataset: RT2Policy(model, text, dataset=dataset)

@@ -1,7 +1,7 @@
 """The source files of ours that a registered policy carries: `mlflow_policy.py`, what it imports, and so on.
 
-Imports inside functions count, and all families of models, which are found by listing their folder. Found by reading the sources, so that a package which the command line alone needs is
-neither copied nor imported where a policy is served.
+Found by reading the sources, so that a package which the command line alone needs is neither copied nor imported where
+a policy is served. Imports inside functions count; the families of models are found by listing their folder.
 """
 
 from __future__ import annotations

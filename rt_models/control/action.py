@@ -37,16 +37,21 @@ class Action:
 class ActionOutlet:
     """Makes the tokens of a policy an action of one dataset, or leaves model values where there is none.
 
-    `answered` are the dimensions that the model answers in. Raises ValueError for another number of dimensions.
+    `answered` are the dimensions that the model answers in, by default all. Raises ValueError for another number of
+    dimensions.
     """
 
-    def __init__(self, spec: ActionSpec, dataset: DatasetContract | None, answered: Sequence[bool]) -> None:
+    def __init__(
+        self, spec: ActionSpec, dataset: DatasetContract | None, answered: Sequence[bool] | None = None
+    ) -> None:
         if dataset is not None and len(dataset.transform.scale) != spec.size:
             raise ValueError(
                 f"dataset {dataset.name} has {len(dataset.transform.scale)} dimensions, the model acts in {spec.size}"
             )
-        self._spec, self._dataset = spec, None if dataset is None else dataset.answered_in(answered)
-        self._absent_A = np.zeros(spec.size, bool) if self._dataset is None else ~np.array(self._dataset.action_mask)
+        if dataset is not None and answered is not None:
+            dataset = dataset.answered_in(answered)
+        self._spec, self._dataset = spec, dataset
+        self._absent_A = np.zeros(spec.size, bool) if dataset is None else ~np.array(dataset.action_mask)
 
     def tokens(self, tokens_RA: Tensor) -> Tensor:
         """The tokens chosen, with the neutral value's in absent dimensions, as training shows them."""

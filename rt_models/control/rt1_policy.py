@@ -47,7 +47,7 @@ class RT1Policy:
     ) -> None:
         if num_robots < 1:
             raise ValueError(f"num_robots must be at least 1, got {num_robots}")
-        self._outlet = ActionOutlet(model.spec, dataset, model.config.answered_dims())
+        self._outlet = ActionOutlet(model.spec, dataset)
         self.model, self.num_robots = fuse_batch_norm(model), num_robots
         self.model.compile_parts()
         self._encode = encode
