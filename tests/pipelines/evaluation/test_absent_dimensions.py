@@ -15,13 +15,14 @@ from pipelines.catalogue import load_recipe
 from pipelines.evaluation.config import EvaluationConfig
 from pipelines.evaluation.report import EpisodeReport
 from pipelines.evaluation.scoring import evaluation_of
+from pipelines.families.rt2 import with_tokenizer
 from pipelines.publishing.folder import TrainedModel
 from pipelines.publishing.inference import InferenceModel
 from pipelines.publishing.instructions import Instructions
 from pipelines.publishing.mlflow_model import write_policy
 from pipelines.publishing.mlflow_policy import MlflowPolicy
 from pipelines.publishing.policy import LoadedPolicy
-from pipelines.training.co_fine_tuning import CoFineTuningConfig, with_tokenizer
+from pipelines.training.co_fine_tuning import CoFineTuningConfig
 from pipelines.training.data import training_contract
 from preprocessing.store.episode_store import EpisodeStore
 from rt_models.action_tokens import encode
