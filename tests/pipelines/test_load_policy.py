@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import shutil
 import signal
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.images import decode_image
 from tests.support.command_line import environment, rtp_command
 from tests.support.http_client import post_until_up
-from tests.support.servers import free_ports, process
+from tests.support.servers import free_ports
 
 
 @pytest.fixture(scope="module")
@@ -112,12 +113,13 @@ def test_an_exported_folder_is_served_without_a_registry(
     (port,) = free_ports(1)
     text = EpisodeStore.open(store).instruction_texts[0]
     variables = environment() | {"TMPDIR": str(tmp_path)}
-    log = tmp_path / "served.log"
     command = rtp_command("serve", home / "exported", "--port", port)
-    with process(command, variables, log, cwd=tmp_path) as server:
+    server = subprocess.Popen(command, cwd=tmp_path, env=variables, start_new_session=True)
+    try:
         row = {"image": base64.b64encode(frames[0]).decode(), "instruction": text, "robot": "arm-1"}
         answer = post_until_up(f"http://127.0.0.1:{port}/invocations", {"dataframe_records": [row]}, deadline_s=300)
         assert len(list(tmp_path.glob("served-*"))) == 1
+    finally:
         server.send_signal(signal.SIGTERM)
         server.wait()
     action = load_policy(home / "exported").act(frames[0], text)
