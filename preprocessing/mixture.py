@@ -1,6 +1,6 @@
 """How often each dataset of a mixture is drawn: weights that name their unit, and what they come to over real stores.
 
-Each mixture is one file of `preprocessing/mixtures/`. This is arithmetic only; `loading/source_order.py` draws by it.
+Each mixture is one file of `preprocessing/mixtures/`. This is arithmetic only; `loading/mixture_order.py` draws by it.
 """
 
 from __future__ import annotations
@@ -96,56 +96,3 @@ def load(name: str) -> Mixture:
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
         raise ValueError(f"there is no mixture {name!r}: {hint}")
     return importlib.import_module(f"preprocessing.mixtures.{name}").MIXTURE
-
-
-@dataclass(frozen=True, kw_only=True)
-class Portion:
-    """One dataset's part. `samples` are drawn of a store of `steps`; `epochs` is how often each step is seen."""
-
-    dataset: str
-    asked_share: float
-    realised_share: float
-    samples: int
-    steps: int
-    epochs: float
-
-
-def portions(mixture: Mixture, steps: Mapping[str, int], samples: int | Mapping[str, int]) -> list[Portion]:
-    """Asked against realised share and effective epochs of each dataset, in the order of `steps`.
-
-    `samples` is how many were drawn of each dataset, or a number to be drawn in all, which is then handed out in whole
-    samples within one of the asked share.
-    """
-    asked = mixture.shares(steps)
-    drawn = apportioned(asked, samples) if isinstance(samples, int) else {name: samples.get(name, 0) for name in steps}
-    total = max(sum(drawn.values()), 1)
-    return [
-        Portion(
-            dataset=name,
-            asked_share=asked[name],
-            realised_share=drawn[name] / total,
-            samples=drawn[name],
-            steps=count,
-            epochs=drawn[name] / count,
-        )
-        for name, count in steps.items()
-    ]
-
-
-def apportioned(shares: Mapping[str, float], total: int) -> dict[str, int]:
-    """Whole numbers that add up to `total`, each within one of its share: the largest remainders are rounded up."""
-    counts = {name: int(share * total) for name, share in shares.items()}
-    by_remainder = sorted(shares, key=lambda name: counts[name] - shares[name] * total)
-    for name in by_remainder[: total - sum(counts.values())]:
-        counts[name] += 1
-    return counts
-
-
-def text(found: list[Portion]) -> str:
-    """A table to read in a terminal."""
-    head = f"{'dataset':<44}{'asked':>9}{'realised':>10}{'samples':>12}{'steps':>12}{'epochs':>10}"
-    rows = [
-        f"{p.dataset:<44}{p.asked_share:>9.2%}{p.realised_share:>10.2%}{p.samples:>12}{p.steps:>12}{p.epochs:>10.3g}"
-        for p in found
-    ]
-    return "\n".join([head, *rows])

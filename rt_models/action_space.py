@@ -113,7 +113,9 @@ class ActionSpec:
 def rt1_action_spec(
     *, bins: int = 256, world_vector_limit: float = 1.0, binning: Literal["truncate", "centre"] = "truncate"
 ) -> ActionSpec:
-    """RT-1's 11-D space in the order of the released models, one token a dimension (facts: JAX `rt1.py:286-307`).
+    """RT-1's 11-D space in the order of the released models, one token a dimension.
+
+    google-deepmind/open_x_embodiment 9eeb68b9 `models/rt1.py:286-307`.
 
     `world_vector_limit` is 1 for RT-1 and 2 for RT-1-X.
     """

@@ -98,7 +98,7 @@ def require_rows(batch: Mapping[str, Tensor], *, max_tokens: int, vocab_size: in
     """Raise ValueError unless frames, image places and tokens of an RT-2 batch fit each other and the model."""
     missing = [key for key in ("frames", "image_index", "tokens", "token_mask") if key not in batch]
     if missing:
-        raise ValueError(f"batch: {missing[0]!r} is missing; rt_models/rt2.py lists the keys")
+        raise ValueError(f"batch: {missing[0]!r} is missing; rt_models.spec.RT2_BATCH lists the keys")
     frames, index, tokens = batch["frames"], batch["image_index"], batch["tokens"]
     _require("batch['frames']", frames, "uint8", ("F", "H", "W", 3), " RGB in 0..255")
     _require("batch['image_index']", index, "int64", ("B", "I"))
@@ -115,7 +115,7 @@ def require_rows(batch: Mapping[str, Tensor], *, max_tokens: int, vocab_size: in
 def require_answers(batch: Mapping[str, Tensor]) -> None:
     """Raise ValueError unless a batch that `require_rows` has passed says which of its tokens are targets."""
     if "answer_mask" not in batch:
-        raise ValueError("batch: 'answer_mask' is missing, and a loss needs it; rt_models/rt2.py lists the keys")
+        raise ValueError("batch: 'answer_mask' is missing, and a loss needs it; rt_models.spec.RT2_BATCH lists it")
     answer, real = batch["answer_mask"], batch["token_mask"]
     _require("batch['answer_mask']", answer, "bool", tuple(real.shape))
     if answer.device.type == "cpu" and (answer & ~real).any():

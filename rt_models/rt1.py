@@ -377,7 +377,10 @@ class RT1(RobotModel):
         return self.action_logits(tokens_BTKD, action_tokens, batch["step_mask"], output_steps)
 
     def _action_contents(self, action_tokens_BTA: Tensor | None) -> Tensor | None:
-        """The contents of action positions: the actions' embeddings, token 0's at the last step (facts: JAX)."""
+        """The contents of action positions: the actions' embeddings, token 0's at the last step.
+
+        As google-deepmind/open_x_embodiment 9eeb68b9 `models/rt1.py` has it.
+        """
         if self.action_embedding is None:
             return None
         assert action_tokens_BTA is not None

@@ -1,7 +1,8 @@
 """Weights made elsewhere: the official JAX RT-1 and RT-1-X (flax trees), and ImageNet EfficientNet-B3 (state dicts).
 
-One table says which of their leaves is which of ours and how its axes turn (facts/rt1: conversion map). Every leaf on
-both sides must be used exactly once; what is left over or missing is an error that lists it.
+One table says which of their leaves is which of ours and how its axes turn; theirs are named in
+google-deepmind/open_x_embodiment 9eeb68b9 `models/rt1.py`. Every leaf on both sides must be used exactly once; what is
+left over or missing is an error that lists it.
 """
 
 from __future__ import annotations

@@ -4,14 +4,9 @@ Read in the order a row travels: config -> vision encoder, whose patch embedding
 decoder -> loss on answers. `RT2()` builds the default; `RT2Config.tiny()` learns in minutes on two CPU cores. A
 pretrained vision-language model with the same methods is in rt2_vlm.py, decoding in rt2_decoding.py.
 
-A batch is a dict of tensors:
-    frames uint8 (F, H, W, 3)      distinct pictures of one size
-    image_index int64 (B, I)       row of `frames` at each image place, -1 where there is none
-    tokens int64 (B, L)            prompt, answer, end token; padded at the right
-    token_mask bool (B, L)         True: a real token
-    answer_mask bool (B, L)        True: a target of the loss, predicted from the place before it (loss only)
-    prompt_length int64 (B,)       tokens before the answer; where left out, those before the first target (loss only)
-    is_robot bool, crop_key int64 (B,)   which frames are cropped in training, and how (with a robot_crop only)
+A batch is a dict of tensors, `rt_models.spec.RT2_BATCH`. The model reads frames, image_index, tokens and token_mask;
+for a loss also answer_mask and, if it is there, prompt_length (else an answer begins at its first target); and with a
+robot_crop is_robot and crop_key, which say what frames are cropped in training, and how.
 
 Axes: B rows, I image places, N pictures, P patches, L tokens, S positions of a row (patches and tokens), R answered
 positions, D width, V vocabulary.

@@ -5,7 +5,8 @@ NumPy and the standard library only, so that a data job can import it without to
 Two number lines are kept apart. *Physical* values are what the episode store holds (metres, radians, or the source's
 own number where its unit is unknown). *Model* values are what is binned into tokens: physical values after an
 `AffineTransform`, expected in each dimension's [low, high]. With the identity transform the two coincide, as in the
-official RT-1 (facts: robotics_transformer `tokenizers/action_tokenizer.py`; open_x_embodiment `models/rt1.py`).
+official RT-1 (google-research/robotics_transformer 4569641b `tokenizers/action_tokenizer.py:142`;
+google-deepmind/open_x_embodiment 9eeb68b9 `models/rt1.py`).
 """
 
 from __future__ import annotations
@@ -185,12 +186,13 @@ def _dataset_from_json(data: Mapping[str, Any]) -> DatasetContract:
     return DatasetContract(**tuples({**data, "statistics": statistics, "transform": transform}))
 
 
-# --- The batch that the loader hands to a robot policy ---
+# --- The batches that the loader hands out ---
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchField:
-    """One key of a batch. Axes: B windows, T steps, F distinct frames, HW pixels, C colours, A actions, D embedding."""
+    """One key of a batch. Axes: B windows or rows, T steps, I image places, L tokens, F distinct frames, HW pixels,
+    C colours, A actions, D embedding."""
 
     dtype: str
     axes: str
@@ -220,25 +222,65 @@ BATCH: dict[str, BatchField] = {
 }
 
 
+RT2_BATCH: dict[str, BatchField] = {
+    "frames": BatchField(dtype="uint8", axes="FHWC", meaning="distinct RGB pictures of one size, 0..255"),
+    "image_index": BatchField(dtype="int64", axes="BI", meaning="row of `frames` at each image place; -1: none"),
+    "tokens": BatchField(dtype="int64", axes="BL", meaning="prompt, answer, end token; padded at the right"),
+    "token_mask": BatchField(dtype="bool", axes="BL", meaning="True: a real token"),
+    "answer_mask": BatchField(
+        dtype="bool", axes="BL", meaning="True: a target of the loss, predicted from the place before it"
+    ),
+    "prompt_length": BatchField(dtype="int64", axes="B", meaning="tokens before the answer"),
+    "is_robot": BatchField(dtype="bool", axes="B", meaning="True: a robot step; False: an image-text example"),
+    "action": BatchField(dtype="float32", axes="BA", meaning="model values; zeros for an image-text example"),
+    "action_mask": BatchField(dtype="bool", axes="BA", meaning="True: the dimension exists in the row's dataset"),
+    "sample_id": BatchField(dtype="int64", axes="B", meaning="place in the global sample order"),
+    "crop_key": BatchField(dtype="int64", axes="B", meaning="keys random crops of a robot's frames"),
+    "store": BatchField(dtype="int64", axes="B", meaning="number of the store in the mixture"),
+    "episode": BatchField(dtype="int64", axes="B", meaning="number of the episode in its store; -1: no robot step"),
+    "step": BatchField(dtype="int64", axes="B", meaning="step of the episode, from 0; -1: no robot step"),
+}
+
+
 def check_batch(batch: Mapping[str, Any], *, action_size: int) -> None:
     """Raise ValueError unless `batch` (arrays or tensors) satisfies `BATCH`; tests call it at the loader's exit."""
-    needed = {key for key, field in BATCH.items() if not field.optional}
-    missing, extra = sorted(needed - set(batch)), sorted(set(batch) - set(BATCH))
+    _check_fields(batch, BATCH, action_size)
+    index, real = np.asarray(batch["frame_index"]), np.asarray(batch["step_mask"])
+    if (index[real] < 0).any() or (index >= len(batch["frames"])).any() or (index[~real] != -1).any():
+        raise ValueError("batch['frame_index'] must be a row of frames on real steps and -1 on padding")
+    if np.asarray(batch["loss_mask"])[~real].any():
+        raise ValueError("batch['loss_mask'] is True on padding")
+
+
+def check_rt2_batch(batch: Mapping[str, Any], *, action_size: int) -> None:
+    """Raise ValueError unless `batch` (arrays or tensors) satisfies `RT2_BATCH`; tests call it at the loader's exit."""
+    _check_fields(batch, RT2_BATCH, action_size)
+    index, real, is_robot = (np.asarray(batch[key]) for key in ("image_index", "token_mask", "is_robot"))
+    if (index < -1).any() or (index >= len(batch["frames"])).any():
+        raise ValueError("batch['image_index'] must be a row of frames or -1")
+    if not real[:, 0].all() or (real[:, 1:] & ~real[:, :-1]).any():
+        raise ValueError("batch['token_mask']: a row begins with a real token, and its padding stands at the right")
+    prompt_BL = np.arange(real.shape[1]) < np.asarray(batch["prompt_length"])[:, None]
+    if (np.asarray(batch["answer_mask"]) & (prompt_BL | ~real)).any():
+        raise ValueError("batch['answer_mask'] is True on padding or in a prompt")
+    for key in ("episode", "step"):
+        if ((np.asarray(batch[key]) >= 0) != is_robot).any():
+            raise ValueError(f"batch[{key!r}] must be 0 or more for a robot step and -1 elsewhere")
+
+
+def _check_fields(batch: Mapping[str, Any], table: Mapping[str, BatchField], action_size: int) -> None:
+    """Raise ValueError unless keys, dtypes and axes are those of `table`, and floats are finite."""
+    needed = {key for key, field in table.items() if not field.optional}
+    missing, extra = sorted(needed - set(batch)), sorted(set(batch) - set(table))
     if missing or extra:
         raise ValueError(f"batch keys: missing {missing}, extra {extra}")
     sizes = {"A": action_size, "C": 3, "D": EMBEDDING_WIDTH}
-    for key, field in ((key, BATCH[key]) for key in BATCH if key in batch):
+    for key, field in ((key, table[key]) for key in table if key in batch):
         dtype, shape = str(batch[key].dtype).removeprefix("torch."), tuple(batch[key].shape)
         if dtype != field.dtype or len(shape) != len(field.axes):
             raise ValueError(f"batch[{key!r}] is {dtype} {shape}, expected {field.dtype} with axes {field.axes}")
         for axis, length in zip(field.axes, shape, strict=True):
             if sizes.setdefault(axis, length) != length:
                 raise ValueError(f"batch[{key!r}] has axis {axis} = {length}, elsewhere it is {sizes[axis]}")
-    index, real = np.asarray(batch["frame_index"]), np.asarray(batch["step_mask"])
-    if (index[real] < 0).any() or (index >= sizes["F"]).any() or (index[~real] != -1).any():
-        raise ValueError("batch['frame_index'] must be a row of frames on real steps and -1 on padding")
-    if np.asarray(batch["loss_mask"])[~real].any():
-        raise ValueError("batch['loss_mask'] is True on padding")
-    for key in ("embedding", "action"):
-        if not np.isfinite(np.asarray(batch[key])).all():
+        if dtype == "float32" and not np.isfinite(np.asarray(batch[key])).all():
             raise ValueError(f"batch[{key!r}] holds values that are not finite")

@@ -67,7 +67,7 @@ class StepMetrics:
             tokens_B = self._cost.trained_tokens(batch).double()
             rows_B = torch.full_like(tokens_B, torch.nan) if row_losses_B is None else row_losses_B.double()
             columns_B3 = torch.stack([torch.ones_like(tokens_B), tokens_B, rows_B], dim=1)
-            self._by_store_S3.index_add_(0, batch["source" if "source" in batch else "store"], columns_B3)
+            self._by_store_S3.index_add_(0, batch["store"], columns_B3)
 
     def leave_out(self, seconds: float) -> None:
         """Time that was not spent on training."""

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -110,8 +109,7 @@ class Loader:
         if self._recent and (score := shuffle_score(np.concatenate(self._recent))) is not None:
             found["shuffle_score"] = score
         rows_of_store = self._reader.store_rows
-        names = getattr(self._reader, "datasets", range(len(rows_of_store)))
-        for name, drawn, rows in zip(names, self._drawn, rows_of_store, strict=True):
+        for name, drawn, rows in zip(self._reader.datasets, self._drawn, rows_of_store, strict=True):
             found[f"share/{name}"] = float(drawn / max(self._drawn.sum(), 1))
             found[f"epochs/{name}"] = float(drawn * self._world_size / rows)
         return found
@@ -121,7 +119,7 @@ class Loader:
         if self._reader.config.mode != "read":
             yield from self._repeated(pieces)
             return
-        threads = getattr(self._reader, "concurrent_reads", 1)
+        threads = self._reader.concurrent_reads
         depth = self._reader.config.prefetch_batches + threads
         planner, pool = ThreadPoolExecutor(1), ThreadPoolExecutor(threads, thread_name_prefix="loader")
 
@@ -166,11 +164,11 @@ class Loader:
 
     def _pieces(self, position: int) -> Iterator[tuple[_Samples, int]]:
         """(samples of a micro-batch, position once it is handed out), without end."""
-        cost = getattr(self._reader, "cost", None)
         while True:
             samples = self._samples(position)
-            if cost is not None:
-                samples = samples.taken(np.argsort(cost(samples.rows), kind="stable"))
+            cost_N = self._reader.cost(samples.rows)
+            if cost_N is not None:
+                samples = samples.taken(np.argsort(cost_N, kind="stable"))
             for first in range(0, len(samples.ids), self._micro_batch):
                 closes = first + self._micro_batch == len(samples.ids)
                 yield samples.taken(slice(first, first + self._micro_batch)), position + self._global_batch * closes
@@ -208,7 +206,7 @@ class Loader:
 
     def _order(self, first_row: int, rows: int, seed: int, lanes: int) -> SampleOrder:
         size = self._segment_windows
-        starts: Any = getattr(self._reader, "block_starts", np.zeros(1, np.int64))
+        starts = self._reader.block_starts
         own = starts[(starts >= first_row) & (starts < first_row + rows)] - first_row
         return SampleOrder(
             num_samples=-(-rows // size),

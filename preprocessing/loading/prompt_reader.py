@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from preprocessing.loading.reader import Batch, LoaderConfig
+from preprocessing.loading.reader import Batch, LoaderConfig, Reader
 from preprocessing.loading.web_reader import WebReader, WebText
 from preprocessing.loading.window_reader import WindowReader
 from preprocessing.store.episode_store import EpisodeStore
@@ -57,11 +57,11 @@ class PromptText(Protocol):
         ...
 
 
-class PromptReader:
+class PromptReader(Reader):
     """Reads batches of prompts and answers from robot and web stores; rows count through the stores in their order.
 
     `num_frames` consecutive frames go before a robot's prompt. `plans` {instruction: plan}: of the steps that have one,
-    the share `plan_share` says it before the action. The keys of a batch stand at the top of rt_models/rt2.py.
+    the share `plan_share` says it before the action. A batch is `rt_models.spec.RT2_BATCH`.
     """
 
     def __init__(
@@ -119,7 +119,6 @@ class PromptReader:
         batch = {
             "frames": frames,
             "image_index": index_BI,
-            "source": store_B,
             "store": store_B,
             "is_robot": robot_B,
             "sample_id": sample_ids,

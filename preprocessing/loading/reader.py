@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -42,26 +43,36 @@ class LoaderConfig:
                 raise ValueError(f"loader: {name} must be at least 1, got {getattr(self, name)}")
 
 
-class Reader(Protocol):
-    """Turns rows of its stores into a batch. A global row number counts through the stores in their order.
-
-    Optional: `cost(rows)`, the length of each sample as an array: a rank's samples of one global batch are then ordered
-    by it before they are cut into micro-batches. `block_starts`, int64 rows at which a read begins cheaply.
-    `concurrent_reads`, how many threads may call `read` at once, else 1. `datasets`, the names of the stores.
-    """
+class Reader(ABC):
+    """Turns rows of its stores into a batch. A global row number counts through the stores in their order."""
 
     config: LoaderConfig
+    stores: Sequence[Store]
+    store_rows: Sequence[int]
+    """Rows of each store."""
+    concurrent_reads: int = 1
+    """How many threads may call `read` at once."""
 
     @property
-    def stores(self) -> Sequence[Store]: ...
+    def datasets(self) -> Sequence[str]:
+        """A name for each store in reports; its number unless the reader knows better."""
+        return [str(number) for number in range(len(self.store_rows))]
 
     @property
-    def store_rows(self) -> Sequence[int]:
-        """Rows of each store."""
-        ...
+    def block_starts(self) -> np.ndarray:
+        """int64 (G,): global rows at which a read begins cheaply; by default all rows are one block."""
+        return np.zeros(1, np.int64)
 
+    def cost(self, rows: np.ndarray) -> np.ndarray | None:
+        """The length of each sample of `rows` (B,), or None if all are alike.
+
+        A rank's samples of one global batch are ordered by it before they are cut into micro-batches.
+        """
+        return None
+
+    @abstractmethod
     def read(self, sample_ids: np.ndarray, rows: np.ndarray, crop_keys: np.ndarray | None = None) -> Batch:
         """The batch of samples at `rows` (B,); -1 is padding. Has at least sample_id and store, int64 (B,)."""
-        ...
 
+    @abstractmethod
     def close(self) -> None: ...

@@ -1,9 +1,10 @@
 """Arm actions taken from the recorded state instead of the source's commands: what the arm then really did.
 
-Octo trains on BridgeData V2 so (facts: its `relabel_bridge_actions`): translation and rotation of step t become the
-state of step t + 1 minus that of step t, and the gripper stays. The last step of an episode, which Octo drops, counts
-as terminal here and is not trained on. Unlike there, a turn past +-pi goes the short way round. It is chosen at load
-time: the store keeps the commands, and the contract says which of the two a model was trained on.
+Octo trains on BridgeData V2 so (octo-models/octo 241fb35 `octo/data/utils/data_utils.py`; openvla/openvla c8f03f48
+`prismatic/vla/datasets/rlds/utils/data_utils.py`, `relabel_bridge_actions`): translation and rotation of step t become
+the state of step t + 1 minus that of step t, and the gripper stays. The last step of an episode, which Octo drops,
+counts as terminal here and is not trained on. Unlike there, a turn past +-pi goes the short way round. It is chosen at
+load time: the store keeps the commands, and the contract says which of the two a model was trained on.
 """
 
 from __future__ import annotations

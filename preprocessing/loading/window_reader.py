@@ -13,13 +13,13 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cachetools
 import numpy as np
 import pyarrow as pa
 import torch
 
 from preprocessing.loading.frame_cache import NO_SLOT, FrameBuffers, FrameCache, SlotReservation
-from preprocessing.loading.lru import Lru
-from preprocessing.loading.reader import Batch, LoaderConfig
+from preprocessing.loading.reader import Batch, LoaderConfig, Reader
 from preprocessing.loading.windows import PADDING, StepIndex, window_rows
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.images import decode_into
@@ -43,12 +43,14 @@ class _Group:
     trained: np.ndarray
 
 
-class WindowReader:
+class WindowReader(Reader):
     """Reads windows of `num_steps` from the stores of a mixture; rows count through the stores in their order.
 
     `transforms` (one per store) turn the store's physical actions into model values. `decodes` and `fetches` count
     frames decoded and row groups read so far.
     """
+
+    stores: Sequence[EpisodeStore]
 
     def __init__(
         self,
@@ -60,7 +62,6 @@ class WindowReader:
     ) -> None:
         recipe = merge_contracts([store.contract for store in stores]).image  # refuses stores that cannot be mixed
         self.config, self.concurrent_reads, self.num_steps = config, config.decode_threads, num_steps
-        self.datasets = tuple(store.dataset.name for store in stores)
         self.stores, self._transforms = stores, transforms
         self._shards = [(number, shard) for number, store in enumerate(stores) for shard in range(len(store.shards))]
         self._flags = _flag_bits(stores, config.mask_flags)
@@ -71,12 +72,14 @@ class WindowReader:
         self.store_rows = [sum(int(shard.episode_lengths.sum()) for shard in store.shards) for store in stores]
         episodes = [store.num_episodes for store in stores]
         self._first_episode = np.concatenate([[0], np.cumsum(episodes)])
-        self.block_starts, self._group_shard = self._row_groups()
+        self._block_starts, self._group_shard = self._row_groups()
         self._budget_bytes = int(config.memory_mb * 2**20 * _PLANNED)
         self._frame_bytes = recipe.height * recipe.width * 3
         slots = min(max(self._budget_bytes // self._frame_bytes, 1), self.index.num_rows)
         self._cache = FrameCache(slots, recipe.height, recipe.width)
-        self._groups = Lru(int(self._budget_bytes * _ENCODED_PART))
+        encoded_bytes = self._budget_bytes * _ENCODED_PART
+        groups = cachetools.LRUCache[int, _Group](encoded_bytes, getsizeof=lambda group: group.images.nbytes)
+        self._kept = cachetools.cached(groups, lock=threading.Lock())(self._fetched)
         self._buffers = FrameBuffers(pinned=torch.cuda.is_available())
         self._lent: deque[int] = deque()
         self._counting = threading.Lock()
@@ -110,9 +113,18 @@ class WindowReader:
         }
         return {"frames": frames} | {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in batch.items()}
 
+    @property
+    def datasets(self) -> Sequence[str]:
+        return [store.name for store in self.stores]
+
+    @property
+    def block_starts(self) -> np.ndarray:
+        """int64 (G,): the first row of each row group."""
+        return self._block_starts
+
     def close(self) -> None:
         """Give back what was kept."""
-        self._groups = Lru(0)
+        self._kept.cache_clear()
 
     # --- rows -> steps ---
 
@@ -226,7 +238,7 @@ class WindowReader:
         return self.index.shard_starts[shard] + number * size[shard], shard
 
     def _group_of(self, rows: np.ndarray) -> np.ndarray:
-        return np.searchsorted(self.block_starts, rows, side="right") - 1
+        return np.searchsorted(self._block_starts, rows, side="right") - 1
 
     def _store_of(self, group: int) -> EpisodeStore:
         return self.stores[self._shards[self._group_shard[group]][0]]
@@ -234,11 +246,10 @@ class WindowReader:
     def _group(self, number: int) -> _Group:
         """The row group, and before it the steps of the same episode that its first windows hold."""
         with self._fetching[number % _LOCKS]:  # two threads that need the same one
-            kept = self._groups.get(number)
-            return self._fetched(number) if kept is None else kept
+            return self._kept(number)
 
     def _fetched(self, number: int) -> _Group:
-        first = int(self.block_starts[number])
+        first = int(self._block_starts[number])
         store_number, shard = self._shards[self._group_shard[number]]
         store = self.stores[store_number]
         inside = (first - int(self.index.shard_starts[self._group_shard[number]])) // store.shards[shard].row_group_rows
@@ -252,7 +263,6 @@ class WindowReader:
         group = self._loaded(pa.concat_tables(pieces).combine_chunks(), first - reach, store_number)
         with self._counting:
             self.fetches += 1
-        self._groups.put(number, group, group.images.nbytes)
         return group
 
     def _loaded(self, table: pa.Table, first_row: int, store_number: int) -> _Group:

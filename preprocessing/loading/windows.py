@@ -1,8 +1,9 @@
 """Windows over episodes: which rows a window holds. Pure arithmetic on episode lengths.
 
 A window of T steps ends at its row and reaches back inside the same episode. Before the episode's first step it is
-padded on the left, as the RT-1-X training data are (facts: T - 1 padding steps before every episode); padding is marked
-and never trained on. So every step of every episode, the first and the last too, is the end of exactly one window.
+padded on the left, as the RT-1-X training data are, with T - 1 steps before every episode
+(google-deepmind/open_x_embodiment 9eeb68b9 `colabs/Minimal_Training_Example.ipynb`, cell 15); padding is marked and
+never trained on. So every step of every episode, the first and the last too, is the end of exactly one window.
 """
 
 from __future__ import annotations

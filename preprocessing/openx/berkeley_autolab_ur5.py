@@ -1,6 +1,7 @@
 """Berkeley Autolab UR5 (5 Hz).
 
-Source: features.json of version 0.1.0 and facts of the Octo and RT-1-X repositories. The gripper is relative.
+Source: features.json of version 0.1.0; octo-models/octo 241fb35 `octo/data/oxe/oxe_standardization_transforms.py`;
+google-deepmind/open_x_embodiment 9eeb68b9 `colabs/Minimal_Training_Example.ipynb`. The gripper is relative.
 """
 
 from preprocessing.conversion.embeddings import USE_ENCODER

@@ -1,7 +1,8 @@
 """Cable Routing (Franka, 10 Hz): velocities, no gripper.
 
-Source: features.json of version 0.1.0 and facts of the Octo and RT-1-X repositories. The action is a linear velocity
-and an angular velocity about z, of undocumented scale.
+Source: features.json of version 0.1.0; octo-models/octo 241fb35 `octo/data/oxe/oxe_standardization_transforms.py`;
+google-deepmind/open_x_embodiment 9eeb68b9 `colabs/Minimal_Training_Example.ipynb`. The action is a linear velocity and
+an angular velocity about z, of undocumented scale.
 """
 
 from preprocessing.conversion.embeddings import USE_ENCODER

@@ -1,6 +1,7 @@
 """BridgeData V2 (WidowX, 5 Hz) as first released in Open X-Embodiment; its authors' own bridge_dataset is newer.
 
-Source: features.json of version 0.1.0 and facts of the Octo and RT-1-X repositories. `open_gripper` is a boolean.
+Source: features.json of version 0.1.0; octo-models/octo 241fb35 `octo/data/oxe/oxe_standardization_transforms.py`;
+google-deepmind/open_x_embodiment 9eeb68b9 `colabs/Minimal_Training_Example.ipynb`. `open_gripper` is a boolean.
 """
 
 from preprocessing.conversion.embeddings import USE_ENCODER

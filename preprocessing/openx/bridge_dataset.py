@@ -1,6 +1,7 @@
 """BridgeData V2 (WidowX, 5 Hz) as converted by its authors to RLDS, called bridge_orig by Octo and OpenVLA.
 
-Source: facts of the Octo and OpenVLA repositories. The flat action is [dx, dy, dz (m), droll, dpitch, dyaw (rad),
+Source: octo-models/octo 241fb35 `octo/data/oxe/oxe_standardization_transforms.py`; openvla/openvla c8f03f48
+`prismatic/vla/datasets/rlds/oxe/transforms.py`. The flat action is [dx, dy, dz (m), droll, dpitch, dyaw (rad),
 gripper], the gripper absolute with 1 = open. There is no terminate dimension.
 """
 

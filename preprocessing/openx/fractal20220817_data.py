@@ -1,7 +1,8 @@
 """RT-1's own data (Google Robot, 3 Hz): the dataset whose action space is the canonical one.
 
-Source: features.json of version 0.1.0 and facts of the RT-1 and RT-1-X repositories. The gripper is relative: +1
-closes, -1 opens, 0 leaves it. `orientation_box` holds infinities and is no part of proprioception here.
+Source: features.json of version 0.1.0; google-research/robotics_transformer 4569641b `tokenizers/action_tokenizer.py`;
+google-deepmind/open_x_embodiment 9eeb68b9 `colabs/Minimal_Training_Example.ipynb`. The gripper is relative: +1 closes,
+-1 opens, 0 leaves it. `orientation_box` holds infinities and is no part of proprioception here.
 """
 
 from preprocessing.conversion.embeddings import USE_ENCODER

@@ -1,7 +1,8 @@
 """Jaco Play (Jaco 2, 10 Hz): translation and gripper, no rotation.
 
-Source: features.json of version 0.1.0 and facts of the Octo and RT-1-X repositories. The gripper is relative; the unit
-of the translation is not documented.
+Source: features.json of version 0.1.0; octo-models/octo 241fb35 `octo/data/oxe/oxe_standardization_transforms.py`;
+google-deepmind/open_x_embodiment 9eeb68b9 `colabs/Minimal_Training_Example.ipynb`. The gripper is relative; the unit of
+the translation is not documented.
 """
 
 from preprocessing.conversion.embeddings import USE_ENCODER

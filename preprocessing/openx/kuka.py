@@ -1,6 +1,7 @@
 """QT-Opt grasping (KUKA iiwa, 10 Hz), in RT-1's action keys; several fields are zlib-compressed tensors.
 
-Source: features.json of version 0.1.0 and facts of the Octo and RT-1-X repositories. The gripper is relative. Most
+Source: features.json of version 0.1.0; octo-models/octo 241fb35 `octo/data/oxe/oxe_standardization_transforms.py`;
+google-deepmind/open_x_embodiment 9eeb68b9 `colabs/Minimal_Training_Example.ipynb`. The gripper is relative. Most
 attempts fail: Octo and OpenVLA keep only episodes with `success`, here a flag.
 """
 

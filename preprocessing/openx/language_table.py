@@ -1,7 +1,7 @@
 """Language Table (xArm, 10 Hz): pushing blocks in a plane, the real robot.
 
-Source: facts of the Octo repository; no features.json was at hand. The instruction is a row of byte values and no
-vector is shipped; the action is a change of the planar set point in metres.
+Source: octo-models/octo 241fb35 `octo/data/oxe/oxe_standardization_transforms.py`; no features.json was at hand. The
+instruction is a row of byte values and no vector is shipped; the action is a change of the planar set point in metres.
 """
 
 from preprocessing.dataset_spec import DatasetSpec, Linear, PaddedBytes, Proprio

@@ -1,6 +1,7 @@
 """Door opening (Hello Stretch, 3 Hz), seen from the wrist.
 
-Source: features.json of version 0.1.0 and facts of the Octo and RT-1-X repositories. The action is a velocity of
+Source: features.json of version 0.1.0; octo-models/octo 241fb35 `octo/data/oxe/oxe_standardization_transforms.py`;
+google-deepmind/open_x_embodiment 9eeb68b9 `colabs/Minimal_Training_Example.ipynb`. The action is a velocity of
 undocumented scale, about +-0.07; the gripper is relative; there is no proprioception.
 """
 

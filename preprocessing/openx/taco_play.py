@@ -1,6 +1,7 @@
 """Task-Agnostic Robot Play (Franka, 15 Hz).
 
-Source: features.json of version 0.1.0 and facts of the Octo and RT-1-X repositories. Of three recorded actions the
+Source: features.json of version 0.1.0; octo-models/octo 241fb35 `octo/data/oxe/oxe_standardization_transforms.py`;
+google-deepmind/open_x_embodiment 9eeb68b9 `colabs/Minimal_Training_Example.ipynb`. Of three recorded actions the
 relative one in the robot's base frame is canonical; its scale is not documented. Rotations stay in the source's order.
 """
 

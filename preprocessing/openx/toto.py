@@ -1,6 +1,7 @@
 """TOTO (Franka, 30 Hz): scooping and pouring.
 
-Source: facts of the Octo and RT-1-X repositories; no features.json was at hand. `open_gripper` is a boolean; the action
+Source: octo-models/octo 241fb35 `octo/data/oxe/oxe_standardization_transforms.py`; google-deepmind/open_x_embodiment
+9eeb68b9 `colabs/Minimal_Training_Example.ipynb`; no features.json was at hand. `open_gripper` is a boolean; the action
 has no documented scale.
 """
 

@@ -1,7 +1,8 @@
 """VIOLA (Franka, 20 Hz).
 
-Source: features.json of version 0.1.0 and facts of the Octo and RT-1-X repositories. Actions are commands within +-1
-and +-0.4 of undocumented scale; the gripper is absolute, and 0 in it is padding.
+Source: features.json of version 0.1.0; octo-models/octo 241fb35 `octo/data/oxe/oxe_standardization_transforms.py`;
+google-deepmind/open_x_embodiment 9eeb68b9 `colabs/Minimal_Training_Example.ipynb`. Actions are commands within +-1 and
++-0.4 of undocumented scale; the gripper is absolute, and 0 in it is padding.
 """
 
 from preprocessing.conversion.embeddings import USE_ENCODER

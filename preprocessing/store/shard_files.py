@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import cachetools
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
@@ -127,7 +128,7 @@ class ShardFiles:
     def __init__(self, filesystem: Any, paths: Sequence[str]) -> None:
         self._filesystem, self._paths = filesystem, paths
         self._footers: dict[int, pq.FileMetaData] = {}
-        self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+        self._files: cachetools.LRUCache[int, pq.ParquetFile] = cachetools.LRUCache(_OPEN_FILES)
         self._locks: dict[int, threading.Lock] = defaultdict(threading.Lock)
         self._opening = threading.Lock()
 
@@ -158,13 +159,10 @@ class ShardFiles:
     def _open(self, number: int) -> pq.ParquetFile:
         with self._opening:
             if number in self._files:
-                self._files.move_to_end(number)
                 return self._files[number]
         path = self._paths[number]
         source: Any = path if is_local(self._filesystem) else PatientFile(self._filesystem, path)
         file = pq.ParquetFile(source, metadata=self._footers.get(number), pre_buffer=True)
         with self._opening:
             self._footers[number], self._files[number] = file.metadata, file
-            while len(self._files) > _OPEN_FILES:
-                self._files.popitem(last=False)
         return file

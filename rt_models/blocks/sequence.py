@@ -1,8 +1,8 @@
 """Who sees whom in RT-1's sequence [images 0, actions 0, images 1, actions 1, ...], and which rows must be computed.
 
 A step has K image tokens and A action positions; the logits of action k stand at the position before it, so the last
-image token answers for the first action and the last action position answers for nothing (facts: JAX `logits[:, :,
-n_img-1:-1]`; TF `transformer_network.py:370`).
+image token answers for the first action and the last action position answers for nothing
+(google-research/robotics_transformer 4569641b `transformer_network.py:370`).
 
 - "tf": a position sees earlier ones and itself, but an action position sees no action position, itself included.
 - "jax": no position sees any action position. Action positions are pure queries: leaving out those whose output nobody

@@ -1,5 +1,7 @@
-"""RT-1's decoder-only transformer: image tokens in, logits of the actions out (RT-1, section 5.1; facts: JAX `rt1.py`).
+"""RT-1's decoder-only transformer: image tokens in, logits of the actions out (RT-1, section 5.1).
 
+As in google-research/robotics_transformer 4569641b `transformer.py`, and with SwiGLU as in
+google-deepmind/open_x_embodiment 9eeb68b9 `models/rt1.py`.
 Pre-norm blocks without a final norm; positions are a learned table plus a bias, for one length only.
 
 Axes: B windows, T steps, K image tokens, A actions, D width, N positions, V bins; R, S, O rows as in `sequence.py`.

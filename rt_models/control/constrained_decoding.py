@@ -1,7 +1,8 @@
 """From logits to tokens that mean something: a discrete dimension only ever gets one of its classes.
 
 Unconstrained, a class token of 3 or more would be read as "terminate" by the TensorFlow release and as "base mode" by
-the JAX example (facts: `action_tokenizer.py:142`, `rt1_inference_example.py`).
+the JAX example (google-research/robotics_transformer 4569641b `tokenizers/action_tokenizer.py:142`;
+google-deepmind/open_x_embodiment 9eeb68b9 `models/rt1_inference_example.py`).
 """
 
 from __future__ import annotations

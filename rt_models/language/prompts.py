@@ -243,14 +243,6 @@ class RT2Text:
                 run.append(number)
         return " ".join(word for word in [*words, self.tokenizer.decode(run).strip()] if word)
 
-    def bins_of(self, ids: Sequence[int]) -> list[int]:
-        """The bins of the K action tokens that end an answer. Raises ValueError where they are not that."""
-        answer = list(ids)[: list(ids).index(self.tokenizer.eos_id)] if self.tokenizer.eos_id in ids else list(ids)
-        bins = [self._bin_of_id.get(number) for number in answer[-len(self.field_dims) :]]
-        if len(bins) < len(self.field_dims) or None in bins:
-            raise ValueError(f"answer {self.decode(ids)!r} does not end in {len(self.field_dims)} action tokens")
-        return [bin_ for bin_ in bins if bin_ is not None]
-
     # --- inner ---
 
     def _encode(self, text: str) -> list[int]:

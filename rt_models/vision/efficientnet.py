@@ -89,7 +89,7 @@ class EfficientNetConfig:
 def padding(size: int, kernel: int, stride: int, rule: PaddingRule) -> tuple[int, int]:
     """Zeros (before, after) along one axis of `size` pixels.
 
-    "same" splits what ceil(size / stride) outputs need, the odd pixel after (facts: JAX). "tf_fixed" is what the
+    "same" splits what ceil(size / stride) outputs need, the odd pixel after (JAX). "tf_fixed" is what the
     TensorFlow release computes at unknown image size: one pixel fewer before than after, whatever the size.
     """
     if rule == "torch" or (stride == 1 and rule == "tf_fixed"):
@@ -256,6 +256,6 @@ class EfficientNet(nn.Module):
 
 
 def fan_out_normal_(conv: nn.Conv2d) -> None:
-    """Normal of variance 2 / fan-out; a depthwise kernel's fan-out counts one channel (facts: TF layout)."""
+    """Normal of variance 2 / fan-out; a depthwise kernel's fan-out counts one channel (TF's layout)."""
     fan_out = conv.kernel_size[0] * conv.kernel_size[1] * conv.out_channels // conv.groups
     nn.init.normal_(conv.weight, std=math.sqrt(2 / fan_out))

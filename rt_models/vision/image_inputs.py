@@ -1,9 +1,10 @@
 """From a batch's uint8 frames to the images the model sees: gather, pad-crop, resize, all on the model's device.
 
-The crop is the official one (facts: `preprocessors.py:60-88`): black borders, then a random cut of the frame's own
-size, so the picture moves by up to the border. Borders are 20 rows and 50 columns for frames of 256 rows, 40 and 100
-for 512; other heights have borders in proportion to their height, rounded to whole pixels. One offset per distinct
-`crop_key`, a function of the key alone. Frames that windows share under one crop are prepared (and encoded) once.
+The crop is the official one (google-research/robotics_transformer 4569641b `film_efficientnet/preprocessors.py:60-88`):
+black borders, then a random cut of the frame's own size, so the picture moves by up to the border. Borders are 20 rows
+and 50 columns for frames of 256 rows, 40 and 100 for 512; other heights have borders in proportion to their height,
+rounded to whole pixels. One offset per distinct `crop_key`, a function of the key alone. Frames that windows share
+under one crop are prepared (and encoded) once.
 
 Axes: B windows, T steps, F frames of the batch, N distinct images, HW pixels, C colours, D embedding.
 """
@@ -101,7 +102,7 @@ def pad_crop(frames_NHWC: Tensor, key_N: Tensor, *, seed: int) -> Tensor:
 
 
 def resize(image_NHWC: Tensor, size: int) -> Tensor:
-    """float (N, size, size, C): bilinear, not antialiased, aspect ratio not kept (facts: both official codes)."""
+    """float (N, size, size, C): bilinear, not antialiased, aspect ratio not kept, as in both official codes."""
     if image_NHWC.shape[1:3] == (size, size):
         return image_NHWC
     image_NCHW = image_NHWC.permute(0, 3, 1, 2)

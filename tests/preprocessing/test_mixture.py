@@ -1,4 +1,4 @@
-"""Shares, whole samples and epochs of a mixture, and the published figures of RT-1-X."""
+"""Shares of a mixture, and the published figures of RT-1-X."""
 
 from __future__ import annotations
 
@@ -7,18 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preprocessing import dataset_spec
-from preprocessing.mixture import Mixture, MixtureConfig, apportioned, portions, text
+from preprocessing.mixture import Mixture, MixtureConfig
 from preprocessing.mixtures.rt1x import MIXTURE
 
 WEIGHTS = st.lists(st.floats(0.01, 200), min_size=1, max_size=12)
-
-
-@given(weights=WEIGHTS, total=st.integers(0, 100_000))
-def test_whole_samples_stay_within_one_of_the_asked_share(weights: list[float], total: int) -> None:
-    shares = {str(i): weight / sum(weights) for i, weight in enumerate(weights)}
-    counts = apportioned(shares, total)
-    assert sum(counts.values()) == total
-    assert all(abs(counts[name] - share * total) < 1 + 1e-6 for name, share in shares.items())
 
 
 @given(weights=WEIGHTS, data=st.data())
@@ -49,16 +41,6 @@ def test_the_published_shares() -> None:
         "toto": 1.8,
         "viola": 1.1,
     }
-
-
-def test_portions_by_hand() -> None:
-    mixture = Mixture(name="m", unit="per_sample", weights={"a": 3, "b": 1, "c": 9})
-    a, b = portions(mixture, {"a": 600, "b": 25}, 1000)
-    assert (a.asked_share, a.realised_share, a.samples, a.epochs) == (0.75, 0.75, 750, 1.25)
-    assert (b.samples, b.epochs) == (250, 10.0)
-    a, b = portions(mixture, {"a": 600, "b": 25}, {"a": 60, "b": 40})
-    assert (a.asked_share, a.realised_share, b.epochs) == (0.75, 0.6, 1.6)
-    assert text([a, b]).splitlines()[1].split() == ["a", "75.00%", "60.00%", "60", "600", "0.1"]
 
 
 @pytest.mark.parametrize(

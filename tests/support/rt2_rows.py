@@ -42,6 +42,12 @@ def word_tokenizer(words: str = WORDS, *, integers: int = 256, extra: Sequence[s
     return tokenizer
 
 
+def bins_of(text: RT2Text, ids: Sequence[int]) -> list[int]:
+    """The bins of the action tokens that stand before the end token."""
+    answer = ids[: list(ids).index(text.tokenizer.eos_id)] if text.tokenizer.eos_id in ids else ids
+    return [list(text.action_ids).index(number) for number in answer[-len(text.field_dims) :]]
+
+
 def examples(text: RT2Text, *, seed: int = 0) -> list[TextExample]:
     """Two robots, one of them without rotation; a question; a caption."""
     generator = torch.Generator().manual_seed(seed)

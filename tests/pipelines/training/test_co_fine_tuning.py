@@ -30,7 +30,8 @@ from preprocessing.store.web_store import WebStore
 from preprocessing.web.convert_web import WebConvertConfig, convert_web
 from rt_models.action_space import ARM
 from rt_models.language.prompts import RT2TextConfig
-from rt_models.spec import ContractMismatch
+from rt_models.spec import ContractMismatch, check_rt2_batch
+from tests.support.rt2_rows import bins_of
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -81,7 +82,9 @@ def opened(chosen: Experiment, *stores: EpisodeStore | WebStore) -> PromptReader
 
 
 def read(reader: PromptReader, rows: list[int]) -> Batch:
-    return reader.read(np.arange(len(rows)), np.array(rows))
+    batch = reader.read(np.arange(len(rows)), np.array(rows))
+    check_rt2_batch(batch, action_size=11)
+    return batch
 
 
 def said(reader: PromptReader, batch: Batch, row: int) -> tuple[str, str]:
@@ -94,7 +97,7 @@ def said(reader: PromptReader, batch: Batch, row: int) -> tuple[str, str]:
 def test_a_batch_of_everything(reader: PromptReader, robot: EpisodeStore, web: WebStore) -> None:
     first = robot.num_steps
     batch = read(reader, [3, first, first + 1, first + 6, 4])
-    assert batch["source"].tolist() == [0, 1, 1, 1, 0] and batch["is_robot"].tolist() == [
+    assert batch["store"].tolist() == [0, 1, 1, 1, 0] and batch["is_robot"].tolist() == [
         True,
         False,
         False,
@@ -119,7 +122,7 @@ def test_a_robot_step_is_its_prompt_and_its_bins(reader: PromptReader, robot: Ep
         expected = text.config.robot_prompt.format(instruction=robot.instruction_texts[place])
         ids = batch["tokens"][row][batch["token_mask"][row]].tolist()
         assert text.decode(ids).startswith(expected)
-        assert text.bins_of(ids) == bins[row].tolist()
+        assert bins_of(text, ids) == bins[row].tolist()
         assert int(batch["answer_mask"][row].sum()) == (0 if known["is_terminal"] else len(text.field_dims) + 1)
 
 

@@ -22,7 +22,7 @@ from pipelines.catalogue import load_recipe
 from pipelines.config.experiment import Experiment
 from pipelines.training.data import open_reader, resolved, training_contract
 from pipelines.training.validation import spread_rows, validation_loss
-from preprocessing.loading.reader import LoaderConfig
+from preprocessing.loading.reader import LoaderConfig, Reader
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.web_store import open_store
 from preprocessing.web.convert_web import WebConvertConfig, convert_web
@@ -51,7 +51,7 @@ def loss_on(world_size: int, model: Any, reader: Any, *, windows: int, micro_bat
         return [validation_loss(model, reader, context, **sizes) for context in contexts][-1]
 
 
-class _Rows:
+class _Rows(Reader):
     """A reader whose batches are row numbers, and a model whose loss of a row grows with it."""
 
     config = LoaderConfig()

@@ -12,13 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocessing.loading.loader import Batch, Loader, LoaderConfig
+from preprocessing.loading.loader import Batch, Loader, LoaderConfig, Reader
 from preprocessing.loading.shuffle_score import shuffle_score
 
 GLOBAL_BATCH = 48
 
 
-class Rows:
+class Rows(Reader):
     """A reader without data: a batch is the rows asked for."""
 
     def __init__(self, store_rows: Sequence[int]) -> None:
