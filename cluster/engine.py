@@ -159,7 +159,7 @@ class TorchEngine(EngineBase):
 
 @dataclass(frozen=True, kw_only=True)
 class DeepSpeedEngineConfig(EngineConfig):
-    """DeepSpeed with the given share of ZeRO."""
+    """DeepSpeed with ZeRO."""
 
     zero: ZeroConfig = field(default_factory=ZeroConfig)
 

@@ -35,16 +35,14 @@ OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """Settings of every engine.
-
-    precision: "bf16" runs the model under autocast; weights and optimizer stay fp32.
-    clip_norm: bound of the global gradient norm; infinity turns clipping off.
-    ema_decay: of a running average of the weights, kept and sharded as optimizer state; 0 keeps none.
-    """
+    """Settings of every engine."""
 
     precision: Precision = "fp32"
+    """"bf16" runs the model under autocast; weights and optimizer stay fp32."""
     clip_norm: float = 1.0
+    """Upper bound of the global gradient norm; inf turns clipping off."""
     ema_decay: float = 0.0
+    """Decay per update of a running average of the weights, which is sharded like optimizer state; 0 keeps none."""
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "bf16"):

@@ -35,27 +35,28 @@ SMALL = 16  # workers; a larger group is polled at Ray's own pace
 
 @dataclass(frozen=True, kw_only=True)
 class RayLaunch:
-    """Where and on how many workers to train.
-
-    num_workers: a number, or (least, most): training goes on with as many as there are nodes for. A node that joins is
-        taken in at the next look, one that leaves counts as a failure (give max_failures); either way training goes on
-        from the newest checkpoint.
-    max_failures: how often the workers are started again after one died; -1 without limit.
-    storage_path: where Ray Train keeps its own small state; on several nodes a shared path or URL.
-    collective_timeout_s: how long a worker waits for the others before it gives up.
-    hang_timeout_s: how long a worker may go without a micro-batch or an agreement before it is ended as hung.
-    resize_check_s: how often a training on (least, most) workers looks for nodes that have joined.
-    """
+    """Where and on how many workers to train."""
 
     num_workers: int | tuple[int, int] = 1
+    """A number, or LEAST MOST: training then runs on as many workers as there are nodes for. A node that joins is used
+    after the next check, one that leaves counts as a failure (give max_failures); either way training continues from
+    the newest checkpoint."""
     use_gpu: bool = False
+    """One GPU for each worker."""
     cpus_per_worker: int = 1
+    """CPU cores of each worker."""
     address: str | None = None
+    """Ray cluster, as auto or host:6379; default: RAY_ADDRESS, else this machine."""
     max_failures: int = 0
+    """How often the workers are started again after one died; -1 for no limit."""
     storage_path: str | None = None
+    """Folder for the small state that Ray Train keeps; on several nodes a shared path or URL."""
     collective_timeout_s: float = 1800
+    """Seconds that a worker waits for the others before it gives up."""
     hang_timeout_s: float = 1800
+    """Seconds without a micro-batch or an agreement after which a worker is ended as hung."""
     resize_check_s: float = 60
+    """Seconds between checks for nodes that have joined, if num_workers is LEAST MOST."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.most or self.cpus_per_worker < 1:

@@ -29,24 +29,24 @@ MEGA = 10**6
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroConfig:
-    """How far training state is sharded over the ranks.
-
-    stage: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters.
-    offload_optimizer, offload_parameters: keep that state in host memory ("cpu"), parameters only with stage 3.
-    bucket_elements: gradients reduced, and with stage 3 parameters updated, at a time; each costs 4 bytes an element.
-    overlap: communicate beside the backward pass; needs a GPU, gloo has no overlap.
-    persist_elements: stage 3 leaves parameters smaller than this unsharded.
-    live_elements: stage 3 keeps so many gathered parameters between their uses; fewer save memory and cost time.
-    """
+    """How far training state is sharded over the ranks."""
 
     stage: Stage = 1
+    """What is sharded: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters."""
     offload_optimizer: Literal["none", "cpu"] = "none"
+    """"cpu" keeps optimizer state in host memory; needs stage 1, 2 or 3."""
     offload_parameters: Literal["none", "cpu"] = "none"
+    """"cpu" keeps parameters in host memory; needs stage 3."""
     bucket_elements: int = 50 * MEGA
+    """Gradients reduced at a time, and with stage 3 parameters updated at a time; 4 bytes of memory each."""
     prefetch_elements: int = 50 * MEGA
+    """Stage 3: parameters gathered ahead of their use."""
     persist_elements: int = 100_000
+    """Stage 3: parameters smaller than this stay unsharded."""
     live_elements: int = 1000 * MEGA
+    """Stage 3: parameters kept gathered between their uses; fewer save memory and cost time."""
     overlap: bool = True
+    """Communicate during the backward pass; on GPUs only, gloo has no overlap."""
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:

@@ -194,7 +194,8 @@ def _require_not_varied(sweep: Sweep, before: Experiment, given: Experiment) -> 
     was, now = flatten(to_plain(before)), flatten(to_plain(given))
     for path in sweep.space:
         if was.get(path) != now.get(path):
-            raise UsageError(f"--{path}: sweep {sweep.name} varies it, so it cannot be set")
+            flag = f"--{path.replace('_', '-')}"
+            raise UsageError(f"{flag}: sweep {sweep.name} varies it, so it cannot be set")
 
 
 def _begin(sweep: Sweep, job: TrainJob, ledger: Ledger, *, resume: bool) -> str:

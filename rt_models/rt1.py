@@ -4,8 +4,7 @@ Read in the order a window travels: config -> image tokenizer (FiLM EfficientNet
 transformer -> loss. `RT1Config.rt1()` is the TensorFlow release, `.rt1_jax()` and `.rt1x()` are the JAX ones,
 `.small()` learns on two CPU cores and `.tiny()` is for tests.
 
-Axes: B windows, T steps, N images, HWC pixels, D embedding or token width, K image tokens, A actions, V bins, P
-positions.
+Axes: B windows, T steps, N images, HWC pixels, D embedding or token width, K image tokens, A actions, V bins, P places.
 """
 
 from __future__ import annotations
@@ -53,6 +52,7 @@ class ComputeConfig:
     precision: Literal["as_is", "bf16"] = "as_is"
     """"bf16": autocast of matrix products and convolutions; the loss stays in float32."""
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
+    """Order in which images and kernels lie in memory; channels last is faster on GPUs and CPUs with oneDNN."""
     activation_checkpointing: Literal["off", "blocks"] = "off"
     """"blocks": the backbone's blocks are computed a second time in the backward pass, to save memory."""
     compile: Literal["off", "inductor", "aot_eager"] = "off"
@@ -75,21 +75,23 @@ class RT1Config:
     num_image_tokens: int = 8
     """Tokens per frame; without TokenLearner the number of positions of the feature map."""
     token_learner: bool = True
+    """Learn num_image_tokens tokens per frame instead of one for each position of the feature map."""
     feature_width: int = 512
     """Width of an image token before the transformer."""
     conditioning: Literal["film", "none"] = "film"
-    """Whether the instruction reaches the backbone. "none" is a model that cannot hear."""
+    """Whether the instruction reaches the backbone. "none" ignores the instruction (ablation)."""
     image_channels: Literal["rgb", "rgb+mask"] = "rgb"
-    """"rgb+mask": a fourth channel in [0, 1] marks the objects meant (MOO, arXiv 2303.00905); in a batch it is the key
-    "object_mask", which a reader of one's own must add, as stores hold none."""
+    """"rgb+mask": a fourth channel in [0, 1] marks the objects meant (MOO, arXiv 2303.00905): batch["object_mask"]."""
     previous_actions: Literal["zeros", "one_hot"] = "zeros"
     """What action positions hold: nothing, or the tokens of the actions of earlier steps."""
     loss_on: Literal["all", "last"] = "all"
     """Steps of a window that are trained on."""
     bins: int = 256
+    """Bins that each continuous dimension is cut into."""
     world_vector_limit: float = 1.0
     """Bound of the arm's model-space displacement per step: 1 for RT-1, 2 for RT-1-X."""
     binning: Literal["truncate", "centre"] = "truncate"
+    """Which value a bin stands for: "truncate" as the official code, "centre" without its half-bin bias."""
 
     def __post_init__(self) -> None:
         require_sizes(self, "num_steps", "num_image_tokens", "feature_width", "bins")
@@ -112,9 +114,8 @@ class RT1Config:
     @staticmethod
     def rt1_jax() -> RT1Config:
         """RT-1 in JAX: 10x10 positions, SwiGLU, a mask under which no action position is seen."""
-        return RT1Config(
-            backbone=EfficientNetConfig(), transformer=TransformerConfig(feed_forward="swiglu", mask="jax")
-        )
+        transformer = TransformerConfig(feed_forward="swiglu", mask="jax")
+        return RT1Config(backbone=EfficientNetConfig(), transformer=transformer)
 
     @staticmethod
     def rt1x() -> RT1Config:

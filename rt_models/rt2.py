@@ -47,6 +47,7 @@ class RT2Config:
     text: RT2TextConfig = field(default_factory=RT2TextConfig)
     tokenizer: BytePairConfig = field(default_factory=BytePairConfig)
     vocab_size: int = 20_000
+    """Rows of the token embedding; at least the tokens of tokenizer and action vocabulary."""
     max_tokens: int = 1024
     """Longest prompt with its answer; patches do not count."""
     prefix: Literal["causal", "image", "prompt"] = "causal"

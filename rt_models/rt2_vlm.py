@@ -57,9 +57,13 @@ class LoRA:
     """Low-rank updates of the language model's linear layers; the rest is frozen (Hu et al., 2021; peft)."""
 
     rank: int = 32
+    """Rank of each update."""
     alpha: int = 32
+    """An update is scaled by alpha / rank."""
     dropout: float = 0.0
+    """On the input of each update."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Names of the linear layers that get an update."""
     embeddings: Literal["new", "frozen", "trained"] = "new"
     """Of the tokens: trained are those of action tokens that are new to the model (AddedTokens, LeastFrequentTokens),
     none, or all."""
@@ -87,12 +91,14 @@ class LoRA:
 
 @dataclass(frozen=True, kw_only=True)
 class RT2VLMConfig:
-    """RT-2 on a pretrained model. `path` is a folder in transformers' form, or a name on the hub."""
+    """RT-2 on a pretrained model."""
 
     path: str
+    """Folder in transformers' form, or a name on the hub."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """"random": only the sizes are taken from `path`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights."""
     tuning: FullTuning | FrozenVision | LoRA = field(default_factory=FullTuning)
     text: RT2TextConfig = field(default_factory=lambda: RT2TextConfig(vocabulary=ReservedTokens()))
     max_tokens: int = 128
@@ -100,7 +106,9 @@ class RT2VLMConfig:
     robot_crop: Literal["pad", "none"] = "none"
     """Random crop of robot frames in training: RT-1's pad-and-crop, or none."""
     crop_seed: int = 0
+    """Seed of the random crops."""
     activation_checkpointing: Literal["off", "blocks"] = "off"
+    """"blocks": blocks are computed a second time in the backward pass, to save memory."""
 
     def __post_init__(self) -> None:
         require_sizes(self, "max_tokens")

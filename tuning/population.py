@@ -19,15 +19,16 @@ from tuning.space import Parameters, Space
 
 @dataclass(frozen=True, kw_only=True)
 class Population:
-    """interval_steps: optimizer steps of a generation; quantile: the share that is replaced, by an equal share.
-
-    factor: a number is multiplied or divided by it; resample: how often a setting is drawn anew instead.
-    """
+    """Population-based training: every generation the worst members take over the best."""
 
     interval_steps: int = 50
+    """Optimizer steps of a generation."""
     quantile: float = 0.25
+    """Share of the members that is replaced, by an equal share of the best."""
     factor: float = 1.25
+    """A number is multiplied or divided by this."""
     resample: float = 0.25
+    """Probability that a setting is drawn anew instead."""
 
     def __post_init__(self) -> None:
         if self.interval_steps < 1 or not 0 < self.quantile <= 0.5 or self.factor <= 1 or not 0 <= self.resample <= 1:

@@ -40,12 +40,10 @@ class RandomSearch:
 
 @dataclass(frozen=True, kw_only=True)
 class TpeSearch:
-    """Optuna's tree-structured Parzen estimator, over one objective or several.
-
-    startup_points: random points before it begins to model.
-    """
+    """Optuna's tree-structured Parzen estimator, over one objective or several."""
 
     startup_points: int = 8
+    """Random points before the model is used."""
 
     def __post_init__(self) -> None:
         if self.startup_points < 1:

@@ -17,11 +17,14 @@ Parameters = Mapping[str, Value]  # dotted path -> value
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform:
-    """A real number between `low` and `high`; with `log`, uniform in its logarithm."""
+    """A real number."""
 
     low: float
+    """Lowest value."""
     high: float
+    """Highest value, included."""
     log: bool = False
+    """Draw uniformly in the logarithm."""
 
     def __post_init__(self) -> None:
         _require_range(self.low, self.high, self.log)
@@ -58,11 +61,14 @@ class Uniform:
 
 @dataclass(frozen=True, kw_only=True)
 class Integer:
-    """A whole number from `low` to `high`, both included; with `log`, uniform in its logarithm."""
+    """A whole number."""
 
     low: int
+    """Lowest value."""
     high: int
+    """Highest value, included."""
     log: bool = False
+    """Draw uniformly in the logarithm."""
 
     def __post_init__(self) -> None:
         _require_range(self.low, self.high, self.log)
@@ -96,9 +102,10 @@ class Integer:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """One of `values`, in an order that neighbours may mean something in: a perturbation moves to the next one."""
+    """One of several values."""
 
     values: tuple[Value, ...]
+    """At least two; their order matters to a perturbation, which moves to a neighbour."""
 
     def __post_init__(self) -> None:
         if len(self.values) < 2:

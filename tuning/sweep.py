@@ -19,13 +19,12 @@ from tuning.space import Dimension, grid_size
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """A metric that the training reports, and which way is better."""
+    """A metric that the training reports."""
 
     metric: str
+    """Name of the metric, as the training reports it."""
     direction: Literal["min", "max"]
-
-    def better(self, one: float, other: float) -> bool:
-        return one < other if self.direction == "min" else one > other
+    """Which way is better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +34,16 @@ class ToTheEnd:
 
 @dataclass(frozen=True, kw_only=True)
 class Asha:
-    """Asynchronous successive halving (Li et al., 2020, arXiv 1810.05934), as Ray Tune has it.
+    """Asynchronous successive halving (Li et al., 2020, arXiv 1810.05934), as implemented in Ray Tune.
 
-    At `grace_steps` optimizer steps, and at every multiple of it by `reduction_factor`, a trial goes on only if it
-    is among the best 1 / reduction_factor of those that have come so far. It needs losses there: loop.evaluate_every.
+    At `grace_steps` optimizer steps, and at its multiples by powers of `reduction_factor`, a trial goes on only if it
+    is among the best 1 / reduction_factor of those that were reported there so far.
     """
 
     grace_steps: int = 10
+    """Optimizer steps before a trial may be stopped; a loss must be reported there (loop.evaluate_every)."""
     reduction_factor: int = 3
+    """The best 1 / reduction_factor go on; compared at grace_steps times every power of it."""
 
     def __post_init__(self) -> None:
         if self.grace_steps < 1 or self.reduction_factor < 2:
@@ -57,15 +58,17 @@ SchedulerConfig = ToTheEnd | Asha | Population
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """trials: points of the space; each is trained under every seed.
+    """What a sweep may spend.
 
-    wall_s: seconds that one call of the command may take; gpu_hours: of all trials and all calls together. At either
-    limit trials stop where they are, and a larger budget with --resume lets them go on.
+    At a limit of time, trials stop where they are; a larger budget with --resume continues them.
     """
 
     trials: int
+    """Points of the space; each is trained under every seed."""
     wall_s: float | None = None
+    """Seconds that one call of the command may take."""
     gpu_hours: float | None = None
+    """GPU hours of all trials and all calls together."""
 
     def __post_init__(self) -> None:
         limits = [limit for limit in (self.wall_s, self.gpu_hours) if limit is not None]
@@ -75,10 +78,12 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResources:
-    """What a trial that runs in one process holds; a trial that is a Ray Train job holds what its launch says."""
+    """What a trial in one process reserves; a trial that is a Ray Train job reserves what its launch says."""
 
     cpus: float = 1
+    """CPU cores."""
     gpus: float = 0
+    """GPUs; a fraction shares one."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.cpus < math.inf and 0 <= self.gpus < math.inf):
@@ -87,23 +92,28 @@ class TrialResources:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """space: dotted paths of the recipe's experiment -> what they range over; settings: laid over the recipe first.
-
-    retries: how often a trial whose process died is started again, from its own checkpoint.
-    """
+    """A sweep, completely. `search` chooses the next point, `scheduler` which trials are stopped early."""
 
     name: str
+    """Name of the sweep in MLflow."""
     recipe: str
+    """The recipe that every trial trains."""
     space: Mapping[str, Dimension]
+    """Dotted paths of the experiment's settings, and what each ranges over."""
     objectives: tuple[Objective, ...]
+    """What is best; early stopping takes the first."""
     budget: Budget
     settings: Mapping[str, Any] = field(default_factory=dict)
+    """Values by dotted path that are laid over the recipe first."""
     search: SearchConfig = field(default_factory=TpeSearch)
     scheduler: SchedulerConfig = field(default_factory=ToTheEnd)
     resources: TrialResources = field(default_factory=TrialResources)
     concurrency: int = 1
+    """Trials that run at once."""
     seeds: tuple[int, ...] = (0,)
+    """Each point of the space is trained under each of these; the best has the best median."""
     retries: int = 0
+    """How often a trial whose process died is started again, from its own checkpoint."""
 
     def __post_init__(self) -> None:
         if not self.space or not self.objectives:

@@ -156,7 +156,7 @@ def _worker_checks(launch: RayLaunch, machines: Sequence[Machine]) -> Iterator[C
             name="workers",
             found=f"{launch.least} workers want a GPU each, {gpus} are there",
             verdict="fail" if short else "ok",
-            remedy="give the --address of a cluster that has them, a lower launch.num_workers, or --launch.no-use_gpu"
+            remedy="give the --address of a cluster that has them, a lower launch.num_workers, or --launch.no-use-gpu"
             if short
             else "",
         )
@@ -169,7 +169,7 @@ def _worker_checks(launch: RayLaunch, machines: Sequence[Machine]) -> Iterator[C
         remedy="they will share cores and take turns: lower launch.num_workers" if cores < wanted else "",
     )
     if gpus:
-        remedy = "add --launch.use_gpu to train on them"
+        remedy = "add --launch.use-gpu to train on them"
         yield Check(name="GPUs", found=f"{gpus} are there and would not be used", verdict="note", remedy=remedy)
 
 

@@ -31,6 +31,7 @@ class LoopConfig:
     lanes: int = 48
     """Lanes of the sample order; the number of workers must divide it."""
     seed: int = 0
+    """Seed of the initial weights, the sample order and dropout."""
     log_every: int = 10
     """Steps between lines of metrics."""
     checkpoint_every: int = 500
@@ -85,6 +86,7 @@ class Experiment:
     """The resolved configuration of a training run."""
 
     name: str
+    """Name of the run in MLflow."""
     model: ModelConfig
     scaling: Identity | Bounds | Quantiles | RT1X = field(default_factory=Identity)
     freeze: tuple[str, ...] = ()

@@ -16,7 +16,9 @@ class AdamConfig:
     lr: float = 1e-4
     """Learning rate at the schedule's peak."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Decay per update of the running means of the gradient and of its square."""
     eps: float = 1e-7
+    """Added to the root of the mean square before dividing by it."""
 
     def __post_init__(self) -> None:
         _require_usable(self.lr, self.betas, self.eps)
@@ -33,8 +35,11 @@ class AdamWConfig:
     lr: float = 1e-4
     """Learning rate at the schedule's peak."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Decay per update of the running means of the gradient and of its square."""
     eps: float = 1e-8
+    """Added to the root of the mean square before dividing by it."""
     weight_decay: float = 0.01
+    """Decay of a weight per update, as a share of it, times the learning rate."""
 
     def __post_init__(self) -> None:
         _require_usable(self.lr, self.betas, self.eps, self.weight_decay)

@@ -11,6 +11,7 @@ class ConstantSchedule:
     """The peak rate after a linear warm-up."""
 
     warmup_steps: int = 0
+    """Optimizer steps in which the rate rises linearly to its peak."""
 
     def __post_init__(self) -> None:
         _require_steps(self.warmup_steps)
@@ -25,7 +26,9 @@ class CosineSchedule:
     """Linear warm-up, then half a cosine down to `final_factor` of the peak rate at the last step."""
 
     warmup_steps: int = 0
+    """Optimizer steps in which the rate rises linearly to its peak."""
     final_factor: float = 0.0
+    """Rate at the last step, as a share of the peak rate."""
 
     def __post_init__(self) -> None:
         _require_steps(self.warmup_steps)

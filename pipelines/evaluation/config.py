@@ -28,6 +28,7 @@ class EvaluationConfig:
     perturbations: bool = True
     """Also score with blank images and with swapped instructions, to show what the policy looks at."""
     seed: int = 0
+    """Seed of the bootstrap resamples."""
     web: WebScoreConfig = field(default_factory=WebScoreConfig)
 
     def bootstrap(self) -> Bootstrap:

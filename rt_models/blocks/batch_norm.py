@@ -36,6 +36,7 @@ class BatchNormConfig:
     momentum: float = 0.99
     """Share of the old value kept in the running averages (flax's sense; torch's is 1 minus this)."""
     eps: float = 1e-3
+    """Added to the variance before its root is taken."""
 
     def __post_init__(self) -> None:
         require_choices(self, "batch_norm.")

@@ -29,10 +29,13 @@ class TransformerConfig:
     """Sizes of the transformer; the defaults are those of the TensorFlow release."""
 
     num_layers: int = 8
+    """Transformer blocks."""
     num_heads: int = 8
+    """Attention heads."""
     key_size: int = 128
     """Width of one head."""
     width: int = 512
+    """Width of a token."""
     hidden: int = 512
     """Inner width of the swiglu feed-forward; the linear one has none."""
     feed_forward: Literal["linear", "linear_bias", "swiglu"] = "linear_bias"

@@ -109,6 +109,7 @@ class IntegerTokens:
     """Bin i is the one token of the integer `first` + i (PaLI-X; -10 for Language-Table)."""
 
     first: int = 0
+    """The integer of bin 0."""
 
     is_new: ClassVar[bool] = False
 
@@ -121,6 +122,7 @@ class ReservedTokens:
     """Bin i is a token that the tokenizer already holds under this name, e.g. PaliGemma's "<loc0000>"."""
 
     pattern: str = "<loc{:04d}>"
+    """Name of the token of a bin, with a place for its number."""
 
     is_new: ClassVar[bool] = False
 

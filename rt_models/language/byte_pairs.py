@@ -24,6 +24,7 @@ class BytePairConfig:
     merges: tuple[str, ...] = ()
     """Pairs of tokens that become one, "a b", the first learnt first; `learnt` finds them."""
     first_integer: int = 0
+    """The lowest integer that is one token."""
     num_integers: int = 256
     """So many integers, from `first_integer`, are one token each."""
 

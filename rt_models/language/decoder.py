@@ -30,13 +30,17 @@ class DecoderConfig:
     """Sizes of the decoder."""
 
     width: int = 512
+    """Width of a token."""
     num_layers: int = 6
+    """Decoder blocks."""
     num_heads: int = 8
+    """Attention heads, each of width / num_heads."""
     num_key_value_heads: int = 2
     """Heads of keys and values; each serves num_heads / num_key_value_heads queries."""
     hidden: int = 1408
     """Inner width of SwiGLU."""
     rope_base: float = 10_000.0
+    """Base of the wavelengths of the rotary position embedding."""
     dropout: float = 0.0
     """On what each half of a block adds."""
 

@@ -52,14 +52,19 @@ class RT2TextConfig:
     frames: int = 1
     """Consecutive camera frames that go before a robot's prompt, the newest last."""
     bins: int = 256
+    """Bins that each dimension is cut into."""
     binning: Literal["truncate", "centre"] = "centre"
+    """Which value a bin stands for: "truncate" as the official code, "centre" without its half-bin bias."""
     world_vector_limit: float = 1.0
     """Bound of the arm's model-space displacement per step."""
     robot_prompt: str = "Q: what action should the robot take to {instruction}? A:"
+    """Prompt of a robot step; {instruction} stands for its words."""
     plan_prompt: str = "Instruction: {instruction}. Plan:"
+    """Prompt of a robot step whose answer begins with a plan."""
     action_mark: str = " Action:"
     """Stands between a plan and its action."""
     question_prompt: str = "Q: {question} A:"
+    """Prompt of a web example; {question} stands for its words."""
     caption_prompt: str = "Q: what is in the picture? A:"
     """Prompt of a web example without a question."""
 

@@ -31,10 +31,15 @@ class Stage:
     """`num_blocks` MBConv blocks of one width; the first has the stride."""
 
     expansion: int
+    """Inner width over input width."""
     kernel: int
+    """Rows and columns of the depthwise kernel."""
     stride: int
+    """Of the first block."""
     channels: int
+    """Output width."""
     num_blocks: int
+    """Blocks in a row."""
 
     def __post_init__(self) -> None:
         require_sizes(self, "expansion", "kernel", "stride", "channels", "num_blocks", part="backbone.stages: ")
@@ -56,8 +61,11 @@ class EfficientNetConfig:
     """Widths, padding rule and regularisation of a FiLM EfficientNet; the defaults are B3."""
 
     stem_channels: int = 40
+    """Output width of the first convolution."""
     stages: tuple[Stage, ...] = B3_STAGES
+    """The blocks, in groups of one width."""
     head_channels: int = 1536
+    """Output width of the last convolution."""
     padding: PaddingRule = "same"
     """Zero padding of strided convolutions: JAX's SAME, the TensorFlow release's fixed one, or torch's kernel // 2."""
     stochastic_depth: float = 0.2

@@ -34,6 +34,7 @@ class InputConfig:
     crop: Literal["pad", "none"] = "pad"
     """Random crop in training: the official pad-and-crop, or none. Evaluation never crops."""
     crop_seed: int = 0
+    """Seed of the random crops."""
 
     def __post_init__(self) -> None:
         require_choices(self, "input.")

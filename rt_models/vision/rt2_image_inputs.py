@@ -33,6 +33,7 @@ class PictureConfig:
     robot_crop: Literal["pad", "none"] = "none"
     """Random crop of robot frames in training: RT-1's pad-and-crop, or none."""
     crop_seed: int = 0
+    """Seed of the random crops."""
 
     def __post_init__(self) -> None:
         require_sizes(self, "image_size", part="picture.")

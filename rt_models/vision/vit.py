@@ -29,9 +29,13 @@ class ViTConfig:
     patch_size: int = 20
     """Pixels; must divide the image size."""
     width: int = 384
+    """Width of a patch vector."""
     num_layers: int = 12
+    """Transformer blocks."""
     num_heads: int = 6
+    """Attention heads; must divide width."""
     hidden: int = 1536
+    """Inner width of the feed-forward."""
     stem: Literal["patches", "convolutions"] = "patches"
     """How pixels become patch vectors: one linear map of each patch, or small convolutions that halve the picture until
     a position is a patch, which learn from far fewer pictures (Xiao et al., 2021)."""
