@@ -31,6 +31,7 @@ from pipelines.config.serialization import did_you_mean
 from pipelines.terminal.next_step import print_next
 from preprocessing.simulation.metaworld_rlds import INSTRUCTIONS, dataset_features, rlds_episode
 from preprocessing.simulation.metaworld_rollout import SIMULATOR_HZ, VIEWS, Camera, roll_out
+from preprocessing.store.images import ImageSize
 from preprocessing.tfds.writer import RldsWriter, SplitPlan
 
 VERSION = "1.0.0"
@@ -94,10 +95,7 @@ class SimulateConfig:
 
     def camera(self) -> Camera:
         """Raises ValueError for an `image_size` that is none."""
-        sides = self.image_size.lower().split("x")
-        if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
-            raise ValueError(f"--image-size must be HEIGHTxWIDTH in pixels such as 96x96, got {self.image_size!r}")
-        height, width = map(int, sides)
+        height, width = ImageSize.parse(self.image_size)
         return Camera(view=VIEWS[self.view], height=height, width=width, jpeg_quality=self.jpeg_quality)
 
 

@@ -39,12 +39,10 @@ from preprocessing.store.episode_store import (
     SourceField,
     StoreLayout,
 )
-from preprocessing.store.image_header import MOST_PIXELS
-from preprocessing.store.images import Resize
+from preprocessing.store.images import ImageSize, Resize
 from preprocessing.store.shard_files import reaching
 from preprocessing.store.store_manifest import StoreManifest
 
-_LONGEST_SIDE = 8192
 OBJECT_STORE_MB = 256  # only shard numbers and reports travel through it
 
 ReachRay = Callable[[], None]
@@ -112,18 +110,9 @@ class ConvertConfig:
         if self.resize != "pad" and self.image_size is None:
             raise ValueError(f"--resize {self.resize} is for frames of another size: add --image-size HEIGHTxWIDTH")
 
-    def frame_size(self) -> tuple[int, int] | None:
-        """(height, width) in pixels, or None for untouched. Raises ValueError for text that is no size."""
-        if self.image_size is None:
-            return None
-        sides = self.image_size.lower().split("x")
-        numbers = [int(side) for side in sides if side.isdecimal() and 0 < int(side) <= _LONGEST_SIDE]
-        if len(sides) != 2 or len(numbers) != 2 or numbers[0] * numbers[1] > MOST_PIXELS:
-            raise ValueError(
-                f"--image-size must be HEIGHTxWIDTH in pixels such as 256x320, at most {_LONGEST_SIDE} a side and "
-                f"{MOST_PIXELS} in all, got {self.image_size!r}"
-            )
-        return numbers[0], numbers[1]
+    def frame_size(self) -> ImageSize | None:
+        """None if frames are stored untouched. Raises ValueError for text that is no size."""
+        return None if self.image_size is None else ImageSize.parse(self.image_size)
 
 
 @dataclass(frozen=True, kw_only=True)

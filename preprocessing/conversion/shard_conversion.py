@@ -31,7 +31,7 @@ from preprocessing.store.episode_store import (
     image_column,
     instruction_id,
 )
-from preprocessing.store.images import Resize, encode_png, image_size, reencode, require_whole_image
+from preprocessing.store.images import ImageSize, Resize, encode_png, image_size, reencode, require_whole_image
 from preprocessing.store.statistics import Moments
 from preprocessing.tfds.features import naming
 
@@ -51,7 +51,7 @@ class ShardTask:
     limits: tuple[int | None, ...]
     root: str
     layout: StoreLayout
-    image_size: tuple[int, int] | None
+    image_size: ImageSize | None
     resize: Resize
     embedding: str | None
     check_crc: bool
@@ -119,7 +119,7 @@ class _Shard:
         self._fingerprint, self._num_records = hashlib.sha256(), 0
         self._lengths: list[int] = []
         self._quarantine: list[dict[str, Any]] = []
-        self._frame_size: tuple[int, int] | None = None
+        self._frame_size: ImageSize | None = None
         self._rates_hz: set[float] = set()
         self._moments, self._recent = Moments.empty(ACTION_SIZE), []
         self._unread: Counter[str] = Counter()
@@ -203,7 +203,7 @@ class _Shard:
             vectors_ND = np.asarray(episode.steps[path], np.float32).reshape(episode.num_steps, -1)
             return self.instructions.ids(texts, vectors_ND)
 
-    def _require_one_size(self, episode: Episode, sizes: set[tuple[int, int]]) -> None:
+    def _require_one_size(self, episode: Episode, sizes: set[ImageSize]) -> None:
         known = sizes | ({self._frame_size} if self._frame_size else set())
         if len(known) > 1:
             raise ValueError(

@@ -11,17 +11,18 @@ JPEG goes through libjpeg-turbo, everything else through Pillow. Axes: H height,
 from __future__ import annotations
 
 import io
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from preprocessing.store.image_header import JPEG, ImageHeader, jpeg_orientation, read_header, tidied
+from preprocessing.store.image_header import JPEG, MOST_PIXELS, ImageHeader, jpeg_orientation, read_header, tidied
 
 Resize = Literal["pad", "squash", "crop"]
 
 JPEG_QUALITY = 95
+_LONGEST_SIDE = 8192
 _END = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 # Complaints of libjpeg that leave every pixel as it was encoded. It tells only the first: none follows on stray bytes
 # before the end marker, but others may hide behind those about the header.
@@ -29,8 +30,30 @@ _STRAY_BEFORE_END = "extraneous bytes before marker 0xd9"
 _OF_THE_HEADER = ("extraneous bytes before marker", "unknown JFIF revision", "Invalid SOS parameters for sequential")
 
 
-def image_size(encoded: bytes) -> tuple[int, int]:
-    """(height, width) of the upright picture, from the header alone. Raises ValueError where the bytes are no picture:
+class ImageSize(NamedTuple):
+    """Height and width in pixels."""
+
+    height: int
+    width: int
+
+    @staticmethod
+    def parse(text: str) -> ImageSize:
+        """The size in a flag --image-size. Raises ValueError for text that is no size, or one that is too large."""
+        sides = text.lower().split("x")
+        numbers = [int(side) for side in sides if side.isdecimal() and 0 < int(side) <= _LONGEST_SIDE]
+        if len(sides) != 2 or len(numbers) != 2 or numbers[0] * numbers[1] > MOST_PIXELS:
+            raise ValueError(
+                f"--image-size must be HEIGHTxWIDTH in pixels such as 256x320, at most {_LONGEST_SIDE} a side and "
+                f"{MOST_PIXELS} in all, got {text!r}"
+            )
+        return ImageSize(*numbers)
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
+
+
+def image_size(encoded: bytes) -> ImageSize:
+    """The size of the upright picture, from the header alone. Raises ValueError where the bytes are no picture:
     of no known kind, of more than 8 bits a channel, animated, or larger than `image_header.MOST_PIXELS`."""
     return _upright_size(read_header(encoded))
 
@@ -58,7 +81,7 @@ def decode_image(encoded: bytes) -> np.ndarray:
     return _upright(decoded, header.orientation)
 
 
-def decode_into(encoded: bytes, image_HWC: np.ndarray) -> tuple[int, int]:
+def decode_into(encoded: bytes, image_HWC: np.ndarray) -> ImageSize:
     """Decode into contiguous uint8 (H, W, 3); the picture's (height, width), with rubbish written where they differ."""
     if encoded.startswith(JPEG) and jpeg_orientation(encoded) == 1:
         try:
@@ -68,11 +91,11 @@ def decode_into(encoded: bytes, image_HWC: np.ndarray) -> tuple[int, int]:
             if size == image_HWC.shape[:2]:
                 raise
             return size
-        return decoded.shape[0], decoded.shape[1]
+        return ImageSize(*decoded.shape[:2])
     decoded = decode_image(encoded)
     if decoded.shape == image_HWC.shape:
         image_HWC[:] = decoded
-    return decoded.shape[0], decoded.shape[1]
+    return ImageSize(*decoded.shape[:2])
 
 
 def encode_jpeg(image_HWC: np.ndarray, *, quality: int = JPEG_QUALITY) -> bytes:
@@ -130,8 +153,10 @@ def reencode(encoded: bytes, height: int, width: int, how: Resize) -> bytes:
     return encode_jpeg(resize_image(_upright(image_HWC, header.orientation), height, width, how))
 
 
-def _upright_size(header: ImageHeader) -> tuple[int, int]:
-    return (header.width, header.height) if header.lying else (header.height, header.width)
+def _upright_size(header: ImageHeader) -> ImageSize:
+    if header.lying:
+        return ImageSize(header.width, header.height)
+    return ImageSize(header.height, header.width)
 
 
 def _upright(image_HWC: np.ndarray, orientation: int) -> np.ndarray:

@@ -4,6 +4,10 @@ An Example is a map from name to a list of bytes, float32 or int64. `parse` find
 `Example.floats`, `.ints` and `.bytes` decode the ones that are asked for. The generated protobuf class copies every
 list twice; on a 12 MB episode of 100 steps it took 1.9 ms where this took 1.4 ms, and cameras that are not asked for
 cost nothing here. On episodes of ten tiny frames it is the faster one (0.07 against 0.2 ms).
+
+On a whole conversion the two are level: with protobuf in its place, 8 episodes of 40 steps of 256x320 took 1.01 (0.88
+to 1.09) times the processor time, and 0.94 (0.88 to 1.27) with `--no-check-frames`; medians of 7 interleaved rounds at
+commit 3e08840, on two busy cores of an Intel Xeon.
 """
 
 from __future__ import annotations
