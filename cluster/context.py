@@ -9,16 +9,21 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from cluster.watchdog import Watchdog
 
+T = TypeVar("T")
+
 
 class WorkerContext(Protocol):
-    """One worker's view of the run. `report`, `barrier`, `any` and `gather` are collective: every rank calls them."""
+    """One worker's view of the run.
+
+    `report`, `barrier` and the agreements `any`, `gather` and `broadcast` are collective: every rank calls them.
+    """
 
     rank: int
     world_size: int
@@ -39,6 +44,10 @@ class WorkerContext(Protocol):
 
     def gather(self, value: Any) -> list[Any]:
         """The small picklable value of every rank, by rank, on every rank."""
+        ...
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's small picklable value, on every rank; what the others give is ignored."""
         ...
 
     def fork(self) -> WorkerContext:
@@ -82,6 +91,9 @@ class LocalContext:
     def gather(self, value: Any) -> list[Any]:
         return [value]
 
+    def broadcast(self, value: T) -> T:
+        return value
+
     def fork(self) -> LocalContext:
         return self
 
@@ -110,7 +122,7 @@ class TorchrunContext:
             dist.init_process_group(backend, timeout=self._timeout)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.metrics: dict[str, float] = {}
-        self._group = dist.new_group(backend="gloo", timeout=self._timeout)
+        self._group: Any = dist.new_group(backend="gloo", timeout=self._timeout)
 
     def report(self, metrics: Mapping[str, float]) -> None:
         self.metrics.update(metrics)
@@ -131,6 +143,12 @@ class TorchrunContext:
         self.beat()
         return values
 
+    def broadcast(self, value: T) -> T:
+        # No beat, which would start the watchdog: rank 0 also decides before a model is built, which takes its time.
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self._group)
+        return values[0]
+
     def fork(self) -> WorkerContext:
         return _Forked(self)
 
@@ -149,7 +167,7 @@ class _Forked(TorchrunContext):
         self.rank, self.world_size = parent.rank, parent.world_size
         self.local_rank, self.device, self.metrics = parent.local_rank, parent.device, {}
         self._timeout, self._owns_group = parent._timeout, False
-        self._group = dist.new_group(backend="gloo", timeout=self._timeout)
+        self._group: Any = dist.new_group(backend="gloo", timeout=self._timeout)
 
 
 class RayContext(TorchrunContext):

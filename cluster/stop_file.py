@@ -19,6 +19,7 @@ from typing import Any
 
 import fsspec
 
+from cluster.context import WorkerContext
 from cluster.interrupts import TOLD_BY
 
 STOPPED_EXIT_CODE = 75  # sysexits.h: EX_TEMPFAIL, "try again later"
@@ -77,6 +78,28 @@ class StopWatch:
         while self.reason is None and not self._done.wait(_POLL_S):
             with contextlib.suppress(OSError):  # a store out of reach asks for nothing
                 self.reason = self._file.reason()
+
+
+class StopRequest:
+    """Whether the training is to stop. Rank 0 looks for the file; every rank asks at the end of each step and is told.
+
+    `reason` stays None until then, and is the same on every rank.
+    """
+
+    def __init__(self, output: str, context: WorkerContext) -> None:
+        self._context = context
+        self._watch = StopWatch(StopFile(output)) if context.rank == 0 else None
+        self.reason: str | None = None
+
+    def ask(self) -> None:
+        """Collective."""
+        seen = None if self._watch is None else self._watch.reason
+        if self._context.any(seen is not None):  # one byte at every step, the text once
+            self.reason = self._context.broadcast(seen)
+
+    def close(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from typing import Any
 
 import fsspec
 
+from cluster.agreement import on_every_rank
 from cluster.context import WorkerContext
 from cluster.manifest import MANIFEST, FileEntry, Manifest, check_entry
 
@@ -87,7 +88,7 @@ class CheckpointFolder:
         if wrong:
             log.warning("checkpoint %s is left out: %s missing or of another size", folder, ", ".join(wrong))
             return None
-        return Checkpoint(path=folder if self.is_local else self._files.unstrip_protocol(folder), manifest=manifest)
+        return Checkpoint(path=self._path(step), manifest=manifest)
 
     def fetch(self, checkpoint: Checkpoint, local: Path, *, rank: int = 0, world_size: int = 1) -> Path:
         """A local folder with the checkpoint's files: its own path on a file system, else a copy below `local`.
@@ -109,6 +110,36 @@ class CheckpointFolder:
             except OSError:  # another process of this node was first
                 shutil.rmtree(partial)
         return target
+
+    def fetch_on_every_rank(self, checkpoint: Checkpoint, local: Path, context: WorkerContext) -> Path:
+        """`fetch` of a checkpoint that rank 0 chose; collective. Each rank looks for it by its name alone.
+
+        A rank's listing of the folder may be older than the checkpoint, on a shared disk that caches listings. If a
+        rank does not find it, or finds another one of this step, every rank raises FileNotFoundError or ValueError.
+        """
+        return on_every_rank(context, self._fetch_by_name, checkpoint, local, context)[context.rank]
+
+    def _fetch_by_name(self, checkpoint: Checkpoint, local: Path, context: WorkerContext) -> Path:
+        step, folder = checkpoint.step, self._folder(checkpoint.step)
+        remedy = "give an --output folder that all workers share, and --resume"
+        try:
+            with self._reached():
+                manifest = Manifest.from_bytes(self._files.cat_file(f"{folder}/{MANIFEST}"))
+        except FileNotFoundError:
+            manifest = None
+        names = [entry.name for entry in checkpoint.manifest.files if self.is_local]
+        if manifest is None or not all(Path(folder, name).is_file() for name in names):
+            raise FileNotFoundError(
+                f"rank {context.rank} does not find the checkpoint of step {step} in {self.root}, from which rank 0 "
+                f"continues: {remedy}"
+            )
+        if manifest != checkpoint.manifest:
+            raise ValueError(
+                f"rank {context.rank} finds another checkpoint of step {step} in {self.root} than the one from which "
+                f"rank 0 continues: {remedy}"
+            )
+        own = Checkpoint(path=self._path(step), manifest=manifest)
+        return self.fetch(own, local, rank=context.rank, world_size=context.world_size)
 
     # --- Writing ---
 
@@ -199,6 +230,10 @@ class CheckpointFolder:
     def _folder(self, step: int) -> str:
         return f"{self._root}/step-{step:08d}"
 
+    def _path(self, step: int) -> str:
+        """The folder of a step, as a URL with its scheme if it is not local."""
+        return self._folder(step) if self.is_local else str(self._files.unstrip_protocol(self._folder(step)))
+
     def _saving(self, step: int) -> Path:
         return Path(self._root, f"{SAVING}step-{step:08d}")
 
@@ -255,19 +290,18 @@ def _agree(
     context: WorkerContext, step: int, act: Callable[..., tuple[FileEntry, ...]], *args: Any, on_rank_0: bool = False
 ) -> tuple[FileEntry, ...]:
     """Run one stage of a save on every rank, or on rank 0 alone; if it fails anywhere, raise everywhere."""
-    entries: tuple[FileEntry, ...] = ()
-    failure: Exception | None = None
-    if context.rank == 0 or not on_rank_0:
+
+    def stage() -> tuple[FileEntry, ...]:
+        if on_rank_0 and context.rank != 0:
+            return ()
         try:
-            entries = act(*args)
+            return act(*args)
         except Exception as error:
-            failure = error
-    outcomes = context.gather((entries, None if failure is None else (type(failure), _told(failure))))
-    for rank, (_, told) in enumerate(outcomes):
-        if told is not None:
-            kind = ValueError if issubclass(told[0], ValueError) else OSError
-            raise kind(f"the checkpoint of step {step} was not saved: {told[1]} (rank {rank})") from failure
-    return tuple(entry for own, _ in outcomes for entry in own)
+            kind = ValueError if isinstance(error, ValueError) else OSError
+            message = f"the checkpoint of step {step} was not saved: {_told(error)} (rank {context.rank})"
+            raise kind(message) from error
+
+    return tuple(entry for own in on_every_rank(context, stage) for entry in own)
 
 
 def _told(error: Exception) -> str:

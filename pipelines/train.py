@@ -31,18 +31,17 @@ from pipelines.terminal.next_step import command_line, print_next_evaluation
 from pipelines.tracking.mlflow_run import tracking_uri
 from pipelines.train_loop import train
 from pipelines.train_worker import train_worker
+from pipelines.training.checkpoint_metadata import CheckpointMetadata
 from pipelines.training.checks import check_job, require_fresh_or_resumed
 from pipelines.training.co_fine_tuning import Store
-from pipelines.training.data import resolved
 from pipelines.training.initial_weights import located
-from pipelines.training.job import TrainJob
-from pipelines.training.loop_state import LoopState
+from pipelines.training.job import PreparedJob, TrainJob
+from pipelines.training.preparation import prepared
 from pipelines.training.progress import packed, progress_bar
 from pipelines.training.run_files import METRICS, read_metrics
 from pipelines.training.run_logger import finish_run, open_run, write_config
 from pipelines.training.speed import verdict
 from preprocessing.store.web_store import open_store
-from rt_models.spec import Contract
 
 log = logging.getLogger(__name__)
 
@@ -64,10 +63,10 @@ def run_training(
     """
     job.experiment.require_sizes()
     stores = [open_store(path, split="train") for path in job.stores]
-    job = replace(job, experiment=resolved(job.experiment, stores))
-    contract = check_job(job, stores, accepted)
-    with exclusive_output(job.output, patience_s=patience_s), _followed(job, stores):
-        return _run(job, contract, stores, context, callbacks)
+    prepared_job = prepared(job, stores)
+    check_job(prepared_job, stores, accepted)
+    with exclusive_output(job.output, patience_s=patience_s), _followed(prepared_job, stores):
+        return _run(prepared_job, context or LocalContext(), callbacks)
 
 
 def _followed(job: TrainJob, stores: Sequence[Store]) -> AbstractContextManager[None]:
@@ -75,29 +74,23 @@ def _followed(job: TrainJob, stores: Sequence[Store]) -> AbstractContextManager[
     return progress_bar(job.output, loop.steps, steps_per_epoch=sum(map(num_samples, stores)) / loop.global_batch)
 
 
-def _run(
-    job: TrainJob,
-    contract: Contract,
-    stores: Sequence[Store],
-    context: LocalContext | None,
-    callbacks: Sequence[Any],
-) -> dict[str, Any]:
+def _run(job: PreparedJob, context: LocalContext, callbacks: Sequence[Any]) -> dict[str, Any]:
     """The checked job, in an output folder that nobody else writes in."""
-    if require_fresh_or_resumed(job, contract, stores) is None and job.resume:
+    if require_fresh_or_resumed(job) is None and job.resume:  # once more: another process may have trained meanwhile
         log.warning("nothing to resume in %s: starting from step 0", job.output)
-    run = open_run(job, contract)
+    run = open_run(job)
     stop = StopFile(job.output)
     stop.clear()
     try:
         write_config(job)
-        ended = _run_where_asked(replace(job, run_id=run.run_id), stop, context or LocalContext(), callbacks)
+        ended = _run_where_asked(replace(job, run_id=run.run_id), stop, context, callbacks)
     except BaseException as error:
         finish_run(run, job.output, failure=f"{type(error).__name__}: {error}")
         raise
     finally:
         stop.clear()
     finish_run(run, job.output, failure=ended.get("stopped"))
-    result = {**ended, **_last_metrics(job.output), "output": job.output, "contract": contract.id}
+    result = {**ended, **_last_metrics(job.output), "output": job.output, "contract": job.contract.id}
     return {**result, **_reached(job.output)}
 
 
@@ -128,14 +121,13 @@ def _reached(output: str) -> dict[str, Any]:
     if not complete:
         return {"steps": 0}
     newest = complete[-1]
-    state = LoopState.from_plain(newest.metadata.get("loop_state", {}))
-    found = {"steps": newest.step, "checkpoint": newest.path, "skipped_steps": state.skipped}
-    best_by = newest.metadata["experiment"]["loop"].get("best_by")
-    measured = [checkpoint for checkpoint in complete if best_by in checkpoint.metadata]
+    skipped = CheckpointMetadata.of(newest).loop_state.skipped
+    reached = {"steps": newest.step, "checkpoint": newest.path, "skipped_steps": skipped}
+    measured = [(best, each) for each in complete if (best := CheckpointMetadata.of(each).best) is not None]
     if measured:
-        best = min(measured, key=lambda checkpoint: checkpoint.metadata[best_by])
-        found |= {"best_step": best.step, "best_checkpoint": best.path}
-    return found
+        _, best = min(measured, key=lambda pair: pair[0])
+        reached |= {"best_step": best.step, "best_checkpoint": best.path}
+    return reached
 
 
 @dataclass(frozen=True, kw_only=True)

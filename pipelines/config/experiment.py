@@ -119,6 +119,10 @@ class Experiment:
                     f"numbers of workers that divide {self.loop.lanes}, or another loop.lanes"
                 )
 
+    def learning_rate(self, step: int) -> float:
+        """Of the update that ends step `step`; the first is step 1."""
+        return self.optimizer.lr * self.schedule.factor(step - 1, self.loop.steps)
+
     def accumulation(self, world_size: int) -> int:
         """Micro-batches per optimizer step of one worker. Raises ValueError with the whole equation."""
         loop = self.loop

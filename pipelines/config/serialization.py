@@ -83,6 +83,14 @@ def from_plain(kind: type[T], data: Any, *, base: T | None = None, path: str = "
     return kind(**values)
 
 
+def with_present_names(data: Any) -> Any:
+    """Plain data with the config classes under their names of today."""
+    if isinstance(data, Mapping):
+        named = {key: with_present_names(value) for key, value in data.items()}
+        return {**named, "type": _FORMER_NAMES.get(named["type"], named["type"])} if "type" in named else named
+    return [with_present_names(item) for item in data] if isinstance(data, list) else data
+
+
 def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}; lists stay whole."""
     flat: dict[str, Any] = {}

@@ -28,18 +28,25 @@ def summary(path: str, kind: str) -> dict[str, Any]:
     if kind == "bundle":
         return _of_bundle(path)
     from pipelines.publishing.trained_model import find_checkpoint
+    from pipelines.training.checkpoint_metadata import CheckpointMetadata
     from pipelines.training.run_files import METRICS, read_metrics
 
     folder, checkpoint = find_checkpoint(path)
-    metadata = checkpoint.metadata
+    metadata = CheckpointMetadata.of(checkpoint)
+    experiment = metadata.experiment
     found = {
         "kind": kind,
         "path": path,
         "step": checkpoint.step,
-        "steps": metadata["experiment"]["loop"]["steps"],
-        **_common(metadata["experiment"]["model"], metadata["contract"], metadata),
-        "recipe": metadata["experiment"]["name"],
-        "mlflow_run_id": metadata.get("mlflow_run_id"),
+        "steps": experiment["loop"]["steps"],
+        **_common(
+            experiment["model"],
+            metadata.contract,
+            stores=[reference.path for reference in metadata.stores],
+            git_revision=metadata.git_revision,
+        ),
+        "recipe": experiment["name"],
+        "mlflow_run_id": metadata.mlflow_run_id,
         "bytes": sum(entry.size for entry in checkpoint.manifest.files),
     }
     if kind == "run":
@@ -61,24 +68,30 @@ def _of_bundle(path: str) -> dict[str, Any]:
             "path": path,
             "step": described["step"],
             "source": described["source"],
-            **_common(described["model"], described["contract"], metadata),
+            **_common(
+                described["model"],
+                Contract.from_json(described["contract"]),
+                stores=list(metadata.get("stores") or []),
+                git_revision=metadata.get("git_revision"),
+            ),
             "bytes": files.size(f"{root}/{_WEIGHTS}"),
         }
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}/{_DESCRIPTION} does not describe a model ({error!r}): export it again") from error
 
 
-def _common(model: Mapping[str, Any], contract: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
-    read = Contract.from_json(contract)
+def _common(
+    model: Mapping[str, Any], contract: Contract, *, stores: list[str], git_revision: str | None
+) -> dict[str, Any]:
     return {
         "model": model["type"],
-        "contract": read.id,
-        "action": read.action.name,
-        "encoder": read.encoder,
-        "image": f"{read.image.height}x{read.image.width}",
-        "datasets": [f"{dataset.name} {dataset.version}" for dataset in read.datasets],
-        "stores": list(metadata.get("stores") or []),
-        "git_revision": metadata.get("git_revision"),
+        "contract": contract.id,
+        "action": contract.action.name,
+        "encoder": contract.encoder,
+        "image": f"{contract.image.height}x{contract.image.width}",
+        "datasets": [f"{dataset.name} {dataset.version}" for dataset in contract.datasets],
+        "stores": stores,
+        "git_revision": git_revision,
     }
 
 

@@ -11,7 +11,7 @@ import re
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import fsspec
 
@@ -22,6 +22,7 @@ from pipelines.publishing.folder import DESCRIPTION, WEIGHTS, TrainedModel, read
 from pipelines.publishing.instructions import INSTRUCTIONS, Instructions
 from pipelines.publishing.registered import describe_registered, fetch_registered, is_registered
 from pipelines.publishing.training_stores import found_again, open_training_store, references_of, referred_from
+from pipelines.training.checkpoint_metadata import CheckpointMetadata
 from pipelines.training.run_files import METRICS
 from preprocessing.store.episode_store import MANIFEST as STORE_MANIFEST
 from preprocessing.store.shard_files import is_local, reaching
@@ -58,17 +59,18 @@ def load_trained(source: str, weights: Which | None = None, *, tracking: str | N
     if _is_bundle(source):
         return _load_bundle(source)
     folder, checkpoint = find_checkpoint(source)
-    averaged = _keeps_average(checkpoint) if weights is None else weights == "averaged"
+    metadata = CheckpointMetadata.of(checkpoint)
+    keeps_average = metadata.experiment["engine"]["ema_decay"] > 0
+    averaged = keeps_average if weights is None else weights == "averaged"
     run = folder.root.removesuffix("/checkpoints")
-    model = model_config(checkpoint.metadata["experiment"]["model"]).build()
+    model = model_config(metadata.experiment["model"]).build()
     with tempfile.TemporaryDirectory(prefix="model-") as scratch:
         engine = folder.fetch(checkpoint, Path(scratch)) / "engine"
         model.load_state_dict(read_weights(engine, averaged=averaged))
-    contract = Contract.from_json(checkpoint.metadata["contract"])
     return TrainedModel(
         model=model.eval(),
-        contract=contract,
-        instructions=Instructions(contract.encoder, {}),
+        contract=metadata.contract,
+        instructions=Instructions(metadata.contract.encoder, {}),
         step=checkpoint.step,
         source=checkpoint.path,
         metadata={**found_again(checkpoint.metadata, run), "weights": "averaged" if averaged else "last"},
@@ -89,28 +91,21 @@ def with_instructions(trained: TrainedModel) -> TrainedModel:
 
 def describe_trained(source: str, *, tracking: str | None = None) -> Description:
     """What `load_trained` would load, without its weights. Raises as that does."""
+    if not is_registered(source) and not _is_bundle(source):
+        metadata = CheckpointMetadata.of(find_checkpoint(source)[1])
+        return Description(model=model_config(metadata.experiment["model"]), contract=metadata.contract)
     if is_registered(source):
-        metadata = describe_registered(source, tracking)
-        return Description(model=model_config(metadata["model"]), contract=Contract.from_json(metadata["contract"]))
-    if _is_bundle(source):
-        files, root = fsspec.core.url_to_fs(source)
-        metadata = json.loads(files.cat_file(f"{root}/{DESCRIPTION}"))
-        model = metadata["model"]
+        described = describe_registered(source, tracking)
     else:
-        metadata = find_checkpoint(source)[1].metadata
-        model = metadata["experiment"]["model"]
-    return Description(model=model_config(model), contract=Contract.from_json(metadata["contract"]))
+        files, root = fsspec.core.url_to_fs(source)
+        described = json.loads(files.cat_file(f"{root}/{DESCRIPTION}"))
+    return Description(model=model_config(described["model"]), contract=Contract.from_json(described["contract"]))
 
 
 def _is_bundle(path: str) -> bool:
     with reaching(path):
         files, root = fsspec.core.url_to_fs(path)
         return files.exists(f"{root.rstrip('/')}/{DESCRIPTION}")
-
-
-def _keeps_average(checkpoint: Checkpoint) -> bool:
-    engine: dict[str, Any] = checkpoint.metadata["experiment"]["engine"]
-    return engine["ema_decay"] > 0
 
 
 def _load_bundle(path: str) -> TrainedModel:

@@ -25,10 +25,11 @@ from pipelines.evaluation.config import EvaluationConfig
 from pipelines.evaluation.scoring import score
 from pipelines.publishing.trained_model import load_trained
 from pipelines.tracking.mlflow_run import RunMetrics
+from pipelines.training.checkpoint_metadata import CheckpointMetadata
 from pipelines.training.checks import check_job
-from pipelines.training.data import resolved
 from pipelines.training.initial_weights import FIXED
 from pipelines.training.job import TrainJob
+from pipelines.training.preparation import prepared
 from pipelines.training.run_logger import known_run
 from pipelines.training.step_metrics import require_reported
 from preprocessing.store.episode_store import EpisodeStore
@@ -177,7 +178,7 @@ def _check_stores(space: Space, job: TrainJob, accepted: Collection[str]) -> Non
     """The checks of a training, for one point of the space."""
     experiment = with_parameters(job.experiment, {path: dimension.extremes()[0] for path, dimension in space.items()})
     stores = [open_store(path, split="train") for path in job.stores]
-    check_job(replace(job, experiment=resolved(experiment, stores)), stores, accepted)
+    check_job(prepared(replace(job, experiment=experiment), stores), stores, accepted)
 
 
 def _check_scores(sweep: Sweep, metric: str, job: TrainJob) -> None:
@@ -218,8 +219,8 @@ def clone_checkpoint(source: str, target: str, step: int) -> str:
     found = folder.at(step)
     if found is None:
         raise FileNotFoundError(f"{source} has no complete checkpoint of step {step} to take over")
-    metadata = {**found.metadata, "cloned_from": found.path, "mlflow_run_id": known_run(target)}
-    manifest = Manifest(step=step, metadata=metadata, files=found.manifest.files)
+    metadata = replace(CheckpointMetadata.of(found), cloned_from=found.path, mlflow_run_id=known_run(target))
+    manifest = Manifest(step=step, metadata=metadata.to_json(), files=found.manifest.files)
     files, root = fsspec.core.url_to_fs(f"{target}/checkpoints")
     with tempfile.TemporaryDirectory(prefix="clone-") as scratch:
         copied = folder.fetch(found, Path(scratch))

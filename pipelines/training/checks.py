@@ -5,27 +5,22 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from cluster.storage import Checkpoint, CheckpointFolder
-from pipelines.publishing.training_stores import StoreReference
-from pipelines.training.co_fine_tuning import Store
-from pipelines.training.data import training_contract
 from pipelines.training.initial_weights import require_same_run, require_trainable, require_usable
-from pipelines.training.job import TrainJob
+from pipelines.training.job import PreparedJob
 from pipelines.training.step_metrics import require_reported
 from preprocessing.audit.store_audit import audit, blocking, saved
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.integrity import require_whole
-from preprocessing.store.web_store import open_store, robot_stores
-from rt_models.spec import Contract
+from preprocessing.store.web_store import Store, open_store, robot_stores
 
 
-def check_job(job: TrainJob, stores: Sequence[Store], accepted: Collection[str]) -> Contract:
-    """The contract of the run. Raises ValueError for whatever can be known to go wrong before a worker starts."""
-    contract = training_contract(job.experiment, stores)
+def check_job(job: PreparedJob, stores: Sequence[Store], accepted: Collection[str]) -> None:
+    """Raise ValueError for whatever can be known to go wrong before a worker starts; `stores` are the job's."""
     for store in stores:
         require_whole(store)
     require_sound(robot_stores(stores), accepted)
     for store in robot_stores(open_store(path, split="val") for path in job.validation):
-        contract.require_readable(store.contract, where=store.root)
+        job.contract.require_readable(store.contract, where=store.root)
         require_whole(store)
     loop = job.experiment.loop
     require_reported(loop.best_by, "loop.best_by")
@@ -33,11 +28,10 @@ def check_job(job: TrainJob, stores: Sequence[Store], accepted: Collection[str])
         raise ValueError("loop.patience needs measurements: give --validation STORE and loop.evaluate_every")
     if loop.log_samples and "://" in job.output:
         raise ValueError(f"loop.log_samples appends to files, which {job.output} cannot: give a local --output")
-    found = require_fresh_or_resumed(job, contract, stores)
+    found = require_fresh_or_resumed(job)
     require_trainable(job.experiment, is_new=job.init is None and found is None)
     if job.init is not None and found is None:
-        require_usable(job.init, job.experiment, contract)
-    return contract
+        require_usable(job.init, job.experiment, job.contract)
 
 
 def require_sound(stores: Sequence[EpisodeStore], accepted: Collection[str]) -> None:
@@ -52,7 +46,7 @@ def require_sound(stores: Sequence[EpisodeStore], accepted: Collection[str]) -> 
             )
 
 
-def require_fresh_or_resumed(job: TrainJob, contract: Contract, stores: Sequence[Store]) -> Checkpoint | None:
+def require_fresh_or_resumed(job: PreparedJob) -> Checkpoint | None:
     """The checkpoint to go on from."""
     found = CheckpointFolder(f"{job.output}/checkpoints").latest()
     if found is not None and not job.resume:
@@ -61,6 +55,5 @@ def require_fresh_or_resumed(job: TrainJob, contract: Contract, stores: Sequence
             f"or give another --output"
         )
     if found is not None:
-        references = [StoreReference.of(store, job.output) for store in stores]
-        require_same_run(found, contract, job.experiment, references)
+        require_same_run(found, job.contract, job.experiment, job.references)
     return found

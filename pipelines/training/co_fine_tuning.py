@@ -23,7 +23,6 @@ from rt_models.config_checks import require_share
 from rt_models.language.prompts import RT2Text, RT2TextConfig
 
 _INSTRUCTION_WEIGHT = 20
-PLANS = "plans"  # in a checkpoint's metadata: what `plans_fingerprint` said
 
 log = logging.getLogger(__name__)
 

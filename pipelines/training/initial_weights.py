@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from textwrap import shorten
 from typing import Any
 
@@ -19,8 +18,9 @@ from pipelines.config.serialization import did_you_mean, flatten, to_plain
 from pipelines.families.models import Model
 from pipelines.publishing.registered import is_registered, version_of
 from pipelines.publishing.trained_model import Description, describe_trained, load_trained
-from pipelines.publishing.training_stores import StoreReference, references_of
-from pipelines.training.co_fine_tuning import PLANS, plans_fingerprint
+from pipelines.publishing.training_stores import StoreReference
+from pipelines.training.checkpoint_metadata import CheckpointMetadata
+from pipelines.training.co_fine_tuning import plans_fingerprint
 from pipelines.training.imagenet_start import IMAGENET, load_into_backbone, require_imagenet_usable
 from rt_models.blocks.batch_norm import BatchNorm
 from rt_models.spec import Contract, ContractMismatch
@@ -156,26 +156,26 @@ def require_same_run(
 
     `stores`: those of this run, in order, to be compared with the checkpoint's.
     """
-    try:
-        theirs, before = Contract.from_json(found.metadata["contract"]), flatten(found.metadata["experiment"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{found.path} is no checkpoint of rtp train: give another --output") from error
-    if theirs != contract:
+    before = CheckpointMetadata.of(found)
+    if before.contract != contract:
         raise ValueError(
-            f"checkpoint {found.path} was trained under contract {theirs.id}, this run has {contract.id}: "
+            f"checkpoint {found.path} was trained under contract {before.contract.id}, this run has {contract.id}: "
             f"give the stores and settings of that run, or another --output"
         )
     if stores is not None:
-        _require_same_stores(found, stores)
-    _require_same_settings(found, before, experiment)
+        _require_same_stores(found.path, before.stores, stores)
+    if before.plans is not None and before.plans != plans_fingerprint(experiment.co_fine_tuning):
+        raise ValueError(
+            f"--resume continues the run in {found.path}, but co_fine_tuning.plans says something else than then: "
+            f"give the plans of that run, or another --output"
+        )
+    _require_same_settings(found.path, before, experiment)
 
 
-def _require_same_settings(found: Checkpoint, before: Mapping[str, Any], experiment: Experiment) -> None:
-    now = flatten(to_plain(replace(experiment)))
-    free: tuple[str, ...] = ()
-    if PLANS in found.metadata:  # what the file says counts, not where it lies
-        free = ("co_fine_tuning.plans",)
-        _require_same_plans(found, plans_fingerprint(experiment.co_fine_tuning))
+def _require_same_settings(path: str, saved: CheckpointMetadata, experiment: Experiment) -> None:
+    before, now = flatten(saved.experiment), flatten(to_plain(experiment))
+    # What the file of plans says counts, where that is known, not where the file lies.
+    free = () if saved.plans is None else ("co_fine_tuning.plans",)
     changed = [key for key in now if key.startswith(FIXED) and key in before and before[key] != now[key]]
     weights = [key for key in {**before, **now} if key.startswith("mixture.weights.")]  # any of which may be missing
     changed += [key for key in weights if before.get(key) != now.get(key)]
@@ -184,31 +184,22 @@ def _require_same_settings(found: Checkpoint, before: Mapping[str, Any], experim
         key = changed[0]
         was, now_is = (shorten(str(side.get(key)), 120, placeholder=" ...") for side in (before, now))
         raise ValueError(
-            f"--resume continues the run in {found.path}, but {key} was {was} and is now {now_is}: "
+            f"--resume continues the run in {path}, but {key} was {was} and is now {now_is}: "
             f"leave it as it was, or give another --output"
         )
 
 
-def _require_same_plans(found: Checkpoint, plans: str) -> None:
-    if found.metadata[PLANS] != plans:
-        raise ValueError(
-            f"--resume continues the run in {found.path}, but co_fine_tuning.plans says something else than then: "
-            f"give the plans of that run, or another --output"
-        )
-
-
-def _require_same_stores(found: Checkpoint, stores: Sequence[StoreReference]) -> None:
+def _require_same_stores(path: str, before: Sequence[StoreReference], stores: Sequence[StoreReference]) -> None:
     """The same records in the same order: a contract does not tell, since it knows nothing of web data."""
-    before = references_of(found.metadata)
     if not all(store.source for store in before):
-        log.warning("%s does not say what its stores held: whether these are the same is not checked", found.path)
+        log.warning("%s does not say what its stores held: whether these are the same is not checked", path)
         return
     if [store.source for store in before] == [store.source for store in stores]:
         return
     then, now = (", ".join(store.dataset for store in side) for side in (before, stores))
     given = "these hold other records" if then == now else f"these are {now}"
     raise ValueError(
-        f"--resume continues the run in {found.path}, which was trained on {then}, in this order, and {given}: give "
+        f"--resume continues the run in {path}, which was trained on {then}, in this order, and {given}: give "
         f"the stores of that run in that order (wherever they lie now), or another --output"
     )
 

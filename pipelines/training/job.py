@@ -1,4 +1,4 @@
-"""What a training is asked to do: the one value that the driver hands to every worker."""
+"""What a training is asked to do, and that with what its stores decide: the one value that each worker is given."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pipelines.config.experiment import Experiment
+from pipelines.publishing.training_stores import StoreReference
+from rt_models.spec import Contract
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,3 +30,16 @@ class TrainJob:
     run_id: str | None = None
     until: int | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedJob(TrainJob):
+    """A job whose stores have been read once (training/preparation.py), so that no worker resolves anything again.
+
+    `experiment` is resolved. `contract`: what the trained model's inputs and actions mean. `references`: the stores as
+    they were found, in the order of `stores`. `plans`: fingerprint of RT-2's plans, "" without any.
+    """
+
+    contract: Contract
+    references: tuple[StoreReference, ...]
+    plans: str

@@ -1,4 +1,4 @@
-"""The record of a run, kept by rank 0: metrics.jsonl, the MLflow run and, on request, Weights & Biases."""
+"""Where the metrics of a run go: to its launcher, and on rank 0 to metrics.jsonl, MLflow and, on request, to W&B."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import Any
 
 import fsspec
 import yaml
 
+from cluster.context import WorkerContext
 from pipelines.config.serialization import flatten, to_plain
 from pipelines.terminal.atomic_files import write_whole
 from pipelines.tracking.mlflow_run import RunMetrics, TrainingRun
 from pipelines.tracking.wandb_run import WandbRun
+from pipelines.training.job import PreparedJob, TrainJob
 from pipelines.training.run_files import METRICS, MetricsLog
 from pipelines.training.speed import system_metrics
-from rt_models.spec import Contract
-
-if TYPE_CHECKING:
-    from pipelines.training.job import TrainJob
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ _SYSTEM_EVERY_S = 10.0
 _RUN = "run.json"  # in the output folder: which MLflow run this is, also before the first checkpoint
 
 
-def open_run(job: TrainJob, contract: Contract) -> TrainingRun:
+def open_run(job: PreparedJob) -> TrainingRun:
     """The MLflow run of this training: the one it had, where it is resumed. Raises ConnectionError.
 
     With parameters, contract and configuration.
@@ -42,12 +41,12 @@ def open_run(job: TrainJob, contract: Contract) -> TrainingRun:
         params=flatten(to_plain(job.experiment)),
         run_id=known_run(job.output) if job.resume else None,
     )
-    run.tag("contract", contract.id)
+    run.tag("contract", job.contract.id)
     run.tag("stores", ", ".join(job.stores))
     run.tag("output", job.output)
     for key, value in job.tags.items():
         run.tag(key, value)
-    run.json(contract.to_json(), "contract.json")
+    run.json(job.contract.to_json(), "contract.json")
     run.json(to_plain(job.experiment), "experiment.json")
     write_whole(f"{job.output}/{_RUN}", json.dumps({"mlflow_run_id": run.run_id, "uri": run.uri}))
     return run
@@ -87,13 +86,55 @@ def write_config(job: TrainJob) -> None:
     write_whole(f"{job.output}/experiment.yaml", yaml.safe_dump(to_plain(job.experiment), sort_keys=False))
 
 
-class RunRecord:
+class RunLogger:
+    """Of every rank; on rank 0 it keeps the record of the run. `stopped`: why the run ended before its time, if it did.
+
+    An error that ends the `with` block is written down as the reason too.
+    """
+
+    def __init__(self, context: WorkerContext, job: PreparedJob, resumed_step: int) -> None:
+        self._context = context
+        self._record = _RunRecord(job, resumed_step) if context.rank == 0 else None
+        self.stopped: str | None = None
+
+    @property
+    def mlflow_run_id(self) -> str | None:
+        """Known on rank 0."""
+        return None if self._record is None else self._record.run_id
+
+    def report(self, metrics: Mapping[str, float], step: int) -> None:
+        self._context.report({**metrics, "step": step})
+        if self._record is not None:
+            self._record.add(metrics, step)
+
+    def file(self, data: Any, name: str) -> None:
+        """Plain data as the MLflow run's artifact `name`."""
+        if self._record is not None:
+            self._record.json(data, name)
+
+    def checkpointed(self, details: Mapping[str, float], step: int) -> None:
+        """At every checkpoint: `details` for MLflow alone, and what an object store cannot have line by line."""
+        if self._record is not None:
+            self._record.publish()
+            self._record.add_details(details, step)
+
+    def __enter__(self) -> RunLogger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._record is not None:
+            self._record.close(failure=self.stopped if error is None else f"{type(error).__name__}: {error}")
+
+
+class _RunRecord:
     """Opened by rank 0 of every attempt. `job.run_id` None: the MLflow run is opened, and ended, here too."""
 
-    def __init__(self, job: TrainJob, contract: Contract, resumed_step: int) -> None:
+    def __init__(self, job: PreparedJob, resumed_step: int) -> None:
         self._output, self._own = job.output, None
         if job.run_id is None:
-            self._own = open_run(job, contract)
+            self._own = open_run(job)
         self.run_id = job.run_id or self._own.run_id  # type: ignore[union-attr]
         self._log = MetricsLog(job.output, resumed_step)
         self._mlflow = RunMetrics(uri=job.tracking_uri, run_id=self.run_id, output=job.output)
@@ -107,7 +148,6 @@ class RunRecord:
             self._wandb.add(metrics, step)
 
     def add_details(self, metrics: Mapping[str, float], step: int) -> None:
-        """For MLflow alone."""
         self._mlflow.add(metrics, step)
 
     def _system_metrics(self) -> dict[str, float]:
@@ -119,11 +159,9 @@ class RunRecord:
         return system_metrics(self._output)
 
     def json(self, data: Any, name: str) -> None:
-        """Store `data` as the run's artifact `name`."""
         self._mlflow.json(data, name)
 
     def publish(self) -> None:
-        """At every checkpoint: what an object store cannot have line by line."""
         self._log.publish()
 
     def close(self, *, failure: str | None) -> None:

@@ -13,7 +13,23 @@ from typing import Any
 import numpy as np
 
 from cluster.context import WorkerContext
+from cluster.engine import Engine
+from pipelines.config.experiment import Experiment
 from preprocessing.loading.reader import Reader
+
+
+class Validator:
+    """Measures the model under training on its validation stores, which `reader` reads."""
+
+    def __init__(self, experiment: Experiment, context: WorkerContext, reader: Reader) -> None:
+        self._experiment, self._context, self._reader = experiment, context, reader
+
+    def measure(self, engine: Engine) -> dict[str, float]:
+        """`validation_loss`, of the averaged weights where the engine keeps them; collective."""
+        loop = self._experiment.loop
+        sizes = {"windows": loop.evaluate_windows, "micro_batch": loop.micro_batch}
+        with engine.evaluate_mode(averaged=self._experiment.engine.ema_decay > 0) as model:
+            return {"validation_loss": validation_loss(model, self._reader, self._context, **sizes)}
 
 
 def spread_rows(store_rows: Sequence[int], count: int) -> np.ndarray:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.stop_file import StopFile, StopWatch, stopping_on_signals
+from cluster.context import WorkerContext
+from cluster.stop_file import StopFile, StopRequest, StopWatch, stopping_on_signals
+from tests.support.ranks import run_ranks
 
 
 def wait_for(condition) -> None:
@@ -35,6 +37,27 @@ def test_an_empty_file_made_by_hand_counts(tmp_path: Path) -> None:
     watch = StopWatch(StopFile(str(tmp_path)))
     wait_for(lambda: watch.reason is not None)
     watch.close()
+
+
+def steps_until_stopped(context: WorkerContext, folder: Path) -> tuple[int, str | None]:
+    """Rank 1 is given a folder that is not rank 0's: it must not matter what it sees."""
+    request = StopRequest(str(folder / f"rank-{context.rank}"), context)
+    for step in range(10_000):
+        if context.rank == 0 and step == 3:
+            StopFile(str(folder / "rank-0")).ask("maintenance")
+        if context.rank == 1 and step == 0:
+            StopFile(str(folder / "rank-1")).ask("rank 1 has nothing to say")
+        request.ask()
+        if request.reason is not None:
+            request.close()
+            return step, request.reason
+        time.sleep(0.01)
+    raise AssertionError("never stopped")
+
+
+def test_ranks_stop_at_the_same_step_for_the_reason_that_rank_0_sees(tmp_path: Path) -> None:
+    (first, why), (second, why_too) = run_ranks(steps_until_stopped, 2, tmp_path / "results", tmp_path)
+    assert first == second >= 3 and why == why_too == "maintenance"
 
 
 @pytest.mark.parametrize("error", [ValueError("no such flag"), FloatingPointError("the norm is nan")])

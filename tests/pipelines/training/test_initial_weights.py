@@ -15,7 +15,7 @@ from pipelines.catalogue import load_recipe
 from pipelines.config.experiment import Experiment
 from pipelines.config.serialization import to_plain
 from pipelines.publishing.training_stores import StoreReference, with_references
-from pipelines.training.co_fine_tuning import PLANS, CoFineTuningConfig, plans_fingerprint
+from pipelines.training.co_fine_tuning import CoFineTuningConfig, plans_fingerprint
 from pipelines.training.initial_weights import freeze, model_factory, require_same_run, require_trainable
 from preprocessing.store.episode_store import EpisodeStore
 from rt_models.blocks.batch_norm import BatchNorm
@@ -77,8 +77,7 @@ def test_no_name_freezes_no_part() -> None:
 
 def test_a_resumed_run_may_change_what_does_not_change_the_run(store: str) -> None:
     experiment, contract = load_recipe("rt1_tiny"), EpisodeStore.open(store).contract
-    metadata = {"contract": contract.to_json(), "experiment": to_plain(experiment)}
-    found = Checkpoint(path="run/checkpoints/step-1", manifest=Manifest(step=1, metadata=metadata, files=()))
+    found = checkpoint_of(EpisodeStore.open(store), experiment)
     free = replace(
         experiment,
         loop=replace(experiment.loop, steps=999, log_every=7, micro_batch=4, patience=3),
@@ -97,7 +96,8 @@ def test_a_resumed_run_may_change_what_does_not_change_the_run(store: str) -> No
 
 
 def checkpoint_of(store: EpisodeStore, experiment: Experiment, **metadata: Any) -> Checkpoint:
-    metadata = {"contract": store.contract.to_json(), "experiment": to_plain(experiment), **metadata}
+    plain, contract = to_plain(experiment), store.contract.to_json()
+    metadata = {"contract": contract, "experiment": plain, "position": {"sample": 0}, **metadata}
     return Checkpoint(path="run/checkpoints/step-1", manifest=Manifest(step=1, metadata=metadata, files=()))
 
 
@@ -139,7 +139,7 @@ def test_a_resumed_run_says_the_same_plans_wherever_they_lie(store: str, tmp_pat
         return replace(recipe, co_fine_tuning=mix)
 
     then = planned("then.json", {"open it": "find it", "close it": "push"})
-    known = {PLANS: plans_fingerprint(then.co_fine_tuning), "stores": []}
+    known = {"plans": plans_fingerprint(then.co_fine_tuning), "stores": []}
     found = checkpoint_of(robot, then, **known)
     moved = planned("moved.json", {"close it": "push", "open it": "find it"})
     require_same_run(found, robot.contract, moved)

@@ -1,0 +1,41 @@
+"""What a job leaves to its stores, decided once: the resolved experiment, the contract, which stores these are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+from pipelines.publishing.training_stores import StoreReference
+from pipelines.training.co_fine_tuning import plans_fingerprint
+from pipelines.training.data import resolved, training_contract
+from pipelines.training.job import PreparedJob, TrainJob
+from preprocessing.store.web_store import Store, open_store
+
+
+def prepared(job: TrainJob, stores: Sequence[Store] | None = None) -> PreparedJob:
+    """The job with all that its stores decide. `stores`: those of the job, where they are open already.
+
+    Raises ValueError where the stores cannot be mixed or do not fit the experiment.
+    """
+    if stores is None:
+        stores = [open_store(path, split="train") for path in job.stores]
+    experiment = resolved(job.experiment, stores)
+    asked = {field.name: getattr(job, field.name) for field in fields(TrainJob)}
+    return PreparedJob(
+        **{**asked, "experiment": experiment},
+        contract=training_contract(experiment, stores),
+        references=tuple(StoreReference.of(store, job.output) for store in stores),
+        plans=plans_fingerprint(experiment.co_fine_tuning),
+    )
+
+
+def open_stores(job: PreparedJob) -> list[Store]:
+    """The stores of the job on a worker. Raises ValueError for one that is not what the job was prepared with."""
+    stores = [open_store(path, split="train") for path in job.stores]
+    for store, reference in zip(stores, job.references, strict=True):
+        if not reference.is_at(store.root):
+            raise ValueError(
+                f"{store.root} is another store than the one that the training was prepared with: every node must see "
+                f"the same stores, and none may be changed during a training"
+            )
+    return stores
