@@ -82,16 +82,6 @@ class Engine(Protocol):
         ...
 
 
-def check_batch_size(global_batch: int, micro_batch: int, accumulation: int, world_size: int) -> None:
-    """Raise ValueError unless global_batch = micro_batch * accumulation * world_size, all positive."""
-    product = micro_batch * accumulation * world_size
-    if min(global_batch, micro_batch, accumulation, world_size) < 1 or product != global_batch:
-        raise ValueError(
-            f"batch sizes do not fit: global batch {global_batch} must be micro batch {micro_batch} * "
-            f"accumulation {accumulation} * world size {world_size} = {product}; change one of the four"
-        )
-
-
 # --- PyTorch ---
 
 

@@ -1,7 +1,8 @@
 """One command at a time in an output folder: two trainings or sweeps in one would tear each other's files.
 
 The lock is the operating system's (flock): it ends with the process that holds it, however that ends. An output in an
-object store has none.
+object store has none. `filelock` does not name the holder, and on a file system without flock it falls back to a file
+that outlives a killed process.
 """
 
 from __future__ import annotations

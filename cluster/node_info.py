@@ -156,5 +156,5 @@ def _memory_free() -> int:
 
 
 def _gpus() -> tuple[Gpu, ...]:
-    found = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
-    return tuple(Gpu(name=each.name, memory=each.total_memory) for each in found)
+    devices = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+    return tuple(Gpu(name=each.name, memory=each.total_memory) for each in devices)

@@ -17,14 +17,14 @@ MISMATCH = 3
 
 def differences(wanted: dict[str, str]) -> list[str]:
     """Sentences about what is missing here, or of another minor version; `wanted` maps distributions to versions."""
-    found = []
+    faults = []
     for name, version in wanted.items():
         here = platform.python_version() if name == "python" else _installed(name)
         if here is None:
-            found.append(f"no {name}")
+            faults.append(f"no {name}")
         elif here.split("+")[0].split(".")[:2] != version.split(".")[:2]:
-            found.append(f"{name} {here} instead of {version}")
-    return found
+            faults.append(f"{name} {here} instead of {version}")
+    return faults
 
 
 def _installed(name: str) -> str | None:
@@ -38,10 +38,10 @@ def main(arguments: list[str]) -> int:
     """The exit code, where something differs; else this does not return."""
     split = arguments.index("--")
     wanted = dict(word.split("=", 1) for word in arguments[:split])
-    found = differences(wanted)
-    if found:
+    faults = differences(wanted)
+    if faults:
         print(
-            f"rtp: the cluster's {sys.executable} has {', '.join(found)}: start its nodes from the environment that "
+            f"rtp: the cluster's {sys.executable} has {', '.join(faults)}: start its nodes from the environment that "
             f"the job was submitted from, with its bin folder first on PATH, or submit with --install",
             file=sys.stderr,
         )

@@ -41,6 +41,11 @@ class RaySession:
     log_to_driver: bool = True
 
 
+def cluster_address(address: str | None) -> str | None:
+    """The cluster to use: `address`, else RAY_ADDRESS; None for a Ray of our own on this machine."""
+    return address or os.environ.get("RAY_ADDRESS")
+
+
 @contextmanager
 def connect(session: RaySession) -> Iterator[None]:
     """Be connected to Ray inside the block.
@@ -53,7 +58,7 @@ def connect(session: RaySession) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    address = session.address or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(session.address)
     with _signals_kept():
         if address is None:
             _start(session)

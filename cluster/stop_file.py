@@ -39,7 +39,7 @@ class StopFile:
         self._files.pipe_file(self._path, reason.encode())
 
     def reason(self) -> str | None:
-        """Why the run is to stop; None where nobody asked for it."""
+        """Why the run is to stop; None if nobody asked for it."""
         self._files.invalidate_cache()
         try:
             return self._files.cat_file(self._path).decode(errors="replace") or "the file STOP asked for it"

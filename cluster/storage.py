@@ -247,7 +247,7 @@ class CheckpointFolder:
 
     @contextmanager
     def _reached(self) -> Iterator[None]:
-        """Assignments an object store's own kinds of error into an OSError that names the store."""
+        """Turns an object store's own kinds of error into an OSError that names the store."""
         try:
             yield
         except (OSError, ValueError):

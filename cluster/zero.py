@@ -1,6 +1,6 @@
 """DeepSpeed's ZeRO as typed configuration: which training state is sharded or offloaded, and the JSON that says so.
 
-Paper: Rajbhandari et al. 2020, arXiv 1910.02054. What a rank then holds says `state_bytes`.
+Paper: Rajbhandari et al. 2020, arXiv 1910.02054. `state_bytes` gives the bytes each rank holds.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def state_bytes(
 ) -> dict[str, int]:
     """Bytes of training state that a rank holds between micro-batches: "parameters", "gradients" and "optimizer".
 
-    All of it is fp32 (bf16 is autocast), and the optimizer is Adam with two moments: 16 bytes a parameter. From stage 1
-    DeepSpeed's optimizer also keeps a copy of the weights it updates, 4 bytes, which the paper has for 16-bit weights
+    All of it is fp32 (bf16 is autocast), and the optimizer is Adam with two moments: 16 bytes per parameter. From stage
+    1 DeepSpeed's optimizer also keeps a copy of the weights it updates, 4 bytes, which the paper has for 16-bit weights
     only. With P parameters and N ranks: stage 0 16P, stage 1 8P + 12P/N, stage 2 4P + 16P/N, stage 3 20P/N.
     num_frozen: how many of the parameters are not trained, and have weights only.
     ema: whether a running average of the weights is kept, 4 bytes more.
@@ -189,7 +189,7 @@ def shard(module: nn.Module, config: dict[str, Any]) -> None:
     """ZeRO-3: leave each rank its part of every parameter, taken from rank 0's values.
 
     Of a finished model and not while it is built: under `zero.Init` an initialisation that a parent module runs over
-    its children would touch empty tensors and silently do nothing. The price is one whole model in host memory a rank.
+    its children would touch empty tensors and silently do nothing. The cost is a whole model in host memory per rank.
     """
     import deepspeed
 
@@ -230,7 +230,7 @@ def shape_of(parameter: Tensor) -> torch.Size:
 
 
 def fragments_of_stages_1_and_2(optimizer: Any, names: Mapping[int, str]) -> Iterator[ParameterSlice]:
-    """What this rank's optimizer shard holds: one flat buffer a group, which starts and ends inside parameters."""
+    """What this rank's optimizer shard holds: one flat buffer per group, which starts and ends inside parameters."""
     for group, flat in zip(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True):
         for parameter in group:
             mapping = parameter._hp_mapping

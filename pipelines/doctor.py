@@ -6,7 +6,6 @@ Changes nothing; exit code 1 if something would let the run fail, with the remed
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import socket
 import sys
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 import tyro
 
 from cluster.node_info import Machine, disk_free, examine, examine_nodes
+from cluster.session import cluster_address
 from pipelines.capacity.diagnosis import (
     Check,
     cluster_checks,
@@ -173,7 +173,7 @@ def _measured(given: RunArguments) -> tuple[dict[str, Any] | None, Check]:
 
 def _address(given: MachineArguments) -> str | None:
     launch = given.experiment.launch if isinstance(given, RunArguments) else None
-    return given.address or getattr(launch, "address", None) or os.environ.get("RAY_ADDRESS")
+    return cluster_address(given.address or getattr(launch, "address", None))
 
 
 def _plan(given: MachineArguments) -> tuple[ResourceEstimate | None, Check | None]:

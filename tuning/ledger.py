@@ -1,4 +1,4 @@
-"""The record of a sweep: one JSON document a trial, written at every event, so that a kill loses none of them.
+"""The record of a sweep: one JSON document per trial, written at every event, so that a kill loses none of them.
 
     <root>/sweep.json                what the sweep is; a resumed sweep must be the same one
     <root>/trials/0003/trial.json    one trial: parameters, state, objectives so far; beside it what the trial wrote
@@ -104,7 +104,7 @@ class Ledger:
         return ledger
 
     def description(self) -> dict[str, Any] | None:
-        """sweep.json, None where no sweep has begun here."""
+        """sweep.json, None if no sweep has begun here."""
         path = f"{self._path}/sweep.json"
         try:
             return _parsed(self._files.cat_file(path), path)

@@ -59,12 +59,12 @@ def takeovers(
     ranked = sorted(members, key=lambda n: (math.isnan(members[n][0]), sign * members[n][0], n))
     count = min(math.ceil(len(ranked) * config.quantile), len(ranked) // 2)
     best, worst = ranked[:count], ranked[len(ranked) - count :]
-    found = {}
+    chosen = {}
     for number in sorted(worst):
         random = np.random.default_rng((seed, number))
         parent = best[int(random.integers(len(best)))]
-        found[number] = Takeover(parent=parent, parameters=explored(config, space, members[parent][1], random))
-    return found
+        chosen[number] = Takeover(parent=parent, parameters=explored(config, space, members[parent][1], random))
+    return chosen
 
 
 def explored(config: Population, space: Space, parameters: Parameters, random: np.random.Generator) -> dict[str, Any]:

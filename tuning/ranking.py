@@ -14,7 +14,7 @@ from tuning.sweep import Sweep
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """The trials that share `parameters`, one a seed, and the median of every objective once all have finished, with
+    """The trials that share `parameters`, one per seed, and the median of every objective once all have finished, with
     finite values."""
 
     number: int
@@ -36,7 +36,7 @@ def points(sweep: Sweep, ledger: Ledger) -> list[Point]:
 
 def best(sweep: Sweep, ledger: Ledger) -> Point | None:
     """The best of the points whose trials have all finished; of several objectives, the point of the Pareto front
-    nearest to the best of each, every objective scaled to its range on the front. None where no point has finished."""
+    nearest to the best of each, every objective scaled to its range on the front. None if no point has finished."""
     scored = [(point, point.medians) for point in points(sweep, ledger) if point.medians is not None]
     if not scored:
         return None

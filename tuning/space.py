@@ -159,19 +159,19 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
 
 def to_optuna(space: Space, parameters: Parameters) -> dict[str, Any]:
     """Values as Optuna's distributions hold them: a choice by its place."""
-    found = {}
+    suggested = {}
     for path, dimension in space.items():
         value = parameters[path]
-        found[path] = dimension.values.index(value) if isinstance(dimension, Choice) else value
-    return found
+        suggested[path] = dimension.values.index(value) if isinstance(dimension, Choice) else value
+    return suggested
 
 
 def from_optuna(space: Space, suggested: Mapping[str, Any]) -> dict[str, Value]:
     """The inverse of `to_optuna`."""
-    found = {}
+    parameters = {}
     for path, dimension in space.items():
-        found[path] = dimension.values[suggested[path]] if isinstance(dimension, Choice) else suggested[path]
-    return found
+        parameters[path] = dimension.values[suggested[path]] if isinstance(dimension, Choice) else suggested[path]
+    return parameters
 
 
 def grid(space: Space) -> Iterator[dict[str, Value]]:

@@ -182,7 +182,7 @@ def load_sweep(name: str) -> Sweep:
     else:
         module = importlib.import_module(f"tuning.sweeps.{name}")
     make: Callable[[], Sweep] | None = getattr(module, "sweep", None)
-    found = make() if callable(make) else None
-    if not isinstance(found, Sweep):
+    sweep = make() if callable(make) else None
+    if not isinstance(sweep, Sweep):
         raise ValueError(f"{name} has no function sweep() that returns a tuning.sweep.Sweep")
-    return found
+    return sweep

@@ -11,7 +11,11 @@ from torch import nn
 
 @dataclass(frozen=True, kw_only=True)
 class AdamConfig:
-    """Adam as the released RT-1 uses it: constant 1e-4, Keras' epsilon (facts: `sequence_agent.py`, notebook c28)."""
+    """Adam as the released RT-1 uses it: constant 1e-4, Keras' epsilon.
+
+    Source: google-research/robotics_transformer 4569641b, `sequence_agent.py`; google-deepmind/open_x_embodiment
+    9eeb68b9, `colabs/Minimal_Training_Example.ipynb`, cell 28.
+    """
 
     lr: float = 1e-4
     """Learning rate at the schedule's peak."""
