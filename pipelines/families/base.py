@@ -2,7 +2,7 @@
 
 A new kind of model is two files: the model in rt_models/, and here a module that names its family FAMILY
 (families/models.py finds it). Models of windows of frames start from `WindowFamily` (windows.py), models of prompts and
-answers from `PromptFamily` (prompts.py). docs and tests: tests/support/pixel_mlp holds a complete example.
+answers from `PromptFamily` (prompts.py). tests/support/pixel_mlp_{model,family,recipe}.py are a complete example.
 
 Axes: B rows of a batch, A actions, K fields of a text, F frames, T places for frames.
 """
