@@ -62,7 +62,7 @@ def test_train_evaluate_register_load_act(
     trained = load_trained(output)
     assert family_of(trained.model) is family_of(experiment.model) and type(trained.model.config).__name__ == kind
     config = EvaluationConfig(bootstrap_samples=10, perturbations=False)
-    assert 0 <= evaluate(trained.model, trained.contract, opened, config).token_accuracy["mean"] <= 1
+    assert 0 <= evaluate(trained.model, trained.contract, opened, config).token_accuracy.mean <= 1
 
     registered = register(output, name="tiny")
     text, frame = opened.instruction_texts[0], opened.read_rows(0, 0, ["image"])["image"][0].as_py()
