@@ -15,8 +15,8 @@ from pipelines.config.experiment import Experiment, InProcess
 from pipelines.evaluation.scoring import EvaluationConfig, evaluate
 from pipelines.families.models import FAMILIES, family_of, model_config
 from pipelines.publishing.policy import load_policy
+from pipelines.publishing.registration import register
 from pipelines.publishing.trained_model import load_trained
-from pipelines.register import register
 from pipelines.train import run_training
 from pipelines.training.co_fine_tuning import CoFineTuningConfig
 from pipelines.training.job import TrainJob
