@@ -9,8 +9,10 @@ after warm-up, between device synchronisations; `first_s` is what the first step
 
 - shapes: forward and backward of single convolutions for a number of images seen before and for a new one, by memory
   format and by cuDNN's choice of algorithm: which of them pay for every new number
-- train: optimizer steps of the preset rt1 on plain windows and on segments, eager and with compiled blocks; the bare
-  EfficientNet-B3 of torchvision on as many images
+- train: optimizer steps of the preset rt1 on plain windows and on segments, in torch's own kernels, in ours (Triton),
+  and in ours as one CUDA graph; the bare EfficientNet-B3 of torchvision on as many images
+- parity: loss and gradients with our kernels against torch's, in float32 without TF32 and under bf16, and of a batch
+  padded with images against the same batch alone
 - control: one action for 1, 8 and 32 robots: `RT1Policy.act`, the two networks alone, and the same as one CUDA graph
 - profile: where the device time of a training step goes, by class of kernel
 """
@@ -18,6 +20,7 @@ after warm-up, between device synchronisations; `first_s` is what the first step
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import json
 import statistics
@@ -35,11 +38,13 @@ import torch
 from torch import Tensor, nn
 from workload import PRESETS, Batch, batch, frames
 
+from rt_models.blocks import norm_functions
 from rt_models.control.rt1_policy import RT1Policy
 from rt_models.rt1 import RT1
 from rt_models.spec import EMBEDDING_WIDTH
+from rt_models.vision.image_plan import plan_images
 
-LIMITS_S = {"shapes": 150, "train": 170, "control": 90, "profile": 60}
+LIMITS_S = {"shapes": 150, "train": 170, "parity": 100, "control": 90, "profile": 60}
 
 
 def main() -> None:
@@ -106,32 +111,33 @@ def _pass(layer: nn.Module, x: Tensor) -> None:
 
 
 def train(toy: bool) -> None:
-    """Plain windows and segments; what is compiled is one block of the backbone at a time."""
+    """Plain windows and segments."""
     windows, segments, size = (2, 1, 2) if toy else (32, 8, 12)
     plain = {"num_segments": windows, "windows_per_segment": 1}
     shared = {"num_segments": segments, "windows_per_segment": size}
-    cases = [("segments", shared, False), ("plain", plain, False), ("plain", plain, True), ("segments", shared, True)]
+    cases = [("segments", shared, "ours"), ("segments", shared, "graph"), ("plain", plain, "ours")]
+    cases += [("plain", plain, "graph"), ("segments", shared, "torch"), ("plain", plain, "torch")]
+    for name, shape, kernels in cases:
+        for line in _training(toy, shape, kernels):
+            say(stage="train", case=name, kernels=kernels, windows=len_windows(shape), **line)
     if not toy:
         _bare_backbone(windows * 6)
-    for name, shape, compiled in cases:
-        for line in _training(toy, shape, compiled=compiled):
-            say(stage="train", case=name, compiled_blocks=compiled, windows=len_windows(shape), **line)
 
 
 def len_windows(shape: dict[str, int]) -> int:
     return shape["num_segments"] * shape["windows_per_segment"]
 
 
-def _training(toy: bool, shape: dict[str, int], *, compiled: bool) -> Iterator[dict[str, Any]]:
-    model, made = _model(toy).train(), _moved(batch("small" if toy else "rt1", **shape))
-    if compiled:
-        for block in model.tokenizer.backbone.blocks:  # type: ignore[union-attr]
-            block.compile(dynamic=False, backend="aot_eager" if toy else "inductor")
+def _training(toy: bool, shape: dict[str, int], kernels: str) -> Iterator[dict[str, Any]]:
+    _use_triton(kernels != "torch")
+    model, made = _model(toy).train(), _planned(batch("small" if toy else "rt1", **shape))
     fused = next(model.parameters()).is_cuda
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, eps=1e-7, fused=fused)
-    step = lambda: _step(model, optimizer, made)  # noqa: E731
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, eps=1e-7, fused=fused, capturable=fused)
+    step: Callable[[], object] = lambda: _step(model, optimizer, made)  # noqa: E731
     first = _seconds(step)
     yield {"first_s": first}
+    if kernels == "graph" and fused:
+        step = _graph(step)
     times = [_seconds(step) for _ in range(2 if toy else 12)][1:]
     peak = torch.cuda.max_memory_allocated() / 1e9 if fused else None
     yield {
@@ -139,7 +145,45 @@ def _training(toy: bool, shape: dict[str, int], *, compiled: bool) -> Iterator[d
         "windows_per_s": len_windows(shape) / statistics.median(times),
         "gb": peak,
     }
-    torch._dynamo.reset()
+    if fused:
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _planned(made: Batch) -> Batch:
+    """With its images found on the host, and on the device."""
+    real = int((made["frame_index"] >= 0).sum())
+    return _moved(plan_images(made, crops=True, capacities=(len(made["frames"]), real)))
+
+
+def _use_triton(wanted: bool) -> None:
+    has = importlib.util.find_spec("triton") is not None
+    norm_functions._has_triton = lambda: wanted and has  # type: ignore[assignment]
+
+
+# --- parity ---
+
+
+def parity(toy: bool) -> None:
+    """Relative differences: of the loss, and of the gradients of all parameters together by their norms."""
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    torch.backends.cuda.matmul.allow_tf32 = False
+    made = batch("small" if toy else "rt1", num_segments=2, windows_per_segment=2 if toy else 6)
+    for precision in ("as_is", "bf16"):
+        sides = {}
+        for name in ("torch", "ours", "ours, padded"):
+            _use_triton(name != "torch")
+            size = len(made["frames"]) + (3 if "padded" in name else 0)
+            loaded = _moved(plan_images(made, crops=True, capacities=(size,)))
+            model = _model(toy, precision).train()
+            torch.manual_seed(0)
+            loss = model.loss(loaded)
+            loss.backward()
+            gradient = torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None])
+            averages = torch.cat([b.flatten().double() for n, b in model.named_buffers() if "running" in n])
+            sides[name] = (loss.double().detach().reshape(1), gradient, averages)
+        for name in ("ours", "ours, padded"):
+            far = [float((a - b).norm() / b.norm()) for a, b in zip(sides[name], sides["torch"], strict=True)]
+            say(stage="parity", precision=precision, side=name, loss=far[0], gradient=far[1], averages=far[2])
 
 
 def _step(model: RT1, optimizer: torch.optim.Optimizer, made: Batch) -> None:
@@ -235,7 +279,7 @@ def _latency(run: Callable[[], object], toy: bool) -> dict[str, float]:
 def profile(toy: bool) -> None:
     """Device time of two plain training steps; kernels are told apart by their names."""
     model = _model(toy).train()
-    made = _moved(batch("small" if toy else "rt1", num_segments=2 if toy else 32, windows_per_segment=1))
+    made = _planned(batch("small" if toy else "rt1", num_segments=2 if toy else 32, windows_per_segment=1))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=torch.cuda.is_available())
     for _ in range(2):
         _step(model, optimizer, made)
@@ -284,10 +328,10 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _model(toy: bool) -> RT1:
+def _model(toy: bool, precision: str = "bf16") -> RT1:
     config = PRESETS["small" if toy else "rt1"]()
     torch.manual_seed(0)
-    model = replace(config, compute=replace(config.compute, precision="bf16")).build()
+    model = replace(config, compute=replace(config.compute, precision=precision)).build()  # type: ignore[arg-type]
     return model.to(_device()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -308,7 +352,13 @@ def _seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-STAGES: dict[str, Callable[[bool], None]] = {"train": train, "control": control, "shapes": shapes, "profile": profile}
+STAGES: dict[str, Callable[[bool], None]] = {
+    "train": train,
+    "parity": parity,
+    "control": control,
+    "shapes": shapes,
+    "profile": profile,
+}
 
 
 def _arguments() -> argparse.Namespace:

@@ -8,6 +8,8 @@ Axes: A actions.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -48,10 +50,12 @@ def _require_size(array: Tensor, spec: ActionSpec) -> None:
         )
 
 
+@functools.cache  # on a GPU a copy from the host would make every step wait
 def _bounds(spec: ActionSpec, device: torch.device) -> tuple[Tensor, Tensor]:
     low, high = spec.bounds()
     return torch.from_numpy(low).to(device), torch.from_numpy(high).to(device)
 
 
+@functools.cache
 def _num_classes(spec: ActionSpec, device: torch.device) -> Tensor:
     return torch.tensor([dimension.num_classes for dimension in spec.dimensions], device=device)

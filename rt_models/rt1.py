@@ -39,7 +39,7 @@ from rt_models.input_checks import (
 from rt_models.robot_model import RobotModel
 from rt_models.spec import EMBEDDING_WIDTH
 from rt_models.vision.efficientnet import EfficientNetConfig, Film, Stage
-from rt_models.vision.image_inputs import InputConfig, prepare, resize
+from rt_models.vision.image_inputs import InputConfig, Pixels, prepare, resize
 from rt_models.vision.vit import ViTConfig
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -222,7 +222,7 @@ class ImageTokenizer(nn.Module):
 
     def __init__(self, config: RT1Config) -> None:
         super().__init__()
-        channels = config.num_channels()
+        self.num_channels = channels = config.num_channels()
         last = config.compute.memory_format == "channels_last"
         self.memory_format = torch.channels_last if last else torch.contiguous_format
         embedding_width = EMBEDDING_WIDTH if config.conditioning == "film" else 0
@@ -236,15 +236,31 @@ class ImageTokenizer(nn.Module):
         self.film = Film(config.feature_width, embedding_width) if embedding_width else None
         self.learner = TokenLearner(config.feature_width, config.num_image_tokens) if config.token_learner else None
 
-    def forward(self, image_NHWC: Tensor, embedding_ND: Tensor, key_N: Tensor | None = None) -> Tensor:
-        """`key_N` int64 keys what is random in training."""
-        # Pixels are normalised in their own precision and cast after: bf16 would keep seven bits of each.
-        channels = image_NHWC.shape[-1]
-        mean_C = image_NHWC.new_tensor((*IMAGENET_MEAN, 0.0)[:channels])
-        std_C = image_NHWC.new_tensor((*IMAGENET_STD, 1.0)[:channels])
-        x_NHWC = ((image_NHWC - mean_C) / std_C).to(self.projection.weight.dtype)
-        x_NCHW = x_NHWC.permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format)
-        x_NCHW = self.projection(self.backbone(x_NCHW, embedding_ND, key_N))
+    def forward(
+        self,
+        image_NHWC: Tensor,
+        embedding_ND: Tensor,
+        key_N: Tensor | None = None,
+        num_real: Tensor | None = None,
+    ) -> Tensor:
+        """`key_N` int64 keys what is random in training; the first `num_real` images are real, the others pad."""
+        return self.encode(self.pixels(image_NHWC.dtype).normalise(image_NHWC), embedding_ND, key_N, num_real)
+
+    def pixels(self, wide: torch.dtype, dtype: torch.dtype | None = None) -> Pixels:
+        """What `encode` expects of its images; `dtype` of the weights if it is not given."""
+        return Pixels(
+            mean=(*IMAGENET_MEAN, 0.0)[: self.num_channels],
+            std=(*IMAGENET_STD, 1.0)[: self.num_channels],
+            wide=wide,
+            dtype=dtype or self.projection.weight.dtype,
+            memory_format=self.memory_format,
+        )
+
+    def encode(
+        self, x_NCHW: Tensor, embedding_ND: Tensor, key_N: Tensor | None = None, num_real: Tensor | None = None
+    ) -> Tensor:
+        """(N, K, D) tokens of normalised images."""
+        x_NCHW = self.projection(self.backbone(x_NCHW, embedding_ND, key_N, num_real))
         if self.film is not None:
             x_NCHW = self.film(x_NCHW, embedding_ND)
         x_NPD = rearrange(x_NCHW, "n d h w -> n (h w) d")
@@ -366,11 +382,14 @@ class RT1(RobotModel):
             also=(*also, "object_mask") if masked else also,
             check_values=self._checks_values(),
         )
-        images = prepare(batch, config.input, augment=augment, dtype=self._pixel_dtype(), object_mask=masked)
-        if not len(images.image_NHWC):
+        in_bf16 = config.compute.precision == "bf16" and batch["frames"].is_cuda
+        pixels = self.tokenizer.pixels(self._pixel_dtype(), torch.bfloat16 if in_bf16 else None)
+        images = prepare(batch, config.input, pixels, augment=augment, object_mask=masked)
+        if not len(images.x_NCHW):
             raise ValueError("batch: no window has a real step, so there is nothing to compute")
-        with self._autocast(images.image_NHWC.device):
-            tokens_NKD = self.tokenizer(images.image_NHWC, images.embedding_ND.to(self.dtype), images.key_N)
+        with self._autocast(images.x_NCHW.device):
+            embedding_ND = images.embedding_ND.to(self.dtype)
+            tokens_NKD = self.tokenizer.encode(images.x_NCHW, embedding_ND, images.key_N, images.num_real)
         # Padding has no image: it takes the row of zeros appended here, which place -1 points at.
         with_zeros = torch.cat([tokens_NKD, tokens_NKD.new_zeros(1, *tokens_NKD.shape[1:])])
         tokens_BTKD = with_zeros[images.place_BT]

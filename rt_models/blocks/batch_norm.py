@@ -74,19 +74,31 @@ class BatchNorm(nn.Module):
                 setattr(self, name, average.to(moved.device))
         return self
 
-    def forward(self, x_NCHW: Tensor) -> Tensor:
+    def forward(self, x_NCHW: Tensor, num_real: Tensor | None = None) -> Tensor:
+        """The first `num_real` images, an integer tensor (1,), count in the statistics; None: all do.
+
+        The others pad the batch: no gradient reaches them, and what comes out for them means nothing.
+        """
         if not self.training or self.config.statistics == "frozen":
             mean, var = self.running_mean, self.running_var
             return F.batch_norm(x_NCHW, mean, var, *self._affine(), False, 0.0, self.config.eps)
-        if self.config.statistics == "synchronised" and dist.is_initialized() and dist.get_world_size() > 1:
-            y_NCHW, mean, var = self._synchronised(x_NCHW)
-        else:
+        if num_real is None and not self.is_synchronised():
             y_NCHW, mean, var = self._local(x_NCHW)
+        else:
+            y_NCHW, mean, var = self._counted(x_NCHW, num_real)
+        self.follow(mean, var)
+        return y_NCHW
+
+    def is_synchronised(self) -> bool:
+        """Whether the statistics are those of several ranks."""
+        return self.config.statistics == "synchronised" and dist.is_initialized() and dist.get_world_size() > 1
+
+    def follow(self, mean: Tensor, var: Tensor) -> None:
+        """Move the running averages towards the statistics of a batch."""
         if self.updates_averages:
             with torch.no_grad():
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), 1 - self.config.momentum)
                 self.running_var.lerp_(var.to(self.running_var.dtype), 1 - self.config.momentum)
-        return y_NCHW
 
     def freeze(self) -> None:
         """From now on the stored averages, in training too, which no longer move."""
@@ -103,42 +115,62 @@ class BatchNorm(nn.Module):
         return y_NCHW, mean, var * ((count - 1) / count)
 
     @torch.compiler.disable()
-    def _synchronised(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return _SynchronisedNorm.apply(x_NCHW, self.weight, self.bias, self.config.eps)  # type: ignore[return-value]
+    def _counted(self, x_NCHW: Tensor, num_real: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        arguments = (x_NCHW, self.weight, self.bias, num_real, self.config.eps, self.is_synchronised())
+        return _CountedNorm.apply(*arguments)  # type: ignore[return-value]
 
 
-class _SynchronisedNorm(torch.autograd.Function):
-    """Normalisation by the statistics of all ranks; its gradient is that of the sum of the ranks' losses."""
+class _CountedNorm(torch.autograd.Function):
+    """Normalisation by the statistics of the real images, of this rank or of all ranks.
+
+    Its gradient is that of the sum of the ranks' losses.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, num_real: Tensor | None, eps: float, synchronised: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         wide = x if x.dtype == torch.float64 else x.float()
-        count = torch.full((1,), wide.numel() / wide.shape[1], dtype=wide.dtype, device=x.device)
-        total = torch.cat([wide.sum((0, 2, 3)), count])
-        dist.all_reduce(total)
+        is_real = _is_real(wide, num_real)
+        counted = wide if is_real is None else wide * is_real
+        count = wide.new_full((1,), len(x)) if num_real is None else num_real.to(wide.dtype).reshape(1)
+        total = torch.cat([counted.sum((0, 2, 3)), count * (x.shape[2] * x.shape[3])])
+        if synchronised:
+            dist.all_reduce(total)
         count, mean = total[-1], total[:-1] / total[-1]
         # A second round for the squares: E[x^2] - E[x]^2 in one round cancels where the mean is large.
         centred = wide - mean[:, None, None]
-        square = centred.square().sum((0, 2, 3))
-        dist.all_reduce(square)
+        square = (centred if is_real is None else centred * is_real).square().sum((0, 2, 3))
+        if synchronised:
+            dist.all_reduce(square)
         var = square / count
         scale = torch.rsqrt(var + eps)
-        ctx.save_for_backward(x, weight, mean, scale, count)
+        ctx.save_for_backward(x, weight, mean, scale, count, is_real)
+        ctx.synchronised = synchronised
         ctx.mark_non_differentiable(mean, var)
         y = centred * (scale * weight)[:, None, None] + bias[:, None, None]
         return y.to(x.dtype), mean, var
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, weight, mean, scale, count = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+        x, weight, mean, scale, count, is_real = ctx.saved_tensors
         dy = gradients[0].to(mean.dtype)
         normal = (x.to(mean.dtype) - mean[:, None, None]) * scale[:, None, None]
         sums = torch.stack([dy.sum((0, 2, 3)), (dy * normal).sum((0, 2, 3))])
         dbias, dweight = sums.clone()
-        dist.all_reduce(sums)
+        if ctx.synchronised:
+            dist.all_reduce(sums)
         mean_dy, mean_dyn = sums / count
         dx = (dy - mean_dy[:, None, None] - normal * mean_dyn[:, None, None]) * (scale * weight)[:, None, None]
-        return dx.to(x.dtype), dweight.to(weight.dtype), dbias.to(weight.dtype), None
+        dx = dx if is_real is None else dx * is_real
+        return dx.to(x.dtype), dweight.to(weight.dtype), dbias.to(weight.dtype), None, None, None
+
+
+def _is_real(x_NCHW: Tensor, num_real: Tensor | None) -> Tensor | None:
+    """(N, 1, 1, 1), 1 for a real image and 0 for padding, of the same dtype; None: all are real."""
+    if num_real is None:
+        return None
+    return (torch.arange(len(x_NCHW), device=x_NCHW.device) < num_real).to(x_NCHW.dtype)[:, None, None, None]
 
 
 @contextlib.contextmanager

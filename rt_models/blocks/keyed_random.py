@@ -16,10 +16,9 @@ _MIX_2 = 0x94D049BB133111EB - 2**64
 
 def mix(*keys: Tensor | int) -> Tensor:
     """int64: one well mixed number from several keys (tensors that broadcast, and integers), in order."""
-    mixed = torch.zeros((), dtype=torch.int64)
+    device = next((key.device for key in keys if isinstance(key, Tensor)), None)
+    mixed = torch.zeros((), dtype=torch.int64, device=device)
     for key in keys:
-        if isinstance(key, Tensor):
-            mixed = mixed.to(key.device)
         mixed = _finalise((mixed ^ key) + _GOLDEN)
     return mixed
 

@@ -21,6 +21,7 @@ from rt_models.blocks.activation_checkpointing import recomputed
 from rt_models.blocks.batch_norm import BatchNormConfig
 from rt_models.blocks.keyed_random import uniform
 from rt_models.blocks.linear import ZeroLinear
+from rt_models.blocks.norm_functions import norm_affine, norm_silu, norm_silu_gate
 from rt_models.config_checks import require_choices, require_share, require_sizes
 
 PaddingRule = Literal["same", "tf_fixed", "torch"]
@@ -144,16 +145,12 @@ class StemConv(Conv):
 
 
 class SqueezeExcite(nn.Module):
-    """Channel gates from the pooled features; `reduced` counts from the block's input, not its expanded width."""
+    """The weights of the channel gates; `reduced` counts from the block's input, not its expanded width."""
 
     def __init__(self, channels: int, reduced: int) -> None:
         super().__init__()
         self.reduce = _GateConv(channels, reduced, 1)
         self.expand = _GateConv(reduced, channels, 1)
-
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        gate_NC = self.expand(silu(self.reduce(x_NCHW.mean((2, 3))))).sigmoid()
-        return x_NCHW * gate_NC[:, :, None, None]
 
 
 class _GateConv(nn.Conv2d):
@@ -166,11 +163,6 @@ class _GateConv(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input, self.weight.flatten(1), self.bias)
-
-
-def silu(x: Tensor) -> Tensor:
-    """F.silu, in place where no gradient is asked for: no caller here uses `x` again."""
-    return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 class MBConv(nn.Module):
@@ -191,19 +183,19 @@ class MBConv(nn.Module):
         self.residual = stride == 1 and in_channels == stage.channels
         self.drop_rate = drop_rate
 
-    def forward(self, x_NCHW: Tensor, uniform_N: Tensor | None) -> Tensor:
-        """`uniform_N` in [0, 1) decides per frame whether the branch is dropped; None: never."""
+    def branch(self, x_NCHW: Tensor, num_real: Tensor | None) -> Tensor:
+        """The features before the last norm."""
         y = x_NCHW
         if self.expand is not None and self.expand_norm is not None:
-            y = silu(self.expand_norm(self.expand(y)))
-        y = silu(self.depthwise_norm(self.depthwise(y)))
-        y = self.project_norm(self.project(self.gate(y)))
-        if not self.residual:
-            return y
-        if uniform_N is not None and self.drop_rate:
-            kept_N = (uniform_N >= self.drop_rate).to(y.dtype) / (1 - self.drop_rate)
-            y = y * kept_N[:, None, None, None]
-        return x_NCHW + y
+            y = norm_silu(self.expand_norm, self.expand(y), num_real)
+        y = norm_silu_gate(self.depthwise_norm, self.gate.reduce, self.gate.expand, self.depthwise(y), num_real)
+        return self.project(y)
+
+    def kept(self, uniform_N: Tensor | None) -> Tensor | None:
+        """float (N,): what the branch of each frame is multiplied by; None: 1."""
+        if uniform_N is None or not self.drop_rate or not self.residual:
+            return None
+        return (uniform_N >= self.drop_rate).to(uniform_N.dtype) / (1 - self.drop_rate)
 
 
 class Film(nn.Module):
@@ -215,8 +207,13 @@ class Film(nn.Module):
         self.mult = ZeroLinear(embedding_width, channels)
 
     def forward(self, x_NCHW: Tensor, embedding_ND: Tensor) -> Tensor:
+        scale_NC, add_NC = self.scale_and_add(embedding_ND)
+        return torch.addcmul(add_NC[:, :, None, None], x_NCHW, scale_NC[:, :, None, None])
+
+    def scale_and_add(self, embedding_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """(1 + mult, add), each (N, C)."""
         mult_NC, add_NC = self.mult(embedding_ND), self.add(embedding_ND)
-        return torch.addcmul(add_NC[:, :, None, None], x_NCHW, 1 + mult_NC[:, :, None, None])
+        return 1 + mult_NC, add_NC
 
 
 class Block(nn.Module):
@@ -226,9 +223,21 @@ class Block(nn.Module):
         super().__init__()
         self.mbconv, self.film = mbconv, film
 
-    def forward(self, x_NCHW: Tensor, embedding_ND: Tensor, uniform_N: Tensor | None) -> Tensor:
-        y_NCHW = self.mbconv(x_NCHW, uniform_N)
-        return y_NCHW if self.film is None else self.film(y_NCHW, embedding_ND)
+    def forward(
+        self, x_NCHW: Tensor, embedding_ND: Tensor, uniform_N: Tensor | None, num_real: Tensor | None = None
+    ) -> Tensor:
+        """`uniform_N` in [0, 1) decides per frame whether the branch is dropped; None: never."""
+        block = self.mbconv
+        scale_NC, add_NC = (None, None) if self.film is None else self.film.scale_and_add(embedding_ND)
+        return norm_affine(
+            block.project_norm,
+            block.branch(x_NCHW, num_real),
+            num_real,
+            residual_NCHW=x_NCHW if block.residual else None,
+            kept_N=block.kept(uniform_N),
+            scale_NC=scale_NC,
+            add_NC=add_NC,
+        )
 
 
 class EfficientNet(nn.Module):
@@ -253,14 +262,23 @@ class EfficientNet(nn.Module):
         self.head = Conv(channels, config.head_channels, 1, 1, config.padding)
         self.head_norm = config.batch_norm.build(config.head_channels)
 
-    def forward(self, image_NCHW: Tensor, embedding_ND: Tensor, key_N: Tensor | None = None) -> Tensor:
-        """`key_N` int64 keys the dropped branches of each frame in training; None drops none."""
-        x = silu(self.stem_norm(self.stem(image_NCHW)))
+    def forward(
+        self,
+        image_NCHW: Tensor,
+        embedding_ND: Tensor,
+        key_N: Tensor | None = None,
+        num_real: Tensor | None = None,
+    ) -> Tensor:
+        """`key_N` int64 keys the dropped branches of each frame in training; None drops none.
+
+        The first `num_real` images, an integer tensor (1,), are frames; the others pad the batch. None: all are frames.
+        """
+        x = norm_silu(self.stem_norm, self.stem(image_NCHW), num_real)
         for number, block in enumerate(self.blocks):
             uniform_N = uniform(key_N, number) if key_N is not None and self.training else None
             run = partial(recomputed, block) if self.checkpoint_blocks and self.training else block
-            x = run(x, embedding_ND, uniform_N)
-        return silu(self.head_norm(self.head(x)))
+            x = run(x, embedding_ND, uniform_N, num_real)
+        return norm_silu(self.head_norm, self.head(x), num_real)
 
 
 def fan_out_normal_(conv: nn.Conv2d) -> None:

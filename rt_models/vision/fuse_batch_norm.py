@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from rt_models.blocks.batch_norm import BatchNorm
@@ -23,8 +23,15 @@ def fuse_batch_norm(model: Model) -> Model:
         for name, norm in list(parent.named_children()):
             if isinstance(norm, BatchNorm):
                 _fold(parent.get_submodule(name.removesuffix("_norm")), norm)
-                setattr(parent, name, nn.Identity())
+                setattr(parent, name, Fused())
     return model
+
+
+class Fused(nn.Module):
+    """Where a norm was: hands its input on."""
+
+    def forward(self, x_NCHW: Tensor, num_real: Tensor | None = None) -> Tensor:
+        return x_NCHW
 
 
 def _fold(conv: nn.Module, norm: BatchNorm) -> None:

@@ -11,6 +11,7 @@ Axes: B windows, T steps, F frames of the batch, N distinct images, HW pixels, C
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -20,8 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rt_models.blocks.keyed_random import integers, mix
+from rt_models.blocks.norm_functions import runs_kernels
 from rt_models.config_checks import require_choices
 
+PLAN = ("image_frame", "image_step", "image_place", "num_images")
+"""Keys of a batch whose images were found on the host (`image_plan.py`): int64 (N,) row of `frames` of each image;
+int64 (N,) a step it stands at, counted through (B, T); int64 (B, T) the image of each step, -1 on padding; int32 (1,)
+how many of the N are real."""
 _ROWS, _COLUMNS = 1, 2  # streams of random numbers
 
 
@@ -43,42 +49,103 @@ class InputConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """How uint8 pixels become the network's input: (pixel / 255 - mean) / std by channel, computed in `wide`."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    wide: torch.dtype
+    dtype: torch.dtype
+    memory_format: torch.memory_format
+
+    def normalise(self, image_NHWC: Tensor) -> Tensor:
+        """(N, C, H, W) of images in [0, 1]. Cast after: bf16 would keep seven bits of a pixel."""
+        mean_C, std_C = self.constants(image_NHWC.device)
+        x_NHWC = ((image_NHWC - mean_C) / std_C).to(self.dtype)
+        return x_NHWC.permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format)
+
+    def constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        return _on_device(self.mean, self.wide, device), _on_device(self.std, self.wide, device)
+
+
+@functools.cache  # a copy from the host would make every step wait for the device
+def _on_device(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(numbers, dtype=dtype, device=device)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Images:
     """The N distinct images of a batch and where they stand in its windows."""
 
-    image_NHWC: Tensor
-    """float in [0, 1] at model resolution."""
+    x_NCHW: Tensor
+    """float, normalised, at model resolution."""
     embedding_ND: Tensor
     key_N: Tensor
     """int64: names the image by crop, store, episode and step, the same on any rank and in any batch."""
     place_BT: Tensor
-    """int64: row of `image_NHWC` of each step; -1 on padding."""
+    """int64: row of `x_NCHW` of each step; -1 on padding."""
+    num_real: Tensor | None
+    """int32 (1,): so many of the images, the first, are real, the others pad; None: all are."""
 
 
 def prepare(
-    batch: Mapping[str, Tensor], config: InputConfig, *, augment: bool, dtype: torch.dtype, object_mask: bool = False
+    batch: Mapping[str, Tensor], config: InputConfig, pixels: Pixels, *, augment: bool, object_mask: bool = False
 ) -> Images:
     """The images of a batch of `rt_models.spec.BATCH`; `augment` crops, and then only equal crops share an image.
 
     With `object_mask` the batch's mask is their fourth channel, cropped and resized with them.
     """
-    index_BT = batch["frame_index"]
-    real_M = (index_BT.flatten() >= 0).nonzero().flatten()  # once: on a GPU every look at data waits for the device
-    frame_M, embedding_MD = index_BT.flatten()[real_M], batch["embedding"].flatten(0, 1)[real_M]
-    crop_M = batch["crop_key"][:, None].expand_as(index_BT).flatten()[real_M]
-    first_N, place_M = distinct(mix(frame_M, _fingerprint(embedding_MD), crop_M if augment else 0))
-    place_BT = torch.full_like(index_BT.flatten(), -1).scatter(0, real_M, place_M).view_as(index_BT)
-    frames_NHWC = batch["frames"][frame_M[first_N]]
-    if object_mask:
-        frames_NHWC = torch.cat([frames_NHWC, batch["object_mask"][frame_M[first_N]][..., None]], dim=-1)
-    if augment and config.crop == "pad":
-        frames_NHWC = pad_crop(frames_NHWC, crop_M[first_N], seed=config.crop_seed)
+    if PLAN[0] in batch:  # found on the host: nothing here waits for the device
+        frame_N, step_N, place_BT, num_real = (batch[key] for key in PLAN)
+    else:
+        frame_M, step_M, first_N, place_BT = distinct_images(batch, crops=augment)
+        frame_N, step_N, num_real = frame_M[first_N], step_M[first_N], None
+    crop_N = batch["crop_key"][step_N // batch["frame_index"].shape[1]]
+    offset_key_N = crop_N if augment and config.crop == "pad" else None
+    if runs_kernels(frame_N.device) and not object_mask and pixels.memory_format == torch.channels_last:
+        x_NCHW = _by_kernel(batch["frames"], frame_N, offset_key_N, config, pixels)
+    else:
+        frames_NHWC = batch["frames"][frame_N]
+        if object_mask:
+            frames_NHWC = torch.cat([frames_NHWC, batch["object_mask"][frame_N][..., None]], dim=-1)
+        if offset_key_N is not None:
+            frames_NHWC = pad_crop(frames_NHWC, offset_key_N, seed=config.crop_seed)
+        x_NCHW = pixels.normalise(resize(frames_NHWC.to(pixels.wide) / 255, config.image_size))
     return Images(
-        image_NHWC=resize(frames_NHWC.to(dtype) / 255, config.image_size),
-        embedding_ND=embedding_MD[first_N],
-        key_N=mix(crop_M, _frame_keys(batch).flatten()[real_M])[first_N],
+        x_NCHW=x_NCHW,
+        embedding_ND=batch["embedding"].flatten(0, 1)[step_N],
+        key_N=mix(crop_N, _frame_keys(batch).flatten()[step_N]),
         place_BT=place_BT,
+        num_real=num_real,
     )
+
+
+def _by_kernel(
+    frames_FHWC: Tensor, frame_N: Tensor, key_N: Tensor | None, config: InputConfig, pixels: Pixels
+) -> Tensor:
+    from rt_models.vision.image_kernels import frames_to_images
+
+    still_N = torch.zeros_like(frame_N)
+    height = frames_FHWC.shape[1]
+    down_N, right_N = (still_N, still_N) if key_N is None else crop_offsets(height, key_N, seed=config.crop_seed)
+    mean_C, std_C = pixels.constants(frame_N.device)
+    options = {"size": config.image_size, "mean_C": mean_C, "std_C": std_C, "dtype": pixels.dtype}
+    return frames_to_images(frames_FHWC, frame_N, down_N, right_N, **options)
+
+
+def distinct_images(batch: Mapping[str, Tensor], *, crops: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(frame of each real step (M,), its place among all steps (M,), for each distinct image the first of those that
+    show it (N,), the image of each step (B, T) with -1 on padding), int64.
+
+    An image is a frame with an instruction and, with `crops`, the crop of its window.
+    """
+    index_BT = batch["frame_index"]
+    step_M = (index_BT.flatten() >= 0).nonzero().flatten()  # once: on a GPU every look at data waits for the device
+    frame_M, embedding_MD = index_BT.flatten()[step_M], batch["embedding"].flatten(0, 1)[step_M]
+    crop_M = batch["crop_key"][step_M // index_BT.shape[1]]
+    first_N, place_M = distinct(mix(frame_M, _fingerprint(embedding_MD), crop_M if crops else 0))
+    place_BT = torch.full_like(index_BT.flatten(), -1).scatter(0, step_M, place_M).view_as(index_BT)
+    return frame_M, step_M, first_N, place_BT
 
 
 def borders(height: int) -> tuple[int, int]:
@@ -89,9 +156,7 @@ def borders(height: int) -> tuple[int, int]:
 def pad_crop(frames_NHWC: Tensor, key_N: Tensor, *, seed: int) -> Tensor:
     """uint8 (N, H, W, C): each frame moved by its key's offset, black where it has left."""
     height, width = frames_NHWC.shape[1:3]
-    border_rows, border_columns = borders(height)
-    down_N = integers(2 * border_rows + 1, key_N, seed, _ROWS) - border_rows
-    right_N = integers(2 * border_columns + 1, key_N, seed, _COLUMNS) - border_columns
+    down_N, right_N = crop_offsets(height, key_N, seed=seed)
     rows_NH = torch.arange(height, device=key_N.device) + down_N[:, None]
     columns_NW = torch.arange(width, device=key_N.device) + right_N[:, None]
     inside_NH = (rows_NH >= 0) & (rows_NH < height)
@@ -100,6 +165,13 @@ def pad_crop(frames_NHWC: Tensor, key_N: Tensor, *, seed: int) -> Tensor:
     rows, columns = rows_NH.clamp(0, height - 1)[:, :, None], columns_NW.clamp(0, width - 1)[:, None, :]
     moved_NHWC = frames_NHWC[number_N11, rows, columns]
     return moved_NHWC * (inside_NH[:, :, None] & inside_NW[:, None, :])[..., None]
+
+
+def crop_offsets(height: int, key_N: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
+    """int64 (N,): rows and columns by which frames of `height` rows move under these crop keys."""
+    border_rows, border_columns = borders(height)
+    down_N = integers(2 * border_rows + 1, key_N, seed, _ROWS) - border_rows
+    return down_N, integers(2 * border_columns + 1, key_N, seed, _COLUMNS) - border_columns
 
 
 def resize(image_NHWC: Tensor, size: int) -> Tensor:

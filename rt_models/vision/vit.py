@@ -124,7 +124,13 @@ class ViT(nn.Module):
         self.blocks = nn.ModuleList(ViTBlock(config, embedding_width) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
 
-    def forward(self, image_NCHW: Tensor, embedding_ND: Tensor, key_N: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        image_NCHW: Tensor,
+        embedding_ND: Tensor,
+        key_N: Tensor | None = None,
+        num_real: Tensor | None = None,
+    ) -> Tensor:
         """`key_N` is taken for EfficientNet's sake: nothing here is random."""
         x_NDHW = self.patches(image_NCHW) + self.position
         for block in self.blocks:

@@ -1,0 +1,240 @@
+"""Triton kernels for batch normalisation with what follows it, on activations in channels_last.
+
+A tensor (N, C, H, W) in channels_last is read as rows of C numbers: N images of P = H x W rows. Only the first
+`num_real` images count in the statistics; the others pad the batch to a fixed shape, and their gradients are zero.
+Statistics and sums are float32. `norm_functions.py` says what each kernel computes and calls them.
+
+Axes: N images, P positions of an image, C channels, S parts that a sum is split into.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _tile(pid, P, C, BP: tl.constexpr, BC: tl.constexpr):
+    """(image, offsets of a tile of BP positions x BC channels from the image's first number, channels, mask)."""
+    parts = tl.cdiv(P, BP)
+    image = pid // parts
+    p = (pid % parts) * BP + tl.arange(0, BP)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    mask = (p < P)[:, None] & (c < C)[None, :]
+    return image, image.to(tl.int64) * P * C + p[:, None] * C + c[None, :], c, mask
+
+
+@triton.jit
+def sums(x, partial, num_real, P, C, rows_per_part, BP: tl.constexpr, BC: tl.constexpr):
+    """partial (2, S, C): sums of x - x[0] and of its square over the rows of real images, part by part."""
+    part, parts = tl.program_id(0), tl.num_programs(0)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    in_c = c < C
+    shift = tl.load(x + c, mask=in_c, other=0.0).to(tl.float32)
+    begin = part.to(tl.int64) * rows_per_part
+    end = tl.minimum(begin + rows_per_part, tl.load(num_real).to(tl.int64) * P)
+    total = tl.zeros((BP, BC), tl.float32)
+    square = tl.zeros((BP, BC), tl.float32)
+    for step in range(0, rows_per_part, BP):
+        rows = begin + step + tl.arange(0, BP)
+        mask = (rows < end)[:, None] & in_c[None, :]
+        value = tl.load(x + rows[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
+        centred = tl.where(mask, value - shift[None, :], 0.0)
+        total += centred
+        square += centred * centred
+    tl.store(partial + part * C + c, tl.sum(total, 0), mask=in_c)
+    tl.store(partial + (parts + part) * C + c, tl.sum(square, 0), mask=in_c)
+
+
+@triton.jit
+def moments(x, partial, num_real, mean, var, P, C, S: tl.constexpr, BC: tl.constexpr):
+    """mean and biased var (C,) from the partial sums."""
+    c = tl.program_id(0) * BC + tl.arange(0, BC)
+    in_c = c < C
+    count = tl.load(num_real).to(tl.float32) * P
+    parts = tl.arange(0, S)[:, None] * C + c[None, :]
+    total = tl.sum(tl.load(partial + parts, mask=in_c[None, :], other=0.0), 0) / count
+    square = tl.sum(tl.load(partial + S * C + parts, mask=in_c[None, :], other=0.0), 0) / count
+    tl.store(mean + c, total + tl.load(x + c, mask=in_c, other=0.0).to(tl.float32), mask=in_c)
+    tl.store(var + c, tl.maximum(square - total * total, 0.0), mask=in_c)
+
+
+@triton.jit
+def _normal(x, offsets, c, mask, mean, rstd, C):
+    """The normalised values of a tile, float32."""
+    value = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
+    m = tl.load(mean + c, mask=c < C, other=0.0)
+    r = tl.load(rstd + c, mask=c < C, other=0.0)
+    return (value - m[None, :]) * r[None, :], r
+
+
+@triton.jit
+def silu_forward(x, y, mean, rstd, weight, bias, gate, P, C, GATED: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr):
+    """y = silu(normal x weight + bias), times gate (N, C)."""
+    image, offsets, c, mask = _tile(tl.program_id(0), P, C, BP, BC)
+    normal, _ = _normal(x, offsets, c, mask, mean, rstd, C)
+    w = tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)
+    b = tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)
+    z = normal * w[None, :] + b[None, :]
+    value = z * tl.sigmoid(z)
+    if GATED:
+        value *= tl.load(gate + image * C + c, mask=c < C, other=0.0)[None, :]
+    tl.store(y + offsets, value.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def silu_pool(x, pooled, mean, rstd, weight, bias, P, C, length, BP: tl.constexpr, BC: tl.constexpr):
+    """pooled (N, S, C): sums of silu(normal x weight + bias) over the positions of each image, part by part."""
+    image, part, parts = tl.program_id(0), tl.program_id(2), tl.num_programs(2)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    w = tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)
+    b = tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)
+    begin = part * length
+    end = tl.minimum(begin + length, P)
+    total = tl.zeros((BP, BC), tl.float32)
+    for step in range(0, length, BP):
+        p = begin + step + tl.arange(0, BP)
+        mask = (p < end)[:, None] & (c < C)[None, :]
+        offsets = image.to(tl.int64) * P * C + p[:, None] * C + c[None, :]
+        normal, _ = _normal(x, offsets, c, mask, mean, rstd, C)
+        z = normal * w[None, :] + b[None, :]
+        total += tl.where(mask, z * tl.sigmoid(z), 0.0)
+    tl.store(pooled + (image * parts + part) * C + c, tl.sum(total, 0), mask=c < C)
+
+
+@triton.jit
+def silu_reduce(
+    x, dy, out, mean, rstd, weight, bias, P, C, length, GATED: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr
+):
+    """out (5, N, S, C), of each image and part the sums over positions of
+
+    0: silu' dy   1: silu' dy normal   2: silu' dy's own value, dy silu   3: silu'   4: silu' normal
+    (2 to 4 only with GATED).
+    """
+    image, part, parts = tl.program_id(0), tl.program_id(2), tl.num_programs(2)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    w = tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)
+    b = tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)
+    begin = part * length
+    end = tl.minimum(begin + length, P)
+    s0 = tl.zeros((BP, BC), tl.float32)
+    s1 = tl.zeros((BP, BC), tl.float32)
+    s2 = tl.zeros((BP, BC), tl.float32)
+    s3 = tl.zeros((BP, BC), tl.float32)
+    s4 = tl.zeros((BP, BC), tl.float32)
+    for step in range(0, length, BP):
+        p = begin + step + tl.arange(0, BP)
+        mask = (p < end)[:, None] & (c < C)[None, :]
+        offsets = image.to(tl.int64) * P * C + p[:, None] * C + c[None, :]
+        normal, _ = _normal(x, offsets, c, mask, mean, rstd, C)
+        z = normal * w[None, :] + b[None, :]
+        sigmoid = tl.sigmoid(z)
+        slope = tl.where(mask, sigmoid * (1 + z * (1 - sigmoid)), 0.0)
+        gradient = tl.load(dy + offsets, mask=mask, other=0.0).to(tl.float32)
+        s0 += slope * gradient
+        s1 += slope * gradient * normal
+        if GATED:
+            s2 += z * sigmoid * gradient
+            s3 += slope
+            s4 += slope * normal
+    place = (image * parts + part) * C + c
+    stride = tl.num_programs(0) * parts * C
+    tl.store(out + place, tl.sum(s0, 0), mask=c < C)
+    tl.store(out + stride + place, tl.sum(s1, 0), mask=c < C)
+    if GATED:
+        tl.store(out + 2 * stride + place, tl.sum(s2, 0), mask=c < C)
+        tl.store(out + 3 * stride + place, tl.sum(s3, 0), mask=c < C)
+        tl.store(out + 4 * stride + place, tl.sum(s4, 0), mask=c < C)
+
+
+@triton.jit
+def silu_backward(
+    x, dy, dx, mean, rstd, weight, bias, gate, dpool, mean_dz, mean_dzn, num_real, P, C,
+    GATED: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """dx = weight rstd (dz - mean_dz - normal mean_dzn), dz = silu' (dy gate + dpool); 0 in images that pad."""
+    image, offsets, c, mask = _tile(tl.program_id(0), P, C, BP, BC)
+    normal, r = _normal(x, offsets, c, mask, mean, rstd, C)
+    w = tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)
+    b = tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)
+    z = normal * w[None, :] + b[None, :]
+    sigmoid = tl.sigmoid(z)
+    gradient = tl.load(dy + offsets, mask=mask, other=0.0).to(tl.float32)
+    if GATED:
+        gradient = gradient * tl.load(gate + image * C + c, mask=c < C, other=0.0)[None, :]
+        gradient += tl.load(dpool + image * C + c, mask=c < C, other=0.0)[None, :]
+    dz = gradient * sigmoid * (1 + z * (1 - sigmoid))
+    m0 = tl.load(mean_dz + c, mask=c < C, other=0.0)
+    m1 = tl.load(mean_dzn + c, mask=c < C, other=0.0)
+    value = (dz - m0[None, :] - normal * m1[None, :]) * (w * r)[None, :]
+    value = tl.where(image < tl.load(num_real), value, 0.0)
+    tl.store(dx + offsets, value.to(dx.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def affine_forward(
+    x, residual, y, mean, rstd, weight, bias, scale, add, kept, P, C,
+    RESIDUAL: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """y = (residual + kept (normal x weight + bias)) scale + add; scale and add (N, C), kept (N,)."""
+    image, offsets, c, mask = _tile(tl.program_id(0), P, C, BP, BC)
+    normal, _ = _normal(x, offsets, c, mask, mean, rstd, C)
+    w = tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)
+    b = tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)
+    value = (normal * w[None, :] + b[None, :]) * tl.load(kept + image)
+    if RESIDUAL:
+        value += tl.load(residual + offsets, mask=mask, other=0.0).to(tl.float32)
+    value = value * tl.load(scale + image * C + c, mask=c < C, other=0.0)[None, :]
+    value += tl.load(add + image * C + c, mask=c < C, other=0.0)[None, :]
+    tl.store(y + offsets, value.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def affine_reduce(
+    x, residual, dy, out, mean, rstd, P, C, length, RESIDUAL: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr
+):
+    """out (3, N, S, C), of each image and part the sums over positions of 0: dy  1: dy normal  2: dy residual."""
+    image, part, parts = tl.program_id(0), tl.program_id(2), tl.num_programs(2)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    begin = part * length
+    end = tl.minimum(begin + length, P)
+    s0 = tl.zeros((BP, BC), tl.float32)
+    s1 = tl.zeros((BP, BC), tl.float32)
+    s2 = tl.zeros((BP, BC), tl.float32)
+    for step in range(0, length, BP):
+        p = begin + step + tl.arange(0, BP)
+        mask = (p < end)[:, None] & (c < C)[None, :]
+        offsets = image.to(tl.int64) * P * C + p[:, None] * C + c[None, :]
+        normal, _ = _normal(x, offsets, c, mask, mean, rstd, C)
+        gradient = tl.load(dy + offsets, mask=mask, other=0.0).to(tl.float32)
+        s0 += gradient
+        s1 += gradient * normal
+        if RESIDUAL:
+            s2 += gradient * tl.load(residual + offsets, mask=mask, other=0.0).to(tl.float32)
+    place = (image * parts + part) * C + c
+    stride = tl.num_programs(0) * parts * C
+    tl.store(out + place, tl.sum(s0, 0), mask=c < C)
+    tl.store(out + stride + place, tl.sum(s1, 0), mask=c < C)
+    if RESIDUAL:
+        tl.store(out + 2 * stride + place, tl.sum(s2, 0), mask=c < C)
+
+
+@triton.jit
+def affine_backward(
+    x, dy, dx, dresidual, mean, rstd, weight, scale, kept, mean_dz, mean_dzn, num_real, P, C,
+    RESIDUAL: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """dresidual = dy scale; dx = weight rstd (dz - mean_dz - normal mean_dzn), dz = kept dy scale; 0 in padding."""
+    image, offsets, c, mask = _tile(tl.program_id(0), P, C, BP, BC)
+    normal, r = _normal(x, offsets, c, mask, mean, rstd, C)
+    w = tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)
+    gradient = tl.load(dy + offsets, mask=mask, other=0.0).to(tl.float32)
+    gradient = gradient * tl.load(scale + image * C + c, mask=c < C, other=0.0)[None, :]
+    if RESIDUAL:
+        tl.store(dresidual + offsets, gradient.to(dresidual.dtype.element_ty), mask=mask)
+    m0 = tl.load(mean_dz + c, mask=c < C, other=0.0)
+    m1 = tl.load(mean_dzn + c, mask=c < C, other=0.0)
+    dz = gradient * tl.load(kept + image)
+    value = (dz - m0[None, :] - normal * m1[None, :]) * (w * r)[None, :]
+    value = tl.where(image < tl.load(num_real), value, 0.0)
+    tl.store(dx + offsets, value.to(dx.dtype.element_ty), mask=mask)

@@ -1,0 +1,33 @@
+"""Which images a batch has, worked out on the host before the batch goes to its device, padded to a fixed number.
+
+On a GPU every new number of images costs: cuDNN prepares its convolutions anew (some 0.7 s for each depthwise one, 10 s
+for an EfficientNet-B3), and no CUDA graph can be replayed. And asking the device how many distinct images a batch has
+makes the host wait. So `plan_images` finds them here and names them, the real ones first; `image_inputs.prepare` then
+only gathers.
+
+Axes: B windows, T steps, N images with those that pad, M real steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rt_models.vision.image_inputs import PLAN, distinct_images
+
+
+def plan_images(batch: Mapping[str, Tensor], *, crops: bool, capacities: Sequence[int]) -> dict[str, Tensor]:
+    """The batch (of `rt_models.spec.BATCH`, on the host) with its plan: as many images as the smallest of `capacities`
+    that holds them. `crops` as in `image_inputs.prepare`. Raises ValueError if none does."""
+    frame_M, step_M, first_N, place_BT = distinct_images(batch, crops=crops)
+    count = len(first_N)
+    capacity = min((size for size in capacities if size >= count), default=None)
+    if capacity is None:
+        raise ValueError(f"a batch has {count} images, and the largest capacity is {max(capacities)}")
+    padding = (0, capacity - count)
+    frame_N, step_N = (F.pad(places, padding) for places in (frame_M[first_N], step_M[first_N]))
+    plan = (frame_N, step_N, place_BT, torch.tensor([count], dtype=torch.int32))
+    return {**batch, **dict(zip(PLAN, plan, strict=True))}
