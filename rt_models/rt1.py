@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from rt_models.action_space import ActionSpec, rt1_action_spec
 from rt_models.action_tokens import encode
 from rt_models.blocks.batch_norm import BatchNormConfig
-from rt_models.blocks.linear import GlorotLinear, LecunConv1x1
+from rt_models.blocks.linear import LecunConv1x1
 from rt_models.blocks.sequence import Layout, OutputSteps
-from rt_models.blocks.transformer import LAYER_NORM_EPS, OneHotLinear, TransformerConfig
+from rt_models.blocks.transformer import OneHotLinear, TransformerConfig
 from rt_models.config_checks import require_choices, require_sizes
 from rt_models.input_checks import (
     LABELS,
@@ -40,6 +40,7 @@ from rt_models.robot_model import RobotModel
 from rt_models.spec import EMBEDDING_WIDTH
 from rt_models.vision.efficientnet import EfficientNetConfig, Film, Stage
 from rt_models.vision.image_inputs import InputConfig, Pixels, prepare, resize
+from rt_models.vision.token_learner import TokenLearner
 from rt_models.vision.vit import ViTConfig
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -202,23 +203,8 @@ class RT1Config:
         return model
 
 
-class TokenLearner(nn.Module):
-    """float (N, P, D) features -> (N, K, D): each token a convex combination of positions (Ryoo et al., 2021; v1.1)."""
-
-    def __init__(self, width: int, num_tokens: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.hidden = GlorotLinear(width, 64)
-        self.scores = GlorotLinear(64, num_tokens)
-
-    def forward(self, x_NPD: Tensor) -> Tensor:
-        scores_NPK = self.scores(F.gelu(self.hidden(self.norm(x_NPD)), approximate="tanh"))
-        # The weights come from normalised features, what they weigh does not.
-        return torch.einsum("npk,npd->nkd", scores_NPK.softmax(dim=1), x_NPD)
-
-
 class ImageTokenizer(nn.Module):
-    """float (N, H, W, C) images in [0, 1] and (N, D) embeddings -> (N, K, D) tokens."""
+    """float (N, C, H, W) normalised images (`pixels`) and (N, D) embeddings -> (N, K, D) tokens."""
 
     def __init__(self, config: RT1Config) -> None:
         super().__init__()
@@ -236,18 +222,8 @@ class ImageTokenizer(nn.Module):
         self.film = Film(config.feature_width, embedding_width) if embedding_width else None
         self.learner = TokenLearner(config.feature_width, config.num_image_tokens) if config.token_learner else None
 
-    def forward(
-        self,
-        image_NHWC: Tensor,
-        embedding_ND: Tensor,
-        key_N: Tensor | None = None,
-        num_real: Tensor | None = None,
-    ) -> Tensor:
-        """`key_N` int64 keys what is random in training; the first `num_real` images are real, the others pad."""
-        return self.encode(self.pixels(image_NHWC.dtype).normalise(image_NHWC), embedding_ND, key_N, num_real)
-
     def pixels(self, wide: torch.dtype, dtype: torch.dtype | None = None) -> Pixels:
-        """What `encode` expects of its images; `dtype` of the weights if it is not given."""
+        """What `forward` expects of its images; `dtype` of the weights if it is not given."""
         return Pixels(
             mean=(*IMAGENET_MEAN, 0.0)[: self.num_channels],
             std=(*IMAGENET_STD, 1.0)[: self.num_channels],
@@ -256,10 +232,10 @@ class ImageTokenizer(nn.Module):
             memory_format=self.memory_format,
         )
 
-    def encode(
+    def forward(
         self, x_NCHW: Tensor, embedding_ND: Tensor, key_N: Tensor | None = None, num_real: Tensor | None = None
     ) -> Tensor:
-        """(N, K, D) tokens of normalised images."""
+        """`key_N` int64 keys what is random in training; the first `num_real` images are real, the others pad."""
         x_NCHW = self.projection(self.backbone(x_NCHW, embedding_ND, key_N, num_real))
         if self.film is not None:
             x_NCHW = self.film(x_NCHW, embedding_ND)
@@ -316,7 +292,8 @@ class RT1(RobotModel):
         image_NHWC = image_BTHWC.flatten(0, 1).to(self._pixel_dtype())
         key_N = torch.randint(2**62, (len(image_NHWC),), device=image_NHWC.device) if self.training else None
         with self._autocast(image_NHWC.device):
-            tokens_NKD = self.tokenizer(image_NHWC, embedding_BTD.flatten(0, 1).to(self.dtype), key_N)
+            x_NCHW = self.tokenizer.pixels(image_NHWC.dtype).normalise(image_NHWC)
+            tokens_NKD = self.tokenizer(x_NCHW, embedding_BTD.flatten(0, 1).to(self.dtype), key_N)
         return tokens_NKD.unflatten(0, leading)
 
     def action_logits(
@@ -389,7 +366,7 @@ class RT1(RobotModel):
             raise ValueError("batch: no window has a real step, so there is nothing to compute")
         with self._autocast(images.x_NCHW.device):
             embedding_ND = images.embedding_ND.to(self.dtype)
-            tokens_NKD = self.tokenizer.encode(images.x_NCHW, embedding_ND, images.key_N, images.num_real)
+            tokens_NKD = self.tokenizer(images.x_NCHW, embedding_ND, images.key_N, images.num_real)
         # Padding has no image: it takes the row of zeros appended here, which place -1 points at.
         with_zeros = torch.cat([tokens_NKD, tokens_NKD.new_zeros(1, *tokens_NKD.shape[1:])])
         tokens_BTKD = with_zeros[images.place_BT]

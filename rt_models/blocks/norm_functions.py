@@ -89,6 +89,7 @@ def uses_kernels(norm: BatchNorm, x_NCHW: Tensor) -> bool:
     """Whether the Triton kernels take this: training with statistics of the batch, on a GPU, in channels_last."""
     return (
         norm.training
+        and not torch.compiler.is_compiling()
         and norm.config.statistics != "frozen"
         and x_NCHW.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and norm.weight.numel() == x_NCHW.shape[1]  # not in pieces on other ranks, as under ZeRO-3

@@ -14,8 +14,9 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from rt_models.blocks.batch_norm import BatchNormConfig
-from rt_models.rt1 import RT1, ComputeConfig, RT1Config, TokenLearner
+from rt_models.rt1 import RT1, ComputeConfig, RT1Config
 from rt_models.vision.efficientnet import EfficientNetConfig
+from rt_models.vision.token_learner import TokenLearner
 from rt_models.vision.vit import ViTConfig
 from tests.support.rt1_windows import make_batch, stirred
 
@@ -188,9 +189,9 @@ def test_padding_does_not_enter_the_batch_statistics() -> None:
     alone.load_state_dict(TINY.build().state_dict() | dict(model.named_parameters()))
     from rt_models.vision.image_inputs import prepare
 
-    prepared = prepare(padded, TINY.input, augment=True, dtype=torch.float32)
-    assert len(prepared.image_NHWC) == len(frames) == 1
-    alone.tokenizer(prepared.image_NHWC, prepared.embedding_ND, prepared.key_N)
+    prepared = prepare(padded, TINY.input, alone.tokenizer.pixels(torch.float32), augment=True)
+    assert len(prepared.x_NCHW) == len(frames) == 1
+    alone.tokenizer(prepared.x_NCHW, prepared.embedding_ND, prepared.key_N)
     torch.testing.assert_close(
         alone.tokenizer.backbone.stem_norm.running_mean, model.tokenizer.backbone.stem_norm.running_mean
     )
@@ -344,7 +345,7 @@ def test_checkpointing_holds_fewer_activations() -> None:
 
         tokenizer = replace(RT1Config.small(), compute=compute).build().train().tokenizer
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
-            tokenizer(torch.rand(8, 64, 64, 3), torch.randn(8, 512))
+            tokenizer(torch.rand(8, 3, 64, 64), torch.randn(8, 512))
         return total
 
     assert held_bytes(COMPUTE["recomputed"][0]) < 0.5 * held_bytes(ComputeConfig())

@@ -43,7 +43,7 @@ def test_forward_operations_and_parameters_are_those_counted(name: str) -> None:
     config = CONFIGS[name]
     model, expected = on_meta(config), cost(config)
     size = config.input.image_size
-    image = torch.empty(1, size, size, config.num_channels(), device="meta")
+    image = torch.empty(1, config.num_channels(), size, size, device="meta")
     tokens = torch.empty(1, config.num_steps, config.num_image_tokens, config.feature_width, device="meta")
     with torch.no_grad():
         assert counted(lambda: model.tokenizer(image, torch.empty(1, 512, device="meta"))) == expected.frame_flops
@@ -56,7 +56,7 @@ def test_training_is_three_forwards_within_three_percent() -> None:
     # With ViT: the counter takes the gradient of a depthwise convolution for that of a dense one.
     config = replace(RT1Config.rt1_jax(), backbone=ViTConfig())
     model, expected = on_meta(config).train(), cost(config)
-    image = torch.empty(6, 300, 300, 3, device="meta")
+    image = torch.empty(6, 3, 300, 300, device="meta")
     embedding = torch.empty(6, 512, device="meta")
 
     def step() -> None:

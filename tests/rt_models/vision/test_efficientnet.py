@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rt_models.rt1 import RT1Config
-from rt_models.vision.efficientnet import Conv, EfficientNet, EfficientNetConfig, Film, MBConv, Stage, padding
+from rt_models.vision.efficientnet import Block, Conv, EfficientNet, EfficientNetConfig, Film, MBConv, Stage, padding
 from tests.support.rt1_windows import stirred
 
 TINY = RT1Config.tiny().backbone
@@ -71,7 +71,9 @@ def test_film_starts_as_the_identity_and_comes_after_the_residual() -> None:
     x = torch.randn(4, 8, 8, 8, dtype=torch.float64)
     film = block.film
     mult, add = film.mult(embedding)[:, :, None, None], film.add(embedding)[:, :, None, None]
-    torch.testing.assert_close(block(x, embedding, None), block.mbconv(x, None) * (1 + mult) + add)
+    mbconv = block.mbconv
+    branch = x + mbconv.project_norm(mbconv.branch(x, None))
+    torch.testing.assert_close(block(x, embedding, None), branch * (1 + mult) + add)
 
 
 def test_squeeze_excite_is_a_quarter_of_the_blocks_input_not_of_its_expanded_width() -> None:
@@ -91,11 +93,11 @@ def test_b3_has_26_blocks_and_its_published_size() -> None:
 
 def test_stochastic_depth_drops_whole_frames_by_key_at_its_rate_and_keeps_the_mean() -> None:
     stage = Stage(expansion=2, kernel=3, stride=1, channels=4, num_blocks=1)
-    block = MBConv(4, stage, 1, TINY, drop_rate=0.25).double().eval()
+    block = Block(MBConv(4, stage, 1, TINY, drop_rate=0.25), None).double().eval()
     x = torch.randn(1, 4, 6, 6, dtype=torch.float64).expand(8000, -1, -1, -1)
-    branch = block(x[:1], None) - x[:1]
+    branch = block(x[:1], x, None) - x[:1]
     uniform_N = torch.rand(len(x), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    added = block(x, uniform_N) - x
+    added = block(x, x, uniform_N) - x
     dropped = uniform_N < 0.25
     assert added[dropped].abs().max() == 0
     torch.testing.assert_close(added[~dropped], (branch / 0.75).expand_as(added[~dropped]))
