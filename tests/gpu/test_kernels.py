@@ -1,4 +1,4 @@
-"""The Triton kernels compute what torch computes: in float32 to rounding, in bf16 no further from float32 than torch."""
+"""The Triton kernels compute what torch computes: in float32 to rounding, in bf16 no further from it than torch does."""
 
 from __future__ import annotations
 
