@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -127,7 +127,7 @@ class PromptFamily(ModelFamily[ConfigT, ModelT]):
             prompts = text.collate_prompts([text.robot_prompt(line or NO_INSTRUCTION) for line in instructions])
             prompted = {key: read[key].to(device) for key in ("frames", "image_index")}
             prompted |= {key: value.to(device) for key, value in prompts.items()}
-            actions = predict_actions(model, prompted, text, action_mask_BA=read["action_mask"].to(device))
+            actions = predict_actions(cast(Any, model), prompted, text, action_mask_BA=read["action_mask"].to(device))
             columns = {
                 "episode_B": read["episode"],
                 "step_B": read["step"],
@@ -150,8 +150,9 @@ class PromptFamily(ModelFamily[ConfigT, ModelT]):
         return config.text.answered_dims()
 
     def policies(self, model: ModelT) -> Callable[[DatasetContract], RT2Policy]:
-        text = model.config.build_text()
-        return lambda dataset: RT2Policy(model, text, dataset=dataset)
+        speaker = cast(Any, model)  # a LanguageModel
+        text = speaker.config.build_text()
+        return lambda dataset: RT2Policy(speaker, text, dataset=dataset)
 
 
 class PromptAnswers:

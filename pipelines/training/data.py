@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import overload
 
 from cluster.context import WorkerContext
 from pipelines.config.experiment import Experiment
@@ -54,6 +55,14 @@ def _require_known(config: LoaderConfig, robots: Sequence[EpisodeStore]) -> None
 
 def _relabelled(store: EpisodeStore, config: LoaderConfig) -> EpisodeStore:
     return RelabelledStore.of(store).with_statistics() if store.name in config.relabel else store
+
+
+@overload
+def as_trained(store: EpisodeStore, contract: Contract) -> EpisodeStore: ...
+
+
+@overload
+def as_trained(store: Store, contract: Contract) -> Store: ...
 
 
 def as_trained(store: Store, contract: Contract) -> Store:

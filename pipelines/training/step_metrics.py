@@ -17,6 +17,7 @@ from pipelines.config.experiment import Experiment
 from pipelines.config.serialization import did_you_mean
 from pipelines.families.models import family_of
 from pipelines.training.speed import memory_gb, peak_flops
+from preprocessing.loading.reader import Batch
 
 # What a training reports by step, here and in the loop; of a mixture also each store's.
 REPORTED = (
@@ -50,7 +51,7 @@ class StepMetrics:
         self._flops = 0.0
         self._by_store_S3 = torch.zeros(len(self._names), 3, dtype=torch.float64, device=self._context.device)
 
-    def count(self, batch: Mapping[str, Tensor]) -> None:
+    def count(self, batch: Batch) -> None:
         """A micro-batch on the host, on its way to the device."""
         frames = self._cost.frames(batch)
         self._samples += len(batch["sample_id"])
@@ -60,7 +61,7 @@ class StepMetrics:
             self._token_places += batch["token_mask"].numel()
             self._tokens += int(batch["token_mask"].sum())
 
-    def add(self, batch: Mapping[str, Tensor], loss: Tensor, row_losses_B: Tensor | None) -> None:
+    def add(self, batch: Batch, loss: Tensor, row_losses_B: Tensor | None) -> None:
         """The same on the device, with what came out. A loss that is not finite belongs to a step that was skipped."""
         self._losses.append(loss.detach().float())
         if len(self._names) > 1:

@@ -5,6 +5,8 @@ The same arithmetic as `image_inputs.pad_crop` and `resize` and the normalisatio
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -62,7 +64,8 @@ def frames_to_images(
         (len(frame_N), 3, size, size), dtype=dtype, device=frames_FHWC.device, memory_format=torch.channels_last
     )
     grid = (len(frame_N), triton.cdiv(size * size, 512))
-    _frames_to_images[grid](
+    kernel: Any = _frames_to_images
+    kernel[grid](
         frames_FHWC.contiguous(),
         out,
         frame_N,
