@@ -26,7 +26,8 @@ from rt_models.spec import RT1X, Contract, ContractMismatch, Identity, ImageReci
 
 log = logging.getLogger(__name__)
 
-RELEASED_IMAGE = ImageRecipe(camera="image", height=256, width=320)  # frames of RT-1 and RT-1-X (facts: c4)
+RELEASED_IMAGE = ImageRecipe(camera="image", height=256, width=320)
+"""Frames of RT-1 and RT-1-X (google-research/robotics_transformer 4569641b, `policy_specs.pbtxt`)."""
 RT1X_BINS = 512  # of the released models only RT-1-X has so many
 
 ImportedScaling = Literal["released", "identity"]
