@@ -112,7 +112,7 @@ def _start_told() -> Iterator[None]:
 
 
 def _keep_sockets_short() -> None:
-    """Where TMPDIR is too long for Ray's sockets, they lie below /tmp. Raises ValueError where that cannot be."""
+    """Where TMPDIR is too long for Ray's sockets, they lie below /tmp. Raises ValueError if that cannot be."""
     given = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
     folder = os.environ.get(given, "/tmp")
     if len(os.fsencode(folder)) <= _LONGEST_FOLDER:

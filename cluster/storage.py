@@ -93,7 +93,7 @@ class CheckpointFolder:
     def fetch(self, checkpoint: Checkpoint, local: Path, *, rank: int = 0, world_size: int = 1) -> Path:
         """A local folder with the checkpoint's files: its own path on a file system, else a copy below `local`.
 
-        Raises ValueError where a file's content differs from its digest. On a file system, which all ranks see, each
+        Raises ValueError if a file's content differs from its digest. On a file system, which all ranks see, each
         rank reads its share of the files for that. Safe to call from several processes of a node at once.
         """
         if self.is_local:

@@ -68,7 +68,7 @@ def inspect(
 ) -> dict[str, Any]:
     """The summary of a store or model, with the audit's verdicts where a store has them; `html`: write its page there.
 
-    Raises ValueError where `verify` fails.
+    Raises ValueError if `verify` fails.
     """
     if reference is not None and not audit:
         raise ValueError("--reference is for the audit's colours: add --audit")

@@ -186,7 +186,7 @@ def is_secret(name: str, value: str) -> bool:
 
 @contextmanager
 def packed(command: Sequence[str], *, limit_mb: int, install: bool = False) -> Iterator[Path]:
-    """A folder with the packages and the files that the command names. Raises ValueError where it is over the limit."""
+    """A folder with the packages and the files that the command names. Raises ValueError if it is over the limit."""
     roots = [Path(package.__path__[0]) for package in PACKAGES]
     named = {path: Path(path) for path in _named_here(command)}
     sizes = {name: _size(root) for name, root in {root.name: root for root in roots}.items()}

@@ -47,7 +47,7 @@ class TuneArguments:
     data: tuple[str, ...]
     """Episode stores to train on, local or s3://, gs:// URLs."""
     output: str
-    """Folder of the sweep: its record, one folder a trial, report.html and best.yaml."""
+    """Folder of the sweep: its record, one folder per trial, report.html and best.yaml."""
     validation: tuple[str, ...] = ()
     """Episode stores whose loss trials report as validation_loss."""
     resume: bool = False

@@ -1,4 +1,4 @@
-"""RLDS shards -> an episode store: one Ray Data task a shard (large ones in parts), resumable, with an account.
+"""RLDS shards -> an episode store: one Ray Data task per shard (large ones in parts), resumable, with an account.
 
 Every shard's Parquet file and report appear atomically, the manifest last. Killed anywhere and run again, a conversion
 does only the missing shards and ends with the same bytes; a finished store is left as it is. Another source, spec or

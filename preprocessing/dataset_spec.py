@@ -342,7 +342,7 @@ class DatasetSpec:
         return np.concatenate(columns, axis=1)
 
     def rate_hz(self, episode: Episode) -> float:
-        """Steps a second of this episode. Raises ValueError where the recorded number can be no rate."""
+        """Steps a second of this episode. Raises ValueError if the recorded number can be no rate."""
         recorded = self.control_hz
         return require_rate(episode.metadata[recorded] if isinstance(recorded, str) else recorded)
 

@@ -69,14 +69,14 @@ class MixtureConfig:
     """Weight by dataset name, of any scale; they are laid over those of `name`."""
 
     def build(self) -> Mixture | None:
-        """None where nothing is asked for. Raises ValueError for a mixture that does not exist or a wrong weight."""
+        """None if nothing is asked for. Raises ValueError for a mixture that does not exist or a wrong weight."""
         if self.name:
             named = load(self.name)
             return Mixture(name=self.name, unit=named.unit, weights={**named.weights, **self.weights})
         return Mixture(name="of this run", unit=self.unit, weights=self.weights) if self.weights else None
 
     def shares(self, steps: Mapping[str, int]) -> dict[str, float] | None:
-        """The asked share of each store, or None. Raises ValueError where weights and stores do not fit together."""
+        """The asked share of each store, or None. Raises ValueError if weights and stores do not fit together."""
         unknown = [name for name in self.weights if name not in steps]
         if unknown:
             raise ValueError(

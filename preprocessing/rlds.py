@@ -207,7 +207,7 @@ class RldsDataset:
 def open_folder(url: str) -> tuple[Any, str]:
     """(file system, path) of a folder or file; the public buckets of Open X-Embodiment need no account.
 
-    Raises ValueError where the URL is of a kind that nothing installed can open.
+    Raises ValueError if the URL is of a kind that nothing installed can open.
     """
     try:
         return fsspec.core.url_to_fs(url, **({"token": "anon"} if url.startswith(_PUBLIC) else {}))
@@ -219,7 +219,7 @@ def open_folder(url: str) -> tuple[Any, str]:
 def open_dataset(folder: str) -> RldsDataset:
     """Open a version folder such as bridge_dataset/1.0.0, local or a URL.
 
-    Raises FileNotFoundError where the folder does not exist and ValueError where it holds no RLDS dataset.
+    Raises FileNotFoundError if the folder does not exist and ValueError where it holds no RLDS dataset.
     """
     folder = str(folder).rstrip("/")
     filesystem, root = open_folder(folder)
@@ -243,7 +243,7 @@ def open_dataset(folder: str) -> RldsDataset:
 
 
 def folder_name(given: Any) -> str:
-    """`given` as a name that may become a folder of the store. Raises ValueError where it would lead elsewhere."""
+    """`given` as a name that may become a folder of the store. Raises ValueError if it would lead elsewhere."""
     name = str(given)
     if not name or name in (".", "..") or set(name) & set("/\\\0"):
         raise ValueError(f"{name!r} cannot be the name of a folder")
@@ -346,7 +346,7 @@ def _episode(
 
 
 def _optional(feature: Feature, example: Example, num_steps: int) -> Any:
-    """The column, or None where this record does not have it as declared."""
+    """The column, or None if this record does not have it as declared."""
     try:
         column = feature.read(example)
     except ValueError:

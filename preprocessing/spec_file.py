@@ -146,7 +146,7 @@ _HEADER = """\
 def draft(dataset: RldsDataset) -> str:
     """YAML of a spec guessed from the schema of `dataset`, with "?" for what cannot be guessed.
 
-    Raises ValueError where there is no image, no instruction or no numeric action to guess from.
+    Raises ValueError if there is no image, no instruction or no numeric action to guess from.
     """
     steps = {path: dataset.feature(path) for path in dataset.step_paths}
     cameras = [path for path, feature in steps.items() if _is_camera(path, feature)]

@@ -27,7 +27,7 @@ _NDARRAY, _SCALAR = 1, 3  # flax's msgpack extension types
 def find_flax(source: Path) -> Path:
     """The newest checkpoint at or below `source`: a msgpack file or an Orbax folder. Newest is the highest number.
 
-    Raises FileNotFoundError where there is none.
+    Raises FileNotFoundError if there is none.
     """
     if source.is_file():
         return source

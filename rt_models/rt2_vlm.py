@@ -135,7 +135,7 @@ class RT2VLMConfig:
         return self.text.build(self.build_tokenizer(), max_tokens=self.max_tokens)
 
     def build(self) -> RT2VLM:
-        """The model. Raises OSError where `path` is missing, ValueError for a kind of model that is not known here."""
+        """The model. Raises OSError if `path` is missing, ValueError for a kind of model that is not known here."""
         return RT2VLM(self)
 
     def resolved(self) -> RT2VLMConfig:

@@ -117,7 +117,7 @@ class Contract:
         )
 
     def dataset(self, name: str | None = None) -> DatasetContract:
-        """The named dataset's side, or the only one. Raises ValueError where the name is needed or unknown."""
+        """The named dataset's side, or the only one. Raises ValueError if the name is needed or unknown."""
         known = ", ".join(dataset.name for dataset in self.datasets) or "none: the weights are bound to no dataset"
         if name is None and len(self.datasets) == 1:
             return self.datasets[0]
@@ -160,7 +160,7 @@ class Contract:
 
 
 def merge_contracts(contracts: Sequence[Contract]) -> Contract:
-    """One contract over several stores of a mixture. Raises ContractMismatch where they cannot be mixed."""
+    """One contract over several stores of a mixture. Raises ContractMismatch if they cannot be mixed."""
     first = contracts[0]
     for other in contracts[1:]:
         for part, flags in (("encoder", "--encoder"), ("image", "--image-size, --resize and --cameras")):

@@ -28,7 +28,7 @@ IN_PROCESS, RAY_WORKER = 640 * 10**6, 840 * 10**6
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceEstimate:
-    """What is known of a run beforehand; `activations` is None where the model cannot be run without data."""
+    """What is known of a run beforehand; `activations` is None if the model cannot be run without data."""
 
     parameters: int
     frozen: int
@@ -82,7 +82,7 @@ class ResourceEstimate:
 
 
 def estimate_resources(experiment: Experiment, stores: Sequence[Store]) -> ResourceEstimate:
-    """Raises ValueError where the batch sizes do not fit the number of workers."""
+    """Raises ValueError if the batch sizes do not fit the number of workers."""
     loop, sizes = experiment.loop, experiment.launch.sizes
     least, most = sizes[0], sizes[-1]
     experiment.require_sizes()

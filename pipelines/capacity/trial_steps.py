@@ -99,7 +99,7 @@ def _of_one_worker(experiment: Experiment, workers: int, steps: int) -> Experime
 
 
 def _threads(experiment: Experiment) -> int | None:
-    """Of one worker; None where it takes all that there are."""
+    """Of one worker; None if it takes all that there are."""
     return experiment.launch.cpus_per_worker if isinstance(experiment.launch, RayLaunch) else None
 
 

@@ -27,7 +27,7 @@ class ErrorScale:
 
     @staticmethod
     def of(store: Contract) -> ErrorScale:
-        """From a store's own contract. Raises ValueError where no dimension varies."""
+        """From a store's own contract. Raises ValueError if no dimension varies."""
         dataset = store.datasets[0]
         dims = np.flatnonzero(dataset.statistics.varies() & np.array(dataset.action_mask))
         if not len(dims):

@@ -54,7 +54,7 @@ def predict_store(
     """The model's tokens for every step of `store` that is trained on.
 
     `rewording` gives instructions other words, which the contract's encoder embeds; those it does not name stay.
-    `counted` is told of every row that is read. Raises ValueError where no step is scored.
+    `counted` is told of every row that is read. Raises ValueError if no step is scored.
     """
     dataset = contract.dataset(store.name)
     if perturbation == "swapped_instructions":

@@ -140,14 +140,14 @@ class ModelFamily(ABC, Generic[ConfigT, ModelT]):
     # --- training ---
 
     def resolved(self, experiment: RunT, stores: Sequence[Store]) -> RunT:
-        """The experiment with what only the stores can say. Raises ValueError where the two do not fit."""
+        """The experiment with what only the stores can say. Raises ValueError if the two do not fit."""
         return experiment
 
     @abstractmethod
     def sample_shares(self, experiment: TrainingRun, stores: Sequence[Store]) -> Sequence[float] | None:
-        """The share of samples of each store; None where all their rows are one epoch.
+        """The share of samples of each store; None if all their rows are one epoch.
 
-        Raises ValueError where a store cannot be trained on.
+        Raises ValueError if a store cannot be trained on.
         """
 
     @abstractmethod
@@ -162,7 +162,7 @@ class ModelFamily(ABC, Generic[ConfigT, ModelT]):
 
     def sample_forward(self, config: ConfigT) -> tuple[nn.Module, tuple[Tensor, ...]] | None:
         """A model and its inputs for one sample, on the meta device or the CPU: the memory of a forward pass is
-        estimated with them. None where that takes real data. It may draw random numbers."""
+        estimated with them. None if that takes real data. It may draw random numbers."""
         return None
 
     # --- evaluation ---
@@ -184,7 +184,7 @@ class ModelFamily(ABC, Generic[ConfigT, ModelT]):
         """
 
     def web_answers(self, model: ModelT, contract: Contract, store: WebStore) -> WebAnswers:
-        """The model at work on a web store. Raises ValueError where such a model answers no questions."""
+        """The model at work on a web store. Raises ValueError if such a model answers no questions."""
         raise ValueError(
             f"{store.root} holds image-text examples, and {self.label} says actions only: give it robot stores"
         )

@@ -69,7 +69,7 @@ def promote(client: Any, name: str, alias: str, version: str, judge: Comparator)
 def rollback(client: Any, name: str, alias: str) -> tuple[str, str]:
     """Point `alias` back at the version that its holder replaced: (version left, version returned to).
 
-    Raises ValueError where there is none.
+    Raises ValueError if there is none.
     """
     require_names(name, alias)
     known_model(client, name)
@@ -93,7 +93,7 @@ def rollback(client: Any, name: str, alias: str) -> tuple[str, str]:
 
 
 def holder_of(client: Any, name: str, alias: str) -> str | None:
-    """The version that the alias points at; None where the model or the alias does not exist."""
+    """The version that the alias points at; None if the model or the alias does not exist."""
     model = registered_model(client, name)
     version = model.aliases.get(alias) if model is not None else None
     return str(version) if version is not None else None

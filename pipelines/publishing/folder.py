@@ -42,7 +42,7 @@ class TrainedModel:
 
 
 def read_bundle(folder: str | Path) -> TrainedModel:
-    """The model that `write_bundle` left in `folder`. Raises ValueError where the files do not hold one."""
+    """The model that `write_bundle` left in `folder`. Raises ValueError if the files do not hold one."""
     folder = Path(folder)
     path = folder / DESCRIPTION
     try:

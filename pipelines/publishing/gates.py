@@ -47,7 +47,7 @@ class Gate:
 
     @staticmethod
     def parse(text: str) -> Gate:
-        """Raises ValueError where it is no condition."""
+        """Raises ValueError if it is no condition."""
         found = _FORM.fullmatch(text)
         if found is None:
             raise ValueError(

@@ -77,7 +77,7 @@ def import_weights(
 def contract_of_weights(
     action: ActionSpec, encoder: str, stores: Sequence[EpisodeStore], scaling: ImportedScaling = "released"
 ) -> Contract:
-    """The contract of weights that were trained elsewhere. Raises ContractMismatch where the stores do not fit them."""
+    """The contract of weights that were trained elsewhere. Raises ContractMismatch if the stores do not fit them."""
     if not stores:
         return Contract(action=action, encoder=encoder, image=RELEASED_IMAGE, datasets=())
     merged = merge_contracts([store.contract for store in stores])

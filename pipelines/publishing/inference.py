@@ -25,7 +25,7 @@ class NamedAction:
     """What one robot is to do now."""
 
     values: Mapping[str, float | None]
-    """Physical value by dimension; None where the dimension is absent and has no neutral value."""
+    """Physical value by dimension; None if the dimension is absent and has no neutral value."""
     units: Mapping[str, str]
     """Unit by dimension, such as m, rad, class, or unitless where the source's is unknown."""
     classes: Mapping[str, str]
@@ -79,7 +79,7 @@ class InferenceModel:
         return camera_frame(image, self.contract.image)
 
     def instruction(self, text: Any, vector: Any = None) -> Any:
-        """What the model reads: the text, or its vector (512,). Raises ValueError where there is none."""
+        """What the model reads: the text, or its vector (512,). Raises ValueError if there is none."""
         if not is_missing(vector):
             return self._vector(vector)
         if is_missing(text) or (text not in self.instructions.vectors and not str(text).strip()):

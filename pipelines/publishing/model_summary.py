@@ -17,7 +17,7 @@ MODELS = tuple(_MARKS.values())
 
 
 def kind_of_model(path: str) -> str | None:
-    """run, checkpoint or bundle; None where `path` holds no model."""
+    """run, checkpoint or bundle; None if `path` holds no model."""
     with reaching(path):
         files, root = fsspec.core.url_to_fs(path)
         return next((kind for name, kind in _MARKS.items() if files.exists(f"{root.rstrip('/')}/{name}")), None)

@@ -31,7 +31,7 @@ def is_registered(source: str) -> bool:
 def fetch_registered(model_uri: str, uri: str | None = None) -> TrainedModel:
     """The bare model behind models:/NAME@ALIAS or models:/NAME/VERSION of the tracking server `uri`.
 
-    Raises ConnectionError where the registry does not know it, ValueError for what rtp register has not put there.
+    Raises ConnectionError if the registry does not know it, ValueError for what rtp register has not put there.
     """
     scratch = Path(tempfile.mkdtemp(prefix="registered-"))
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)  # a pretrained model's tokenizer is read from it later

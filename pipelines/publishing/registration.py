@@ -45,7 +45,7 @@ class PromotionPolicy:
 
     @staticmethod
     def of(alias: str | None, conditions: Sequence[str], stores: Sequence[str], split: str = "val") -> PromotionPolicy:
-        """Raises ValueError where conditions, stores and alias do not go together."""
+        """Raises ValueError if conditions, stores and alias do not go together."""
         gates = tuple(Gate.parse(text) for text in conditions or (_DEFAULT_GATE,) * bool(stores))
         if conditions and alias is None:
             raise ValueError("--gate and --data decide whether an alias moves: give --alias, such as champion")
@@ -99,7 +99,7 @@ def register(
     """Register the newest model under `checkpoint`, and point `alias` at it if `guard` lets it pass.
 
     The version belongs to the training's own MLflow run. Training stores may have moved: `guard.stores` name them anew.
-    One that cannot be found is known by what the run or bundle recorded. Raises FileNotFoundError where the model then
+    One that cannot be found is known by what the run or bundle recorded. Raises FileNotFoundError if the model then
     has no instruction table to carry along, and ValueError where imported weights were given no store, or where model
     and held-out stores do not fit; nothing is registered then.
     """

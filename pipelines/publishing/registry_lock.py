@@ -159,7 +159,7 @@ def _created(client: Any, name: str) -> Link | None:
 
 
 def found(get: Callable[..., Any], *which: str) -> Any | None:
-    """What the client gets, None where that does not exist."""
+    """What the client gets, None if that does not exist."""
     try:
         return get(*which)
     except Exception as error:

@@ -70,7 +70,7 @@ class StoreReference:
 
 
 def fingerprint(root: str) -> str:
-    """Of the store in this very folder. Raises FileNotFoundError where there is none."""
+    """Of the store in this very folder. Raises FileNotFoundError if there is none."""
     return _short(_manifest(root))
 
 
@@ -143,7 +143,7 @@ def _found(reference: StoreReference, folder: str) -> StoreReference:
 
 
 def _root(path: str, reference: StoreReference) -> str | None:
-    """The store at `path`, or the one of the reference's split below it; None where there is none."""
+    """The store at `path`, or the one of the reference's split below it; None if there is none."""
     try:
         return open_store(path, split=reference.dataset.rpartition("/")[2]).root
     except (FileNotFoundError, ValueError):

@@ -213,7 +213,7 @@ def clone_checkpoint(source: str, target: str, step: int) -> str:
     """Population-based training: the checkpoint of `step` in the run `source` becomes the newest, and only, one of the
     run `target`; its path. The taker keeps its own MLflow run, and the manifest says whose weights these are.
 
-    Raises FileNotFoundError where the donor has no such checkpoint.
+    Raises FileNotFoundError if the donor has no such checkpoint.
     """
     folder = CheckpointFolder(f"{source}/checkpoints")
     found = folder.at(step)

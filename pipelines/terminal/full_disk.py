@@ -18,7 +18,7 @@ _LEAST = 16 * 2**20  # less room than this is none: what failed was larger than 
 
 
 def full_disk(error: BaseException, words: Sequence[str]) -> str | None:
-    """One sentence that names the full path, or None where `error` is about something else. `words`: the command's."""
+    """One sentence that names the full path, or None if `error` is about something else. `words`: the command's."""
     chain = list(_chain(error))
     if not any(_is_full(one) for one in chain):
         return None

@@ -43,7 +43,7 @@ def with_password(uri: str) -> str:
 def connect(uri: str) -> Any:
     """The mlflow module, pointed at `uri` for tracking and registry, with its chatter silenced.
 
-    Raises ConnectionError where there can be no server or database. A server that is away is seen by the first call.
+    Raises ConnectionError if there can be no server or database. A server that is away is seen by the first call.
     """
     os.environ.setdefault("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

@@ -44,7 +44,7 @@ class CoFineTuningConfig:
         require_share(self, "plan_share", "co_fine_tuning.")
 
     def read_plans(self) -> dict[str, str]:
-        """{instruction: plan}. Raises ValueError where the file holds something else."""
+        """{instruction: plan}. Raises ValueError if the file holds something else."""
         if not self.plans:
             return {}
         try:
@@ -68,7 +68,7 @@ def sample_shares(config: CoFineTuningConfig, mixture: MixtureConfig, stores: Se
     """The share of samples of each store, in order; they add up to 1.
 
     Robot stores share `robot_share` and web stores the rest: by the mixture's weights, or else by their sizes.
-    Raises ValueError where a part that is asked for has no store, or the weights do not fit the stores.
+    Raises ValueError if a part that is asked for has no store, or the weights do not fit the stores.
     """
     sizes = {_name(store): num_samples(store) for store in stores}
     if len(sizes) < len(stores):

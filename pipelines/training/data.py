@@ -19,13 +19,13 @@ from rt_models.spec import Contract, merge_contracts
 def resolved(experiment: Experiment, stores: Sequence[Store]) -> Experiment:
     """The experiment with what only the data can say, such as a tokenizer learnt from them.
 
-    Raises ValueError where the stores and the kind of model do not fit.
+    Raises ValueError if the stores and the kind of model do not fit.
     """
     return family_of(experiment.model).resolved(experiment, stores)
 
 
 def training_contract(experiment: Experiment, stores: Sequence[Store]) -> Contract:
-    """The contract a model trained on `stores` has. Raises ContractMismatch where they cannot be mixed."""
+    """The contract a model trained on `stores` has. Raises ContractMismatch if they cannot be mixed."""
     robots = robot_stores(stores)
     if not robots:
         raise ValueError("no store of robot episodes is given: what actions mean comes from them")

@@ -90,7 +90,7 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 def freeze(model: nn.Module, beginnings: Sequence[str]) -> None:
     """Train no parameter whose name begins with one of these; BatchNorm that lies there keeps its averages too.
 
-    Raises ValueError where that means none, or all.
+    Raises ValueError if that means none, or all.
     """
     names = [name for name, _ in model.named_parameters()]
     for beginning in beginnings:

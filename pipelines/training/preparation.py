@@ -15,7 +15,7 @@ from preprocessing.store.web_store import Store, open_store
 def prepared(job: TrainJob, stores: Sequence[Store] | None = None) -> PreparedJob:
     """The job with all that its stores decide. `stores`: those of the job, where they are open already.
 
-    Raises ValueError where the stores cannot be mixed or do not fit the experiment.
+    Raises ValueError if the stores cannot be mixed or do not fit the experiment.
     """
     if stores is None:
         stores = [open_store(path, split="train") for path in job.stores]

@@ -59,7 +59,7 @@ def run_name(job: TrainJob) -> str:
 
 
 def known_run(output: str) -> str | None:
-    """The id of the MLflow run that an earlier attempt opened. Raises ValueError where its file is not ours."""
+    """The id of the MLflow run that an earlier attempt opened. Raises ValueError if its file is not ours."""
     files, root = fsspec.core.url_to_fs(output)
     try:
         return str(json.loads(files.cat_file(f"{root}/{_RUN}"))["mlflow_run_id"])

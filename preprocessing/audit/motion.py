@@ -62,7 +62,7 @@ class _Motion:
 
 
 def _measured(store: EpisodeStore, tracks: list[Track], group: str, unit: str) -> _Motion | None:
-    """None where the dataset lacks the command or the state, or has too few steps to tell."""
+    """None if the dataset lacks the command or the state, or has too few steps to tell."""
     dataset, group_slice = store.dataset, GROUPS[group]
     sensed = {d: c for d, c in arm_columns(store).items() if group_slice.start <= d < group_slice.stop}
     pairs = [(t.action_TA[:, list(sensed)], t.proprio_TP[:, list(sensed.values())]) for t in tracks]

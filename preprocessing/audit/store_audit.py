@@ -88,7 +88,7 @@ def save(store: EpisodeStore, found: Audit) -> None:
 
 
 def saved(store: EpisodeStore) -> Audit | None:
-    """The audit that was saved for this very store; None where there is none, or it is older than store or rules."""
+    """The audit that was saved for this very store; None if there is none, or it is older than store or rules."""
     path = f"{store.root}/{AUDIT}"
     try:
         blob = store.filesystem.cat_file(path)

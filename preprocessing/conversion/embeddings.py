@@ -153,7 +153,7 @@ def load_encoder(name: str, *, use_model: str | None = None) -> Encoder:
 def embed_texts(encoder: Encoder | str, texts: Sequence[str]) -> np.ndarray:
     """float32 (N, 512) in the order of `texts`; each distinct text is encoded once, an empty one is zeros.
 
-    Raises ValueError where the encoder returns vectors of another width.
+    Raises ValueError if the encoder returns vectors of another width.
     """
     encoder = load_encoder(encoder) if isinstance(encoder, str) else encoder
     distinct = sorted({text for text in texts if text.strip()})

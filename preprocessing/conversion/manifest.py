@@ -53,7 +53,7 @@ Embed = Callable[[list[str]], np.ndarray]
 def write_manifest(task: ShardTask, settings: dict[str, Any], embed: Embed | None) -> StoreManifest:
     """Write what follows the shards; the manifest. `embed` gives float32 (N, 512), None keeps the shipped vectors.
 
-    Raises ValueError where frames differ in size between shards, or where no episode is left.
+    Raises ValueError if frames differ in size between shards, or where no episode is left.
     """
     filesystem, root = fsspec.core.url_to_fs(task.root)
     temporary = f"{root}/{PROGRESS}"

@@ -35,7 +35,7 @@ _SETTINGS = "settings.json"
 
 
 def finished(filesystem: Any, root: str, settings: dict[str, Any], kind: type[M]) -> M:
-    """The manifest of the finished store at `root`. Raises ValueError where it is another store, or files are amiss."""
+    """The manifest of the finished store at `root`. Raises ValueError if it is another store, or files are amiss."""
     data = read_manifest(filesystem, root)
     if difference := _difference(data.get("settings", {}), settings):
         raise ValueError(f"{root} holds a finished store made with {difference}: delete it or give another OUT")
@@ -52,7 +52,7 @@ def finished(filesystem: Any, root: str, settings: dict[str, Any], kind: type[M]
 def claimed(filesystem: Any, root: str, settings: dict[str, Any]) -> Iterator[None]:
     """Around a conversion: begin it, or continue what was begun with the same settings. A ValueError in it is noted.
 
-    Raises ValueError where another conversion was interrupted, or is at work.
+    Raises ValueError if another conversion was interrupted, or is at work.
     """
     try:
         filesystem.makedirs(f"{root}/{PROGRESS}", exist_ok=True)
@@ -82,7 +82,7 @@ def without_verdict(step: Callable[[], None]) -> None:
 
 
 def _make_room(filesystem: Any, root: str, settings: dict[str, Any], *, alone: bool) -> None:
-    """Leave progress of the same conversion or none. Raises ValueError where another's must not be removed."""
+    """Leave progress of the same conversion or none. Raises ValueError if another's must not be removed."""
     progress = f"{root}/{PROGRESS}"
     if filesystem.exists(path := f"{progress}/{_SETTINGS}"):
         before = parsed(filesystem.cat_file(path), path, remedy=f"delete {root} and preprocess again")

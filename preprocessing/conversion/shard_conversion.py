@@ -42,7 +42,7 @@ _STATISTICS_ROWS = 8192
 class ShardTask:
     """What all shards of a conversion share. `root` is the store's folder; `limits` are records to read a shard.
 
-    `embedding` is the path of shipped vectors to keep, or None where an encoder computes them afterwards.
+    `embedding` is the path of shipped vectors to keep, or None if an encoder computes them afterwards.
     """
 
     dataset: RldsDataset
@@ -126,7 +126,7 @@ class _Shard:
         self._odd_states: list[int] = []
 
     def take(self, item: Episode | Corrupt) -> pa.Table | None:
-        """The rows of a record, or None where it goes to quarantine."""
+        """The rows of a record, or None if it goes to quarantine."""
         self._num_records += 1
         self._fingerprint.update(f"{item.offset}:{item.crc if isinstance(item, Episode) else item.reason};".encode())
         if isinstance(item, Corrupt):

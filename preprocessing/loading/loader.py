@@ -72,7 +72,7 @@ class Loader:
         _require_least(1, **counts, segment_windows=segment_windows, world_size=world_size)
         _require_least(0, seed=seed, position=position, rank=rank)
         if rank >= world_size:
-            raise ValueError(f"loader: rank {rank} is none of {world_size} workers, which count from 0")
+            raise ValueError(f"loader: rank {rank} is out of range for {world_size} workers (0..{world_size - 1})")
         if global_batch % (micro_batch * world_size) or micro_batch % segment_windows:
             raise ValueError(
                 f"global batch {global_batch} must be a multiple of micro-batch {micro_batch} x {world_size} workers, "

@@ -28,7 +28,7 @@ class RelabelledStore(EpisodeStore):
 
     @staticmethod
     def of(store: EpisodeStore) -> RelabelledStore:
-        """`store` seen so. Raises ValueError where its proprioception lacks the pose of an arm that it moves."""
+        """`store` seen so. Raises ValueError if its proprioception lacks the pose of an arm that it moves."""
         dataset, known = store.dataset, arm_columns(store)
         arm = [*range(ACTION_SIZE)[GROUPS["world_vector"]], *range(ACTION_SIZE)[GROUPS["rotation_delta"]]]
         lacking = [store.contract.action.names[d] for d in arm if dataset.action_mask[d] and d not in known]
@@ -42,7 +42,7 @@ class RelabelledStore(EpisodeStore):
     def with_statistics(self) -> RelabelledStore:
         """The same with a contract that says so and has the statistics of what was reached: one pass over all steps.
 
-        Raises ValueError where a state is not finite.
+        Raises ValueError if a state is not finite.
         """
         moments = Moments.empty(ACTION_SIZE)
         for number, shard in enumerate(self.shards):

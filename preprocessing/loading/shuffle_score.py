@@ -9,7 +9,7 @@ def shuffle_score(episode_NE: np.ndarray) -> float | None:
     """Median distance between successive samples of one episode, over that of a full shuffle of the same samples.
 
     `episode_NE` int (N, E) names the episode of each sample, in the order they came. 1 is as good as a full shuffle,
-    near 0 is no shuffle at all. None where no episode comes twice.
+    near 0 is no shuffle at all. None if no episode comes twice.
     """
     _, episode_N = np.unique(episode_NE, axis=0, return_inverse=True)
     found = _distances(episode_N.ravel())

@@ -51,7 +51,7 @@ VIEWS = {
 
 
 def roll_out(task: str, *, seed: int, control_hz: int, camera: Camera | None = None) -> Recording | None:
-    """Let the expert of `task` act until it succeeds; None where it has not at the end of the task's horizon.
+    """Let the expert of `task` act until it succeeds; None if it has not at the end of the task's horizon.
 
     The expert sees the state at every simulator step, not only the recorded ones. Without a camera there are no frames.
     """
@@ -150,7 +150,7 @@ class Camera:
     jpeg_quality: int
 
     def build(self, model: Any) -> Renderer:
-        """A renderer for one simulator. Raises OSError where nothing can draw."""
+        """A renderer for one simulator. Raises OSError if nothing can draw."""
         if gl_backend() is None:
             raise OSError(
                 "no OpenGL draws without a screen here (MUJOCO_GL, else egl and osmesa, were tried): "
@@ -187,7 +187,7 @@ class Renderer:
 
 @functools.cache
 def gl_backend() -> str | None:
-    """What draws without a screen here: MUJOCO_GL where it is set, else egl, else osmesa; None where it fails.
+    """What draws without a screen here: MUJOCO_GL where it is set, else egl, else osmesa; None if it fails.
 
     Each is tried in a process of its own, because a failed attempt leaves PyOpenGL bound to its platform.
     """

@@ -1,4 +1,4 @@
-"""The episode store: one row a step in Parquet, an instruction table, and a manifest that is written last.
+"""The episode store: one row per step in Parquet, an instruction table, and a manifest that is written last.
 
 `<root>/<dataset>/<version>/<split>/` holds `shard-00000-of-0000N.parquet` (one a source shard or part of a large one,
 episodes in order, the frames of an episode adjacent, row groups of a fixed number of rows), `instructions.parquet`,

@@ -53,7 +53,7 @@ class ImageSize(NamedTuple):
 
 
 def image_size(encoded: bytes) -> ImageSize:
-    """The size of the upright picture, from the header alone. Raises ValueError where the bytes are no picture:
+    """The size of the upright picture, from the header alone. Raises ValueError if the bytes are no picture:
     of no known kind, of more than 8 bits a channel, animated, or larger than `image_header.MOST_PIXELS`."""
     return _upright_size(read_header(encoded))
 

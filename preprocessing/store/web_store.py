@@ -1,4 +1,4 @@
-"""The store of image-text examples: one row an image (or none) with its texts, the same files as an episode store.
+"""The store of image-text examples: one row per image (or none) with its texts, the same files as an episode store.
 
 `<root>/<name>/<version>/<split>/` holds `shard-00000-of-0000N.parquet`, `quarantine.jsonl` and `manifest.json`, written
 last. An example is one text pair of a row; examples are counted through the rows in order. Images are kept encoded and

@@ -17,7 +17,7 @@ from preprocessing.tfds.tfrecord import Damage, Record, masked_crc32c
 def read_array_records(filesystem: Any, path: str, *, first: int, stop: int | None) -> Iterator[Record | Damage]:
     """Records `first` to `stop` (None: the end). A file that is not local is fetched whole to a temporary one first.
 
-    Raises ValueError where the array_record package is not installed.
+    Raises ValueError if the array_record package is not installed.
     """
     with tempfile.TemporaryDirectory() as folder:
         local = path

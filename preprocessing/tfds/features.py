@@ -63,7 +63,7 @@ class Feature:
         return not self.is_bytes and len(self.outer) == 1 and math.prod(size or 0 for size in self.shape) == 1
 
     def fixed_shape(self) -> tuple[int, ...]:
-        """The shape of one step's value. Raises ValueError where a dimension is unknown."""
+        """The shape of one step's value. Raises ValueError if a dimension is unknown."""
         shape = (*self.outer[1:], *self.shape)
         if None in shape or self.is_bytes:
             raise ValueError(f"{self.key} has no fixed numeric shape: it cannot be kept as an action field")
@@ -160,7 +160,7 @@ def _leaves(node: Mapping[str, Any], key: str, outer: Dimensions) -> Iterator[Fe
 
 
 def _leaf(node: Mapping[str, Any], key: str, outer: Dimensions) -> Iterator[Feature]:
-    """The feature of a node without children. Raises ValueError where it is of no kind that is known here."""
+    """The feature of a node without children. Raises ValueError if it is of no kind that is known here."""
     name = str(node.get("pythonClassName", "")).rpartition(".")[2]
     if body := node.get("tensor") or node.get("boundingBox") or node.get("audio"):
         kind, encoding = ("text" if body.get("lazyDecode") else "tensor"), _encoding(body, key)

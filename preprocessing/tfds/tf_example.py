@@ -69,7 +69,7 @@ class Example:
 
 
 def parse(payload: bytes) -> Example:
-    """Find the lists of a serialized Example. Raises ValueError where the message is malformed."""
+    """Find the lists of a serialized Example. Raises ValueError if the message is malformed."""
     lists: dict[str, tuple[int, Span]] = {}
     for _, _, start, stop in _messages(payload, 0, len(payload), 1):
         for _, _, first, last in _messages(payload, start, stop, 1):

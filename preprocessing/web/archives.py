@@ -40,7 +40,7 @@ class _Member:
 def read_tar(filesystem: Any, path: str, name: str) -> Iterator[WebRecord]:
     """The records of an archive; those with a picture or a text alone come last, since the other may stand apart.
 
-    Raises ValueError where the archive is cut or damaged.
+    Raises ValueError if the archive is cut or damaged.
     """
     runs, known, incomplete = Counter[str](), Identities(), list[tuple[str, WebRecord]]()
     for members in _runs(_members(filesystem, path)):
@@ -105,7 +105,7 @@ def _chosen(members: Sequence[_Member], suffixes: tuple[str, ...]) -> list[_Memb
 
 
 def _examples(texts: Sequence[_Member], *, has_picture: bool, others: Sequence[str]) -> tuple[WebExample, ...] | None:
-    """What JSON members say, and captions in text members that they do not say too; None where one cannot be read.
+    """What JSON members say, and captions in text members that they do not say too; None if one cannot be read.
     `others` are the extensions of pictures of kinds that are not read."""
     fields: dict[str, Any] = {}
     examples: list[WebExample] = []

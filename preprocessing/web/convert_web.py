@@ -1,4 +1,4 @@
-"""Image-text data -> a store of examples: one Ray Data task a shard, resumable, with a closing account.
+"""Image-text data -> a store of examples: one Ray Data task per shard, resumable, with a closing account.
 
 Images are read through once to know that they can be decoded; texts must be there and of bearable length. What fails
 goes to quarantine with its reason, example by example: examples in = examples out + quarantined + duplicates.
@@ -214,7 +214,7 @@ class _Account:
         self.quarantine: list[dict[str, Any]] = []
 
     def take(self, record: WebRecord) -> pa.Table | None:
-        """The row of a record, or None where nothing of it is left."""
+        """The row of a record, or None if nothing of it is left."""
         self._records += 1
         self.examples_in += len(record.examples) + record.duplicates
         self.duplicates += record.duplicates
@@ -289,7 +289,7 @@ def _text_problem(example: WebExample, config: WebConvertConfig) -> str | None:
 
 
 def _write_manifest(task: _Task, settings: dict[str, Any]) -> WebManifest:
-    """Write quarantine and, last, the manifest. Raises ValueError where no example is left."""
+    """Write quarantine and, last, the manifest. Raises ValueError if no example is left."""
     filesystem, root = fsspec.core.url_to_fs(task.root)
     temporary = f"{root}/{PROGRESS}"
     reports = list(_reports(filesystem, temporary, len(task.pieces)))

@@ -57,7 +57,7 @@ class _Item:
 
 
 def _judged(known: Identities, item: _Item) -> _Item | None:
-    """`item`, with a problem where its id stands for something else already; None where it was read before."""
+    """`item`, with a problem where its id stands for something else already; None if it was read before."""
     found = known.judge(item.identity, (item.picture, item.problem, item.examples))
     if found == "again":
         return None

@@ -22,7 +22,7 @@ _NAMES_A_SPLIT = re.compile(
 def files_of_split(names: Sequence[str], split: str, *, subsets: Sequence[str] = ()) -> list[str]:
     """Those of `names` (paths below a source) that are of `split`: all, where none is named after any split.
 
-    `subsets` are words after a split's name that do not make it another one. Raises FileNotFoundError where the names
+    `subsets` are words after a split's name that do not make it another one. Raises FileNotFoundError if the names
     are of other splits, ValueError where `split` may mean several; their words go on from "SOURCE holds no FILE".
     """
     years = {name: year for name in names if (year := _year(name, split, subsets)) is not None}
@@ -46,7 +46,7 @@ def shortened(names: Sequence[str]) -> str:
 
 
 def _year(name: str, split: str, subsets: Sequence[str]) -> str | None:
-    """The digits behind the split's name in `name`, "" for none, or None where `name` is not of the split."""
+    """The digits behind the split's name in `name`, "" for none, or None if `name` is not of the split."""
     *folders, file = name.split("/")
     stem = re.sub(r"(\.tar)?\.[a-z]+$", "", file, flags=re.IGNORECASE)
     digits = r"(?!\d)()" if split[-1:].isdigit() else r"(\d*)"

@@ -34,7 +34,7 @@ class BytePairConfig:
     def learnt(self, texts: Iterable[str], *, vocab_size: int) -> BytePairConfig:
         """With merges learnt from `texts`, as many as a vocabulary of `vocab_size` has room for.
 
-        The same texts in the same order give the same merges. Raises ValueError where bytes and integers do not fit.
+        The same texts in the same order give the same merges. Raises ValueError if bytes and integers do not fit.
         """
         from tokenizers import models, trainers
 

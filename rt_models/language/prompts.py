@@ -103,7 +103,7 @@ class RT2TextConfig:
         return tuple(name in self.fields for name in self.spec().names)
 
     def build(self, tokenizer: Tokenizer, *, max_tokens: int) -> RT2Text:
-        """`max_tokens` is the longest prompt with its answer. Raises ValueError where the vocabulary has no room."""
+        """`max_tokens` is the longest prompt with its answer. Raises ValueError if the vocabulary has no room."""
         return RT2Text(self, tokenizer, max_tokens)
 
 

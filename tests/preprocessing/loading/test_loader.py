@@ -213,7 +213,7 @@ def test_an_error_in_the_background_reaches_the_training(store: EpisodeStore, tm
         ({"global_batch": 0}, "global_batch must be at least 1, got 0"),
         ({"lanes": 0}, "lanes must be at least 1, got 0"),
         ({"position": -24}, "position must be at least 0, got -24"),
-        ({"rank": 1}, "rank 1 is none of 1 workers"),
+        ({"rank": 1}, "rank 1 is out of range for 1 workers"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(reader: WindowReader, settings: dict[str, int], message: str) -> None:
