@@ -20,7 +20,7 @@ from rt_models.cost.rt1_flops import cost
 from rt_models.rt1 import RT1Config
 from rt_models.rt2 import RT2Config
 from rt_models.spec import Identity
-from rt_models.vision.image_inputs import prepare
+from rt_models.vision.image_inputs import distinct_images
 from rt_models.vision.rt2_image_inputs import pictures
 
 TINY = RT1Config.tiny()
@@ -46,8 +46,8 @@ def batch_of(store: str, rows: list[int], crop_keys: list[int]) -> Batch:
 def test_frames_are_counted_as_the_model_encodes_them(crop, crop_keys: list[int], store: str) -> None:
     config = replace(TINY, input=replace(TINY.input, crop=crop))
     batch = batch_of(store, [0, 1, 2, 40], crop_keys)
-    images = prepare(batch, config.input, augment=crop == "pad", dtype=torch.float32)
-    assert batch_cost(config).frames(batch) == len(images.image_NHWC)
+    _, _, first_N, _ = distinct_images(batch, crops=crop == "pad")
+    assert batch_cost(config).frames(batch) == len(first_N)
 
 
 @pytest.mark.parametrize("robot_crop", ["pad", "none"])
