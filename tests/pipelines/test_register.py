@@ -336,7 +336,7 @@ def test_two_registrations_at_once_leave_the_better_one(
     both = [spawn.Process(target=register_guarded, args=(saying(rank), store, results)) for rank in (0, 9)]
     for process in both:
         process.start()
-    told = [results.get(timeout=120) for _ in both]
+    told = [results.get(timeout=300) for _ in both]
     for process in both:
         process.join(30)
         assert process.exitcode == 0
