@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,9 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def no_ray_left() -> Iterator[None]:
-    """A Ray that one module's tests started in this process is not the next one's."""
+    """A Ray that one module's tests started in this process is not the next one's, nor is its SIGTERM handler."""
+    handler = signal.getsignal(signal.SIGTERM)
     yield
     if "ray" in sys.modules:
         sys.modules["ray"].shutdown()
+        signal.signal(signal.SIGTERM, handler)

@@ -18,7 +18,7 @@ from tests.support.command_line import environment
 CHILD = "trap '' TERM; sleep 600 & trap - TERM; sleep 601 & wait"
 PARENT = """
 import os
-from pipelines import child_process
+from pipelines.terminal import child_process
 from cluster.interrupts import raised_as_stopped
 child_process.GRACE_S = 1
 with raised_as_stopped():
