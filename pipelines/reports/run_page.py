@@ -15,7 +15,7 @@ from pipelines.reports import charts, episode_view, html_page
 
 def run_page(
     title: str,
-    facts: dict[str, Any],
+    summary: dict[str, Any],
     metrics: list[dict[str, Any]],
     evaluation: EvaluationReport,
     pictures: str,
@@ -26,7 +26,7 @@ def run_page(
     `pictures` is trusted HTML (pipelines/reports/prediction_view.py), everything else is escaped.
     """
     sections = [
-        html_page.table(["", ""], list(facts.items())),
+        html_page.table(["", ""], list(summary.items())),
         html_page.heading("Loss"),
         loss_curve(metrics),
         *_evaluated("Held-out episodes", evaluation),
@@ -37,9 +37,9 @@ def run_page(
     return html_page.page(title, sections, style=episode_view.STYLE, script=episode_view.SCRIPT)
 
 
-def evaluation_page(title: str, facts: dict[str, Any], evaluations: Sequence[tuple[EvaluationReport, str]]) -> str:
+def evaluation_page(title: str, summary: dict[str, Any], evaluations: Sequence[tuple[EvaluationReport, str]]) -> str:
     """About `rtp evaluate`: each evaluation with its pictures, which are trusted HTML."""
-    sections = [html_page.table(["", ""], list(facts.items()))]
+    sections = [html_page.table(["", ""], list(summary.items()))]
     for evaluation, pictures in evaluations:
         sections += [*_evaluated(evaluation.store, evaluation), pictures]
     return html_page.page(title, sections, style=episode_view.STYLE, script=episode_view.SCRIPT)
