@@ -21,9 +21,11 @@ from rt_models.vision.image_inputs import PLAN, distinct_images
 
 def plan_images(batch: Mapping[str, Tensor], *, crops: bool, capacities: Sequence[int]) -> dict[str, Tensor]:
     """The batch (of `rt_models.spec.BATCH`, on the host) with its plan: as many images as the smallest of `capacities`
-    that holds them. `crops` as in `image_inputs.prepare`. Raises ValueError if none does."""
+    that holds them. `crops` as in `image_inputs.prepare`. Raises ValueError if none does, or if no step is real."""
     frame_M, step_M, first_N, place_BT = distinct_images(batch, crops=crops)
     count = len(first_N)
+    if not count:
+        raise ValueError("batch: no window has a real step, so there is nothing to compute")
     capacity = min((size for size in capacities if size >= count), default=None)
     if capacity is None:
         raise ValueError(f"a batch has {count} images, and the largest capacity is {max(capacities)}")

@@ -73,6 +73,14 @@ def test_a_batch_of_more_images_than_there_is_room_for_is_refused() -> None:
         plan_images(make_batch(TINY, [2]), crops=True, capacities=(1, 2))
 
 
+def test_a_batch_without_a_real_step_is_refused_as_without_a_plan() -> None:
+    batch = make_batch(TINY, [2])
+    for key, value in (("frame_index", -1), ("step_mask", False), ("loss_mask", False)):
+        batch[key] = torch.full_like(batch[key], value)
+    with pytest.raises(ValueError, match="no window has a real step"):
+        plan_images(batch, crops=True, capacities=(4,))
+
+
 def test_no_gradient_reaches_an_image_that_pads() -> None:
     norm = BatchNorm(BatchNormConfig(), 4).double().train()
     x = torch.randn(5, 4, 3, 3, dtype=torch.float64, requires_grad=True)
