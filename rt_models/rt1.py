@@ -53,8 +53,8 @@ class ComputeConfig:
     precision: Literal["as_is", "bf16"] = "as_is"
     """"bf16": autocast of matrix products and convolutions; the loss stays in float32."""
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
-    """Order in which images and kernels lie in memory. Channels last is faster on CPUs with oneDNN and on GPUs, where it
-    also runs the backbone's norms in Triton kernels of ours while training; contiguous leaves them to torch."""
+    """Order in which images and kernels lie in memory. Channels last is faster on CPUs with oneDNN and on GPUs, where
+    it also runs the backbone's norms in Triton kernels of ours while training; contiguous leaves them to torch."""
     activation_checkpointing: Literal["off", "blocks"] = "off"
     """"blocks": the backbone's blocks are computed a second time in the backward pass, to save memory."""
     compile: Literal["off", "inductor", "aot_eager"] = "off"
