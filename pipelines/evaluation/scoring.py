@@ -61,15 +61,15 @@ def evaluation_of(
     """The same with the predictions; `counted` is called with the rows of each batch of each pass over the store."""
     contract.require_readable(store.contract, where=store.root)
     dataset = contract.dataset(store.name)
-    outlet = ActionOutlet(model.spec, dataset, family_of(model).answered_dims(model.config))
+    answered_dims = family_of(model).answered_dims(model.config)
+    answered = dataset.answered_in(answered_dims)  # the policy's side; the baselines answer in all of the dataset's
+    outlet = ActionOutlet(model.spec, dataset, answered_dims)
     predictions = _as_acted(predict_store(model, contract, store, batch=config.batch, counted=counted), outlet)
     dims, scale = scored_dimensions(dataset, predictions), ErrorScale.of(store.contract)
     lazy = {name: baseline_tokens(name, predictions, model) for name in BASELINES}
     interval = config.bootstrap().over(predictions.episode_N)
     correct = {name: correct_share(tokens, predictions, dims) for name, tokens in lazy.items()}
     own = correct_share(predictions.tokens_NA, predictions, dims)
-
-    answered = dataset.answered_in(family_of(model).answered_dims(model.config))  # baselines answer in all
 
     def scaled_error(tokens_NA: np.ndarray, side: DatasetContract = answered) -> Interval:
         return interval(scale.errors(_physical(tokens_NA, model, side), predictions.physical_NA))
@@ -96,7 +96,7 @@ def evaluation_of(
         ranges={names[dim]: float(width) for dim, width in zip(scale.dims, scale.ranges_D, strict=True)},
         lazy={name: interval(value) for name, value in correct.items()},
         margin={name: interval(own - value) for name, value in correct.items()},
-        per_dimension=_per_dimension(predictions, lazy, model, dataset, dims),
+        per_dimension=_per_dimension(predictions, lazy, model, answered, dataset, dims),
         decoding=_decoding(predictions),
         perturbed={kind: perturbed(kind) for kind in PERTURBATIONS} if config.perturbations else None,
     )
@@ -133,11 +133,15 @@ def correct_share(tokens_NA: np.ndarray, predictions: Predictions, dims: np.ndar
 
 
 def _per_dimension(
-    predictions: Predictions, lazy: dict[str, np.ndarray], model: Model, dataset: DatasetContract, dims: np.ndarray
+    predictions: Predictions,
+    lazy: dict[str, np.ndarray],
+    model: Model,
+    answered: DatasetContract,
+    dataset: DatasetContract,
+    dims: np.ndarray,
 ) -> dict[str, DimensionScores]:
-    """By scored dimension: the scores of the model and of the baselines."""
+    """By scored dimension: the scores of the model, whose side is `answered`, and of the baselines."""
     policies = {"policy": predictions.tokens_NA, **lazy}
-    answered = dataset.answered_in(family_of(model).answered_dims(model.config))
     table = {}
     for dim in dims:
         scores = {}
