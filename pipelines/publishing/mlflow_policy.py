@@ -13,6 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.pyfunc import PyFuncModel
 from mlflow.pyfunc.model import PythonModel
 
+import rt_models
 from pipelines.families.base import Policy
 from pipelines.publishing.folder import read_bundle
 from pipelines.publishing.inference import InferenceModel, NamedAction, named
@@ -58,6 +60,7 @@ class MlflowPolicy(PythonModel):
     """
 
     def load_context(self, context: Any) -> None:
+        _leave_the_path_to(context.artifacts["policy"])
         self._model = InferenceModel(read_bundle(context.artifacts["policy"]))
         self._contract = self._model.contract
         self._robots: OrderedDict[tuple[str | None, str], Policy] = OrderedDict()
@@ -164,6 +167,17 @@ def class_column(dimension: str) -> str:
 def _record(action: NamedAction) -> dict[str, Any]:
     classes = {class_column(dimension): name for dimension, name in action.classes.items()}
     return {**action.values, **classes, "absent": list(action.absent), "frames_seen": action.frames_seen}
+
+
+def _leave_the_path_to(policy: str) -> None:
+    """Take the model's own copy of our code off `sys.path` where this process runs another copy.
+
+    MLflow puts the copy first. It holds what a policy needs and no more: a child process, which starts with this
+    path, would import some modules from the copy and miss others.
+    """
+    code = Path(policy).parents[1] / "code"
+    if not Path(rt_models.__file__).resolve().is_relative_to(code.resolve()):
+        sys.path[:] = [entry for entry in sys.path if Path(entry) != code]
 
 
 def _as_called(table: pd.DataFrame, params: Mapping[str, Any]) -> tuple[list[str], list[str]]:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +117,14 @@ def test_a_misspelt_parameter_is_refused(registered: dict[str, Any], store: str)
     with pytest.raises(ValueError, match="there is no parameter 'unnorm_key': this policy takes dataset, contract"):
         model.predict(row, params={"unnorm_key": "metaworld_sample"})
     assert len(model.predict(row, params={"dataset": "metaworld_sample"})) == 1
+
+
+def test_the_path_of_imports_stays_as_it_was(registered: dict[str, Any]) -> None:
+    """MLflow puts a model's own copy of our code first: a child process would import half of it and half of ours."""
+    before = list(sys.path)
+    connect(registered["tracking_uri"]).pyfunc.load_model(registered["model_uri"])
+    assert sys.path == before
+    assert not [entry for entry in before if entry.endswith("/code")]  # nor has registering left one
 
 
 def test_nothing_lands_in_the_folder_the_command_is_run_in_but_runs(registered: dict[str, Any], home: Path) -> None:
