@@ -190,6 +190,8 @@ def _summary(result: dict[str, Any]) -> list[str]:
         said.append("ended early, nothing better was measured")
     if result.get("skipped_steps"):
         said.append(f"{result['skipped_steps']} updates skipped")
+    if "image_padding_share" in result:
+        said.append(f"{100 * result['image_padding_share']:.1f} % of images padding")
     if "waiting_share" in result:
         said.append(f"{verdict(result['waiting_share'])}, {100 * result['waiting_share']:.0f} % waiting for data")
     return said

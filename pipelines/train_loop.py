@@ -24,6 +24,7 @@ from cluster.engine import Engine
 from cluster.stop_file import StopRequest
 from pipelines.training.checkpointing import Checkpointer, Start
 from pipelines.training.data import build_loader, open_reader
+from pipelines.training.fixed_shapes import described, print_shapes, training_shapes
 from pipelines.training.initial_weights import model_factory
 from pipelines.training.job import PreparedJob, TrainJob
 from pipelines.training.optimizer_step import OptimizerStep
@@ -67,11 +68,17 @@ def _open_loop(context: WorkerContext, job: PreparedJob, parts: ExitStack) -> Tr
         validation_reader = parts.enter_context(closing(open_reader(experiment, held_out, job.contract)))
         validator = Validator(experiment, context, validation_reader)
     loader = build_loader(experiment, reader, context, start.position)
+    loader.shapes = training_shapes(experiment, context, reader, loader)
     samples = SampleLog(job.output, context) if experiment.loop.log_samples else None
     metrics = StepMetrics(experiment, context, [store.name for store in stores])
     logger = parts.enter_context(RunLogger(context, job, start.step))
     if (derived := getattr(engine, "deepspeed_config", None)) is not None:
         logger.file(derived, "deepspeed.json")
+    planned = {"training": loader.shapes, "validation": None if validator is None else validator.shapes}
+    if shapes := {phase: described(its) for phase, its in planned.items() if its is not None}:
+        logger.file(shapes, "shapes.json")
+        if context.rank == 0:
+            print_shapes(shapes)
     return TrainingLoop(
         job=job,
         engine=engine,

@@ -174,9 +174,12 @@ class RT2(AnswerModel):
         require_rows(batch, max_tokens=self.config.max_tokens, vocab_size=self.config.vocab_size)
         dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         image_NCHW, place_BI = pictures(batch, self.config.picture, augment=augment, dtype=dtype)
-        return self._row(image_NCHW, place_BI, batch["tokens"], batch["token_mask"])
+        is_fixed = "num_images" in batch  # one of few lengths, with the padding
+        return self._row(image_NCHW, place_BI, batch["tokens"], batch["token_mask"], cut=not is_fixed)
 
-    def _row(self, image_NCHW: Tensor, place_BI: Tensor, tokens_BL: Tensor, mask_BL: Tensor) -> _Row:
+    def _row(
+        self, image_NCHW: Tensor, place_BI: Tensor, tokens_BL: Tensor, mask_BL: Tensor, *, cut: bool = True
+    ) -> _Row:
         """Patches of each row's pictures, then its tokens, with no gap where a picture is missing."""
         patches_NPD = self._patches(image_NCHW)
         empty_1PD = patches_NPD.new_zeros(1, *patches_NPD.shape[1:])  # what place -1 points at
@@ -190,7 +193,7 @@ class RT2(AnswerModel):
         if bool((place_BI >= 0).all()):
             return row
         real_BS = torch.cat([(place_BI >= 0).repeat_interleave(num_patches, dim=1), mask_BL], dim=1)
-        packed_BSD = gathered(content_BSD, packing_order(real_BS))
+        packed_BSD = gathered(content_BSD, packing_order(real_BS, cut=cut))
         return _Row(content_BSD=packed_BSD, first_token_B=first_token_B, length_B=row.length_B)
 
     def _patches(self, image_NCHW: Tensor) -> Tensor:

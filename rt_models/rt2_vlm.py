@@ -299,7 +299,7 @@ class RT2VLM(AnswerModel):
         real_BI = place_BI >= 0
         ids_BS = torch.cat([image_ids.repeat(*place_BI.shape), batch["tokens"]], dim=1)
         real_BS = torch.cat([real_BI.repeat_interleave(len(image_ids), dim=1), batch["token_mask"]], dim=1)
-        order_BS = packing_order(real_BS)
+        order_BS = packing_order(real_BS, cut="num_images" not in batch)  # else the batch has one of few lengths
         return _Row(
             ids_BS=ids_BS.gather(1, order_BS),
             real_BS=real_BS.gather(1, order_BS),

@@ -191,8 +191,8 @@ def _dataset_from_json(data: Mapping[str, Any]) -> DatasetContract:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchField:
-    """One key of a batch. Axes: B windows or rows, T steps, I image places, L tokens, F distinct frames, HW pixels,
-    C colours, A actions, D embedding."""
+    """One key of a batch. Axes: B windows or rows, T steps, I image places, L tokens, F frames, N distinct images, HW
+    pixels, C colours, A actions, D embedding, S a single number."""
 
     dtype: str
     axes: str
@@ -219,6 +219,10 @@ BATCH: dict[str, BatchField] = {
         meaning="marks the objects meant in `frames`, 0..255 (MOO); stores hold none, a reader of one's own adds it",
         optional=True,
     ),
+    "image_frame": BatchField(dtype="int64", axes="N", meaning="row of `frames` of each image", optional=True),
+    "image_step": BatchField(dtype="int64", axes="N", meaning="a step that shows it, counted over B, T", optional=True),
+    "image_place": BatchField(dtype="int64", axes="BT", meaning="image of each step; -1: padding", optional=True),
+    "num_images": BatchField(dtype="int32", axes="S", meaning="how many of N are real, the first", optional=True),
 }
 
 
@@ -239,6 +243,7 @@ RT2_BATCH: dict[str, BatchField] = {
     "store": BatchField(dtype="int64", axes="B", meaning="number of the store in the mixture"),
     "episode": BatchField(dtype="int64", axes="B", meaning="number of the episode in its store; -1: no robot step"),
     "step": BatchField(dtype="int64", axes="B", meaning="step of the episode, from 0; -1: no robot step"),
+    "num_images": BatchField(dtype="int32", axes="S", meaning="how many of F are real, the first", optional=True),
 }
 
 
@@ -274,7 +279,7 @@ def _check_fields(batch: Mapping[str, Any], table: Mapping[str, BatchField], act
     missing, extra = sorted(needed - set(batch)), sorted(set(batch) - set(table))
     if missing or extra:
         raise ValueError(f"batch keys: missing {missing}, extra {extra}")
-    sizes = {"A": action_size, "C": 3, "D": EMBEDDING_WIDTH}
+    sizes = {"A": action_size, "C": 3, "D": EMBEDDING_WIDTH, "S": 1}
     for key, field in ((key, table[key]) for key in table if key in batch):
         dtype, shape = str(batch[key].dtype).removeprefix("torch."), tuple(batch[key].shape)
         if dtype != field.dtype or len(shape) != len(field.axes):

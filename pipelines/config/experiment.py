@@ -50,6 +50,9 @@ class LoopConfig:
     """A gradient that is not finite stops the run, or its update is skipped, counted and reported."""
     max_skips: int = 10
     """Skipped updates in a row after which the run stops all the same."""
+    fixed_shapes: Literal["auto", "on", "off"] = "auto"
+    """Whether batches are padded to a few shapes that are known before the run, in training and in validation, so that
+    a GPU meets no new ones. Loss and gradient do not see the padding. "auto": on GPUs, and not on CPUs."""
     log_samples: bool = False
     """Each worker writes down what it trains on, step by step, to samples/ in the output folder."""
 

@@ -160,6 +160,11 @@ class ModelFamily(ABC, Generic[ConfigT, ModelT]):
     def batch_cost(self, config: ConfigT) -> BatchCost:
         """What the batches of such a model cost. It may draw random numbers."""
 
+    def planned(self, batch: Batch, capacity: int, *, is_training: bool) -> Batch:
+        """A batch that was read for a capacity (preprocessing/loading/fixed_shapes.py), with what else the model needs
+        to compute it in shapes that follow from the capacity."""
+        return batch
+
     def sample_forward(self, config: ConfigT) -> tuple[nn.Module, tuple[Tensor, ...]] | None:
         """A model and its inputs for one sample, on the meta device or the CPU: the memory of a forward pass is
         estimated with them. None if that takes real data. It may draw random numbers."""

@@ -35,6 +35,7 @@ from preprocessing.store.web_store import Store, robot_stores
 from rt_models.action_tokens import encode
 from rt_models.control.constrained_decoding import choose_tokens
 from rt_models.spec import Contract
+from rt_models.vision.image_plan import plan_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,9 @@ class WindowFamily(ModelFamily[ConfigT, ModelT]):
 
     def num_frames(self, config: Any) -> int:
         return config.num_steps
+
+    def planned(self, batch: Batch, capacity: int, *, is_training: bool) -> Batch:
+        return plan_images(batch, crops=is_training, capacities=(capacity,))
 
     def resolved(self, experiment: RunT, stores: Sequence[Store]) -> RunT:
         if experiment.co_fine_tuning is not None:

@@ -23,6 +23,7 @@ from preprocessing.loading.reader import Batch
 REPORTED = (
     *("loss", "validation_loss", "gradient_norm", "learning_rate", "skipped_steps"),
     *("samples_per_s", "frames_per_s", "waiting_share", "memory_gb", "padding_share", "flops_utilisation"),
+    "image_padding_share",
 )
 _OF_A_STORE = ("loss/", "samples/", "tokens/")
 _SAMPLES, _TOKENS, _LOSS = 0, 1, 2  # columns of the sums by store
@@ -48,12 +49,18 @@ class StepMetrics:
         self._began, self._waited_s = time.perf_counter(), waited_s
         self._losses: list[Tensor] = []
         self._samples = self._frames = self._token_places = self._tokens = 0
+        self._images = self._image_places = 0  # of batches of fixed shapes
         self._flops = 0.0
         self._by_store_S3 = torch.zeros(len(self._names), 3, dtype=torch.float64, device=self._context.device)
 
     def count(self, batch: Batch) -> None:
         """A micro-batch on the host, on its way to the device."""
-        frames = self._cost.frames(batch)
+        if "num_images" in batch:
+            frames = int(batch["num_images"])
+            self._images += frames
+            self._image_places += len(batch["image_frame"] if "image_frame" in batch else batch["frames"])
+        else:
+            frames = self._cost.frames(batch)
         self._samples += len(batch["sample_id"])
         self._frames += frames
         self._flops += self._cost.training_flops(batch, frames)
@@ -86,6 +93,7 @@ class StepMetrics:
             "samples_per_s": self._samples / seconds,
             "frames_per_s": self._frames / seconds,
             "padding": 1 - self._tokens / self._token_places if self._token_places else None,
+            "image_padding": 1 - self._images / self._image_places if self._image_places else None,
             "stores": self._by_store_S3.tolist(),
         }
         ranks = self._context.gather(mine)
@@ -104,8 +112,9 @@ def _mean_over_ranks(ranks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         "waiting_share": mean("waiting"),
         "memory_gb": max(rank["memory_gb"] for rank in ranks),
     }
-    if ranks[0]["padding"] is not None:
-        found["padding_share"] = mean("padding")
+    for key in ("padding", "image_padding"):
+        if ranks[0][key] is not None:
+            found[f"{key}_share"] = mean(key)
     utilisation = mean("utilisation")
     return found | ({"flops_utilisation": utilisation} if utilisation else {})
 

@@ -15,6 +15,8 @@ import numpy as np
 from cluster.context import WorkerContext
 from cluster.engine import Engine
 from pipelines.config.experiment import Experiment
+from pipelines.training.fixed_shapes import validation_shapes
+from preprocessing.loading.fixed_shapes import BatchShapes
 from preprocessing.loading.reader import Reader
 
 
@@ -23,13 +25,15 @@ class Validator:
 
     def __init__(self, experiment: Experiment, context: WorkerContext, reader: Reader) -> None:
         self._experiment, self._context, self._reader = experiment, context, reader
+        self._rows = spread_rows(reader.store_rows, experiment.loop.evaluate_windows)
+        pieces = _pieces(self._rows, experiment.loop.micro_batch)
+        self.shapes = validation_shapes(experiment, context, reader, pieces)
 
     def measure(self, engine: Engine) -> dict[str, float]:
         """`validation_loss`, of the averaged weights where the engine keeps them; collective."""
-        loop = self._experiment.loop
-        sizes = {"windows": loop.evaluate_windows, "micro_batch": loop.micro_batch}
+        size, parts = self._experiment.loop.micro_batch, (self._reader, self._context, self._rows)
         with engine.evaluate_mode(averaged=self._experiment.engine.ema_decay > 0) as model:
-            return {"validation_loss": validation_loss(model, self._reader, self._context, **sizes)}
+            return {"validation_loss": mean_loss(model, *parts, micro_batch=size, shapes=self.shapes)}
 
 
 def spread_rows(store_rows: Sequence[int], count: int) -> np.ndarray:
@@ -39,20 +43,44 @@ def spread_rows(store_rows: Sequence[int], count: int) -> np.ndarray:
 
 
 def validation_loss(model: Any, reader: Reader, context: WorkerContext, *, windows: int, micro_batch: int) -> float:
-    """Mean loss of a model in evaluation mode over `windows` spread windows; every rank calls it and hears the same.
+    """`mean_loss` over `windows` spread windows."""
+    rows = spread_rows(reader.store_rows, windows)
+    return mean_loss(model, reader, context, rows, micro_batch=micro_batch, shapes=None)
+
+
+def mean_loss(
+    model: Any,
+    reader: Reader,
+    context: WorkerContext,
+    rows: np.ndarray,
+    *,
+    micro_batch: int,
+    shapes: BatchShapes | None,
+) -> float:
+    """Mean loss of a model in evaluation mode over `rows`; every rank calls it and hears the same.
 
     `model` is a `rt_models.robot_model.RobotModel`, or an engine's wrapper of one.
     """
-    rows = spread_rows(reader.store_rows, windows)
-    pieces = [rows[first : first + micro_batch] for first in range(0, len(rows), micro_batch)]
-    sums: dict[int, float] = {}
+    pieces = _pieces(rows, micro_batch)
+    sums: dict[int, Any] = {}
     for first in range(0, len(pieces), context.world_size):
         context.beat()
         number = first + context.rank
         # A rank for which none is left computes the last one once more, uncounted: under ZeRO-3 all take part in all.
         piece = pieces[min(number, len(pieces) - 1)]
-        model.loss({key: value.to(context.device) for key, value in reader.read(piece, piece).items()})
+        # Of fixed shapes is the number of rows too: a short piece is filled with its last row, uncounted.
+        read = reader.read(piece, piece) if shapes is None else shapes.read(*[_filled(piece, len(pieces[0]))] * 3)
+        model.loss({key: value.to(context.device) for key, value in read.items()})
         if number < len(pieces):
-            sums[number] = float(model.row_losses_B.double().sum())
-    every = {number: total for own in context.gather(sums) for number, total in own.items()}
+            sums[number] = model.row_losses_B[: len(piece)].double().sum()
+    told = {number: float(total) for number, total in sums.items()}  # at the end: each look waits for the device
+    every = {number: total for own in context.gather(told) for number, total in own.items()}
     return math.fsum(every[number] for number in sorted(every)) / len(rows)
+
+
+def _pieces(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return [rows[first : first + size] for first in range(0, len(rows), size)]
+
+
+def _filled(rows: np.ndarray, size: int) -> np.ndarray:
+    return np.concatenate([rows, rows[-1:].repeat(size - len(rows))])

@@ -11,11 +11,12 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 
 import numpy as np
 import torch
 
+from preprocessing.loading.fixed_shapes import BatchShapes
 from preprocessing.loading.mixture_order import MixtureOrder
 from preprocessing.loading.reader import Batch, LoaderConfig, Reader
 from preprocessing.loading.sample_order import SampleOrder
@@ -94,6 +95,12 @@ class Loader:
         self._drawn = np.zeros(len(reader.store_rows), np.int64)
         self._recent: deque[np.ndarray] = deque(maxlen=-(-_SCORED // micro_batch))
         self.waited_s = 0.0
+        self.shapes: BatchShapes | None = None
+        """Set before batches are asked for: the few shapes that they shall have."""
+
+    def first_samples(self, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(rows, crop keys) of this rank's first `count` micro-batches of the whole run, wherever it stands now."""
+        return [(samples.rows, samples.crop_keys) for samples, _ in islice(self._pieces(0), count)]
 
     def state(self) -> dict[str, int]:
         """The position: how many windows of the run have been handed out, over all ranks."""
@@ -159,7 +166,8 @@ class Loader:
         return batch
 
     def _read(self, samples: _Samples) -> Batch:
-        batch = self._reader.read(samples.ids, samples.rows, samples.crop_keys)
+        arrays = (samples.ids, samples.rows, samples.crop_keys)
+        batch = self._reader.read(*arrays) if self.shapes is None else self.shapes.read(*arrays)
         return {key: value.pin_memory() for key, value in batch.items()} if self._pin_memory else batch
 
     def _pieces(self, position: int) -> Iterator[tuple[_Samples, int]]:

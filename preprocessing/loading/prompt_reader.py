@@ -35,10 +35,12 @@ class TokenRow(Protocol):
 
 
 class PromptText(Protocol):
-    """A model's texts as tokens. `spec` is its action space, `field_dims` the dimensions that an answer spells out."""
+    """A model's texts as tokens. `spec` is its action space, `field_dims` the dimensions that an answer spells out,
+    `max_tokens` the length of the longest row there may be."""
 
     spec: ActionSpec
     field_dims: list[int]
+    max_tokens: int
 
     def robot_prompt(self, instruction: str) -> Sequence[int]:
         """Ids up to where the model must say the action."""
@@ -52,8 +54,11 @@ class PromptText(Protocol):
         """A question with its answer; question "": a caption."""
         ...
 
-    def collate(self, examples: Sequence[Any]) -> dict[str, torch.Tensor]:
-        """Rows of `robot` and `web` as a batch: "tokens" int64, "token_mask", "answer_mask" bool, all (B, L)."""
+    def collate(self, examples: Sequence[Any], num_tokens: int | None = None) -> dict[str, torch.Tensor]:
+        """Rows of `robot` and `web` as a batch: "tokens" int64, "token_mask", "answer_mask" bool, all (B, L).
+
+        L is num_tokens, by default the length of the longest row.
+        """
         ...
 
 
@@ -63,6 +68,8 @@ class PromptReader(Reader):
     `num_frames` consecutive frames go before a robot's prompt. `plans` {instruction: plan}: of the steps that have one,
     the share `plan_share` says it before the action. A batch is `rt_models.spec.RT2_BATCH`.
     """
+
+    counts = "tokens a row"
 
     def __init__(
         self,
@@ -106,8 +113,27 @@ class PromptReader(Reader):
             lengths[place] = len(self.text.web(web.prompt, web.answer).ids)
         return lengths
 
-    def read(self, sample_ids: np.ndarray, rows: np.ndarray, crop_keys: np.ndarray | None = None) -> Batch:
-        """The batch of `rows` (B,), named `sample_ids` (B,)."""
+    def size(self, rows: np.ndarray, crop_keys: np.ndarray, *, crops: bool) -> int:
+        """Tokens of the longest row; where there are plans, which some samples say and others do not, the most there
+        may be."""
+        return self.text.max_tokens if self._plans else int(self.cost(rows).max())
+
+    def largest_size(self, num_rows: int, segment_rows: int) -> int:
+        return self.text.max_tokens
+
+    def read(
+        self,
+        sample_ids: np.ndarray,
+        rows: np.ndarray,
+        crop_keys: np.ndarray | None = None,
+        *,
+        capacity: int | None = None,
+    ) -> Batch:
+        """The batch of `rows` (B,), named `sample_ids` (B,).
+
+        With a capacity its rows have so many tokens, and it has a picture for every image place; "num_images" says how
+        many of them are real.
+        """
         store_B, own_B = self._locate(rows)
         robot_B = self._is_robot[store_B]
         keys_B = sample_ids if crop_keys is None else crop_keys
@@ -125,7 +151,13 @@ class PromptReader(Reader):
             "crop_key": keys_B,
             **robot,
         }
-        tokens = self.text.collate([example for example in examples if example is not None])
+        written = [example for example in examples if example is not None]
+        if capacity is None:
+            tokens = self.text.collate(written)
+        else:
+            tokens = self.text.collate(written, capacity)
+            batch["num_images"] = np.array([len(frames)], np.int32)
+            batch["frames"] = _with_room(frames, index_BI.size)
         tokens["answer_mask"] &= torch.from_numpy(robot["trained"] | ~robot_B)[:, None]
         del batch["trained"]
         return tokens | {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in batch.items()}
@@ -204,6 +236,13 @@ class PromptReader(Reader):
         """The plan to say first, for the declared share of the samples that have one."""
         share = np.random.default_rng((sample_id,)).random() if self._plans else 1.0
         return self._plans.get(instruction, "") if share < self._plan_share else ""
+
+
+def _with_room(frames: np.ndarray, count: int) -> np.ndarray:
+    """`frames` (F, H, W, 3) and black ones after them, `count` in all."""
+    padded = np.zeros((count, *frames.shape[1:]), np.uint8)
+    padded[: len(frames)] = frames
+    return padded
 
 
 class _Instructions:

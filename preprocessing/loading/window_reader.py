@@ -51,6 +51,7 @@ class WindowReader(Reader):
     """
 
     stores: Sequence[EpisodeStore]
+    counts = "images"
 
     def __init__(
         self,
@@ -86,13 +87,42 @@ class WindowReader(Reader):
         self._fetching = [threading.Lock() for _ in range(_LOCKS)]
         self.decodes = self.fetches = 0
 
-    def read(self, sample_ids: np.ndarray, rows: np.ndarray, crop_keys: np.ndarray | None = None) -> Batch:
-        """The batch of the windows that end at `rows` (B,), named `sample_ids` (B,); a row of -1 is all padding."""
+    def size(self, rows: np.ndarray, crop_keys: np.ndarray, *, crops: bool) -> int:
+        """Images: distinct frames, with `crops` under each crop. Where frames are not shared (`config.frames` windows),
+        every real step has its own."""
+        rows_BT = window_rows(self.index, rows, self.num_steps)
+        real_BT = rows_BT != PADDING
+        if self.config.frames == "windows":
+            return int(real_BT.sum())
+        _, crop_B = np.unique(crop_keys, return_inverse=True)
+        identity_BT = rows_BT + (self.index.num_rows * crop_B[:, None] if crops else 0)
+        return len(np.unique(identity_BT[real_BT]))
+
+    def largest_size(self, num_rows: int, segment_rows: int) -> int:
+        """The windows of a segment share all frames but those that its first one reaches back to."""
+        if self.config.frames == "windows":
+            return num_rows * self.num_steps
+        return num_rows // segment_rows * (segment_rows + self.num_steps - 1)
+
+    def read(
+        self,
+        sample_ids: np.ndarray,
+        rows: np.ndarray,
+        crop_keys: np.ndarray | None = None,
+        *,
+        capacity: int | None = None,
+    ) -> Batch:
+        """The batch of the windows that end at `rows` (B,), named `sample_ids` (B,); a row of -1 is all padding.
+
+        With a capacity there are so many frames, of which those beyond the distinct ones hold anything.
+        """
         rows_BT = window_rows(self.index, rows, self.num_steps)
         distinct, first, inverse = np.unique(rows_BT, return_index=True, return_inverse=True)
         padded = int(distinct[0] == PADDING)
         owner_N = self._group_of(rows)[first[padded:] // self.num_steps]  # a window's rows all come with its last row's
-        steps, frames, index_BT = self._steps(distinct[padded:], owner_N, inverse.reshape(rows_BT.shape) - padded)
+        steps, frames, index_BT = self._steps(
+            distinct[padded:], owner_N, inverse.reshape(rows_BT.shape) - padded, capacity
+        )
         real_BT = rows_BT != PADDING
         place_BT = np.where(real_BT, inverse.reshape(rows_BT.shape) - padded, 0)
         shard_B, _ = self.index.locate(rows)
@@ -129,12 +159,12 @@ class WindowReader(Reader):
     # --- rows -> steps ---
 
     def _steps(
-        self, rows: np.ndarray, owners: np.ndarray, place_BT: np.ndarray
+        self, rows: np.ndarray, owners: np.ndarray, place_BT: np.ndarray, capacity: int | None
     ) -> tuple[dict[str, np.ndarray], torch.Tensor, np.ndarray]:
         """(arrays over distinct rows (N,): action, embedding, trained; frames; row of `frames` of each step (B, T))."""
         groups = {int(owner): self._group(int(owner)) for owner in np.unique(owners)}
         places = [(groups[owner], row) for owner, row in zip(owners.tolist(), rows.tolist(), strict=True)]
-        frames, index_BT = self._frames(rows, [(g, row - g.first_row) for g, row in places], place_BT)
+        frames, index_BT = self._frames(rows, [(g, row - g.first_row) for g, row in places], place_BT, capacity)
         order = np.argsort(owners, kind="stable")
         parts: dict[str, list[np.ndarray]] = {"action": [], "embedding": [], "trained": []}
         for owner, members in zip(np.unique(owners), _runs(order, owners[order]), strict=True):
@@ -146,12 +176,12 @@ class WindowReader(Reader):
         return {key: np.concatenate(pieces)[undo] for key, pieces in parts.items()}, frames, index_BT
 
     def _frames(
-        self, rows: np.ndarray, encoded: list[tuple[_Group, int]], place_BT: np.ndarray
+        self, rows: np.ndarray, encoded: list[tuple[_Group, int]], place_BT: np.ndarray, capacity: int | None
     ) -> tuple[torch.Tensor, np.ndarray]:
         """(frames uint8 (F, H, W, 3), row of them of each step (B, T) with -1 on padding), as `config.frames` asks."""
         wanted = place_BT[place_BT >= 0] if self.config.frames == "windows" else np.arange(len(rows))
-        in_pool = self.config.frames == "pool"
-        reservation = self._cache.reserve(rows, limit=self._slots(0 if in_pool else len(wanted)))
+        in_pool, room = self.config.frames == "pool", len(wanted) if capacity is None else capacity
+        reservation = self._cache.reserve(rows, limit=self._slots(0 if in_pool else room))
         try:
             direct = self._decode(reservation, encoded, in_pool=in_pool)
         except BaseException:
@@ -163,11 +193,12 @@ class WindowReader(Reader):
         if in_pool:
             self._lend(reservation.turn)
             return torch.from_numpy(self._cache.frames), np.where(place_BT >= 0, reservation.slot_N[place_BT], PADDING)
-        out = self._buffers.take((len(wanted), *self._cache.frames.shape[1:]))
-        np.take(self._cache.frames, reservation.slot_N[wanted], axis=0, out=out.numpy(), mode="clip")
+        out = self._buffers.take((room, *self._cache.frames.shape[1:]))
+        filled = out.numpy()[: len(wanted)]
+        np.take(self._cache.frames, reservation.slot_N[wanted], axis=0, out=filled, mode="clip")
         self._cache.release(reservation.turn)
         for place, frame in direct.items():
-            out.numpy()[wanted == place] = frame
+            filled[wanted == place] = frame
         if self.config.frames == "distinct":
             return out, place_BT
         index_BT = np.full(place_BT.shape, PADDING)

@@ -75,10 +75,11 @@ class Targets:
         return RowLosses(sum_B=ce_BR.sum(dim=1), tokens_B=self.real_BR.sum(dim=1))
 
 
-def packing_order(real_BS: Tensor) -> Tensor:
-    """int64 (B, S'): the real positions of each row moved to its front, in order, cut to the longest row."""
-    longest = int(real_BS.sum(dim=1).max())
-    return (~real_BS).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
+def packing_order(real_BS: Tensor, *, cut: bool = True) -> Tensor:
+    """int64 (B, S'): the real positions of each row moved to its front, in order, and with `cut` no longer than the
+    longest row."""
+    order_BS = (~real_BS).to(torch.uint8).argsort(dim=1, stable=True)
+    return order_BS[:, : int(real_BS.sum(dim=1).max())] if cut else order_BS
 
 
 def gathered(x_BSD: Tensor, order_BR: Tensor) -> Tensor:

@@ -176,9 +176,12 @@ class RT2Text:
 
     # --- rows of a batch ---
 
-    def collate(self, examples: Sequence[TextExample]) -> dict[str, Tensor]:
-        """ "tokens" int64, "token_mask", "answer_mask" bool, (B, L), padded at the right; "prompt_length" int64 B."""
-        tokens_BL, mask_BL = self._padded([example.ids for example in examples])
+    def collate(self, examples: Sequence[TextExample], num_tokens: int | None = None) -> dict[str, Tensor]:
+        """ "tokens" int64, "token_mask", "answer_mask" bool, (B, L), padded at the right; "prompt_length" int64 B.
+
+        L is num_tokens, by default the length of the longest row.
+        """
+        tokens_BL, mask_BL = self._padded([example.ids for example in examples], num_tokens)
         answer_BL = torch.zeros_like(mask_BL)
         for row, example in enumerate(examples):
             answer_BL[row, : len(example.ids)] = torch.tensor(example.is_target)
@@ -280,10 +283,10 @@ class RT2Text:
                 f"shorten it or raise the model's max_tokens"
             )
 
-    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        longest = max(len(row) for row in rows)
-        tokens_BL = torch.full((len(rows), longest), self.tokenizer.pad_id)
-        mask_BL = torch.zeros(len(rows), longest, dtype=torch.bool)
+    def _padded(self, rows: Sequence[Sequence[int]], num_tokens: int | None = None) -> tuple[Tensor, Tensor]:
+        length = max(len(row) for row in rows) if num_tokens is None else num_tokens
+        tokens_BL = torch.full((len(rows), length), self.tokenizer.pad_id)
+        mask_BL = torch.zeros(len(rows), length, dtype=torch.bool)
         for number, row in enumerate(rows):
             tokens_BL[number, : len(row)] = torch.tensor(row)
             mask_BL[number, : len(row)] = True

@@ -60,8 +60,18 @@ def normalised(image_NCHW: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _cropped(batch: Mapping[str, Tensor], seed: int) -> tuple[Tensor, Tensor]:
-    """The distinct pairs of frame and crop: uint8 (N, H, W, 3), and their places."""
+    """The distinct pairs of frame and crop: uint8 (N, H, W, 3), and their places.
+
+    In a batch of fixed shapes ("num_images") every image place has a picture of its own, equal ones too: nothing then
+    waits for the device.
+    """
     index_BI = batch["image_index"]
+    if "num_images" in batch:
+        place_BI = torch.arange(index_BI.numel(), device=index_BI.device).view_as(index_BI)
+        key_N, robot_N = (batch[key][:, None].expand_as(index_BI).flatten() for key in ("crop_key", "is_robot"))
+        frames_NHWC = batch["frames"][index_BI.flatten().clamp(min=0)]
+        moved_NHWC = pad_crop(frames_NHWC, key_N, seed=seed)
+        return torch.where(robot_N[:, None, None, None], moved_NHWC, frames_NHWC), place_BI.where(index_BI >= 0, -1)
     real_M = (index_BI.flatten() >= 0).nonzero().flatten()
     frame_M = index_BI.flatten()[real_M]
     robot_M, key_M = (batch[key][:, None].expand_as(index_BI).flatten()[real_M] for key in ("is_robot", "crop_key"))
