@@ -1,4 +1,4 @@
-"""The wire parser agrees with the generated protobuf class, and refuses malformed bytes with a ValueError."""
+"""Our message types agree with those of tensorflow_datasets; malformed bytes are refused with a ValueError."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
+from preprocessing.tfds.features import Feature
 from preprocessing.tfds.tf_example import parse
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -29,7 +30,7 @@ def message(lists: dict[str, tuple[str, list]]) -> bytes:
 
 
 @given(st.dictionaries(st.text(max_size=12), LISTS, max_size=6))
-def test_agrees_with_protobuf(lists: dict[str, tuple[str, list]]) -> None:
+def test_agrees_with_the_types_of_tensorflow_datasets(lists: dict[str, tuple[str, list]]) -> None:
     example = parse(message(lists))
     assert set(example.lists) == set(lists)
     for name, (kind, values) in lists.items():
@@ -66,12 +67,26 @@ def test_another_type_than_expected_is_refused() -> None:
         example.floats("action")
 
 
-def test_a_number_among_bytes_is_refused() -> None:
+def test_looking_for_an_absent_list_does_not_add_it() -> None:
+    example = parse(message({"action": ("float", [1.0])}))
+    with pytest.raises(KeyError, match="reward"):
+        example.floats("reward")
+    assert "reward" not in example and len(example.lists) == 1
+
+
+def test_a_message_that_is_cut_short_is_refused_with_its_size() -> None:
+    whole = message({"action": ("float", [1.0, 2.0])})
+    with pytest.raises(ValueError, match=f"its {len(whole) - 1} bytes are no tf.train.Example message"):
+        parse(whole[:-1])
+
+
+def test_a_number_among_bytes_leaves_too_few_values_for_the_feature() -> None:
     value = b"\x0a\x02" + b"\x08\x07"  # bytes_list { field 1 varint 7 }
     entry = b"\x0a\x01x" + b"\x12" + bytes([len(value)]) + value
     inner = b"\x0a" + bytes([len(entry)]) + entry
-    with pytest.raises(ValueError, match="x has a value of wire type 0"):
-        parse(b"\x0a" + bytes([len(inner)]) + inner).bytes("x")
+    example = parse(b"\x0a" + bytes([len(inner)]) + inner)
+    with pytest.raises(ValueError, match=r"x has 0 values, which does not fit shape \(\)"):
+        Feature(key="x", kind="text", shape=(), dtype="string").read(example)
 
 
 @given(st.binary(max_size=200))
