@@ -13,10 +13,9 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -26,7 +25,8 @@ from preprocessing import dataset_spec
 from preprocessing.conversion.embeddings import Encoder, UseEncoder, embed_texts, load_encoder
 from preprocessing.conversion.manifest import write_manifest
 from preprocessing.conversion.resume import claimed, finished, without_verdict
-from preprocessing.conversion.shard_conversion import ShardTask, convert_shard, report_name
+from preprocessing.conversion.shard_conversion import ShardTask, convert_shard
+from preprocessing.conversion.shard_report import ShardCounts, report_name
 from preprocessing.conversion.shipped_vectors import require_agreement, why_not_kept
 from preprocessing.dataset_spec import ACTION_SIZE, DatasetSpec
 from preprocessing.rlds import RldsDataset, SourceShard, open_dataset, open_folder
@@ -39,7 +39,9 @@ from preprocessing.store.episode_store import (
     SourceField,
     StoreLayout,
 )
+from preprocessing.store.file_system import FileSystem
 from preprocessing.store.images import ImageSize, Resize
+from preprocessing.store.json_files import JsonObject
 from preprocessing.store.shard_files import reaching
 from preprocessing.store.store_manifest import StoreManifest
 
@@ -266,7 +268,7 @@ def _limits(shards: tuple[SourceShard, ...], limit: int | None) -> list[int | No
     return limits
 
 
-def _settings(task: ShardTask, config: ConvertConfig, encoder: str | None) -> dict[str, Any]:
+def _settings(task: ShardTask, config: ConvertConfig, encoder: str | None) -> JsonObject:
     """Everything that decides what the store's bytes will be."""
     return {
         "schema_version": SCHEMA_VERSION,
@@ -287,13 +289,13 @@ def _settings(task: ShardTask, config: ConvertConfig, encoder: str | None) -> di
     }
 
 
-def _described(shard: SourceShard) -> list[Any]:
+def _described(shard: SourceShard) -> list[str | int | None]:
     """Name and bytes of a source file, and of a part of one its records."""
     whole = shard.first == 0 and shard.stop is None
     return [shard.name, shard.num_bytes] + ([] if whole else [shard.first, shard.stop])
 
 
-def _is_done(filesystem: Any, root: str, task: ShardTask, index: int) -> bool:
+def _is_done(filesystem: FileSystem, root: str, task: ShardTask, index: int) -> bool:
     return filesystem.exists(f"{root}/{PROGRESS}/{report_name(index)}") and filesystem.exists(
         f"{root}/{task.shard_file(index)}"
     )
@@ -303,7 +305,7 @@ def _is_done(filesystem: Any, root: str, task: ShardTask, index: int) -> bool:
 
 
 def convert_shards(
-    convert_one: Callable[[int], dict[str, Any]],
+    convert_one: Callable[[int], ShardCounts],
     missing: list[int],
     *,
     total: int,
@@ -311,24 +313,25 @@ def convert_shards(
     units: tuple[str, str] = ("episodes", "steps"),
     reach_ray: ReachRay = own_ray,
 ) -> None:
-    """Convert the shards `missing` of `total` behind a progress bar; `convert_one` gives a shard's report."""
+    """Convert the shards `missing` of `total` behind a progress bar; `convert_one` converts a shard."""
     columns = (TextColumn("preprocess"), BarColumn(), MofNCompleteColumn(), TextColumn("shards"), TimeElapsedColumn())
     rate = TextColumn("{task.fields[rate]}")
     began, episodes, steps = time.monotonic(), 0, 0
     with Progress(*columns, TimeRemainingColumn(), rate, console=Console(stderr=True)) as bar:
         line = bar.add_task("preprocess", total=total, completed=total - len(missing), rate="")
         here = workers == 0
-        for report in map(convert_one, missing) if here else _through_ray(convert_one, missing, workers, reach_ray):
-            episodes, steps = episodes + len(report["episode_lengths"]), steps + report["rows"]
+        for counts in map(convert_one, missing) if here else _through_ray(convert_one, missing, workers, reach_ray):
+            episodes += counts.episodes
+            steps += counts.rows
             seconds = time.monotonic() - began
             rates = (f"{n / seconds:.1f} {unit}/s" for n, unit in zip((episodes, steps), units, strict=True))
             bar.update(line, advance=1, rate="  ".join(rates))
 
 
 def _through_ray(
-    convert_one: Callable[[int], dict[str, Any]], missing: list[int], workers: int | None, reach_ray: ReachRay
-) -> Iterator[dict[str, Any]]:
-    """Reports of the missing shards as they are finished. What a user can mend comes back as text, not as a crash."""
+    convert_one: Callable[[int], ShardCounts], missing: list[int], workers: int | None, reach_ray: ReachRay
+) -> Iterator[ShardCounts]:
+    """The counts of the missing shards as they finish. What a user can mend comes back as text, not as a crash."""
     if not missing:
         return
     import ray.data
@@ -342,21 +345,21 @@ def _through_ray(
         result = json.loads(row["result"])
         if "error" in result:
             raise (OSError if result["of_the_system"] else ValueError)(result["error"])
-        yield result
+        yield ShardCounts(**result)
 
 
 class _ShardRow:
     """The function that Ray Data maps over shard numbers."""
 
-    def __init__(self, convert_one: Callable[[int], dict[str, Any]]) -> None:
+    def __init__(self, convert_one: Callable[[int], ShardCounts]) -> None:
         self._convert_one = convert_one
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
+    def __call__(self, row: dict[str, int]) -> dict[str, str]:
         try:
-            report = self._convert_one(int(row["index"]))
+            counts = self._convert_one(int(row["index"]))
         except (ValueError, OSError) as error:
             return {"result": json.dumps({"error": str(error), "of_the_system": isinstance(error, OSError)})}
-        return {"result": json.dumps({"episode_lengths": report["episode_lengths"], "rows": report["rows"]})}
+        return {"result": json.dumps(asdict(counts))}
 
 
 def _embed(encoder: Encoder, workers: int | None, reach_ray: ReachRay, texts: list[str]) -> np.ndarray:

@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-import fsspec
-
-from preprocessing.store.json_files import parsed, taken_apart
+from preprocessing.store.file_system import FileSystem, file_system_of
+from preprocessing.store.json_files import JsonObject, parsed, taken_apart
 from preprocessing.store.shard_files import open_patiently, reaching, with_retries
 from preprocessing.tfds.array_record import read_array_records
 from preprocessing.tfds.features import Feature, flatten
@@ -204,13 +203,13 @@ class RldsDataset:
         return [self.feature(path) for path in paths]
 
 
-def open_folder(url: str) -> tuple[Any, str]:
+def open_folder(url: str) -> tuple[FileSystem, str]:
     """(file system, path) of a folder or file; the public buckets of Open X-Embodiment need no account.
 
     Raises ValueError if the URL is of a kind that nothing installed can open.
     """
     try:
-        return fsspec.core.url_to_fs(url, **({"token": "anon"} if url.startswith(_PUBLIC) else {}))
+        return file_system_of(url, {"token": "anon"} if url.startswith(_PUBLIC) else None)
     except ImportError as error:
         remedy = "pip install 'rt-pipelines[gcs]'" if url.startswith(("gs:", "gcs:")) else str(error)
         raise ValueError(f"{url} cannot be opened here: {remedy}") from None
@@ -242,15 +241,15 @@ def open_dataset(folder: str) -> RldsDataset:
     return RldsDataset(folder=folder, name=name, version=version, features=features, splits=splits)
 
 
-def folder_name(given: Any) -> str:
-    """`given` as a name that may become a folder of the store. Raises ValueError if it would lead elsewhere."""
-    name = str(given)
+def folder_name(value: object) -> str:
+    """`value` as a name that may become a folder of the store. Raises ValueError if it would lead elsewhere."""
+    name = str(value)
     if not name or name in (".", "..") or set(name) & set("/\\\0"):
         raise ValueError(f"{name!r} cannot be the name of a folder")
     return name
 
 
-def _json(filesystem: Any, folder: str, root: str, name: str) -> dict[str, Any]:
+def _json(filesystem: FileSystem, folder: str, root: str, name: str) -> JsonObject:
     try:
         blob = filesystem.cat_file(f"{root}/{name}")
     except FileNotFoundError:
@@ -262,7 +261,7 @@ def _json(filesystem: Any, folder: str, root: str, name: str) -> dict[str, Any]:
     return parsed(blob, f"{folder}/{name}", remedy=_REMEDY)
 
 
-def _shards(folder: str, name: str, split: Mapping[str, Any]) -> tuple[SourceShard, ...]:
+def _shards(folder: str, name: str, split: JsonObject) -> tuple[SourceShard, ...]:
     """The split's files; the real downloads of Open-X are tfrecord although their metadata may say array_record."""
     lengths = [int(length) for length in split.get("shardLengths", [])]
     if min(lengths, default=0) < 0:

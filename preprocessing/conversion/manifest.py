@@ -5,18 +5,16 @@ Everything is taken in shard order, so the bytes do not depend on which shard wa
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable
+from dataclasses import asdict, replace
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from preprocessing.conversion.shard_conversion import ShardTask, instructions_name, report_name, size_text
+from preprocessing.conversion.shard_conversion import ShardTask, instructions_name, size_text
+from preprocessing.conversion.shard_report import ShardReport, read_report
 from preprocessing.dataset_spec import ACTION_SIZE
 from preprocessing.store.episode_store import (
     INSTRUCTION_SCHEMA,
@@ -27,13 +25,14 @@ from preprocessing.store.episode_store import (
     atomic_write,
     fixed_lists,
 )
-from preprocessing.store.json_records import read_record
+from preprocessing.store.file_system import FileSystem, file_system_of
+from preprocessing.store.json_files import JsonObject
+from preprocessing.store.json_records import to_text
 from preprocessing.store.statistics import Moments, tiny_ranges
 from preprocessing.store.store_manifest import (
     EpisodeCounts,
     InstructionsFile,
     Proprioception,
-    ShardEntry,
     SourceForm,
     StoreManifest,
     StoreStatistics,
@@ -50,12 +49,12 @@ _INSTEAD = {  # of a field that cannot be read
 Embed = Callable[[list[str]], np.ndarray]
 
 
-def write_manifest(task: ShardTask, settings: dict[str, Any], embed: Embed | None) -> StoreManifest:
+def write_manifest(task: ShardTask, settings: JsonObject, embed: Embed | None) -> StoreManifest:
     """Write what follows the shards; the manifest. `embed` gives float32 (N, 512), None keeps the shipped vectors.
 
     Raises ValueError if frames differ in size between shards, or where no episode is left.
     """
-    filesystem, root = fsspec.core.url_to_fs(task.root)
+    filesystem, root = file_system_of(task.root)
     temporary = f"{root}/{PROGRESS}"
     reports, moments = _reports(filesystem, temporary, len(task.shards))
     counts = _counts(reports)
@@ -64,7 +63,7 @@ def write_manifest(task: ShardTask, settings: dict[str, Any], embed: Embed | Non
         pq.write_table(table, pa.PythonFile(instructions, mode="w"), compression="zstd")
     with atomic_write(filesystem, f"{root}/{QUARANTINE}", temporary=temporary) as quarantine:
         for report in reports:
-            quarantine.write("".join(json.dumps(line) + "\n" for line in report.pop("quarantine")).encode())
+            quarantine.write("".join(to_text(record) + "\n" for record in report.quarantine).encode())
     statistics = moments.statistics()
     contract = _contract(task, settings["encoder"], _image(task, reports), _control_hz(reports), statistics)
     spec, cameras = task.spec, task.layout.cameras
@@ -93,7 +92,7 @@ def write_manifest(task: ShardTask, settings: dict[str, Any], embed: Embed | Non
         notes=spec.notes,
         row_group_rows=settings["row_group_rows"],
         instructions=InstructionsFile(file=INSTRUCTIONS, rows=table.num_rows, sha256=instructions.sha256),
-        shards=tuple(read_record(ShardEntry, report) for report in reports),
+        shards=tuple(report.entry() for report in reports),
         settings=settings,
         remarks=tuple(_remarks(task, reports, trained_steps=statistics.count)),
     )
@@ -102,35 +101,39 @@ def write_manifest(task: ShardTask, settings: dict[str, Any], embed: Embed | Non
     return manifest
 
 
-def _reports(filesystem: Any, folder: str, count: int) -> tuple[list[dict[str, Any]], Moments]:
-    """Every shard's report, and the statistics over all; histograms are merged one shard at a time."""
-    reports, moments = [], Moments.empty(ACTION_SIZE)
+def _reports(filesystem: FileSystem, folder: str, count: int) -> tuple[list[ShardReport], Moments]:
+    """Every shard's report without its statistics, and the statistics over all shards.
+
+    Histograms are merged one shard at a time, so that those of all shards are never in memory together.
+    """
+    reports: list[ShardReport] = []
+    none = moments = Moments.empty(ACTION_SIZE)
     for index in range(count):
-        report = json.loads(filesystem.cat_file(f"{folder}/{report_name(index)}"))
-        moments = moments.merged(Moments.from_json(report.pop("moments")))
-        reports.append(report)
+        report = read_report(ShardReport, filesystem, folder, index)
+        moments = moments.merged(report.moments)
+        reports.append(replace(report, moments=none))
     return reports, moments
 
 
-def _counts(reports: list[dict[str, Any]]) -> EpisodeCounts:
-    """The account. Raises RuntimeError where it does not add up, ValueError where nothing could be read."""
-    records = sum(report["source_records"] for report in reports)
-    episodes = sum(len(report["episode_lengths"]) for report in reports)
-    quarantined = sum(len(report["quarantine"]) for report in reports)
-    steps = sum(sum(report["episode_lengths"]) for report in reports)
-    if records != episodes + quarantined or steps != sum(report["rows"] for report in reports):
+def _counts(reports: list[ShardReport]) -> EpisodeCounts:
+    """The account. Raises RuntimeError if it does not add up, ValueError if nothing could be read."""
+    records = sum(report.source_records for report in reports)
+    episodes = sum(len(report.episode_lengths) for report in reports)
+    quarantined = sum(len(report.quarantine) for report in reports)
+    steps = sum(sum(report.episode_lengths) for report in reports)
+    if records != episodes + quarantined or steps != sum(report.rows for report in reports):
         raise RuntimeError(f"the account does not add up: {records} records in, {episodes} out, {quarantined} left out")
     if episodes == 0:
-        first = next((line["reason"] for report in reports for line in report["quarantine"]), "the split is empty")
+        first = next((record.reason for report in reports for record in report.quarantine), "the split is empty")
         raise ValueError(f"not one of {records} episodes can be read ({first}): is this the right dataset spec?")
     return EpisodeCounts(episodes_in=records, episodes_out=episodes, quarantined=quarantined, steps=steps)
 
 
-def _remarks(task: ShardTask, reports: list[dict[str, Any]], *, trained_steps: int) -> list[str]:
+def _remarks(task: ShardTask, reports: list[ShardReport], *, trained_steps: int) -> list[str]:
     """Sentences about what is odd and costs no episode; `trained_steps` are those that are not terminal."""
-    unread = sum((Counter(report.get("unread", {})) for report in reports), Counter())
-    odd = [steps for report in reports for steps in report.get("states_not_finite", [])]
-    total = sum(len(report["episode_lengths"]) for report in reports)
+    unread = sum((Counter(report.unread) for report in reports), Counter())
+    odd = [steps for report in reports for steps in report.states_not_finite]
+    total = sum(len(report.episode_lengths) for report in reports)
     remarks = [f"{path} is not one number a step: {_INSTEAD[path]}" for path in task.paths_of_other_form()]
     remarks += [
         f"{path} of {count} of {total} episodes is not as features.json declares it: {_INSTEAD[path]} there"
@@ -149,10 +152,10 @@ def _remarks(task: ShardTask, reports: list[dict[str, Any]], *, trained_steps: i
     return remarks
 
 
-def _instructions(filesystem: Any, folder: str, count: int, embed: Embed | None, encoder_id: str) -> pa.Table:
+def _instructions(filesystem: FileSystem, folder: str, count: int, embed: Embed | None, encoder_id: str) -> pa.Table:
     """One row a distinct instruction, by id, with vectors shipped or computed now."""
-    tables = [pq.read_table(pa.BufferReader(blob)) for blob in _blobs(filesystem, folder, count)]
-    table = pa.concat_tables(tables).sort_by("id")
+    blobs = (filesystem.cat_file(f"{folder}/{instructions_name(index)}") for index in range(count))
+    table = pa.concat_tables([pq.read_table(pa.BufferReader(blob)) for blob in blobs]).sort_by("id")
     ids = table["id"].to_numpy()
     table = table.take(np.flatnonzero(np.diff(ids, prepend=ids[:1] - 1)))
     if embed is not None:
@@ -163,13 +166,9 @@ def _instructions(filesystem: Any, folder: str, count: int, embed: Embed | None,
     return pa.table([table["id"], table["text"], encoders, fixed_lists(vectors)], schema=INSTRUCTION_SCHEMA)
 
 
-def _blobs(filesystem: Any, folder: str, count: int) -> Iterator[bytes]:
-    return (filesystem.cat_file(f"{folder}/{instructions_name(index)}") for index in range(count))
-
-
-def _image(task: ShardTask, reports: list[dict[str, Any]]) -> ImageRecipe:
+def _image(task: ShardTask, reports: list[ShardReport]) -> ImageRecipe:
     """What every stored frame of the main camera is."""
-    sizes = sorted({tuple(report["frame_size"]) for report in reports if report["frame_size"]})
+    sizes = sorted({report.frame_size for report in reports if report.frame_size})
     if len(sizes) > 1:
         raise ValueError(
             f"frames of {task.root} differ in size between shards, {size_text(sizes)}: give --image-size HxW"
@@ -178,8 +177,8 @@ def _image(task: ShardTask, reports: list[dict[str, Any]]) -> ImageRecipe:
     return ImageRecipe(camera="image", height=height, width=width, resize=task.resize if task.image_size else "none")
 
 
-def _control_hz(reports: list[dict[str, Any]]) -> float:
-    rates_hz = sorted({rate for report in reports for rate in report["rates_hz"]})
+def _control_hz(reports: list[ShardReport]) -> float:
+    rates_hz = sorted({rate for report in reports for rate in report.rates_hz})
     if len(rates_hz) > 1:
         raise ValueError(
             f"episodes were recorded at different rates, {rates_hz} Hz: a store holds one, split the source"

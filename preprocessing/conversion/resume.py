@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from preprocessing.store.episode_store import (
     ENDED,
@@ -24,7 +24,8 @@ from preprocessing.store.episode_store import (
     atomic_write,
     read_manifest,
 )
-from preprocessing.store.json_files import parsed, taken_apart
+from preprocessing.store.file_system import FileSystem
+from preprocessing.store.json_files import JsonObject, parsed, taken_apart
 from preprocessing.store.json_records import read_record
 from preprocessing.store.shard_files import is_local
 from preprocessing.store.store_manifest import StoreManifest, WebManifest
@@ -34,7 +35,7 @@ M = TypeVar("M", StoreManifest, WebManifest)
 _SETTINGS = "settings.json"
 
 
-def finished(filesystem: Any, root: str, settings: dict[str, Any], kind: type[M]) -> M:
+def finished(filesystem: FileSystem, root: str, settings: JsonObject, kind: type[M]) -> M:
     """The manifest of the finished store at `root`. Raises ValueError if it is another store, or files are amiss."""
     data = read_manifest(filesystem, root)
     if difference := _difference(data.get("settings", {}), settings):
@@ -49,7 +50,7 @@ def finished(filesystem: Any, root: str, settings: dict[str, Any], kind: type[M]
 
 
 @contextmanager
-def claimed(filesystem: Any, root: str, settings: dict[str, Any]) -> Iterator[None]:
+def claimed(filesystem: FileSystem, root: str, settings: JsonObject) -> Iterator[None]:
     """Around a conversion: begin it, or continue what was begun with the same settings. A ValueError in it is noted.
 
     Raises ValueError if another conversion was interrupted, or is at work.
@@ -81,7 +82,7 @@ def without_verdict(step: Callable[[], None]) -> None:
         raise OSError(str(error)) from error
 
 
-def _make_room(filesystem: Any, root: str, settings: dict[str, Any], *, alone: bool) -> None:
+def _make_room(filesystem: FileSystem, root: str, settings: JsonObject, *, alone: bool) -> None:
     """Leave progress of the same conversion or none. Raises ValueError if another's must not be removed."""
     progress = f"{root}/{PROGRESS}"
     if filesystem.exists(path := f"{progress}/{_SETTINGS}"):
@@ -103,13 +104,13 @@ def _make_room(filesystem: Any, root: str, settings: dict[str, Any], *, alone: b
     _write(filesystem, progress, _SETTINGS, settings)
 
 
-def _any_done(filesystem: Any, progress: str) -> bool:
+def _any_done(filesystem: FileSystem, progress: str) -> bool:
     """Whether a shard's report is there."""
     names = [path.rpartition("/")[2] for path in filesystem.ls(progress, detail=False)]
     return any(name.endswith(".json") and name[:-5].isdigit() for name in names)
 
 
-def _remove(filesystem: Any, root: str) -> None:
+def _remove(filesystem: FileSystem, root: str) -> None:
     """Everything that conversions write, and nothing else."""
     for path in filesystem.ls(root, detail=False):
         name = path.rstrip("/").rpartition("/")[2]
@@ -118,12 +119,12 @@ def _remove(filesystem: Any, root: str) -> None:
     filesystem.rm(f"{root}/{PROGRESS}", recursive=True)
 
 
-def _write(filesystem: Any, progress: str, name: str, data: dict[str, Any]) -> None:
+def _write(filesystem: FileSystem, progress: str, name: str, data: JsonObject) -> None:
     with atomic_write(filesystem, f"{progress}/{name}", temporary=progress) as file:
         file.write(json.dumps(data).encode())
 
 
-def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+def _difference(before: JsonObject, now: JsonObject) -> str:
     """What differs first, in words; empty where nothing does."""
     for key in now | before:  # what is as it is by default may be left out of either
         if before.get(key) != now.get(key):
@@ -131,13 +132,13 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     return ""
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) < 60 else f"{text[:57]}..."
 
 
 @contextmanager
-def _lock_of(filesystem: Any, root: str) -> Iterator[Callable[[int], bool]]:
+def _lock_of(filesystem: FileSystem, root: str) -> Iterator[Callable[[int], bool]]:
     """How to take a lock (fcntl.LOCK_...) of a local folder: False where another holds it. Object stores have none."""
     if not is_local(filesystem):
         yield lambda kind: True

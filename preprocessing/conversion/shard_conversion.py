@@ -2,28 +2,28 @@
 
 A record that cannot be read, or whose values its spec refuses, goes to quarantine with its reason. What no model reads
 costs no episode: it is left empty, and counted. What the shard contributes to the manifest is written beside it as
-JSON, last: that file means "this shard is done".
+JSON, last (`shard_report`): that file means "this shard is done".
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from preprocessing.conversion.shard_report import QuarantinedRecord, ShardCounts, ShardReport, report_name
 from preprocessing.conversion.step_marks import STEP_MARKS, read_marks, require_one_episode
 from preprocessing.dataset_spec import ACTION_SIZE, DatasetSpec
 from preprocessing.rlds import Corrupt, Episode, RldsDataset, SourceShard
 from preprocessing.store.episode_store import (
     PROGRESS,
+    HashingFile,
     ShardWriter,
     StoreLayout,
     atomic_write,
@@ -31,7 +31,9 @@ from preprocessing.store.episode_store import (
     image_column,
     instruction_id,
 )
+from preprocessing.store.file_system import file_system_of
 from preprocessing.store.images import ImageSize, Resize, encode_png, image_size, reencode, require_whole_image
+from preprocessing.store.json_records import to_text
 from preprocessing.store.statistics import Moments
 from preprocessing.tfds.features import naming
 
@@ -78,20 +80,16 @@ class ShardTask:
         return [path for path in (*STEP_MARKS, "reward") if path in there]
 
 
-def report_name(index: int) -> str:
-    """A shard's report in the progress folder: what it adds to the manifest. Its presence means the shard is done."""
-    return f"{index:05d}.json"
-
-
 def instructions_name(index: int) -> str:
     """A shard's distinct instructions in the progress folder."""
     return f"{index:05d}-instructions.parquet"
 
 
-def convert_shard(task: ShardTask, index: int) -> dict[str, Any]:
-    """Write shard `index` and its report; the report. ValueError where frames differ in size and none is asked."""
-    filesystem, root = fsspec.core.url_to_fs(task.root)
-    progress, source, shard = f"{root}/{PROGRESS}", task.shards[index], _Shard(task)
+def convert_shard(task: ShardTask, index: int) -> ShardCounts:
+    """Write shard `index` and its report. Raises ValueError if frames differ in size and no size is asked for."""
+    filesystem, root = file_system_of(task.root)
+    progress = f"{root}/{PROGRESS}"
+    source, shard = task.shards[index], _Shard(task)
     with atomic_write(filesystem, f"{root}/{task.shard_file(index)}", temporary=progress) as file:
         records = task.dataset.read_shard(
             source, paths=task.paths(), optional=task.optional_paths(), check_crc=task.check_crc
@@ -103,11 +101,10 @@ def convert_shard(task: ShardTask, index: int) -> dict[str, Any]:
                     writer.append(table)
     with atomic_write(filesystem, f"{progress}/{instructions_name(index)}", temporary=progress) as table_file:
         pq.write_table(shard.instructions.table(), pa.PythonFile(table_file, mode="w"))
-    written = {"file": task.shard_file(index), "rows": writer.rows, "bytes": file.num_bytes, "sha256": file.sha256}
-    report = written | {"source": source.name, "source_bytes": source.num_bytes} | shard.report()
+    report = shard.report(task.shard_file(index), file, writer.rows, source)
     with atomic_write(filesystem, f"{progress}/{report_name(index)}", temporary=progress) as report_file:
-        report_file.write(json.dumps(report).encode())
-    return report
+        report_file.write(to_text(report).encode())
+    return ShardCounts(episodes=len(report.episode_lengths), rows=report.rows)
 
 
 class _Shard:
@@ -118,7 +115,7 @@ class _Shard:
         self.instructions = _Instructions()
         self._fingerprint, self._num_records = hashlib.sha256(), 0
         self._lengths: list[int] = []
-        self._quarantine: list[dict[str, Any]] = []
+        self._quarantine: list[QuarantinedRecord] = []
         self._frame_size: ImageSize | None = None
         self._rates_hz: set[float] = set()
         self._moments, self._recent = Moments.empty(ACTION_SIZE), []
@@ -149,23 +146,31 @@ class _Shard:
         self._count_statistics(table)
         return table
 
-    def report(self) -> dict[str, Any]:
+    def report(self, name: str, file: HashingFile, rows: int, source: SourceShard) -> ShardReport:
+        """The report of shard file `name`, written as `file` with `rows` rows from `source`."""
         self._merge_recent()
-        return {
-            "source_records": self._num_records,
-            "source_sha256_of_crcs": self._fingerprint.hexdigest(),
-            "episode_lengths": self._lengths,
-            "quarantine": self._quarantine,
-            "frame_size": self._frame_size,
-            "rates_hz": sorted(self._rates_hz),
-            "moments": self._moments.to_json(),
-            **({"unread": dict(sorted(self._unread.items()))} if self._unread else {}),
-            **({"states_not_finite": self._odd_states} if self._odd_states else {}),
-        }
+        return ShardReport(
+            file=name,
+            rows=rows,
+            bytes=file.num_bytes,
+            sha256=file.sha256,
+            source=source.name,
+            source_bytes=source.num_bytes,
+            source_records=self._num_records,
+            source_sha256_of_crcs=self._fingerprint.hexdigest(),
+            episode_lengths=tuple(self._lengths),
+            quarantine=tuple(self._quarantine),
+            frame_size=self._frame_size,
+            rates_hz=tuple(sorted(self._rates_hz)),
+            moments=self._moments,
+            unread=dict(sorted(self._unread.items())),
+            states_not_finite=tuple(self._odd_states),
+        )
 
     def _leave_out(self, item: Episode | Corrupt, reason: str) -> None:
-        place = {"shard": item.shard, "record": item.record, "offset": item.offset}
-        self._quarantine.append(place | {"reason": reason})
+        self._quarantine.append(
+            QuarantinedRecord(shard=item.shard, record=item.record, offset=item.offset, reason=reason)
+        )
 
     def _columns(self, episode: Episode) -> dict[str, pa.Array]:
         """Every column but the images. Raises ValueError for values that the spec refuses."""
@@ -280,7 +285,7 @@ def _frame(task: ShardTask, given: bytes | np.ndarray) -> bytes:
     return encoded
 
 
-def _reward(column: Any, count: int) -> pa.Array:
+def _reward(column: object, count: int) -> pa.Array:
     """float32 (N,), null where there is none."""
     if column is None:
         return pa.nulls(count, pa.float32())
@@ -288,5 +293,6 @@ def _reward(column: Any, count: int) -> pa.Array:
         return pa.array(np.asarray(column).reshape(count).astype(np.float32))
 
 
-def size_text(sizes: list[tuple[int, int]]) -> str:
+def size_text(sizes: Sequence[tuple[int, ...]]) -> str:
+    """Sizes (height, width) in words."""
     return " and ".join(f"{height}x{width}" for height, width in sizes)

@@ -18,15 +18,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from preprocessing.store.file_system import FileSystem, file_system_of
 from preprocessing.store.integrity import require_whole
-from preprocessing.store.json_files import parsed, taken_apart
+from preprocessing.store.json_files import JsonObject, parsed, taken_apart
 from preprocessing.store.json_records import read_record
 from preprocessing.store.shard_files import ShardFiles, is_local, reaching, with_retries
 from preprocessing.store.store_manifest import ShardEntry, StoreManifest
@@ -118,7 +118,7 @@ def instruction_id(text: str, vector: bytes = b"") -> int:
 
 
 @contextmanager
-def atomic_write(filesystem: Any, path: str, *, temporary: str) -> Iterator[HashingFile]:
+def atomic_write(filesystem: FileSystem, path: str, *, temporary: str) -> Iterator[HashingFile]:
     """A file that appears at `path` whole or not at all. `temporary` is a folder of the same file system.
 
     Object stores publish an upload when it is complete; it is spooled on the local disk until then.
@@ -235,7 +235,7 @@ class EpisodeStore:
     instruction_ids: np.ndarray
     instruction_texts: list[str]
     embeddings: np.ndarray
-    filesystem: Any
+    filesystem: FileSystem
     _files: ShardFiles = field(repr=False)
 
     @staticmethod
@@ -244,7 +244,7 @@ class EpisodeStore:
 
         Raises FileNotFoundError or ValueError with the remedy where there is none, or more than one.
         """
-        filesystem, root = fsspec.core.url_to_fs(str(path))
+        filesystem, root = file_system_of(str(path))
         root = find_store(filesystem, root.rstrip("/"), str(path), split)
         data = read_manifest(filesystem, root)
         if "kind" in data:
@@ -325,7 +325,7 @@ class EpisodeStore:
         require_whole(self, checksum_bytes=float("inf"))
 
 
-def read_manifest(filesystem: Any, root: str) -> dict[str, Any]:
+def read_manifest(filesystem: FileSystem, root: str) -> JsonObject:
     """The JSON of the manifest in folder `root`, of any kind and version. Raises ValueError if it is damaged."""
     path = f"{root}/{MANIFEST}"
     return parsed(with_retries(lambda: filesystem.cat_file(path), what=path), path, remedy=_REMEDY)
@@ -344,7 +344,7 @@ def embedding_matrix(table: pa.Table) -> np.ndarray:
     return np.array(flat, np.float32).reshape(table.num_rows, EMBEDDING_WIDTH)
 
 
-def find_store(filesystem: Any, root: str, path: str, split: str | None) -> str:
+def find_store(filesystem: FileSystem, root: str, path: str, split: str | None) -> str:
     with reaching(path):
         there = filesystem.exists(root)
     if not there:
@@ -367,7 +367,7 @@ def find_store(filesystem: Any, root: str, path: str, split: str | None) -> str:
     raise ValueError(f"{path} holds no episode store (no {MANIFEST}): make one with rtp preprocess")
 
 
-def _why_unfinished(filesystem: Any, progress: str) -> str:
+def _why_unfinished(filesystem: FileSystem, progress: str) -> str:
     try:
         ended = parsed(filesystem.cat_file(f"{progress}/{ENDED}"), f"{progress}/{ENDED}", remedy=_REMEDY)
     except FileNotFoundError:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Protocol
 
-import fsspec
-
+from preprocessing.store.file_system import FileSystem, file_system_of
 from preprocessing.store.shard_files import ShardFiles, is_local, with_retries
 from preprocessing.store.store_manifest import InstructionsFile, ShardEntry, StoreManifest, WebManifest, WebShardEntry
 
@@ -31,7 +30,7 @@ def require_whole(store: Store, *, checksum_bytes: float = CHECKSUM_BYTES) -> No
 
     Sizes and row counts are compared, and checksums of a local store that has no more than `checksum_bytes`.
     """
-    filesystem, root = fsspec.core.url_to_fs(store.root)
+    filesystem, root = file_system_of(store.root)
     manifest = store.manifest
     footers = ShardFiles(filesystem, [f"{root}/{shard.file}" for shard in manifest.shards])
     small = is_local(filesystem) and sum(shard.bytes for shard in manifest.shards) <= checksum_bytes
@@ -48,7 +47,12 @@ def require_whole(store: Store, *, checksum_bytes: float = CHECKSUM_BYTES) -> No
 
 
 def _require_shard(
-    filesystem: Any, footers: ShardFiles, number: int, root: str, shard: ShardEntry | WebShardEntry, checksums: bool
+    filesystem: FileSystem,
+    footers: ShardFiles,
+    number: int,
+    root: str,
+    shard: ShardEntry | WebShardEntry,
+    checksums: bool,
 ) -> None:
     _require_file(filesystem, root, shard, checksums)
     rows = footers.num_rows(number)
@@ -57,7 +61,7 @@ def _require_shard(
 
 
 def _require_file(
-    filesystem: Any, root: str, entry: ShardEntry | WebShardEntry | InstructionsFile, checksums: bool
+    filesystem: FileSystem, root: str, entry: ShardEntry | WebShardEntry | InstructionsFile, checksums: bool
 ) -> None:
     path = f"{root}/{entry.file}"
     try:
@@ -70,7 +74,7 @@ def _require_file(
         raise ValueError(f"{path} differs from its checksum in the manifest: {_REMEDY}")
 
 
-def _sha256(filesystem: Any, path: str) -> str:
+def _sha256(filesystem: FileSystem, path: str) -> str:
     def read() -> str:
         digest = hashlib.sha256()
         with filesystem.open(path, "rb") as file:

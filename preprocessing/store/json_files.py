@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
+
+JsonObject: TypeAlias = dict[str, Any]
+"""A JSON object as `json` reads and writes it, where no record class describes it."""
 
 
-def parsed(blob: bytes, path: str, *, remedy: str) -> dict[str, Any]:
-    """The JSON object in `blob`. Raises ValueError naming `path` where it is none."""
+def parsed(blob: bytes, path: str, *, remedy: str) -> JsonObject:
+    """The JSON object in `blob`. Raises ValueError naming `path` if there is none."""
     with taken_apart(path, remedy=remedy):
-        found = json.loads(blob)
-        if not isinstance(found, dict):
-            raise TypeError(f"it holds a {type(found).__name__}, not an object")
-        return found
+        data = json.loads(blob)
+        if not isinstance(data, dict):
+            raise TypeError(f"it holds a {type(data).__name__}, not an object")
+        return data
 
 
 @contextmanager
@@ -29,5 +32,5 @@ def taken_apart(path: str, *, remedy: str) -> Iterator[None]:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
-        said = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"{path} is not as it was written ({said}): {remedy}") from None
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{path} is not as it was written ({reason}): {remedy}") from None

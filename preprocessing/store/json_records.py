@@ -1,6 +1,7 @@
 """Dataclasses from parsed JSON, strictly: a missing or mistyped value is an error that names its place.
 
-Fields may be str, int, float, bool, dataclasses, `tuple[X, ...]`, `dict[str, X]`, Any, and classes with `from_json`.
+Fields may be str, int, float, bool, dataclasses, `tuple[X, ...]`, `dict[str, X]`, `X | None`, Any, and classes with
+`from_json`.
 Keys that the class does not have are ignored, so that files of later versions can be read.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import lru_cache
+from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -54,6 +56,8 @@ def _value(hint: Any, value: Any, place: str) -> Any:
     origin, parts = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
+    if origin is UnionType:
+        return None if value is None else _value(parts[0], value, place)
     if origin is tuple:
         items = _checked(list, value, place)
         if all(type(item) is parts[0] for item in items):

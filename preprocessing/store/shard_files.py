@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from preprocessing.store.file_system import FileSystem
+
 T = TypeVar("T")
 
 ATTEMPTS = 6
@@ -22,7 +24,7 @@ _OPEN_FILES = 64
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError)
 
 
-def is_local(filesystem: Any) -> bool:
+def is_local(filesystem: FileSystem) -> bool:
     return isinstance(filesystem, LocalFileSystem)
 
 
@@ -56,7 +58,7 @@ def with_retries(read: Callable[[], T], *, what: str) -> T:
     raise AssertionError
 
 
-def open_patiently(filesystem: Any, path: str, *, ahead_bytes: int = 0) -> Any:
+def open_patiently(filesystem: FileSystem, path: str, *, ahead_bytes: int = 0) -> Any:
     """A file to read from beginning to end, as an object with read, seek and close; a remote one is a PatientFile."""
     if is_local(filesystem):
         return open(path, "rb")
@@ -69,7 +71,7 @@ class PatientFile:
     With `ahead_bytes` a read fetches at least so many, and what follows in them is served from memory.
     """
 
-    def __init__(self, filesystem: Any, path: str, *, ahead_bytes: int = 0) -> None:
+    def __init__(self, filesystem: FileSystem, path: str, *, ahead_bytes: int = 0) -> None:
         self._filesystem, self._path, self._place, self.closed = filesystem, path, 0, False
         self._size = with_retries(lambda: int(filesystem.size(path)), what=path)
         self._ahead_bytes, self._ahead, self._ahead_from = ahead_bytes, b"", 0
@@ -125,7 +127,7 @@ class PatientFile:
 class ShardFiles:
     """Parquet files of a store by number: all footers are kept, at most 64 files are open. Threads may share it."""
 
-    def __init__(self, filesystem: Any, paths: Sequence[str]) -> None:
+    def __init__(self, filesystem: FileSystem, paths: Sequence[str]) -> None:
         self._filesystem, self._paths = filesystem, paths
         self._footers: dict[int, pq.FileMetaData] = {}
         self._files: cachetools.LRUCache[int, pq.ParquetFile] = cachetools.LRUCache(_OPEN_FILES)

@@ -8,12 +8,12 @@ order statistic read from one is within 2^-12 (0.025 %) of the true one, exactly
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from preprocessing.store.json_files import JsonObject
 from rt_models.spec import ActionStatistics
 
 _DROPPED_BITS = 12  # of a float32's 23 mantissa bits; 11 stored ones and the leading one stay
@@ -100,7 +100,7 @@ class Moments:
         }
         return ActionStatistics(count=self.count, **{name: tuple(row.tolist()) for name, row in rows.items()})
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         arrays = ("mean_A", "squares_A", "minimum_A", "maximum_A")
         return {
             "count": self.count,
@@ -109,7 +109,7 @@ class Moments:
         }
 
     @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Moments:
+    def from_json(data: JsonObject) -> Moments:
         if data["count"] == 0:
             return Moments.empty(len(data["histograms"]))
         arrays = {name: np.array(value) for name, value in data.items() if name.endswith("_A")}

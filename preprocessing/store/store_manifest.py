@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
 
+from preprocessing.store.json_files import JsonObject
 from preprocessing.store.json_records import to_text
 from rt_models.spec import ActionStatistics, Contract
 
@@ -31,7 +31,7 @@ class StoreStatistics(ActionStatistics):
     units: tuple[str, ...]
     hardly_vary: dict[str, str]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         return {"names": self.names, "units": self.units, **asdict(self)}
 
 
@@ -99,7 +99,7 @@ class StoreManifest:
     row_group_rows: int
     instructions: InstructionsFile
     shards: tuple[ShardEntry, ...]
-    settings: dict[str, Any]
+    settings: JsonObject
     remarks: tuple[str, ...] = ()
 
     def to_bytes(self) -> bytes:
@@ -152,7 +152,7 @@ class WebManifest:
     unread: dict[str, int] = field(default_factory=dict)
     row_group_rows: int
     shards: tuple[WebShardEntry, ...]
-    settings: dict[str, Any]
+    settings: JsonObject
 
     def to_bytes(self) -> bytes:
         return _one_key_a_line({f.name: getattr(self, f.name) for f in fields(self)})

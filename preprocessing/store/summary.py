@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import fsspec
 import numpy as np
 
 from preprocessing.store.episode_store import QUARANTINE, EpisodeStore
+from preprocessing.store.file_system import file_system_of
 from preprocessing.store.integrity import Store
 from preprocessing.store.json_files import parsed
 
@@ -116,7 +116,7 @@ def verdicts_of(found: dict[str, Any]) -> list[dict[str, Any]]:
 
 def quarantine(store: Store) -> list[dict[str, Any]]:
     """The lines of quarantine.jsonl: shard, record, of episodes the offset in bytes, reason."""
-    filesystem, root = fsspec.core.url_to_fs(store.root)
+    filesystem, root = file_system_of(store.root)
     path = f"{root}/{QUARANTINE}"
     lines = filesystem.cat_file(path).splitlines()
     return [parsed(line, path, remedy="delete the store and preprocess again") for line in lines]

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 
 from preprocessing.loading.windows import StepIndex
 from preprocessing.store.episode_store import MANIFEST, EpisodeStore, find_store, read_manifest
+from preprocessing.store.file_system import file_system_of
 from preprocessing.store.json_files import taken_apart
 from preprocessing.store.json_records import read_record
 from preprocessing.store.shard_files import ShardFiles, is_local
@@ -61,7 +61,7 @@ class WebStore:
     @staticmethod
     def open(path: str, split: str | None = None) -> WebStore:
         """Open the store at `path`, or else the only one (of `split`, if given) below it."""
-        filesystem, root = fsspec.core.url_to_fs(str(path))
+        filesystem, root = file_system_of(str(path))
         root = find_store(filesystem, root.rstrip("/"), str(path), split)
         data = read_manifest(filesystem, root)
         if data.get("kind") != KIND:
@@ -119,7 +119,7 @@ Store = EpisodeStore | WebStore
 
 def open_store(path: str, split: str | None = None) -> Store:
     """Whatever kind of store lies at `path`. Raises FileNotFoundError or ValueError where there is none."""
-    filesystem, root = fsspec.core.url_to_fs(str(path))
+    filesystem, root = file_system_of(str(path))
     root = find_store(filesystem, root.rstrip("/"), str(path), split)
     kind = read_manifest(filesystem, root).get("kind")
     found = root if is_local(filesystem) else filesystem.unstrip_protocol(root)

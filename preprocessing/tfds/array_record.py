@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from preprocessing.store.file_system import FileSystem
 from preprocessing.store.shard_files import is_local, with_retries
 from preprocessing.tfds.tfrecord import Damage, Record, masked_crc32c
 
 
-def read_array_records(filesystem: Any, path: str, *, first: int, stop: int | None) -> Iterator[Record | Damage]:
+def read_array_records(filesystem: FileSystem, path: str, *, first: int, stop: int | None) -> Iterator[Record | Damage]:
     """Records `first` to `stop` (None: the end). A file that is not local is fetched whole to a temporary one first.
 
     Raises ValueError if the array_record package is not installed.

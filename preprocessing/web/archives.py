@@ -13,8 +13,9 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import BinaryIO
 
+from preprocessing.store.file_system import FileSystem
 from preprocessing.web.records import IMAGE_SUFFIXES, Identities, WebExample, WebRecord, parsed_once
 from preprocessing.web.texts import NOTHING_TO_LEARN, examples_of, unusable, without_picture
 
@@ -37,7 +38,7 @@ class _Member:
     problem: str | None
 
 
-def read_tar(filesystem: Any, path: str, name: str) -> Iterator[WebRecord]:
+def read_tar(filesystem: FileSystem, path: str, name: str) -> Iterator[WebRecord]:
     """The records of an archive; those with a picture or a text alone come last, since the other may stand apart.
 
     Raises ValueError if the archive is cut or damaged.
@@ -107,7 +108,7 @@ def _chosen(members: Sequence[_Member], suffixes: tuple[str, ...]) -> list[_Memb
 def _examples(texts: Sequence[_Member], *, has_picture: bool, others: Sequence[str]) -> tuple[WebExample, ...] | None:
     """What JSON members say, and captions in text members that they do not say too; None if one cannot be read.
     `others` are the extensions of pictures of kinds that are not read."""
-    fields: dict[str, Any] = {}
+    fields: dict[str, object] = {}
     examples: list[WebExample] = []
     captions: list[str] = []
     try:
@@ -136,7 +137,7 @@ def _examples(texts: Sequence[_Member], *, has_picture: bool, others: Sequence[s
 # --- Members ---
 
 
-def _members(filesystem: Any, path: str) -> Iterator[_Member]:
+def _members(filesystem: FileSystem, path: str) -> Iterator[_Member]:
     """Each member of an archive but folders, one after the other."""
     try:
         with filesystem.open(path, "rb") as file:
@@ -171,7 +172,7 @@ def _member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> _Member:
 class _Stream:
     """A file that is read once from its beginning, and remembers the last it gave."""
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: BinaryIO | gzip.GzipFile) -> None:
         self._file, self._given, self._kept = file, 0, b""
 
     def read(self, size: int) -> bytes:

@@ -10,17 +10,20 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import fsspec
 import pyarrow as pa
 
 from preprocessing.conversion.resume import claimed, finished
-from preprocessing.conversion.shard_conversion import report_name
+from preprocessing.conversion.shard_report import (
+    QuarantinedExample,
+    ShardCounts,
+    WebShardReport,
+    read_report,
+    report_name,
+)
 from preprocessing.convert import ReachRay, convert_shards, own_ray
 from preprocessing.store.episode_store import (
     MANIFEST,
@@ -29,9 +32,11 @@ from preprocessing.store.episode_store import (
     ShardWriter,
     atomic_write,
 )
+from preprocessing.store.file_system import file_system_of
 from preprocessing.store.images import image_size, require_whole_image
-from preprocessing.store.json_records import read_record
-from preprocessing.store.store_manifest import WebCounts, WebManifest, WebShardEntry
+from preprocessing.store.json_files import JsonObject
+from preprocessing.store.json_records import to_text
+from preprocessing.store.store_manifest import WebCounts, WebManifest
 from preprocessing.store.web_store import KIND, WEB_SCHEMA, WEB_SCHEMA_VERSION
 from preprocessing.web.records import WebExample, WebRecord
 from preprocessing.web.sources import Format, Piece, WebSource
@@ -121,7 +126,7 @@ def convert_web(source: str, out: str, config: WebConvertConfig, reach_ray: Reac
     root = _absolute(f"{str(out).rstrip('/')}/{name}/{config.version}/{config.split}")
     task = _Task(source=opened, config=config, root=root, pieces=opened.pieces())
     settings = _settings(task, name)
-    filesystem, folder = fsspec.core.url_to_fs(root)
+    filesystem, folder = file_system_of(root)
     if filesystem.exists(f"{folder}/{MANIFEST}"):
         manifest, missing = finished(filesystem, folder, settings, WebManifest), []
     else:
@@ -153,7 +158,7 @@ def _absolute(path: str) -> str:
     return path if "://" in path else str(Path(path).absolute())
 
 
-def _settings(task: _Task, name: str) -> dict[str, Any]:
+def _settings(task: _Task, name: str) -> JsonObject:
     """Everything that decides what the store's bytes will be."""
     config = task.config
     return {
@@ -173,10 +178,11 @@ def _settings(task: _Task, name: str) -> dict[str, Any]:
 # --- One shard ---
 
 
-def _convert_piece(task: _Task, index: int) -> dict[str, Any]:
+def _convert_piece(task: _Task, index: int) -> ShardCounts:
     """Write shard `index` and, last, its report."""
-    filesystem, root = fsspec.core.url_to_fs(task.root)
-    progress, account = f"{root}/{PROGRESS}", _Account(task.config)
+    filesystem, root = file_system_of(task.root)
+    progress = f"{root}/{PROGRESS}"
+    account = _Account(task.config)
     with (
         atomic_write(filesystem, f"{root}/{task.shard_file(index)}", temporary=progress) as file,
         ShardWriter(file, WEB_SCHEMA, row_group_rows=_ROW_GROUP_ROWS) as writer,
@@ -185,22 +191,22 @@ def _convert_piece(task: _Task, index: int) -> dict[str, Any]:
             table = account.take(record)
             if table is not None:
                 writer.append(table)
-    report = {
-        "file": task.shard_file(index),
-        "rows": writer.rows,
-        "bytes": file.num_bytes,
-        "sha256": file.sha256,
-        "source": task.pieces[index].name,
-        "episode_lengths": account.counts,
-        "examples_in": account.examples_in,
-        "images": account.images,
-        "duplicates": account.duplicates,
-        "unread": dict(account.unread),
-        "quarantine": account.quarantine,
-    }
+    report = WebShardReport(
+        file=task.shard_file(index),
+        rows=writer.rows,
+        bytes=file.num_bytes,
+        sha256=file.sha256,
+        source=task.pieces[index].name,
+        episode_lengths=tuple(account.counts),
+        examples_in=account.examples_in,
+        images=account.images,
+        duplicates=account.duplicates,
+        unread=dict(account.unread),
+        quarantine=tuple(account.quarantine),
+    )
     with atomic_write(filesystem, f"{progress}/{report_name(index)}", temporary=progress) as file:
-        file.write(json.dumps(report).encode())
-    return report
+        file.write(to_text(report).encode())
+    return ShardCounts(episodes=len(report.episode_lengths), rows=report.rows)
 
 
 class _Account:
@@ -211,7 +217,7 @@ class _Account:
         self.counts: list[int] = []
         self.examples_in = self.images = self.duplicates = 0
         self.unread: Counter[str] = Counter()
-        self.quarantine: list[dict[str, Any]] = []
+        self.quarantine: list[QuarantinedExample] = []
 
     def take(self, record: WebRecord) -> pa.Table | None:
         """The row of a record, or None if nothing of it is left."""
@@ -241,7 +247,7 @@ class _Account:
         for example, problem in zip(record.examples, problems, strict=True):
             place = example.place or record.place
             if problem is not None:
-                self.quarantine.append({"place": place, "example": numbers[place], "reason": problem})
+                self.quarantine.append(QuarantinedExample(place=place, example=numbers[place], reason=problem))
             numbers[place] += 1
 
 
@@ -288,15 +294,15 @@ def _text_problem(example: WebExample, config: WebConvertConfig) -> str | None:
 # --- The manifest ---
 
 
-def _write_manifest(task: _Task, settings: dict[str, Any]) -> WebManifest:
+def _write_manifest(task: _Task, settings: JsonObject) -> WebManifest:
     """Write quarantine and, last, the manifest. Raises ValueError if no example is left."""
-    filesystem, root = fsspec.core.url_to_fs(task.root)
+    filesystem, root = file_system_of(task.root)
     temporary = f"{root}/{PROGRESS}"
-    reports = list(_reports(filesystem, temporary, len(task.pieces)))
+    reports = [read_report(WebShardReport, filesystem, temporary, index) for index in range(len(task.pieces))]
     counts = _counts(reports)
     with atomic_write(filesystem, f"{root}/{QUARANTINE}", temporary=temporary) as file:
         for report in reports:
-            lines = ({"shard": report["file"], **line} for line in report["quarantine"])
+            lines = ({"shard": report.file, **asdict(example)} for example in report.quarantine)
             file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
     manifest = WebManifest(
         schema_version=WEB_SCHEMA_VERSION,
@@ -305,10 +311,10 @@ def _write_manifest(task: _Task, settings: dict[str, Any]) -> WebManifest:
         version=settings["version"],
         split=settings["split"],
         counts=counts,
-        duplicates=sum(report.get("duplicates", 0) for report in reports),
-        unread=dict(sum((Counter(report.get("unread", {})) for report in reports), Counter())),
+        duplicates=sum(report.duplicates for report in reports),
+        unread=dict(sum((Counter(report.unread) for report in reports), Counter())),
         row_group_rows=_ROW_GROUP_ROWS,
-        shards=tuple(read_record(WebShardEntry, report) for report in reports),
+        shards=tuple(report.entry() for report in reports),
         settings=settings,
     )
     with atomic_write(filesystem, f"{root}/{MANIFEST}", temporary=temporary) as file:
@@ -316,22 +322,18 @@ def _write_manifest(task: _Task, settings: dict[str, Any]) -> WebManifest:
     return manifest
 
 
-def _reports(filesystem: Any, folder: str, count: int) -> Iterator[dict[str, Any]]:
-    for index in range(count):
-        yield json.loads(filesystem.cat_file(f"{folder}/{report_name(index)}"))
-
-
-def _counts(reports: list[dict[str, Any]]) -> WebCounts:
-    taken = sum(report["examples_in"] for report in reports)
-    kept = sum(sum(report["episode_lengths"]) for report in reports)
-    left_out = sum(len(report["quarantine"]) for report in reports)
-    again = sum(report.get("duplicates", 0) for report in reports)
+def _counts(reports: list[WebShardReport]) -> WebCounts:
+    """The account. Raises RuntimeError if it does not add up, ValueError if no example is left."""
+    taken = sum(report.examples_in for report in reports)
+    kept = sum(sum(report.episode_lengths) for report in reports)
+    left_out = sum(len(report.quarantine) for report in reports)
+    again = sum(report.duplicates for report in reports)
     if taken != kept + left_out + again:
         raise RuntimeError(
             f"the account does not add up: {taken} examples in, {kept} out, {left_out} left out, {again} duplicates"
         )
     if kept == 0:
-        first = next((line["reason"] for report in reports for line in report["quarantine"]), "the split is empty")
+        first = next((example.reason for report in reports for example in report.quarantine), "the split is empty")
         raise ValueError(f"not one of {taken} examples can be used ({first}): is --format the right one?")
-    images = sum(report["images"] for report in reports)
+    images = sum(report.images for report in reports)
     return WebCounts(examples_in=taken, examples_out=kept, quarantined=left_out, images=images)

@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, count
-from typing import Any
+from typing import TypeVar
 
 from preprocessing.web.records import Identities, WebExample, not_its_own, parsed, parsed_once
 from preprocessing.web.source_files import Folder, Pictures, below, beside, elsewhere, json_of, one_file, split_files
 from preprocessing.web.texts import answers_of, examples_of, question_id, unusable, without_picture
+
+T = TypeVar("T")
 
 _Locate = Callable[[str], tuple[str, str | None]]
 """How a layout calls an image -> its path and no problem, or "" and why there is none."""
@@ -49,7 +51,7 @@ class _Item:
     place: str
     examples: tuple[WebExample, ...]
     picture: str = ""
-    identity: Any = None
+    identity: object = None
     problem: str | None = None
 
     def placed(self) -> tuple[WebExample, ...]:
@@ -110,7 +112,7 @@ def _side_by_side(items: Iterable[_Item], locate: _Locate) -> list[Entry]:
     return entries
 
 
-def _each(things: Iterable[Any], read: Callable[[Any], _Item], what: str) -> Iterator[_Item]:
+def _each(things: Iterable[T], read: Callable[[T], _Item], what: str) -> Iterator[_Item]:
     """What `read` makes of each; one that is laid out in another way costs itself, and if all are, that is raised."""
     wrong, number, first = 0, 0, None
     for number, thing in enumerate(things, start=1):
@@ -134,7 +136,7 @@ def _vqa(folder: Folder) -> list[Entry]:
     pictures = Pictures(folder, _last_number)
     asked, contradicted = set[str](), _contradicted(questions)
 
-    def question(fields: Any) -> _Item:
+    def question(fields: Mapping[str, object]) -> _Item:
         identity, number = str(fields["question_id"]), _number(fields["image_id"])
         annotation = annotations.get(identity, {})
         asked.add(identity)
@@ -151,9 +153,9 @@ def _vqa(folder: Folder) -> list[Entry]:
     return _by_picture([*items, *unasked, *unreadable], lambda n: pictures.locate(n, f"image {n}"))
 
 
-def _annotations(listed: Iterable[Any]) -> tuple[dict[str, Mapping[str, Any]], list[_Item]]:
+def _annotations(listed: Iterable[object]) -> tuple[dict[str, Mapping[str, object]], list[_Item]]:
     """Annotations by question id ({} where two contradict each other), and those that have none."""
-    found: dict[str, Mapping[str, Any]] = {}
+    found: dict[str, Mapping[str, object]] = {}
     unreadable = []
     for number, annotation in enumerate(listed, start=1):
         if not isinstance(annotation, Mapping) or annotation.get("question_id") is None:
@@ -164,7 +166,7 @@ def _annotations(listed: Iterable[Any]) -> tuple[dict[str, Mapping[str, Any]], l
     return found, unreadable
 
 
-def _contradicted(questions: Iterable[Any]) -> set[str]:
+def _contradicted(questions: Iterable[object]) -> set[str]:
     """Ids that two questions have which differ: the annotation is one's, and nothing says whose."""
     known = Identities()
     whole = (q for q in questions if isinstance(q, Mapping) and {"question_id", "question", "image_id"} <= q.keys())
@@ -172,7 +174,7 @@ def _contradicted(questions: Iterable[Any]) -> set[str]:
     return {identity for identity, content in asked if known.judge(identity, content) == "other"}
 
 
-def _mismatch(annotations: Mapping[str, Mapping[str, Any]], identity: str, number: str) -> str | None:
+def _mismatch(annotations: Mapping[str, Mapping[str, object]], identity: str, number: str) -> str | None:
     annotation = annotations.get(identity)
     if annotation is None:
         return "it has no annotation"
@@ -193,7 +195,7 @@ def _gqa(folder: Folder) -> list[Entry]:
     named = split_files(folder, "*questions*.json", subsets=_GQA_SUBSETS)
     read = (parsed_once(folder.filesystem.cat_file(path), path).items() for path in named)
 
-    def question(pair: tuple[str, Any]) -> _Item:
+    def question(pair: tuple[str, Mapping[str, object]]) -> _Item:
         identity, fields = pair
         examples = (answers_of(fields["question"], fields),)
         return _Item(place=f"question {identity}", examples=examples, picture=str(fields["imageId"]), identity=identity)
@@ -208,7 +210,7 @@ def _coco(folder: Folder) -> list[Entry]:
     pictures = Pictures(folder, lambda path: path.rpartition("/")[2])
     names, unreadable = _file_names(data["images"])
 
-    def annotation(fields: Any) -> _Item:
+    def annotation(fields: Mapping[str, object]) -> _Item:
         identity = fields.get("id")
         (example,) = examples_of({"captions": [fields["caption"]]})
         place = f"image {fields['image_id']}" if identity is None else f"annotation {identity}"
@@ -224,7 +226,7 @@ def _coco(folder: Folder) -> list[Entry]:
     return [_with_references(entry) for entry in entries]
 
 
-def _file_names(images: Iterable[Any]) -> tuple[dict[str, set[str]], list[_Item]]:
+def _file_names(images: Iterable[object]) -> tuple[dict[str, set[str]], list[_Item]]:
     """The names that images are listed with, by their id, and what is listed without."""
     names: dict[str, set[str]] = {}
     unreadable = []
@@ -253,7 +255,7 @@ def _easy_vqa(folder: Folder) -> list[Entry]:
         )
     numbers = count(1)
 
-    def question(fields: Any) -> _Item:
+    def question(fields: Sequence[object]) -> _Item:
         place = f"question {next(numbers)} of the file"
         return _Item(place=place, examples=(answers_of(fields[0], {"answer": fields[1]}),), picture=str(fields[2]))
 
@@ -295,7 +297,7 @@ def _line_problem(error: str) -> str:
     return "gives a field twice" if "is given twice" in error else "is no JSON object"
 
 
-def _fields_item(fields: Any, place: str, *, what: str = "it") -> _Item:
+def _fields_item(fields: object, place: str, *, what: str = "it") -> _Item:
     if not isinstance(fields, Mapping):
         return _alone(place, f"{what} is no JSON object")
     examples, name = examples_of(fields), fields.get("image")
@@ -309,7 +311,7 @@ def _fields_item(fields: Any, place: str, *, what: str = "it") -> _Item:
 # --- How images are called ---
 
 
-def _number(value: Any) -> str:
+def _number(value: object) -> str:
     """An image's number without the zeros before it."""
     return str(value).lstrip("0")
 

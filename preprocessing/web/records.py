@@ -46,7 +46,7 @@ class Identities:
     def __init__(self) -> None:
         self._known: dict[str, int] = {}
 
-    def judge(self, identity: Any, content: Hashable) -> Literal["new", "again", "other"]:
+    def judge(self, identity: object, content: Hashable) -> Literal["new", "again", "other"]:
         """Whether the id was not read before (as None never is), or with the same content, or with another one."""
         if identity is None:
             return "new"
@@ -57,7 +57,7 @@ class Identities:
         return "again" if self._known[key] == now else "other"
 
 
-def not_its_own(identity: Any) -> str:
+def not_its_own(identity: object) -> str:
     """The problem of what stands under another's id."""
     return f"its id {str(identity)[:80]} stands for something else already"
 
@@ -78,7 +78,7 @@ def parsed_once(text: bytes, path: str) -> Any:
         raise ValueError(f"{path} cannot be read as JSON ({error}): fetch it again") from None
 
 
-def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def _once(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from preprocessing.store.file_system import FileSystem
 from preprocessing.store.shard_files import is_local
 from preprocessing.web.records import IMAGE_SUFFIXES, parsed
 from preprocessing.web.splits import files_of_split, is_of_split, shortened
@@ -18,7 +19,7 @@ from preprocessing.web.splits import files_of_split, is_of_split, shortened
 class Folder:
     """Where a source's annotations lie, and its images; `split` is the one asked for."""
 
-    filesystem: Any
+    filesystem: FileSystem
     root: str
     images: str
     split: str
@@ -36,7 +37,7 @@ def split_files(folder: Folder, *patterns: str, subsets: Sequence[str] = ()) -> 
         raise type(error)(f"{nothing} {error}") from None
 
 
-def names_below(filesystem: Any, root: str, patterns: Sequence[str]) -> Iterator[str]:
+def names_below(filesystem: FileSystem, root: str, patterns: Sequence[str]) -> Iterator[str]:
     """Paths below `root`, in order, without hidden ones; no glob, which would read signs in `root` as patterns."""
     for path in sorted(_walk(root) if is_local(filesystem) else filesystem.find(root)):
         name = path[len(root) + 1 :]
@@ -109,7 +110,7 @@ def below(folder: str, name: str) -> tuple[str, str | None]:
     return ("", elsewhere(name)) if leads_out else (f"{folder}/{name}", None)
 
 
-def elsewhere(name: Any) -> str:
+def elsewhere(name: object) -> str:
     return f"its image {_shown(name)} is not named by a path below the folder of images"
 
 
@@ -118,5 +119,5 @@ def beside(folder: Folder, path: str) -> str:
     return path.rpartition("/")[0] if folder.images == folder.root else folder.images
 
 
-def _shown(name: Any) -> str:
+def _shown(name: object) -> str:
     return str(name)[:80]

@@ -11,10 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
-import fsspec
-
+from preprocessing.store.file_system import FileSystem, file_system_of
 from preprocessing.web.archives import TAR_PATTERNS, read_tar
 from preprocessing.web.indexes import INDEXES, Entry
 from preprocessing.web.records import WebRecord
@@ -25,7 +24,7 @@ Format = Literal["vqav2", "okvqa", "gqa", "coco", "easy_vqa", "jsonl", "llava", 
 _RECORDS_PER_PIECE = 1024
 _NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)  # what only this image's name can be wrong in
 
-WHOLE_FILES: dict[str, tuple[tuple[str, ...], Callable[[Any, str, str], Iterator[WebRecord]]]] = {
+WHOLE_FILES: dict[str, tuple[tuple[str, ...], Callable[[FileSystem, str, str], Iterator[WebRecord]]]] = {
     "webdataset": (TAR_PATTERNS, read_tar),
     "parquet": (("*.parquet",), read_parquet),
 }
@@ -93,7 +92,7 @@ def _index(source: WebSource) -> list[Entry]:
     return entries
 
 
-def _with_image(filesystem: Any, entry: Entry) -> WebRecord:
+def _with_image(filesystem: FileSystem, entry: Entry) -> WebRecord:
     problem, image = entry.problem, None
     if problem is None and entry.image:
         try:
@@ -115,8 +114,8 @@ def _opened(source: WebSource) -> Folder:
     return Folder(filesystem=filesystem, root=root, images=images, split=source.split)
 
 
-def _root(folder: str) -> tuple[Any, str]:
-    filesystem, root = fsspec.core.url_to_fs(str(folder))
+def _root(folder: str) -> tuple[FileSystem, str]:
+    filesystem, root = file_system_of(str(folder))
     if not filesystem.exists(root):
         raise FileNotFoundError(f"{folder} does not exist: give the folder of the image-text data")
     if not filesystem.isdir(root):

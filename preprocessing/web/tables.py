@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from preprocessing.store.file_system import FileSystem
 from preprocessing.web.records import Identities, WebRecord, not_its_own
 from preprocessing.web.texts import TEXT_FIELDS, examples_of, question_id, without_picture
 
 _BATCH_ROWS = 128
 
 
-def read_parquet(filesystem: Any, path: str, name: str) -> Iterator[WebRecord]:
+def read_parquet(filesystem: FileSystem, path: str, name: str) -> Iterator[WebRecord]:
     """One record a row: an `image` of {bytes, path} or plain bytes, and texts as `examples_of` reads them.
 
     A row with the question id, the image and the texts of one before it in the file is a duplicate.
@@ -26,24 +26,26 @@ def read_parquet(filesystem: Any, path: str, name: str) -> Iterator[WebRecord]:
         examples = examples_of(fields)
         if image is None and problem is None:
             examples = without_picture(fields, examples)
-        found = known.judge(identity, (image, problem, examples))
-        if found == "again":
+        verdict = known.judge(identity, (image, problem, examples))
+        if verdict == "again":
             yield WebRecord(place=place, image=None, examples=(), duplicates=len(examples))
             continue
-        problem = not_its_own(identity) if found == "other" else problem
+        problem = not_its_own(identity) if verdict == "other" else problem
         yield WebRecord(place=place, image=image, examples=examples, problem=problem)
 
 
-def _image(value: Any) -> tuple[bytes | None, str | None]:
+def _image(value: object) -> tuple[bytes | None, str | None]:
     """The encoded image in a cell, or why there is none; neither for an empty cell."""
-    held = value.get("bytes") if isinstance(value, Mapping) else value
-    if value is None or isinstance(held, bytes):
-        return held, None
+    if value is None:
+        return None, None
+    encoded = value.get("bytes") if isinstance(value, Mapping) else value
+    if isinstance(encoded, bytes):
+        return encoded, None
     kind = "path" if isinstance(value, str | Mapping) else type(value).__name__
     return None, f"its image is a {kind}, not bytes"
 
 
-def _rows(filesystem: Any, path: str) -> Iterator[dict[str, Any]]:
+def _rows(filesystem: FileSystem, path: str) -> Iterator[dict[str, object]]:
     """The columns that are read of each row; of others that may name a picture, only that they are there."""
     try:
         with filesystem.open(path, "rb") as file:

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
-from typing import Any
 
 from preprocessing.web.records import WebExample
 
@@ -29,7 +28,7 @@ class _NoText(ValueError):
     """What stands where a text should."""
 
 
-def examples_of(fields: Mapping[str, Any]) -> tuple[WebExample, ...]:
+def examples_of(fields: Mapping[str, object]) -> tuple[WebExample, ...]:
     """A conversation's questions and answers, or a question with its answer(s), or caption(s), in this order of rank.
 
     Of several answers the commonest is trained on, the first given of equally common ones.
@@ -50,14 +49,14 @@ def examples_of(fields: Mapping[str, Any]) -> tuple[WebExample, ...]:
     return captions or (unusable("its answer is empty" if answers else NOTHING_TO_LEARN),)
 
 
-def answers_of(question: Any, fields: Mapping[str, Any]) -> WebExample:
+def answers_of(question: object, fields: Mapping[str, object]) -> WebExample:
     """The answer in `fields` to a question; where there is none, its problem says so."""
     (example, *more) = examples_of({**fields, "question": question, "conversations": None})
     nothing = more or example.problem == NOTHING_TO_LEARN
     return unusable("its answer is empty") if nothing else example
 
 
-def question_id(fields: Mapping[str, Any]) -> str | None:
+def question_id(fields: Mapping[str, object]) -> str | None:
     """The id that a record's question has in the set that it is from, or None."""
     try:
         return _text(fields.get("question_id"), "question_id") or None
@@ -70,7 +69,7 @@ def unusable(problem: str, place: str = "") -> WebExample:
     return WebExample(place=place, problem=problem)
 
 
-def without_picture(fields: Mapping[str, Any], examples: Sequence[WebExample]) -> tuple[WebExample, ...]:
+def without_picture(fields: Mapping[str, object], examples: Sequence[WebExample]) -> tuple[WebExample, ...]:
     """The examples of a record whose `image` is empty: a question may be about words alone, the rest may not."""
     unread = next((name for name in fields if _names_a_picture(name) and fields[name]), None)
     if unread is not None:
@@ -94,7 +93,7 @@ def _refused(example: WebExample, problem: str) -> WebExample:
 # --- Captions and conversations ---
 
 
-def _captions(value: Any, question: str) -> tuple[WebExample, ...]:
+def _captions(value: object, question: str) -> tuple[WebExample, ...]:
     """An example for each caption in `value`; all of them are references of each."""
     found: list[tuple[str, str | None]] = []
     for item in value if isinstance(value, list | tuple) else [] if value is None else [value]:
@@ -107,7 +106,7 @@ def _captions(value: Any, question: str) -> tuple[WebExample, ...]:
     return tuple(WebExample(prompt=question, answer=c, references=references, problem=p) for c, p in found)
 
 
-def _conversation(turns: Any) -> tuple[WebExample, ...]:
+def _conversation(turns: object) -> tuple[WebExample, ...]:
     """LLaVA's layout, [{"from": "human" or "gpt", "value": text}]: every question with the answer that follows it."""
     if not isinstance(turns, list | tuple) or not turns:
         return (unusable("its conversation is no list of turns"),)
@@ -127,15 +126,15 @@ def _conversation(turns: Any) -> tuple[WebExample, ...]:
     return tuple(_refused(example, _SEVERAL) for example in examples) if pictures > 1 else tuple(examples)
 
 
-def _asks(turn: Any) -> bool:
+def _asks(turn: object) -> bool:
     return isinstance(turn, Mapping) and _speaker(turn) in _ASKING
 
 
-def _speaker(turn: Mapping[str, Any]) -> str:
+def _speaker(turn: Mapping[str, object]) -> str:
     return str(turn.get("from") or turn.get("role"))
 
 
-def _turn(turn: Any) -> tuple[str, WebExample]:
+def _turn(turn: object) -> tuple[str, WebExample]:
     """Who speaks, and what is said as the prompt of an example or its problem."""
     if not isinstance(turn, Mapping):
         return "", unusable(f"its turn is {_kind(turn)}, not an object")
@@ -164,13 +163,13 @@ def _question(text: str) -> str:
 # --- Texts ---
 
 
-def _texts(value: Any, what: str) -> list[str]:
+def _texts(value: object, what: str) -> list[str]:
     """Texts of a text, a list of texts, or a list of {"answer": text} or {"raw": text}."""
     items = value if isinstance(value, list | tuple) else [] if value is None else [value]
     return [_said(item, what) for item in items]
 
 
-def _said(item: Any, what: str) -> str:
+def _said(item: object, what: str) -> str:
     if isinstance(item, Mapping):
         if "answer" not in item and "raw" not in item:
             raise _NoText(f"its {what} is an object without 'answer' or 'raw'")
@@ -178,7 +177,7 @@ def _said(item: Any, what: str) -> str:
     return _text(item, what)
 
 
-def _text(value: Any, what: str) -> str:
+def _text(value: object, what: str) -> str:
     """`value` in words, "" for nothing. Raises _NoText for what is neither a text nor a number."""
     if value is None:
         return ""
@@ -196,7 +195,7 @@ def _text(value: Any, what: str) -> str:
     raise _NoText(f"its {what} is {_kind(value)}, not a text")
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     names: dict[type, str] = {
         bool: "a truth value",
         list: "a list",

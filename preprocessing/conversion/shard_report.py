@@ -1,0 +1,89 @@
+"""What a converted shard adds to the manifest: a JSON file in the progress folder. Where it is, the shard is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import TypeVar
+
+from preprocessing.store.file_system import FileSystem
+from preprocessing.store.json_files import parsed, taken_apart
+from preprocessing.store.json_records import read_record
+from preprocessing.store.statistics import Moments
+from preprocessing.store.store_manifest import ShardEntry, WebShardEntry
+
+R = TypeVar("R", "ShardReport", "WebShardReport")
+
+_REMEDY = "delete the store's folder and preprocess again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardCounts:
+    """What the progress bar shows of a shard."""
+
+    episodes: int
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuarantinedRecord:
+    """One line of quarantine.jsonl: a record that is left out; `offset` in bytes is where it begins in its file."""
+
+    shard: str
+    record: int
+    offset: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardReport(ShardEntry):
+    """The report of a shard of episodes.
+
+    `frame_size` is (height, width), None without episodes. `moments` cover the steps that are not terminal. `unread`
+    counts the episodes in which an optional field could not be read. `states_not_finite` holds the number of such steps
+    of each episode that has any.
+    """
+
+    quarantine: tuple[QuarantinedRecord, ...]
+    frame_size: tuple[int, ...] | None
+    rates_hz: tuple[float, ...]
+    moments: Moments
+    unread: dict[str, int] = field(default_factory=dict)
+    states_not_finite: tuple[int, ...] = ()
+
+    def entry(self) -> ShardEntry:
+        """The part that stands in the manifest."""
+        return ShardEntry(**{f.name: getattr(self, f.name) for f in fields(ShardEntry)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuarantinedExample:
+    """An example that is left out; `example` is its number among those of one `place`."""
+
+    place: str
+    example: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebShardReport(WebShardEntry):
+    """The report of a shard of image-text examples; `unread` counts members of archives by extension."""
+
+    unread: dict[str, int] = field(default_factory=dict)
+    quarantine: tuple[QuarantinedExample, ...]
+
+    def entry(self) -> WebShardEntry:
+        """The part that stands in the manifest."""
+        return WebShardEntry(**{f.name: getattr(self, f.name) for f in fields(WebShardEntry)})
+
+
+def report_name(index: int) -> str:
+    """A shard's report in the progress folder."""
+    return f"{index:05d}.json"
+
+
+def read_report(kind: type[R], filesystem: FileSystem, folder: str, index: int) -> R:
+    """The report of shard `index` in progress folder `folder`. Raises ValueError if the file is damaged."""
+    path = f"{folder}/{report_name(index)}"
+    data = parsed(filesystem.cat_file(path), path, remedy=_REMEDY)
+    with taken_apart(path, remedy=_REMEDY):
+        return read_record(kind, data)
