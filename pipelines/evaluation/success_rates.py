@@ -101,7 +101,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def episodes_to_decide(only_first: float, only_second: float) -> int | None:
-    """Pairs for 80 % power at a two-sided level of 5 %, from the rates of the two discordant outcomes; None if equal."""
+    """Pairs for 80 % power at a two-sided level of 5 %, from the rates of both discordant outcomes; None if equal."""
     difference, discordant = only_first - only_second, only_first + only_second
     if difference == 0:
         return None
