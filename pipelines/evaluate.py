@@ -12,6 +12,10 @@ ones. Their constants are taken from the evaluated episodes themselves, which fa
 - previous action: repeat the recorded action of the step before (at an episode's first step: the commonest bin)
 
 Intervals are 95 % bootstrap intervals over episodes, because steps of one episode are not independent.
+
+With --env the policy acts instead, in a simulator: success by task with intervals, beside baselines that look at no
+frame, and against another model under the same seeds. How well actions are predicted finds faults; it does not tell
+whether a robot succeeds.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from typing import Annotated, Any
 import tyro
 
 from pipelines.config.arguments import parse
+from pipelines.evaluation.closed_loop_config import ClosedLoopConfig
 from pipelines.evaluation.config import EvaluationConfig
 from pipelines.terminal.next_step import print_next
 
@@ -35,8 +40,9 @@ class EvaluateArguments:
     model: tyro.conf.Positional[str]
     """The output folder of rtp train, one checkpoint in it, a folder that rtp export or rtp import-weights wrote, or
     models:/NAME@ALIAS."""
-    data: tuple[str, ...]
-    """Stores to score on: of episodes, and for RT-2 of image-text examples too."""
+    data: tuple[str, ...] = ()
+    """Stores to score on: of episodes, and for RT-2 of image-text examples too. With --env, the stores whose
+    demonstrations are replayed, by default those that the model was trained on."""
     before: str | None = None
     """An earlier model, scored on the same stores and printed beside: what was learnt since, and what is forgotten."""
     split: str = "val"
@@ -45,20 +51,59 @@ class EvaluateArguments:
     """File to save the report to as JSON, local or s3://, gs://; default: evaluations/ beside the run's checkpoints."""
     html: str | None = None
     """File to write a self-contained page to: the scores, and predicted beside recorded actions under their frames."""
-    episodes: int = 6
-    """Episodes of each store drawn on the page."""
+    episodes: int | None = None
+    """With --data, episodes of each store drawn on the page, by default 6. With --env, episodes of each task, by
+    default 20; their seeds begin at 2000000 + --seed, where no demonstration's are."""
+    closed_loop: Annotated[ClosedLoopConfig, tyro.conf.arg(name="")] = field(default_factory=ClosedLoopConfig)
     evaluation: Annotated[EvaluationConfig, tyro.conf.arg(name="")] = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
         if self.html is not None and "://" in self.html:
             raise ValueError(f"--html {self.html} must be a local file: copy the page there afterwards")
-        if self.episodes < 0:
+        if self.episodes is not None and self.episodes < 0:
             raise ValueError(f"--episodes must be 0 or more, got {self.episodes}")
+        if not self.data and self.closed_loop.env is None:
+            raise ValueError("nothing to evaluate on: give --data STORE, or --env SIMULATOR:TASK to act in")
+        unused = [flag for flag in ("against", "video", "dataset") if getattr(self.closed_loop, flag) is not None]
+        if unused and self.closed_loop.env is None:
+            raise ValueError(f"--{unused[0]} belongs to episodes in a simulator: give --env SIMULATOR:TASK too")
+        if self.before is not None and self.closed_loop.env is not None:
+            raise ValueError("--before compares scores on stores: in a simulator --against MODEL does")
 
 
 def main(arguments: list[str]) -> dict[str, Any]:
     """Parse the command line, score, print the tables, and save and track what came of it."""
     given = parse(EvaluateArguments, arguments, prog="rtp evaluate", description=__doc__ or "")
+    for path in (given.output, given.html):
+        _require_writable(path)
+    return _on_stores(given) if given.closed_loop.env is None else _in_simulator(given)
+
+
+def _in_simulator(given: EvaluateArguments) -> dict[str, Any]:
+    """Act, and show what came of it."""
+    from pipelines.evaluation.closed_loop_output import keep, show, write_page
+    from pipelines.evaluation.closed_loop_setup import prepare
+    from preprocessing.store.episode_store import EpisodeStore
+    from preprocessing.store.web_store import open_store
+
+    stores = [open_store(path, split=given.split) for path in given.data]
+    loop = prepare(
+        given.model,
+        given.closed_loop,
+        episodes=20 if given.episodes is None else given.episodes,
+        seed=given.evaluation.seed,
+        data=[store for store in stores if isinstance(store, EpisodeStore)],
+    )
+    report = loop.run(given.evaluation.bootstrap())
+    show(report)
+    result = keep(loop, report, given.model, given.output)
+    if given.html is not None:
+        write_page(given.html, loop, report, given.model)
+    return result
+
+
+def _on_stores(given: EvaluateArguments) -> dict[str, Any]:
+    """Score, and show what came of it."""
     # torch and the models: --help is at once
     from pipelines.evaluation.comparison import compared
     from pipelines.evaluation.record import is_seen
@@ -67,8 +112,6 @@ def main(arguments: list[str]) -> dict[str, Any]:
     from pipelines.publishing.trained_model import load_trained
     from preprocessing.store.web_store import open_store
 
-    for path in (given.output, given.html):
-        _require_writable(path)
     stores = [open_store(path, split=given.split) for path in given.data]
     trained = load_trained(given.model)
     earlier = None if given.before is None else load_trained(given.before)
@@ -89,7 +132,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
     result = {"model": given.model, "step": trained.step, "evaluations": [report.to_json() for report in reports]}
     result |= kept(result, trained, stores, reports, given.output)
     if given.html is not None:
-        write_html(given.html, result, stores, evaluations, episodes=given.episodes)
+        write_html(given.html, result, stores, evaluations, episodes=6 if given.episodes is None else given.episodes)
     if command := next_command(given.model, trained, reports):
         print_next(*command)
     return result

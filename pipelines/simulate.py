@@ -46,6 +46,7 @@ SAMPLE_TASKS = (
 # Same scene and same first picture under the same seed: only the instruction tells the two tasks apart.
 
 _VAL_SEEDS = 1_000_000
+_MOST_EPISODES, _LAST_SEED = 500_000, 400_000  # no seed reaches those of evaluations, FIRST_EVALUATION_SEED and up
 _FAILURES_ALLOWED = 20  # of one task in one split
 
 
@@ -82,7 +83,7 @@ class SimulateConfig:
         if self.control_hz < 1 or SIMULATOR_HZ % self.control_hz:
             raise ValueError(f"--control-hz must divide the simulator's {SIMULATOR_HZ} Hz, got {self.control_hz}")
         lows = {"episodes": 1, "val_episodes": 0, "seed": 0, "episodes_per_shard": 1, "jpeg_quality": 1}
-        highs = {"episodes": _VAL_SEEDS // 2, "seed": _VAL_SEEDS, "jpeg_quality": 100}
+        highs = {"episodes": _MOST_EPISODES, "val_episodes": _MOST_EPISODES, "seed": _LAST_SEED, "jpeg_quality": 100}
         for name, low in lows.items():
             value, high = getattr(self, name), highs.get(name, sys.maxsize)
             if not low <= value <= high:

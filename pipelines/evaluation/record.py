@@ -80,10 +80,10 @@ def save(result: Mapping[str, Any], path: str, *, asked: bool) -> str | None:
 
 
 def track(
-    result: Mapping[str, Any], reports: Sequence[EvaluationReport], *, home: str, run_id: str | None, name: str
+    result: Mapping[str, Any], values: Mapping[str, float], *, home: str, run_id: str | None, name: str
 ) -> str | None:
-    """Put scores and report into the training's MLflow run; its id where that was possible. Never fails: scores that
-    took hours are not lost because a server is away."""
+    """Put `values`, the scores by metric name, and the report `result` into the training's MLflow run; its id where
+    that was possible. Never fails: scores that took hours are not lost because a server is away."""
     if run_id is None:
         return None
     try:
@@ -93,8 +93,7 @@ def track(
             client = mlflow.MlflowClient()
             client.get_run(run_id)  # raises where this server does not know it
             now_ms, step = int(time.time() * 1000), int(result["step"])
-            values = [pair for report in reports for pair in metrics_of(report).items()]
-            entries = [mlflow.entities.Metric(key, value, now_ms, step) for key, value in values]
+            entries = [mlflow.entities.Metric(key, value, now_ms, step) for key, value in values.items()]
             for first in range(0, len(entries), 1000):  # the most that the server takes a call
                 client.log_batch(run_id, metrics=entries[first : first + 1000])
             client.log_dict(run_id, dict(result), f"{FOLDER}/{name}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.evaluation.config import EvaluationConfig
-from pipelines.evaluation.record import FOLDER, file_name, home_of, save, track
+from pipelines.evaluation.record import FOLDER, file_name, home_of, metrics_of, save, track
 from pipelines.evaluation.report import EpisodeReport, EvaluationReport
 from pipelines.evaluation.scoring import PERTURBATIONS, Evaluation, evaluation_of, web_report
 from pipelines.publishing.folder import TrainedModel
@@ -45,7 +45,8 @@ def kept(
     """Save the result as a file and in MLflow; where."""
     home, name = home_of(result["model"]), file_name(trained.step, stores)
     saved = save(result, output or f"{home}/{FOLDER}/{name}", asked=output is not None)
-    run_id = track(result, reports, home=home, run_id=trained.metadata.get("mlflow_run_id"), name=name)
+    values = {key: value for report in reports for key, value in metrics_of(report).items()}
+    run_id = track(result, values, home=home, run_id=trained.metadata.get("mlflow_run_id"), name=name)
     for line in ([f"report: {saved}"] if saved else []) + ([f"MLflow: run {run_id}"] if run_id else []):
         print(line)
     return {"report": saved, "mlflow_run_id": run_id}

@@ -77,8 +77,8 @@ def compare_paired(
     """
     if {task: len(values) for task, values in first.items()} != {task: len(values) for task, values in second.items()}:
         raise ValueError("two policies are compared on the same episodes: give both the same tasks, seeds and number")
-    differences = {task: np.subtract(first[task], second[task], dtype=np.float64) for task in first}
-    all_N = np.concatenate(list(differences.values()))
+    differences = {task: np.subtract(first[task], second[task], dtype=np.float64).tolist() for task in first}
+    all_N = np.array([value for values in differences.values() for value in values])
     only_first, only_second = int((all_N > 0).sum()), int((all_N < 0).sum())
     needed = episodes_to_decide(only_first / len(all_N), only_second / len(all_N))
     return PairedComparison(

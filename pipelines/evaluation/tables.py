@@ -43,6 +43,11 @@ def print_tables(report: EvaluationReport, console: Console | None = None) -> No
             _say(console, reason)
 
 
+def print_rows(head: list[str], rows: list[list[str]]) -> None:
+    """A table."""
+    _print_table(_console(), head, rows)
+
+
 def _console() -> Console:
     console = Console()
     return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=_LOG_WIDTH)

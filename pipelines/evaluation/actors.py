@@ -1,0 +1,92 @@
+"""What acts in closed loop: a trained policy, and the baselines that look at no frame.
+
+A task that one demonstration solves when it is replayed blindly proves nothing about a policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pipelines.evaluation.closed_loop import Episode
+from pipelines.publishing.inference import InferenceModel, named
+from preprocessing.simulation.environment import Observation
+from rt_models.spec import Contract, DatasetContract
+
+BLIND = ("random", "mean_action", "replay")
+
+
+class PolicyActor:
+    """A trained model for one robot. `blank_images`: it sees black frames, which tells what it owes to the picture."""
+
+    def __init__(self, model: InferenceModel, dataset: DatasetContract, *, blank_images: bool = False) -> None:
+        self._model, self._dataset, self._blank_images = model, dataset, blank_images
+        self._policy = model.episode(dataset)
+        self._instruction = None
+
+    def begin(self, episode: Episode) -> None:
+        self._policy.reset()
+        self._instruction = self._model.instruction(episode.instruction)
+
+    def act(self, observation: Observation) -> Mapping[str, float] | None:
+        frame = self._model.frame(observation.frame)
+        if self._blank_images:
+            frame = np.zeros_like(frame)
+        action = named(self._policy.act(frame, self._instruction), self._model.contract, self._dataset)
+        if action.classes.get("terminate_episode") == "terminate":
+            return None
+        return {name: value for name, value in action.values.items() if value is not None}
+
+
+class RandomActor:
+    """Every dimension uniform between the 1 % and 99 % quantiles of its training actions; never terminates.
+
+    The numbers are drawn from the episode's seed and task.
+    """
+
+    def __init__(self, contract: Contract, dataset: DatasetContract) -> None:
+        self._names, self._statistics = _moving(contract), dataset.statistics
+        self._random = np.random.default_rng(0)
+
+    def begin(self, episode: Episode) -> None:
+        self._random = np.random.default_rng([episode.seed, *episode.task.encode()])
+
+    def act(self, observation: Observation) -> Mapping[str, float]:
+        drawn = self._random.uniform(self._statistics.q01, self._statistics.q99)
+        return {name: float(drawn[place]) for place, name in self._names}
+
+
+class MeanActor:
+    """Always the mean of the training actions; never terminates."""
+
+    def __init__(self, contract: Contract, dataset: DatasetContract) -> None:
+        self._values = {name: float(dataset.statistics.mean[place]) for place, name in _moving(contract)}
+
+    def begin(self, episode: Episode) -> None:
+        pass
+
+    def act(self, observation: Observation) -> Mapping[str, float]:
+        return self._values
+
+
+class ReplayActor:
+    """One recorded demonstration of the task, action by action, whatever the frame shows; at its end the episode ends.
+
+    `demonstrations`: by task, physical values by dimension name of each step.
+    """
+
+    def __init__(self, demonstrations: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+        self._demonstrations, self._steps = demonstrations, iter(())
+
+    def begin(self, episode: Episode) -> None:
+        self._steps = iter(self._demonstrations[episode.task])
+
+    def act(self, observation: Observation) -> Mapping[str, float] | None:
+        return next(self._steps, None)
+
+
+def _moving(contract: Contract) -> list[tuple[int, str]]:
+    """(place, name) of the dimensions that are no classes."""
+    dimensions = enumerate(contract.action.dimensions)
+    return [(place, dimension.name) for place, dimension in dimensions if not dimension.discrete]

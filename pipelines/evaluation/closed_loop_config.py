@@ -1,0 +1,47 @@
+"""How a policy is tried in a simulator: the settings of `rtp evaluate --env`. Imports no torch and no simulator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+BASELINES = ("random", "mean_action", "replay", "expert")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedLoopConfig:
+    """What is simulated, and beside what the policy is shown."""
+
+    env: str | None = None
+    """Simulator and tasks that the policy acts in, such as metaworld:faucet-open,door-lock, or metaworld:all."""
+    against: str | None = None
+    """Another model, acting under the same seeds: which is better, by a paired test."""
+    dataset: str | None = None
+    """Dataset in whose units and scale the policy acts, where it was trained on several."""
+    baselines: tuple[Literal["random", "mean_action", "replay", "expert"], ...] = BASELINES
+    """Shown beside the policy: random actions, the mean action, one demonstration replayed blindly, and the scripted
+    expert, which is the upper bound."""
+    swap_instructions: bool = False
+    """Also act with the instruction of another of the tasks."""
+    blank_images: bool = False
+    """Also act with black frames."""
+    actors: int = 0
+    """Simulators in processes of their own, under Ray; 0 simulates in this process. Results do not depend on it."""
+    video: Path | None = None
+    """Folder for an MP4 of every episode of the policy."""
+    view: Literal["side", "front", "top"] = "side"
+    """Where Meta-World's camera stands: as in the demonstrations."""
+    jpeg_quality: int = 85
+    """Quality of the frames that the policy sees, 1 to 100: as in the demonstrations."""
+
+    def __post_init__(self) -> None:
+        if self.actors < 0:
+            raise ValueError(f"--actors must be 0 or more, got {self.actors}")
+        if not 1 <= self.jpeg_quality <= 100:
+            raise ValueError(f"--jpeg-quality must be from 1 to 100, got {self.jpeg_quality}")
+        if self.env is None:
+            return
+        simulator, colon, tasks = self.env.partition(":")
+        if not (simulator and colon and tasks):
+            raise ValueError(f"--env names a simulator and tasks, such as metaworld:faucet-open, got {self.env!r}")

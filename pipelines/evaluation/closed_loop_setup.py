@@ -1,0 +1,75 @@
+"""From the command line to an evaluation in closed loop that can run: models, simulator, seeds, demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipelines.evaluation.closed_loop_config import ClosedLoopConfig
+from pipelines.evaluation.closed_loop_run import ClosedLoop
+from pipelines.evaluation.demonstrations import Demonstration, first_demonstrations
+from pipelines.evaluation.record import home_of
+from pipelines.publishing.folder import TrainedModel
+from pipelines.publishing.trained_model import load_trained
+from pipelines.publishing.training_stores import open_training_store, references_of
+from preprocessing.simulation.choice import choose_environments
+from preprocessing.simulation.environment import FIRST_EVALUATION_SEED, EnvironmentConfig
+from preprocessing.simulation.metaworld_rollout import VIEWS, Camera
+from preprocessing.store.episode_store import EpisodeStore
+from rt_models.spec import Contract, DatasetContract
+
+
+def prepare(
+    model: str, config: ClosedLoopConfig, *, episodes: int, seed: int, data: Sequence[EpisodeStore] = ()
+) -> ClosedLoop:
+    """Load and check everything. `data`: stores with demonstrations; by default those that the model was trained on.
+
+    Seeds begin at `FIRST_EVALUATION_SEED` + `seed`: no demonstration of rtp simulate has one of them. Raises ValueError
+    if the policy does not act in what moves the simulated robot.
+    """
+    if episodes < 1 or seed < 0:
+        raise ValueError(f"--episodes must be 1 or more and --seed 0 or more, got {episodes} and {seed}")
+    trained = load_trained(model)
+    against = None if config.against is None else load_trained(config.against)
+    dataset = trained.contract.dataset(config.dataset)
+    environments = _environments(config, trained.contract, dataset)
+    for policy in [trained] if against is None else [trained, against]:
+        _require_fit(policy, policy.contract.dataset(config.dataset), environments[0])
+    return ClosedLoop(
+        trained=trained,
+        against=against,
+        dataset=dataset,
+        environments=environments,
+        seeds=[FIRST_EVALUATION_SEED + seed + number for number in range(episodes)],
+        config=config,
+        demonstrations=_demonstrations(trained, data, environments) if "replay" in config.baselines else {},
+        home=home_of(model),
+    )
+
+
+def _environments(config: ClosedLoopConfig, contract: Contract, dataset: DatasetContract) -> list[EnvironmentConfig]:
+    image = contract.image
+    camera = Camera(view=VIEWS[config.view], height=image.height, width=image.width, jpeg_quality=config.jpeg_quality)
+    return list(choose_environments(str(config.env), camera=camera, control_hz=dataset.control_hz))
+
+
+def _require_fit(policy: TrainedModel, dataset: DatasetContract, environment: EnvironmentConfig) -> None:
+    """Raise ValueError unless the policy answers in every dimension that moves the robot."""
+    answered = zip(policy.contract.action.names, dataset.action_mask, strict=True)
+    present = {name for name, is_present in answered if is_present}
+    missing = [name for name in environment.moved_by if name not in present]
+    if missing:
+        raise ValueError(
+            f"{policy.source} was trained on {dataset.name}, whose robot has no {missing[0]}: {environment.task} moves "
+            f"by {', '.join(environment.moved_by)}"
+        )
+
+
+def _demonstrations(
+    trained: TrainedModel, data: Sequence[EpisodeStore], environments: Sequence[EnvironmentConfig]
+) -> dict[str, Demonstration]:
+    """Of the tasks that a store has; the others are not replayed."""
+    stores = list(data)
+    if not stores and "stores" in trained.metadata:
+        opened = (open_training_store(reference) for reference in references_of(trained.metadata))
+        stores = [store for store in opened if isinstance(store, EpisodeStore)]
+    return first_demonstrations(stores, {environment.task: environment.instruction for environment in environments})

@@ -1,0 +1,96 @@
+"""The HTML page about closed-loop episodes: success by task and actor, verdicts, videos of successes and failures."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.evaluation.closed_loop import EpisodeResult
+from pipelines.evaluation.closed_loop_report import DEFINITIONS, POLICY, ClosedLoopReport, TaskSuccess, verdict
+from pipelines.evaluation.statistics import Interval
+from pipelines.reports import html_page
+from pipelines.reports.video import video_name
+
+_SHOWN = 2  # successes, and as many failures, of each task
+_STYLE = """
+.rollouts { display: flex; flex-wrap: wrap; gap: 1rem } .rollouts figure { margin: 0; max-width: 100% }
+.rollouts video { max-width: 100%; height: auto; background: #1b1f24 } figcaption { color: #57606a; font-size: 13px }
+.wide { overflow-x: auto }
+"""
+
+
+def success_rows(report: ClosedLoopReport) -> tuple[list[str], list[list[str]]]:
+    """(head, rows): for each task, then over all, k of n and the rate with its interval of every actor."""
+    names = list(report.actors)
+    rows = []
+    for task in report.actors[POLICY].tasks:
+        cells = [report.actors[name].tasks.get(task) for name in names]
+        rows.append([task, *("" if cell is None else _counts(cell) for cell in cells)])
+    rows.append(["all tasks", *(_rate(report.actors[name].rate) for name in names)])
+    return ["", *(name.replace(", ", ",\n") for name in names)], rows
+
+
+def _counts(success: TaskSuccess) -> str:
+    return f"{success.successes}/{success.episodes}\n{_rate(success.rate)}"
+
+
+def _rate(rate: Interval) -> str:
+    return f"{100 * rate.mean:.0f} % [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
+
+
+def policy_rows(report: ClosedLoopReport) -> tuple[list[str], list[list[str]]]:
+    """(head, rows): how the policy's episodes went in each task."""
+    rows = []
+    for task, success in report.actors[POLICY].tasks.items():
+        steps = "" if success.mean_steps_to_success is None else f"{success.mean_steps_to_success:.1f}"
+        rows.append([task, steps, f"{success.mean_reward:.2f}", str(success.terminated), str(success.errors)])
+    return ["task", "mean steps to success", "mean reward", "ended by the policy", "errors"], rows
+
+
+def rollout_page(
+    title: str,
+    facts: dict[str, Any],
+    report: ClosedLoopReport,
+    videos: Sequence[tuple[EpisodeResult, Path]],
+) -> str:
+    """The page; the videos are put into it."""
+    sections = [
+        html_page.table(["", ""], list(facts.items())),
+        html_page.heading("Success"),
+        f'<div class="wide">{html_page.table(*success_rows(report))}</div>',
+        *(html_page.note(definition) for definition in DEFINITIONS),
+        *(html_page.note(verdict(name, comparison)) for name, comparison in report.compared.items()),
+        html_page.heading("The policy's episodes"),
+        f'<div class="wide">{html_page.table(*policy_rows(report))}</div>',
+        *(html_page.note(f"error: {error}") for error in report.errors),
+        html_page.heading("Videos"),
+        _figures(videos) or html_page.note("none were kept: give --video DIR"),
+    ]
+    return html_page.page(title, sections, style=_STYLE)
+
+
+def chosen_videos(results: Sequence[EpisodeResult], folder: Path) -> list[tuple[EpisodeResult, Path]]:
+    """The first successes and the first failures of each task that have a video in `folder`."""
+    chosen: list[tuple[EpisodeResult, Path]] = []
+    counts: dict[tuple[str, bool], int] = {}
+    for result in results:
+        path, kind = folder / video_name(result), (result.task, result.success)
+        if counts.get(kind, 0) < _SHOWN and path.is_file():
+            counts[kind] = counts.get(kind, 0) + 1
+            chosen.append((result, path))
+    return chosen
+
+
+def _figures(videos: Sequence[tuple[EpisodeResult, Path]]) -> str:
+    figures = []
+    for result, path in videos:
+        data = base64.b64encode(path.read_bytes()).decode()
+        caption = f"{result.task}, seed {result.seed}: {result.ending} after {result.steps} steps"
+        figures.append(
+            f'<figure><video controls loop muted playsinline preload="auto" src="data:video/mp4;base64,{data}"></video>'
+            f"<figcaption>{html.escape(caption)}<br>{html.escape(result.instruction)}</figcaption></figure>"
+        )
+    return f'<div class="rollouts">{"".join(figures)}</div>' if figures else ""

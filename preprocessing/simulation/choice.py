@@ -1,0 +1,46 @@
+"""From `metaworld:faucet-open,door-lock` to environments."""
+
+from __future__ import annotations
+
+import difflib
+
+from preprocessing.simulation.metaworld_environment import MetaWorldConfig
+from preprocessing.simulation.metaworld_rlds import INSTRUCTIONS
+from preprocessing.simulation.metaworld_rollout import SCENE_OF, Camera
+
+SIMULATORS = ("metaworld",)
+_VERSION = "-v3"
+
+
+def choose_environments(env: str, *, camera: Camera, control_hz: float) -> list[MetaWorldConfig]:
+    """The environments of SIMULATOR:TASK,TASK or SIMULATOR:all. Raises ValueError for an unknown one."""
+    simulator, _, tasks = env.partition(":")
+    if simulator not in SIMULATORS:
+        raise ValueError(f"there is no simulator {simulator!r}: --env takes {', '.join(SIMULATORS)}:TASK,TASK")
+    if control_hz != int(control_hz):
+        raise ValueError(f"Meta-World acts at a whole number of steps per second, the policy at {control_hz}")
+    names = list(INSTRUCTIONS) if tasks == "all" else [_task(name.strip()) for name in tasks.split(",")]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--env {env} names a task twice")
+    return [MetaWorldConfig(task=name, camera=camera, control_hz=int(control_hz)) for name in names]
+
+
+def _task(name: str) -> str:
+    """Meta-World's own name, with its version."""
+    task = name if name.endswith(_VERSION) else name + _VERSION
+    if task not in INSTRUCTIONS:
+        close = difflib.get_close_matches(task, INSTRUCTIONS, n=1)
+        raise ValueError(f"Meta-World has no task {name!r}" + (f": did you mean {close[0]}?" if close else ""))
+    return task
+
+
+def other_instructions(tasks: list[str]) -> dict[str, str]:
+    """By task the instruction of another one: of the task in the same scene if it is among them, else of the next.
+
+    Raises ValueError for a single task.
+    """
+    if len(tasks) < 2:
+        raise ValueError("swapped instructions need two tasks or more: name them in --env")
+    partner = {**SCENE_OF, **{second: first for first, second in SCENE_OF.items()}}
+    after = dict(zip(tasks, [*tasks[1:], tasks[0]], strict=True))
+    return {task: INSTRUCTIONS[partner[task] if partner.get(task) in tasks else after[task]] for task in tasks}

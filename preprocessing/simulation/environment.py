@@ -1,0 +1,81 @@
+"""What a simulator must answer so that a policy can act in it: reset by seed, a step, a frame, an instruction, success.
+
+A simulator is one file with a config class beside this one. The rules are the same for all of them:
+
+- success is the simulator's own signal at any of its steps; an episode ends with it
+- seeds from `FIRST_EVALUATION_SEED` up are for evaluation, seeds below it for demonstrations
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+FIRST_EVALUATION_SEED = 2_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What there is after a step. S numbers of state."""
+
+    frame: bytes
+    """The camera's picture as JPEG, as demonstrations store it."""
+    state_S: np.ndarray
+    """float32, in the order and units of the recorded `observation/state`."""
+    reward: float = 0.0
+    """Of this step alone."""
+    success: bool = False
+    """Whether the task was solved at this step or before."""
+    is_over: bool = False
+    """Whether no step may follow: success, or the step limit."""
+
+
+class Environment(Protocol):
+    """One simulated robot with one task."""
+
+    @property
+    def instruction(self) -> str: ...
+
+    def reset(self, seed: int) -> Observation:
+        """Begin the episode that `seed` draws."""
+        ...
+
+    def step(self, values: Mapping[str, float]) -> Observation:
+        """Do an action for one control step: physical values by dimension name, as a policy answers them.
+
+        Raises ValueError if the action lacks a dimension that the robot moves by.
+        """
+        ...
+
+    def expert_steps(self, seed: int) -> int | None:
+        """Control steps that the simulator's own expert takes to success; None if it fails or there is no expert."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class EnvironmentConfig(Protocol):
+    """What is sent to the process that simulates: a dataclass. `task` is the name in the simulator."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def task(self) -> str: ...
+    @property
+    def instruction(self) -> str: ...
+    @property
+    def moved_by(self) -> tuple[str, ...]:
+        """The dimensions that an action must have."""
+        ...
+
+    @property
+    def max_steps(self) -> int:
+        """Control steps of an episode at most."""
+        ...
+
+    def build(self) -> Environment:
+        """Raises ImportError or OSError with the remedy if nothing simulates or draws here."""
+        ...

@@ -1,0 +1,208 @@
+"""Episodes in simulators: how they end, what is kept of them, and that nothing else decides their result."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.session import RaySession, connect
+from pipelines.evaluation.actors import ReplayActor
+from pipelines.evaluation.closed_loop import Actor, Episode, EpisodeResult, run_episodes
+from pipelines.evaluation.closed_loop_report import POLICY, closed_loop_report, verdict
+from pipelines.evaluation.episode_ledger import EpisodeLedger
+from pipelines.evaluation.simulator_pool import LocalPool, RayPool
+from pipelines.evaluation.statistics import Bootstrap
+from preprocessing.simulation.environment import Observation
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineConfig:
+    """A point on a line that must get beyond 1; its start depends on the seed. At 13 the simulator fails."""
+
+    task: str = "line"
+    instruction: str = "go right"
+    max_steps: int = 8
+    moved_by: tuple[str, ...] = ("x",)
+
+    def build(self) -> LineEnvironment:
+        return LineEnvironment(self)
+
+
+class LineEnvironment:
+    def __init__(self, config: LineConfig) -> None:
+        self._config = config
+        self.instruction = config.instruction
+
+    def reset(self, seed: int) -> Observation:
+        self._seed, self._steps = seed, 0
+        self._place = float(np.random.default_rng(seed).uniform(-1, 0.5))
+        return self._observation()
+
+    def step(self, values: Mapping[str, float]) -> Observation:
+        if self._seed == 13:
+            raise RuntimeError("the simulation diverged\nat a joint")
+        if self._seed == 99:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self._steps += 1
+        self._place += values["x"]
+        return self._observation()
+
+    def _observation(self) -> Observation:
+        success = self._place > 1
+        return Observation(
+            frame=b"",
+            state_S=np.array([self._place], np.float32),
+            reward=self._place,
+            success=success,
+            is_over=success or self._steps >= self._config.max_steps,
+        )
+
+    def expert_steps(self, seed: int) -> int | None:
+        return None
+
+    def close(self) -> None:
+        pass
+
+
+class Walker:
+    """Goes right by a share that depends on what it has seen in this episode; gives up after `patience` steps."""
+
+    def __init__(self, patience: int = 100) -> None:
+        self._patience = patience
+
+    def begin(self, episode: Episode) -> None:
+        self._seen: list[float] = []
+
+    def act(self, observation: Observation) -> Mapping[str, float] | None:
+        self._seen.append(float(observation.state_S[0]))
+        return None if len(self._seen) > self._patience else {"x": 0.1 + 0.2 * abs(self._seen[0])}
+
+
+def episodes(*seeds: int) -> list[Episode]:
+    return [Episode(environment=LineConfig(), seed=seed, instruction="go right") for seed in seeds]
+
+
+def acted(pool: LocalPool | RayPool, actor: Actor, *seeds: int) -> dict[int, EpisodeResult]:
+    results = run_episodes(pool, lambda: Walker() if actor is None else actor, episodes(*seeds))
+    return {result.seed: result for result, _ in results}
+
+
+@pytest.fixture(scope="module")
+def on_ray() -> Iterator[None]:
+    with connect(RaySession(num_cpus=3)):
+        yield
+
+
+def test_an_episode_ends_by_success_by_the_policys_word_or_at_the_limit() -> None:
+    walked = acted(LocalPool(), Walker(), *range(12))
+    assert {result.ending for result in walked.values()} == {"success", "step limit"}
+    gave_up = acted(LocalPool(), Walker(patience=2), *range(12))
+    assert {result.ending for result in gave_up.values() if result.steps == 2} >= {"terminated"}
+    limited = next(result for result in walked.values() if result.ending == "step limit")
+    assert limited.steps == 8 and not limited.success
+
+
+def test_an_error_is_a_failure_with_its_sentence_and_the_others_go_on() -> None:
+    results = acted(LocalPool(), Walker(), 1, 13, 2)
+    assert results[13].ending == "error" and not results[13].success
+    assert results[13].error == "RuntimeError: the simulation diverged"
+    assert set(results) == {1, 2, 13} and results[2].ending != "error"
+
+
+def test_a_policy_that_fails_fails_its_episode() -> None:
+    class Broken(Walker):
+        def act(self, observation: Observation) -> Mapping[str, float] | None:
+            raise ValueError("no such instruction")
+
+    assert acted(LocalPool(), Broken(), 1)[1].error == "ValueError: no such instruction"
+
+
+def test_actions_are_counted_in_physical_units() -> None:
+    result = acted(LocalPool(), ReplayActor({"line": [{"x": 0.1}, {"x": -0.3}]}), 3)[3]
+    assert result.ending == "terminated" and result.steps == 2
+    assert result.mean_action["x"] == pytest.approx(-0.1) and result.largest_action["x"] == pytest.approx(0.3)
+
+
+def test_results_do_not_depend_on_the_number_of_simulators(on_ray: None) -> None:
+    seeds, alone = range(9), acted(LocalPool(), Walker(), *range(9))
+    for size in (1, 3):
+        pool = RayPool(size)
+        together = {result.seed: result for result, _ in run_episodes(pool, Walker, episodes(*seeds))}
+        pool.close()
+        assert together == alone
+
+
+def test_a_simulator_that_dies_fails_its_episode_and_is_replaced(on_ray: None) -> None:
+    pool = RayPool(2)
+    results = {result.seed: result for result, _ in run_episodes(pool, Walker, episodes(99, 1, 2, 3))}
+    pool.close()
+    assert results[99].ending == "error" and "process died" in str(results[99].error)
+    assert [results[seed].ending for seed in (1, 2, 3)] == [
+        acted(LocalPool(), Walker(), s)[s].ending for s in (1, 2, 3)
+    ]
+
+
+# --- what is kept ---
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "evaluations/unfinished.jsonl"
+    results = acted(LocalPool(), Walker(), 1, 2, 3)
+    ledger = EpisodeLedger(path)
+    for seed in (1, 2, 3):
+        ledger.add("policy", results[seed])
+    path.write_bytes(path.read_bytes()[:-20])  # killed in the middle of a line
+    again = EpisodeLedger(path)
+    kept = [again.result("policy", episode) for episode in episodes(1, 2, 3)]
+    assert kept == [results[1], results[2], None]
+    again.add("policy", results[3])
+    assert len(EpisodeLedger(path)) == 3
+    again.delete()
+    assert not path.exists()
+
+
+def test_an_episode_with_other_words_is_another_one(tmp_path: Path) -> None:
+    ledger = EpisodeLedger(tmp_path / "ledger.jsonl")
+    ledger.add("policy", acted(LocalPool(), Walker(), 1)[1])
+    (episode,) = episodes(1)
+    assert ledger.result("policy", episode) is not None
+    assert ledger.result("policy", replace(episode, instruction="go left")) is None
+    assert ledger.result("random", episode) is None
+
+
+# --- the report ---
+
+
+def result(task: str, seed: int, success: bool) -> EpisodeResult:
+    ending = "success" if success else "step limit"
+    return EpisodeResult(
+        task=task, seed=seed, instruction="", ending=ending, steps=5 + seed, total_reward=float(success)
+    )
+
+
+def test_rates_steps_and_verdicts() -> None:
+    policy = [result(task, seed, seed < 9) for task in ("a", "b") for seed in range(10)]
+    lazy = [result(task, seed, task == "a" and seed < 2) for task in ("b", "a") for seed in reversed(range(10))]
+    report = closed_loop_report(
+        {POLICY: policy, "replay": lazy},
+        environment="line:a,b",
+        contract="c",
+        seeds=range(10),
+        max_steps=62,
+        control_hz=10,
+        bootstrap=Bootstrap(),
+    )
+    mine = report.actors[POLICY].tasks["a"]
+    assert (mine.successes, mine.episodes, mine.mean_steps_to_success) == (9, 10, 9.0)
+    assert report.actors[POLICY].rate.mean == 0.9
+    assert report.compared["replay"].only_first == 16 and report.compared["replay"].only_second == 0
+    assert verdict("replay", report.compared["replay"]).startswith("the policy is above replay: +80.0 points")
+    data = report.to_json()
+    assert data["actors"]["policy"]["tasks"]["a"]["successes"] == 9
+    assert len(data["actors"]["replay"]["episodes"]) == 20

@@ -1,0 +1,99 @@
+"""`rtp evaluate --env`: a policy moved through Meta-World by the command, and what the command leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+
+from pipelines.catalogue import load_recipe
+from pipelines.cli import main
+from pipelines.publishing.folder import TrainedModel, write_bundle
+from pipelines.publishing.instructions import Instructions
+from pipelines.training.data import training_contract
+from preprocessing.simulation.metaworld_rollout import gl_backend
+from preprocessing.store.episode_store import EpisodeStore
+from tests.support.html_tags import read_page
+
+ENV = ["--env", "metaworld:button-press,drawer-close", "--episodes", "1", "--bootstrap-samples", "50"]
+
+
+@pytest.fixture(scope="module")
+def bundle(store: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained model of the sample."""
+    recipe, opened = load_recipe("rt1_tiny"), EpisodeStore.open(store)
+    folder = tmp_path_factory.mktemp("models") / "untrained"
+    folder.mkdir()
+    trained = TrainedModel(
+        model=recipe.model.build().eval(),
+        contract=training_contract(recipe, [opened]),
+        step=0,
+        source="here",
+        metadata={"stores": [store], "git_revision": "none"},
+        instructions=Instructions.of_stores("hash-512", [opened]),
+    )
+    write_bundle(trained, folder)
+    return folder
+
+
+@pytest.fixture
+def drawing() -> None:
+    if gl_backend() is None:
+        pytest.skip("no OpenGL draws without a screen here")
+
+
+@pytest.fixture(autouse=True)
+def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def test_a_policy_acts_beside_baselines_and_leaves_a_report_videos_and_a_page(
+    drawing: None, bundle: Path, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    baselines = ["--baselines", "replay", "expert"]
+    words = [*ENV, *baselines, "--data", store, "--video", "videos", "--html", "page.html", "--output", "report.json"]
+    assert main(["evaluate", str(bundle), *words, "--json"]) == 0
+    printed = capsys.readouterr().out
+    account = json.loads(printed.splitlines()[-1])
+    assert "under seeds 2000000 to 2000000, at most 62 steps at 10 Hz" in printed
+    assert account["closed_loop"] == json.loads(Path("report.json").read_text())["closed_loop"]
+    actors: dict[str, Any] = account["closed_loop"]["actors"]
+    assert list(actors) == ["policy", "replay", "expert"]
+    assert all(success["episodes"] == 1 for report in actors.values() for success in report["tasks"].values())
+    assert actors["expert"]["tasks"]["button-press-v3"]["successes"] == 1
+    assert actors["policy"]["tasks"]["button-press-v3"]["errors"] == 0
+    files = sorted(Path("videos").iterdir())
+    assert [file.name.rsplit("-2000000-")[0] for file in files] == ["button-press-v3", "drawer-close-v3"]
+    with av.open(str(files[0])) as video:
+        stream = video.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        shown = sum(1 for _ in video.decode(stream))
+    (first,) = [e for e in actors["policy"]["episodes"] if e["task"] == "button-press-v3"]
+    assert shown == first["steps"] + 1
+    page = read_page(Path("page.html").read_text())
+    assert sum(link.startswith("data:video/mp4;base64,") for link in page.links) == 2
+    assert not list((bundle / "evaluations").glob("unfinished*"))
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--env", "metaworld:button-pres"], "Meta-World has no task 'button-pres': did you mean button-press-v3?"),
+        (["--env", "libero:all"], "there is no simulator 'libero'"),
+        (["--env", "metaworld"], "--env names a simulator and tasks"),
+        (["--env", "metaworld:door-lock", "--episodes", "0"], "--episodes must be 1 or more"),
+        (["--env", "metaworld:door-lock", "--swap-instructions", "--baselines"], "need two tasks or more"),
+        (["--video", "videos", "--data", "somewhere"], "--video belongs to episodes in a simulator"),
+        ([], "give --data STORE, or --env SIMULATOR:TASK"),
+    ],
+)
+def test_one_sentence_for_a_mistake(
+    bundle: Path, words: list[str], sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["evaluate", str(bundle), *words]) == 2
+    assert sentence in " ".join(capsys.readouterr().err.split())
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,42 @@
+"""Names of environments, and what a policy is told in place of a task."""
+
+from __future__ import annotations
+
+import pytest
+
+from preprocessing.simulation.choice import choose_environments, other_instructions
+from preprocessing.simulation.metaworld_rlds import INSTRUCTIONS
+from preprocessing.simulation.metaworld_rollout import VIEWS, Camera
+
+CAMERA = Camera(view=VIEWS["side"], height=32, width=40, jpeg_quality=85)
+
+
+def test_tasks_are_named_with_and_without_their_version() -> None:
+    chosen = choose_environments("metaworld:faucet-open, door-lock-v3", camera=CAMERA, control_hz=10.0)
+    assert [environment.task for environment in chosen] == ["faucet-open-v3", "door-lock-v3"]
+    assert chosen[0].instruction == "turn the faucet on" and chosen[0].max_steps == 62
+    assert len(choose_environments("metaworld:all", camera=CAMERA, control_hz=10)) == 50
+
+
+@pytest.mark.parametrize(
+    "env, control_hz, words",
+    [
+        ("metaworld:faucet", 10, "Meta-World has no task 'faucet'"),
+        ("metaworld:door-lock,door-lock-v3", 10, "names a task twice"),
+        ("metaworld:door-lock", 2.5, "whole number of steps per second, the policy at 2.5"),
+        ("metaworld:door-lock", 3, "80 Hz must be a multiple of the control rate 3"),
+        ("robosuite:lift", 10, "there is no simulator 'robosuite'"),
+    ],
+)
+def test_what_cannot_be_simulated_is_named(env: str, control_hz: float, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        choose_environments(env, camera=CAMERA, control_hz=control_hz)
+
+
+def test_the_task_in_the_same_scene_lends_its_instruction() -> None:
+    others = other_instructions(["faucet-open-v3", "door-lock-v3", "faucet-close-v3"])
+    assert others["faucet-open-v3"] == INSTRUCTIONS["faucet-close-v3"]
+    assert others["faucet-close-v3"] == INSTRUCTIONS["faucet-open-v3"]
+    assert others["door-lock-v3"] == INSTRUCTIONS["faucet-close-v3"]
+    with pytest.raises(ValueError, match="two tasks"):
+        other_instructions(["door-lock-v3"])

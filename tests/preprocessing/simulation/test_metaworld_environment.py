@@ -1,0 +1,91 @@
+"""Meta-World moved by actions as a policy answers them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pytest
+
+from preprocessing.simulation.environment import Observation
+from preprocessing.simulation.metaworld_environment import MetaWorldConfig, MetaWorldEnvironment
+from preprocessing.simulation.metaworld_rollout import VIEWS, Camera, gl_backend, roll_out
+
+CAMERA = Camera(view=VIEWS["side"], height=32, width=40, jpeg_quality=85)
+STILL = {
+    "world_vector_x": 0.0,
+    "world_vector_y": 0.0,
+    "world_vector_z": 0.0,
+    "gripper_closedness_action": -1.0,
+    "rotation_delta_x": 0.7,
+}
+
+
+@pytest.fixture(scope="module")
+def environment() -> Iterator[MetaWorldEnvironment]:
+    if gl_backend() is None:
+        pytest.skip("no OpenGL draws without a screen here")
+    environment = MetaWorldConfig(task="button-press-v3", camera=CAMERA, control_hz=10).build()
+    yield environment
+    environment.close()
+
+
+def as_answered(action_4: np.ndarray, metres_per_action: float) -> Mapping[str, float]:
+    """A recorded action in the units of the dataset."""
+    x, y, z = action_4[:3] * metres_per_action
+    names = ("world_vector_x", "world_vector_y", "world_vector_z", "gripper_closedness_action")
+    return dict(zip(names, (x, y, z, action_4[3]), strict=True))
+
+
+def test_the_experts_recorded_actions_solve_the_task_they_were_recorded_in(environment: MetaWorldEnvironment) -> None:
+    recording = roll_out("button-press-v3", seed=5, control_hz=10, camera=CAMERA)
+    assert recording is not None
+    first = environment.reset(5)
+    assert first.frame == recording.frames_T[0] and not first.success
+    np.testing.assert_array_equal(first.state_S, recording.state_TS[0])
+    seen, steps = first, 0
+    for action in recording.action_TA:
+        seen = environment.step(as_answered(action, recording.metres_per_action))
+        steps += 1
+        if seen.is_over:
+            break
+    assert seen.success
+    assert environment.expert_steps(5) == len(recording.action_TA) - 2
+    assert abs(steps - (len(recording.action_TA) - 2)) <= 2
+
+
+def test_who_holds_still_runs_into_the_step_limit(environment: MetaWorldEnvironment) -> None:
+    seen, steps = environment.reset(1), 0
+    while not seen.is_over:
+        seen = environment.step(STILL)
+        steps += 1
+    assert steps == 62 and not seen.success
+
+
+def test_a_displacement_is_in_metres(environment: MetaWorldEnvironment) -> None:
+    before = environment.reset(1).state_S
+    seen: Observation | None = None
+    for _ in range(4):
+        seen = environment.step({**STILL, "world_vector_x": 0.02})
+    assert seen is not None
+    moved = seen.state_S - before
+    assert 0.05 < moved[0] < 0.09 and abs(moved[1]) < 0.02  # the hand follows its command with some delay
+
+
+def test_the_same_seed_is_the_same_episode_whatever_came_before(environment: MetaWorldEnvironment) -> None:
+    alone = environment.reset(7)
+    environment.reset(8)
+    environment.step(STILL)
+    again = environment.reset(7)
+    assert again.frame == alone.frame
+
+
+def test_an_action_of_another_robot_is_refused(environment: MetaWorldEnvironment) -> None:
+    environment.reset(1)
+    with pytest.raises(ValueError, match="the action has no gripper_closedness_action"):
+        environment.step({name: value for name, value in STILL.items() if not name.startswith("gripper")})
+
+
+def test_a_control_rate_that_the_simulator_cannot_keep_is_refused() -> None:
+    with pytest.raises(ValueError, match="80 Hz must be a multiple of the control rate 3"):
+        MetaWorldConfig(task="button-press-v3", camera=CAMERA, control_hz=3)
