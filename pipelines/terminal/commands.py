@@ -57,7 +57,7 @@ COMMANDS = {
         example="rtp export runs/first models/first",
     ),
     "evaluate": Command(
-        summary="score a model on held-out episodes, or let it act in a simulator",
+        summary="score a model on held-out episodes or in a simulator",
         example="rtp evaluate runs/first --data stores/metaworld_sample/1.0.0/val",
     ),
     "register": Command(
