@@ -14,9 +14,11 @@ policy can tell from the picture where to go.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +32,8 @@ from pipelines.config.arguments import parse
 from pipelines.config.serialization import did_you_mean
 from pipelines.terminal.next_step import print_next
 from preprocessing.simulation.metaworld_rlds import INSTRUCTIONS, dataset_features, rlds_episode
-from preprocessing.simulation.metaworld_rollout import SIMULATOR_HZ, VIEWS, Camera, roll_out
+from preprocessing.simulation.metaworld_rollout import SIMULATOR_HZ, VIEWS, Camera
+from preprocessing.simulation.parallel_rollouts import PendingRollout, StartRollout, rollouts
 from preprocessing.store.images import ImageSize
 from preprocessing.tfds.writer import RldsWriter, SplitPlan
 
@@ -71,6 +74,11 @@ class SimulateConfig:
     """Where the camera stands."""
     jpeg_quality: int = 85
     """1 to 100; chroma is not subsampled."""
+    noise: float = 0.0
+    """Standard deviation of the noise on the expert's motion, in the simulator's action units of -1 to 1, drawn once a
+    recorded step. What is recorded is the expert's own command: a policy learns to come back."""
+    workers: int = 0
+    """Processes that simulate; 0 simulates in this one. The dataset does not depend on it."""
     episodes_per_shard: int = 18
     """Episodes in a TFRecord file at most."""
     name: str = "metaworld_sample"
@@ -82,8 +90,10 @@ class SimulateConfig:
             raise ValueError(f"--name must be letters, digits and underscores, as TFDS wants it, got {self.name!r}")
         if self.control_hz < 1 or SIMULATOR_HZ % self.control_hz:
             raise ValueError(f"--control-hz must divide the simulator's {SIMULATOR_HZ} Hz, got {self.control_hz}")
-        lows = {"episodes": 1, "val_episodes": 0, "seed": 0, "episodes_per_shard": 1, "jpeg_quality": 1}
+        lows = {"episodes": 1, "val_episodes": 0, "seed": 0, "episodes_per_shard": 1, "jpeg_quality": 1, "workers": 0}
         highs = {"episodes": _MOST_EPISODES, "val_episodes": _MOST_EPISODES, "seed": _LAST_SEED, "jpeg_quality": 100}
+        if not 0 <= self.noise <= 1:
+            raise ValueError(f"--noise must be from 0 to 1, got {self.noise}")
         for name, low in lows.items():
             value, high = getattr(self, name), highs.get(name, sys.maxsize)
             if not low <= value <= high:
@@ -170,26 +180,32 @@ class _Split:
 
     def _episodes(self) -> Iterator[dict[str, Any]]:
         """One episode of each task in turn, so that every shard holds all tasks."""
-        tasks = [self._successes(task) for task in self.config.tasks]
-        turns = (next(task) for _ in range(self.episodes) for task in tasks)
-        console = Console(stderr=True)
-        for episode in track(turns, f"simulate {self.name}", total=self.total, console=console):
-            self.steps += len(episode["steps"])
-            yield episode
+        with rollouts(self.config.workers) as start:
+            tasks = [self._successes(task, start) for task in self.config.tasks]
+            turns = (next(task) for _ in range(self.episodes) for task in tasks)
+            console = Console(stderr=True)
+            for episode in track(turns, f"simulate {self.name}", total=self.total, console=console):
+                self.steps += len(episode["steps"])
+                yield episode
 
-    def _successes(self, task: str) -> Iterator[dict[str, Any]]:
-        hz, camera = self.config.control_hz, self.config.camera()
-        for seed in itertools.count(self.first_seed):
-            recording = roll_out(task, seed=seed, control_hz=hz, camera=camera)
+    def _successes(self, task: str, start: StartRollout) -> Iterator[dict[str, Any]]:
+        """Episodes in the order of their seeds; some are simulated ahead, never more than are wanted."""
+        config = self.config
+        expert = functools.partial(
+            start, task, control_hz=config.control_hz, camera=config.camera(), noise=config.noise
+        )
+        seeds, running, wanted = itertools.count(self.first_seed), deque[tuple[int, PendingRollout]](), self.episodes
+        ahead = 1 + config.workers // len(config.tasks)
+        while wanted:
+            while len(running) < min(ahead, wanted):
+                seed = next(seeds)
+                running.append((seed, expert(seed=seed)))
+            seed, pending = running.popleft()
+            recording = pending()
             if recording is not None:
-                yield rlds_episode(recording, task=task, seed=seed, control_hz=hz)
+                wanted -= 1
+                yield rlds_episode(recording, task=task, seed=seed, control_hz=config.control_hz)
                 continue
             self.failed[task] = self.failed.get(task, 0) + 1
             if self.failed[task] > _FAILURES_ALLOWED:
                 raise ValueError(f"the expert of {task} failed under {self.failed[task]} seeds: leave this task out")
-
-
-# --- One episode ---
-
-
-# --- Pictures ---

@@ -50,24 +50,30 @@ VIEWS = {
 }
 
 
-def roll_out(task: str, *, seed: int, control_hz: int, camera: Camera | None = None) -> Recording | None:
+def roll_out(
+    task: str, *, seed: int, control_hz: int, camera: Camera | None = None, noise: float = 0.0
+) -> Recording | None:
     """Let the expert of `task` act until it succeeds; None if it has not at the end of the task's horizon.
 
     The expert sees the state at every simulator step, not only the recorded ones. Without a camera there are no frames.
+    `noise` is the standard deviation of what is added to the motion of each recorded step, in the simulator's action
+    units; recorded is what the expert commanded, so that a policy learns to come back (DART, arXiv 1703.09327).
     """
-    with closing(Rollout(task, seed, camera)) as tape:
+    random = np.random.default_rng([seed, *task.encode()])
+    with closing(Rollout(task, seed, camera)) as rollout:
         num_steps = SIMULATOR_HZ // control_hz
-        while not tape.success:
-            if tape.env.curr_path_length + 2 * num_steps > tape.env.max_path_length:
+        while not rollout.success:
+            if rollout.env.curr_path_length + 2 * num_steps > rollout.env.max_path_length:
                 return None
-            tape.act(tape.expert.get_action, num_steps)
-        still = np.array([0.0, 0.0, 0.0, tape.gripper_command])
-        tape.act(lambda _: still, num_steps)
+            pushed = np.append(random.normal(scale=noise, size=3), 0.0) if noise else None
+            rollout.act(rollout.expert.get_action, num_steps, pushed)
+        still = np.array([0.0, 0.0, 0.0, rollout.gripper_command])
+        rollout.act(lambda _: still, num_steps)
         return Recording(
-            frames_T=tape.frames_T,
-            state_TS=np.array(tape.state_TS, np.float32),
-            action_TA=np.array([*tape.action_TA, np.zeros(4)]),
-            metres_per_action=num_steps * tape.env.action_scale,
+            frames_T=rollout.frames_T,
+            state_TS=np.array(rollout.state_TS, np.float32),
+            action_TA=np.array([*rollout.action_TA, np.zeros(4)]),
+            metres_per_action=num_steps * rollout.env.action_scale,
         )
 
 
@@ -83,14 +89,16 @@ class Rollout:
         self.success, self.gripper_command = False, 0.0
         self._observe()
 
-    def act(self, choose: Callable[[np.ndarray], np.ndarray], num_steps: int) -> None:
-        """One recorded step: `num_steps` of the simulator, then an observation."""
+    def act(self, choose: Callable[[np.ndarray], np.ndarray], num_steps: int, pushed: np.ndarray | None = None) -> None:
+        """One recorded step: `num_steps` of the simulator, then an observation. `pushed` is added to what is done, and
+        not to what is recorded."""
         actions = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # experts ask for more than the simulator's limits, which clips
             for _ in range(num_steps):
                 actions.append(np.clip(choose(self._observation), -1.0, 1.0))
-                self._observation, _, _, _, info = self.env.step(actions[-1])
+                done = actions[-1] if pushed is None else np.clip(actions[-1] + pushed, -1.0, 1.0)
+                self._observation, _, _, _, info = self.env.step(done)
                 self.success = self.success or info["success"] > 0
         self.gripper_command = float(actions[-1][3])
         self.action_TA.append(np.stack(actions).astype(np.float64).mean(axis=0))

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from pipelines.simulate import SAMPLE_TASKS, SimulateConfig, simulate
 from preprocessing.rlds import Episode, open_dataset
 from preprocessing.simulation import metaworld_rollout as module
 from preprocessing.simulation.metaworld_rlds import INSTRUCTIONS, Recording, dataset_features, rlds_episode
-from preprocessing.simulation.metaworld_rollout import Camera, gl_backend, load_simulator, roll_out
+from preprocessing.simulation.metaworld_rollout import Camera, Rollout, gl_backend, load_simulator, roll_out
 from preprocessing.tfds.writer import RldsWriter, SplitPlan
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -237,6 +238,34 @@ def test_the_same_command_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("drawing")
+def test_workers_write_the_same_bytes(tmp_path: Path) -> None:
+    config = replace(TINY, tasks=("button-press-v3", "faucet-open-v3"))
+    for name, workers in (("alone", 0), ("together", 2)):
+        simulate(tmp_path / name, replace(config, workers=workers))
+    alone, together = (sorted((tmp_path / name / TINY.name / "1.0.0").iterdir()) for name in ("alone", "together"))
+    assert [file.name for file in alone] == [file.name for file in together]
+    assert all(mine.read_bytes() == theirs.read_bytes() for mine, theirs in zip(alone, together, strict=True))
+
+
+def test_noise_moves_the_arm_and_is_not_recorded() -> None:
+    still = np.zeros(4)
+    with closing(Rollout("button-press-v3", 3, None)) as rollout:
+        for _ in range(3):
+            rollout.act(lambda _: still, 8, np.array([0.5, 0.0, 0.0, 0.0]))
+        assert np.array_equal(rollout.action_TA, np.zeros((3, 4)))
+        moved_m = rollout.state_TS[-1][:3] - rollout.state_TS[0][:3]
+    assert 0.03 < moved_m[0] < 0.12 and abs(moved_m[1]) < 0.02
+
+
+def test_a_pushed_expert_comes_back_and_succeeds() -> None:
+    first, again = (roll_out("button-press-v3", seed=3, control_hz=10, noise=0.3) for _ in range(2))
+    clean = recorded("button-press-v3", seed=3)
+    assert first is not None and again is not None
+    np.testing.assert_array_equal(first.state_TS, again.state_TS)
+    assert np.abs(first.state_TS[1] - clean.state_TS[1])[:3].max() > 0.001
+
+
+@pytest.mark.usefixtures("drawing")
 def test_a_failing_expert_is_counted_and_the_next_seed_taken(tmp_path: Path) -> None:
     config = replace(TINY, tasks=("box-close-v3",), seed=2, episodes=1, val_episodes=0)
     account = simulate(tmp_path, config)
@@ -297,6 +326,8 @@ def test_tasks_of_one_scene_start_from_the_same_pixels() -> None:
         (["--episodes", "0"], ["--episodes must be from 1", "got 0"]),
         (["--jpeg-quality", "101"], ["--jpeg-quality must be from 1 to 100"]),
         (["--name", "my/set"], ["--name must be letters", "'my/set'"]),
+        (["--noise", "1.5"], ["--noise must be from 0 to 1, got 1.5"]),
+        (["--seed", "400001"], ["--seed must be from 0 to 400000"]),
         (["--view", "behind"], ["--view", "behind"]),
     ],
 )
