@@ -13,7 +13,7 @@ after warm-up, between device synchronisations; `first_s` is what the first step
   and in ours as one CUDA graph; the bare EfficientNet-B3 of torchvision on as many images
 - parity: loss and gradients with our kernels against torch's, in float32 without TF32 and under bf16, and of a batch
   padded with images against the same batch alone
-- control: one action for 1, 8 and 32 robots: `RT1Policy.act`, the two networks alone, and the same as one CUDA graph
+- control: one action each for 1, 8 and 32 robots as a server answers them, the networks as a CUDA graph and without
 - profile: where the device time of a training step goes, by class of kernel
 """
 
@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from workload import PRESETS, Batch, batch, frames
 
 from rt_models.blocks import norm_functions
-from rt_models.control.rt1_policy import RT1Policy
+from rt_models.control.rt1_policy import RT1Policy, act_together
 from rt_models.rt1 import RT1
 from rt_models.spec import EMBEDDING_WIDTH
 from rt_models.vision.image_plan import plan_images
@@ -149,6 +149,18 @@ def _training(toy: bool, shape: dict[str, int], kernels: str) -> Iterator[dict[s
         torch.cuda.reset_peak_memory_stats()
 
 
+def _graph(run: Callable[[], object]) -> Callable[[], object]:
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
 def _planned(made: Batch) -> Batch:
     """With its images found on the host, and on the device."""
     real = int((made["frame_index"] >= 0).sum())
@@ -217,50 +229,17 @@ def _bare_backbone(images: int) -> None:
 
 
 def control(toy: bool) -> None:
-    """The graph holds backbone, TokenLearner and transformer; resizing and the choice of tokens stay outside it."""
-    for robots in (1, 2) if toy else (1, 8, 32):
-        model = _model(toy).eval()
-        policy = RT1Policy(model, num_robots=robots)
-        frame = frames("small" if toy else "rt1", robots).numpy()
-        embedding = torch.randn(robots, EMBEDDING_WIDTH)
-        act = lambda policy=policy, frame=frame, embedding=embedding: policy.act(frame, embedding)  # noqa: E731
-        say(stage="control", robots=robots, side="RT1Policy.act", **_latency(act, toy))
-        networks = _networks(policy.model, robots)
-        say(stage="control", robots=robots, side="networks, eager", **_latency(networks, toy))
-        if torch.cuda.is_available():
-            say(stage="control", robots=robots, side="networks, CUDA graph", **_latency(_graph(networks), toy))
-
-
-def _networks(model: RT1, robots: int) -> Callable[[], Tensor]:
-    config, device = model.config, _device()
-    size = config.input.image_size
-    image = torch.randn(robots, 3, size, size, device=device).to(memory_format=torch.channels_last)
-    embedding = torch.randn(robots, EMBEDDING_WIDTH, device=device)
-    past = torch.randn(robots, config.num_steps - 1, config.num_image_tokens, config.feature_width, device=device)
-    tokenizer = model.tokenizer
-
-    @torch.no_grad()
-    def run() -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16):
-            x = tokenizer.projection(tokenizer.backbone(image, embedding, None))
-            x = tokenizer.film(x, embedding) if tokenizer.film is not None else x
-            x = x.flatten(2).transpose(1, 2)
-            tokens = tokenizer.learner(x) if tokenizer.learner is not None else x
-            return model.transformer(torch.cat([past, tokens[:, None].float()], dim=1), None, None, "last")
-
-    return run
-
-
-def _graph(run: Callable[[], Tensor]) -> Callable[[], object]:
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
+    """As a server acts: robots of one policy's weights, each with its history, in one pass (`act_together`)."""
+    for kernels, robots in itertools.product((True, False), (1, 2) if toy else (1, 8, 32)):
+        first = RT1Policy(_model(toy).eval(), cuda_graph=kernels)
+        policies = [first.for_another_robot() for _ in range(robots)]
+        seen = list(frames("small" if toy else "rt1", robots).numpy())
+        words = list(torch.randn(robots, EMBEDDING_WIDTH))
+        act = lambda policies=policies, seen=seen, words=words: act_together(policies, seen, words)  # noqa: E731
+        measured = _latency(act, toy)
+        rate = 1e3 * robots / measured["median_ms"]
+        side = "graph" if kernels and torch.cuda.is_available() else "eager"
+        say(stage="control", robots=robots, side=side, **measured, actions_per_s=rate)
 
 
 def _latency(run: Callable[[], object], toy: bool) -> dict[str, float]:

@@ -74,6 +74,7 @@ class EvaluateArguments:
 def main(arguments: list[str]) -> dict[str, Any]:
     """Parse the command line, score, print the tables, and save and track what came of it."""
     given = parse(EvaluateArguments, arguments, prog="rtp evaluate", description=__doc__ or "")
+    given.evaluation.compute.resolved()  # a GPU that is not there is said before anything is read
     for path in (given.output, given.html):
         _require_writable(path)
     return _on_stores(given) if given.closed_loop.env is None else _in_simulator(given)
@@ -92,6 +93,7 @@ def _in_simulator(given: EvaluateArguments) -> dict[str, Any]:
         given.closed_loop,
         episodes=20 if given.episodes is None else given.episodes,
         seed=given.evaluation.seed,
+        compute=given.evaluation.compute,
         data=[store for store in stores if isinstance(store, EpisodeStore)],
     )
     report = loop.run(given.evaluation.bootstrap())

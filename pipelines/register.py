@@ -7,12 +7,13 @@ robots load by, moves only if all gates pass.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
 
 import tyro
 
 from pipelines.config.arguments import parse
+from pipelines.config.compute import Compute
 from pipelines.terminal.next_step import print_next
 
 
@@ -36,6 +37,7 @@ class RegisterArguments:
     too, and known by its fingerprint; nothing is judged on it."""
     split: str = "val"
     """Split of each store, where --data names a folder that holds several."""
+    compute: Annotated[Compute, tyro.conf.arg(name="")] = field(default_factory=Compute)
 
 
 def main(arguments: list[str]) -> dict[str, Any]:
@@ -43,7 +45,9 @@ def main(arguments: list[str]) -> dict[str, Any]:
     given = parse(RegisterArguments, arguments, prog="rtp register", description=__doc__ or "")
     from pipelines.publishing.registration import PromotionPolicy, register  # torch and MLflow: --help is at once
 
+    given.compute.resolved()
     guard = PromotionPolicy.of(given.alias, given.gate, given.data, given.split)
+    guard = replace(guard, compute=given.compute)
     result = register(given.model, name=given.name, alias=given.alias, guard=guard)
     print(f"registered {result['model_uri']} (version {result['version']}) at {result['tracking_uri']}")
     for reason in result["gates"]:

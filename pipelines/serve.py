@@ -9,13 +9,14 @@ import os
 import socket
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from pipelines.config.arguments import parse
+from pipelines.config.compute import Compute
 from pipelines.serving.request_format import REQUEST, ServedPolicy
 from pipelines.terminal import child_process
 from pipelines.tracking.mlflow_run import tracking_uri, with_password
@@ -35,12 +36,14 @@ class ServeArguments:
     """Address to listen on; the default is reachable from this machine only."""
     port: int = 5001
     """TCP port."""
+    compute: Annotated[Compute, tyro.conf.arg(name="")] = field(default_factory=Compute)
 
 
 def main(arguments: list[str]) -> dict[str, Any]:
     """Serve over HTTP (POST /invocations, MLflow's scoring protocol) until stopped."""
     given = parse(ServeArguments, arguments, prog="rtp serve", description=f"{__doc__}\n\n{REQUEST}\n\n{_TRY}")
     _require_free(given.host, given.port)
+    given.compute.resolved()
     from pipelines.publishing.inference import InferenceModel  # torch: --help is at once
     from pipelines.publishing.registered import is_registered
     from pipelines.publishing.trained_model import load_trained, with_instructions
@@ -56,7 +59,8 @@ def main(arguments: list[str]) -> dict[str, Any]:
         print(policy.description(address) + "\n", flush=True)
         server = str(Path(__file__).parent / "publishing/mlflow_server.py")
         command = [sys.executable, "-P", server, model, given.host, str(given.port)]
-        environment = os.environ | {"MLFLOW_TRACKING_URI": with_password(tracking_uri())}
+        environment = os.environ | given.compute.environment()
+        environment |= {"MLFLOW_TRACKING_URI": with_password(tracking_uri())}
         return {"exit_code": child_process.run(command, environment)}
 
 

@@ -33,7 +33,8 @@ class PolicyActor:
         frame = self._model.frame(observation.frame)
         if self._blank_images:
             frame = np.zeros_like(frame)
-        action = named(self._policy.act(frame, self._instruction), self._model.contract, self._dataset)
+        (acted,) = self._model.act([self._policy], [frame], [self._instruction])
+        action = named(acted, self._model.contract, self._dataset)
         if action.classes.get("terminate_episode") == "terminate":
             return None
         return {name: value for name, value in action.values.items() if value is not None}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.session import RaySession, connect
+from pipelines.config.compute import Compute
 from pipelines.evaluation.actors import MeanActor, PolicyActor, RandomActor, ReplayActor
 from pipelines.evaluation.closed_loop import Actor, Episode, EpisodeResult, run_episodes
 from pipelines.evaluation.closed_loop_config import ClosedLoopConfig
@@ -45,6 +46,7 @@ class ClosedLoop:
     config: ClosedLoopConfig
     demonstrations: Mapping[str, Demonstration]
     home: str
+    compute: Compute
 
     def episodes(self, instructions: Mapping[str, str] | None = None) -> list[Episode]:
         """A task's episodes follow one another: a simulator changes its scene seldom."""
@@ -85,12 +87,12 @@ class ClosedLoop:
     def _cast(self) -> dict[str, tuple[Callable[[], Actor] | None, list[Episode]]]:
         """By name: what makes the actor, None for the simulator's expert, and its episodes. The policy comes first."""
         config, episodes = self.config, self.episodes()
-        policy, contract = InferenceModel(with_instructions(self.trained)), self.trained.contract
+        policy, contract = InferenceModel(with_instructions(self.trained), self.compute), self.trained.contract
         cast: dict[str, tuple[Callable[[], Actor] | None, list[Episode]]] = {
             POLICY: (lambda: PolicyActor(policy, self.dataset), episodes)
         }
         if self.against is not None:
-            other = InferenceModel(with_instructions(self.against))
+            other = InferenceModel(with_instructions(self.against), self.compute)
             theirs = self.against.contract.dataset(config.dataset)
             cast[AGAINST] = (lambda: PolicyActor(other, theirs), episodes)
         if config.swap_instructions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipelines.config.compute import Compute
 from pipelines.evaluation.closed_loop_config import ClosedLoopConfig
 from pipelines.evaluation.closed_loop_run import ClosedLoop
 from pipelines.evaluation.demonstrations import Demonstration, first_demonstrations
@@ -19,7 +20,13 @@ from rt_models.spec import Contract, DatasetContract
 
 
 def prepare(
-    model: str, config: ClosedLoopConfig, *, episodes: int, seed: int, data: Sequence[EpisodeStore] = ()
+    model: str,
+    config: ClosedLoopConfig,
+    *,
+    episodes: int,
+    seed: int,
+    data: Sequence[EpisodeStore] = (),
+    compute: Compute | None = None,
 ) -> ClosedLoop:
     """Load and check everything. `data`: stores with demonstrations; by default those that the model was trained on.
 
@@ -43,6 +50,7 @@ def prepare(
         config=config,
         demonstrations=_demonstrations(trained, data, environments) if "replay" in config.baselines else {},
         home=home_of(model),
+        compute=compute or Compute(),
     )
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
+import tyro
+
+from pipelines.config.compute import Compute
 from pipelines.evaluation.statistics import Bootstrap
 
 
@@ -30,6 +34,7 @@ class EvaluationConfig:
     seed: int = 0
     """Seed of the bootstrap resamples."""
     web: WebScoreConfig = field(default_factory=WebScoreConfig)
+    compute: Annotated[Compute, tyro.conf.arg(name="")] = field(default_factory=Compute)
 
     def bootstrap(self) -> Bootstrap:
         return Bootstrap(samples=self.bootstrap_samples, seed=self.seed)

@@ -82,7 +82,8 @@ def score_paraphrases(trained: TrainedModel, store: EpisodeStore, config: Evalua
         raise ValueError(f"{store.root} has instructions without paraphrases here, such as {min(unknown)!r}")
 
     def predict(rewording: dict[str, str] | None) -> Predictions:
-        return predict_store(trained.model, trained.contract, store, batch=config.batch, rewording=rewording)
+        with config.compute.at_work(trained.model):
+            return predict_store(trained.model, trained.contract, store, batch=config.batch, rewording=rewording)
 
     plain = predict(None)
     dims = scored_dimensions(trained.contract.dataset(store.name), plain)

@@ -58,8 +58,18 @@ def evaluate(model: Model, contract: Contract, store: EpisodeStore, config: Eval
 def evaluation_of(
     model: Model, contract: Contract, store: EpisodeStore, config: EvaluationConfig, counted: Count = uncounted
 ) -> Evaluation:
-    """The same with the predictions; `counted` is called with the rows of each batch of each pass over the store."""
+    """The same with the predictions; `counted` is called with the rows of each batch of each pass over the store.
+
+    The model computes where `config.compute` says, and lies where it lay when this is over.
+    """
     contract.require_readable(store.contract, where=store.root)
+    with config.compute.at_work(model):
+        return _evaluated(model, contract, store, config, counted)
+
+
+def _evaluated(
+    model: Model, contract: Contract, store: EpisodeStore, config: EvaluationConfig, counted: Count
+) -> Evaluation:
     dataset = contract.dataset(store.name)
     answered_dims = family_of(model).answered_dims(model.config)
     answered = dataset.answered_in(answered_dims)  # the policy's side; the baselines answer in all of the dataset's
@@ -168,4 +178,5 @@ def score(trained: TrainedModel, store: EpisodeStore | WebStore, config: Evaluat
 
 def web_report(trained: TrainedModel, store: WebStore, config: EvaluationConfig, counted: Count) -> WebReport:
     model, contract, bootstrap = trained.model, trained.contract, config.bootstrap()
-    return score_web(model, contract, store, config.web, batch=config.batch, bootstrap=bootstrap, counted=counted)
+    with config.compute.at_work(model):
+        return score_web(model, contract, store, config.web, batch=config.batch, bootstrap=bootstrap, counted=counted)

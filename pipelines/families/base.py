@@ -204,9 +204,23 @@ class ModelFamily(ABC, Generic[ConfigT, ModelT]):
         """Per dimension of the action space whether the model answers in it; a policy's others are neutral."""
         return (True,) * config.action_spec().size
 
+    def for_inference(self, model: ModelT) -> ModelT:
+        """The model as its policies share it, once it lies on its device: itself, or a copy made ready."""
+        return model.eval()
+
     @abstractmethod
     def policies(self, model: ModelT) -> Callable[[DatasetContract], Policy]:
-        """Makes policies of `model`, each for one dataset of its contract."""
+        """Makes policies of a model that is made ready, each for one dataset of its contract. All share its weights."""
+
+    def act_together(
+        self, policies: Sequence[Any], frames: Sequence[np.ndarray], instructions: Sequence[Any]
+    ) -> list[Action]:
+        """The action of each policy for its frame and instruction; they are different ones of one model.
+
+        One by one, unless the family answers them in one pass.
+        """
+        taken = zip(policies, frames, instructions, strict=True)
+        return [policy.act(frame, instruction) for policy, frame, instruction in taken]
 
     def carry(self, config: ConfigT, folder: Path) -> ConfigT:
         """Copy into `folder` what `config.build` reads beside the weights; the config that refers to the copy."""

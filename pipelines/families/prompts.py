@@ -34,7 +34,8 @@ from preprocessing.loading.web_reader import WebText
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.web_store import Store, WebStore
 from rt_models.action_tokens import encode
-from rt_models.control.rt2_policy import RT2Policy
+from rt_models.control.action import Action
+from rt_models.control.rt2_policy import RT2Policy, act_together
 from rt_models.language.action_vocabulary import LeastFrequentTokens
 from rt_models.language.generation import generate, predict_actions
 from rt_models.language.prompts import RT2Text
@@ -153,6 +154,11 @@ class PromptFamily(ModelFamily[ConfigT, ModelT]):
         speaker = cast(Any, model)  # a LanguageModel
         text = speaker.config.build_text()
         return lambda dataset: RT2Policy(speaker, text, dataset=dataset)
+
+    def act_together(
+        self, policies: Sequence[RT2Policy], frames: Sequence[np.ndarray], instructions: Sequence[str]
+    ) -> list[Action]:
+        return act_together(policies, frames, instructions)
 
 
 class PromptAnswers:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipelines.config.compute import wants_cuda_graph
 from pipelines.families.base import RunT
 from pipelines.families.windows import WindowCost, WindowFamily
 from preprocessing.loading.reader import Batch
 from preprocessing.store.web_store import Store
-from rt_models.control.rt1_policy import RT1Policy
+from rt_models.control.action import Action
+from rt_models.control.rt1_policy import RT1Policy, act_together
 from rt_models.cost.rt1_flops import cost
 from rt_models.rt1 import RT1, RT1Config
 from rt_models.spec import EMBEDDING_WIDTH, DatasetContract
+from rt_models.vision.fuse_batch_norm import fuse_batch_norm
 
 
 class RT1Family(WindowFamily[RT1Config, RT1]):
@@ -52,8 +56,19 @@ class RT1Family(WindowFamily[RT1Config, RT1]):
     def last_logits(self, model: RT1, batch: Batch) -> Tensor:
         return model.predict(batch, output_steps="last")[:, -1]
 
+    def for_inference(self, model: RT1) -> RT1:
+        """BatchNorm fused into the convolutions."""
+        ready = fuse_batch_norm(model.eval())
+        ready.compile_parts()
+        return ready
+
     def policies(self, model: RT1) -> Callable[[DatasetContract], RT1Policy]:
-        return lambda dataset: RT1Policy(model, dataset=dataset)
+        return RT1Policy(model, cuda_graph=wants_cuda_graph()).for_dataset
+
+    def act_together(
+        self, policies: Sequence[RT1Policy], frames: Sequence[np.ndarray], instructions: Sequence[np.ndarray]
+    ) -> list[Action]:
+        return act_together(policies, frames, instructions)
 
 
 FAMILY = RT1Family()

@@ -6,18 +6,24 @@ carries this file and what it imports, so it needs no command line, no Ray and n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
+from pipelines.config.compute import Compute
 from pipelines.families.base import Policy
-from pipelines.families.models import family_of
+from pipelines.families.models import Model, family_of
 from pipelines.publishing.folder import TrainedModel
 from pipelines.serving.request_values import camera_frame, described, is_missing, numbers
+from rt_models.blocks.cast_weights import cast_weights
 from rt_models.control.action import Action
 from rt_models.spec import EMBEDDING_WIDTH, Contract, DatasetContract
+
+TOGETHER = 32
+"""Robots that are answered in one pass at most: rt_models/control/control_step.py's largest graph."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +58,19 @@ def named(action: Action, contract: Contract, dataset: DatasetContract) -> Named
 class InferenceModel:
     """A trained model with its instruction table: reads frames and instructions and begins episodes.
 
-    Raises ValueError for imported weights that are bound to no dataset, whose actions have no units.
+    `compute` says where and in which precision it answers; its weights are made ready for that, once for all robots,
+    by `begin` or the first episode, which takes the model of `trained` as its own. Raises ValueError for imported
+    weights that are bound to no dataset, whose actions have no units.
     """
 
-    def __init__(self, trained: TrainedModel) -> None:
+    def __init__(self, trained: TrainedModel, compute: Compute | None = None) -> None:
         if not trained.contract.datasets:
             raise ValueError(f"{trained.source} is bound to no dataset: import its weights again with --data STORE")
         self.contract, self.instructions = trained.contract, trained.instructions
         self._family, self._config = family_of(trained.model), trained.model.config
-        self._policy_of = self._family.policies(trained.model)
+        self._given: Model | None = trained.model  # until it is made ready; not twice in memory
+        self._compute, self._device = compute or Compute(), torch.device("cpu")
+        self._policy_of: Callable[[DatasetContract], Policy] | None = None
         self._policies: dict[str, Policy] = {}
 
     @property
@@ -68,11 +78,33 @@ class InferenceModel:
         """Camera frames that an answer may rest on."""
         return self._family.num_frames(self._config)
 
+    def begin(self) -> Callable[[DatasetContract], Policy]:
+        """Lay the weights on the device, fused and cast; makes policies of them. Raises ValueError without the GPU."""
+        if self._policy_of is None:
+            assert self._given is not None
+            self._device = self._compute.resolved()
+            ready = self._family.for_inference(self._given.to(self._device))
+            if self._compute.precision == "bf16":
+                cast_weights(ready)
+            self._policy_of, self._given = self._family.policies(ready), None
+        return self._policy_of
+
     def episode(self, dataset: DatasetContract) -> Policy:
         """A policy without a history yet; all share one copy of the weights."""
         if dataset.name not in self._policies:
-            self._policies[dataset.name] = self._policy_of(dataset)
+            self._policies[dataset.name] = self.begin()(dataset)
         return self._policies[dataset.name].for_another_robot()
+
+    def act(
+        self, policies: Sequence[Policy], frames: Sequence[np.ndarray], instructions: Sequence[Any]
+    ) -> list[Action]:
+        """The action of each of these different policies for its frame and instruction, several in one pass."""
+        actions: list[Action] = []
+        with self._compute.applied(self._device):
+            for first in range(0, len(policies), TOGETHER):
+                piece = slice(first, first + TOGETHER)
+                actions += self._family.act_together(policies[piece], frames[piece], instructions[piece])
+        return actions
 
     def frame(self, image: Any) -> np.ndarray:
         """uint8 (H, W, 3) as the training frames were; `camera_frame` says of what."""

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +25,13 @@ from mlflow.pyfunc import PyFuncModel
 from mlflow.pyfunc.model import PythonModel
 
 import rt_models
+from pipelines.config.compute import Compute
 from pipelines.families.base import Policy
 from pipelines.publishing.folder import read_bundle
 from pipelines.publishing.inference import InferenceModel, NamedAction, named
 from pipelines.serving.request_format import MAX_ROWS
 from pipelines.serving.request_values import flag, is_missing
+from rt_models.control.action import Action
 from rt_models.spec import DatasetContract
 
 log = logging.getLogger(__name__)
@@ -61,7 +63,8 @@ class MlflowPolicy(PythonModel):
 
     def load_context(self, context: Any) -> None:
         _leave_the_path_to(context.artifacts["policy"])
-        self._model = InferenceModel(read_bundle(context.artifacts["policy"]))
+        self._model = InferenceModel(read_bundle(context.artifacts["policy"]), Compute.of_environment())
+        self._model.begin()  # so that the first robot does not wait for it
         self._contract = self._model.contract
         self._robots: OrderedDict[tuple[str | None, str], Policy] = OrderedDict()
         self._one_call = threading.Lock()  # a server answers several requests at once, a robot's history has one order
@@ -83,8 +86,8 @@ class MlflowPolicy(PythonModel):
         # All rows are read before the first moves a history: a call fails as a whole and can be sent again.
         rows = [self._read(number, row) for number, row in enumerate(table.to_dict("records"))]
         with self._one_call:
-            actions = [_record(self._act(row, dataset)) for row in rows]
-        return pd.DataFrame(actions)
+            actions = self._act(rows, dataset)
+        return pd.DataFrame([_record(named(action, self._contract, dataset)) for action in actions])
 
     def _require_contract(self, expected: str | None) -> None:
         if expected and expected != self._contract.id:
@@ -118,11 +121,21 @@ class MlflowPolicy(PythonModel):
                 f"this frame alone"
             )
 
-    def _act(self, row: _Request, dataset: DatasetContract) -> NamedAction:
+    def _act(self, rows: list[_Request], dataset: DatasetContract) -> list[Action]:
+        """The answer to each row. Different robots are answered together, rows of one robot one after another."""
+        answers: dict[int, Action] = {}
+        for numbers in _turns(rows):
+            policies = [self._at(rows[number], dataset) for number in numbers]
+            frames, instructions = zip(*((rows[n].frame_HWC, rows[n].instruction) for n in numbers), strict=True)
+            answers |= zip(numbers, self._model.act(policies, frames, instructions), strict=True)
+        return [answers[number] for number in range(len(rows))]
+
+    def _at(self, row: _Request, dataset: DatasetContract) -> Policy:
+        """The policy that a row is for, as it is before that row's frame."""
         policy = self._model.episode(dataset) if row.stateless else self._history(row.robot, dataset)
         if row.reset:
             policy.reset()
-        return named(policy.act(row.frame_HWC, row.instruction), self._contract, dataset)
+        return policy
 
     def _history(self, robot: str | None, dataset: DatasetContract) -> Policy:
         key = robot, dataset.name
@@ -157,6 +170,18 @@ class _Request:
     robot: str | None
     reset: bool
     stateless: bool
+
+
+def _turns(rows: list[_Request]) -> list[list[int]]:
+    """The numbers of the rows, in turns in which no robot has two: the first rows of all robots, the second, ..."""
+    turns: list[list[int]] = []
+    seen: Counter[str | None] = Counter()
+    for number, row in enumerate(rows):
+        turn = 0 if row.stateless else seen[row.robot]
+        seen[row.robot] += not row.stateless
+        turns += [[]] if turn == len(turns) else []
+        turns[turn].append(number)
+    return turns
 
 
 def class_column(dimension: str) -> str:

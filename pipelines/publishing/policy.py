@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.config.compute import Compute, Precision
 from pipelines.publishing.inference import InferenceModel, NamedAction, named
 from pipelines.publishing.trained_model import load_trained, with_instructions
 
@@ -33,18 +34,24 @@ class LoadedPolicy:
         """
         text, vector = (instruction, None) if isinstance(instruction, str) else (None, instruction)
         read = self._model.instruction(text, vector)
-        return named(self._episode.act(self._model.frame(frame), read), self.contract, self.dataset)
+        (action,) = self._model.act([self._episode], [self._model.frame(frame)], [read])
+        return named(action, self.contract, self.dataset)
 
     def reset(self) -> None:
         """Begin an episode: forget the frames seen."""
         self._episode.reset()
 
 
-def load_policy(source: str | Path, *, dataset: str | None = None) -> LoadedPolicy:
+def load_policy(
+    source: str | Path, *, dataset: str | None = None, device: str = "auto", precision: Precision = "fp32"
+) -> LoadedPolicy:
     """The policy of a run's output folder, a checkpoint, an exported folder (local or s3://, gs://) or
     models:/NAME@ALIAS.
 
-    `dataset` names the one whose units and scale actions have, where the model was trained on several. Raises
-    FileNotFoundError or ConnectionError where there is no model, and ValueError where the dataset must be named.
+    `dataset` names the one whose units and scale actions have, where the model was trained on several. `device` is cpu,
+    cuda, cuda:N, or auto: a GPU where there is one; `precision` as `rtp serve` takes it. Raises FileNotFoundError or
+    ConnectionError where there is no model, and ValueError where the dataset must be named or there is no such GPU.
     """
-    return LoadedPolicy(InferenceModel(with_instructions(load_trained(str(source)))), dataset)
+    compute = Compute(device=device, precision=precision)
+    compute.resolved()  # before the weights are read
+    return LoadedPolicy(InferenceModel(with_instructions(load_trained(str(source))), compute), dataset)

@@ -10,11 +10,12 @@ import json
 import platform
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pipelines.config.compute import Compute
 from pipelines.evaluation.config import EvaluationConfig
 from pipelines.evaluation.report import EvaluationReport
 from pipelines.evaluation.scoring import score
@@ -42,6 +43,8 @@ class PromotionPolicy:
     split: str = "val"
     is_default: bool = False
     """Whether the gates are those that nobody asked for."""
+    compute: Compute = field(default_factory=Compute)
+    """Where models are scored for the gates."""
 
     @staticmethod
     def of(alias: str | None, conditions: Sequence[str], stores: Sequence[str], split: str = "val") -> PromotionPolicy:
@@ -67,7 +70,8 @@ class PromotionPolicy:
 
     def evaluations(self, trained: TrainedModel) -> dict[str, EvaluationReport]:
         """The evaluation of a model on every held-out store; its other scores only where a gate asks for them."""
-        config = EvaluationConfig(perturbations=any(gate.metric.startswith("perturbed") for gate in self.gates))
+        perturbations = any(gate.metric.startswith("perturbed") for gate in self.gates)
+        config = EvaluationConfig(perturbations=perturbations, compute=self.compute)
         opened = [open_store(path, split=self.split) for path in self.stores] if self.gates else []
         return {store.root: score(trained, store, config) for store in opened}
 

@@ -75,41 +75,34 @@ class RT2Policy:
         texts = [instruction] * self.num_robots if isinstance(instruction, str) else list(instruction)
         if len(texts) != self.num_robots or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"instruction: expected a text, or {self.num_robots} texts, got {instruction!r}")
-        prompts = [self.text.robot_prompt(text, with_plan=self._plan_room > 0) for text in texts]
+        prompts = self._prompts(texts)
         frame_RHWC = self._frames(frame)
+        self._require_size(frame_RHWC, texts)
+        self._see(frame_RHWC, texts)
+        ((tokens_RA, values_RA),) = _answered([self], prompts)
+        return self._action(tokens_RA, values_RA, single=frame.ndim == 3)
+
+    def _prompts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        return [self.text.robot_prompt(text, with_plan=self._plan_room > 0) for text in texts]
+
+    def _require_size(self, frame_RHWC: Tensor, texts: Sequence[str]) -> None:
+        """Raise ValueError where the frames of an episode that goes on have another size than before."""
+        for history, text, told in zip(self._history, texts, self._told, strict=True):
+            if history and text == told and history[-1].shape != frame_RHWC.shape[1:]:
+                sizes = f"{tuple(frame_RHWC.shape[1:])} after {tuple(history[-1].shape)}"
+                raise ValueError(f"frame: {sizes}: reset() between")
+
+    def _see(self, frame_RHWC: Tensor, texts: list[str]) -> None:
+        """Remember the newest frame of each robot, whose episode begins where its instruction is new."""
         self.reset([robot for robot, text in enumerate(texts) if text != self._told[robot]])
         self._told = texts
-        self._remember(frame_RHWC)
-        batch = self._images() | self.text.collate_prompts(prompts)
-        device = self._device()
-        predicted = predict_actions(
-            self.model,
-            {key: value.to(device) for key, value in batch.items()},
-            self.text,
-            strategy=self._strategy,
-            action_mask_BA=None if self._mask_A is None else self._mask_A.expand(self.num_robots, -1).to(device),
-            plan_room=self._plan_room,
-        )
-        seen_R = torch.tensor([len(history) for history in self._history])
-        tokens_RA = self._outlet.tokens(predicted.bins_BA)
-        return self._outlet.action(predicted.values_BA, tokens_RA, seen_R, single=frame.ndim == 3)
-
-    def _remember(self, frame_RHWC: Tensor) -> None:
         for history, frame_HWC in zip(self._history, frame_RHWC, strict=True):
-            if history and history[-1].shape != frame_HWC.shape:
-                raise ValueError(f"frame: {tuple(frame_HWC.shape)} after {tuple(history[-1].shape)}: reset() between")
             history.append(frame_HWC)
             del history[: -self._num_frames]
 
-    def _images(self) -> dict[str, Tensor]:
-        """Every robot's frames, oldest first; an episode begins with fewer, and with empty places before them."""
-        frames = [frame for history in self._history for frame in history]
-        index_RT = torch.full((self.num_robots, self._num_frames), -1)
-        first = 0
-        for robot, history in enumerate(self._history):
-            index_RT[robot, self._num_frames - len(history) :] = torch.arange(first, first + len(history))
-            first += len(history)
-        return {"frames": torch.stack(frames), "image_index": index_RT}
+    def _action(self, tokens_RA: Tensor, values_RA: Tensor, *, single: bool) -> Action:
+        seen_R = torch.tensor([len(history) for history in self._history])
+        return self._outlet.action(values_RA, tokens_RA, seen_R, single=single)
 
     def _frames(self, frame: np.ndarray | Tensor) -> Tensor:
         frames = torch.as_tensor(frame)
@@ -122,3 +115,56 @@ class RT2Policy:
 
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device if isinstance(self.model, torch.nn.Module) else torch.device("cpu")
+
+
+def act_together(
+    policies: Sequence[RT2Policy], frames: Sequence[np.ndarray | Tensor], instructions: Sequence[str]
+) -> list[Action]:
+    """What each policy's `act` says to its frame (H, W, 3) and instruction, from one pass for all.
+
+    They are different policies of one robot each that share model and text (`for_another_robot`). Frames of several
+    sizes are taken one by one. All input is looked at before the first history moves. Raises ValueError as `act` does.
+    """
+    if any(policy.model is not policies[0].model or policy.num_robots != 1 for policy in policies):
+        raise ValueError("policies act together that have one robot each and share one model's weights")
+    prompts, seen = [], []
+    for policy, frame, instruction in zip(policies, frames, instructions, strict=True):
+        prompts += policy._prompts([instruction])
+        seen.append(policy._frames(frame))
+        policy._require_size(seen[-1], [instruction])
+    if len({frame_1HWC.shape for frame_1HWC in seen}) > 1:
+        taken = zip(policies, frames, instructions, strict=True)
+        return [policy.act(frame, instruction) for policy, frame, instruction in taken]
+    for policy, frame_1HWC, instruction in zip(policies, seen, instructions, strict=True):
+        policy._see(frame_1HWC, [instruction])
+    answers = _answered(policies, prompts) if prompts else []
+    return [policy._action(*answer, single=True) for policy, answer in zip(policies, answers, strict=True)]
+
+
+def _answered(policies: Sequence[RT2Policy], prompts: list[tuple[int, ...]]) -> list[tuple[Tensor, Tensor]]:
+    """(tokens, values), (R, A) each, for the robots of each policy, from what they have seen and `prompts` of each."""
+    first, robots = policies[0], [policy.num_robots for policy in policies]
+    device = first._device()
+    batch = _images([history for policy in policies for history in policy._history], first._num_frames)
+    batch |= first.text.collate_prompts(prompts)
+    masks = [policy._mask_A.expand(policy.num_robots, -1) for policy in policies if policy._mask_A is not None]
+    predicted = predict_actions(
+        first.model,
+        {key: value.to(device) for key, value in batch.items()},
+        first.text,
+        strategy=first._strategy,
+        action_mask_BA=torch.cat(masks).to(device) if masks else None,
+        plan_room=first._plan_room,
+    )
+    bins, values = predicted.bins_BA.cpu().split(robots), predicted.values_BA.cpu().split(robots)
+    tokens = [policy._outlet.tokens(bins_RA) for policy, bins_RA in zip(policies, bins, strict=True)]
+    return list(zip(tokens, values, strict=True))
+
+
+def _images(histories: Sequence[Sequence[Tensor]], num_frames: int) -> dict[str, Tensor]:
+    """Every robot's frames, oldest first; an episode begins with fewer, and with empty places before them."""
+    index_RT, first = torch.full((len(histories), num_frames), -1), 0
+    for robot, history in enumerate(histories):
+        index_RT[robot, num_frames - len(history) :] = torch.arange(first, first + len(history))
+        first += len(history)
+    return {"frames": torch.stack([frame for history in histories for frame in history]), "image_index": index_RT}

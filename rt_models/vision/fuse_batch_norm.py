@@ -14,10 +14,12 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def fuse_batch_norm(model: Model) -> Model:
-    """A copy of `model` for evaluation, with the same outputs up to rounding.
+    """A copy of `model` for evaluation, with the same outputs up to rounding; a model without such norms itself.
 
     A norm belongs to the convolution of its own name without "_norm", in the same module.
     """
+    if not any(isinstance(part, BatchNorm) for part in model.modules()):
+        return model
     model = copy.deepcopy(model).eval()
     for parent in list(model.modules()):
         for name, norm in list(parent.named_children()):

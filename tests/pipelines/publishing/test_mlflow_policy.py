@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.pyfunc import PyFuncModel
+from torch import nn
 
 from pipelines.catalogue import load_recipe
 from pipelines.families.rt2 import with_tokenizer
 from pipelines.publishing import mlflow_policy
 from pipelines.publishing.folder import TrainedModel, read_bundle, write_bundle
+from pipelines.publishing.inference import TOGETHER
 from pipelines.publishing.instructions import Instructions
 from pipelines.publishing.mlflow_model import signature, write_policy
 from pipelines.publishing.mlflow_policy import MlflowPolicy
@@ -26,7 +29,9 @@ from pipelines.training.co_fine_tuning import CoFineTuningConfig
 from pipelines.training.data import training_contract
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.images import decode_image
+from rt_models.control.control_step import CAPACITIES
 from rt_models.control.rt2_policy import RT2Policy
+from rt_models.rt1 import RT1
 from rt_models.rt2 import RT2, RT2Config
 from rt_models.rt2_vlm import RT2VLMConfig
 from tests.support.command_line import REPOSITORY
@@ -183,10 +188,74 @@ def test_over_http_a_row_says_whose_history_it_continues(
 
 def test_robots_share_the_weights(policy: MlflowPolicy, frames: list[bytes], text: str) -> None:
     """A copy for each of 256 robots would take 36 GB of an RT-1."""
-    for robot in "ab":
-        ask(policy, {"image": frames[0], "instruction": text, "robot": robot})
-    one, other = policy._robots.values()
-    assert one.model is other.model
+    for robot in range(256):
+        policy._history(str(robot), policy._contract.datasets[0])
+    ask(policy, *({"image": frames[0], "instruction": text, "robot": str(robot)} for robot in range(4)))
+    robots = list(policy._robots.values())
+    assert len(robots) == 256
+    storages = [{p.data_ptr() for p in each.model.parameters()} for each in robots]  # type: ignore[attr-defined]
+    assert all(one == storages[0] for one in storages)
+    weights = sum(p.nbytes for p in robots[0].model.parameters())  # type: ignore[attr-defined]
+    history = vars(robots[-1]._history)  # type: ignore[attr-defined]
+    assert sum(part.untyped_storage().nbytes() for part in history.values() if part is not None) < weights / 20
+
+
+def test_datasets_share_the_weights_too(folder: Path, tmp_path: Path) -> None:
+    policy = two_datasets(folder, tmp_path)
+    one, other = (policy._history("a", dataset) for dataset in policy._contract.datasets)
+    assert one.model is other.model  # type: ignore[attr-defined]
+
+
+def test_rows_of_one_call_are_answered_as_in_calls_of_their_own(
+    policy: MlflowPolicy, frames: list[bytes], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Robots that take turns, several frames of one robot, an episode that begins, and rows without a history."""
+    passes: list[int] = []
+    encode = RT1.image_tokens
+    monkeypatch.setattr(RT1, "image_tokens", lambda self, x, e: (passes.append(len(x)), encode(self, x, e))[1])
+    names = ("a", "b", None, "a", "c", "b", None, "a")
+    rows = [
+        {"image": frames[n % 4], "instruction": text, **({"stateless": True} if name is None else {"robot": name})}
+        for n, name in enumerate(names)
+    ]
+    rows[5]["reset"] = True
+    together = policy.predict(None, pd.DataFrame(rows))
+    assert passes == [5, 2, 1]
+    policy._robots.clear()
+    alone = [policy.predict(None, pd.DataFrame([row])) for row in rows]
+    pd.testing.assert_frame_equal(together, pd.concat(alone, ignore_index=True), rtol=1e-5, atol=1e-6)
+    assert seen(together) == [1, 1, 1, 2, 1, 1, 1, 3]
+
+
+def test_no_pass_holds_more_robots_than_the_largest_graph(
+    policy: MlflowPolicy, frames: list[bytes], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+    encode = RT1.image_tokens
+    monkeypatch.setattr(RT1, "image_tokens", lambda self, x, e: (passes.append(len(x)), encode(self, x, e))[1])
+    ask(policy, *({"image": frames[0], "instruction": text, "stateless": True} for _ in range(TOGETHER + 3)))
+    assert passes == [TOGETHER, 3] and CAPACITIES[-1] == TOGETHER
+
+
+def test_a_server_without_the_gpu_that_it_is_told_of_does_not_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RTP_DEVICE", "cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"--device cuda: .*; give --device cpu, or auto"):
+        MlflowPolicy().load_context(SimpleNamespace(artifacts={"policy": str(folder)}))
+
+
+def test_in_bf16_the_weights_are_cast_once(
+    folder: Path, frames: list[bytes], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RTP_PRECISION", "bf16")
+    served = MlflowPolicy()
+    served.load_context(SimpleNamespace(artifacts={"policy": str(folder)}))
+    assert np.isfinite(ask(served, {"image": frames[0], "instruction": text})).all()
+    (robot,) = served._robots.values()
+    kinds = {type(part): part.weight.dtype for part in robot.model.modules() if isinstance(part, nn.Linear | nn.Conv2d)}  # type: ignore[attr-defined]
+    assert kinds and set(kinds.values()) == {torch.bfloat16}
 
 
 # --- what a call may name ---
@@ -303,6 +372,30 @@ def test_rt2_is_served_alike_and_reads_any_text(
     np.testing.assert_allclose(ask(served, *rows), expected, atol=1e-6)
     with pytest.raises(ValueError, match="row 0: this policy reads instructions as text"):
         ask(served, {"image": frames[0], "embedding": opened.embeddings[0]})
+
+
+def test_a_served_rt2_of_two_frames_sees_both(
+    trained_rt2: TrainedModel, frames: list[bytes], text: str, tmp_path: Path
+) -> None:
+    config = trained_rt2.model.config
+    assert isinstance(config, RT2Config)
+    model = replace(config, text=replace(config.text, frames=2)).build().eval()
+    folder = write_policy(replace(trained_rt2, model=model), tmp_path)
+    served = MlflowPolicy()
+    served.load_context(SimpleNamespace(artifacts={"policy": str(folder)}))
+    passes: list[int] = []
+    handle = served._model.begin()(served._contract.datasets[0]).model.vision.register_forward_hook(  # type: ignore[attr-defined]
+        lambda module, inputs, output: passes.append(len(output))
+    )
+    rows = [{"image": frame, "instruction": text, "robot": name} for frame in frames[:2] for name in "ab"]
+    answer = served.predict(None, pd.DataFrame(rows))
+    assert seen(answer) == [1, 1, 2, 2] and passes == [2, 4]  # both robots in one pass, with two pictures each
+    handle.remove()
+    alone = RT2Policy(model, model.config.build_text(), dataset=trained_rt2.contract.datasets[0])
+    expected = [alone.act(decode_image(frame), text).values for frame in frames[:2]]
+    names = list(served._contract.action.names)
+    np.testing.assert_allclose(answer[names].to_numpy()[[0, 2]], expected, atol=1e-6)
+    np.testing.assert_allclose(answer[names].to_numpy()[[1, 3]], expected, atol=1e-6)
 
 
 def test_a_pretrained_model_carries_what_it_was_built_from(

@@ -70,8 +70,8 @@ def test_what_is_there_is_the_model_s() -> None:
 def test_the_history_of_actions_holds_the_neutral_one_as_training_shows_it() -> None:
     policy = RT1Policy(MODELS["one hot"], dataset=side((False,) * 11))
     action = policy.act(FRAMES[0], np.ones(512, np.float32))
-    assert policy._action_tokens_RTA is not None
-    np.testing.assert_array_equal(policy._action_tokens_RTA[0, -2].numpy(), action.tokens)
+    assert policy._history is not None and policy._history.action_tokens_RTA is not None
+    np.testing.assert_array_equal(policy._history.action_tokens_RTA[0, -2].numpy(), action.tokens)
 
 
 def test_what_a_model_has_no_words_for_is_neutral_too() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from rt_models.action_tokens import decode
 from rt_models.control.constrained_decoding import choose_tokens
-from rt_models.control.rt1_policy import RT1Policy
+from rt_models.control.rt1_policy import RT1Policy, act_together
 from rt_models.rt1 import RT1, RT1Config
 from tests.support.rt1_windows import stirred
 
@@ -134,6 +134,63 @@ def test_a_new_episode_or_instruction_begins_without_history(name: str, how: str
         np.testing.assert_array_equal(used.act(frame, new).tokens, fresh.act(frame, new).tokens)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_policies_act_together_as_they_act_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = RT1Policy(stirred(CONFIGS[name].build()).eval())  # float32, as models are
+    together = [first.for_another_robot() for _ in range(3)]
+    apart = [first.for_another_robot() for _ in range(3)]
+    logits: list[torch.Tensor] = []
+
+    def watched(of_all: torch.Tensor, spec: object) -> torch.Tensor:
+        logits.append(of_all)
+        return choose_tokens(of_all, spec)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("rt_models.control.rt1_policy.choose_tokens", watched)
+    episodes = [frames(seed) for seed in range(3)]
+    episodes[1] = episodes[1][:, :12, :12]  # of another size
+    for step in range(STEPS):
+        if step == 4:
+            together[1].reset()
+            apart[1].reset()
+        robots = [0, 1, 2] if step != 2 else [2, 0]  # not all have a frame every time
+        seen, texts = [episodes[robot][step] for robot in robots], [instruction(robot) for robot in robots]
+        actions = act_together([together[robot] for robot in robots], seen, texts)
+        alone = [apart[robot].act(frame, text) for robot, frame, text in zip(robots, seen, texts, strict=True)]
+        one_pass, *one_by_one = logits[-1 - len(robots) :]
+        torch.testing.assert_close(one_pass, torch.cat(one_by_one), rtol=0, atol=1e-5)
+        for action, single in zip(actions, alone, strict=True):
+            np.testing.assert_array_equal(action.tokens, single.tokens)
+            assert action.values.shape == single.values.shape and action.frames_seen == single.frames_seen
+
+
+def test_a_bad_frame_of_one_robot_leaves_the_history_of_all() -> None:
+    first = RT1Policy(model_of(TINY))
+    policies = [first, first.for_another_robot()]
+    with pytest.raises(ValueError, match="frame: expected uint8"):
+        act_together(policies, [frames()[0], frames()[0][..., :1]], [instruction(), instruction()])
+    assert [policy.act(frames()[0], instruction()).frames_seen for policy in policies] == [1, 1]
+    assert act_together([], [], []) == []
+
+
+def test_policies_of_different_weights_do_not_act_together() -> None:
+    policies = [RT1Policy(model_of(TINY)) for _ in range(2)]
+    with pytest.raises(ValueError, match="share one model's weights"):
+        act_together(policies, [frames()[0]] * 2, [instruction()] * 2)
+
+
+def test_policies_of_one_model_hold_its_weights_once_and_little_each() -> None:
+    first = RT1Policy(model_of(TINY), dataset=None)
+    others = [first.for_another_robot() for _ in range(3)]
+    act_together(others, [frames()[0]] * 3, [instruction()] * 3)
+    weights = {parameter.data_ptr() for parameter in first.model.parameters()}
+    assert all({p.data_ptr() for p in other.model.parameters()} == weights for other in others)
+    assert RT1Policy(first.model).model is first.model  # what is fused already is not copied
+    for other in others:
+        assert other._history is not None
+        kept = [value for value in vars(other._history).values() if value is not None]
+        assert sum(tensor.untyped_storage().nbytes() for tensor in kept) < 20_000
+
+
 def test_history_matters_until_it_is_forgotten() -> None:
     policy = RT1Policy(model_of(TINY))
     first = policy.act(frames(6)[0], instruction()).tokens
@@ -192,7 +249,8 @@ def test_what_is_refused_leaves_the_history_as_it_was() -> None:
     for bad in (np.full(512, np.nan, np.float32), instruction()[:3]):
         with pytest.raises(ValueError, match="instruction embedding"):
             disturbed.act(frame, bad)
-    assert (disturbed._real_RT == calm._real_RT).all()
+    assert disturbed._history is not None and calm._history is not None
+    assert (disturbed._history.real_RT == calm._history.real_RT).all()
     np.testing.assert_array_equal(disturbed.act(frame, instruction()).tokens, calm.act(frame, instruction()).tokens)
 
 

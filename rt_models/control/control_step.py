@@ -1,0 +1,96 @@
+"""The two networks of RT-1's control step, for several robots in one pass; on a GPU replayed as a CUDA graph.
+
+Launched kernel by kernel, a step of an RT-1 waits for Python: 25 to 44 ms on an H200, of which the device works 3. A
+graph is launched once. It has a fixed number of rows: there is one for 1, 8 and 32 robots each, captured when it is
+first needed, and the rows that no robot needs pad. What is not on a GPU is computed as it is.
+
+Axes: R robots, T steps, K image tokens, D width, HWC pixels, A actions, V bins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from rt_models.rt1 import RT1
+
+CAPACITIES = (1, 8, 32)
+"""Robots of a graph; more robots are computed in pieces of the last."""
+_WARM_UP = 3  # passes before a capture: cuDNN chooses its kernels, constants are copied to the device
+
+Inputs = Mapping[str, Tensor]
+"""image_RHWC in [0, 1] at model resolution; embedding_RD; tokens_RTKD of the last T frames, oldest first; real_RT
+bool, of the window that ends with the image; and where the model sees earlier actions, action_tokens_RTA."""
+Outputs = tuple[Tensor, Tensor]
+
+
+class ControlStep:
+    """Inputs -> (image tokens of the window that ends with the image (R, T, K, D), logits (R, A, V)).
+
+    The results of a graph are the caller's own; the next step does not touch them.
+    """
+
+    def __init__(self, model: RT1, *, cuda_graph: bool) -> None:
+        self._model, self._cuda_graph = model, cuda_graph
+        self._graphs: dict[int, StepGraph] = {}
+
+    def __call__(self, inputs: Inputs) -> Outputs:
+        if not (self._cuda_graph and self._model.transformer.output.weight.is_cuda):
+            return self.run(inputs)
+        robots, largest = len(inputs["image_RHWC"]), CAPACITIES[-1]
+        pieces = [_rows(inputs, first, min(first + largest, robots)) for first in range(0, robots, largest)]
+        tokens, logits = zip(*(self._replayed(piece) for piece in pieces), strict=True)
+        return torch.cat(tokens), torch.cat(logits)
+
+    @torch.no_grad()
+    def run(self, inputs: Inputs) -> Outputs:
+        """Kernel by kernel."""
+        image_RHWC, embedding_RD, past_RTKD = (inputs[key] for key in ("image_RHWC", "embedding_RD", "tokens_RTKD"))
+        tokens_R1KD = self._model.image_tokens(image_RHWC[:, None], embedding_RD[:, None])
+        window_RTKD = torch.cat([past_RTKD[:, 1:], tokens_R1KD.to(past_RTKD.dtype)], dim=1)
+        actions_RTA = inputs.get("action_tokens_RTA")
+        return window_RTKD, self._model.action_logits(window_RTKD, actions_RTA, inputs["real_RT"], "last")[:, 0]
+
+    def _replayed(self, inputs: Inputs) -> Outputs:
+        robots = len(inputs["image_RHWC"])
+        capacity = next(size for size in CAPACITIES if size >= robots)
+        with torch.cuda.device(self._model.transformer.output.weight.device):
+            if capacity not in self._graphs:
+                self._graphs[capacity] = StepGraph(self.run, inputs, capacity)
+            return self._graphs[capacity](inputs)
+
+
+class StepGraph:
+    """`run` on rows of a fixed number, as one CUDA graph of the current device."""
+
+    def __init__(self, run: Callable[[Inputs], Outputs], inputs: Inputs, capacity: int) -> None:
+        device = torch.device("cuda", torch.cuda.current_device())
+        self._inputs = {
+            name: torch.zeros(capacity, *rows.shape[1:], dtype=rows.dtype, device=device)
+            for name, rows in inputs.items()
+        }
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(_WARM_UP):
+                run(self._inputs)
+        torch.cuda.current_stream().wait_stream(aside)
+        torch.clear_autocast_cache()  # weights cast before the capture would be read after they are gone
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._outputs = run(self._inputs)
+        torch.clear_autocast_cache()
+
+    def __call__(self, inputs: Inputs) -> Outputs:
+        robots = len(inputs["image_RHWC"])
+        for name, rows in inputs.items():
+            self._inputs[name][:robots].copy_(rows)
+        self._graph.replay()
+        tokens, logits = (rows[:robots].clone() for rows in self._outputs)
+        return tokens, logits
+
+
+def _rows(inputs: Inputs, first: int, end: int) -> Inputs:
+    return {name: rows[first:end] for name, rows in inputs.items()}
