@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import socket
+import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from typing import Any
 import fsspec
 import torch
 
-from cluster.session import RaySession, connect
+from cluster.session import GPUS_HIDDEN, RaySession, connect
 
 PARTS = ("torch", "ray", "deepspeed", "tensorflow-datasets", "pyarrow", "mlflow", "s3fs", "simplejpeg")
 SHARED_MEMORY = Path("/dev/shm")
@@ -77,7 +78,9 @@ def examine_nodes(address: str, output: str) -> list[Machine]:
         nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
         places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
         probe: Any = ray.remote(examine)
-        asked = [probe.options(num_cpus=0, scheduling_strategy=place).remote(output, marker) for place in places]
+        seeing = {"env_vars": dict.fromkeys(GPUS_HIDDEN, "0")}
+        options = [{"num_cpus": 0, "scheduling_strategy": place, "runtime_env": seeing} for place in places]
+        asked = [probe.options(**each).remote(output, marker) for each in options]
         return ray.get(asked, timeout=PATIENCE_S)
 
 
@@ -156,5 +159,16 @@ def _memory_free() -> int:
 
 
 def _gpus() -> tuple[Gpu, ...]:
-    devices = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
-    return tuple(Gpu(name=each.name, memory=each.total_memory) for each in devices)
+    """Those that torch could use, by nvidia-smi: torch itself would open a context on each that it asks."""
+    columns = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(columns, capture_output=True, text=True, timeout=PATIENCE_S, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    if torch.version.cuda is None:
+        return ()
+    rows = [[cell.strip() for cell in line.split(",")] for line in told.splitlines() if line.strip()]
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    wanted = None if chosen is None else [each.strip() for each in chosen.split(",") if each.strip()]
+    seen = [row for row in rows if wanted is None or any(row[0] == each or row[1].startswith(each) for each in wanted)]
+    return tuple(Gpu(name=name, memory=int(mebibytes) * 2**20) for _, _, name, mebibytes in seen)

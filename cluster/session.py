@@ -21,6 +21,9 @@ from urllib.parse import urlsplit
 
 MEGABYTE = 10**6
 ANSWER_S = 10.0  # in which the head of a cluster must answer
+GPUS_HIDDEN = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+"""For the environment of workers: Ray 2.60 lets tasks and actors that ask for no GPU see them all, and torch in them
+would open a context on the first, some 0.5 GB of its memory each."""
 _LONGEST_FOLDER = 36  # bytes: Ray adds up to 68 for its sockets, and the system allows 107 in all (103 on a Mac)
 
 
@@ -90,7 +93,7 @@ def _start(session: RaySession) -> None:
             logging_level=logging.ERROR,
             # Without a dashboard Ray Train's helpers warn every second that they cannot ask it.
             logging_config=ray.LoggingConfig(log_level="ERROR"),
-            runtime_env={"worker_process_setup_hook": f"{__name__}.prepare_process"},
+            runtime_env={"worker_process_setup_hook": f"{__name__}.prepare_process", "env_vars": GPUS_HIDDEN},
         )
     root.setLevel(level)  # Ray's choice is for its own processes, not for this one
     root.handlers[:] = handlers
@@ -168,7 +171,7 @@ def _join(address: str, session: RaySession) -> None:
             address=address,
             log_to_driver=session.log_to_driver,
             logging_level=logging.ERROR,
-            runtime_env=_shipped_packages(),
+            runtime_env={"env_vars": GPUS_HIDDEN, **_shipped_packages()},
         )
     except ValueError as error:
         if "Invalid address format" not in str(error):
@@ -225,9 +228,9 @@ def _import_path_inherited() -> Iterator[None]:
             os.environ["PYTHONPATH"] = before
 
 
-def _shipped_packages() -> dict[str, Any] | None:
+def _shipped_packages() -> dict[str, Any]:
     """For a cluster: the packages of a source checkout, unless a submitted job has brought them already."""
     root = Path(__file__).resolve().parents[1]
     if root.name in ("site-packages", "dist-packages") or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-        return None
+        return {}
     return {"py_modules": sorted(str(path.parent) for path in root.glob("*/__init__.py"))}

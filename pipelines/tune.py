@@ -251,17 +251,21 @@ def _session(sweep: Sweep, experiment: Experiment, address: str | None) -> RaySe
 
 
 def _trial_run(sweep: Sweep, job: TrainJob, trial: TrainingTrial, table: SweepTable) -> TrialRun:
-    launch, held = job.experiment.launch, sweep.resources
-    gpus = held.gpus
+    """Ray must be connected: how many GPUs there are decides what a trial holds, and is charged for."""
+    import ray
+
+    launch, there = job.experiment.launch, ray.cluster_resources().get("GPU", 0)
+    cpus, gpus = sweep.resources.cpus, sweep.resources.held_gpus(there)
+    charged = gpus
     if isinstance(launch, RayLaunch):  # its workers hold what they need, the process that starts them nothing
-        held, gpus = TrialResources(cpus=0), float(launch.most if launch.use_gpu else 0)
+        cpus, gpus, charged = 0, 0, float(launch.most if launch.use_gpu else 0)
     return TrialRun(
         function=trial,
         num_steps=job.experiment.loop.steps,
         clone=clone_checkpoint,
-        cpus=held.cpus,
-        gpus=held.gpus,
-        gpus_charged=gpus,
+        cpus=cpus,
+        gpus=gpus,
+        gpus_charged=charged,
         changed=table.changed,
     )
 

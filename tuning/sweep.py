@@ -82,12 +82,16 @@ class TrialResources:
 
     cpus: float = 1
     """CPU cores."""
-    gpus: float = 0
-    """GPUs; a fraction shares one."""
+    gpus: float | None = None
+    """GPUs; a fraction shares one, 0 trains on the CPU. By default one where there are any, else none."""
 
     def __post_init__(self) -> None:
-        if not (0 <= self.cpus < math.inf and 0 <= self.gpus < math.inf):
+        if not (0 <= self.cpus < math.inf and 0 <= (self.gpus or 0) < math.inf):
             raise ValueError(f"a trial cannot hold {self.cpus} CPUs and {self.gpus} GPUs")
+
+    def held_gpus(self, there: float) -> float:
+        """GPUs that a trial holds where there are so many."""
+        return float(there >= 1) if self.gpus is None else self.gpus
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ import fsspec
 import numpy as np
 
 from cluster.context import LocalContext
+from cluster.launch import RayLaunch
 from cluster.manifest import MANIFEST, Manifest
 from cluster.storage import CheckpointFolder
 from pipelines.config.experiment import Experiment, InProcess
@@ -75,7 +76,7 @@ class TrainingTrial:
         if "stopped" in result:
             raise RuntimeError(f"{result['stopped']}; rtp tune --resume --retry-failed continues it")
         metrics = {key: value for key, value in result.items() if isinstance(value, float)}
-        return metrics | (scores(job) if self.scores else {}) | {"step": result["steps"]}
+        return metrics | (_scored(job) if self.scores else {}) | {"step": result["steps"]}
 
 
 def scores(job: TrainJob) -> dict[str, float]:
@@ -92,6 +93,17 @@ def scores(job: TrainJob) -> dict[str, float]:
     record.add(means, trained.step)
     record.close()
     return means
+
+
+def _scored(job: TrainJob) -> dict[str, float]:
+    """The scores, computed where the training ran: a trial whose Ray workers had the GPUs asks for one of its own."""
+    launch = job.experiment.launch
+    if not (isinstance(launch, RayLaunch) and launch.use_gpu):
+        return scores(job)
+    import ray
+
+    asked: Any = ray.remote(num_cpus=0, num_gpus=1, scheduling_strategy="DEFAULT")  # not within what the trial reserves
+    return ray.get(asked(scores).remote(job))
 
 
 class _ReportingContext(LocalContext):

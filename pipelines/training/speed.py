@@ -81,7 +81,7 @@ def system_metrics(folder: str) -> dict[str, float]:
     }
     if "://" not in folder:
         found["system/disk_free_gb"] = psutil.disk_usage(folder).free / 1e9
-    for number in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(number)
-        found[f"system/gpu_{number}_memory_used_gb"] = (total - free) / 1e9
+    if torch.cuda.is_initialized():  # of this rank's GPU alone: asking another would open a context of 0.5 GB on it
+        free, total = torch.cuda.mem_get_info()
+        found[f"system/gpu_{torch.cuda.current_device()}_memory_used_gb"] = (total - free) / 1e9
     return found

@@ -95,13 +95,13 @@ class FrameCache:
 class FrameBuffers:
     """Memory of batches, used again once the batch that held it is gone."""
 
-    def __init__(self, *, pinned: bool) -> None:
-        self._pinned = pinned
+    def __init__(self) -> None:
         self._free: list[np.ndarray] = []
 
     def take(self, shape: tuple[int, ...]) -> torch.Tensor:
         """uint8 of `shape`, with whatever was there before."""
-        if self._pinned:  # torch keeps pinned blocks itself, and knows when the device has read them
+        # Pinned only where this process uses a GPU: pinning opens a context on one, which a CPU worker must not do.
+        if torch.cuda.is_initialized():  # torch keeps pinned blocks itself, and knows when the device has read them
             return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         num_bytes = math.prod(shape)
         fits = [at for at, buffer in enumerate(self._free) if num_bytes <= len(buffer)]

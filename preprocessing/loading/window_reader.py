@@ -81,7 +81,7 @@ class WindowReader(Reader):
         encoded_bytes = self._budget_bytes * _ENCODED_PART
         groups = cachetools.LRUCache[int, _Group](encoded_bytes, getsizeof=lambda group: group.images.nbytes)
         self._kept = cachetools.cached(groups, lock=threading.Lock())(self._fetched)
-        self._buffers = FrameBuffers(pinned=torch.cuda.is_available())
+        self._buffers = FrameBuffers()
         self._lent: deque[int] = deque()
         self._counting = threading.Lock()
         self._fetching = [threading.Lock() for _ in range(_LOCKS)]

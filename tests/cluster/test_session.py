@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import time
+from typing import Any
 
 import pytest
 import ray
@@ -114,3 +115,22 @@ def test_a_ray_that_does_not_come_up_is_one_sentence(monkeypatch: pytest.MonkeyP
         connect(RaySession()),
     ):
         pass
+
+
+def test_a_process_that_asks_for_no_gpu_sees_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"GPU": 2}')
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+
+    @ray.remote(num_cpus=0)
+    def visible() -> str | None:
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    @ray.remote(num_cpus=0, num_gpus=1)
+    class Trial:
+        def visible(self) -> str | None:
+            return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    with connect(RaySession(num_cpus=1)):
+        trials: list[Any] = [Trial.remote(), Trial.remote()]
+        assert sorted(ray.get([trial.visible.remote() for trial in trials])) == ["4", "6"]
+        assert ray.get(visible.remote()) == ""

@@ -5,26 +5,28 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
+from cluster.launch import RayLaunch
 from cluster.shards import read_weights
 from cluster.storage import CheckpointFolder
 from pipelines.catalogue import load_recipe
 from pipelines.cli import main
-from pipelines.config.experiment import Experiment
+from pipelines.config.experiment import Experiment, InProcess
 from pipelines.config.serialization import from_plain
 from pipelines.evaluation.comparison import require_comparable
 from pipelines.sweeps.trials import clone_checkpoint, with_parameters
 from pipelines.train import run_training
 from pipelines.training.job import TrainJob
 from pipelines.training.run_files import read_metrics
-from pipelines.tune import _require_same, parse_arguments
+from pipelines.tune import _require_same, _trial_run, parse_arguments
 from preprocessing.convert import ConvertConfig, convert
 from tests.support.command_line import REPOSITORY, SAMPLE, Rtp
-from tuning.sweep import load_sweep, sweep_names
+from tuning.sweep import TrialResources, load_sweep, sweep_names
 
 SWEEP = str(REPOSITORY / "tests/support/tiny_sweep.py")
 
@@ -279,3 +281,18 @@ def test_a_sweep_whose_stores_have_moved_is_the_same_and_one_of_other_stores_is_
     _require_same(older, {**now, "stores": ["/old/a"], "validation": ["/old/b"]}, "out")
     with pytest.raises(ValueError, match="stores was"):
         _require_same(older, now, "out")
+
+
+@pytest.mark.parametrize(("there", "asked", "held"), [(0, None, 0), (4, None, 1), (4, 0.25, 0.25), (4, 0, 0)])
+def test_a_trial_holds_a_gpu_where_there_is_one_and_is_charged_for_it(
+    monkeypatch: pytest.MonkeyPatch, there: float, asked: float | None, held: float
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0, "GPU": there} if there else {"CPU": 2.0})
+    sweep = replace(load_sweep("rt1_lr_wd"), resources=TrialResources(gpus=asked))
+    experiment = replace(load_recipe("rt1_tiny"), launch=InProcess())
+    job = TrainJob(experiment=experiment, stores=(), output="out", tracking_uri="")
+    run = _trial_run(sweep, job, SimpleNamespace(), SimpleNamespace(changed=None))  # type: ignore[arg-type]
+    assert (run.gpus, run.gpus_charged, run.cpus) == (held, held, 1)
+    job = replace(job, experiment=replace(experiment, launch=RayLaunch(num_workers=2, use_gpu=True)))
+    run = _trial_run(sweep, job, SimpleNamespace(), SimpleNamespace(changed=None))  # type: ignore[arg-type]
+    assert (run.gpus, run.gpus_charged, run.cpus) == (0, 2, 0)  # its workers hold them
