@@ -1,4 +1,4 @@
-"""Work that all ranks finish or none does: on rank 0 alone, whose result the others are told, or on every rank.
+"""Work that all ranks finish or none does: on rank 0 alone, which sends its result to the others, or on every rank.
 
 A rank that failed alone would leave the others waiting for it in a collective until their timeout.
 """
@@ -6,14 +6,14 @@ A rank that failed alone would leave the others waiting for it in a collective u
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from cluster.context import WorkerContext
 
 T = TypeVar("T")
 
 
-def on_rank_0(context: WorkerContext, act: Callable[..., T], *arguments: Any) -> T:
+def on_rank_0(context: WorkerContext, act: Callable[..., T], *arguments: object) -> T:
     """The result of act(*arguments), called on rank 0 alone, on every rank; collective.
 
     The result must be small and picklable. If `act` fails, every rank raises: rank 0 the error itself, the others a
@@ -26,7 +26,7 @@ def on_rank_0(context: WorkerContext, act: Callable[..., T], *arguments: Any) ->
     return result  # type: ignore[return-value]
 
 
-def on_every_rank(context: WorkerContext, act: Callable[..., T], *arguments: Any) -> list[T]:
+def on_every_rank(context: WorkerContext, act: Callable[..., T], *arguments: object) -> list[T]:
     """The results of act(*arguments), called on every rank, by rank; collective.
 
     The results must be small and picklable. If `act` fails on any rank, every rank raises the error of the first of
@@ -40,7 +40,7 @@ def on_every_rank(context: WorkerContext, act: Callable[..., T], *arguments: Any
     return [result for result, _ in outcomes]
 
 
-def _attempt(act: Callable[..., T], *arguments: Any) -> tuple[T | None, Exception | None]:
+def _attempt(act: Callable[..., T], *arguments: object) -> tuple[T | None, Exception | None]:
     try:
         return act(*arguments), None
     except Exception as error:
@@ -48,7 +48,7 @@ def _attempt(act: Callable[..., T], *arguments: Any) -> tuple[T | None, Exceptio
 
 
 def _portable(error: Exception | None) -> Exception | None:
-    """The error for other processes, where its own class may not be picklable."""
+    """The error in a form that can be sent to other processes: its own class may not be picklable."""
     if error is None:
         return None
     return ValueError(str(error)) if isinstance(error, ValueError) else OSError(str(error) or repr(error))

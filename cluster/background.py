@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from cluster.context import WorkerContext
+from cluster.manifest import Metadata
 from cluster.storage import CheckpointFolder
 
 
@@ -27,7 +27,7 @@ class BackgroundSaver:
         self,
         step: int,
         write: Callable[[Path], None],
-        metadata: Mapping[str, Any],
+        metadata: Metadata,
         keep_last: int,
         keep_best_by: str | None = None,
     ) -> None:

@@ -65,7 +65,7 @@ def _locked(path: Path, until: float) -> int:
 
 
 def _is_ours(path: Path, descriptor: int, until: float) -> bool:
-    """Whether the lock is held now; False where it is worth another try."""
+    """Whether the lock is held now. False means that another try is worth it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

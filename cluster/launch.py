@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from cluster.context import RayContext, WorkerContext
 from cluster.session import RaySession, connect
+
+T = TypeVar("T")
 
 TrainFunction = Callable[[WorkerContext, dict[str, Any]], Mapping[str, Any] | None]
 
@@ -99,7 +101,7 @@ def launch(
 ) -> dict[str, Any]:
     """Run train_function(context, train_config) on every worker; returns rank 0's last reported metrics and result.
 
-    Raises the worker's own ValueError, OSError or ArithmeticError where that ended the training, else
+    Raises the worker's own ValueError, OSError or ArithmeticError if that ended the training, else
     ChildProcessError, which says what Ray does.
     callbacks: Ray Train's, such as the one that hands rank 0's reports on to Ray Tune.
     """
@@ -143,11 +145,11 @@ def _fit(
     return dict(result.return_value or {})
 
 
-def _beside_the_main_thread(fit: Callable[[], Any]) -> Any:
-    """Ray Train takes SIGINT for itself where the main thread fits, and ends the workers without a checkpoint."""
+def _beside_the_main_thread(fit: Callable[[], T]) -> T:
+    """Call `fit` in a thread: in the main one Ray Train takes SIGINT and ends the workers without a checkpoint."""
     if threading.current_thread() is not threading.main_thread():
         return fit()
-    outcome: Future[Any] = Future()
+    outcome: Future[T] = Future()
 
     def run() -> None:
         try:
@@ -185,9 +187,9 @@ def _cause(error: Exception) -> Exception:
     for rank in sorted(failures, reverse=True):
         who, error = f"the worker of rank {rank}", getattr(failures[rank], "health_check_failure", failures[rank])
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    said = lines[-1] if "Traceback" in str(error) else lines[0]
+    reason = lines[-1] if "Traceback" in str(error) else lines[0]
     remedy = "--resume continues it, and with launch.max_failures Ray starts such workers again"
-    return ChildProcessError(f"{who} failed, and with it the training: {said.rstrip('.')}; {remedy}")
+    return ChildProcessError(f"{who} failed, and with it the training: {reason.rstrip('.')}; {remedy}")
 
 
 def _require_resources(launch: RayLaunch) -> None:

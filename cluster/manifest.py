@@ -7,10 +7,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeAlias
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+
+Metadata: TypeAlias = Mapping[str, Any]
+"""A JSON object: what the training loop keeps with a checkpoint, opaque to this package."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,7 @@ class Manifest:
     """The files of one checkpoint, the step at which it was taken and what the training loop says about it."""
 
     step: int
-    metadata: Mapping[str, Any]
+    metadata: Metadata
     files: tuple[FileEntry, ...]
 
     def to_bytes(self) -> bytes:

@@ -80,8 +80,8 @@ def examine_nodes(address: str, output: str) -> list[Machine]:
         probe: Any = ray.remote(examine)
         seeing = {"env_vars": dict.fromkeys(GPUS_HIDDEN, "0")}
         options = [{"num_cpus": 0, "scheduling_strategy": place, "runtime_env": seeing} for place in places]
-        asked = [probe.options(**each).remote(output, marker) for each in options]
-        return ray.get(asked, timeout=PATIENCE_S)
+        answers = [probe.options(**each).remote(output, marker) for each in options]
+        return ray.get(answers, timeout=PATIENCE_S)
 
 
 def disk_free(output: str) -> int | None:
@@ -150,7 +150,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _memory_free() -> int:
-    """What the kernel says can be taken without swapping; all of it where it does not say."""
+    """The bytes that can be taken without swapping, as the kernel says; all bytes if it does not say."""
     try:
         lines = MEMINFO.read_text().splitlines()
     except OSError:

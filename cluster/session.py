@@ -116,15 +116,15 @@ def _start_told() -> Iterator[None]:
 
 def _keep_sockets_short() -> None:
     """Where TMPDIR is too long for Ray's sockets, they lie below /tmp. Raises ValueError if that cannot be."""
-    given = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
-    folder = os.environ.get(given, "/tmp")
+    variable = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    folder = os.environ.get(variable, "/tmp")
     if len(os.fsencode(folder)) <= _LONGEST_FOLDER:
         return
-    if given == "TMPDIR" and os.access("/tmp", os.W_OK | os.X_OK):
+    if variable == "TMPDIR" and os.access("/tmp", os.W_OK | os.X_OK):
         os.environ["RAY_TMPDIR"] = "/tmp"
         return
     raise ValueError(
-        f"{given} is too long for Ray's sockets ({folder}, at most {_LONGEST_FOLDER} letters): set RAY_TMPDIR to a "
+        f"{variable} is too long for Ray's sockets ({folder}, at most {_LONGEST_FOLDER} letters): set RAY_TMPDIR to a "
         f"shorter folder that can be written to, such as /dev/shm"
     )
 
@@ -176,12 +176,12 @@ def _join(address: str, session: RaySession) -> None:
     except ValueError as error:
         if "Invalid address format" not in str(error):
             raise
-        given = "" if session.address else " (RAY_ADDRESS)"
-        raise ValueError(f"{address!r}{given} is no address of a Ray cluster: give auto or 127.0.0.1:6379") from error
+        source = "" if session.address else " (RAY_ADDRESS)"
+        raise ValueError(f"{address!r}{source} is no address of a Ray cluster: give auto or 127.0.0.1:6379") from error
     except (OSError, RuntimeError) as error:
-        given = "" if session.address else " (RAY_ADDRESS)"
+        source = "" if session.address else " (RAY_ADDRESS)"
         remedy = "" if session.address else "; start it, or unset RAY_ADDRESS to use this machine alone"
-        raise ConnectionError(f"no Ray cluster answers at {address!r}{given}: {error}{remedy}") from error
+        raise ConnectionError(f"no Ray cluster answers at {address!r}{source}: {error}{remedy}") from error
 
 
 def _require_answer(address: str) -> None:

@@ -17,7 +17,7 @@ import json
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors import safe_open
@@ -95,7 +95,14 @@ def _elementwise_keys(optimizer: torch.optim.Optimizer) -> set[str]:
     return {key for key, _, _ in values} - scalar
 
 
-def describe(model: nn.Module, shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
+class ParametersFile(TypedDict):
+    """The content of parameters.json: shapes by parameter, and the names under which tied parameters come again."""
+
+    shapes: dict[str, list[int]]
+    tied: dict[str, str]
+
+
+def describe(model: nn.Module, shapes: Mapping[str, torch.Size]) -> ParametersFile:
     """The content of parameters.json."""
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     every = model.named_parameters(remove_duplicate=False)
@@ -113,9 +120,9 @@ class ShardReader:
         self._folder = folder
         if not (folder / PARAMETERS).is_file():
             raise ValueError(f"{folder} holds no training state: {PARAMETERS} is missing")
-        described = json.loads((folder / PARAMETERS).read_text())
+        described: ParametersFile = json.loads((folder / PARAMETERS).read_text())
         self.shapes = {name: torch.Size(shape) for name, shape in described["shapes"].items()}
-        self.tied: dict[str, str] = described["tied"]
+        self.tied = described["tied"]
         self._pieces: dict[tuple[str, str], list[tuple[int, int, Any, str]]] = {}
         self._scalars: dict[str, dict[str, float]] = {}
         for path in sorted(folder.glob("shard-*.safetensors")):

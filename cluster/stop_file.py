@@ -15,7 +15,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
 
 import fsspec
 
@@ -58,8 +57,8 @@ class StopFile:
     def left(self) -> ValueError | FloatingPointError | None:
         """The error that a worker left."""
         with contextlib.suppress(json.JSONDecodeError, TypeError, KeyError):
-            left: dict[str, Any] = json.loads(self.reason() or "")
-            return _UNMENDABLE[left["error"]](left["message"])
+            failure: dict[str, str] = json.loads(self.reason() or "")
+            return _UNMENDABLE[failure["error"]](failure["message"])
         return None
 
 
@@ -67,7 +66,8 @@ class StopWatch:
     """Looks for the file from a thread of its own."""
 
     def __init__(self, file: StopFile) -> None:
-        self._file, self._done = file, threading.Event()
+        self._file = file
+        self._done = threading.Event()
         self.reason: str | None = None
         threading.Thread(target=self._look, daemon=True, name="stop").start()
 
@@ -81,7 +81,7 @@ class StopWatch:
 
 
 class StopRequest:
-    """Whether the training is to stop. Rank 0 looks for the file; every rank asks at the end of each step and is told.
+    """Whether the training is to stop. Rank 0 looks for the file; every rank asks at the end of each step.
 
     `reason` stays None until then, and is the same on every rank.
     """
@@ -93,9 +93,9 @@ class StopRequest:
 
     def ask(self) -> None:
         """Collective."""
-        seen = None if self._watch is None else self._watch.reason
-        if self._context.any(seen is not None):  # one byte at every step, the text once
-            self.reason = self._context.broadcast(seen)
+        reason = None if self._watch is None else self._watch.reason
+        if self._context.any(reason is not None):  # one byte at every step, the text once
+            self.reason = self._context.broadcast(reason)
 
     def close(self) -> None:
         if self._watch is not None:
@@ -129,7 +129,8 @@ class _Asking:
     """Writes the file from a thread of its own: a signal's handler may interrupt whatever the file system is doing."""
 
     def __init__(self, file: StopFile) -> None:
-        self._file, self._told = file, threading.Event()
+        self._file = file
+        self._signalled = threading.Event()
         self._by: str | None = None
         self._thread = threading.Thread(target=self._ask, daemon=True, name="signals")
         self._thread.start()
@@ -138,14 +139,14 @@ class _Asking:
         if self._by is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._by = self._by or TOLD_BY[signal.Signals(number)]
-        self._told.set()
+        self._signalled.set()
 
     def close(self) -> None:
-        self._told.set()
+        self._signalled.set()
         self._thread.join()
 
     def _ask(self) -> None:
-        self._told.wait()
+        self._signalled.wait()
         if self._by is not None:
             print(f"rtp: {self._by}: stopping with a checkpoint; Ctrl-C again stops at once", file=sys.stderr)
             self._file.ask(self._by)

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -25,7 +25,7 @@ import fsspec
 
 from cluster.agreement import on_every_rank
 from cluster.context import WorkerContext
-from cluster.manifest import MANIFEST, FileEntry, Manifest, check_entry
+from cluster.manifest import MANIFEST, FileEntry, Manifest, Metadata, check_entry
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Checkpoint:
         return self.manifest.step
 
     @property
-    def metadata(self) -> Mapping[str, Any]:
+    def metadata(self) -> Metadata:
         return self.manifest.metadata
 
 
@@ -148,7 +148,7 @@ class CheckpointFolder:
         step: int,
         write: Write,
         context: WorkerContext,
-        metadata: Mapping[str, Any],
+        metadata: Metadata,
         keep_last: int,
         keep_best_by: str | None = None,
     ) -> None:
@@ -186,7 +186,9 @@ class CheckpointFolder:
             own.mkdir()
             entries = _written(write, own)
             for entry in entries:
-                _move(own / entry.name, self._saving(step) / entry.name)
+                target = self._saving(step) / entry.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                (own / entry.name).rename(target)
             shutil.rmtree(own)
             return entries
         with tempfile.TemporaryDirectory(prefix="checkpoint-") as own:
@@ -207,7 +209,8 @@ class CheckpointFolder:
         for entry in manifest.files:
             if not (saving / entry.name).is_file():
                 raise OSError(f"{entry.name} of another node is not in {self._root}: the nodes must share this folder")
-        _write_durably(saving / MANIFEST, manifest.to_bytes())
+        (saving / MANIFEST).write_bytes(manifest.to_bytes())
+        _sync(saving / MANIFEST)
         for folder in [saving, *(path for path in saving.rglob("*") if path.is_dir())]:
             _sync(folder)
         saving.rename(self._folder(manifest.step))
@@ -287,7 +290,7 @@ class CheckpointFolder:
 
 
 def _agree(
-    context: WorkerContext, step: int, act: Callable[..., tuple[FileEntry, ...]], *args: Any, on_rank_0: bool = False
+    context: WorkerContext, step: int, act: Callable[..., tuple[FileEntry, ...]], *args: object, on_rank_0: bool = False
 ) -> tuple[FileEntry, ...]:
     """Run one stage of a save on every rank, or on rank 0 alone; if it fails anywhere, raise everywhere."""
 
@@ -298,13 +301,13 @@ def _agree(
             return act(*args)
         except Exception as error:
             kind = ValueError if isinstance(error, ValueError) else OSError
-            message = f"the checkpoint of step {step} was not saved: {_told(error)} (rank {context.rank})"
+            message = f"the checkpoint of step {step} was not saved: {_reason(error)} (rank {context.rank})"
             raise kind(message) from error
 
     return tuple(entry for own in on_every_rank(context, stage) for entry in own)
 
 
-def _told(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or os.strerror(errno.ENOSPC) in str(error):  # safetensors only passes the words on
         return f"the disk is full ({error}): free space or keep fewer checkpoints; earlier ones are intact"
@@ -318,16 +321,6 @@ def _written(write: Write, folder: Path) -> tuple[FileEntry, ...]:
     for path in paths:
         _sync(path)
     return tuple(FileEntry.of(path, folder) for path in paths)
-
-
-def _move(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    source.rename(target)
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
-    _sync(path)
 
 
 def _sync(path: Path) -> None:

@@ -47,7 +47,7 @@ class JobState:
 class Jobs:
     """The jobs of the cluster whose dashboard is at `address`.
 
-    Raises ConnectionError if none answers, or where it is a cluster of another Ray version.
+    Raises ConnectionError if none answers, or if the cluster runs another Ray version.
     """
 
     def __init__(self, address: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import tyro
 
@@ -89,7 +89,7 @@ def inspect(
     if isinstance(opened, WebStore):
         if html is not None or audit:
             raise ValueError(f"{store} holds image-text examples: --html and --audit are for stores of robot episodes")
-        return web_summary.summary(opened)
+        return dict(web_summary.summary(opened))
     if audit:
         verdicts = store_audit.audit(opened, reference=EpisodeStore.open(reference) if reference else None)
         unsaved = _why_not_saved(opened, verdicts)
@@ -97,12 +97,12 @@ def inspect(
         verdicts, unsaved = store_audit.saved(opened), ""
     found = store_summary.summary(opened)
     if verdicts is not None:
-        found["audit"] = verdicts.to_json() | {"blocking": store_audit.blocking(verdicts.verdicts)}
+        found["audit"] = store_audit.audit_summary(verdicts)
     if unsaved:
         found["remarks"].append(unsaved)
     if html is not None:
         write_whole(str(Path(html).absolute()), page(opened, found, episodes=episodes))
-    return found
+    return dict(found)
 
 
 def _why_not_saved(store: EpisodeStore, found: store_audit.Audit) -> str:
@@ -123,7 +123,10 @@ def main(arguments: list[str]) -> dict[str, Any]:
         print(model_summary.text(found))
         print_next_evaluation(given.store, trained_on=found["stores"])
         return found
-    print(web_summary.text(found) if "kind" in found else store_summary.text(found))
+    if "kind" in found:
+        print(web_summary.text(cast(web_summary.WebStoreSummary, found)))
+    else:
+        print(store_summary.text(cast(store_summary.StoreSummary, found)))
     if given.html:
         print(f"page: {given.html}")
     _print_next(found)

@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
         summary = asdict(convert_web(given.source, given.out, given.config, reach_ray))
     converted = f"{summary['shards_converted']} of {summary['shards']} shards converted in {summary['seconds']:.1f} s"
     print(
-        f"{summary['store']}\n{account(summary)}; "
+        f"{summary['store']}\n{account(summary, duplicates=summary['duplicates'], unread=summary['unread'])}; "
         f"{summary['images']} images; {converted if summary['shards_converted'] else 'nothing left to do'}"
     )
     if given.config.format == "gqa" and summary["duplicates"]:

@@ -77,7 +77,7 @@ class ConvertConfig:
     dataset: str | None = None
     """Name of the dataset spec, or a .yaml file with one; by default the name that dataset_info.json records."""
     encoder: str | None = None
-    """Instruction encoder: dataset (the vectors that the episodes ship; the default where they do), use-multilingual
+    """Instruction encoder: dataset (the vectors that the episodes ship; the default if they do), use-multilingual
     (the default elsewhere), use, sentence-transformers:MODEL, or hash, which is for tests and knows no meaning."""
     use_model: str | None = None
     """Folder, .tar.gz or URL of the Universal Sentence Encoder's SavedModel; by default TF-Hub's large/5."""
@@ -142,13 +142,14 @@ class Summary:
 def convert(source: str, out: str, config: ConvertConfig, reach_ray: ReachRay = own_ray) -> Summary:
     """Convert one split of the RLDS dataset in folder `source` into a store below `out`; both may be URLs.
 
-    `reach_ray` is called where there is work for Ray. Raises ValueError or OSError, one sentence for a user to act on.
+    `reach_ray` is called if there is work for Ray. Raises ValueError or OSError, one sentence for a user to act on.
     """
     began = time.monotonic()
     if not str(out).strip():
         raise ValueError("OUT is empty: name a folder for the store")
     dataset = open_dataset(source)
-    spec = _spec(config.dataset or dataset.name)
+    name = config.dataset or dataset.name
+    spec = read_spec(Path(name)) if name.endswith((".yaml", ".yml")) else dataset_spec.load(name)
     encoder = _encoder(config, spec, dataset)
     task = _task(dataset, spec, out, config, ships_vectors=encoder is None)
     settings = _settings(task, config, encoder.id if encoder else spec.embedding_encoder)
@@ -179,10 +180,6 @@ def convert(source: str, out: str, config: ConvertConfig, reach_ray: ReachRay = 
 
 
 # --- What to do ---
-
-
-def _spec(name: str) -> DatasetSpec:
-    return read_spec(Path(name)) if name.endswith((".yaml", ".yml")) else dataset_spec.load(name)
 
 
 def _encoder(config: ConvertConfig, spec: DatasetSpec, dataset: RldsDataset) -> Encoder | None:
@@ -240,7 +237,7 @@ def _require_fit(dataset: RldsDataset, spec: DatasetSpec, cameras: tuple[str, ..
         raise ValueError(f"{wrong}, which has no field {absent[0]!r}: give another --dataset")
     once = [path for path in spec.step_paths(cameras) if path not in dataset.step_paths]
     if once:
-        raise ValueError(f"{wrong}, which has {once[0]!r} once an episode: name a field of the steps")
+        raise ValueError(f"{wrong}, which has {once[0]!r} once per episode: name a field of the steps")
     if isinstance(spec.control_hz, str) and spec.control_hz in dataset.step_paths:
         raise ValueError(f"{wrong}, which has {spec.control_hz!r} at every step: name a field of the episode")
     for path in (spec.cameras[role] for role in cameras):

@@ -14,12 +14,12 @@ import math
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import numpy as np
 
 from preprocessing.rlds import Episode
-from preprocessing.tfds.features import naming
+from preprocessing.tfds.features import Column, naming
 from rt_models.action_space import ARM, TERMINATE, rt1_action_spec
 
 GROUPS: dict[str, slice] = {
@@ -32,7 +32,7 @@ GROUPS: dict[str, slice] = {
 }
 ACTION_SIZE = 11
 
-Steps = Mapping[str, Any]
+Steps = Mapping[str, Column]
 
 
 # --- Actions ---
@@ -125,7 +125,7 @@ class Instruction(Protocol):
     @property
     def path(self) -> str: ...
     def texts(self, episode: Episode) -> list[str]:
-        """One instruction a step."""
+        """One instruction per step."""
         ...
 
 
@@ -137,7 +137,7 @@ class Text:
 
     def texts(self, episode: Episode) -> list[str]:
         if self.path in episode.steps:
-            return [text.decode() for text in episode.steps[self.path]]
+            return [text.decode() for text in cast(list[bytes], episode.steps[self.path])]
         return [episode.metadata[self.path].decode()] * episode.num_steps
 
 
@@ -306,15 +306,15 @@ class DatasetSpec:
 
     def step_paths(self, cameras: tuple[str, ...]) -> tuple[str, ...]:
         """Those that must be there at every step."""
-        found = [*(self.cameras[role] for role in cameras), *self.source_actions]
-        found += [part.path for part in (*self.action, *self.proprio)]
-        return (*found, *(flag.path for flag in self.flags if isinstance(flag, FirstActionZero)))
+        paths = [*(self.cameras[role] for role in cameras), *self.source_actions]
+        paths += [part.path for part in (*self.action, *self.proprio)]
+        return (*paths, *(flag.path for flag in self.flags if isinstance(flag, FirstActionZero)))
 
     def number_paths(self) -> tuple[str, ...]:
         """Those that are read as numbers."""
-        found = [field.path for field in (*self.action, *self.proprio)]
-        found += [flag.path for flag in self.flags if flag.path]
-        return (*found, *([self.control_hz] if isinstance(self.control_hz, str) else []))
+        paths = [field.path for field in (*self.action, *self.proprio)]
+        paths += [flag.path for flag in self.flags if flag.path]
+        return (*paths, *([self.control_hz] if isinstance(self.control_hz, str) else []))
 
     def standardize(self, steps: Steps) -> np.ndarray:
         """float32 (N, 11) canonical physical actions; dimensions that the dataset lacks are 0 (terminate: "arm").
@@ -360,7 +360,7 @@ class DatasetSpec:
         return hashlib.sha256(declared.encode()).hexdigest()[:16]
 
 
-def require_rate(control_hz: Any) -> float:
+def require_rate(control_hz: float | str) -> float:
     """`control_hz` as a number. Raises ValueError unless it is finite and above 0."""
     if not 0 < float(control_hz) < math.inf:
         raise ValueError(f"control_hz is {control_hz}, and must be a number of steps a second above 0")
@@ -388,7 +388,7 @@ def names() -> list[str]:
 
 
 def load(name: str) -> DatasetSpec:
-    """The spec of a dataset. Raises ValueError with the nearest name where there is none."""
+    """The spec of a dataset. Raises ValueError with the nearest name if there is none."""
     known = names()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)

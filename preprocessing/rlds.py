@@ -18,7 +18,7 @@ from preprocessing.store.file_system import FileSystem, file_system_of
 from preprocessing.store.json_files import JsonObject, parsed, taken_apart
 from preprocessing.store.shard_files import open_patiently, reaching, with_retries
 from preprocessing.tfds.array_record import read_array_records
-from preprocessing.tfds.features import Feature, flatten
+from preprocessing.tfds.features import Column, Feature, flatten
 from preprocessing.tfds.tf_example import Example, parse
 from preprocessing.tfds.tfrecord import Damage, Record, read_records, skip_records
 
@@ -46,7 +46,7 @@ class Episode:
     offset: int
     crc: int
     num_steps: int
-    steps: dict[str, Any]
+    steps: dict[str, Column]
     metadata: dict[str, Any]
     unread: tuple[str, ...] = ()
 
@@ -66,7 +66,7 @@ class SourceShard:
     """One file of a split; `num_records` is what dataset_info.json declares, `num_bytes` the size once it was found.
 
     Of a sliced split only the records from `first` on and before `stop` count; `stop` None is the end of the file,
-    also where the file holds more than is declared.
+    even if the file holds more than is declared.
     """
 
     path: str
@@ -154,17 +154,17 @@ class RldsDataset:
         """
         filesystem, root = open_folder(self.folder)
         sizes = {entry["name"].rpartition("/")[2]: entry["size"] for entry in filesystem.ls(root, detail=True)}
-        found = []
+        shards = []
         for shard in _selected(self.splits, self.split_slice(split)):
             if shard.name in sizes:
-                found.append(replace(shard, num_bytes=sizes[shard.name]))
+                shards.append(replace(shard, num_bytes=sizes[shard.name]))
             elif (name := shard.name.replace(".tfrecord", ".array_record")) in sizes:
-                found.append(replace(shard, path=f"{self.folder}/{name}", name=name, num_bytes=sizes[name]))
+                shards.append(replace(shard, path=f"{self.folder}/{name}", name=name, num_bytes=sizes[name]))
             else:
                 raise FileNotFoundError(
                     f"split {split!r} of {self.folder} lacks its file {shard.name}: download it, or ask another --split"
                 )
-        return tuple(found)
+        return tuple(shards)
 
     def episodes(
         self, split: str, *, paths: Collection[str] | None = None, check_crc: bool = True
@@ -183,7 +183,7 @@ class RldsDataset:
     ) -> Iterator[Episode | Corrupt]:
         """Every record of one file, streaming. `paths` (of steps and of the episode) limits what is decoded.
 
-        Step paths that are `optional` come beside them where a record has them as declared, and never cost an episode.
+        Step paths that are `optional` are read as well if a record has them as declared; they never cost an episode.
         `check_crc=False` skips the CRC of payloads.
         """
         wanted, extra, number = self._wanted(paths), self._wanted(optional), shard.first - 1
@@ -218,7 +218,7 @@ def open_folder(url: str) -> tuple[FileSystem, str]:
 def open_dataset(folder: str) -> RldsDataset:
     """Open a version folder such as bridge_dataset/1.0.0, local or a URL.
 
-    Raises FileNotFoundError if the folder does not exist and ValueError where it holds no RLDS dataset.
+    Raises FileNotFoundError if the folder does not exist and ValueError if it holds no RLDS dataset.
     """
     folder = str(folder).rstrip("/")
     filesystem, root = open_folder(folder)
@@ -278,7 +278,7 @@ def _shards(folder: str, name: str, split: JsonObject) -> tuple[SourceShard, ...
             "NUM_SHARDS": f"{len(lengths):0{digits}d}",
             "SHARD_X_OF_Y": f"{index:0{digits}d}-of-{len(lengths):0{digits}d}",
         }
-        names.append(re.sub(r"\{(\w+)\}", lambda found, values=values: values.get(found[1], found[0]), template))
+        names.append(re.sub(r"\{(\w+)\}", lambda match, values=values: values.get(match[1], match[0]), template))
     return tuple(
         SourceShard(path=f"{folder}/{file}", name=file, num_records=count)
         for file, count in zip(names, lengths, strict=True)
@@ -337,14 +337,14 @@ def _episode(
         reason = " ".join(str(error).split())
         return Corrupt(shard=shard, record=number, offset=item.offset, reason=reason)
     metadata = {key: value for key, value in values.items() if not key.startswith(_STEPS)}
-    found = {feature.key.removeprefix(_STEPS): _optional(feature, example, num_steps) for feature in optional}
+    columns = {feature.key.removeprefix(_STEPS): _optional(feature, example, num_steps) for feature in optional}
     place = {"shard": shard, "record": number, "offset": item.offset, "crc": item.crc}
-    steps |= {path: column for path, column in found.items() if column is not None}
-    unread = tuple(path for path, column in found.items() if column is None)
+    steps |= {path: column for path, column in columns.items() if column is not None}
+    unread = tuple(path for path, column in columns.items() if column is None)
     return Episode(**place, num_steps=num_steps, steps=steps, metadata=metadata, unread=unread)
 
 
-def _optional(feature: Feature, example: Example, num_steps: int) -> Any:
+def _optional(feature: Feature, example: Example, num_steps: int) -> Column | None:
     """The column, or None if this record does not have it as declared."""
     try:
         column = feature.read(example)
@@ -353,7 +353,7 @@ def _optional(feature: Feature, example: Example, num_steps: int) -> Any:
     return column if len(column) == num_steps else None
 
 
-def _num_steps(steps: Mapping[str, Any]) -> int:
+def _num_steps(steps: Mapping[str, Column]) -> int:
     lengths = {path: len(column) for path, column in steps.items()}
     missing = [path for path, length in lengths.items() if length == 0]
     if missing and len(missing) < len(lengths):

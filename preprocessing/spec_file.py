@@ -6,7 +6,7 @@ and refused until someone has filled it in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from preprocessing.tfds.features import Feature
 _UNKNOWN = "?"
 _REQUIRED = ("name", "cameras", "instruction", "action", "gripper", "control_hz")
 _OPTIONAL = ("embedding", "embedding_encoder", "source_actions", "proprio", "flags", "ignored_marks", "notes")
+_SIDE_CAMERAS = ("wrist", "hand", "gripper")
 _GRIPPERS = ("absolute", "relative", "none")
 
 
@@ -49,7 +50,7 @@ def read_spec(path: Path) -> DatasetSpec:
 class _StrictLoader(yaml.SafeLoader):
     """YAML in which a key that is given twice is an error, not the second one's silent victory."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         twice = [key for place, key in enumerate(keys) if key in keys[:place]]
         if twice:
@@ -57,9 +58,9 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _spec(data: Any) -> DatasetSpec:
+def _spec(data: object) -> DatasetSpec:
     fields = _fields(data, "the file", _REQUIRED, _OPTIONAL)
-    action = tuple(_part(group, given) for group, given in _fields(fields["action"], "action", (), GROUPS).items())
+    action = tuple(_part(group, value) for group, value in _fields(fields["action"], "action", (), GROUPS).items())
     if fields["gripper"] not in _GRIPPERS:
         raise ValueError(f"gripper must be one of {', '.join(_GRIPPERS)}, got {fields['gripper']!r}")
     if not isinstance(fields["control_hz"], int | float | str) or isinstance(fields["control_hz"], bool):
@@ -75,42 +76,42 @@ def _spec(data: Any) -> DatasetSpec:
         source_actions=tuple(fields.get("source_actions") or dict.fromkeys(part.path for part in action)),
         gripper=fields["gripper"],
         control_hz=fields["control_hz"],
-        proprio=tuple(_proprio(given) for given in fields.get("proprio") or ()),
-        flags=tuple(_flag(name, given) for name, given in (fields.get("flags") or {}).items()),
+        proprio=tuple(_proprio(value) for value in fields.get("proprio") or ()),
+        flags=tuple(_flag(name, value) for name, value in (fields.get("flags") or {}).items()),
         ignored_marks=_marks(fields.get("ignored_marks") or []),
         notes=fields.get("notes") or "",
     )
 
 
-def _marks(given: Any) -> tuple[str, ...]:
-    if not isinstance(given, list) or not set(map(str, given)) <= {*STEP_MARKS}:
-        raise ValueError(f"ignored_marks must be a list of {', '.join(STEP_MARKS)}, got {given!r}")
-    return tuple(given)
+def _marks(marks: object) -> tuple[str, ...]:
+    if not isinstance(marks, list) or not set(map(str, marks)) <= {*STEP_MARKS}:
+        raise ValueError(f"ignored_marks must be a list of {', '.join(STEP_MARKS)}, got {marks!r}")
+    return tuple(marks)
 
 
-def _part(group: str, given: Any) -> ActionPart:
+def _part(group: str, value: object) -> ActionPart:
     if group == "terminate_episode":
-        return Terminate(path=_fields(given, f"action.{group}", ("path",), ())["path"])
-    fields = _fields(given, f"action.{group}", ("path", "unit"), ("first", "width", "scale", "offset"))
+        return Terminate(path=_fields(value, f"action.{group}", ("path",), ())["path"])
+    fields = _fields(value, f"action.{group}", ("path", "unit"), ("first", "width", "scale", "offset"))
     for key, kind in (("first", int), ("width", int), ("scale", int | float), ("offset", int | float)):
         if not isinstance(fields.get(key, 0), kind) or isinstance(fields.get(key), bool):
             raise ValueError(f"{key} of action.{group} must be a number, got {fields[key]!r}")
     return Linear(group=group, **fields)
 
 
-def _proprio(given: Any) -> Proprio:
-    fields = _fields(given, "proprio", ("path", "names", "units"), ())
+def _proprio(value: object) -> Proprio:
+    fields = _fields(value, "proprio", ("path", "names", "units"), ())
     for key in ("names", "units"):
         if not isinstance(fields[key], list) or not all(isinstance(word, str) for word in fields[key]):
             raise ValueError(f"{key} of proprio {fields['path']} must be a list of words, got {fields[key]!r}")
     return Proprio(path=fields["path"], names=tuple(fields["names"]), units=tuple(fields["units"]))
 
 
-def _flag(name: str, given: Any) -> Flag:
+def _flag(name: str, value: object) -> Flag:
     """`always`, {path, equals}, or {path, first_zero: number of values}."""
-    if given == "always":
+    if value == "always":
         return Always(name=name)
-    fields = _fields(given, f"flags.{name}", ("path",), ("equals", "first_zero"))
+    fields = _fields(value, f"flags.{name}", ("path",), ("equals", "first_zero"))
     if len(fields) != 2:
         raise ValueError(f"flags.{name} must be `always`, or hold a path and one of equals and first_zero")
     if "first_zero" in fields:
@@ -118,7 +119,7 @@ def _flag(name: str, given: Any) -> Flag:
     return Equals(name=name, path=fields["path"], value=float(fields["equals"]))
 
 
-def _fields(data: Any, where: str, required: tuple[str, ...], optional: Any) -> dict[str, Any]:
+def _fields(data: object, where: str, required: tuple[str, ...], optional: Collection[str] | None) -> dict[str, Any]:
     """`data` as a mapping with these keys, all of them filled in; `optional` None allows any other key."""
     if not isinstance(data, Mapping):
         raise ValueError(f"{where} must be a mapping, got {data!r}")
@@ -154,10 +155,10 @@ def draft(dataset: RldsDataset) -> str:
     action = _guess_action(
         {path: feature for path, feature in steps.items() if path.split("/")[0].startswith("action")}
     )
-    for found, what in ((cameras, "camera image"), (texts, "instruction"), (action, "numeric action")):
-        if not found:
+    for candidates, what in ((cameras, "camera image"), (texts, "instruction"), (action, "numeric action")):
+        if not candidates:
             raise ValueError(f"{dataset.folder} has no {what} that a spec could be drafted from")
-    main = min(cameras, key=lambda path: (_is_side(path), len(path)))
+    main = min(cameras, key=lambda path: (any(word in path for word in _SIDE_CAMERAS), len(path)))
     data = {
         "name": dataset.name,
         "cameras": {"image": main, **{path.rpartition("/")[2]: path for path in cameras if path != main}},
@@ -174,10 +175,6 @@ def _is_camera(path: str, feature: Feature) -> bool:
     return feature.is_picture and feature.shape[-1:] == (3,) and "depth" not in path
 
 
-def _is_side(path: str) -> bool:
-    return any(word in path for word in ("wrist", "hand", "gripper"))
-
-
 def _is_instruction(path: str) -> bool:
     return any(word in path.rpartition("/")[2] for word in ("instruction", "task_code", "language"))
 
@@ -190,10 +187,10 @@ def _is_state(path: str, feature: Feature) -> bool:
     return _is_numeric(feature) and len(feature.shape) == 1 and "state" in path.rpartition("/")[2]
 
 
-def _guess_action(fields: Mapping[str, Feature]) -> dict[str, dict[str, Any]]:
-    """RT-1's own keys where they are, else a flat vector read as position, rotation, gripper."""
+def _guess_action(fields: Mapping[str, Feature]) -> dict[str, dict[str, str] | dict[str, str | int]]:
+    """RT-1's own keys if the dataset has them, else a flat vector read as position, rotation, gripper."""
     named = {path.rpartition("/")[2]: path for path, feature in fields.items() if _is_numeric(feature)}
-    guess: dict[str, dict[str, Any]] = {}
+    guess: dict[str, dict[str, str] | dict[str, str | int]] = {}
     for group in GROUPS:
         if group in named:
             guess[group] = {"path": named[group]} | ({} if group == "terminate_episode" else {"unit": _UNKNOWN})
@@ -209,6 +206,6 @@ def _size(feature: Feature) -> int:
     return feature.shape[0] or 0 if _is_numeric(feature) and len(feature.shape) == 1 else 0
 
 
-def _guess_proprio(path: str, feature: Feature) -> dict[str, Any]:
+def _guess_proprio(path: str, feature: Feature) -> dict[str, str | list[str]]:
     names = [f"{path.rpartition('/')[2]}_{i}" for i in range(_size(feature))]
     return {"path": path, "names": names, "units": ["unknown"] * len(names)}

@@ -33,12 +33,12 @@ def find_flax(source: Path) -> Path:
         return source
     if not source.is_dir():
         raise FileNotFoundError(f"{source}: there is no such file or folder")
-    found = list(_checkpoints(source, _DEPTH))
-    if not found:
+    checkpoints = list(_checkpoints(source, _DEPTH))
+    if not checkpoints:
         raise FileNotFoundError(
             f"no flax or Orbax checkpoint in {source}: give the folder with its 'checkpoint' or 'd'"
         )
-    return max(found, key=_natural)
+    return max(checkpoints, key=_natural)
 
 
 def read_flax(checkpoint: Path) -> dict[str, np.ndarray]:
@@ -94,17 +94,17 @@ def _inline_leaves(file: Path) -> dict[str, np.ndarray]:
     msgpack = _library("msgpack")
     try:
         tree = msgpack.unpackb(file.read_bytes(), ext_hook=_extension, strict_map_key=False)
-        found = dict(_arrays(tree)) if isinstance(tree, Mapping) else None
+        leaves = dict(_arrays(tree)) if isinstance(tree, Mapping) else None
     except (ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException) as error:
         raise ValueError(
             f"{file} is no flax checkpoint: its msgpack cannot be read ({type(error).__name__}: {error})"
         ) from error
-    if found is None:
+    if leaves is None:
         raise ValueError(f"{file} is no flax checkpoint: it holds no tree of arrays")
-    return {path: value for path, value in found.items() if path.startswith(COLLECTIONS)}
+    return {path: value for path, value in leaves.items() if path.startswith(COLLECTIONS)}
 
 
-def _arrays(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+def _arrays(tree: Mapping[object, Any], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
     for name, value in tree.items():
         path = f"{prefix}{name}"
         if isinstance(value, np.ndarray):
@@ -116,7 +116,7 @@ def _arrays(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, np
             yield from _arrays(value, f"{path}/")
 
 
-def _extension(code: int, data: bytes) -> Any:
+def _extension(code: int, data: bytes) -> np.ndarray | None:
     if code not in (_NDARRAY, _SCALAR):
         return None
     shape, dtype, buffer = _library("msgpack").unpackb(data)
@@ -145,10 +145,10 @@ def _zarr_leaves(kvstore: dict[str, Any], folder: Path) -> dict[str, np.ndarray]
     try:
         keys = [key.decode() for key in tensorstore.KvStore.open(kvstore).result().list().result()]
         named = [(name, _ZARR[last]) for name, _, last in (key.rpartition("/") for key in keys) if last in _ZARR]
-        wanted = {name.replace(".", "/"): (name, driver) for name, driver in named}
+        places = {name.replace(".", "/"): (name, driver) for name, driver in named}
         opened = {
             path: tensorstore.open(_array(kvstore, name, driver), read=True)
-            for path, (name, driver) in wanted.items()
+            for path, (name, driver) in places.items()
             if path.startswith(COLLECTIONS)
         }
         reading = {path: array.result().read() for path, array in opened.items()}

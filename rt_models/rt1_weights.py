@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from rt_models.action_space import rt1_action_spec
@@ -22,6 +23,7 @@ from rt_models.vision.efficientnet import EfficientNet, EfficientNetConfig
 
 _BACKBONE = "image_tokenizer/EfficientNetWithFilm_0"
 _LEARNER = "image_tokenizer/TokenLearnerModuleV11_0"
+_BLOCKS = "params/Transformer_0/TransformerBlock_"
 _LISTED = 8  # names shown of a list of leaves in an error
 
 
@@ -39,7 +41,7 @@ class _Leaf:
 # --- flax ---
 
 
-def from_flax(variables: Mapping[str, Any], *, world_vector_limit: float | None = None) -> RT1:
+def from_flax(variables: Mapping[str, object], *, world_vector_limit: float | None = None) -> RT1:
     """An RT1 in evaluation mode with the weights of a flax variables tree: nested, or flat with keys such as
     "params/a/kernel" or ("params", "a", "kernel").
 
@@ -67,18 +69,18 @@ def from_flax(variables: Mapping[str, Any], *, world_vector_limit: float | None 
     return model.eval()
 
 
-def flax_config(leaves: Mapping[str, Any], *, world_vector_limit: float | None = None) -> RT1Config:
+def flax_config(leaves: Mapping[str, ArrayLike], *, world_vector_limit: float | None = None) -> RT1Config:
     """The configuration that a flat flax tree's shapes imply."""
 
     def shape(path: str, axes: int = 2) -> tuple[int, ...]:
         if path not in leaves:
             raise ValueError(f"flax tree: {path} is missing; is this a tree of RT-1 with 'params' and 'batch_stats'?")
-        found = tuple(np.shape(leaves[path]))
-        if len(found) != axes:
-            raise ValueError(f"flax tree: {path} has shape {found}, an RT-1's has {axes} axes")
-        return found
+        dimensions = tuple(np.shape(leaves[path]))
+        if len(dimensions) != axes:
+            raise ValueError(f"flax tree: {path} has shape {dimensions}, an RT-1's has {axes} axes")
+        return dimensions
 
-    block = "params/Transformer_0/TransformerBlock_0"
+    block = f"{_BLOCKS}0"
     width, heads, key_size = shape(f"{block}/MultiHeadDotProductAttention_0/query/kernel", axes=3)
     positions, bins = shape("params/Transformer_0/Dense_1/kernel")[0], shape("params/Transformer_0/Dense_2/kernel")[1]
     learner = any(path.startswith(f"params/{_LEARNER}/") for path in leaves)
@@ -91,7 +93,7 @@ def flax_config(leaves: Mapping[str, Any], *, world_vector_limit: float | None =
     return RT1Config(
         backbone=backbone,
         transformer=TransformerConfig(
-            num_layers=_count(leaves, "params/Transformer_0/TransformerBlock_"),
+            num_layers=len({path.split("/")[2] for path in leaves if path.startswith(_BLOCKS)}),
             num_heads=heads,
             key_size=key_size,
             width=width,
@@ -162,9 +164,9 @@ def _flax_layer(config: TransformerConfig, number: int) -> Iterator[_Leaf]:
     heads, width = (config.num_heads, config.key_size), (config.width,)
     for part in ("query", "key", "value", "out"):
         path, weight = f"params/{theirs}/MultiHeadDotProductAttention_0/{part}", f"{ours}.attention.{part}"
-        turned, given, made = (_heads_out, heads, width) if part == "out" else (_heads_in, width, heads)
-        yield _Leaf(ours=f"{weight}.weight", theirs=f"{path}/kernel", turned=turned, shape=given + made)
-        yield _Leaf(ours=f"{weight}.bias", theirs=f"{path}/bias", turned=np.ravel, shape=made)
+        turned, inputs, outputs = (_heads_out, heads, width) if part == "out" else (_heads_in, width, heads)
+        yield _Leaf(ours=f"{weight}.weight", theirs=f"{path}/kernel", turned=turned, shape=inputs + outputs)
+        yield _Leaf(ours=f"{weight}.bias", theirs=f"{path}/bias", turned=np.ravel, shape=outputs)
     dense = ("swish", "gate", "out") if config.feed_forward == "swiglu" else ("out",)
     for place, name in enumerate(dense):
         kernel = f"params/{theirs}/Dense_{place}/kernel"
@@ -197,7 +199,7 @@ def _film(ours: str, theirs: str) -> Iterator[_Leaf]:
     yield from _dense(f"{ours}.mult", f"{theirs}/Dense_1")
 
 
-def _turned(leaf: _Leaf, value: Any) -> Tensor:
+def _turned(leaf: _Leaf, value: ArrayLike) -> Tensor:
     """float32 in our axes. Raises ValueError naming the leaf."""
     if leaf.shape is not None and np.shape(value) != leaf.shape:
         raise ValueError(
@@ -236,10 +238,6 @@ def _flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from _flat(value, f"{prefix}{name}/")
         else:
             yield f"{prefix}{name}", value
-
-
-def _count(leaves: Mapping[str, Any], prefix: str) -> int:
-    return len({path[len(prefix) :].split("/")[0] for path in leaves if path.startswith(prefix)})
 
 
 # --- ImageNet EfficientNet-B3 ---

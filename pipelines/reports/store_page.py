@@ -7,19 +7,18 @@ store, and the page says how many.
 from __future__ import annotations
 
 import html
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipelines.reports import charts, episode_view, html_page
 from preprocessing.store.episode_store import EpisodeStore
-from preprocessing.store.summary import STATISTICS, quarantine, verdicts_of
+from preprocessing.store.summary import STATISTICS, StoreSummary, quarantine, verdicts_of
 
 _HISTOGRAM_GROUPS = 512
 
 
-def page(store: EpisodeStore, found: dict[str, Any], *, episodes: int = 12) -> str:
+def page(store: EpisodeStore, found: StoreSummary, *, episodes: int = 12) -> str:
     """The HTML page about `store`, whose summary is `found`, with this many episodes as film strips."""
     title = f"{found['dataset']} {found['version']} {found['split']}"
     numbers = [
@@ -52,9 +51,9 @@ def page(store: EpisodeStore, found: dict[str, Any], *, episodes: int = 12) -> s
     return html_page.page(title, sections, style=episode_view.STYLE, script=episode_view.SCRIPT)
 
 
-def _audited(found: dict[str, Any]) -> list[str]:
+def _audited(found: StoreSummary) -> list[str]:
     rows = [[row["name"], row["finding"], row["sentence"]] for row in verdicts_of(found)]
-    if not rows:
+    if "audit" not in found or not rows:
         return []
     title = f"Conventions, measured on {found['audit']['episodes']} episodes"
     return [html_page.heading(title), html_page.table(["convention", "finding", "measured"], rows)]

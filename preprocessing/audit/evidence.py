@@ -40,7 +40,7 @@ def by_share(name: str, share: float, limit: float, sentence: str) -> Verdict:
 class Track:
     """Numbers of one episode, float64: canonical actions, proprioception, and how many steps have each mark.
 
-    A state that is not finite tells nothing and reads as 0; `odd_states` counts the steps where it is so.
+    A state that is not finite says nothing and reads as 0; `odd_states` counts such steps.
     """
 
     action_TA: np.ndarray

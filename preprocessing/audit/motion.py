@@ -95,7 +95,7 @@ def _lagged(pairs: list[tuple[np.ndarray, np.ndarray]], lag: int) -> tuple[np.nd
 
 
 def _likeness(first_ND: np.ndarray, second_ND: np.ndarray) -> float:
-    """Mean over the axes that vary of the correlation; 0 where none does or the rows are too few."""
+    """The correlation, averaged over the axes that vary; 0 if no axis varies or there are too few rows."""
     if len(first_ND) < FEWEST_STEPS:
         return 0.0
     deviation = [values - values.mean(axis=0) for values in (first_ND, second_ND)]
@@ -128,8 +128,8 @@ def _motion_verdicts(group: str, motion: _Motion | None) -> list[Verdict]:
 
 
 def _unit(name: str, motion: _Motion) -> Verdict:
-    said = f"one declared {motion.declared_unit} of command moves the state by {1 / max(motion.scale, 1e-9):.3g}"
-    sentence = f"{said} {motion.unit} (scale {motion.scale:.3g})"
+    effect = f"one declared {motion.declared_unit} of command moves the state by {1 / max(motion.scale, 1e-9):.3g}"
+    sentence = f"{effect} {motion.unit} (scale {motion.scale:.3g})"
     if not motion.displaces or motion.declared_unit != motion.unit:
         return Verdict(name=name, finding="unknown", measured=motion.scale, sentence=sentence)
     # A command may overshoot or be cut short, but neither by a factor that a wrong unit has (57, 100, 1000).
@@ -163,15 +163,15 @@ def gripper(store: EpisodeStore, tracks: list[Track]) -> Verdict:
         return unknown(name, "the store has no gripper command, or no gripper in its proprioception with a known sign")
     column, sign = sensed
     relative, most = store.manifest.gripper == "relative", max(2, round(store.dataset.control_hz))
-    found = [0.0]
+    correlations = [0.0]
     for later in range(1, most + 1):
         pairs = [
             (t.action_TA[:, [place]], sign * t.proprio_TP[:, [column]]) for t in tracks if len(t.action_TA) > later
         ]
         if relative:
             pairs = [(command, closed[later:] - closed[:-later]) for command, closed in pairs]
-        found.append(_likeness(*_lagged(pairs, 0 if relative else later)) if pairs else 0.0)
-    best = max(found, key=abs)
+        correlations.append(_likeness(*_lagged(pairs, 0 if relative else later)) if pairs else 0.0)
+    best = max(correlations, key=abs)
     enough = 0.3 if relative else _LIKE  # a relative command is 0 most of the time
     finding: Finding = "unknown" if abs(best) < enough else "holds" if best > 0 else "contradicted"
     sentence = f"a closing command correlates {best:+.2f} with the gripper's {'closing' if relative else 'closedness'} "
@@ -179,7 +179,7 @@ def gripper(store: EpisodeStore, tracks: list[Track]) -> Verdict:
 
 
 def gripper_column(store: EpisodeStore) -> tuple[int, int] | None:
-    """(proprioceptive column, +1 where it grows on closing or -1 where on opening)."""
+    """(proprioceptive column, sign): +1 if its values grow on closing, -1 if they grow on opening. None without one."""
     proprio = store.manifest.proprio
     for column, (path, unit) in enumerate(zip(proprio.names, proprio.units, strict=True)):
         if unit == "openness" or (path.endswith("/width") and unit == "m"):

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
@@ -22,8 +21,8 @@ from preprocessing.audit.motion import gripper, gripper_column, motion
 from preprocessing.conversion.step_marks import seams
 from preprocessing.dataset_spec import GROUPS
 from preprocessing.store.episode_store import MANIFEST, EpisodeStore, atomic_write
-from preprocessing.store.json_files import parsed, taken_apart
-from preprocessing.store.summary import usage
+from preprocessing.store.json_files import JsonObject, parsed, taken_apart
+from preprocessing.store.summary import AuditSummary, VerdictRow, usage
 
 AUDIT = "audit.json"
 _RULES = 2  # raised when a verdict is added: an audit saved before says nothing of it
@@ -41,31 +40,32 @@ class Audit:
     verdicts: tuple[Verdict, ...]
     rules: int = 1
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         return json.loads(json.dumps(asdict(self)))
 
     @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Audit:
+    def from_json(data: JsonObject) -> Audit:
         return Audit(**{**data, "verdicts": tuple(Verdict(**verdict) for verdict in data["verdicts"])})
 
 
 def audit(store: EpisodeStore, *, reference: EpisodeStore | None = None) -> Audit:
     """Measure the conventions of `store`; colours against `reference`, a store of the same cameras known to be RGB."""
-    looked_at, (said, flagged) = tracks(store), usage(store)
+    episodes = tracks(store)
+    steps_of_text, steps_of_flag = usage(store)
     verdicts = [
-        *motion(store, looked_at),
-        gripper(store, looked_at),
+        *motion(store, episodes),
+        gripper(store, episodes),
         *(colours(store, role, reference) for role in store.manifest.cameras),
         repeated_frames(store),
-        _constants(store, looked_at),
-        *_instructions(said, flagged),
-        _flags(flagged, looked_at),
+        _constants(store, episodes),
+        *_instructions(steps_of_text, steps_of_flag),
+        _flags(steps_of_flag, episodes),
         _one_episode_a_record(store),
-        _terminal_steps(looked_at),
-        _states(looked_at),
+        _terminal_steps(episodes),
+        _states(episodes),
     ]
     manifest = _manifest_sha256(store)
-    return Audit(manifest_sha256=manifest, episodes=len(looked_at), verdicts=tuple(verdicts), rules=_RULES)
+    return Audit(manifest_sha256=manifest, episodes=len(episodes), verdicts=tuple(verdicts), rules=_RULES)
 
 
 def blocking(verdicts: Collection[Verdict], *, accepted: Collection[str] = ()) -> list[str]:
@@ -81,10 +81,23 @@ def blocking(verdicts: Collection[Verdict], *, accepted: Collection[str] = ()) -
     return [f"{verdict.name}: {verdict.sentence}" for verdict in refused]
 
 
-def save(store: EpisodeStore, found: Audit) -> None:
-    """Write `found` beside the store's manifest, whole or not at all."""
+def audit_summary(audit: Audit) -> AuditSummary:
+    """The audit as a part of a store's summary."""
+    return AuditSummary(
+        manifest_sha256=audit.manifest_sha256,
+        episodes=audit.episodes,
+        verdicts=[
+            VerdictRow(name=v.name, finding=v.finding, measured=v.measured, sentence=v.sentence) for v in audit.verdicts
+        ],
+        rules=audit.rules,
+        blocking=blocking(audit.verdicts),
+    )
+
+
+def save(store: EpisodeStore, audit: Audit) -> None:
+    """Write `audit` beside the store's manifest, whole or not at all."""
     with atomic_write(store.filesystem, f"{store.root}/{AUDIT}", temporary=store.root) as file:
-        file.write((json.dumps(found.to_json(), indent=1) + "\n").encode())
+        file.write((json.dumps(audit.to_json(), indent=1) + "\n").encode())
 
 
 def saved(store: EpisodeStore) -> Audit | None:
@@ -97,8 +110,8 @@ def saved(store: EpisodeStore) -> Audit | None:
     remedy = "delete it, and rtp inspect --audit measures again"
     data = parsed(blob, path, remedy=remedy)
     with taken_apart(path, remedy=remedy):
-        found = Audit.from_json(data)
-    return found if (found.manifest_sha256, found.rules) == (_manifest_sha256(store), _RULES) else None
+        audit = Audit.from_json(data)
+    return audit if (audit.manifest_sha256, audit.rules) == (_manifest_sha256(store), _RULES) else None
 
 
 def _manifest_sha256(store: EpisodeStore) -> str:
@@ -108,12 +121,13 @@ def _manifest_sha256(store: EpisodeStore) -> str:
 # --- What needs no correlation ---
 
 
-def _constants(store: EpisodeStore, looked_at: list[Track]) -> Verdict:
-    """Declared dimensions that never change: a contradiction where the state that they command does."""
-    name, dataset = "declared_dimensions_vary", store.dataset
+def _constants(store: EpisodeStore, episodes: list[Track]) -> Verdict:
+    """Declared dimensions that never change: a contradiction if the state that they command does change."""
+    name = "declared_dimensions_vary"
+    dataset = store.dataset
     constant = np.flatnonzero(np.array(dataset.action_mask) & ~dataset.statistics.varies())
     names = [store.contract.action.names[dimension] for dimension in constant]
-    moving = [store.contract.action.names[d] for d in constant if _state_moves(store, looked_at, int(d))]
+    moving = [store.contract.action.names[d] for d in constant if _state_moves(store, episodes, int(d))]
     if moving:
         sentence = f"{', '.join(moving)} never changes, yet the state that it commands does"
         return Verdict(name=name, finding="contradicted", measured=len(moving), sentence=sentence)
@@ -122,41 +136,46 @@ def _constants(store: EpisodeStore, looked_at: list[Track]) -> Verdict:
     return Verdict(name=name, finding="holds", measured=0, sentence="every declared dimension takes several values")
 
 
-def _state_moves(store: EpisodeStore, looked_at: list[Track], dimension: int) -> bool:
+def _state_moves(store: EpisodeStore, episodes: list[Track], dimension: int) -> bool:
     """Whether the proprioceptive value that belongs to an action dimension changes by more than noise."""
-    gripper_place, sensed_gripper = GROUPS["gripper_closedness_action"].start, gripper_column(store)
+    gripper_place = GROUPS["gripper_closedness_action"].start
+    sensed_gripper = gripper_column(store)
     column = arm_columns(store).get(dimension)
     if dimension == gripper_place and sensed_gripper is not None:
         column = sensed_gripper[0]
     if column is None:
         return False
     unit = store.manifest.proprio.units[column]
-    span = max(float(np.ptp(track.proprio_TP[:, column])) for track in looked_at)
+    span = max(float(np.ptp(track.proprio_TP[:, column])) for track in episodes)
     return span > (_MOVES_M if unit == "m" else _MOVES)
 
 
-def _instructions(said: dict[str, int], flagged: dict[str, int]) -> list[Verdict]:
+def _instructions(steps_of_text: dict[str, int], steps_of_flag: dict[str, int]) -> list[Verdict]:
     """Texts that say nothing: blank, or one and the same for all. A spec that flags them has declared it.
 
-    `said` and `flagged` count the steps of each text and of each flag.
+    `steps_of_text` and `steps_of_flag` count the steps of each text and of each flag.
     """
-    names, total = ("instructions_are_there", "instructions_differ"), max(sum(said.values()), 1)
-    if flagged.get(_UNINFORMATIVE):
-        sentence = f"the spec declares {flagged[_UNINFORMATIVE]} of {total} steps as {_UNINFORMATIVE}"
+    names = ("instructions_are_there", "instructions_differ")
+    total = max(sum(steps_of_text.values()), 1)
+    if steps_of_flag.get(_UNINFORMATIVE):
+        sentence = f"the spec declares {steps_of_flag[_UNINFORMATIVE]} of {total} steps as {_UNINFORMATIVE}"
         return [Verdict(name=name, finding="holds", measured=None, sentence=sentence) for name in names]
-    share = sum(count for text, count in said.items() if not text.strip()) / total
+    share = sum(count for text, count in steps_of_text.items() if not text.strip()) / total
     blank = by_share(names[0], share, _BLANK_SHARE, f"{100 * share:.1f} % of {total} steps have a blank instruction")
-    if len(said) == 1:
-        return [blank, unknown(names[1], f"every step says {next(iter(said))!r}: a policy learns nothing from it")]
-    sentence = f"{len(said)} distinct instructions"
-    return [blank, Verdict(name=names[1], finding="holds", measured=len(said), sentence=sentence)]
+    if len(steps_of_text) == 1:
+        return [
+            blank,
+            unknown(names[1], f"every step says {next(iter(steps_of_text))!r}: a policy learns nothing from it"),
+        ]
+    sentence = f"{len(steps_of_text)} distinct instructions"
+    return [blank, Verdict(name=names[1], finding="holds", measured=len(steps_of_text), sentence=sentence)]
 
 
-def _flags(flagged: dict[str, int], looked_at: list[Track]) -> Verdict:
+def _flags(steps_of_flag: dict[str, int], episodes: list[Track]) -> Verdict:
     """Flags and step marks that are never set: they may be rare, or the field may be empty. Never a contradiction."""
     name = "flags_are_set"
-    never = [flag for flag, count in flagged.items() if not count]
-    never += [mark for mark in looked_at[0].marks if not sum(track.marks[mark] for track in looked_at)]
+    never = [flag for flag, count in steps_of_flag.items() if not count]
+    never += [mark for mark in episodes[0].marks if not sum(track.marks[mark] for track in episodes)]
     if never:
         return unknown(name, f"never set: {', '.join(never)}")
     return Verdict(name=name, finding="holds", measured=0, sentence="every flag and every step mark is set somewhere")
@@ -164,34 +183,37 @@ def _flags(flagged: dict[str, int], looked_at: list[Track]) -> Verdict:
 
 def _one_episode_a_record(store: EpisodeStore) -> Verdict:
     """Whether windows stay within one episode: over all of them, since every window counts."""
-    name, found = "records_hold_one_episode", 0
+    name = "records_hold_one_episode"
+    num_crossed = 0
     for number, shard in enumerate(store.shards):
         table = store.read_shard(number, ["is_first", "is_last"])
-        ends_E, begins_N = np.cumsum(shard.episode_lengths), np.zeros(shard.rows + 1, bool)
+        ends_E = np.cumsum(shard.episode_lengths)
+        begins_N = np.zeros(shard.rows + 1, bool)
         begins_N[[0, *ends_E]] = True
         inside_N = seams(table["is_first"].to_numpy(), table["is_last"].to_numpy(), begins_N[:-1])
-        found += len(np.unique(np.searchsorted(ends_E, np.flatnonzero(inside_N), side="right")))
+        num_crossed += len(np.unique(np.searchsorted(ends_E, np.flatnonzero(inside_N), side="right")))
     total = store.num_episodes
-    if not found:
+    if not num_crossed:
         return Verdict(name=name, finding="holds", measured=0, sentence=f"no mark in the middle of {total} episodes")
     sentence = (
-        f"is_first or is_last says in the middle of {found} of {total} episodes that another one begins, and windows "
-        f"cross that seam; rtp preprocess puts such records into quarantine: delete the store and run it again"
+        f"is_first or is_last says in the middle of {num_crossed} of {total} episodes that another one begins, and "
+        f"windows cross that seam; rtp preprocess puts such records into quarantine: delete the store and run it again"
     )
-    return Verdict(name=name, finding="contradicted", measured=found, sentence=sentence)
+    return Verdict(name=name, finding="contradicted", measured=num_crossed, sentence=sentence)
 
 
-def _terminal_steps(looked_at: list[Track]) -> Verdict:
+def _terminal_steps(episodes: list[Track]) -> Verdict:
     """Terminal steps are not trained on; a mark that is set nearly everywhere means something else."""
-    total = sum(len(track.action_TA) for track in looked_at)
-    share = sum(track.marks["is_terminal"] for track in looked_at) / total
+    total = sum(len(track.action_TA) for track in episodes)
+    share = sum(track.marks["is_terminal"] for track in episodes) / total
     sentence = f"is_terminal is set at {100 * share:.1f} % of {total} steps, which are not trained on"
     return by_share("few_steps_are_terminal", share, _TERMINAL_SHARE, sentence)
 
 
-def _states(looked_at: list[Track]) -> Verdict:
-    name, odd = "state_is_finite", [track.odd_states for track in looked_at if track.odd_states]
+def _states(episodes: list[Track]) -> Verdict:
+    name = "state_is_finite"
+    odd = [track.odd_states for track in episodes if track.odd_states]
     if odd:
-        where = f"at {sum(odd)} steps of {len(odd)} of {len(looked_at)} episodes"
+        where = f"at {sum(odd)} steps of {len(odd)} of {len(episodes)} episodes"
         return unknown(name, f"the state is not finite {where}: training reads none, loader.relabel refuses the store")
-    return Verdict(name=name, finding="holds", measured=0, sentence=f"in {len(looked_at)} episodes")
+    return Verdict(name=name, finding="holds", measured=0, sentence=f"in {len(episodes)} episodes")

@@ -131,8 +131,10 @@ class SentenceTransformersEncoder:
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         module = importlib.import_module("sentence_transformers")
-        found = np.asarray(module.SentenceTransformer(self.model).encode(list(texts)), np.float32)[:, :EMBEDDING_WIDTH]
-        padded = np.pad(found, ((0, 0), (0, EMBEDDING_WIDTH - found.shape[1])))
+        vectors = np.asarray(module.SentenceTransformer(self.model).encode(list(texts)), np.float32)[
+            :, :EMBEDDING_WIDTH
+        ]
+        padded = np.pad(vectors, ((0, 0), (0, EMBEDDING_WIDTH - vectors.shape[1])))
         return padded / np.maximum(np.linalg.norm(padded, axis=1, keepdims=True), 1e-12)
 
 

@@ -52,7 +52,7 @@ Embed = Callable[[list[str]], np.ndarray]
 def write_manifest(task: ShardTask, settings: JsonObject, embed: Embed | None) -> StoreManifest:
     """Write what follows the shards; the manifest. `embed` gives float32 (N, 512), None keeps the shipped vectors.
 
-    Raises ValueError if frames differ in size between shards, or where no episode is left.
+    Raises ValueError if frames differ in size between shards, or if no episode is left.
     """
     filesystem, root = file_system_of(task.root)
     temporary = f"{root}/{PROGRESS}"
@@ -134,7 +134,7 @@ def _remarks(task: ShardTask, reports: list[ShardReport], *, trained_steps: int)
     unread = sum((Counter(report.unread) for report in reports), Counter())
     odd = [steps for report in reports for steps in report.states_not_finite]
     total = sum(len(report.episode_lengths) for report in reports)
-    remarks = [f"{path} is not one number a step: {_INSTEAD[path]}" for path in task.paths_of_other_form()]
+    remarks = [f"{path} is not one number per step: {_INSTEAD[path]}" for path in task.paths_of_other_form()]
     remarks += [
         f"{path} of {count} of {total} episodes is not as features.json declares it: {_INSTEAD[path]} there"
         for path, count in sorted(unread.items())
@@ -153,7 +153,7 @@ def _remarks(task: ShardTask, reports: list[ShardReport], *, trained_steps: int)
 
 
 def _instructions(filesystem: FileSystem, folder: str, count: int, embed: Embed | None, encoder_id: str) -> pa.Table:
-    """One row a distinct instruction, by id, with vectors shipped or computed now."""
+    """One row per distinct instruction, by id, with vectors shipped or computed now."""
     blobs = (filesystem.cat_file(f"{folder}/{instructions_name(index)}") for index in range(count))
     table = pa.concat_tables([pq.read_table(pa.BufferReader(blob)) for blob in blobs]).sort_by("id")
     ids = table["id"].to_numpy()

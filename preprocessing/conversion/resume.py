@@ -125,8 +125,8 @@ def _write(filesystem: FileSystem, progress: str, name: str, data: JsonObject) -
 
 
 def _difference(before: JsonObject, now: JsonObject) -> str:
-    """What differs first, in words; empty where nothing does."""
-    for key in now | before:  # what is as it is by default may be left out of either
+    """The first difference in words; empty if there is none."""
+    for key in now | before:  # either may leave out what has its default
         if before.get(key) != now.get(key):
             return f"another {key} ({_short(before.get(key))}, now {_short(now.get(key))})"
     return ""
@@ -139,7 +139,7 @@ def _short(value: object) -> str:
 
 @contextmanager
 def _lock_of(filesystem: FileSystem, root: str) -> Iterator[Callable[[int], bool]]:
-    """How to take a lock (fcntl.LOCK_...) of a local folder: False where another holds it. Object stores have none."""
+    """A function that locks a local folder (fcntl.LOCK_...): False if another process does. Object stores have none."""
     if not is_local(filesystem):
         yield lambda kind: True
         return

@@ -68,11 +68,11 @@ class ShardTask:
         return tuple(dict.fromkeys([*needed, *([self.embedding] if self.embedding else [])]))
 
     def optional_paths(self) -> tuple[str, ...]:
-        """Marks and reward where the dataset has them as one number a step."""
+        """Marks and reward that the dataset has as one number per step."""
         return tuple(path for path in self._unneeded() if self.dataset.feature(path).is_one_number)
 
     def paths_of_other_form(self) -> tuple[str, ...]:
-        """Marks and reward that the dataset has in a form that cannot be read as one number a step."""
+        """Marks and reward that the dataset has in a form that cannot be read as one number per step."""
         return tuple(path for path in self._unneeded() if not self.dataset.feature(path).is_one_number)
 
     def _unneeded(self) -> list[str]:
@@ -111,14 +111,17 @@ class _Shard:
     """What accumulates over the records of one shard."""
 
     def __init__(self, task: ShardTask) -> None:
-        self._task, self._schema = task, task.layout.schema()
+        self._task = task
+        self._schema = task.layout.schema()
         self.instructions = _Instructions()
-        self._fingerprint, self._num_records = hashlib.sha256(), 0
+        self._fingerprint = hashlib.sha256()
+        self._num_records = 0
         self._lengths: list[int] = []
         self._quarantine: list[QuarantinedRecord] = []
         self._frame_size: ImageSize | None = None
         self._rates_hz: set[float] = set()
-        self._moments, self._recent = Moments.empty(ACTION_SIZE), []
+        self._moments = Moments.empty(ACTION_SIZE)
+        self._recent: list[np.ndarray] = []
         self._unread: Counter[str] = Counter()
         self._odd_states: list[int] = []
 
@@ -132,7 +135,8 @@ class _Shard:
         try:
             with naming(str(self._task.spec.control_hz)):
                 rate_hz = self._task.spec.rate_hz(item)
-            images = _images(self._task, item)
+            cameras = self._task.spec.cameras
+            images = {role: _frames(self._task, cameras[role], item) for role in self._task.layout.cameras}
             sizes = {image_size(encoded) for encoded in images["image"]}
             columns = self._columns(item) | {image_column(role): pa.array(c, pa.binary()) for role, c in images.items()}
         except ValueError as error:
@@ -199,7 +203,8 @@ class _Shard:
         return columns
 
     def _instruction_ids(self, episode: Episode) -> np.ndarray:
-        instruction, path = self._task.spec.instruction, self._task.embedding
+        instruction = self._task.spec.instruction
+        path = self._task.embedding
         with naming(instruction.path):
             texts = instruction.texts(episode)
         if path is None:
@@ -226,7 +231,8 @@ class _Shard:
 
     def _merge_recent(self) -> None:
         if self._recent:
-            self._moments, self._recent = self._moments.merged(Moments.of(np.concatenate(self._recent))), []
+            self._moments = self._moments.merged(Moments.of(np.concatenate(self._recent)))
+            self._recent = []
 
 
 class _Instructions:
@@ -243,7 +249,7 @@ class _Instructions:
         return np.array([self._id(text, vector) for text, vector in zip(texts, shipped, strict=True)])
 
     def table(self) -> pa.Table:
-        """id, text and vector (the shipped float32s as bytes; empty where none was) by id."""
+        """id, text and vector (the shipped float32s as bytes; empty if none was shipped) by id."""
         ordered = sorted(self._known.items(), key=lambda entry: entry[1])
         return pa.table(
             {
@@ -254,39 +260,35 @@ class _Instructions:
         )
 
     def _id(self, text: str, vector: bytes) -> int:
-        found = self._known.get((text, vector))
-        if found is None:
-            found = self._known[text, vector] = instruction_id(text, vector)
-        return found
-
-
-def _images(task: ShardTask, episode: Episode) -> dict[str, list[bytes]]:
-    """Encoded frames of every camera, whole, at the asked size."""
-    return {role: _frames(task, task.spec.cameras[role], episode) for role in task.layout.cameras}
+        number = self._known.get((text, vector))
+        if number is None:
+            number = self._known[text, vector] = instruction_id(text, vector)
+        return number
 
 
 def _frames(task: ShardTask, path: str, episode: Episode) -> list[bytes]:
+    """Encoded frames of the camera at `path`, whole, at the size that is asked for."""
     frames = []
-    for step, given in enumerate(episode.steps[path]):
+    for step, source_frame in enumerate(episode.steps[path]):
         with naming(f"{path} of step {step}"):
-            frames.append(_frame(task, given))
+            frames.append(_frame(task, source_frame))
     return frames
 
 
-def _frame(task: ShardTask, given: bytes | np.ndarray) -> bytes:
+def _frame(task: ShardTask, source_frame: bytes | np.ndarray) -> bytes:
     """A frame as its source encoded it, known to be whole, or at the asked size; one kept as numbers becomes PNG."""
-    encoded = given if isinstance(given, bytes) else encode_png(given)
+    encoded = source_frame if isinstance(source_frame, bytes) else encode_png(source_frame)
     if task.image_size is not None:
         resized = reencode(encoded, *task.image_size, task.resize)
         if resized is not encoded:
             return resized
-    if encoded is given:
+    if encoded is source_frame:
         require_whole_image(encoded, thoroughly=task.check_frames)
     return encoded
 
 
 def _reward(column: object, count: int) -> pa.Array:
-    """float32 (N,), null where there is none."""
+    """float32 (N,), null without a reward."""
     if column is None:
         return pa.nulls(count, pa.float32())
     with np.errstate(over="ignore"):

@@ -23,7 +23,7 @@ def ships_vectors(dataset: RldsDataset, spec: DatasetSpec) -> bool:
 
 
 def why_not_kept(dataset: RldsDataset, spec: DatasetSpec) -> str:
-    """What keeps the vectors of the episodes from being stored, in words; empty where nothing does."""
+    """Why the vectors of the episodes cannot be stored, in words; empty if they can."""
     path = spec.embedding
     if path is None:
         return f"spec {spec.name} names no field of them"
@@ -40,7 +40,7 @@ def why_not_kept(dataset: RldsDataset, spec: DatasetSpec) -> str:
 def require_agreement(
     dataset: RldsDataset, shard: SourceShard, spec: DatasetSpec, encoder: str, embed: Callable[[list[str]], np.ndarray]
 ) -> None:
-    """Raise ValueError where `embed` gives other vectors than episodes of `shard` ship of an encoder of the same id."""
+    """Raise ValueError if `embed` computes other vectors than the episodes of `shard` ship under its encoder id."""
     if spec.embedding_encoder != encoder or not ships_vectors(dataset, spec):
         return
     shipped = _shipped(dataset, shard, spec)
@@ -61,11 +61,11 @@ def require_agreement(
 def _shipped(dataset: RldsDataset, shard: SourceShard, spec: DatasetSpec) -> dict[str, np.ndarray]:
     """Vectors by text, without blank texts (zeros, whatever the encoder) and without what will go to quarantine."""
     assert spec.embedding is not None
-    found: dict[str, np.ndarray] = {}
+    vector_of_text: dict[str, np.ndarray] = {}
     for item in islice(dataset.read_shard(shard, paths=(spec.instruction.path, spec.embedding)), _RECORDS):
         if isinstance(item, Episode):
             with suppress(ValueError):
                 vectors = np.asarray(item.steps[spec.embedding], np.float32).reshape(item.num_steps, -1)
                 pairs = zip(spec.instruction.texts(item), vectors, strict=True)
-                found |= {text: vector for text, vector in pairs if text.strip() and np.isfinite(vector).all()}
-    return found
+                vector_of_text |= {text: vector for text, vector in pairs if text.strip() and np.isfinite(vector).all()}
+    return vector_of_text

@@ -8,14 +8,15 @@ unset before, inside of a record does.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import numpy as np
+
+from preprocessing.tfds.features import Column
 
 STEP_MARKS = ("is_first", "is_last", "is_terminal")
 
 
-def read_marks(steps: Mapping[str, Any], num_steps: int, *, ignored: Collection[str] = ()) -> dict[str, np.ndarray]:
+def read_marks(steps: Mapping[str, Column], num_steps: int, *, ignored: Collection[str] = ()) -> dict[str, np.ndarray]:
     """bool (N,) by mark, from numbers of any type and of shape (N,) or (N, 1); NaN is not set.
 
     Where a mark is absent or `ignored`, the first step is first, the last is last, and none is terminal.
@@ -31,22 +32,23 @@ def read_marks(steps: Mapping[str, Any], num_steps: int, *, ignored: Collection[
 
 def seams(is_first_N: np.ndarray, is_last_N: np.ndarray, begins_N: np.ndarray) -> np.ndarray:
     """bool (N,): steps at which another episode begins inside of a record; `begins_N` marks where records begin."""
-    found_N = np.zeros(len(is_first_N), bool)
-    found_N[1:] = (is_first_N[1:] & ~is_first_N[:-1]) | (is_last_N[:-1] & ~is_last_N[1:])
-    return found_N & ~begins_N
+    another_begins_N = np.zeros(len(is_first_N), bool)
+    another_begins_N[1:] = (is_first_N[1:] & ~is_first_N[:-1]) | (is_last_N[:-1] & ~is_last_N[1:])
+    return another_begins_N & ~begins_N
 
 
 def require_one_episode(marks: Mapping[str, np.ndarray]) -> None:
-    """Raise ValueError where the marks of a record say that another episode begins in its middle."""
+    """Raise ValueError if the marks of a record say that another episode begins in its middle."""
     is_first_N, is_last_N = marks["is_first"], marks["is_last"]
     begins_N = np.arange(len(is_first_N)) == 0
-    found = np.flatnonzero(seams(is_first_N, is_last_N, begins_N))
-    if not len(found):
+    inside = np.flatnonzero(seams(is_first_N, is_last_N, begins_N))
+    if not len(inside):
         return
-    step = int(found[0])
-    said = [f"is_last at step {step - 1}"] if is_last_N[step - 1] and not is_last_N[step] else []
-    said += [f"is_first at step {step}"] if is_first_N[step] and not is_first_N[step - 1] else []
+    step = int(inside[0])
+    causes = [f"is_last at step {step - 1}"] if is_last_N[step - 1] and not is_last_N[step] else []
+    causes += [f"is_first at step {step}"] if is_first_N[step] and not is_first_N[step - 1] else []
     raise ValueError(
-        f"another episode begins in the middle, at step {step} of {len(is_first_N)} ({' and '.join(said)}): write one "
-        f"episode a record, or name the mark under ignored_marks of the dataset spec where it means something else"
+        f"another episode begins in the middle, at step {step} of {len(is_first_N)} ({' and '.join(causes)}): "
+        f"write one episode per record, or name the mark under ignored_marks of the dataset spec if it means "
+        f"something else"
     )

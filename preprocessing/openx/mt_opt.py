@@ -43,7 +43,7 @@ class PoseChange:
 
 @dataclass(frozen=True, kw_only=True)
 class CloseOrOpen:
-    """+1 where the gripper is told to close, -1 where it is told to open, 0 elsewhere."""
+    """+1 at steps that command the gripper to close, -1 at those that command it to open, else 0."""
 
     group: str = "gripper_closedness_action"
     unit: str = "closedness"
@@ -66,8 +66,8 @@ def _quotient(after_N4: np.ndarray, before_N4: np.ndarray) -> np.ndarray:
         aw * bz + ax * by - ay * bx + az * bw,
         aw * bw - ax * bx - ay * by - az * bz,
     ]
-    found = np.stack(product, axis=1)
-    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+    quotient_N4 = np.stack(product, axis=1)
+    return quotient_N4 / np.maximum(np.linalg.norm(quotient_N4, axis=1, keepdims=True), 1e-12)
 
 
 def _roll_pitch_yaw(quaternion_N4: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from tensorflow_datasets.core.features import Dataset, FeaturesDict, Image, Scalar, Tensor, Text
@@ -113,14 +112,14 @@ def dataset_features(*, height: int, width: int) -> FeaturesDict:
     return FeaturesDict({"steps": Dataset(step), "episode_metadata": FeaturesDict(metadata)})
 
 
-def rlds_episode(recording: Recording, *, task: str, seed: int, control_hz: int) -> dict[str, Any]:
+def rlds_episode(recording: Recording, *, task: str, seed: int, control_hz: int) -> dict[str, object]:
     """A recording with frames as nested dictionaries that fit `dataset_features`."""
     metadata = {"episode_id": f"{task}/{seed}", "task": task, "seed": seed, "success": True, "control_hz": control_hz}
     steps = [_step(recording, index, INSTRUCTIONS[task]) for index in range(len(recording.state_TS))]
     return {"steps": steps, "episode_metadata": metadata}
 
 
-def _step(recording: Recording, index: int, instruction: str) -> dict[str, Any]:
+def _step(recording: Recording, index: int, instruction: str) -> dict[str, object]:
     action, last = recording.action_TA[index].astype(np.float32), len(recording.state_TS) - 1
     mode = TERMINATE if index == last - 1 else ARM
     return {

@@ -136,7 +136,7 @@ def _make(task: str, seed: int) -> tuple[Any, Any, np.ndarray]:
 
 
 def load_simulator() -> Any:
-    """Meta-World's MuJoCo, set to draw without a screen. Raises ImportError with the remedy where it does not load."""
+    """Meta-World's MuJoCo, set to draw without a screen. Raises ImportError with the remedy if it does not load."""
     os.environ["MUJOCO_GL"] = gl_backend() or "disable"  # MuJoCo reads it once, when it is imported
     try:
         import metaworld  # noqa: F401
@@ -195,14 +195,14 @@ class Renderer:
 
 @functools.cache
 def gl_backend() -> str | None:
-    """What draws without a screen here: MUJOCO_GL where it is set, else egl, else osmesa; None if it fails.
+    """The backend that draws without a screen here: MUJOCO_GL if it is set, else egl or osmesa; None if all fail.
 
     Each is tried in a process of its own, because a failed attempt leaves PyOpenGL bound to its platform.
     """
-    given = os.environ.get("MUJOCO_GL")
-    for backend in [given] if given else ["egl", "osmesa"]:
+    chosen = os.environ.get("MUJOCO_GL")
+    for backend in [chosen] if chosen else ["egl", "osmesa"]:
         command = [sys.executable, "-c", "import mujoco; mujoco.GLContext(8, 8).make_current()"]
-        tried = subprocess.run(command, env={**os.environ, "MUJOCO_GL": backend}, capture_output=True, check=False)
-        if tried.returncode == 0:
+        attempt = subprocess.run(command, env={**os.environ, "MUJOCO_GL": backend}, capture_output=True, check=False)
+        if attempt.returncode == 0:
             return backend
     return None

@@ -242,7 +242,7 @@ class EpisodeStore:
     def open(path: str, split: str | None = None) -> EpisodeStore:
         """Open the store at `path`, or else the only one (of `split`, if given) below it.
 
-        Raises FileNotFoundError or ValueError with the remedy where there is none, or more than one.
+        Raises FileNotFoundError or ValueError with the remedy if there is none, or more than one.
         """
         filesystem, root = file_system_of(str(path))
         root = find_store(filesystem, root.rstrip("/"), str(path), split)
@@ -352,8 +352,8 @@ def find_store(filesystem: FileSystem, root: str, path: str, split: str | None) 
     if filesystem.exists(f"{root}/{MANIFEST}"):
         return root
     patterns = [f"{glob.escape(root)}/{'*/' * depth}" for depth in range(4)]
-    found = [hit[: -len(MANIFEST) - 1] for p in patterns for hit in filesystem.glob(p + MANIFEST)]
-    stores = [store for store in sorted(found) if split is None or store.rpartition("/")[2] == split]
+    candidates = [hit[: -len(MANIFEST) - 1] for p in patterns for hit in filesystem.glob(p + MANIFEST)]
+    stores = [store for store in sorted(candidates) if split is None or store.rpartition("/")[2] == split]
     if len(stores) == 1:
         return stores[0]
     if stores:
@@ -361,8 +361,8 @@ def find_store(filesystem: FileSystem, root: str, path: str, split: str | None) 
         raise ValueError(f"{path} holds {len(stores)} stores: give one of {listed}")
     if begun := [hit for p in patterns for hit in filesystem.glob(p + PROGRESS)]:
         raise ValueError(f"{path} holds an unfinished store: {_why_unfinished(filesystem, begun[0])}")
-    if found:
-        listed = ", ".join(store.rpartition("/")[2] for store in sorted(found))
+    if candidates:
+        listed = ", ".join(store.rpartition("/")[2] for store in sorted(candidates))
         raise ValueError(f"{path} holds no store of split {split!r}, only {listed}")
     raise ValueError(f"{path} holds no episode store (no {MANIFEST}): make one with rtp preprocess")
 

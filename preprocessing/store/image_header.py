@@ -61,7 +61,7 @@ def read_header(encoded: bytes) -> ImageHeader:
 
 
 def jpeg_orientation(encoded: bytes) -> int:
-    """The EXIF orientation of a JPEG, 1 where it has none. EXIF stands before anything that looks like a scan, as its
+    """The EXIF orientation of a JPEG, 1 if it has none. EXIF stands before anything that looks like a scan, as its
     standard asks, so that a frame without it is known by a search of its first bytes: 1 us, a walk takes 8."""
     if encoded.find(_EXIF, 0, encoded.find(b"\xff\xda")) < 0:
         return 1
@@ -119,10 +119,10 @@ def jpeg_segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:
     finds them: whatever is none is passed over."""
     place = 2
     for _ in range(_MOST_SEGMENTS):
-        found = _MARKER.search(encoded, place)
-        if found is None or (marker := encoded[found.start() + 1]) == _END:
+        match = _MARKER.search(encoded, place)
+        if match is None or (marker := encoded[match.start() + 1]) == _END:
             return
-        start = found.start()
+        start = match.start()
         place = start + 2 + max(encoded[start + 2] << 8 | encoded[start + 3], 2)
         yield marker, start, place
         if marker == _SCAN:
@@ -146,7 +146,7 @@ def tidied(encoded: bytes) -> bytes:
 
 
 def exif_orientation(tiff: bytes) -> int:
-    """1 to 8 from EXIF's first directory (tag 0x0112); 1 where it is missing or makes no sense, as viewers do."""
+    """1 to 8 from EXIF's first directory (tag 0x0112); 1 if it is missing or makes no sense, as viewers do."""
     order = "little" if tiff.startswith(b"II*\0") else "big"
     if order == "big" and not tiff.startswith(b"MM\0*"):
         return 1

@@ -27,7 +27,7 @@ _JSON_NAMES = {
 
 def read_record(kind: type[T], data: object, place: str = "") -> T:
     """`data` as the dataclass `kind`. Raises KeyError for a missing key, TypeError for a value of another type."""
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for field, hint in _fields(kind):
         where = f"{place}.{field.name}" if place else field.name
         if field.name in _checked(dict, data, place):
@@ -42,7 +42,7 @@ def to_text(value: object) -> str:
     return json.dumps(value, default=_plain)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any) -> object:
     return value.to_json() if hasattr(value, "to_json") else {f.name: getattr(value, f.name) for f in fields(value)}
 
 
@@ -52,7 +52,7 @@ def _fields(kind: type) -> tuple[tuple[Field[Any], Any], ...]:
     return tuple((field, hints[field.name]) for field in fields(kind))
 
 
-def _value(hint: Any, value: Any, place: str) -> Any:
+def _value(hint: Any, value: object, place: str) -> Any:
     origin, parts = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
@@ -72,7 +72,7 @@ def _value(hint: Any, value: Any, place: str) -> Any:
     return value if hint is float and type(value) is int else _checked(hint, value, place)
 
 
-def _checked(kind: type, value: Any, place: str) -> Any:
+def _checked(kind: type, value: object, place: str) -> Any:
     if type(value) is not kind:
         raise TypeError(f"{place or 'it'} is {json.dumps(value)[:40]}, not {_JSON_NAMES[kind]}")
     return value

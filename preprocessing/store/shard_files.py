@@ -1,4 +1,4 @@
-"""The Parquet files of a store, read with patience: a network that fails now and then does not end a run of days."""
+"""The Parquet files of a store. Reads are tried again: a network that fails now and then does not end a run of days."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def is_local(filesystem: FileSystem) -> bool:
 
 @contextmanager
 def reaching(what: str) -> Iterator[None]:
-    """Around the first contact with a place: what an object store's own library complains of becomes an OSError."""
+    """Around the first contact with a place: errors of an object store's own library become an OSError."""
     try:
         yield
     except Exception as error:
@@ -78,9 +78,9 @@ class PatientFile:
 
     def read(self, size: int = -1) -> bytes:
         stop = self._size if size < 0 else min(self._place + size, self._size)
-        found = self._fetched(self._place, stop) if stop > self._place else b""
-        self._place += len(found)
-        return found
+        data = self._fetched(self._place, stop) if stop > self._place else b""
+        self._place += len(data)
+        return data
 
     def _fetched(self, start: int, stop: int) -> bytes:
         if not self._ahead_bytes:
@@ -91,10 +91,10 @@ class PatientFile:
         return self._ahead[start - self._ahead_from : stop - self._ahead_from]
 
     def _range(self, start: int, stop: int) -> bytes:
-        found = self._filesystem.cat_file(self._path, start=start, end=stop)
-        if len(found) != stop - start:
-            raise EOFError(f"{len(found)} bytes came of the {stop - start} from {start} on")
-        return found
+        data = self._filesystem.cat_file(self._path, start=start, end=stop)
+        if len(data) != stop - start:
+            raise EOFError(f"{len(data)} of {stop - start} bytes came, from byte {start} on")
+        return data
 
     def seek(self, offset: int, whence: int = 0) -> int:
         self._place = offset + (0, self._place, self._size)[whence]

@@ -78,15 +78,15 @@ class Moments:
     def quantiles(self, fraction: float) -> np.ndarray:
         """float64 (A,): the `fraction` quantile of each dimension."""
         rank = fraction * (self.count - 1)
-        found = []
+        quantiles = []
         for (keys, counts), low, high in zip(self.histograms, self.minimum_A, self.maximum_A, strict=True):
             ends = np.cumsum(counts)
             below, above = (_value(keys[np.searchsorted(ends, r, side="right")]) for r in (int(rank), -int(-rank // 1)))
-            found.append(np.clip(below + (above - below) * (rank - int(rank)), low, high))
-        return np.array(found)
+            quantiles.append(np.clip(below + (above - below) * (rank - int(rank)), low, high))
+        return np.array(quantiles)
 
     def statistics(self) -> ActionStatistics:
-        """As the contract holds them; std is that of the population. Zeros where no row was counted."""
+        """The statistics as the contract holds them; std is that of the population. Zeros if no row was counted."""
         if self.count == 0:
             zeros = (0.0,) * len(self.mean_A)
             return ActionStatistics(count=0, mean=zeros, std=zeros, minimum=zeros, maximum=zeros, q01=zeros, q99=zeros)

@@ -9,25 +9,95 @@ import textwrap
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 
 from preprocessing.store.episode_store import QUARANTINE, EpisodeStore
 from preprocessing.store.file_system import file_system_of
 from preprocessing.store.integrity import Store
-from preprocessing.store.json_files import parsed
+from preprocessing.store.json_files import JsonObject, parsed
 
-STATISTICS = ("mean", "std", "min", "q01", "q99", "max")
+STATISTICS: tuple[Literal["mean", "std", "min", "q01", "q99", "max"], ...] = ("mean", "std", "min", "q01", "q99", "max")
 
 
-def summary(store: EpisodeStore) -> dict[str, Any]:
+class DimensionSummary(TypedDict):
+    """Statistics of one action dimension in `unit`; `note` says where it hardly varies."""
+
+    unit: str
+    mean: float
+    std: float
+    min: float
+    q01: float
+    q99: float
+    max: float
+    note: str
+
+
+class StepsSummary(TypedDict):
+    """Steps per episode."""
+
+    min: int
+    median: float
+    max: int
+
+
+class VerdictRow(TypedDict):
+    """One convention as the audit measured it."""
+
+    name: str
+    finding: str
+    measured: float | None
+    sentence: str
+
+
+class AuditSummary(TypedDict):
+    """The audit of a store; `blocking` are sentences about contradictions."""
+
+    manifest_sha256: str
+    episodes: int
+    verdicts: list[VerdictRow]
+    rules: int
+    blocking: list[str]
+
+
+class StoreSummary(TypedDict):
+    """What `rtp inspect` says of an episode store.
+
+    `instructions` and `flags` count steps, `quarantine` counts records by reason; `bytes` are those of the Parquet
+    files.
+    """
+
+    store: str
+    dataset: str
+    version: str
+    split: str
+    contract_id: str
+    encoder: str
+    control_hz: float
+    image: str
+    resize: str
+    gripper: str
+    counts: dict[str, int]
+    bytes: int
+    episode_steps: StepsSummary
+    dimensions: dict[str, DimensionSummary]
+    dimensions_lacking: list[str]
+    instructions: dict[str, int]
+    flags: dict[str, int]
+    quarantine: dict[str, int]
+    remarks: list[str]
+    notes: str
+    audit: NotRequired[AuditSummary]
+
+
+def summary(store: EpisodeStore) -> StoreSummary:
     """Counts, statistics with units, instructions, flags and quarantine of a store."""
     manifest, dataset = store.manifest, store.dataset
     instructions, flags = usage(store)
     lengths = np.concatenate([shard.episode_lengths for shard in store.shards])
     statistics = dataset.statistics
-    dimensions = {
+    dimensions: dict[str, DimensionSummary] = {
         name: {
             "unit": unit,
             "mean": statistics.mean[i],
@@ -67,28 +137,29 @@ def summary(store: EpisodeStore) -> dict[str, Any]:
     }
 
 
-def text(found: dict[str, Any]) -> str:
+def text(summary: StoreSummary) -> str:
     """A summary to read in a terminal."""
-    counts, steps = found["counts"], found["episode_steps"]
+    counts, steps = summary["counts"], summary["episode_steps"]
     lines = [
-        f"{found['store']}  contract {found['contract_id']}",
-        f"{found['dataset']} {found['version']} {found['split']}: episodes in {counts['episodes_in']} = "
+        f"{summary['store']}  contract {summary['contract_id']}",
+        f"{summary['dataset']} {summary['version']} {summary['split']}: episodes in {counts['episodes_in']} = "
         f"out {counts['episodes_out']} + quarantined {counts['quarantined']}; {counts['steps']} steps, "
-        f"{found['bytes'] / 1e6:.1f} MB",
-        f"frames {found['image']} (resize {found['resize']}), {found['control_hz']:g} Hz, gripper {found['gripper']}, "
+        f"{summary['bytes'] / 1e6:.1f} MB",
+        f"frames {summary['image']} (resize {summary['resize']}), {summary['control_hz']:g} Hz, "
+        f"gripper {summary['gripper']}, "
         f"{steps['min']} to {steps['max']} steps an episode (median {steps['median']:g})",
         "",
-        *_dimension_lines(found["dimensions"]),
+        *_dimension_lines(summary["dimensions"]),
     ]
-    if found["dimensions_lacking"]:
-        lines.append(f"not in this dataset: {', '.join(found['dimensions_lacking'])}")
-    lines += ["", f"{len(found['instructions'])} distinct instructions ({found['encoder']}), by steps:"]
-    lines += [f"{count:>8}  {instruction!r}" for instruction, count in list(found["instructions"].items())[:10]]
-    for title in ("flags", "quarantine"):
-        lines += [f"{title}: {name} {count}" for name, count in found[title].items()]
-    lines += [f"remark: {remark}" for remark in found["remarks"]]
-    lines += [f"{row['finding']:<13}{row['name']}: {row['sentence']}" for row in verdicts_of(found)]
-    lines += [f"notes: {found['notes']}"] if found["notes"] else []
+    if summary["dimensions_lacking"]:
+        lines.append(f"not in this dataset: {', '.join(summary['dimensions_lacking'])}")
+    lines += ["", f"{len(summary['instructions'])} distinct instructions ({summary['encoder']}), by steps:"]
+    lines += [f"{count:>8}  {instruction!r}" for instruction, count in list(summary["instructions"].items())[:10]]
+    lines += [f"flags: {name} {count}" for name, count in summary["flags"].items()]
+    lines += [f"quarantine: {reason} {count}" for reason, count in summary["quarantine"].items()]
+    lines += [f"remark: {remark}" for remark in summary["remarks"]]
+    lines += [f"{row['finding']:<13}{row['name']}: {row['sentence']}" for row in verdicts_of(summary)]
+    lines += [f"notes: {summary['notes']}"] if summary["notes"] else []
     return "\n".join(part for line in lines for part in _wrapped(line))
 
 
@@ -98,7 +169,7 @@ def _wrapped(line: str) -> list[str]:
     return [line] if len(line) <= 80 else textwrap.wrap(line, 80, **options)
 
 
-def _dimension_lines(dimensions: Mapping[str, Any]) -> list[str]:
+def _dimension_lines(dimensions: Mapping[str, DimensionSummary]) -> list[str]:
     """The table of actions within 80 columns: a name that is too long for its line stands on one of its own."""
     lines = [f"{'dimension (unit)':<20}" + "".join(f"{name:>10}" for name in STATISTICS)]
     for name, row in dimensions.items():
@@ -108,13 +179,14 @@ def _dimension_lines(dimensions: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def verdicts_of(found: dict[str, Any]) -> list[dict[str, Any]]:
+def verdicts_of(summary: StoreSummary) -> list[VerdictRow]:
     """The audit's verdicts in a summary that has one, contradictions first."""
     order = ("contradicted", "unknown", "holds")
-    return sorted(found.get("audit", {}).get("verdicts", []), key=lambda row: order.index(row["finding"]))
+    verdicts = summary["audit"]["verdicts"] if "audit" in summary else []
+    return sorted(verdicts, key=lambda row: order.index(row["finding"]))
 
 
-def quarantine(store: Store) -> list[dict[str, Any]]:
+def quarantine(store: Store) -> list[JsonObject]:
     """The lines of quarantine.jsonl: shard, record, of episodes the offset in bytes, reason."""
     filesystem, root = file_system_of(store.root)
     path = f"{root}/{QUARANTINE}"

@@ -118,12 +118,12 @@ Store = EpisodeStore | WebStore
 
 
 def open_store(path: str, split: str | None = None) -> Store:
-    """Whatever kind of store lies at `path`. Raises FileNotFoundError or ValueError where there is none."""
+    """The store at `path`, of either kind. Raises FileNotFoundError or ValueError if there is none."""
     filesystem, root = file_system_of(str(path))
     root = find_store(filesystem, root.rstrip("/"), str(path), split)
     kind = read_manifest(filesystem, root).get("kind")
-    found = root if is_local(filesystem) else filesystem.unstrip_protocol(root)
-    return WebStore.open(found) if kind == KIND else EpisodeStore.open(found)
+    location = root if is_local(filesystem) else filesystem.unstrip_protocol(root)
+    return WebStore.open(location) if kind == KIND else EpisodeStore.open(location)
 
 
 def robot_stores(stores: Iterable[Store]) -> list[EpisodeStore]:

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 
+from preprocessing.store.json_files import JsonObject
 from preprocessing.tfds.tf_example import Example
 
 Encoding = Literal["none", "bytes", "zlib"]
 Dimensions = tuple[int | None, ...]
+Column = np.ndarray | list[bytes] | list[np.ndarray]
+"""A feature over the steps of an episode; a list if it holds bytes, or arrays that differ in size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,7 @@ class Feature:
     An `optional` value may be left out of a record; what is read then is TFDS's mark for it, the lowest number, False
     or an empty text.
 
-    `kind` "image" and "text" are one byte string a value, whatever `shape` the decoded image has. `refusal` says why
+    `kind` "image" and "text" are one byte string per value, whatever `shape` the decoded image has. `refusal` says why
     one of kind "unknown" cannot be read; it is in the way only where someone wants to.
     """
 
@@ -48,18 +51,18 @@ class Feature:
 
     @property
     def is_picture(self) -> bool:
-        """True of one picture a step, 8 bits a colour: encoded, or as numbers of shape (height, width, 1 or 3)."""
+        """True of one picture per step, 8 bits per colour: encoded, or as numbers of shape (height, width, 1 or 3)."""
         as_numbers = len(self.shape) == 3 and None not in self.shape and self.shape[-1] in (1, 3)
         return (self.kind == "image" or as_numbers) and self.dtype == "uint8" and len(self.outer) == 1
 
     @property
     def is_text(self) -> bool:
-        """True of one string a step, or one of the episode."""
+        """True of one string per step, or one of the episode."""
         return self.is_bytes and self.kind in ("tensor", "text") and not self.shape and len(self.outer) < 2
 
     @property
     def is_one_number(self) -> bool:
-        """True of one number a step, also where it is wrapped as in shape (1,)."""
+        """True of one number per step, also if it is wrapped as in shape (1,)."""
         return not self.is_bytes and len(self.outer) == 1 and math.prod(size or 0 for size in self.shape) == 1
 
     def fixed_shape(self) -> tuple[int, ...]:
@@ -72,7 +75,7 @@ class Feature:
     def read(self, example: Example) -> Any:
         """The value: an array, a scalar, bytes, or a list of these along an unknown or byte-valued dimension.
 
-        Raises ValueError naming the feature where the record does not have it so.
+        Raises ValueError naming the feature if the record does not have it as declared.
         """
         if self.refusal:
             raise ValueError(self.refusal)
@@ -90,7 +93,7 @@ class Feature:
             return value
         return _each(value, len(self.outer), lambda data: self._decoded(data, self.shape))
 
-    def _left_out(self) -> Any:
+    def _left_out(self) -> np.ndarray | np.generic | bytes:
         if self.is_bytes:
             return b""
         dtype = np.dtype(self.dtype)
@@ -116,7 +119,7 @@ class Feature:
         values = np.frombuffer(data, dtype)
         return values.reshape([-1 if size is None else size for size in shape])
 
-    def _flat(self, example: Example, key: str) -> Any:
+    def _flat(self, example: Example, key: str) -> np.ndarray | list[bytes]:
         """The list as it lies in the record: an array, or a list of bytes."""
         if self.is_bytes or self.encoding != "none":
             return example.bytes(key)
@@ -131,11 +134,11 @@ def naming(path: str) -> Iterator[None]:
     try:
         yield
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        said = " ".join(str(error).split())
-        raise ValueError(said if path in said else f"{path}: {said}") from None
+        reason = " ".join(str(error).split())
+        raise ValueError(reason if path in reason else f"{path}: {reason}") from None
 
 
-def flatten(tree: Mapping[str, Any]) -> dict[str, Feature]:
+def flatten(tree: JsonObject) -> dict[str, Feature]:
     """Leaves of features.json by their key in the records, e.g. "steps/observation/image".
 
     A leaf of a kind that is not known here says so when it is read.
@@ -143,7 +146,7 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Feature]:
     return {feature.key: feature for feature in _leaves(tree, "", ())}
 
 
-def _leaves(node: Mapping[str, Any], key: str, outer: Dimensions) -> Iterator[Feature]:
+def _leaves(node: JsonObject, key: str, outer: Dimensions) -> Iterator[Feature]:
     if "featuresDict" in node:  # an empty one is written without `features`
         for child, inner in node["featuresDict"].get("features", {}).items():
             yield from _leaves(inner, f"{key}/{child}" if key else child, outer)
@@ -159,7 +162,7 @@ def _leaves(node: Mapping[str, Any], key: str, outer: Dimensions) -> Iterator[Fe
             yield Feature(key=key, kind="unknown", shape=(), dtype="object", outer=outer, refusal=str(error))
 
 
-def _leaf(node: Mapping[str, Any], key: str, outer: Dimensions) -> Iterator[Feature]:
+def _leaf(node: JsonObject, key: str, outer: Dimensions) -> Iterator[Feature]:
     """The feature of a node without children. Raises ValueError if it is of no kind that is known here."""
     name = str(node.get("pythonClassName", "")).rpartition(".")[2]
     if body := node.get("tensor") or node.get("boundingBox") or node.get("audio"):
@@ -186,20 +189,20 @@ def _leaf(node: Mapping[str, Any], key: str, outer: Dimensions) -> Iterator[Feat
         raise ValueError(f"{key or 'the root'} is a {name or 'feature without a class'}, not supported")
 
 
-def _shape(body: Mapping[str, Any]) -> Dimensions:
+def _shape(body: JsonObject) -> Dimensions:
     sizes = [int(size) for size in body.get("shape", {}).get("dimensions", [])]
     return tuple(None if size < 0 else size for size in sizes)
 
 
-def _encoding(body: Mapping[str, Any], key: str) -> Encoding:
+def _encoding(body: JsonObject, key: str) -> Encoding:
     name = str(body.get("encoding") or "none").lower()
-    found = next((known for known in get_args(Encoding) if known == name), None)
-    if found is None:
+    encoding = next((known for known in get_args(Encoding) if known == name), None)
+    if encoding is None:
         raise ValueError(f"{key or 'the root'} has encoding {name!r}, none of {', '.join(get_args(Encoding))}")
-    return found
+    return encoding
 
 
-def _dtype(body: Mapping[str, Any], key: str) -> str:
+def _dtype(body: JsonObject, key: str) -> str:
     dtype = str(body.get("dtype", ""))
     if dtype in ("string", "object"):
         return "string"
@@ -209,7 +212,9 @@ def _dtype(body: Mapping[str, Any], key: str) -> str:
         raise ValueError(f"{key or 'the root'} has dtype {dtype!r}, which NumPy does not know") from None
 
 
-def _unflatten(example: Example, key: str, shape: Dimensions, flat: Any) -> Any:
+def _unflatten(
+    example: Example, key: str, shape: Dimensions, flat: Callable[[Example, str], np.ndarray | list[bytes]]
+) -> Any:
     """Give the flat list of a record its shape; ragged dimensions become lists.
 
     TFDS writes nested sequences as flat values with the lengths of their rows, level by level, even where all rows of a
@@ -227,13 +232,13 @@ def _unflatten(example: Example, key: str, shape: Dimensions, flat: Any) -> Any:
         lengths = example.ints(f"{key}/ragged_row_lengths_{level}")
         ends = np.cumsum(lengths)
         if len(values) != (ends[-1] if len(ends) else 0) or (lengths < 0).any():
-            raise ValueError(f"{key} has {len(values)} values where its row lengths say {ends[-1:]}")
+            raise ValueError(f"{key} has {len(values)} values, but its row lengths add up to {ends[-1:]}")
         values = [values[stop - length : stop] for length, stop in zip(lengths, ends, strict=True)]
     same = len(values) > 0 and None not in shape[1:] and isinstance(values[0], np.ndarray)
     return np.stack(values) if same else values
 
 
-def _reshaped(values: Any, key: str, shape: Dimensions) -> Any:
+def _reshaped(values: np.ndarray | list[bytes], key: str, shape: Dimensions) -> Any:
     """`values` in `shape` with at most one unknown dimension; a list stays a list where it is one-dimensional."""
     known = math.prod(size for size in shape if size is not None)
     count = len(values)
@@ -248,7 +253,7 @@ def _reshaped(values: Any, key: str, shape: Dimensions) -> Any:
     return shaped if shape else shaped[()]
 
 
-def _each(value: Any, depth: int, decode: Any) -> Any:
+def _each(value: Any, depth: int, decode: Callable[[bytes], np.ndarray]) -> Any:
     """Apply `decode` to the byte strings under `depth` levels of lists, stacking equal shapes."""
     if depth == 0:
         return decode(value)
@@ -261,9 +266,9 @@ def _decompress(data: bytes, key: str, most: int) -> bytes:
     """At most `most` bytes (0: all), so that a few bytes cannot claim the whole memory."""
     decompressor = zlib.decompressobj()
     try:
-        found = decompressor.decompress(data, most)
+        raw = decompressor.decompress(data, most)
     except zlib.error as error:
         raise ValueError(f"{key}: {error}") from None
     if not decompressor.eof:
         raise ValueError(f"{key}: a compressed tensor is cut short, or larger than its shape")
-    return found
+    return raw

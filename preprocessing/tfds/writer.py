@@ -20,6 +20,7 @@ from typing import Any
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from tensorflow_datasets.core.features import FeaturesDict
 
+from preprocessing.store.json_files import JsonObject
 from preprocessing.tfds.tfrecord import masked_crc32c
 
 
@@ -31,7 +32,7 @@ class SplitPlan:
     shard takes a run of them, and runs differ in length by one at most.
     """
 
-    episodes: Iterable[Mapping[str, Any]]
+    episodes: Iterable[Mapping[str, object]]
     num_episodes: int
     num_shards: int = 1
 
@@ -39,7 +40,7 @@ class SplitPlan:
         if not 1 <= self.num_shards <= self.num_episodes:
             raise ValueError(
                 f"{self.num_episodes} episodes cannot fill {self.num_shards} shards: "
-                "ask for at least one shard and at most one a episode"
+                "ask for at least one shard and at most one per episode"
             )
 
     def shard_lengths(self) -> list[int]:
@@ -62,7 +63,7 @@ class RldsWriter:
     def write(self, root: Path, splits: Mapping[str, SplitPlan]) -> Path:
         """Write `<root>/<name>/<version>` and return it; the folder appears whole or not at all.
 
-        Raises FileExistsError where it exists already.
+        Raises FileExistsError if it exists already.
         """
         folder = root / self.name / self.version
         if folder.exists():
@@ -81,14 +82,15 @@ class RldsWriter:
             raise
         return folder
 
-    def serialize(self, episode: Mapping[str, Any]) -> bytes:
+    def serialize(self, episode: Mapping[str, object]) -> bytes:
         """The tf.train.Example of one episode, its features in the order of their names."""
         layout: Any = self.features.get_serialized_info()
         example = ExampleSerializer(layout).get_tf_example(self.features.encode_example(episode))
         return example.SerializeToString(deterministic=True)
 
-    def _write_split(self, folder: Path, split: str, plan: SplitPlan) -> dict[str, Any]:
-        lengths, num_bytes = plan.shard_lengths(), 0
+    def _write_split(self, folder: Path, split: str, plan: SplitPlan) -> JsonObject:
+        lengths = plan.shard_lengths()
+        num_bytes = 0
         episodes = iter(plan.episodes)
         for shard, length in enumerate(lengths):
             path = folder / f"{self.name}-{split}.tfrecord-{shard:05d}-of-{len(lengths):05d}"
@@ -106,7 +108,7 @@ class RldsWriter:
             "shardLengths": [str(length) for length in lengths],
         }
 
-    def _info(self, splits: list[dict[str, Any]]) -> dict[str, Any]:
+    def _info(self, splits: list[JsonObject]) -> JsonObject:
         """dataset_info.json, as TFDS 4.9 writes its DatasetInfo proto: 64-bit numbers are strings."""
         return {
             "citation": self.citation,
@@ -121,7 +123,7 @@ class RldsWriter:
         }
 
 
-def _next(episodes: Iterator[Mapping[str, Any]], split: str, announced: int) -> Mapping[str, Any]:
+def _next(episodes: Iterator[Mapping[str, object]], split: str, announced: int) -> Mapping[str, object]:
     for episode in episodes:
         return episode
     raise ValueError(f"split {split} has fewer than the {announced} episodes announced")

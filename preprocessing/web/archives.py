@@ -100,9 +100,9 @@ def _record(place: str, members: Sequence[_Member]) -> WebRecord:
 
 def _chosen(members: Sequence[_Member], suffixes: tuple[str, ...]) -> list[_Member]:
     """The members of a kind: the one whose extension is just that, where there is only one such, else all."""
-    found = [member for member in members if f".{member.extension}".endswith(suffixes)]
-    exact = [member for member in found if f".{member.extension}" in suffixes]
-    return exact if len(exact) == 1 else found
+    candidates = [member for member in members if f".{member.extension}".endswith(suffixes)]
+    exact = [member for member in candidates if f".{member.extension}" in suffixes]
+    return exact if len(exact) == 1 else candidates
 
 
 def _examples(texts: Sequence[_Member], *, has_picture: bool, others: Sequence[str]) -> tuple[WebExample, ...] | None:
@@ -114,17 +114,17 @@ def _examples(texts: Sequence[_Member], *, has_picture: bool, others: Sequence[s
     try:
         for member in texts:
             if member.extension.endswith("json"):
-                told = parsed_once(member.data, member.extension)
-                examples += examples_of(told)
-                fields |= told
+                member_fields = parsed_once(member.data, member.extension)
+                examples += examples_of(member_fields)
+                fields |= member_fields
             else:
                 captions.append(member.data.decode("utf-8-sig"))
     except (ValueError, AttributeError, TypeError):
         return None
-    said = {example.answer for example in examples}
+    answers = {example.answer for example in examples}
     if captions:
         examples = [example for example in examples if example.problem != NOTHING_TO_LEARN]
-    examples += [example for text in captions if text not in said for example in examples_of({"caption": text})]
+    examples += [example for text in captions if text not in answers for example in examples_of({"caption": text})]
     examples = examples or [unusable(NOTHING_TO_LEARN)]
     if has_picture:
         return tuple(examples)

@@ -53,9 +53,9 @@ class WebConvertConfig:
     """Layout of SOURCE: vqav2, okvqa, gqa, coco (captions), easy_vqa, jsonl, llava, webdataset (tars) or parquet."""
     split: str = "train"
     """Split to convert: files and folders that carry its exact name (val is also val2014, never test-dev or val_seen),
-    or all where none is named after a split. Of GQA, val is all questions, val_balanced those alone."""
+    or all if none is named after a split. Of GQA, val is all questions, val_balanced those alone."""
     images: str | None = None
-    """Folder of the images, where they do not lie below SOURCE (formats with annotations in JSON)."""
+    """Folder of the images, if they do not lie below SOURCE (formats with annotations in JSON)."""
     dataset: str | None = None
     """Name of the store; by default the name of SOURCE's folder."""
     version: str = "1.0.0"

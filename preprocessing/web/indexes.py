@@ -59,11 +59,11 @@ class _Item:
 
 
 def _judged(known: Identities, item: _Item) -> _Item | None:
-    """`item`, with a problem where its id stands for something else already; None if it was read before."""
-    found = known.judge(item.identity, (item.picture, item.problem, item.examples))
-    if found == "again":
+    """`item`, with a problem if its id stands for something else already; None if it was read before."""
+    verdict = known.judge(item.identity, (item.picture, item.problem, item.examples))
+    if verdict == "again":
         return None
-    return item if found == "new" else replace(item, problem=not_its_own(item.identity))
+    return item if verdict == "new" else replace(item, problem=not_its_own(item.identity))
 
 
 def _by_picture(items: Iterable[_Item], locate: _Locate, pictures: Sequence[str] = ()) -> list[Entry]:
@@ -134,12 +134,12 @@ def _vqa(folder: Folder) -> list[Entry]:
     questions = json_of(folder, "*questions.json", "questions")
     annotations, unreadable = _annotations(json_of(folder, "*annotations.json", "annotations"))
     pictures = Pictures(folder, _last_number)
-    asked, contradicted = set[str](), _contradicted(questions)
+    questioned, contradicted = set[str](), _contradicted(questions)
 
     def question(fields: Mapping[str, object]) -> _Item:
         identity, number = str(fields["question_id"]), _number(fields["image_id"])
         annotation = annotations.get(identity, {})
-        asked.add(identity)
+        questioned.add(identity)
         return _Item(
             place=f"question {identity}",
             examples=(answers_of(fields["question"], annotation),),
@@ -149,29 +149,29 @@ def _vqa(folder: Folder) -> list[Entry]:
         )
 
     items = list(_each(questions, question, "question"))
-    unasked = (_alone(f"annotation of question {i}", "it has no question") for i in annotations if i not in asked)
+    unasked = (_alone(f"annotation of question {i}", "it has no question") for i in annotations if i not in questioned)
     return _by_picture([*items, *unasked, *unreadable], lambda n: pictures.locate(n, f"image {n}"))
 
 
 def _annotations(listed: Iterable[object]) -> tuple[dict[str, Mapping[str, object]], list[_Item]]:
     """Annotations by question id ({} where two contradict each other), and those that have none."""
-    found: dict[str, Mapping[str, object]] = {}
+    annotations: dict[str, Mapping[str, object]] = {}
     unreadable = []
     for number, annotation in enumerate(listed, start=1):
         if not isinstance(annotation, Mapping) or annotation.get("question_id") is None:
             unreadable.append(_alone(f"annotation {number} of the file", "it has no question_id"))
             continue
         identity = str(annotation["question_id"])
-        found[identity] = annotation if found.get(identity, annotation) == annotation else {}
-    return found, unreadable
+        annotations[identity] = annotation if annotations.get(identity, annotation) == annotation else {}
+    return annotations, unreadable
 
 
 def _contradicted(questions: Iterable[object]) -> set[str]:
     """Ids that two questions have which differ: the annotation is one's, and nothing says whose."""
     known = Identities()
     whole = (q for q in questions if isinstance(q, Mapping) and {"question_id", "question", "image_id"} <= q.keys())
-    asked = ((str(q["question_id"]), (str(q["question"]), str(q["image_id"]))) for q in whole)
-    return {identity for identity, content in asked if known.judge(identity, content) == "other"}
+    contents = ((str(q["question_id"]), (str(q["question"]), str(q["image_id"]))) for q in whole)
+    return {identity for identity, content in contents if known.judge(identity, content) == "other"}
 
 
 def _mismatch(annotations: Mapping[str, Mapping[str, object]], identity: str, number: str) -> str | None:
@@ -240,10 +240,10 @@ def _file_names(images: Iterable[object]) -> tuple[dict[str, set[str]], list[_It
 
 def _with_references(entry: Entry) -> Entry:
     """All captions of an image as references of each."""
-    told = tuple(example.answer for example in entry.examples if example.problem is None)
+    captions = tuple(example.answer for example in entry.examples if example.problem is None)
     if not entry.examples and not entry.duplicates:
         return replace(entry, examples=(unusable("it has no caption"),))
-    return replace(entry, examples=tuple(replace(example, references=told) for example in entry.examples))
+    return replace(entry, examples=tuple(replace(example, references=captions) for example in entry.examples))
 
 
 def _easy_vqa(folder: Folder) -> list[Entry]:

@@ -63,7 +63,7 @@ def not_its_own(identity: object) -> str:
 
 
 def parsed(text: bytes, path: str) -> Any:
-    """The JSON in `text`, whatever it is. Raises ValueError naming `path` where it is none."""
+    """The JSON in `text`, whatever it is. Raises ValueError naming `path` if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # no text, no JSON, a number too long, brackets too deep

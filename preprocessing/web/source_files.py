@@ -26,13 +26,13 @@ class Folder:
 
 
 def split_files(folder: Folder, *patterns: str, subsets: Sequence[str] = ()) -> list[str]:
-    """Files of the split whose name fits one of `patterns`. Raises FileNotFoundError or ValueError where none does."""
+    """Files of the split whose name fits one of `patterns`. Raises FileNotFoundError or ValueError if there is none."""
     nothing = f"{folder.root} holds no {' or '.join(patterns)}"
-    found = list(names_below(folder.filesystem, folder.root, patterns))
-    if not found:
+    names = list(names_below(folder.filesystem, folder.root, patterns))
+    if not names:
         raise FileNotFoundError(f"{nothing}: is --format the right one?")
     try:
-        return [f"{folder.root}/{name}" for name in files_of_split(found, folder.split, subsets=subsets)]
+        return [f"{folder.root}/{name}" for name in files_of_split(names, folder.split, subsets=subsets)]
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"{nothing} {error}") from None
 
@@ -56,14 +56,14 @@ def _walk(root: str) -> Iterator[str]:
 
 
 def one_file(folder: Folder, pattern: str) -> str:
-    found = split_files(folder, pattern)
-    if len(found) > 1:
-        names = shortened([path[len(folder.root) + 1 :] for path in found])
+    paths = split_files(folder, pattern)
+    if len(paths) > 1:
+        names = shortened([path[len(folder.root) + 1 :] for path in paths])
         raise ValueError(
-            f"{folder.root} holds {len(found)} files {pattern} of split {folder.split!r} ({names}): "
+            f"{folder.root} holds {len(paths)} files {pattern} of split {folder.split!r} ({names}): "
             f"name one by --split, or give a folder that holds only one"
         )
-    return found[0]
+    return paths[0]
 
 
 def json_of(folder: Folder, pattern: str, key: str) -> Any:
@@ -89,14 +89,14 @@ class Pictures:
     def locate(self, called: str, name: str, *, path: str = "") -> tuple[str, str | None]:
         """The file that is `called` so, `name` to a reader: the one at `path`, or in the split's folder, or the only
         one; of several that are left, none is guessed."""
-        found = self._names.get(called, [])
-        if len(found) > 1:
-            found = [p for p in found if f"/{p}".endswith(f"/{path}")] or found
-        if len(found) > 1:
-            found = [p for p in found if is_of_split(p, self._split)] or found
-        if len(found) > 1:
-            return "", f"its image {_shown(name)} is there {len(found)} times"
-        return (f"{self._root}/{found[0]}", None) if found else ("", missing(name))
+        names = self._names.get(called, [])
+        if len(names) > 1:
+            names = [p for p in names if f"/{p}".endswith(f"/{path}")] or names
+        if len(names) > 1:
+            names = [p for p in names if is_of_split(p, self._split)] or names
+        if len(names) > 1:
+            return "", f"its image {_shown(name)} is there {len(names)} times"
+        return (f"{self._root}/{names[0]}", None) if names else ("", missing(name))
 
 
 def missing(name: str) -> str:
@@ -115,7 +115,7 @@ def elsewhere(name: object) -> str:
 
 
 def beside(folder: Folder, path: str) -> str:
-    """The folder that a file's images are named below: its own, where no other is given."""
+    """The folder that a file's images are named below: the file's own, unless another is given."""
     return path.rpartition("/")[0] if folder.images == folder.root else folder.images
 
 

@@ -1,7 +1,7 @@
 """Image-text data as others publish them -> records: one image, or none, with the questions or captions beside it.
 
 Every format is cut into pieces that can be read alone, in an order that depends on the source only. Layouts with an
-index are in web_indexes.py; WebDataset tars in web_archives.py and Parquet in web_tables.py are read file by file.
+index are in indexes.py; WebDataset tars (archives.py) and Parquet (tables.py) are read file by file.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class WebSource:
     format: Format
     split: str
     images: str = ""
-    """Folder of the images, where they do not lie below `folder`."""
+    """Folder of the images, if they do not lie below `folder`."""
     opened_ns: int = field(default_factory=time.time_ns)
     """When it was opened: the index that a process keeps of a source is not taken for that of files changed since."""
 
     def pieces(self) -> tuple[Piece, ...]:
-        """In the order of the source. Raises FileNotFoundError or ValueError where the layout is another one."""
+        """The pieces in the order of the source. Raises FileNotFoundError or ValueError for another layout."""
         if self.format in WHOLE_FILES:
             folder = _opened(self)
             paths = split_files(folder, *WHOLE_FILES[self.format][0])

@@ -20,10 +20,10 @@ _NAMES_A_SPLIT = re.compile(
 
 
 def files_of_split(names: Sequence[str], split: str, *, subsets: Sequence[str] = ()) -> list[str]:
-    """Those of `names` (paths below a source) that are of `split`: all, where none is named after any split.
+    """Those of `names` (paths below a source) that are of `split`: all, if none is named after any split.
 
     `subsets` are words after a split's name that do not make it another one. Raises FileNotFoundError if the names
-    are of other splits, ValueError where `split` may mean several; their words go on from "SOURCE holds no FILE".
+    are of other splits, ValueError if `split` may mean several; their words go on from "SOURCE holds no FILE".
     """
     years = {name: year for name in names if (year := _year(name, split, subsets)) is not None}
     meant = sorted({year for year in years.values() if year})
@@ -51,10 +51,10 @@ def _year(name: str, split: str, subsets: Sequence[str]) -> str | None:
     stem = re.sub(r"(\.tar)?\.[a-z]+$", "", file, flags=re.IGNORECASE)
     digits = r"(?!\d)()" if split[-1:].isdigit() else r"(\d*)"
     pattern = re.compile(rf"(?<![^\W_]){re.escape(split)}{digits}(?![^\W_])(.*)")
-    found = [(part[: match.start()], match) for part in (*folders, stem) if (match := pattern.search(part))]
-    if not found or not all(_is_whole(before, match[2], subsets) for before, match in found):
+    matches = [(part[: match.start()], match) for part in (*folders, stem) if (match := pattern.search(part))]
+    if not matches or not all(_is_whole(before, match[2], subsets) for before, match in matches):
         return None
-    return next((match[1] for _, match in reversed(found) if match[1]), "")
+    return next((match[1] for _, match in reversed(matches) if match[1]), "")
 
 
 def _is_whole(before: str, after: str, subsets: Sequence[str]) -> bool:

@@ -15,7 +15,7 @@ _BATCH_ROWS = 128
 
 
 def read_parquet(filesystem: FileSystem, path: str, name: str) -> Iterator[WebRecord]:
-    """One record a row: an `image` of {bytes, path} or plain bytes, and texts as `examples_of` reads them.
+    """One record per row: an `image` of {bytes, path} or plain bytes, and texts as `examples_of` reads them.
 
     A row with the question id, the image and the texts of one before it in the file is a duplicate.
     """

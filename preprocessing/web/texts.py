@@ -25,7 +25,7 @@ _ASKING, _ANSWERING = ("human", "user"), ("gpt", "assistant")
 
 
 class _NoText(ValueError):
-    """What stands where a text should."""
+    """A value that is no text, in the place of a text."""
 
 
 def examples_of(fields: Mapping[str, object]) -> tuple[WebExample, ...]:
@@ -38,19 +38,19 @@ def examples_of(fields: Mapping[str, object]) -> tuple[WebExample, ...]:
     try:
         question = _question(_text(fields.get("question"), "question") or _text(fields.get("prompt"), "prompt"))
         answers = _texts(fields.get("answers"), "answer") or _texts(fields.get("answer"), "answer")
-        told = [answer for answer in answers if answer.strip()]
-        chosen = _text(fields.get("multiple_choice_answer"), "answer") or max(told, key=told.count, default="")
+        usable = [answer for answer in answers if answer.strip()]
+        chosen = _text(fields.get("multiple_choice_answer"), "answer") or max(usable, key=usable.count, default="")
     except _NoText as error:
         return (unusable(str(error)),)
     if chosen:
         problem = None if question else "it has an answer and no question"
-        return (WebExample(prompt=question, answer=chosen, references=tuple(told or [chosen]), problem=problem),)
-    captions = next((found for name in _CAPTIONS if (found := _captions(fields.get(name), question))), ())
+        return (WebExample(prompt=question, answer=chosen, references=tuple(usable or [chosen]), problem=problem),)
+    captions = next((texts for name in _CAPTIONS if (texts := _captions(fields.get(name), question))), ())
     return captions or (unusable("its answer is empty" if answers else NOTHING_TO_LEARN),)
 
 
 def answers_of(question: object, fields: Mapping[str, object]) -> WebExample:
-    """The answer in `fields` to a question; where there is none, its problem says so."""
+    """The answer in `fields` to a question; if there is none, its problem says so."""
     (example, *more) = examples_of({**fields, "question": question, "conversations": None})
     nothing = more or example.problem == NOTHING_TO_LEARN
     return unusable("its answer is empty") if nothing else example
@@ -71,7 +71,8 @@ def unusable(problem: str, place: str = "") -> WebExample:
 
 def without_picture(fields: Mapping[str, object], examples: Sequence[WebExample]) -> tuple[WebExample, ...]:
     """The examples of a record whose `image` is empty: a question may be about words alone, the rest may not."""
-    unread = next((name for name in fields if _names_a_picture(name) and fields[name]), None)
+    pictures = (name for name in fields if name != "image" and name.lower().startswith(_PICTURE_NAMES))
+    unread = next((name for name in pictures if fields[name]), None)
     if unread is not None:
         return tuple(
             _refused(e, f"its picture is named by {unread!r}, which is not read: name it 'image'") for e in examples
@@ -80,10 +81,6 @@ def without_picture(fields: Mapping[str, object], examples: Sequence[WebExample]
         return tuple(_refused(example, "its conversation is about no picture") for example in examples)
     reason = "it is a caption without a picture"
     return tuple(example if example.prompt else _refused(example, reason) for example in examples)
-
-
-def _names_a_picture(name: str) -> bool:
-    return name != "image" and name.lower().startswith(_PICTURE_NAMES)
 
 
 def _refused(example: WebExample, problem: str) -> WebExample:
@@ -95,15 +92,15 @@ def _refused(example: WebExample, problem: str) -> WebExample:
 
 def _captions(value: object, question: str) -> tuple[WebExample, ...]:
     """An example for each caption in `value`; all of them are references of each."""
-    found: list[tuple[str, str | None]] = []
+    captions: list[tuple[str, str | None]] = []
     for item in value if isinstance(value, list | tuple) else [] if value is None else [value]:
         try:
             caption = _said(item, "caption")
-            found.append((caption, None if caption.strip() else "its caption is empty"))
+            captions.append((caption, None if caption.strip() else "its caption is empty"))
         except _NoText as error:
-            found.append(("", str(error)))
-    references = tuple(caption for caption, problem in found if problem is None)
-    return tuple(WebExample(prompt=question, answer=c, references=references, problem=p) for c, p in found)
+            captions.append(("", str(error)))
+    references = tuple(caption for caption, problem in captions if problem is None)
+    return tuple(WebExample(prompt=question, answer=c, references=references, problem=p) for c, p in captions)
 
 
 def _conversation(turns: object) -> tuple[WebExample, ...]:
@@ -111,23 +108,20 @@ def _conversation(turns: object) -> tuple[WebExample, ...]:
     if not isinstance(turns, list | tuple) or not turns:
         return (unusable("its conversation is no list of turns"),)
     examples: list[WebExample] = []
-    asked: WebExample | None = None
+    question: WebExample | None = None
     for turn in turns:
-        speaker, said = _turn(turn)
+        speaker, spoken = _turn(turn)
         if speaker in _ANSWERING:
-            examples.append(_answered(asked, said))
-            asked = None
+            examples.append(_answered(question, spoken))
+            question = None
             continue
-        examples += [_refused(asked, "its question is not answered")] if asked is not None else []
-        asked = said if speaker in _ASKING else None
-        examples += [] if asked is not None else [_refused(said, "its turn is neither human's nor gpt's")]
-    examples += [_refused(asked, "its question is not answered")] if asked is not None else []
-    pictures = sum(str(turn.get("value", turn.get("content"))).count(PLACEHOLDER) for turn in turns if _asks(turn))
+        examples += [_refused(question, "its question is not answered")] if question is not None else []
+        question = spoken if speaker in _ASKING else None
+        examples += [] if question is not None else [_refused(spoken, "its turn is neither human's nor gpt's")]
+    examples += [_refused(question, "its question is not answered")] if question is not None else []
+    asking = (turn for turn in turns if isinstance(turn, Mapping) and _speaker(turn) in _ASKING)
+    pictures = sum(str(turn.get("value", turn.get("content"))).count(PLACEHOLDER) for turn in asking)
     return tuple(_refused(example, _SEVERAL) for example in examples) if pictures > 1 else tuple(examples)
-
-
-def _asks(turn: object) -> bool:
-    return isinstance(turn, Mapping) and _speaker(turn) in _ASKING
 
 
 def _speaker(turn: Mapping[str, object]) -> str:
@@ -140,17 +134,17 @@ def _turn(turn: object) -> tuple[str, WebExample]:
         return "", unusable(f"its turn is {_kind(turn)}, not an object")
     speaker = _speaker(turn)
     try:
-        said = _text(turn.get("value", turn.get("content")), "turn")
-        return speaker, WebExample(prompt=_question(said) if speaker in _ASKING else said)
+        words = _text(turn.get("value", turn.get("content")), "turn")
+        return speaker, WebExample(prompt=_question(words) if speaker in _ASKING else words)
     except _NoText as error:
         return speaker, unusable(str(error))
 
 
-def _answered(asked: WebExample | None, said: WebExample) -> WebExample:
-    if asked is None:
-        return _refused(said, "it has an answer and no question")
-    problem = asked.problem or said.problem or (None if asked.prompt else "its question is empty")
-    return WebExample(prompt=asked.prompt, answer=said.prompt, references=(said.prompt,), problem=problem)
+def _answered(question: WebExample | None, answer: WebExample) -> WebExample:
+    if question is None:
+        return _refused(answer, "it has an answer and no question")
+    problem = question.problem or answer.problem or (None if question.prompt else "its question is empty")
+    return WebExample(prompt=question.prompt, answer=answer.prompt, references=(answer.prompt,), problem=problem)
 
 
 def _question(text: str) -> str:

@@ -5,13 +5,29 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TypedDict
 
 from preprocessing.store.summary import quarantine
 from preprocessing.store.web_store import WebStore
 
 
-def summary(store: WebStore) -> dict[str, Any]:
+class WebStoreSummary(TypedDict):
+    """What `rtp inspect` says of a store of image-text examples. `unread` and `quarantine` count by extension and by
+    reason; `bytes` are those of the Parquet files."""
+
+    store: str
+    kind: str
+    dataset: str
+    version: str
+    split: str
+    counts: dict[str, int]
+    duplicates: int
+    unread: dict[str, int]
+    bytes: int
+    quarantine: dict[str, int]
+
+
+def summary(store: WebStore) -> WebStoreSummary:
     """Counts, size and quarantine of a store."""
     manifest = store.manifest
     return {
@@ -28,21 +44,23 @@ def summary(store: WebStore) -> dict[str, Any]:
     }
 
 
-def text(found: dict[str, Any]) -> str:
+def text(summary: WebStoreSummary) -> str:
     """A summary to read in a terminal."""
-    counts = found["counts"]
+    counts = summary["counts"]
     lines = [
-        f"{found['store']}  image-text examples",
-        f"{found['dataset']} {found['version']} {found['split']}: {account({**found, **counts})}; "
-        f"{counts['images']} images, {found['bytes'] / 1e6:.1f} MB",
+        f"{summary['store']}  image-text examples",
+        f"{summary['dataset']} {summary['version']} {summary['split']}: "
+        f"{account(counts, duplicates=summary['duplicates'], unread=summary['unread'])}; "
+        f"{counts['images']} images, {summary['bytes'] / 1e6:.1f} MB",
     ]
-    return "\n".join([*lines, *(f"quarantine: {reason} {count}" for reason, count in found["quarantine"].items())])
+    return "\n".join([*lines, *(f"quarantine: {reason} {count}" for reason, count in summary["quarantine"].items())])
 
 
-def account(counts: Mapping[str, Any]) -> str:
-    """The closing account of a conversion, in which nothing is missing."""
-    said = f"examples in {counts['examples_in']} = out {counts['examples_out']} + quarantined {counts['quarantined']}"
-    if counts["duplicates"]:
-        said += f" + duplicates {counts['duplicates']}"
-    unread = [f"{n} .{kind}" if kind else f"{n} without extension" for kind, n in counts["unread"].items()]
-    return f"{said}; members not read: {', '.join(unread)}" if unread else said
+def account(counts: Mapping[str, int], *, duplicates: int, unread: Mapping[str, int]) -> str:
+    """The closing account of a conversion. `unread` counts members of archives by extension."""
+    sentence = f"examples in {counts['examples_in']} = out {counts['examples_out']}"
+    sentence += f" + quarantined {counts['quarantined']}"
+    if duplicates:
+        sentence += f" + duplicates {duplicates}"
+    members = [f"{n} .{kind}" if kind else f"{n} without extension" for kind, n in unread.items()]
+    return f"{sentence}; members not read: {', '.join(members)}" if members else sentence

@@ -117,13 +117,13 @@ def test_frames_kept_as_numbers_are_resized(run: Callable[..., dict[str, Any]]) 
         ({"instruction": "pixels"}, "'pixels' holds no text"),
         ({"instruction": "nothing"}, "has no field 'nothing'"),
         ({"source_actions": ["instruction"]}, "instruction has no fixed numeric shape"),
-        ({"source_actions": ["operator"]}, "which has 'operator' once an episode: name a field of the steps"),
+        ({"source_actions": ["operator"]}, "which has 'operator' once per episode: name a field of the steps"),
         ({"control_hz": "note"}, "which has 'note' at every step: name a field of the episode"),
         ({"control_hz": "operator"}, "'operator' holds no numbers"),
         ({"action": {"world_vector": {"path": "instruction", "unit": "m"}}}, "'instruction' holds no numbers"),
         ({"action": {"terminate_episode": {"path": "is_last"}}}, "which has no field 'is_last'"),
         ({"flags": {"a": {"path": "instruction", "equals": 1}}}, "'instruction' holds no numbers"),
-        ({"flags": {"a": {"path": "operator", "first_zero": 1}}}, "which has 'operator' once an episode"),
+        ({"flags": {"a": {"path": "operator", "first_zero": 1}}}, "which has 'operator' once per episode"),
     ],
 )
 def test_a_spec_that_does_not_fit_is_refused(

@@ -104,6 +104,13 @@ def test_a_class_is_its_own_token_and_is_clamped_to_the_classes() -> None:
     assert decode(tokens, spec)[:, 0].tolist() == [1.0, 2.0]
 
 
+def test_a_dimension_of_one_class_has_the_token_and_the_value_0() -> None:
+    only = ActionDimension(name="x", low=1, high=2, unit="class", num_classes=1)
+    spec = ActionSpec(name="one", dimensions=(only,), gripper="none", bins=4)
+    assert encode(torch.tensor([[0.0], [2.0]]), spec).flatten().tolist() == [0, 0]
+    assert decode(torch.tensor([[0], [3]]), spec).flatten().tolist() == [0.0, 0.0]
+
+
 def test_float64_input_is_binned_in_float32() -> None:
     just_below = torch.tensor([1 - 1e-9], dtype=torch.float64)  # 1 in float32
     assert encode(just_below, one_dimension(-1, 1, 256)).item() == 255

@@ -134,3 +134,9 @@ def test_a_verdict_says_its_numbers_and_whose_they_are() -> None:
 def test_a_mistyped_end_of_an_interval_is_answered_too() -> None:
     with pytest.raises(ValueError, match=r"no metric 'token_accuracy.lo': did you mean 'token_accuracy.low'"):
         judge_all([Gate.parse("token_accuracy.lo>=0")], {"store": REPORT}, None, holder=None)
+
+
+def test_a_metric_like_no_other_is_answered_with_all_names_but_the_ends_of_intervals() -> None:
+    metrics = {"a.b": 1.0, "a": 0.5, "a.mean": 0.5, "a.low": 0.4, "a.high": 0.6}
+    with pytest.raises(ValueError, match=r"^--gate: there is no metric 'speed_of_light': known are a, a\.b$"):
+        Gate.parse("speed_of_light>=0").judge(metrics, None, holder=None)

@@ -201,7 +201,7 @@ def test_a_reward_of_any_number(stored: Any, features: Any, change: Change, expe
 def test_a_reward_of_another_form_is_left_empty(stored: Any, features: Any, change: Change) -> None:
     found, remarks = stored(change, **features)
     assert found["reward"] == [None] * 3
-    assert remarks == ("reward is not one number a step: it is left empty",)
+    assert remarks == ("reward is not one number per step: it is left empty",)
 
 
 @pytest.mark.parametrize("mark", ["is_first", "is_last", "is_terminal"])
@@ -226,7 +226,7 @@ def test_marks_of_another_form_come_from_the_place(stored: Any) -> None:
     found, remarks = stored(given(is_first="yes", is_last=[True, False], is_terminal=""), **more)
     assert (found["is_first"], found["is_last"]) == ([True, False, False], [False, False, True])
     assert not any(found["is_terminal"]) and len(remarks) == 3
-    assert remarks[1] == "is_last is not one number a step: the last step counts as last"
+    assert remarks[1] == "is_last is not one number per step: the last step counts as last"
 
 
 def test_a_store_of_terminal_steps_alone_says_that_nothing_is_trained_on(stored: Any) -> None:

@@ -102,7 +102,7 @@ def test_row_lengths_that_lie_are_refused() -> None:
     message.features.feature["steps/ids/ragged_flat_values"].int64_list.value.extend([5, 6, 7])
     message.features.feature["steps/ids/ragged_row_lengths_0"].int64_list.value.extend([0, 9])
     feature = Feature(key="steps/ids", kind="tensor", shape=(), dtype="int32", outer=(None, None))
-    with pytest.raises(ValueError, match="row lengths say"):
+    with pytest.raises(ValueError, match="row lengths add up to"):
         feature.read(parse(message.SerializeToString()))
 
 
@@ -202,7 +202,7 @@ def test_row_lengths_below_zero_are_refused() -> None:
     message.features.feature["steps/ids/ragged_flat_values"].int64_list.value.extend([5, 6, 7])
     message.features.feature["steps/ids/ragged_row_lengths_0"].int64_list.value.extend([4, -1])
     feature = Feature(key="steps/ids", kind="tensor", shape=(), dtype="int32", outer=(None, None))
-    with pytest.raises(ValueError, match="row lengths say"):
+    with pytest.raises(ValueError, match="row lengths add up to"):
         feature.read(parse(message.SerializeToString()))
 
 
