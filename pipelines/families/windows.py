@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +29,7 @@ from pipelines.families.base import (
     selected,
 )
 from preprocessing.conversion.embeddings import embed_texts
+from preprocessing.loading.fixed_shapes import BatchShapes, choose_capacities
 from preprocessing.loading.reader import Batch, LoaderConfig
 from preprocessing.loading.window_reader import WindowReader
 from preprocessing.store.episode_store import EpisodeStore
@@ -107,18 +109,33 @@ class WindowFamily(ModelFamily[ConfigT, ModelT]):
     ) -> Iterator[PredictedSteps]:
         reader = _reader([store], contract, self.num_frames(model.config), LoaderConfig())
         swap = None if rewording is None else _reworded_embeddings(store, contract.encoder, rewording)
-        device = next(model.parameters()).device
-        for rows in row_pieces(reader.index.num_rows, batch):
-            read = {key: value.to(device) for key, value in reader.read(rows, rows).items()}
+        device, pieces = next(model.parameters()).device, list(row_pieces(reader.index.num_rows, batch))
+        shapes = self._shapes(reader, pieces) if self._wants_few_shapes(device) else None
+        for rows in pieces:
+            # Of fixed shapes is the number of rows too: the last piece is filled with its last row, which is left out.
+            filled = np.pad(rows, (0, len(pieces[0]) - len(rows)), mode="edge")
+            found = reader.read(rows, rows) if shapes is None else shapes.read(filled, filled, filled)
+            read = {key: value.to(device) for key, value in found.items()}
             if blank_images:
                 read["frames"] = torch.zeros_like(read["frames"])
             if swap is not None:
                 read["embedding"] = _swap_embeddings(read["embedding"], *swap)
-            yield self._predicted(model, read)
+            yield self._predicted(model, read, len(rows))
         reader.close()
 
+    def _wants_few_shapes(self, device: torch.device) -> bool:
+        return device.type != "cpu"
+
+    def _shapes(self, reader: WindowReader, pieces: Sequence[np.ndarray]) -> BatchShapes:
+        """The few shapes that the batches of these rows get."""
+        sizes = [reader.size(rows, rows, crops=False) for rows in pieces]
+        capacities = choose_capacities(sizes, reader.largest_size(len(pieces[0]), 1))
+        plan = partial(self.planned, is_training=False)
+        return BatchShapes(reader=reader, capacities=capacities, crops=False, plan=plan)
+
     @torch.no_grad()
-    def _predicted(self, model: ModelT, batch: Batch) -> PredictedSteps:
+    def _predicted(self, model: ModelT, batch: Batch, num_rows: int) -> PredictedSteps:
+        """Of the first `num_rows` rows."""
         columns = {
             "episode_B": batch["episode"],
             "step_B": batch["step"],
@@ -126,7 +143,8 @@ class WindowFamily(ModelFamily[ConfigT, ModelT]):
             "target_tokens_BA": encode(batch["action"][:, -1], model.spec),
             "tokens_BA": choose_tokens(self.last_logits(model, batch), model.spec),
         }
-        return selected(columns, batch["loss_mask"][:, -1])
+        asked_B = torch.arange(len(batch["step"]), device=batch["step"].device) < num_rows
+        return selected(columns, batch["loss_mask"][:, -1] & asked_B)
 
 
 def _reader(stores: Sequence[EpisodeStore], contract: Contract, num_steps: int, config: LoaderConfig) -> WindowReader:

@@ -17,6 +17,7 @@ from pipelines.evaluation.physical_error import ErrorScale
 from pipelines.evaluation.predictions import Predictions
 from pipelines.evaluation.scoring import correct_share, evaluate, scored_dimensions
 from pipelines.evaluation.statistics import Bootstrap
+from pipelines.families.windows import WindowFamily
 from pipelines.training.data import training_contract
 from preprocessing.store.episode_store import EpisodeStore
 from rt_models.action_scaling import Scaling
@@ -75,6 +76,24 @@ def test_constant_and_absent_dimensions_are_not_scored(opened: EpisodeStore, con
         "gripper_closedness_action",
     )
     assert report.perturbed is None and "perturbed" not in report.to_json()
+
+
+def test_batches_of_few_shapes_are_scored_alike(
+    opened: EpisodeStore, contract: Contract, model: RT1, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: 278 rows in pieces of 64, the last one filled, images padded to at most three numbers."""
+    config = EvaluationConfig(bootstrap_samples=10)
+    plain = evaluate(model, contract, opened, config)
+    numbers: list[int] = []
+    handle = model.tokenizer.register_forward_hook(lambda module, inputs, output: numbers.append(len(output)))
+    evaluate(model, contract, opened, replace(config, perturbations=False))
+    assert len(numbers) == 5 and len(set(numbers)) == 3  # the first piece, the last, and those between
+    numbers.clear()
+    monkeypatch.setattr(WindowFamily, "_wants_few_shapes", lambda self, device: True)
+    padded = evaluate(model, contract, opened, config)
+    handle.remove()
+    assert len(numbers) == 3 * 5 and len(set(numbers)) == 2  # the first is padded too
+    assert padded == plain
 
 
 def test_a_model_of_another_contract_is_refused(opened: EpisodeStore, contract: Contract, model: RT1) -> None:
