@@ -1,4 +1,5 @@
-"""What RT-1 costs on a GPU, stage by stage: needs torch alone. Each stage is a process with a time limit of its own.
+"""What RT-1 costs on a GPU, stage by stage: needs torch alone, but for `loop`. Each stage is a process with
+a time limit of its own.
 
     python benchmarks/gpu.py                      every stage, most valuable first
     python benchmarks/gpu.py --only control       one of them
@@ -13,6 +14,7 @@ after warm-up, between device synchronisations; `first_s` is what the first step
   and in ours as one CUDA graph; the bare EfficientNet-B3 of torchvision on as many images
 - parity: loss and gradients with our kernels against torch's, in float32 without TF32 and under bf16, and of a batch
   padded with images against the same batch alone
+- loop: `rtp train` in process (gpu_loop.py), to be set against `train`, with graphs and without
 - control: one action each for 1, 8 and 32 robots as a server answers them, the networks as a CUDA graph and without
 - profile: where the device time of a training step goes, by class of kernel
 """
@@ -35,6 +37,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from gpu_loop import loop
 from torch import Tensor, nn
 from workload import PRESETS, Batch, batch, frames
 
@@ -44,7 +47,7 @@ from rt_models.rt1 import RT1
 from rt_models.spec import EMBEDDING_WIDTH
 from rt_models.vision.image_plan import plan_images
 
-LIMITS_S = {"shapes": 150, "train": 170, "parity": 100, "control": 90, "profile": 60}
+LIMITS_S = {"shapes": 150, "train": 170, "loop": 200, "parity": 100, "control": 90, "profile": 60}
 
 
 def main() -> None:
@@ -333,6 +336,7 @@ def _seconds(run: Callable[[], object]) -> float:
 
 STAGES: dict[str, Callable[[bool], None]] = {
     "train": train,
+    "loop": lambda toy: loop(toy, say),
     "parity": parity,
     "control": control,
     "shapes": shapes,

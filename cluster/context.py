@@ -7,7 +7,7 @@ a test) started; `RayContext` is a Ray Train worker. None of them moves gradient
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
@@ -22,7 +22,8 @@ T = TypeVar("T")
 class WorkerContext(Protocol):
     """One worker's view of the run.
 
-    `report`, `barrier` and the agreements `any`, `gather` and `broadcast` are collective: every rank calls them.
+    `report`, `barrier` and the agreements `any`, `ask_any`, `gather` and `broadcast` are collective: every rank calls
+    them.
     """
 
     rank: int
@@ -40,6 +41,10 @@ class WorkerContext(Protocol):
 
     def any(self, flag: bool) -> bool:
         """True on every rank if any rank says True."""
+        ...
+
+    def ask_any(self, flag: bool) -> Callable[[], bool]:
+        """As `any`, without waiting: the function returned waits for the other ranks and gives the answer."""
         ...
 
     def gather(self, value: Any) -> list[Any]:
@@ -88,6 +93,9 @@ class LocalContext:
     def any(self, flag: bool) -> bool:
         return flag
 
+    def ask_any(self, flag: bool) -> Callable[[], bool]:
+        return lambda: flag
+
     def gather(self, value: Any) -> list[Any]:
         return [value]
 
@@ -131,11 +139,19 @@ class TorchrunContext:
         self.gather(None)
 
     def any(self, flag: bool) -> bool:
+        return self.ask_any(flag)()
+
+    def ask_any(self, flag: bool) -> Callable[[], bool]:
         # An all-reduce of one byte, not a gather: the loop asks this at every step.
         votes = torch.tensor([flag], dtype=torch.uint8)
-        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self._group)
-        self.beat()
-        return bool(votes.item())
+        work = dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+
+        def answer() -> bool:
+            work.wait()  # type: ignore[union-attr]
+            self.beat()
+            return bool(votes.item())
+
+        return answer
 
     def gather(self, value: Any) -> list[Any]:
         values: list[Any] = [None] * self.world_size

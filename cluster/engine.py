@@ -23,12 +23,14 @@ from torch import Tensor, nn
 from cluster import zero
 from cluster.context import WorkerContext
 from cluster.engine_base import EngineBase, EngineConfig, Entry, ModelFactory, OptimizerFactory, broadcast
+from cluster.graph_replay import CudaGraphs, CudaRecorder, GraphReplay, replays
 from cluster.shards import ParameterSlice, ShardReader
 from cluster.zero import ZeroConfig, deepspeed_config
 
 
 class Engine(Protocol):
-    """What the training loop calls. All methods but `forward`, `backward` and `set_learning_rate` are collective."""
+    """What the training loop calls. All methods but `forward`, `backward`, `forward_backward` and `set_learning_rate`
+    are collective."""
 
     def build(self, model_factory: ModelFactory, optimizer_factory: OptimizerFactory) -> nn.Module:
         """Create model and optimizer, with rank 0's initial weights on every rank; returns the bare model."""
@@ -42,8 +44,13 @@ class Engine(Protocol):
         """Accumulate the gradient of loss / accumulation."""
         ...
 
-    def step(self) -> float | None:
-        """End a micro-batch. On the last of an update: clip, update, and return the gradient norm before clipping.
+    def forward_backward(self, batch: Any) -> Tensor:
+        """`forward` and `backward`; the loss, detached."""
+        ...
+
+    def step(self) -> Tensor | None:
+        """End a micro-batch. On the last of an update: clip, update, and return the gradient norm before clipping, (),
+        on the device, which need not have come so far.
 
         A norm that is not finite leaves weights and optimizer untouched: the caller stops, or skips and reports.
         """
@@ -89,6 +96,10 @@ class Engine(Protocol):
 class TorchEngineConfig(EngineConfig):
     """Plain PyTorch; DDP on several ranks."""
 
+    cuda_graphs: CudaGraphs = "auto"
+    """Whether micro-batches are replayed as CUDA graphs, one for each shape of batch. "auto": for one worker on a GPU,
+    where the kind of model allows it."""
+
     def build(self, context: WorkerContext, *, micro_batch: int, accumulation: int) -> TorchEngine:
         return TorchEngine(context, self, accumulation)
 
@@ -96,12 +107,18 @@ class TorchEngineConfig(EngineConfig):
 class TorchEngine(EngineBase):
     """The reference engine: it needs neither Ray nor DeepSpeed. See `Engine`."""
 
+    _config: TorchEngineConfig
+
     def build(self, model_factory: ModelFactory, optimizer_factory: OptimizerFactory) -> nn.Module:
         self._model = model_factory().to(self.context.device)
         broadcast(self._model.parameters(), self.context)
         broadcast(self._model.buffers(), self.context)
         self._optimizer = optimizer_factory(self._model)
         self._entry = self._wrapped = Entry(self._model)
+        self._replay: GraphReplay | None = None
+        if replays(self._config.cuda_graphs, self.context):
+            must = self._config.cuda_graphs == "on"
+            self._replay = GraphReplay(self._model, super().forward_backward, CudaRecorder(), must=must)
         if self.context.world_size > 1:
             # Buffers are the model's affair: it freezes or synchronises them, or each rank keeps its own.
             self._wrapped = nn.parallel.DistributedDataParallel(
@@ -118,21 +135,32 @@ class TorchEngine(EngineBase):
         with self._synchronise_at_boundary():
             (loss / self._accumulation).backward()
 
+    def forward_backward(self, batch: Any) -> Tensor:
+        if self._replay is None:
+            return super().forward_backward(batch)
+        self.context.beat()
+        return self._replay(batch)
+
     def _synchronise_at_boundary(self) -> AbstractContextManager[Any]:
         if isinstance(self._wrapped, nn.parallel.DistributedDataParallel) and not self._at_boundary():
             return self._wrapped.no_sync()
         return nullcontext()
 
-    def step(self) -> float | None:
+    def step(self) -> Tensor | None:
         boundary = self._at_boundary()
         self._micro_batches += 1
         if not boundary:
             return None
         norm = self._clip()
-        if math.isfinite(norm):
+        if getattr(self._optimizer, "_step_supports_amp_scaling", False):
+            # A fused optimizer leaves an update out by itself where found_inf is 1, and nothing waits for the device.
+            self._optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+            self._optimizer.step()
+            self._average(norm.isfinite())
+        elif math.isfinite(norm):
             self._optimizer.step()
             self._average()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad(set_to_none=self._replay is None)  # a graph adds to gradients where they lie
         return norm
 
     def consolidated_state_dict(self) -> dict[str, Tensor] | None:
@@ -180,7 +208,9 @@ class DeepSpeedEngine(EngineBase):
         with zero.sharded_creation(self.deepspeed_config) if self._stage == 3 else nullcontext():
             self._model = model_factory()
         self._entry = Entry(self._model)
-        self._optimizer = optimizer_factory(self._model)  # first: it may group parameters by their shapes
+        if self._stage < 3:
+            self._model.to(self.context.device)  # first: an optimizer is fused where its parameters lie on a GPU
+        self._optimizer = optimizer_factory(self._model)  # before sharding: it may group parameters by their shapes
         if self._stage == 3:
             zero.shard(self._entry, self.deepspeed_config)
         self._model.to(self.context.device)
@@ -200,14 +230,17 @@ class DeepSpeedEngine(EngineBase):
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss)
 
-    def step(self) -> float | None:
+    def step(self) -> Tensor | None:
+        # DeepSpeed looks at the norm itself and waits for the device with it, so this may too.
         boundary = self._at_boundary()
         self._micro_batches += 1
         norm = self._clip() if boundary and self._stage == 0 else None
+        if norm is not None and not math.isfinite(norm):
+            self._optimizer.zero_grad(set_to_none=True)  # the update then does nothing
         self._engine.step()
         if not boundary:
             return None
-        norm = float(self._engine.get_global_grad_norm()) if norm is None else norm
+        norm = torch.as_tensor(self._engine.get_global_grad_norm() if norm is None else norm, dtype=torch.float32)
         if math.isfinite(norm):
             self._average()
         return norm

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -29,6 +28,8 @@ from cluster.shards import (
 from cluster.state_files import host_copy, read_tensors, write_files
 from cluster.zero import Precision, shape_of
 
+_AVERAGED_AT_ONCE = 64  # parameters, so that what is held beside them is small
+
 ModelFactory = Callable[[], nn.Module]
 OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
 
@@ -43,6 +44,9 @@ class EngineConfig:
     """Upper bound of the global gradient norm; inf turns clipping off."""
     ema_decay: float = 0.0
     """Decay per update of a running average of the weights, which is sharded like optimizer state; 0 keeps none."""
+    tf32: bool = False
+    """Float32 products and convolutions of a GPU in TF32, with ten bits of mantissa: faster, and equal to a CPU's to
+    1e-3 only."""
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "bf16"):
@@ -73,6 +77,8 @@ class EngineBase:
 
     def __init__(self, context: WorkerContext, config: EngineConfig, accumulation: int) -> None:
         _require_bf16(config.precision, context.device)
+        if context.device.type == "cuda":
+            set_tf32(config.tf32)
         self.context = context
         self._config = config
         self._accumulation = accumulation
@@ -99,26 +105,46 @@ class EngineBase:
             return nullcontext()
         return torch.autocast(self.context.device.type, dtype=torch.bfloat16)
 
+    def forward(self, batch: Any) -> Tensor:
+        raise NotImplementedError
+
+    def backward(self, loss: Tensor) -> None:
+        raise NotImplementedError
+
+    def forward_backward(self, batch: Any) -> Tensor:
+        loss = self.forward(batch)
+        self.backward(loss)
+        return loss.detach()
+
     # --- An update ---
 
     def _at_boundary(self) -> bool:
         """Whether the micro-batch at hand is the last of its update."""
         return (self._micro_batches + 1) % self._accumulation == 0
 
-    def _clip(self) -> float:
-        """The gradient norm before clipping. A gradient that is not finite is dropped: the update does nothing."""
-        norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._config.clip_norm).item()
-        if not math.isfinite(norm):
-            self._optimizer.zero_grad(set_to_none=True)
-        return norm
+    def _clip(self) -> Tensor:
+        """The gradient norm before clipping, ()."""
+        return nn.utils.clip_grad_norm_(self._model.parameters(), self._config.clip_norm)
 
-    def _average(self) -> None:
-        """After an update: move the average towards the weights. It starts as the weights after the first update."""
-        keep = self._config.ema_decay
-        for owner, state in self._optimizer.state.items() if keep > 0 else ():
-            if AVERAGE in state:
-                state[AVERAGE].lerp_(owner.detach(), 1 - keep)
-            else:
+    def _average(self, made: Tensor | None = None) -> None:
+        """After an update: move the average towards the weights. It starts as the weights after the first update.
+
+        made: bool (), on the device, where only that knows whether the update was made; None: it was.
+        """
+        states = self._optimizer.state if self._config.ema_decay > 0 else {}
+        pairs = [(state[AVERAGE], owner.detach()) for owner, state in states.items() if AVERAGE in state]
+        move = 1 - self._config.ema_decay
+        share = None if made is None or not pairs else _share(move, made, next(iter(states.values()))["step"])
+        for first in range(0, len(pairs), _AVERAGED_AT_ONCE):
+            averages, weights = map(list, zip(*pairs[first : first + _AVERAGED_AT_ONCE], strict=True))
+            if share is None:
+                torch._foreach_lerp_(averages, weights, move)
+                continue
+            away = torch._foreach_sub(weights, averages)
+            torch._foreach_mul_(away, share)
+            torch._foreach_add_(averages, away)
+        for owner, state in states.items():
+            if AVERAGE not in state:
                 state[AVERAGE] = owner.detach().clone()
 
     @contextmanager
@@ -189,6 +215,11 @@ class EngineBase:
         """After a load: bring the model's weights in line with the fragments, where they are two things."""
 
 
+def _share(move: float, made: Tensor, num_updates: Tensor) -> Tensor:
+    """float (): by what part of the way the average moves: all of it after the first update, nothing without one."""
+    return torch.where(made, torch.where(num_updates <= 1, 1.0, move), 0.0).to(made.device)
+
+
 def broadcast(tensors: Iterable[Tensor], context: WorkerContext) -> None:
     """Overwrite the tensors with rank 0's."""
     if context.world_size > 1:
@@ -199,6 +230,13 @@ def broadcast(tensors: Iterable[Tensor], context: WorkerContext) -> None:
 def _persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
     saved = model.state_dict(keep_vars=True)
     return {name: buffer for name, buffer in model.named_buffers() if name in saved}
+
+
+def set_tf32(wanted: bool) -> None:
+    """How this process computes in float32 on a GPU; torch's own default differs from operation to operation."""
+    backends: Any = torch.backends
+    for part in (backends, backends.cuda.matmul, backends.cudnn.conv):
+        part.fp32_precision = "tf32" if wanted else "ieee"
 
 
 def _require_bf16(precision: Precision, device: torch.device) -> None:

@@ -13,7 +13,7 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import fsspec
@@ -81,7 +81,8 @@ class StopWatch:
 
 
 class StopRequest:
-    """Whether the training is to stop. Rank 0 looks for the file; every rank asks at the end of each step.
+    """Whether the training is to stop. Rank 0 looks for the file; every rank asks at the end of each step and is told
+    at the end of the next, so that none waits for another: all then stop after the same step.
 
     `reason` stays None until then, and is the same on every rank.
     """
@@ -90,11 +91,14 @@ class StopRequest:
         self._context = context
         self._watch = StopWatch(StopFile(output)) if context.rank == 0 else None
         self.reason: str | None = None
+        self._asked: Callable[[], bool] | None = None
 
     def ask(self) -> None:
         """Collective."""
         reason = None if self._watch is None else self._watch.reason
-        if self._context.any(reason is not None):  # one byte at every step, the text once
+        asked_before, self._asked = self._asked, self._context.ask_any(reason is not None)
+        answer = self._asked if self._context.world_size == 1 else asked_before
+        if answer is not None and answer():  # one byte at every step, the text once
             self.reason = self._context.broadcast(reason)
 
     def close(self) -> None:

@@ -143,12 +143,12 @@ class TrainingLoop:
     def _next_step(self, batches: Iterator[Batch]) -> dict[str, float]:
         """One optimizer step and what is due after it; the metrics measured at this step."""
         settings = self.settings
-        gradient_norm = self.optimizer_step.take(self.step + 1, batches, self.state)
+        self.optimizer_step.take(self.step + 1, batches, self.state)
         self.step += 1
         self.stop.ask()
         measured: dict[str, float] = {}
         if self._is_over() or self._is_due(settings.log_every):
-            measured |= self._log(gradient_norm)
+            measured |= self._log()
         if self.step == settings.steps or self._is_due(settings.evaluate_every):
             measured |= self._validate()
         self.state.see(measured, self.step, settings.best_by)  # after which patience may end the run
@@ -162,8 +162,9 @@ class TrainingLoop:
     def _is_due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
 
-    def _log(self, gradient_norm: float) -> dict[str, float]:
+    def _log(self) -> dict[str, float]:
         """One line of metrics: means over the steps since the last line and over all ranks."""
+        gradient_norm = self.optimizer_step.settle(self.state)
         metrics = self.metrics.metrics(self.loader.waited_s)
         metrics |= {"gradient_norm": gradient_norm, "learning_rate": self.experiment.learning_rate(self.step)}
         if self.settings.on_nonfinite == "skip":
@@ -175,6 +176,7 @@ class TrainingLoop:
     def _validate(self) -> dict[str, float]:
         if self.validator is None:
             return {}
+        self.optimizer_step.settle(self.state)
         began = time.perf_counter()
         metrics = self.validator.measure(self.engine)
         self.metrics.leave_out(time.perf_counter() - began)
@@ -182,6 +184,7 @@ class TrainingLoop:
         return metrics
 
     def _save(self, measured: dict[str, float]) -> None:
+        self.optimizer_step.settle(self.state)
         self.checkpointer.save(
             self.step,
             self.engine,

@@ -36,3 +36,8 @@ class RobotModel(nn.Module):
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Scalar: the mean over the batch's samples, so that the mean of equal-sized batches is that of all of them."""
         raise NotImplementedError
+
+    def replayable(self, batch: Mapping[str, Tensor]) -> bool:
+        """Whether the loss of such a batch and its gradient are kernels alone, among which the host decides nothing:
+        then a GPU may replay them as a graph."""
+        return False

@@ -1,8 +1,7 @@
 """RT-1: frames and an instruction in, logits of the next action's tokens out (arXiv 2212.06817).
 
-Read in the order a window travels: config -> image tokenizer (FiLM EfficientNet, 1x1 projection, TokenLearner) ->
-transformer -> loss. `RT1Config.rt1()` is the TensorFlow release, `.rt1_jax()` and `.rt1x()` are the JAX ones,
-`.small()` learns on two CPU cores and `.tiny()` is for tests.
+Read in the order a window travels: config -> image tokenizer (FiLM EfficientNet, projection, TokenLearner) ->
+transformer -> loss. `RT1Config.rt1()` is the TensorFlow release, `.rt1_jax()` and `.rt1x()` are the JAX ones.
 
 Axes: B windows, T steps, N images, HWC pixels, D embedding or token width, K image tokens, A actions, V bins, P places.
 """
@@ -39,7 +38,7 @@ from rt_models.input_checks import (
 from rt_models.robot_model import RobotModel
 from rt_models.spec import EMBEDDING_WIDTH
 from rt_models.vision.efficientnet import EfficientNetConfig, Film, Stage
-from rt_models.vision.image_inputs import InputConfig, Pixels, prepare, resize
+from rt_models.vision.image_inputs import PLAN, InputConfig, Pixels, prepare, resize
 from rt_models.vision.token_learner import TokenLearner
 from rt_models.vision.vit import ViTConfig
 
@@ -264,6 +263,10 @@ class RT1(RobotModel):
         if self.config.compute.compile != "off":
             self.tokenizer.compile(backend=self.config.compute.compile)
             self.transformer.compile(backend=self.config.compute.compile)
+
+    def replayable(self, batch: Mapping[str, Tensor]) -> bool:
+        compute = self.config.compute
+        return PLAN[0] in batch and compute.activation_checkpointing == compute.compile == "off"
 
     @property
     def dtype(self) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,7 @@ class AdamConfig:
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        return torch.optim.Adam(trained, lr=self.lr, betas=self.betas, eps=self.eps)
+        return torch.optim.Adam(trained, lr=self.lr, betas=self.betas, eps=self.eps, fused=_fused(trained))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class AdamWConfig:
             {"params": [p for p in trained if _axes(p) >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in trained if _axes(p) < 2], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps)
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=_fused(trained))
 
 
 def _require_usable(lr: float, betas: tuple[float, float], eps: float, weight_decay: float = 0.0) -> None:
@@ -64,6 +65,11 @@ def _require_usable(lr: float, betas: tuple[float, float], eps: float, weight_de
             raise ValueError(f"optimizer.{name} must be finite and at least 0, got {value}")
     if not all(0 <= beta < 1 for beta in betas):
         raise ValueError(f"optimizer.betas must be at least 0 and below 1, got {betas[0]} and {betas[1]}")
+
+
+def _fused(parameters: Sequence[nn.Parameter]) -> bool | None:
+    """One kernel for many parameters where they lie on a GPU; None leaves it to torch, as on a CPU."""
+    return True if parameters and all(parameter.is_cuda for parameter in parameters) else None
 
 
 def _axes(parameter: nn.Parameter) -> int:

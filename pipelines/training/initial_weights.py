@@ -54,6 +54,7 @@ def model_factory(experiment: Experiment, weights_from: str | None, tracking: st
             require_same_shapes(_shapes(saved), _shapes(model.state_dict()), weights_from)
             model.load_state_dict(saved)
         freeze(model, experiment.freeze)
+        widen_trained(model, experiment.engine.precision)
         return model
 
     return build
@@ -67,6 +68,7 @@ def require_trainable(experiment: Experiment, *, is_new: bool) -> None:
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         model = experiment.model.build()
     freeze(model, experiment.freeze)
+    widen_trained(model, experiment.engine.precision)
     if is_new:
         _require_new_tokens_trained(model)
 
@@ -105,6 +107,25 @@ def freeze(model: nn.Module, beginnings: Sequence[str]) -> None:
     for part in model.modules():
         if isinstance(part, BatchNorm) and not any(parameter.requires_grad for parameter in part.parameters()):
             part.freeze()
+
+
+def widen_trained(model: nn.Module, precision: str) -> None:
+    """Trained parameters in float32, also where the model's weights are bf16: there an update of less than the eighth
+    bit of a weight is lost, a running average stands still, and DeepSpeed does not look for NaN.
+
+    Raises ValueError where such a model could not be computed.
+    """
+    narrow = [p for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)]
+    trained = [parameter for parameter in narrow if parameter.requires_grad]
+    if any(hasattr(parameter, "ds_tensor") for parameter in trained):
+        raise ValueError("weights that are trained under zero.stage 3 are float32: set model.dtype float32")
+    if precision == "fp32" and len(narrow) > len(trained):
+        raise ValueError(
+            "frozen weights in bf16 beside trained ones in float32 are computed under autocast: set engine.precision "
+            "bf16, or model.dtype float32"
+        )
+    for parameter in trained:
+        parameter.data = parameter.data.float()
 
 
 def require_usable(weights_from: str, experiment: Experiment, contract: Contract) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from cluster.background import BackgroundSaver
 from cluster.context import LocalContext, WorkerContext
 from cluster.engine import DeepSpeedEngineConfig, TorchEngineConfig
+from cluster.engine_base import set_tf32
 from cluster.shards import read_weights
 from cluster.storage import CheckpointFolder
 from cluster.zero import STAGES, ZeroConfig, state_bytes
@@ -161,6 +162,48 @@ def test_gradient_that_is_not_finite_changes_nothing(name: str) -> None:
     assert all(torch.equal(before[key], after[key]) for key in before if key != "seen")
     assert all(math.isfinite(value) for update in train(engine, range(2, 4)) for value in update)
     engine.close()
+
+
+def test_a_fused_optimizer_decides_on_the_device_whether_it_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, of a CPU's fused Adam: weights, optimizer and average after a poisoned first and third update are
+    those of a training that looks at each norm."""
+
+    def trained(fused: bool) -> dict[str, Any]:
+        def factory(model: torch.nn.Module) -> torch.optim.Optimizer:
+            return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, fused=fused)
+
+        engine = TorchEngineConfig(clip_norm=0.5, ema_decay=0.8).build(
+            LocalContext("cpu"), micro_batch=4, accumulation=1
+        )
+        torch.manual_seed(0)
+        model, norms = engine.build(Net, factory), []
+        if fused:
+            monkeypatch.setattr(math, "isfinite", lambda _: pytest.fail("the host looked at a norm"))
+        for poison in (math.nan, 0.0, math.inf, 1.0, 0.5):
+            engine.backward(engine.forward({"x": torch.ones(4, WIDTH), "y": torch.full((4, WIDTH), poison)}))
+            norms.append(engine.step())
+        monkeypatch.undo()
+        state = {name: engine._optimizer.state[p] for name, p in model.named_parameters() if p.requires_grad}
+        return {"norms": torch.stack(norms), "state": state, "weights": model.state_dict()}  # type: ignore[arg-type]
+
+    theirs, ours = trained(fused=False), trained(fused=True)
+    torch.testing.assert_close(ours["norms"], theirs["norms"], equal_nan=True)
+    torch.testing.assert_close(ours["weights"], theirs["weights"])
+    torch.testing.assert_close(ours["state"], theirs["state"])
+    assert all(float(state["step"]) == 3 for state in ours["state"].values())
+
+
+@pytest.mark.parametrize(("tf32", "name"), [(True, "tf32"), (False, "ieee")])
+def test_float32_on_a_gpu_is_what_was_asked_for(tf32: bool, name: str) -> None:
+    parts: Any = (torch.backends, torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [part.fp32_precision for part in parts]
+    try:
+        set_tf32(tf32)
+        assert [part.fp32_precision for part in parts] == [name] * 3
+    finally:
+        for part, setting in zip(parts, before, strict=True):
+            part.fp32_precision = setting
+    assert not TorchEngineConfig().tf32
 
 
 def test_zero_3_leaves_nothing_behind_in_torch() -> None:

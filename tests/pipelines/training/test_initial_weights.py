@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from cluster.context import LocalContext
+from cluster.engine import TorchEngineConfig
 from cluster.manifest import Manifest
 from cluster.storage import Checkpoint
 from pipelines.catalogue import load_recipe
@@ -22,6 +24,7 @@ from rt_models.blocks.batch_norm import BatchNorm
 from rt_models.language.action_vocabulary import AddedTokens, LeastFrequentTokens, ReservedTokens
 from rt_models.rt1 import RT1Config
 from rt_models.rt2_vlm import FrozenVision, FullTuning, LoRA, RT2VLMConfig
+from tests.support.rt2_rows import make_batch
 
 
 def test_parts_are_frozen_by_the_beginning_of_their_names() -> None:
@@ -195,3 +198,37 @@ def test_added_tokens_that_nothing_trains_are_refused(
         with pytest.raises(ValueError, match=words):
             require_trainable(experiment, is_new=True)
         require_trainable(experiment, is_new=False)  # another run's weights may have learnt them
+
+
+# --- weights in bf16 ---
+
+
+@pytest.mark.parametrize("tuning", [LoRA(rank=2, embeddings="trained"), FullTuning(), FrozenVision()])
+def test_what_is_trained_is_float32_and_moves(folder: str, tuning: Any) -> None:
+    """Of a learning rate that bf16 weights would mostly round away."""
+    model = RT2VLMConfig.paligemma(folder, tuning=tuning, dtype="bfloat16")
+    experiment = replace(load_recipe("rt2_paligemma_3b"), model=model, engine=TorchEngineConfig(precision="bf16"))
+    engine = experiment.engine.build(LocalContext("cpu"), micro_batch=3, accumulation=1)
+    torch.manual_seed(0)
+    built = engine.build(model_factory(experiment, None), lambda m: torch.optim.Adam(trained_of(m), lr=1e-5))
+    engine.set_learning_rate(1e-5)
+    frozen = {p.dtype for p in built.parameters() if not p.requires_grad}
+    assert {p.dtype for p in trained_of(built)} == {torch.float32} and frozen <= {torch.bfloat16}
+    before = [p.detach().clone() for p in trained_of(built)]
+    for _ in range(2):
+        engine.forward_backward(make_batch(model.build_text()))
+        norm = engine.step()
+    assert norm is not None and norm.isfinite()
+    moved = sum(int((p != old).sum()) for p, old in zip(trained_of(built), before, strict=True))
+    assert moved > 0.5 * sum(p.numel() for p in trained_of(built))
+
+
+def trained_of(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def test_frozen_bf16_beside_float32_needs_autocast(folder: str) -> None:
+    model = RT2VLMConfig.paligemma(folder, tuning=LoRA(rank=2), dtype="bfloat16")
+    experiment = replace(load_recipe("rt2_paligemma_3b"), model=model, engine=TorchEngineConfig())
+    with pytest.raises(ValueError, match=r"computed under autocast: set engine\.precision bf16"):
+        require_trainable(experiment, is_new=True)

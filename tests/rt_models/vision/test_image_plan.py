@@ -112,3 +112,11 @@ def test_the_statistics_of_two_padded_ranks_are_those_of_the_whole_batch(tmp_pat
     whole = averages(model)
     for rank in run_ranks(two_ranks, 2, tmp_path):
         assert rank == pytest.approx(whole, rel=1e-12)
+
+
+def test_a_planned_batch_may_be_replayed_and_another_may_not() -> None:
+    batch = make_batch(TINY, [2, 3])
+    planned = plan_images(batch, crops=True, capacities=SIZES)
+    assert TINY.build().replayable(planned) and not TINY.build().replayable(batch)
+    twice = replace(TINY, compute=replace(TINY.compute, activation_checkpointing="blocks"))
+    assert not twice.build().replayable(planned)
