@@ -105,7 +105,7 @@ def _readers(scratch: Path) -> tuple[WindowReader, WindowReader]:
     stores = []
     for split in ("train", "val"):
         made = preprocess(str(SAMPLE), str(scratch), PreprocessConfig(split=split, encoder="hash", workers=0))
-        stores.append(EpisodeStore.open(made["store"], split=split))
+        stores.append(EpisodeStore.open(made.store, split=split))
     contract = training_contract(recipe(), stores[:1])
     train, val = (open_reader(recipe(), [store], contract) for store in stores)
     assert isinstance(train, WindowReader) and isinstance(val, WindowReader)

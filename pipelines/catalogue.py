@@ -1,6 +1,6 @@
-"""`rtp list`: what can be named on a command line; and finding a recipe by its name.
+"""`rtp list`: the recipes, sweeps, datasets and encoders that a command line can name; loading a recipe by its name.
 
-Imports neither torch nor a recipe before one is asked for: a list is shown at once.
+Imports neither torch nor a recipe until one is loaded, so that the list appears at once.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipelines.config.arguments import UsageError, parse
 from pipelines.config.serialization import did_you_mean
+from pipelines.terminal.commands import JsonSummary
 
 if TYPE_CHECKING:
     from pipelines.config.experiment import Experiment
@@ -50,7 +51,7 @@ def recipe_summary(name: str) -> str:
 
 
 def sweep_summary(name: str) -> str:
-    """The same of a sweep."""
+    """The first sentence of a sweep's file, without importing it."""
     import tuning.sweeps
 
     return _first_line(Path(next(iter(tuning.sweeps.__path__)), f"{name}.py"))
@@ -61,9 +62,9 @@ def _first_line(path: Path) -> str:
 
 
 def require_first(command: str, arguments: list[str]) -> None:
-    """Before anything heavy is imported: the recipe of `rtp train`, the sweep of `rtp tune`.
+    """Check, before anything heavy is imported, that `rtp train` names a recipe or `rtp tune` a sweep.
 
-    `--help` without one says what they are and exits. Raises UsageError where it is missing.
+    `--help` without one lists them and exits. Raises UsageError if it is missing.
     """
     from tuning.sweep import sweep_names
 
@@ -82,26 +83,31 @@ def require_first(command: str, arguments: list[str]) -> None:
     raise SystemExit(0)
 
 
-def main(arguments: list[str]) -> dict[str, Any]:
-    """Print what can be named on a command line."""
+def main(arguments: list[str]) -> JsonSummary:
+    """Print the names of recipes, sweeps, datasets and encoders."""
     from preprocessing.conversion.embeddings import ENCODERS
-    from preprocessing.dataset_spec import names
+    from preprocessing.dataset_spec import names as dataset_names
     from tuning.sweep import sweep_names
 
     if arguments and not arguments[0].startswith("-"):
         raise UsageError(f"rtp list takes no arguments, got {arguments[0]!r}")
-    parse(ListArguments, arguments, prog="rtp list", description="rtp list: what can be named on a command line.")
-    found = {"recipes": recipe_names(), "sweeps": sweep_names(), "datasets": names(), "encoders": list(ENCODERS)}
+    parse(ListArguments, arguments, prog="rtp list", description="rtp list: recipes, sweeps, datasets and encoders.")
+    names_by_kind = {
+        "recipes": recipe_names(),
+        "sweeps": sweep_names(),
+        "datasets": dataset_names(),
+        "encoders": list(ENCODERS),
+    }
     print("recipes, for rtp train:")
-    _print_rows({name: recipe_summary(name) for name in found["recipes"]})
+    _print_rows({name: recipe_summary(name) for name in names_by_kind["recipes"]})
     print("\nsweeps, for rtp tune:")
-    _print_rows({name: sweep_summary(name) for name in found["sweeps"]})
+    _print_rows({name: sweep_summary(name) for name in names_by_kind["sweeps"]})
     print("\ndatasets, for rtp preprocess --dataset (or a .yaml file, see --draft-spec):")
-    print(_wrapped(", ".join(found["datasets"]), 2))
+    print(_wrapped(", ".join(names_by_kind["datasets"]), 2))
     print("\nencoders of instructions, for rtp preprocess --encoder:")
-    print(_wrapped(", ".join(found["encoders"]), 2))
+    print(_wrapped(", ".join(names_by_kind["encoders"]), 2))
     print("\nnext: rtp train RECIPE --help")
-    return found
+    return names_by_kind
 
 
 def _print_rows(rows: dict[str, str]) -> None:
@@ -111,7 +117,9 @@ def _print_rows(rows: dict[str, str]) -> None:
 
 
 def _wrapped(text: str, indent: int) -> str:
-    lead, width = " " * indent, min(100, shutil.get_terminal_size((80, 24)).columns)
-    wrap = textwrap.TextWrapper(width, initial_indent=lead, subsequent_indent=lead, break_long_words=False)
-    wrap.break_on_hyphens = False
-    return "\n".join(wrap.wrap(text))
+    lead = " " * indent
+    width = min(100, shutil.get_terminal_size((80, 24)).columns)
+    lines = textwrap.wrap(
+        text, width, initial_indent=lead, subsequent_indent=lead, break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(lines)

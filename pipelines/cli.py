@@ -1,4 +1,4 @@
-"""`rtp`: one command a file. Bad input ends with one sentence on stderr and exit code 2, never with a traceback."""
+"""`rtp`: one file per command. Bad input ends with one sentence on stderr and exit code 2, never with a traceback."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import select
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import TextIO
 
 from cluster.interrupts import exit_code_of, raised_as_stopped
 from pipelines.catalogue import require_first
 from pipelines.config.serialization import did_you_mean
-from pipelines.terminal.commands import COMMANDS
+from pipelines.terminal.commands import COMMANDS, JsonSummary
 from pipelines.terminal.full_disk import full_disk
 
-# What is left to say where a command was stopped in the middle: nothing, where all of it is to be done again.
+# What follows "stopped" when a command is interrupted; nothing for a command that has to start over.
 _GOES_ON = {
     "preprocess": "; running the same command again continues",
     "demo": "; running the same command again continues",
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _main(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # whoever reads, such as `| head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
         _let_go_of(sys.stdout)
         return 128 + signal.SIGPIPE
 
@@ -53,7 +53,7 @@ def _reader_has_left(stream: TextIO) -> bool:
 
 
 def _let_go_of(stream: TextIO) -> None:
-    """What is still to be printed goes nowhere, without a complaint when the interpreter ends."""
+    """Discard what is still buffered, so that the interpreter does not complain when it exits."""
     with contextlib.suppress(OSError, ValueError):  # a stream that is no file
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
@@ -67,43 +67,45 @@ def _main(words: list[str]) -> int:
         return 0
     if words[0] == "help":
         words = [*words[1:], "--help"]
-    name, rest = words[0], words[1:]
+    name = words[0]
+    rest = words[1:]
     if name not in COMMANDS:
-        return _fail(f"rtp has no command {name!r}{did_you_mean(name, list(COMMANDS))} (rtp --help says what they do)")
-    end = rest.index("--") if "--" in rest else len(rest)  # what follows belongs to a command that submit passes on
+        return _fail(f"rtp has no command {name!r}{did_you_mean(name, list(COMMANDS))} (rtp --help lists them)")
+    end = rest.index("--") if "--" in rest else len(rest)  # after it comes the command that rtp submit passes on
     as_json = "--json" in rest[:end]
     _set_up_logging()
-    result = _run_in_words(name, [word for word in rest[:end] if word != "--json"] + rest[end:])
+    result = _run_explained(name, [word for word in rest[:end] if word != "--json"] + rest[end:])
     if isinstance(result, int):
         return result
     if as_json and result is not None:
         print(json.dumps(result))
-    return int(result.get("exit_code", 0)) if result else 0
+    code = result.get("exit_code") if result else None
+    return code if isinstance(code, int) else 0
 
 
 def _set_up_logging() -> None:
     terminal = logging.StreamHandler(sys.stderr)
     terminal.addFilter(Once())
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", handlers=[terminal])
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints a traceback of what it then raises
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints a traceback of each error that it raises
 
 
 class Once(logging.Filter):
-    """Lets a warning through the first time it is said, and not again."""
+    """Lets a warning through the first time, and not again."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._said: set[tuple[str, str]] = set()
+        self._seen: set[tuple[str, str]] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        said = (record.levelname, record.getMessage())
-        is_new = said not in self._said
-        self._said.add(said)
+        warning = (record.levelname, record.getMessage())
+        is_new = warning not in self._seen
+        self._seen.add(warning)
         return is_new
 
 
-def _run_in_words(name: str, arguments: list[str]) -> dict[str, Any] | int | None:
-    """What the command returns; for what went wrong one sentence on stderr, and the exit code."""
+def _run_explained(name: str, arguments: list[str]) -> JsonSummary | int | None:
+    """Run the command: its summary, or the exit code after one sentence on stderr about what went wrong."""
     try:
         with raised_as_stopped():
             _require_plain_names(arguments)
@@ -112,7 +114,7 @@ def _run_in_words(name: str, arguments: list[str]) -> dict[str, Any] | int | Non
         if _reader_has_left(sys.stdout):
             raise
         return _fail("a connection was closed at its other end")
-    except (FloatingPointError, ChildProcessError) as error:  # not a mistake in what was asked for
+    except (FloatingPointError, ChildProcessError) as error:  # no mistake in the command line
         return _fail(full_disk(error, arguments) or _one_sentence(error), code=1)
     except (ValueError, OSError, ImportError) as error:
         return _fail(full_disk(error, arguments) or _one_sentence(error))
@@ -128,14 +130,14 @@ def _run_in_words(name: str, arguments: list[str]) -> dict[str, Any] | int | Non
 
 
 def _require_plain_names(arguments: list[str]) -> None:
-    """Raise ValueError for a local path that fsspec would take for two: of /a::b/c it opens, and writes to, /a."""
-    end = arguments.index("--") if "--" in arguments else len(arguments)  # what follows runs elsewhere
+    """Raise ValueError for a local path with '::', which fsspec splits: for /a::b/c it would open, and write to, /a."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)  # the rest runs on another machine
     for path in (os.getcwd(), *arguments[:end]):
         if "::" in path and "://" not in path:
             raise ValueError(f"{path} has '::' in it, which joins two file systems in a URL: rename that folder")
 
 
-def _run(name: str, arguments: list[str]) -> dict[str, Any] | None:
+def _run(name: str, arguments: list[str]) -> JsonSummary | None:
     if COMMANDS[name].first:
         require_first(name, arguments)
     return importlib.import_module(f"pipelines.{COMMANDS[name].file(name)}").main(arguments)

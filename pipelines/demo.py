@@ -1,8 +1,8 @@
 """`rtp demo`: the whole path on the shipped episodes: store, training, evaluation, registered model, prediction.
 
-Exits with 1 unless the trained policy beats the lazy policies on held-out episodes, with the 95 % interval of the
-margin above zero, gets worse without its images and with other instructions, and follows paraphrases that it has never
-seen. For comparison a second policy is trained on vectors of the `hash` encoder, which know words and no meaning.
+Exits with 1 unless the trained policy beats the baselines on held-out episodes, with the 95 % interval of the margin
+above zero, gets worse without its images and with other instructions, and follows paraphrases that it has never seen.
+--compare trains a second policy on vectors of the `hash` encoder, which knows words but no meanings.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from pipelines.publishing.registration import PromotionPolicy, register
 from pipelines.publishing.trained_model import load_trained
 from pipelines.reports.run_page import run_page
 from pipelines.terminal.atomic_files import write_whole
+from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.progress_bar import counting
 from pipelines.tracking.mlflow_run import tracking_uri
 from pipelines.train import run_training
@@ -40,12 +41,12 @@ from preprocessing.store.episode_store import EpisodeStore
 
 RECIPE = "rt1_metaworld"
 MODEL_NAME = "rt1-demo"
-_LEAST_RATIO = 0.9  # of the accuracy on paraphrases and on the instructions themselves
+_LEAST_RATIO = 0.9  # accuracy on paraphrases over accuracy on the instructions themselves
 _SAMPLE = "examples/metaworld_sample/1.0.0"
 
 
 def shipped_episodes() -> Path:
-    """The sample's version folder: in the source checkout, else where the installed wheel's record says it lies."""
+    """The sample's version folder: in the source checkout, else the one in the record of the installed wheel."""
     checkout = Path(__file__).resolve().parents[1] / _SAMPLE
     if not checkout.exists():
         for installed in distributions(name="rt-pipelines"):
@@ -69,14 +70,14 @@ class DemoArguments:
     """Train once more on vectors of the encoder hash and compare the encoders; that nearly doubles the time."""
 
 
-def main(arguments: list[str]) -> dict[str, Any]:
+def main(arguments: list[str]) -> JsonSummary:
     """Run every stage and print the closing summary."""
-    given = parse(DemoArguments, arguments, prog="rtp demo", description=__doc__ or "")
-    stages = _Stages(Path(given.output).absolute())
-    stores = stages.preprocess(given.source)
-    trained_at = stages.train(stores, given.steps)
+    flags = parse(DemoArguments, arguments, prog="rtp demo", description=__doc__ or "")
+    stages = _Stages(Path(flags.output).absolute())
+    stores = stages.preprocess(flags.source)
+    trained_at = stages.train(stores, flags.steps)
     evaluation = stages.evaluate(trained_at, stores["val"])
-    words = stages.paraphrase(trained_at, given, stores["val"])
+    words = stages.paraphrase(trained_at, flags, stores["val"])
     registered = stages.register(trained_at, stores["val"])
     action = stages.predict(registered["model_uri"], stores["val"])
     page = stages.report(stores, evaluation, words, registered)
@@ -86,7 +87,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
 
 @dataclass
 class _Stages:
-    """The stages in order; each says what it does before it does it."""
+    """The stages in order; each prints its purpose before it starts."""
 
     output: Path
     console: Console = field(default_factory=Console)
@@ -100,7 +101,7 @@ class _Stages:
         stores = {}
         for split in ("train", "val"):
             config = PreprocessConfig(split=split, encoder=encoder)
-            stores[split] = EpisodeStore.open(preprocess(source, str(self.output / folder), config)["store"])
+            stores[split] = EpisodeStore.open(preprocess(source, str(self.output / folder), config).store)
         return stores
 
     def train(self, stores: dict[str, EpisodeStore], steps: int | None) -> str:
@@ -118,13 +119,13 @@ class _Stages:
             tracking_uri=tracking_uri(),
             resume=(self.output / folder).exists(),
         )
-        ended = run_training(job)
-        if "stopped" in ended:  # Ctrl-C or SIGTERM: the training has saved itself, and half of it is not to be judged
-            raise KeyboardInterrupt(ended["stopped"])
+        result = run_training(job)
+        if result.stopped is not None:  # Ctrl-C or SIGTERM: a checkpoint is left, and half a training is not judged
+            raise KeyboardInterrupt(result.stopped)
         return job.output
 
     def evaluate(self, trained_at: str, store: EpisodeStore) -> Evaluation:
-        self._say("evaluate", "on held-out episodes, beside three lazy policies")
+        self._say("evaluate", "on held-out episodes, beside three baselines")
         trained = load_trained(trained_at)
         config = EvaluationConfig()
         with counting("evaluate", passes(store, config)) as counted:
@@ -133,17 +134,17 @@ class _Stages:
         return evaluation
 
     def paraphrase(
-        self, trained_at: str, given: DemoArguments, store: EpisodeStore
+        self, trained_at: str, flags: DemoArguments, store: EpisodeStore
     ) -> dict[str, ParaphraseScores] | None:
-        """Scores by encoder; None for episodes of one's own, whose paraphrases nobody has written."""
+        """Scores by encoder; None if an instruction of the episodes has no paraphrases."""
         if not set(store.instruction_texts) <= set(PARAPHRASES):
             return None
         self._say("paraphrase", "the same held-out steps with instructions in words that were never trained on")
         words = {"use-multilingual": score_paraphrases(load_trained(trained_at), store, EvaluationConfig())}
-        if given.compare:
+        if flags.compare:
             self._say("compare", "the same training on vectors of the encoder hash")
-            stores = self._stores(given.source, "store-hash", encoder="hash")
-            compared = self._train(_in_process(_experiment(given.steps)), stores, "train-hash")
+            stores = self._stores(flags.source, "store-hash", encoder="hash")
+            compared = self._train(_in_process(_experiment(flags.steps)), stores, "train-hash")
             words["hash"] = score_paraphrases(load_trained(compared), stores["val"], EvaluationConfig())
         for encoder, scores in words.items():
             self.console.print(f"  {encoder:16} {scores}", highlight=False)
@@ -174,7 +175,7 @@ class _Stages:
         registered: dict[str, Any],
     ) -> Path:
         facts = {
-            "episodes": f"{_episodes(stores['train'])} train, {_episodes(stores['val'])} held out",
+            "episodes": f"{stores['train'].num_episodes} train, {stores['val'].num_episodes} held out",
             "model": registered["model_uri"],
             "MLflow": registered["tracking_uri"],
             "contract": evaluation.report.contract,
@@ -194,11 +195,12 @@ class _Stages:
         registered: dict[str, Any],
         action: dict[str, Any],
         page: Path,
-    ) -> dict[str, Any]:
+    ) -> JsonSummary:
         losses = [line["loss"] for line in read_metrics(self.output / "train/metrics.jsonl") if "loss" in line]
         failures = shortfalls(report) + (paraphrase_shortfalls(words["use-multilingual"]) if words else [])
+        num_steps = sum(store.num_steps for store in stores.values())
         say = self.console.print
-        say(f"\nread     {_episodes(stores['train'])} + {_episodes(stores['val'])} episodes, {_steps(stores)} steps")
+        say(f"\nread     {stores['train'].num_episodes} + {stores['val'].num_episodes} episodes, {num_steps} steps")
         say(f"loss     {losses[0]:.3f} first, {losses[-1]:.3f} last")
         baselines = ", ".join(f"{name.replace('_', ' ')} {interval.mean:.3f}" for name, interval in report.lazy.items())
         say(f"accuracy {report.token_accuracy.mean:.3f} on held-out episodes; {baselines}")
@@ -226,7 +228,7 @@ class _Stages:
 
 
 def shortfalls(report: EpisodeReport) -> list[str]:
-    """What the evaluation should have shown and did not, in words."""
+    """The claims that the evaluation did not show, in words."""
     missing = [
         f"the policy beats {name.replace('_', ' ')} (margin {margin.mean:+.3f}, from {margin.low:+.3f})"
         for name, margin in report.margin.items()
@@ -241,7 +243,7 @@ def shortfalls(report: EpisodeReport) -> list[str]:
 
 
 def paraphrase_shortfalls(scores: ParaphraseScores) -> list[str]:
-    """What the paraphrases should have shown and did not, in words."""
+    """The claims that the paraphrases did not show, in words."""
     missing = []
     if scores.ratio < _LEAST_RATIO:
         missing.append(f"paraphrases reach {_LEAST_RATIO} of the accuracy on the instructions ({scores.ratio:.3f})")
@@ -263,11 +265,3 @@ def _in_process(experiment: Experiment) -> Experiment:
     return replace(
         experiment, name=f"{experiment.name}_hash", loop=loop, launch=InProcess(), engine=TorchEngineConfig()
     )
-
-
-def _episodes(store: EpisodeStore) -> int:
-    return store.num_episodes
-
-
-def _steps(stores: dict[str, EpisodeStore]) -> int:
-    return sum(store.num_steps for store in stores.values())

@@ -8,11 +8,12 @@ register`, `rtp serve`, `rtp train --init`. From Python: `pipelines.publishing.p
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import tyro
 
 from pipelines.config.arguments import parse
+from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import print_next_evaluation
 
 
@@ -29,22 +30,22 @@ class ExportArguments:
     """The running average of the weights (EMA) or the last ones; by default averaged where engine.ema_decay kept it."""
 
 
-def main(arguments: list[str]) -> dict[str, Any]:
+def main(arguments: list[str]) -> JsonSummary:
     """Parse the command line, write, and say what was written."""
-    given = parse(ExportArguments, arguments, prog="rtp export", description=__doc__ or "")
+    flags = parse(ExportArguments, arguments, prog="rtp export", description=__doc__ or "")
     from pipelines.publishing.folder import WEIGHTS  # torch: --help is at once
     from pipelines.publishing.trained_model import load_trained, publish_bundle, require_new, with_instructions
 
-    require_new(given.out)
-    trained = with_instructions(load_trained(given.model, given.weights))
-    publish_bundle(trained, given.out)
+    require_new(flags.out)
+    trained = with_instructions(load_trained(flags.model, flags.weights))
+    publish_bundle(trained, flags.out)
     parameters = sum(parameter.numel() for parameter in trained.model.parameters())
     which = trained.metadata.get("weights", "last")
-    print(f"{given.out}/{WEIGHTS}: {parameters:,} parameters of step {trained.step}, {which} weights")
-    print(f"in Python: from pipelines.publishing.policy import load_policy; policy = load_policy({given.out!r})")
-    print_next_evaluation(given.out, trained_on=trained.metadata.get("stores") or [])
+    print(f"{flags.out}/{WEIGHTS}: {parameters:,} parameters of step {trained.step}, {which} weights")
+    print(f"in Python: from pipelines.publishing.policy import load_policy; policy = load_policy({flags.out!r})")
+    print_next_evaluation(flags.out, trained_on=trained.metadata.get("stores") or [])
     return {
-        "output": given.out,
+        "output": flags.out,
         "checkpoint": trained.source,
         "step": trained.step,
         "parameters": parameters,

@@ -1,19 +1,20 @@
 """`rtp import-weights`: a flax or Orbax checkpoint of the JAX RT-1 or RT-1-X becomes a model that can be evaluated,
 registered and served.
 
-The weights say nothing about data, so the contract takes a store's: its dimensions, units and statistics. Model values
-are what RT-1-X was given of each dataset it was trained on, and elsewhere the physical ones. Without --data the model
-has weights, action space, encoder and image recipe, and is bound to no dataset.
+The weights hold no statistics of data, so the contract takes dimensions, units and statistics from the stores in
+--data. Model values are RT-1-X's for the datasets it was trained on, and physical values for all others. Without --data
+the model has weights, action space, encoder and image recipe, and is bound to no dataset.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import tyro
 
 from pipelines.config.arguments import absolute, parse
+from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import print_next
 from preprocessing.conversion.embeddings import USE_ENCODER
 
@@ -37,19 +38,26 @@ class ImportArguments:
     values (metres, radians) otherwise; "identity", physical values always."""
 
 
-def main(arguments: list[str]) -> dict[str, Any]:
+def main(arguments: list[str]) -> JsonSummary:
     """Run the command line and say what was written."""
-    given = parse(ImportArguments, arguments, prog="rtp import-weights", description=__doc__ or "")
+    flags = parse(ImportArguments, arguments, prog="rtp import-weights", description=__doc__ or "")
     from pipelines.publishing.imported_weights import import_weights  # torch: --help is at once
 
-    source, out = absolute(given.source), absolute(given.out)
-    settings: dict[str, Any] = {"scaling": given.scaling, "world_vector_limit": given.world_vector_limit}
-    written = import_weights(source, out, data=given.data, encoder=given.encoder, **settings) | {"output": given.out}
+    source = absolute(flags.source)
+    out = absolute(flags.out)
+    written = import_weights(
+        source,
+        out,
+        data=flags.data,
+        encoder=flags.encoder,
+        scaling=flags.scaling,
+        world_vector_limit=flags.world_vector_limit,
+    )
     bound = ", ".join(written["datasets"]) or "no dataset (give --data to evaluate or register)"
     print(
-        f"{written['output']}: {written['parameters']:,} parameters, {written['steps']} frames of "
+        f"{flags.out}: {written['parameters']:,} parameters, {written['steps']} frames of "
         f"{written['image_tokens']} tokens, {written['bins']} bins; bound to {bound}"
     )
-    if given.data:
-        print_next("evaluate", given.out, "--data", *given.data)
-    return written
+    if flags.data:
+        print_next("evaluate", flags.out, "--data", *flags.data)
+    return written | {"output": flags.out}

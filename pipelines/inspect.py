@@ -1,8 +1,8 @@
-"""`rtp inspect PATH`: what lies there.
+"""`rtp inspect PATH`: the content of a store or of a trained model's folder.
 
-Of a store of episodes counts, statistics with units, instructions, quarantine; of image-text examples the account; of a
-run, checkpoint or bundle the model, its contract and where it comes from. --html draws a store of episodes. --audit
-measures from the data whether the declared conventions hold, and keeps the verdicts beside the store.
+A store of episodes: counts, statistics with units, instructions, quarantine. A store of image-text examples: counts. A
+run, checkpoint or bundle: the model, its contract and its origin. --html draws a store of episodes. --audit measures
+whether the declared conventions hold, and saves the verdicts beside the store.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pipelines.publishing import model_summary
 from pipelines.publishing.model_summary import MODELS, kind_of_model
 from pipelines.reports.store_page import page
 from pipelines.terminal.atomic_files import write_whole
+from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import print_next, print_next_evaluation
 from preprocessing.audit import store_audit
 from preprocessing.store import summary as store_summary
@@ -39,10 +40,9 @@ class InspectArguments:
     """Flags of `rtp inspect`."""
 
     store: tyro.conf.Positional[str]
-    """What to look at: a store that rtp preprocess wrote, or the folder of a run, checkpoint or bundle; local or s3://,
-    gs://."""
+    """A store that rtp preprocess wrote, or the folder of a run, checkpoint or bundle; local or s3://, gs://."""
     split: str | None = None
-    """Split, where the folder holds several stores."""
+    """Split, if the folder holds several stores."""
     html: str | None = None
     """File to write a self-contained page to: film strips, action curves, histograms, quarantine."""
     episodes: int = 12
@@ -66,7 +66,7 @@ def inspect(
     audit: bool = False,
     reference: str | None = None,
 ) -> dict[str, Any]:
-    """The summary of a store or model, with the audit's verdicts where a store has them; `html`: write its page there.
+    """The summary of a store or model, with the audit's verdicts if the store has them. html: file for the page.
 
     Raises ValueError if `verify` fails.
     """
@@ -94,51 +94,52 @@ def inspect(
         verdicts = store_audit.audit(opened, reference=EpisodeStore.open(reference) if reference else None)
         unsaved = _why_not_saved(opened, verdicts)
     else:
-        verdicts, unsaved = store_audit.saved(opened), ""
-    found = store_summary.summary(opened)
+        verdicts = store_audit.saved(opened)
+        unsaved = ""
+    summary = store_summary.summary(opened)
     if verdicts is not None:
-        found["audit"] = store_audit.audit_summary(verdicts)
+        summary["audit"] = store_audit.audit_summary(verdicts)
     if unsaved:
-        found["remarks"].append(unsaved)
+        summary["remarks"].append(unsaved)
     if html is not None:
-        write_whole(str(Path(html).absolute()), page(opened, found, episodes=episodes))
-    return dict(found)
+        write_whole(str(Path(html).absolute()), page(opened, summary, episodes=episodes))
+    return dict(summary)
 
 
-def _why_not_saved(store: EpisodeStore, found: store_audit.Audit) -> str:
-    """Save the audit; where the store cannot be written to, a sentence about that."""
+def _why_not_saved(store: EpisodeStore, audit: store_audit.Audit) -> str:
+    """Save the audit; the sentence for the user if the store cannot be written to, else ""."""
     try:
-        store_audit.save(store, found)
+        store_audit.save(store, audit)
     except OSError as error:
         reason = error.strerror or str(error)
         return f"the verdicts are not saved in {store.root} ({reason}): rtp train measures them again"
     return ""
 
 
-def main(arguments: list[str]) -> dict[str, Any]:
+def main(arguments: list[str]) -> JsonSummary:
     """Run the command line and print the summary."""
-    given = parse(InspectArguments, arguments, prog="rtp inspect", description=__doc__ or "")
-    found = inspect(**vars(given))
-    if found.get("kind") in MODELS:
-        print(model_summary.text(found))
-        print_next_evaluation(given.store, trained_on=found["stores"])
-        return found
-    if "kind" in found:
-        print(web_summary.text(cast(web_summary.WebStoreSummary, found)))
+    flags = parse(InspectArguments, arguments, prog="rtp inspect", description=__doc__ or "")
+    summary = inspect(**vars(flags))
+    if summary.get("kind") in MODELS:
+        print(model_summary.text(summary))
+        print_next_evaluation(flags.store, trained_on=summary["stores"])
+        return summary
+    if "kind" in summary:
+        print(web_summary.text(cast(web_summary.WebStoreSummary, summary)))
     else:
-        print(store_summary.text(cast(store_summary.StoreSummary, found)))
-    if given.html:
-        print(f"page: {given.html}")
-    _print_next(found)
-    return found
+        print(store_summary.text(cast(store_summary.StoreSummary, summary)))
+    if flags.html:
+        print(f"page: {flags.html}")
+    _print_next(summary)
+    return summary
 
 
-def _print_next(found: Mapping[str, Any]) -> None:
-    """Train on it; a split that is no training data is for measuring."""
-    if found["split"].partition("-")[0] != "train":
-        print(f"next: give it to rtp train as --validation, or to rtp evaluate as --data: {found['store']}")
-    elif "kind" in found:
-        print_next("train", "rt2_tiny", "--data", "ROBOT_STORE", found["store"], "--output", "runs/rt2")
+def _print_next(summary: Mapping[str, Any]) -> None:
+    """Print the next command: training on a store of training data, else evaluation."""
+    if summary["split"].partition("-")[0] != "train":
+        print(f"next: give it to rtp train as --validation, or to rtp evaluate as --data: {summary['store']}")
+    elif "kind" in summary:
+        print_next("train", "rt2_tiny", "--data", "ROBOT_STORE", summary["store"], "--output", "runs/rt2")
     else:
-        recipe = _RECIPES.get(found["dataset"], "rt1_tiny")
-        print_next("train", recipe, "--data", found["store"], "--output", f"runs/{recipe}")
+        recipe = _RECIPES.get(summary["dataset"], "rt1_tiny")
+        print_next("train", recipe, "--data", summary["store"], "--output", f"runs/{recipe}")

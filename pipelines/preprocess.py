@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -15,8 +15,9 @@ from cluster.session import on_demand
 from pipelines import preprocess_web
 from pipelines.config.arguments import parse
 from pipelines.preprocess_web import ray_session
+from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import command_line, print_next
-from preprocessing.convert import ConvertConfig, convert
+from preprocessing.convert import ConvertConfig, Summary, convert
 from preprocessing.rlds import open_dataset
 from preprocessing.spec_file import draft
 
@@ -36,13 +37,13 @@ class PreprocessArguments:
     config: Annotated[ConvertConfig, tyro.conf.arg(name="")]
 
 
-def preprocess(source: str, out: str, config: ConvertConfig) -> dict[str, Any]:
+def preprocess(source: str, out: str, config: ConvertConfig) -> Summary:
     """Convert, and return the closing account."""
     with on_demand(ray_session(config.workers)) as reach_ray:
-        return asdict(convert(source, out, config, reach_ray))
+        return convert(source, out, config, reach_ray)
 
 
-def write_draft(source: str, path: Path) -> dict[str, Any]:
+def write_draft(source: str, path: Path) -> JsonSummary:
     """Write the draft of a spec for the dataset in `source`. Raises FileExistsError rather than overwrite."""
     text = draft(open_dataset(source))
     with path.open("x") as file:
@@ -51,24 +52,24 @@ def write_draft(source: str, path: Path) -> dict[str, Any]:
     return {"draft_spec": str(path)}
 
 
-def main(arguments: list[str]) -> dict[str, Any]:
+def main(arguments: list[str]) -> JsonSummary:
     """Run the command line and print the account."""
     if any(word.partition("=")[0] == "--format" for word in arguments):
         return preprocess_web.main(arguments)
-    given = parse(PreprocessArguments, arguments, prog="rtp preprocess", description=__doc__ or "")
-    if given.draft_spec is not None:
-        return write_draft(given.source, Path(given.draft_spec))
-    summary = preprocess(given.source, given.out, given.config)
-    converted = f"{summary['shards_converted']} of {summary['shards']} shards converted in {summary['seconds']:.1f} s"
-    if not summary["shards_converted"]:
+    flags = parse(PreprocessArguments, arguments, prog="rtp preprocess", description=__doc__ or "")
+    if flags.draft_spec is not None:
+        return write_draft(flags.source, Path(flags.draft_spec))
+    summary = preprocess(flags.source, flags.out, flags.config)
+    converted = f"{summary.shards_converted} of {summary.shards} shards converted in {summary.seconds:.1f} s"
+    if not summary.shards_converted:
         converted = "nothing left to do"
     print(
-        f"{summary['store']}\n"
-        f"episodes in {summary['episodes_in']} = out {summary['episodes_out']} + quarantined {summary['quarantined']}; "
-        f"{summary['steps']} steps,\n{summary['instructions']} distinct instructions by the encoder "
-        f"{summary['encoder']}\n{converted}"
+        f"{summary.store}\n"
+        f"episodes in {summary.episodes_in} = out {summary.episodes_out} + quarantined {summary.quarantined}; "
+        f"{summary.steps} steps,\n{summary.instructions} distinct instructions by the encoder "
+        f"{summary.encoder}\n{converted}"
     )
-    for remark in summary["remarks"]:
+    for remark in summary.remarks:
         print(f"remark: {remark}")
-    print_next("inspect", summary["store"])
-    return summary
+    print_next("inspect", summary.store)
+    return asdict(summary)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from cluster.session import RaySession, on_demand
 from pipelines.config.arguments import parse
+from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import print_next
 from preprocessing.convert import OBJECT_STORE_MB
 from preprocessing.web.convert_web import WebConvertConfig, convert_web
@@ -31,25 +32,23 @@ def ray_session(workers: int | None) -> RaySession:
     return RaySession(num_cpus=workers or None, object_store_mb=OBJECT_STORE_MB, log_to_driver=False)
 
 
-def main(arguments: list[str]) -> dict[str, Any]:
+def main(arguments: list[str]) -> JsonSummary:
     """Run the command line and print the account."""
-    given = parse(
+    flags = parse(
         PreprocessWebArguments,
         arguments,
         prog="rtp preprocess",
         description=__doc__ or "",
         example="rtp preprocess gqa stores --format gqa --split val_balanced --images gqa/images",
     )
-    with on_demand(ray_session(given.config.workers)) as reach_ray:
-        summary = asdict(convert_web(given.source, given.out, given.config, reach_ray))
-    converted = f"{summary['shards_converted']} of {summary['shards']} shards converted in {summary['seconds']:.1f} s"
+    with on_demand(ray_session(flags.config.workers)) as reach_ray:
+        summary = convert_web(flags.source, flags.out, flags.config, reach_ray)
+    converted = f"{summary.shards_converted} of {summary.shards} shards converted in {summary.seconds:.1f} s"
     print(
-        f"{summary['store']}\n{account(summary, duplicates=summary['duplicates'], unread=summary['unread'])}; "
-        f"{summary['images']} images; {converted if summary['shards_converted'] else 'nothing left to do'}"
+        f"{summary.store}\n{account(asdict(summary), duplicates=summary.duplicates, unread=summary.unread)}; "
+        f"{summary.images} images; {converted if summary.shards_converted else 'nothing left to do'}"
     )
-    if given.config.format == "gqa" and summary["duplicates"]:
-        print(
-            f"questions that stand in several files count once; --split {summary['split']}_balanced takes those alone"
-        )
-    print_next("inspect", summary["store"])
-    return summary
+    if flags.config.format == "gqa" and summary.duplicates:
+        print(f"questions that stand in several files count once; --split {summary.split}_balanced takes those alone")
+    print_next("inspect", summary.store)
+    return asdict(summary)

@@ -1,10 +1,9 @@
 """`rtp submit --address URL -- COMMAND ...`: run a command on a Ray cluster and follow it as if it ran here.
 
-COMMAND is one of rtp's, such as `train rt1_fractal --data s3://...`, or any other. Code goes along, data does not: what
-is sent is this project's packages and the small files that COMMAND names by a relative path (a --config, a dataset
-spec). Settings of this machine's environment that are not secret go along too. Secrets never do, because Ray shows a
-job's environment to everyone who can see its dashboard: they belong into the environment that the nodes were started
-with.
+COMMAND is one of rtp's, such as `train rt1_fractal --data s3://...`, or any other. Code is sent, data is not: the job
+gets this project's packages, the small files that COMMAND names by a relative path (a --config, a dataset spec), and
+this machine's environment variables of SETTINGS below. Secrets are never sent, because Ray shows a job's environment to
+everyone who can open its dashboard: set them in the environment that the nodes were started with.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
 
@@ -33,6 +31,7 @@ import tuning
 from cluster.submit import Jobs, JobState
 from pipelines.cli import COMMANDS
 from pipelines.config.arguments import UsageError, parse
+from pipelines.terminal.commands import JsonSummary
 
 MEGABYTE = 10**6
 PACKAGES = (pipelines, preprocessing, rt_models, cluster, tuning)
@@ -71,47 +70,47 @@ class SubmitArguments:
     """Largest size of what is sent, in megabytes."""
 
 
-def main(arguments: list[str]) -> dict[str, Any]:
+def main(arguments: list[str]) -> JsonSummary:
     """Submit, follow, ask or stop; a followed job's exit code is this command's."""
     split = arguments.index("--") if "--" in arguments else len(arguments)
-    given = parse(SubmitArguments, arguments[:split], prog="rtp submit", description=__doc__ or "")
+    flags = parse(SubmitArguments, arguments[:split], prog="rtp submit", description=__doc__ or "")
     command = arguments[split + 1 :]
-    asked = [job for job in (given.follow, given.status, given.stop) if job is not None]
-    if len(asked) + bool(command) != 1:
+    job_ids = [job for job in (flags.follow, flags.status, flags.stop) if job is not None]
+    if len(job_ids) + bool(command) != 1:
         raise UsageError("rtp submit: give a COMMAND after --, or one of --follow, --status and --stop with a job's id")
-    if asked:
-        jobs = Jobs(given.address)
-        if given.follow is not None:
-            return follow(jobs, given.follow)
-        state = jobs.stop(given.stop) if given.stop is not None else jobs.state(asked[0])
+    if job_ids:
+        jobs = Jobs(flags.address)
+        if flags.follow is not None:
+            return follow(jobs, flags.follow)
+        state = jobs.stop(flags.stop) if flags.stop is not None else jobs.state(job_ids[0])
         print(described(state))
         return asdict(state) | {"exit_code": 0, "job_exit_code": state.exit_code}
-    job_id, jobs = submit(given, command)
-    if given.detach:
+    job_id, jobs = submit(flags, command)
+    if flags.detach:
         print(f"{job_id}: rtp submit --address {jobs.address} --follow {job_id} (or --status, --stop)")
         return {"job_id": job_id, "address": jobs.address}
     return follow(jobs, job_id)
 
 
-def submit(given: SubmitArguments, command: Sequence[str]) -> tuple[str, Jobs]:
-    """Send code and settings, start the command; the job's id, and the cluster's jobs."""
+def submit(flags: SubmitArguments, command: Sequence[str]) -> tuple[str, Jobs]:
+    """Send code and settings and start the command; the job's id, and the client of the cluster's jobs."""
     from pipelines.training.git_revision import git_revision
 
     words = entrypoint(command)
-    settings = {"RTP_GIT_REVISION": git_revision(), **settings_of(os.environ, given.env)}
+    settings = {"RTP_GIT_REVISION": git_revision(), **settings_of(os.environ, flags.env)}
     if _SECRET_VALUE.search(" ".join(words)):
         raise ValueError("COMMAND holds a URL with a password, and Ray shows commands to everyone: set it on the nodes")
     if "MLFLOW_TRACKING_URI" not in settings:
         _note("MLFLOW_TRACKING_URI is not set: the job's runs are recorded in its temporary folder on the cluster")
-    with packed(command, limit_mb=given.max_mb, install=given.install) as folder:
-        jobs = Jobs(given.address)
-        requirements = REQUIREMENTS if given.install else None
+    with packed(command, limit_mb=flags.max_mb, install=flags.install) as folder:
+        jobs = Jobs(flags.address)
+        requirements = REQUIREMENTS if flags.install else None
         job_id = jobs.submit(words, working_dir=folder, env_vars=settings, requirements=requirements)
     _note(f"job {job_id} at {jobs.address}; forwarded: {', '.join(settings) or 'no settings'}")
     return job_id, jobs
 
 
-def follow(jobs: Jobs, job_id: str) -> dict[str, Any]:
+def follow(jobs: Jobs, job_id: str) -> JsonSummary:
     """Print the job's log until it ends; a failure's reason is the last line."""
     last = [""]
 
@@ -130,12 +129,12 @@ def follow(jobs: Jobs, job_id: str) -> dict[str, Any]:
         reason = (
             last[0].removeprefix("rtp: ") if state.exit_code is not None else " ".join(state.message.split())[-500:]
         )
-        _note(f"job {job_id} {state.status.lower()}{_code(state)}: {reason or 'it said nothing'}")
+        _note(f"job {job_id} {state.status.lower()}{_code(state)}: {reason or 'without a message'}")
     return asdict(state) | {"exit_code": exit_code(state)}
 
 
 def exit_code(state: JobState) -> int:
-    """The job's own, as a shell gives it (128 + n for signal n); 1 where it never came to run or was stopped."""
+    """The job's own exit code, as a shell gives it (128 + n for signal n); 1 if it never ran or was stopped."""
     if state.exit_code is None:
         return 0 if state.status == "SUCCEEDED" else 1
     return state.exit_code if state.exit_code >= 0 else 128 - state.exit_code
@@ -147,7 +146,7 @@ def described(state: JobState) -> str:
 
 
 def entrypoint(command: Sequence[str]) -> list[str]:
-    """What runs on the cluster. Raises UsageError for what was meant to be a command of rtp."""
+    """The words that run on the cluster. Raises UsageError for a misspelt command of rtp."""
     words = list(command[1:] if command[0] == "rtp" else command)
     if words and words[0] in COMMANDS:
         versions = {"python": platform.python_version(), **_versions(CHECKED)}
@@ -159,17 +158,20 @@ def entrypoint(command: Sequence[str]) -> list[str]:
     return words
 
 
-def settings_of(environment: Mapping[str, str], asked: Sequence[str]) -> dict[str, str]:
-    """What of the environment, and of --env, goes along. Raises ValueError for a secret that was asked for by name."""
+def settings_of(environment: Mapping[str, str], extra: Sequence[str]) -> dict[str, str]:
+    """The variables that the job gets: from `environment`, and those of --env (`extra`), which must not be secrets.
+
+    Raises ValueError for a secret or a bad name in `extra`.
+    """
     settings = {name: value for name, value in sorted(environment.items()) if SETTINGS.fullmatch(name)}
     settings = {name: value for name, value in settings.items() if not is_secret(name, value)}
-    for text in asked:
-        name, given, value = text.partition("=")
+    for text in extra:
+        name, equals, value = text.partition("=")
         if not re.fullmatch(r"[A-Za-z_]\w*", name):
             raise ValueError(f"--env {text!r} names no variable: give NAME=VALUE, or the NAME of one here")
-        if not given and name not in environment:
+        if not equals and name not in environment:
             raise ValueError(f"--env {name}: there is no such variable here, give {name}=VALUE")
-        value = value if given else environment[name]
+        value = value if equals else environment[name]
         if is_secret(name, value):
             raise ValueError(
                 f"--env {name} looks like a secret, and Ray shows a job's environment to everyone: set it where the "
@@ -180,7 +182,7 @@ def settings_of(environment: Mapping[str, str], asked: Sequence[str]) -> dict[st
 
 
 def is_secret(name: str, value: str) -> bool:
-    """By its name, or as a URL with a password."""
+    """Whether a variable is a secret: by its name, or because its value is a URL with a password."""
     return bool(_SECRET_NAME.search(name) or _SECRET_VALUE.search(value))
 
 
@@ -215,17 +217,17 @@ _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 def _named_here(command: Sequence[str]) -> list[str]:
     """Relative paths in the command that exist here; those that look like paths and do not are pointed out."""
-    found = []
+    paths = []
     for word in command[1:]:
         value = word.partition("=")[2] if word.startswith("--") else word
         path = Path(value)
         if not value or "://" in value or path.is_absolute() or ".." in path.parts or not ("/" in value or path.suffix):
             continue
         if os.path.exists(value):  # False too for what is no path at all
-            found.append(value)
+            paths.append(value)
         elif re.fullmatch(r"[\w.-]+(/[\w.-]+)+/?", value):
             _note(f"{value} will lie in the job's temporary folder on the cluster: s3:// or a shared folder keeps it")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(paths))
 
 
 def _size(path: Path) -> int:
@@ -242,7 +244,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _write_requirements(folder: Path) -> None:
-    """What the project needs, held to the versions of this environment, so that nodes install the same."""
+    """Write the project's requirements, pinned to the versions of this environment, so that nodes install the same."""
     try:
         needed = importlib.metadata.requires("rt-pipelines") or []
     except importlib.metadata.PackageNotFoundError:

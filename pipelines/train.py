@@ -1,6 +1,6 @@
-"""`rtp train`: check what can be checked before any worker starts, then run the loop where it was asked for.
+"""`rtp train`: check the job before any worker starts, then run the loop in this process or on Ray workers.
 
-Exit codes: 0 trained to the end (or ended early by loop.patience), 2 a mistake in what was asked for, 75 stopped by
+Exit codes: 0 trained to the end (or ended early by loop.patience), 2 a mistake in the command line, 75 stopped by
 Ctrl-C, SIGTERM, SIGHUP or a file STOP in the output folder with a checkpoint that --resume goes on from, 130 stopped at
 once by a second Ctrl-C, 1 anything else.
 """
@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import typing
-from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from typing import Annotated, Any
 
@@ -27,17 +26,18 @@ from pipelines.catalogue import load_recipe, recipe_summary, require_first
 from pipelines.config.arguments import UsageError, absolute, parse, take
 from pipelines.config.experiment import Experiment, InProcess
 from pipelines.config.serialization import from_plain, members, read_yaml
+from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import command_line, print_next_evaluation
 from pipelines.tracking.mlflow_run import tracking_uri
 from pipelines.train_loop import train
 from pipelines.train_worker import train_worker
 from pipelines.training.checkpoint_metadata import CheckpointMetadata
 from pipelines.training.checks import check_job, require_fresh_or_resumed
-from pipelines.training.co_fine_tuning import Store
 from pipelines.training.initial_weights import located
 from pipelines.training.job import PreparedJob, TrainJob
 from pipelines.training.preparation import prepared
 from pipelines.training.progress import packed, progress_bar
+from pipelines.training.result import TrainingResult
 from pipelines.training.run_files import METRICS, read_metrics
 from pipelines.training.run_logger import finish_run, open_run, write_config
 from pipelines.training.speed import verdict
@@ -51,31 +51,30 @@ def run_training(
     *,
     accepted: Collection[str] = (),
     context: LocalContext | None = None,
-    callbacks: Sequence[Any] = (),
+    callbacks: Sequence[object] = (),
     patience_s: float = 0.0,
-) -> dict[str, Any]:
-    """Run `job` and return its last metrics with where the checkpoint lies. Raises ValueError for what cannot work.
+) -> TrainingResult:
+    """Run `job` to its end, or until it is asked to stop, by Ctrl-C or otherwise (cluster/stop_file.py).
 
-    `accepted` names verdicts of the audit (preprocessing/audit/store_audit.py) to train in spite of. A run that was
-    asked to stop, by Ctrl-C or otherwise (cluster/stop_file.py), returns with "stopped", the reason. `context` is what
-    an InProcess run reports its metrics to, `callbacks` (Ray Train's) what a RayLaunch does. `patience_s`: how long to
-    wait for another process to leave the output folder.
+    accepted: contradictions found by the audit (preprocessing/audit/store_audit.py) to train in spite of. context: an
+    InProcess run reports its metrics to it. callbacks: Ray Train's, for a RayLaunch. patience_s: how long to wait for
+    another process to leave the output folder. Raises ValueError for settings or stores that cannot work.
     """
     job.experiment.require_sizes()
     stores = [open_store(path, split="train") for path in job.stores]
     prepared_job = prepared(job, stores)
     check_job(prepared_job, stores, accepted)
-    with exclusive_output(job.output, patience_s=patience_s), _followed(prepared_job, stores):
+    loop = prepared_job.experiment.loop
+    steps_per_epoch = sum(map(num_samples, stores)) / loop.global_batch
+    with (
+        exclusive_output(job.output, patience_s=patience_s),
+        progress_bar(job.output, loop.steps, steps_per_epoch=steps_per_epoch),
+    ):
         return _run(prepared_job, context or LocalContext(), callbacks)
 
 
-def _followed(job: TrainJob, stores: Sequence[Store]) -> AbstractContextManager[None]:
-    loop = job.experiment.loop
-    return progress_bar(job.output, loop.steps, steps_per_epoch=sum(map(num_samples, stores)) / loop.global_batch)
-
-
-def _run(job: PreparedJob, context: LocalContext, callbacks: Sequence[Any]) -> dict[str, Any]:
-    """The checked job, in an output folder that nobody else writes in."""
+def _run(job: PreparedJob, context: LocalContext, callbacks: Sequence[object]) -> TrainingResult:
+    """Run the checked job, in an output folder that nobody else writes in."""
     if require_fresh_or_resumed(job) is None and job.resume:  # once more: another process may have trained meanwhile
         log.warning("nothing to resume in %s: starting from step 0", job.output)
     run = open_run(job)
@@ -83,51 +82,53 @@ def _run(job: PreparedJob, context: LocalContext, callbacks: Sequence[Any]) -> d
     stop.clear()
     try:
         write_config(job)
-        ended = _run_where_asked(replace(job, run_id=run.run_id), stop, context, callbacks)
+        ending = _run_loop(replace(job, run_id=run.run_id), stop, context, callbacks)
     except BaseException as error:
         finish_run(run, job.output, failure=f"{type(error).__name__}: {error}")
         raise
     finally:
         stop.clear()
-    finish_run(run, job.output, failure=ended.get("stopped"))
-    result = {**ended, **_last_metrics(job.output), "output": job.output, "contract": job.contract.id}
-    return {**result, **_reached(job.output)}
+    finish_run(run, job.output, failure=ending.get("stopped"))
+    return _result(job, ending)
 
 
-def _run_where_asked(job: TrainJob, stop: StopFile, context: LocalContext, callbacks: Sequence[Any]) -> dict[str, Any]:
-    where = job.experiment.launch
-    if isinstance(where, InProcess):
+def _run_loop(job: TrainJob, stop: StopFile, context: LocalContext, callbacks: Sequence[object]) -> Mapping[str, Any]:
+    """Run the loop in this process or on Ray workers; what it returned."""
+    settings = job.experiment.launch
+    if isinstance(settings, InProcess):
         with stopping_on_signals(stop):
             return train(context, job)
-    with where.connected(), stopping_on_signals(stop):
-        ended = launch(train_worker, {"job": job}, where, callbacks=callbacks)
+    with settings.connected(), stopping_on_signals(stop):
+        ending = launch(train_worker, {"job": job}, settings, callbacks=callbacks)
     error = stop.left()
     if error is not None:
         raise error
-    return ended
+    return ending
 
 
-def _last_metrics(output: str) -> dict[str, Any]:
-    """The newest value of every metric, also where nothing was left to train."""
-    merged: dict[str, Any] = {}
-    for line in read_metrics(f"{output}/{METRICS}"):
-        merged |= line
-    return {key: value for key, value in merged.items() if key not in ("step", "time")}
-
-
-def _reached(output: str) -> dict[str, Any]:
-    """Where the run stands: its newest checkpoint and, where one was measured, its best."""
-    complete = CheckpointFolder(f"{output}/checkpoints").all()
-    if not complete:
-        return {"steps": 0}
-    newest = complete[-1]
-    skipped = CheckpointMetadata.of(newest).loop_state.skipped
-    reached = {"steps": newest.step, "checkpoint": newest.path, "skipped_steps": skipped}
-    measured = [(best, each) for each in complete if (best := CheckpointMetadata.of(each).best) is not None]
+def _result(job: PreparedJob, ending: Mapping[str, Any]) -> TrainingResult:
+    """Where the run stands: its newest metrics, its newest checkpoint and, if one was measured, its best."""
+    metrics: dict[str, float] = {}
+    for line in read_metrics(f"{job.output}/{METRICS}"):  # also of runs with nothing left to train
+        metrics |= {key: value for key, value in line.items() if key not in ("step", "time")}
+    result = TrainingResult(
+        output=job.output,
+        contract=job.contract.id,
+        metrics=metrics,
+        stopped=ending.get("stopped"),
+        ended_early=ending.get("ended_early"),
+    )
+    checkpoints = CheckpointFolder(f"{job.output}/checkpoints").all()
+    if not checkpoints:
+        return result
+    newest = checkpoints[-1]
+    skipped_steps = CheckpointMetadata.of(newest).loop_state.skipped
+    result = replace(result, steps=newest.step, checkpoint=newest.path, skipped_steps=skipped_steps)
+    measured = [(best, each) for each in checkpoints if (best := CheckpointMetadata.of(each).best) is not None]
     if measured:
         _, best = min(measured, key=lambda pair: pair[0])
-        reached |= {"best_step": best.step, "best_checkpoint": best.path}
-    return reached
+        result = replace(result, best_step=best.step, best_checkpoint=best.path)
+    return result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,53 +153,50 @@ class TrainArguments:
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
 
 
-def main(arguments: list[str]) -> dict[str, Any]:
+def main(arguments: list[str]) -> JsonSummary:
     """Parse the command line and run."""
-    given = parse_arguments(arguments)
+    flags = parse_arguments(arguments)
     job = TrainJob(
-        experiment=given.experiment,
-        stores=tuple(absolute(path) for path in given.data),
-        validation=tuple(absolute(path) for path in given.validation),
-        output=absolute(given.output),
+        experiment=flags.experiment,
+        stores=tuple(absolute(path) for path in flags.data),
+        validation=tuple(absolute(path) for path in flags.validation),
+        output=absolute(flags.output),
         tracking_uri=tracking_uri(),
-        resume=given.resume,
-        init=None if given.init is None else located(given.init),
+        resume=flags.resume,
+        init=None if flags.init is None else located(flags.init),
     )
-    result = run_training(job, accepted=given.accept)
-    print(f"trained {given.experiment.name} to step {result['steps']}, in {job.output}")
-    print("\n".join(f"  {line}" for line in packed(_summary(result), 76)))
-    if "stopped" in result:
-        print(f"rtp: {result['stopped']}; to continue: {_resuming(arguments)}", file=sys.stderr)
-        return result | {"exit_code": STOPPED_EXIT_CODE}
+    result = run_training(job, accepted=flags.accept)
+    print(f"trained {flags.experiment.name} to step {result.steps}, in {job.output}")
+    print("\n".join(f"  {line}" for line in packed(_closing_words(result), 76)))
+    if result.stopped is not None:
+        resuming = arguments if "--resume" in arguments else [*arguments, "--resume"]
+        print(f"rtp: {result.stopped}; to continue: {command_line('rtp', 'train', *resuming)}", file=sys.stderr)
+        return result.to_json() | {"exit_code": STOPPED_EXIT_CODE}
     print_next_evaluation(job.output, trained_on=job.stores, held_out=job.validation)
-    return result
+    return result.to_json()
 
 
-def _resuming(arguments: list[str]) -> str:
-    """The command that goes on with what these arguments began."""
-    return command_line("rtp", "train", *arguments, *(() if "--resume" in arguments else ("--resume",)))
-
-
-def _summary(result: dict[str, Any]) -> list[str]:
+def _closing_words(result: TrainingResult) -> list[str]:
     """What the user should know of the whole run."""
-    said = [f"loss {result.get('loss', float('nan')):.4f}"]
-    if "validation_loss" in result:
-        said.append(f"validation loss {result['validation_loss']:.4f}")
-    if "best_step" in result:
-        said.append(f"best at step {result['best_step']}")
-    if "ended_early" in result:
-        said.append("ended early, nothing better was measured")
-    if result.get("skipped_steps"):
-        said.append(f"{result['skipped_steps']} updates skipped")
-    if "image_padding_share" in result:
-        said.append(f"{100 * result['image_padding_share']:.1f} % of images padding")
-    if "waiting_share" in result:
-        said.append(f"{verdict(result['waiting_share'])}, {100 * result['waiting_share']:.0f} % waiting for data")
-    return said
+    metrics = result.metrics
+    words = [f"loss {metrics.get('loss', float('nan')):.4f}"]
+    if "validation_loss" in metrics:
+        words.append(f"validation loss {metrics['validation_loss']:.4f}")
+    if result.best_step is not None:
+        words.append(f"best at step {result.best_step}")
+    if result.ended_early is not None:
+        words.append("ended early, nothing better was measured")
+    if result.skipped_steps:
+        words.append(f"{result.skipped_steps} updates skipped")
+    if "image_padding_share" in metrics:
+        words.append(f"{100 * metrics['image_padding_share']:.1f} % of images padding")
+    if "waiting_share" in metrics:
+        words.append(f"{verdict(metrics['waiting_share'])}, {100 * metrics['waiting_share']:.0f} % waiting for data")
+    return words
 
 
 def parse_arguments(arguments: list[str]) -> TrainArguments:
-    """RECIPE, then --config's overlay, then flags: each is laid over the one before."""
+    """RECIPE, then the YAML file of --config, then flags: each overrides the one before."""
     require_first("train", arguments)
     experiment, flags = chosen_experiment(arguments[0], arguments[1:])
     return parse(
@@ -218,22 +216,23 @@ _FIRST_FLAGS = (
 )
 
 
-def class_choices(config: Any, prefix: str = "") -> dict[str, tuple[list[str], str]]:
+def class_choices(config: object, prefix: str = "") -> dict[str, tuple[list[str], str]]:
     """The settings below `config` that are config classes: --flag -> (names of the classes, the present one)."""
-    found: dict[str, tuple[list[str], str]] = {}
+    settings: dict[str, tuple[list[str], str]] = {}
     for name, hint in typing.get_type_hints(type(config)).items():
         value = getattr(config, name)
         choices = [getattr(choice, "__name__", "") for choice in members(hint) if is_dataclass(choice)]
         if len(choices) > 1:
-            found[f"--{prefix}{name}"] = (choices, type(value).__name__)
+            settings[f"--{prefix}{name}"] = (choices, type(value).__name__)
         if is_dataclass(value):
-            found |= class_choices(value, f"{prefix}{name}.")
-    return found
+            settings |= class_choices(value, f"{prefix}{name}.")
+    return settings
 
 
 def chosen_experiment(recipe: str, flags: list[str]) -> tuple[Experiment, list[str]]:
-    """The recipe under --config's overlay, with the config classes that flags choose, and the flags that are left."""
-    experiment, rest = load_recipe(recipe), list(flags)
+    """The recipe with the file of --config and the config classes that flags choose; the flags that are left."""
+    experiment = load_recipe(recipe)
+    rest = list(flags)
     config = take(rest, "--config")
     if config is not None:
         experiment = _overlay(experiment, config)
@@ -250,9 +249,10 @@ def _overlay(experiment: Experiment, path: str) -> Experiment:
 
 
 def _swap_classes(config: Any, flags: list[str], prefix: str = "--") -> Any:
-    """`--engine TorchEngineConfig`, `--model.tuning LoRA`, taken out of `flags`: another class for such a setting."""
+    """Swap the classes that flags such as `--engine TorchEngineConfig` choose, and take these flags out of `flags`."""
     for name, hint in typing.get_type_hints(type(config)).items():
-        choices, flag = members(hint), f"{prefix}{name}"
+        choices = members(hint)
+        flag = f"{prefix}{name}"
         if len(choices) > 1 and any(map(is_dataclass, choices)) and (chosen := take(flags, flag)) is not None:
             config = from_plain(type(config), {name: {"type": chosen}}, base=config, path=prefix.strip("-."))
         value: Any = getattr(config, name)

@@ -2,7 +2,7 @@
 
 from pipelines.publishing.policy import load_policy
 
-policy = load_policy("runs/first")          # or a checkpoint, an exported folder, models:/NAME@ALIAS
+policy = load_policy("runs/first")  # or a checkpoint, an exported folder, models:/NAME@ALIAS
 action = policy.act(frame, "open the drawer")
 action.values["world_vector_x"], action.units["world_vector_x"], action.absent
 """

@@ -12,7 +12,7 @@ import numpy as np
 BLUE, GREEN, GREY = "#0969da", "#1a7f37", "#afb8c1"
 _COLOURS = (BLUE, "#cf222e", GREEN, "#9a6700", "#8250df", "#bf3989", "#57606a", "#0a7ea4", "#bc4c00")
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 10, 40  # pixels around a plot, for ticks and titles
-_SIDE = 90  # pixels beside parallel axes, for half of a range in words
+_SIDE = 90  # pixels beside parallel axes, for half of the text of a range
 _HUGE = 1e300  # the width of an axis must be finite too
 _THIN = 'stroke-width="1.5" vector-effect="non-scaling-stroke"'
 
@@ -30,10 +30,12 @@ def lines(
     Each line is scaled to its own range, or with `shared` to the range of all. `places` (N,) are the positions of the
     points as shares of the width; with them the chart has a cursor that a script may move (episode_view.py).
     """
-    paths, legend = [], []
+    paths = []
+    legend = []
     everything = np.concatenate([np.asarray(values, float) for values in series.values()])
     for number, (name, values) in enumerate(series.items()):
-        colour, y = _COLOURS[number % len(_COLOURS)], np.asarray(values, float)
+        colour = _COLOURS[number % len(_COLOURS)]
+        y = np.asarray(values, float)
         x = width * (_evenly(len(y)) if places is None else places)
         known = np.isfinite(y)
         own = f"{y[known].min():.3g} .. {y[known].max():.3g}" if known.any() else "none"
@@ -63,11 +65,14 @@ def levels(values: Sequence[float] | np.ndarray, among: np.ndarray | None = None
 
 def histogram(values: np.ndarray, *, bins: int = 40, width: int = 300, height: int = 80) -> str:
     """Bars of the counts of float (N,) `values`, on a square-root scale so that rare values stay visible."""
-    low, high = float(np.min(values)), float(np.max(values))
+    low = float(np.min(values))
+    high = float(np.max(values))
     if np.nextafter(low, np.inf) < low + (high - low) / bins:
         counts, edges = np.histogram(values, bins=bins)
     else:  # one value, or values too near for so many bars
-        counts, edges, bins = np.array([len(values)]), np.array([low, high]), 1
+        bins = 1
+        counts = np.array([len(values)])
+        edges = np.array([low, high])
     heights = np.sqrt(counts / max(counts.max(), 1)) * (height - 4)
     step = width / bins
     bars = "".join(
@@ -98,7 +103,8 @@ def plot(series: Sequence[Series], *, x_title: str, y_title: str, width: int = 8
     drawn = [each.points[place] for each, kept in zip(series, finite, strict=True) for place in kept]
     x_axis = _Axis.of([x for x, _ in drawn], _LEFT, width - _RIGHT)
     y_axis = _Axis.of([y for _, y in drawn], height - _BOTTOM, _TOP)
-    parts, legend = [*_grid(x_axis, y_axis, x_title, y_title)], []
+    parts = list(_grid(x_axis, y_axis, x_title, y_title))
+    legend = []
     for number, (each, kept) in enumerate(zip(series, finite, strict=True)):
         colour = each.colour or _COLOURS[number % len(_COLOURS)]
         places = [(x_axis.place(each.points[i][0]), y_axis.place(each.points[i][1])) for i in kept]
@@ -198,7 +204,7 @@ def _legend(names: Sequence[str]) -> str:
 
 
 def _svg(width: int, height: int, inside: str, *, fills: bool = False) -> str:
-    """`fills`: stretched to whatever width the page gives it, so that places are shares of that."""
+    """`fills`: stretch to the width of the page, so that places are shares of it."""
     frame = f'<rect width="{width}" height="{height}" fill="#f6f8fa"/>'
     stretched = ' preserveAspectRatio="none"' if fills else ""
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'

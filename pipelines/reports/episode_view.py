@@ -1,7 +1,7 @@
 """An episode on an HTML page: frames that play, a film strip, and curves whose cursor moves with the frame.
 
-Time runs alike in strip and curves: a strip's picture covers `stride` steps and shows the middle one, and what a curve
-says of those steps stands below it. Without scripts the strip and the curves remain.
+Strip and curves have the same time axis: a picture of the strip covers `stride` steps and shows the middle one, and the
+curves of those steps stand below it. Without scripts the strip and the curves remain.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Timeline:
         return (np.asarray(steps) + 0.5) / (self.stride * len(self.pictures()))
 
     def played(self) -> np.ndarray:
-        """int: the steps whose frames are played, all of them where they are not too many."""
+        """int: the steps whose frames are played, all of them if they are not too many."""
         return np.arange(0, self.length, -(-self.length // _PLAYED_FRAMES))
 
 
@@ -61,17 +61,19 @@ def spread(store: EpisodeStore, limit: int) -> list[tuple[int, int]]:
 
 
 def episode_section(store: EpisodeStore, shard: int, episode: int, curves: Curves) -> str:
-    """The HTML of one episode: what was asked, its frames and strip, and below it what `curves` draws."""
+    """The HTML of one episode: instruction, player, film strip, and below it the chart that `curves` draws."""
     table = store.read_episode(shard, episode, ["image", "action", "instruction"])
     timeline = Timeline(length=table.num_rows)
-    said = {store.instruction_texts[i] for i in np.searchsorted(store.instruction_ids, table["instruction"].to_numpy())}
-    title = html.escape(" / ".join(sorted(said)) or "(no instruction)")
+    places = np.searchsorted(store.instruction_ids, table["instruction"].to_numpy())
+    instructions = {store.instruction_texts[place] for place in places}
+    title = html.escape(" / ".join(sorted(instructions)) or "(no instruction)")
 
     def drawn(steps: np.ndarray, height: int) -> str:
         rows = [(step, table["image"][step].as_py()) for step in steps.tolist()]
         return "".join(_picture(store, shard, episode, step, encoded, height) for step, encoded in rows)
 
-    strip, frames = drawn(timeline.pictures(), _STRIP_HEIGHT), drawn(timeline.played(), _PLAYED_HEIGHT)
+    strip = drawn(timeline.pictures(), _STRIP_HEIGHT)
+    frames = drawn(timeline.played(), _PLAYED_HEIGHT)
     player = _player(frames, timeline, store.manifest.control_hz)
     return (
         f'<section class="episode"><div><b>{title}</b> <small>shard {shard}, episode {episode}, '
@@ -93,7 +95,7 @@ def _player(frames: str, timeline: Timeline, control_hz: float) -> str:
 
 
 def _picture(store: EpisodeStore, shard: int, episode: int, step: int, encoded: bytes, height: int) -> str:
-    """An <img>, made smaller where it is higher. Raises ValueError naming the frame that cannot be decoded."""
+    """An <img> of at most `height` pixels. Raises ValueError naming the frame that cannot be decoded."""
     try:
         own_height, own_width = image_size(encoded)
         if own_height > height:

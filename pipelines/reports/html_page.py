@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24 }
@@ -34,7 +33,7 @@ def note(text: str) -> str:
     return f'<p class="muted">{html.escape(text)}</p>'
 
 
-def table(titles: Sequence[str], rows: Iterable[Sequence[Any]], *, classes: Iterable[str] = ()) -> str:
+def table(titles: Sequence[str], rows: Iterable[Sequence[object]], *, classes: Iterable[str] = ()) -> str:
     """A table of escaped cells, or a note that there is none; `classes` gives every row its CSS class."""
     head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
     names = iter(classes)
@@ -42,6 +41,6 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[Any]], *, classes: Iter
     return f"<table><tr>{head}</tr>{body}</table>" if body else note("none")
 
 
-def _row(cells: Sequence[Any], name: str) -> str:
+def _row(cells: Sequence[object], name: str) -> str:
     opening = f'<tr class="{html.escape(name)}">' if name else "<tr>"
     return opening + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>"

@@ -1,4 +1,4 @@
-"""Predicted beside recorded actions as pictures: curves a dimension, under the frames they belong to."""
+"""Predicted beside recorded actions as pictures: one chart per dimension, under the frames of its steps."""
 
 from __future__ import annotations
 
@@ -38,13 +38,14 @@ def predicted_episodes(
     return "".join(sections)
 
 
-def _curves(titles: Sequence[str], steps: np.ndarray, recorded_MD: np.ndarray, said_MD: np.ndarray) -> Curves:
-    """A chart a dimension of one episode, whose scored `steps` (M,) were recorded and predicted so."""
+def _curves(titles: Sequence[str], steps: np.ndarray, recorded_MD: np.ndarray, predicted_MD: np.ndarray) -> Curves:
+    """One chart per dimension of an episode: recorded and predicted values (M, D) at its scored `steps` (M,)."""
 
     def draw(table: pa.Table, timeline: Timeline) -> str:
-        places, charted = timeline.places(np.arange(timeline.length)), []
-        for title, recorded, said in zip(titles, recorded_MD.T, said_MD.T, strict=True):
-            pair = {"recorded": recorded, "predicted": said}
+        places = timeline.places(np.arange(timeline.length))
+        charted = []
+        for title, recorded, predicted in zip(titles, recorded_MD.T, predicted_MD.T, strict=True):
+            pair = {"recorded": recorded, "predicted": predicted}
             series = {name: _over_steps(steps, values, timeline.length) for name, values in pair.items()}
             chart = charts.lines(series, places=places, shared=True, height=_CURVE_HEIGHT)
             charted.append(f"<div>{html.escape(title)}{chart}</div>")
@@ -55,6 +56,6 @@ def _curves(titles: Sequence[str], steps: np.ndarray, recorded_MD: np.ndarray, s
 
 def _over_steps(steps: np.ndarray, values: np.ndarray, length: int) -> np.ndarray:
     """float (length,): NaN at the steps that are not scored."""
-    found = np.full(length, np.nan)
-    found[steps] = values
-    return found
+    padded = np.full(length, np.nan)
+    padded[steps] = values
+    return padded

@@ -6,7 +6,6 @@ Loss curve, scores beside the baselines, predicted beside recorded actions.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pipelines.evaluation.report import EpisodeReport, EvaluationReport, WebReport
 from pipelines.evaluation.statistics import Interval
@@ -15,8 +14,8 @@ from pipelines.reports import charts, episode_view, html_page
 
 def run_page(
     title: str,
-    summary: dict[str, Any],
-    metrics: list[dict[str, Any]],
+    summary: Mapping[str, object],
+    metrics: Sequence[Mapping[str, float]],
     evaluation: EvaluationReport,
     pictures: str,
     more: Mapping[str, tuple[list[str], list[list[str]]]] | None = None,
@@ -37,7 +36,9 @@ def run_page(
     return html_page.page(title, sections, style=episode_view.STYLE, script=episode_view.SCRIPT)
 
 
-def evaluation_page(title: str, summary: dict[str, Any], evaluations: Sequence[tuple[EvaluationReport, str]]) -> str:
+def evaluation_page(
+    title: str, summary: Mapping[str, object], evaluations: Sequence[tuple[EvaluationReport, str]]
+) -> str:
     """About `rtp evaluate`: each evaluation with its pictures, which are trusted HTML."""
     sections = [html_page.table(["", ""], list(summary.items()))]
     for evaluation, pictures in evaluations:
@@ -58,7 +59,7 @@ def _evaluated(title: str, evaluation: EvaluationReport) -> list[str]:
     ]
 
 
-def loss_curve(metrics: list[dict[str, Any]]) -> str:
+def loss_curve(metrics: Sequence[Mapping[str, float]]) -> str:
     """SVG of the training and validation loss over optimizer steps."""
     series = []
     for key, name in (("loss", "training"), ("validation_loss", "validation")):
@@ -73,7 +74,7 @@ def percent(interval: Interval) -> str:
 
 
 def score_rows(evaluation: EpisodeReport) -> list[list[str]]:
-    """[who, token accuracy and by how much the policy is above it, each with its 95 % interval, scaled error]."""
+    """[policy, token accuracy, margin of the trained policy over it, both with 95 % intervals, scaled error]."""
 
     def row(who: str, accuracy: Interval, above: str, scaled_error: Interval) -> list[str]:
         return [who, percent(accuracy), above, f"{scaled_error.mean:.4f}"]
@@ -98,9 +99,10 @@ def dimension_rows(evaluation: EpisodeReport) -> list[list[str]]:
 
 
 def web_rows(evaluation: WebReport) -> list[list[str]]:
-    """[who, score, by how much the model is above it] of image-text examples: VQA accuracy, then CIDEr-D."""
+    """[model, score, margin of the trained model over it] on image-text examples: VQA accuracy, then CIDEr-D."""
     rows = []
-    questions, captions = evaluation.questions, evaluation.captions
+    questions = evaluation.questions
+    captions = evaluation.captions
     if questions is not None:
         rows.append(["model, VQA accuracy", percent(questions.vqa_accuracy), ""])
         for name, accuracy in questions.lazy.items():

@@ -1,4 +1,4 @@
-"""What an episode store holds, as one self-contained HTML page; `preprocessing/store/summary.py` counts it.
+"""The content of an episode store, as one self-contained HTML page; `preprocessing/store/summary.py` has the counts.
 
 Pictures and histograms are taken from episodes and row groups spread evenly over the
 store, and the page says how many.
@@ -18,32 +18,36 @@ from preprocessing.store.summary import STATISTICS, StoreSummary, quarantine, ve
 _HISTOGRAM_GROUPS = 512
 
 
-def page(store: EpisodeStore, found: StoreSummary, *, episodes: int = 12) -> str:
-    """The HTML page about `store`, whose summary is `found`, with this many episodes as film strips."""
-    title = f"{found['dataset']} {found['version']} {found['split']}"
+def page(store: EpisodeStore, summary: StoreSummary, *, episodes: int = 12) -> str:
+    """The HTML page about `store`, whose summary is `summary`, with this many episodes as film strips."""
+    title = f"{summary['dataset']} {summary['version']} {summary['split']}"
     numbers = [
-        [n, r["unit"], *(f"{r[key]:.4g}" for key in STATISTICS), r["note"]] for n, r in found["dimensions"].items()
+        [n, r["unit"], *(f"{r[key]:.4g}" for key in STATISTICS), r["note"]] for n, r in summary["dimensions"].items()
     ]
-    total = max(found["counts"]["steps"], 1)
-    used = [[name, count, f"{100 * count / total:.1f} %"] for name, count in list(found["instructions"].items())[:200]]
+    total = max(summary["counts"]["steps"], 1)
+    used = [
+        [name, count, f"{100 * count / total:.1f} %"] for name, count in list(summary["instructions"].items())[:200]
+    ]
     refused = [[line["shard"], line["record"], line["offset"], line["reason"]] for line in quarantine(store)[:1000]]
     lengths = np.concatenate([shard.episode_lengths for shard in store.shards])
-    facts = {key: found[key] for key in ("encoder", "control_hz", "image", "resize", "gripper", "contract_id", "notes")}
+    facts = {
+        key: summary[key] for key in ("encoder", "control_hz", "image", "resize", "gripper", "contract_id", "notes")
+    }
     sections = [
-        html_page.table(["", ""], [*found["counts"].items(), *facts.items()]),
+        html_page.table(["", ""], [*summary["counts"].items(), *facts.items()]),
         html_page.heading("Actions, physical values"),
         html_page.table(["dimension", "unit", *STATISTICS, ""], numbers),
-        html_page.note(f"not in this dataset: {', '.join(found['dimensions_lacking']) or 'none'}"),
+        html_page.note(f"not in this dataset: {', '.join(summary['dimensions_lacking']) or 'none'}"),
         _histograms(store),
-        html_page.heading("Steps an episode"),
+        html_page.heading("Steps per episode"),
         charts.histogram(lengths, width=640),
-        html_page.heading(f"{len(found['instructions'])} distinct instructions"),
+        html_page.heading(f"{len(summary['instructions'])} distinct instructions"),
         html_page.table(["instruction", "steps", "share"], used),
         html_page.heading("Flags"),
-        html_page.table(["flag", "steps"], list(found["flags"].items())),
-        *map(html_page.note, found["remarks"]),
-        *_audited(found),
-        html_page.heading(f"Quarantine: {found['counts']['quarantined']}"),
+        html_page.table(["flag", "steps"], list(summary["flags"].items())),
+        *map(html_page.note, summary["remarks"]),
+        *_audited(summary),
+        html_page.heading(f"Quarantine: {summary['counts']['quarantined']}"),
         html_page.table(["shard", "record", "offset in bytes", "reason"], refused),
         html_page.heading("Episodes"),
         film_strips(store, limit=episodes),
@@ -51,11 +55,11 @@ def page(store: EpisodeStore, found: StoreSummary, *, episodes: int = 12) -> str
     return html_page.page(title, sections, style=episode_view.STYLE, script=episode_view.SCRIPT)
 
 
-def _audited(found: StoreSummary) -> list[str]:
-    rows = [[row["name"], row["finding"], row["sentence"]] for row in verdicts_of(found)]
-    if "audit" not in found or not rows:
+def _audited(summary: StoreSummary) -> list[str]:
+    rows = [[row["name"], row["finding"], row["sentence"]] for row in verdicts_of(summary)]
+    if "audit" not in summary or not rows:
         return []
-    title = f"Conventions, measured on {found['audit']['episodes']} episodes"
+    title = f"Conventions, measured on {summary['audit']['episodes']} episodes"
     return [html_page.heading(title), html_page.table(["convention", "finding", "measured"], rows)]
 
 

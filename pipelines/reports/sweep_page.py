@@ -13,12 +13,13 @@ from tuning.space import parameters_text, value_text
 from tuning.sweep import Sweep
 
 _MOST_NAMES = 12  # trials that a legend names
-_LINEAGE_HEAD = ("at step", "trial", "took over trial", "before", "after")
+_LINEAGE_HEAD = ("at step", "trial", "copied trial", "before", "after")
 
 
 def sweep_page(sweep: Sweep, ledger: Ledger, *, num_steps: int) -> str:
     """The page; num_steps: optimizer steps of a whole training."""
-    chosen, tried = best(sweep, ledger), points(sweep, ledger)
+    chosen = best(sweep, ledger)
+    tried = points(sweep, ledger)
     classes = [_row_class(record, chosen) for record in ledger.ordered()]
     sections = [
         html_page.table(["", ""], _facts(sweep, ledger, chosen, num_steps)),
@@ -35,7 +36,7 @@ def sweep_page(sweep: Sweep, ledger: Ledger, *, num_steps: int) -> str:
         rows = [
             [e.step, number, e.parent, parameters_text(e.before), parameters_text(e.after)] for number, e in lineage
         ]
-        sections += [html_page.heading("Who took over whom"), html_page.table(_LINEAGE_HEAD, rows)]
+        sections += [html_page.heading("Trials copied by others"), html_page.table(_LINEAGE_HEAD, rows)]
     return html_page.page(f"Sweep {sweep.name}", sections)
 
 
@@ -56,7 +57,8 @@ def parallel_coordinates(sweep: Sweep, tried: Sequence[Point], chosen: Point | N
     scored = [(point, point.medians) for point in tried if point.medians is not None]
     if not scored:
         return html_page.note("No point has finished.")
-    columns, axes = [], []
+    columns = []
+    axes = []
     for path, dimension in sweep.space.items():
         values = sorted((point.parameters[path] for point, _ in scored), key=dimension.coordinate)
         axes.append((path, f"{value_text(values[0])} .. {value_text(values[-1])}"))
@@ -95,7 +97,8 @@ def front(sweep: Sweep, tried: Sequence[Point]) -> str:
 def _facts(sweep: Sweep, ledger: Ledger, chosen: Point | None, num_steps: int) -> list[list[str]]:
     records = ledger.ordered()
     states = Counter(record.state for record in records)
-    trained, whole = sum(record.step for record in records), num_steps * len(records)
+    trained = sum(record.step for record in records)
+    whole = num_steps * len(records)
     facts = [
         ["recipe", sweep.recipe],
         ["trials", ", ".join(f"{count} {state}" for state, count in states.items())],

@@ -31,6 +31,7 @@ from pipelines.training.checks import check_job
 from pipelines.training.initial_weights import FIXED
 from pipelines.training.job import TrainJob
 from pipelines.training.preparation import prepared
+from pipelines.training.result import TrainingResult
 from pipelines.training.run_logger import known_run
 from pipelines.training.step_metrics import require_reported
 from preprocessing.store.episode_store import EpisodeStore
@@ -42,7 +43,7 @@ from tuning.tuner import Report, TrialTask
 
 SCORES = {"token_accuracy", "scaled_error", "vqa_accuracy"}  # objectives that an evaluation after the training measures
 
-RunTraining = Callable[..., dict[str, Any]]  # pipelines.train.run_training
+RunTraining = Callable[..., TrainingResult]  # pipelines.train.run_training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +74,10 @@ class TrainingTrial:
         context, callbacks = (_ReportingContext(report), ()) if alone else (None, _reporting_callbacks())
         # A trial of a sweep that was killed may still be dying when the sweep is resumed.
         result = self.run(job, accepted=self.accepted, context=context, callbacks=callbacks, patience_s=60)
-        if "stopped" in result:
-            raise RuntimeError(f"{result['stopped']}; rtp tune --resume --retry-failed continues it")
-        metrics = {key: value for key, value in result.items() if isinstance(value, float)}
-        return metrics | (_scored(job) if self.scores else {}) | {"step": result["steps"]}
+        if result.stopped is not None:
+            raise RuntimeError(f"{result.stopped}; rtp tune --resume --retry-failed continues it")
+        metrics = {key: value for key, value in result.metrics.items() if isinstance(value, float)}
+        return {**metrics, **(_scored(job) if self.scores else {}), "step": result.steps}
 
 
 def scores(job: TrainJob) -> dict[str, float]:

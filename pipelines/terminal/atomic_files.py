@@ -1,4 +1,4 @@
-"""Small files that a kill at any moment leaves whole, or whose readers do without what it cut."""
+"""Small files that survive a kill: written whole or not at all, or read without a last line that was cut."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import fsspec
 
 
 def write_whole(path: str, text: str) -> None:
-    """Write a file whole or not at all: by renaming on a file system; an object store's upload is so by itself."""
+    """Write a file whole or not at all: on a file system by renaming; an upload to an object store is atomic."""
     if "://" in path:
         files, name = fsspec.core.url_to_fs(path)
         files.pipe_file(name, text.encode())

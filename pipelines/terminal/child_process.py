@@ -1,4 +1,4 @@
-"""A child process that does not outlive us, nor does anything that it has started: however we end, SIGKILL included."""
+"""A child process that ends, with all processes it has started, when this process ends, even by SIGKILL."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-GRACE_S = 10  # between SIGTERM and SIGKILL: a server answers the requests that it has first
+GRACE_S = 10  # between SIGTERM and SIGKILL, in which a server answers its open requests
 
-# Reads until a word comes, after which nothing is left to do, or until the pipe's other end is gone, and we with it.
+# Reads until a word comes (nothing to do) or until the pipe closes because this process died (end the group).
 _WATCH = f'read -r word || {{ kill -s TERM -- "-$1"; sleep {GRACE_S}; kill -s KILL -- "-$1"; }} 2>/dev/null'
 
 
 def run(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run `command` to its end; its exit code. What ends us while we wait ends it, and all that it has started, first.
+    """Run `command` to its end; its exit code. An exception while waiting ends it and its process group first.
 
-    The child has a process group of its own: a terminal's Ctrl-C reaches it through us, once.
+    The child has a process group of its own, so a terminal's Ctrl-C reaches it once, through this process.
     """
     child = subprocess.Popen(command, env=environment, start_new_session=True)
     with watched(child.pid):
@@ -30,7 +30,7 @@ def run(command: Sequence[str], environment: Mapping[str, str]) -> int:
 
 @contextmanager
 def watched(group: int) -> Iterator[None]:
-    """A shell beside us that ends the process group if we are killed and cannot."""
+    """Start a shell that ends the process group if this process is killed."""
     shell = ["/bin/sh", "-c", _WATCH, "watch", str(group)]
     watch = subprocess.Popen(shell, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
@@ -40,7 +40,7 @@ def watched(group: int) -> Iterator[None]:
 
 
 def _end_group(child: subprocess.Popen[bytes]) -> None:
-    """End whoever is left in the child's process group, whose number is the child's."""
+    """End the processes left in the child's group, whose id is the child's."""
     _signal(child.pid, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         child.wait(GRACE_S)
@@ -49,5 +49,5 @@ def _end_group(child: subprocess.Popen[bytes]) -> None:
 
 
 def _signal(group: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody is left
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # the group is empty
         os.killpg(group, number)

@@ -1,8 +1,12 @@
-"""The commands of `rtp`, in the order in which a project meets them. Imports nothing: `rtp --help` is at once."""
+"""The commands of `rtp`, in the order in which a project meets them. Light to import: `rtp --help` answers at once."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+JsonSummary = Mapping[str, object]
+"""What a command reports: the JSON object that --json prints. `exit_code`, where it is in it, is the command's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,9 +16,9 @@ class Command:
     summary: str
     example: str
     module: str = ""
-    """Its file in pipelines/, where that is not the command's name."""
+    """Its file in pipelines/, if that has another name."""
     first: str = ""
-    """What must be named before anything else: RECIPE or SWEEP, whose settings the flags are."""
+    """The word that must come first: RECIPE or SWEEP, whose settings become flags."""
 
     def file(self, name: str) -> str:
         return self.module or name
@@ -34,7 +38,7 @@ COMMANDS = {
         example="rtp preprocess examples/metaworld_sample/1.0.0 stores --split train",
     ),
     "inspect": Command(
-        summary="what a store, run, checkpoint or bundle holds; pictures, audit",
+        summary="the content of a store, run, checkpoint or bundle; pictures, audit",
         example="rtp inspect stores/metaworld_sample/1.0.0/train --html store.html",
     ),
     "train": Command(
@@ -65,7 +69,7 @@ COMMANDS = {
         example="rtp register runs/first --name my-policy --alias champion",
     ),
     "registry": Command(
-        summary="where registered models come from; roll an alias back",
+        summary="the lineage of registered models; roll an alias back",
         example="rtp registry show my-policy",
     ),
     "serve": Command(
@@ -82,7 +86,7 @@ COMMANDS = {
         module="catalogue",  # a module called list would shadow the builtin for its readers
     ),
     "doctor": Command(
-        summary="what a machine or cluster has, and whether a recipe will fit",
+        summary="the machine or cluster, and whether a recipe will fit",
         example="rtp doctor rt1_metaworld --data stores/metaworld_sample/1.0.0/train --measure",
     ),
 }

@@ -1,7 +1,7 @@
 """Which path ran out of room: the operating system's "No space left on device" mostly comes without one.
 
-torch, safetensors, pyarrow, SQLite and Ray each raise kinds of their own, so errors are known by what they say; the
-path is then that of the command's folders which has no room left.
+torch, safetensors, pyarrow, SQLite and Ray each raise classes of their own, so errors are recognised by their text; the
+path is then the one of the command's folders that has no room left.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-_SAID = ("no space left on device", "disk is full", "disk quota exceeded", "not enough space")
-_LEAST = 16 * 2**20  # less room than this is none: what failed was larger than what is left
+_PHRASES = ("no space left on device", "disk is full", "disk quota exceeded", "not enough space")
+_LEAST = 16 * 2**20  # bytes; with less the disk counts as full, since a larger file has just failed
 
 
 def full_disk(error: BaseException, words: Sequence[str]) -> str | None:
@@ -41,13 +41,13 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _is_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    return any(said in str(error).lower() for said in _SAID)
+    return any(phrase in str(error).lower() for phrase in _PHRASES)
 
 
 def _without_room(words: Sequence[str]) -> Iterator[str]:
-    """The command's local paths, then those it writes to unasked, whose file system has no room."""
-    asked = [value for word in words if (value := word.partition("=")[2] or word) and "://" not in value]
-    for path in [*asked, "runs", ".", tempfile.gettempdir(), "/dev/shm"]:
+    """The local paths of the command line, then default folders, whose file system has no room."""
+    paths = [value for word in words if (value := word.partition("=")[2] or word) and "://" not in value]
+    for path in [*paths, "runs", ".", tempfile.gettempdir(), "/dev/shm"]:
         if path and not path.startswith("-") and _is_tight(Path(path)):
             yield str(Path(path).absolute())
 

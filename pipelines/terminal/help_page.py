@@ -1,7 +1,7 @@
 """`rtp COMMAND --help` as text: usage with names, one example, the flags in groups, as wide as the window.
 
-What is shown comes from tyro's parser of the command's dataclasses; tyro's own page calls every positional STR, has no
-example and boxes that break lines in the middle of a sentence.
+The flags come from tyro's parser of the command's dataclasses. tyro's own page calls every positional STR, has no
+example, and its boxes break lines in the middle of a sentence.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 import shutil
 import textwrap
+from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-_INDENT, _COLUMN, _MOST = 2, 26, 100
+_INDENT, _COLUMN, _WIDEST = 2, 26, 100  # columns
 _KINDS = "kinds of component, each with the settings named after it below"
 _STORES = "STORE ..."
 _VALUES = {
@@ -28,7 +28,7 @@ _VALUES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Flag:
-    """One line of the page. `name` is what is typed, `value` what follows it."""
+    """One line of the page: `--name VALUE  text`. A positional argument has no name."""
 
     name: str
     value: str
@@ -46,10 +46,16 @@ Choices = Mapping[str, tuple[Sequence[str], str]]
 
 
 def page(
-    parser: Any, *, prog: str, description: str, example: str = "", first: Sequence[str] = (), choices: Choices
+    parser: ArgumentParser,
+    *,
+    prog: str,
+    description: str,
+    example: str = "",
+    first: Sequence[str] = (),
+    choices: Choices,
 ) -> str:
     """The help of tyro's `parser`; the flags named in `first` stand before all others."""
-    width = _width()
+    width = min(_WIDEST, shutil.get_terminal_size((80, 24)).columns)
     kinds = [
         Flag(name=name, value="CLASS", text=f"{' or '.join(classes)} [{present}]", group=_KINDS)
         for name, (classes, present) in choices.items()
@@ -64,51 +70,44 @@ def page(
     return "\n".join(lines)
 
 
-def missing(parser: Any, complaint: str) -> list[str]:
-    """The arguments that tyro's `complaint` says are required and not given."""
+def missing(parser: ArgumentParser, complaint: str) -> list[str]:
+    """The required arguments that tyro's `complaint` reports as missing."""
     if "Missing from" in complaint:
-        said = complaint.partition("Missing from")[2]
-        return [flag.name or flag.value for flag in _flags(parser) if flag.required and _names(flag, said)]
+        listed = complaint.partition("Missing from")[2]
+        required = [flag.name or flag.value for flag in _flags(parser) if flag.required]
+        return [name for name in required if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", listed)]
     value = re.search(r"Missing value for argument '([^'-][^']*)'", complaint)  # a positional
     return [value[1].upper()] if value else []
 
 
-def _names(flag: Flag, said: str) -> bool:
-    return re.search(rf"(?<![\w-]){re.escape(flag.name or flag.value)}(?![\w-])", said) is not None
-
-
-def _width() -> int:
-    return min(_MOST, shutil.get_terminal_size((80, 24)).columns)
-
-
-def _flags(parser: Any) -> Iterator[Flag]:
+def _flags(parser: ArgumentParser) -> Iterator[Flag]:
     for group in parser._action_groups:
         for action in group._group_actions:
             names = [name for name in action.option_strings if name != "-h"]
             text, default = _text_and_default(str(action.help or "").replace("%%", "%"))
             if len(names) == 2 and default == "False":  # --x, --no-x
                 names, default = names[:1], ""
-            said = f" [{default}]" if default not in ("", "None") else ""
+            shown = f" [{default}]" if default not in ("", "None") else ""
             yield Flag(
                 name=", ".join(names),
-                value=_value("".join(names), action.metavar),
-                text=f"{_plain(text)}{said}".strip(),
-                group=group.title,
+                value=_value("".join(names), str(action.metavar or "")),
+                text=f"{_plain(text)}{shown}".strip(),
+                group=group.title or "",
                 required=bool(action.required),
             )
 
 
 def _text_and_default(text: str) -> tuple[str, str]:
     """tyro's "... (default: x)" or "... (required)" taken apart."""
-    found = re.fullmatch(r"(.*?)\s*\((?:default: (.*)|required)\)", text, flags=re.DOTALL)
-    return (found[1], found[2] or "") if found else (text, "")
+    match = re.fullmatch(r"(.*?)\s*\((?:default: (.*)|required)\)", text, flags=re.DOTALL)
+    return (match[1], match[2] or "") if match else (text, "")
 
 
-def _value(name: str, metavar: str | None) -> str:
-    """`{None}|STR` and `[STR [STR ...]]` as one reads them: STR, STR ..."""
+def _value(name: str, metavar: str) -> str:
+    """`{None}|STR` and `[STR [STR ...]]` in short: STR, STR ..."""
     if name in _VALUES:
         return _VALUES[name]
-    text = re.sub(r"\{None\}\|", "", metavar or "").replace("{None,", "{")
+    text = re.sub(r"\{None\}\|", "", metavar).replace("{None,", "{")
     return re.sub(r"\[(\S+) \[\1 \.\.\.\]\]", r"\1 ...", text)
 
 
@@ -144,7 +143,7 @@ def _entry(flag: Flag, width: int) -> list[str]:
 
 
 def _paragraphs(text: str, width: int) -> list[str]:
-    """Blank lines part paragraphs, and lines of a list keep to themselves."""
+    """Wrap the paragraphs, which blank lines separate; each item of a list begins a line."""
     lines: list[str] = []
     for paragraph in re.split(r"\n\s*\n", text.strip().replace("`", "")):
         pieces = re.split(r"\n(?=- |  )", paragraph.strip("\n"))
@@ -170,7 +169,7 @@ def _wrapped(text: str, width: int, *, indent: int = 0, hang: int = 0) -> list[s
 
 
 def _command(line: str, width: int) -> list[str]:
-    """A command line that can be copied, over several lines where it is long, each beginning with a flag."""
+    """A command line to copy, broken before flags if it is too long for one line."""
     kept = re.sub(r" (?!-)", "\0", line.strip())
     pieces = [piece.replace("\0", " ") for piece in _wrapped(kept, width - 2, indent=_INDENT, hang=4)]
     return [*(f"{piece} \\" for piece in pieces[:-1]), pieces[-1]]

@@ -1,4 +1,4 @@
-"""The command lines that commands print: quoted for the shell, so that what is copied means what was meant."""
+"""The command lines that commands print, quoted so that they can be copied into a shell."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 
 
 def command_line(*words: object) -> str:
-    """`words` as a shell reads them; absolute paths below the present folder are shortened to what is typed there."""
+    """`words` quoted for a shell; absolute paths below the present folder become relative."""
     return shlex.join(_shortened(str(word)) for word in words)
 
 
 def print_next(*words: object) -> None:
-    """The last line of a command: what to do with what it made."""
+    """Print the last line of a command: the command to run next."""
     print(f"next: {command_line('rtp', *words)}")
 
 
 def print_next_evaluation(model: object, *, trained_on: Sequence[object], held_out: Sequence[object] = ()) -> None:
-    """How to score `model`: on held-out stores where they are known."""
+    """Print how to score `model`: on held-out stores, if they are known."""
     print_next("evaluate", model, "--data", *(held_out or trained_on or ["STORE"]))
     if trained_on and not held_out:
         print("      (it was trained on these: give held-out stores for a meaningful score)")

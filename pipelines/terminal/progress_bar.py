@@ -1,4 +1,4 @@
-"""How far a long piece of work is: a bar in a terminal, a line now and then in a log. On stderr: --json stays clean."""
+"""Progress of long work, on stderr: a bar in a terminal, a line every 20 s in a log."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Count = Callable[[int], None]
-"""Told how much more is done."""
+"""Called with the number of units done since the last call."""
 
 _LINE_EVERY_S = 20.0
 
 
 def uncounted(done: int) -> None:
-    """For work that nobody waits for."""
+    """Show no progress."""
 
 
 @contextmanager
@@ -33,14 +33,16 @@ def counting(what: str, total: int) -> Iterator[Count]:
 
 
 def _lines(what: str, total: int) -> Count:
-    console, began, so_far, told = Console(stderr=True, soft_wrap=True), time.monotonic(), 0, time.monotonic()
+    console = Console(stderr=True, soft_wrap=True)
+    began = printed_at = time.monotonic()
+    so_far = 0
 
     def count(done: int) -> None:
-        nonlocal so_far, told
+        nonlocal so_far, printed_at
         so_far += done
         now = time.monotonic()
-        if now - told >= _LINE_EVERY_S:
-            told = now
+        if now - printed_at >= _LINE_EVERY_S:
+            printed_at = now
             left_s = (now - began) * (total - so_far) / max(so_far, 1)
             console.print(f"{what}: {so_far} of {total}, about {max(left_s, 0):.0f} s left", highlight=False)
 

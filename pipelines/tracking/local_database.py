@@ -1,4 +1,4 @@
-"""MLflow's SQLite database on this machine and the artifacts beside it, wherever their folder lies or has moved to."""
+"""MLflow's SQLite database on this machine and the artifacts beside it, also after their folder has moved."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ARTIFACTS = "mlflow-artifacts"
-_NO_PATHS = ("databricks", "databricks-uc", "uc")  # words that MLflow takes for a place without a scheme
+_NO_PATHS = ("databricks", "databricks-uc", "uc")  # addresses of MLflow without a scheme
 
-# Where MLflow writes down, as absolute addresses, what lies in the folder of artifacts.
+# The columns in which MLflow keeps absolute addresses of artifacts.
 _RECORDED = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -36,8 +36,8 @@ def address_of(database: Path) -> str:
 
 
 def _rendered(url: URL) -> str:
-    """As text, naming the driver too where letters are quoted: in what begins with sqlite:/// MLflow takes them for the
-    folder's own, and makes one of that name.
+    """As text; with the driver's name if letters are quoted: after a bare sqlite:/// MLflow does not unquote them and
+    makes a folder of that name.
     """
     text = url.render_as_string(hide_password=False)
     if "%" in text and url.drivername == "sqlite":
@@ -52,11 +52,11 @@ def made_absolute(address: str) -> str:
     """
     if address.startswith("sqlite"):
         return _absolute_sqlite(address)
-    scheme, path = urlsplit(address).scheme, urlsplit(address).path
-    if scheme == "" and address not in _NO_PATHS:
+    parts = urlsplit(address)
+    if parts.scheme == "" and address not in _NO_PATHS:
         return Path(address).absolute().as_uri()
-    if scheme == "file" and not path.startswith("/"):
-        return Path(url2pathname(path)).absolute().as_uri()
+    if parts.scheme == "file" and not parts.path.startswith("/"):
+        return Path(url2pathname(parts.path)).absolute().as_uri()
     return address
 
 
@@ -107,13 +107,13 @@ def follow_move(database: Path) -> None:
                     log.warning("%s has moved with its artifacts, which it had recorded at %s", database, before)
                     for table, column in columns:
                         _rewrite(connection, table, column, before, here)
-    except sqlite3.Error as error:  # read-only, or no database of MLflow's: MLflow says what it makes of that
+    except sqlite3.Error as error:  # read-only, or not MLflow's database: MLflow will report it
         log.warning("%s cannot be looked at for artifacts that have moved: %s", database, error)
 
 
 def _locations(connection: sqlite3.Connection) -> list[str]:
-    found = connection.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
-    return [place for (place,) in found if place and place.startswith("file:") and place.endswith(f"/{ARTIFACTS}")]
+    rows = connection.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
+    return [place for (place,) in rows if place and place.startswith("file:") and place.endswith(f"/{ARTIFACTS}")]
 
 
 def _was_left(place: str, database: str) -> bool:

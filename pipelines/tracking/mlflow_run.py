@@ -9,10 +9,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from pipelines.tracking.local_database import address_of, artifact_location, database_of, follow_move, made_absolute
 from pipelines.tracking.outbox import Message, Outbox, Refused
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
 
 log = logging.getLogger(__name__)
 
@@ -22,11 +26,11 @@ LOCAL_FOLDER = Path("runs")  # of the SQLite database and its artifacts, under t
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, else a SQLite file under ./runs; with an absolute path, since workers run elsewhere.
 
-    Without the user and password it may hold: this is what is printed and written down. `connect` adds them again.
-    Raises ValueError for an address that cannot be one.
+    Without user and password, because it is printed and written to files; `connect` adds them again. Raises
+    ValueError if it is no address.
     """
-    given = os.environ.get("MLFLOW_TRACKING_URI")
-    return made_absolute(without_password(given)) if given else address_of(LOCAL_FOLDER / "mlflow.db")
+    address = os.environ.get("MLFLOW_TRACKING_URI")
+    return made_absolute(without_password(address)) if address else address_of(LOCAL_FOLDER / "mlflow.db")
 
 
 def without_password(text: str) -> str:
@@ -35,15 +39,15 @@ def without_password(text: str) -> str:
 
 
 def with_password(uri: str) -> str:
-    """`uri` as MLFLOW_TRACKING_URI has it in this process, if it is that server's."""
-    given = os.environ.get("MLFLOW_TRACKING_URI", "")
-    return given if without_password(given) == uri else uri
+    """`uri` with the user and password of MLFLOW_TRACKING_URI, if that names the same server."""
+    address = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return address if without_password(address) == uri else uri
 
 
-def connect(uri: str) -> Any:
+def connect(uri: str) -> ModuleType:
     """The mlflow module, pointed at `uri` for tracking and registry, with its chatter silenced.
 
-    Raises ConnectionError if there can be no server or database. A server that is away is seen by the first call.
+    Raises ConnectionError if the database cannot be opened. A server is first contacted by a later call.
     """
     os.environ.setdefault("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -75,7 +79,7 @@ def connect(uri: str) -> Any:
     return mlflow
 
 
-def experiment_id(mlflow: Any, uri: str, name: str) -> str:
+def experiment_id(mlflow: ModuleType, uri: str, name: str) -> str:
     """The MLflow experiment of that name; with SQLite its artifacts lie beside the database, never in the cwd."""
     existing = mlflow.get_experiment_by_name(name)
     if existing is not None:
@@ -101,23 +105,26 @@ def explained(uri: str) -> Iterator[None]:
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in _SPEAKERS:
             raise
-        said = without_password(" ".join(str(getattr(error, "orig", None) or error).split()))
+        message = without_password(" ".join(str(getattr(error, "orig", None) or error).split()))
         code = str(getattr(error, "error_code", ""))
         # Without what MLflow raised: a traceback would print the URL with its password.
-        raise TrackingError(f"MLflow at {without_password(uri)} says: {said}", code) from None
+        raise TrackingError(f"MLflow at {without_password(uri)} says: {message}", code) from None
 
 
-_SPEAKERS = ("mlflow", "sqlalchemy", "botocore", "boto3")  # packages whose errors are answers, not our mistakes
+_SPEAKERS = ("mlflow", "sqlalchemy", "botocore", "boto3")  # packages that raise for a server's or database's answer
 
 
 class TrainingRun:
-    """The MLflow run of one training. `run_id` continues an earlier one where the server knows it.
+    """The MLflow run of one training. `run_id` continues an earlier run, if the server knows it.
 
     Opened and finished by the process that the user started; its metrics come from rank 0 (`RunMetrics`).
     """
 
-    def __init__(self, *, uri: str, experiment: str, name: str, params: Mapping[str, Any], run_id: str | None) -> None:
-        self.uri, self._mlflow = without_password(uri), connect(uri)
+    def __init__(
+        self, *, uri: str, experiment: str, name: str, params: Mapping[str, object], run_id: str | None
+    ) -> None:
+        self.uri = without_password(uri)
+        self._mlflow = connect(uri)
         self._client = self._mlflow.MlflowClient()
         with explained(uri):
             if run_id is not None and self._continued(run_id):
@@ -143,16 +150,16 @@ class TrainingRun:
             self._client.delete_tag(run_id, _FAILURE)
         return True
 
-    def _params(self, params: Mapping[str, Any]) -> None:
+    def _params(self, params: Mapping[str, object]) -> None:
         pairs = [self._mlflow.entities.Param(key, str(value)[:6000]) for key, value in params.items()]
-        for first in range(0, len(pairs), 100):  # the server takes at most 100 parameters a call
+        for first in range(0, len(pairs), 100):  # the server's limit per call
             self._client.log_batch(self.run_id, params=pairs[first : first + 100])
 
     def tag(self, key: str, value: str) -> None:
         with explained(self.uri):
             self._client.set_tag(self.run_id, key, value[:5000])
 
-    def json(self, data: Any, name: str) -> None:
+    def json(self, data: Mapping[str, object], name: str) -> None:
         """Store `data` as the run's artifact `name`."""
         with explained(self.uri):
             self._client.log_dict(self.run_id, data, name)
@@ -163,21 +170,23 @@ class TrainingRun:
             self._client.log_artifact(self.run_id, str(path))
 
     def finish(self, *, failure: str | None = None) -> None:
-        """End the run, as failed where there is a reason. A server that is away does not make a training fail."""
+        """End the run, as failed if there is a reason. An unreachable server does not make the training fail."""
         try:
             if failure is not None:
                 self.tag(_FAILURE, failure)
             with explained(self.uri):
                 self._client.set_terminated(self.run_id, "FAILED" if failure is not None else "FINISHED")
         except OSError as error:
-            log.warning("run %s is over, but its tracking server was not told: %s", self.run_id, error)
+            log.warning("run %s has ended, but the tracking server could not be informed: %s", self.run_id, error)
 
 
 class RunMetrics:
-    """The metrics of an MLflow run, sent in the background; nothing here waits for the server until `close`."""
+    """The metrics of an MLflow run, sent in the background; only `close` waits for the server."""
 
     def __init__(self, *, uri: str, run_id: str, output: str) -> None:
-        self._uri, self._run_id, self._mlflow = without_password(uri), run_id, connect(uri)
+        self._uri = without_password(uri)
+        self._run_id = run_id
+        self._mlflow = connect(uri)
         self._client = self._mlflow.MlflowClient()
         self._outbox = Outbox(self._deliver, kept=f"{output}/undelivered-metrics.jsonl")
 
@@ -185,7 +194,7 @@ class RunMetrics:
         now_ms = int(time.time() * 1000)
         self._outbox.put({"run_id": self._run_id, "time_ms": now_ms, "step": step, "values": dict(values)})
 
-    def json(self, data: Any, name: str) -> None:
+    def json(self, data: Mapping[str, object], name: str) -> None:
         """Store `data` as the run's artifact `name`."""
         self._outbox.put({"run_id": self._run_id, "artifact": name, "data": data})
 
@@ -195,25 +204,24 @@ class RunMetrics:
             log.warning("%d updates for MLflow at %s are kept: a resumed run sends them", left, self._uri)
 
     def _deliver(self, messages: list[Message]) -> None:
-        by_run: dict[str, list[Any]] = {}
+        metric = self._mlflow.entities.Metric
+        metrics_of_runs: dict[str, list[Metric]] = {}
         try:
             with explained(self._uri):
                 for message in messages:
                     if "artifact" in message:
                         self._client.log_dict(message["run_id"], message["data"], message["artifact"])
                     else:
-                        by_run.setdefault(message["run_id"], []).extend(self._entries(message))
-                for run_id, entries in by_run.items():
-                    for first in range(0, len(entries), 1000):  # the most that the server takes a call
+                        metrics = metrics_of_runs.setdefault(message["run_id"], [])
+                        for key, value in message["values"].items():
+                            metrics.append(metric(key, float(value), message["time_ms"], message["step"]))
+                for run_id, entries in metrics_of_runs.items():
+                    for first in range(0, len(entries), 1000):  # the server's limit per call
                         self._client.log_batch(run_id, metrics=entries[first : first + 1000])
         except TrackingError as error:
             if error.code in _FINAL:
                 raise Refused(str(error)) from error
             raise
-
-    def _entries(self, message: Message) -> list[Any]:
-        metric, when, step = self._mlflow.entities.Metric, message["time_ms"], message["step"]
-        return [metric(key, float(value), when, step) for key, value in message["values"].items()]
 
 
 _FAILURE = "failure"  # the tag that holds the reason

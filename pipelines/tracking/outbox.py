@@ -1,4 +1,4 @@
-"""Messages on their way to a server that may be away: kept, sent again, and never waited for by the training."""
+"""Messages to a server that may be unreachable: kept on disk and sent again, without making the training wait."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ from pipelines.terminal.atomic_files import whole_lines, write_whole
 log = logging.getLogger(__name__)
 
 Message = dict[str, Any]
-_BATCH = 50  # messages of some ten metrics each; MLflow takes 1000 metrics a call
+_BATCH = 50  # messages of about ten metrics each; MLflow accepts 1000 metrics per call
 
 
 class Refused(Exception):
-    """The server has answered, and will never take these messages: they are given up, with a warning."""
+    """The server rejects these messages for good: they are discarded with a warning."""
 
 
 class Outbox:
     """Delivers JSON messages in their order from a thread of its own.
 
-    `deliver` raises for what is worth another try. While the server is away, what waits is also written to `kept`, a
-    path or URL; it goes first when an outbox is opened on that path again, so that an outage may outlive the process.
+    `deliver` raises if sending should be tried again. While the server is unreachable, waiting messages are also kept
+    in a file, `kept` (path or URL). An outbox opened on that file later sends them first, after a restart too.
     """
 
     def __init__(self, deliver: Callable[[list[Message]], None], *, kept: str, retry_s: float = 5.0) -> None:
-        self._deliver, self._kept, self._retry_s = deliver, kept, retry_s
+        self._deliver = deliver
+        self._kept = kept
+        self._retry_s = retry_s
         self._waiting: deque[Message] = deque(whole_lines(kept))
         self._changed = threading.Condition()
         self._closing_at: float | None = None
@@ -47,7 +49,7 @@ class Outbox:
             self._changed.notify()
 
     def close(self, *, timeout_s: float = 20.0) -> int:
-        """Give the server so long to take what is left; how many messages are kept for next time."""
+        """Wait up to `timeout_s` for the remaining messages; the number of messages kept for the next outbox."""
         with self._changed:
             self._closing_at = time.monotonic() + timeout_s
             self._changed.notify()
@@ -59,10 +61,10 @@ class Outbox:
             try:
                 self._deliver(batch)
             except Refused as error:
-                log.warning("%d updates are given up: %s", len(batch), error)
+                log.warning("%d updates are discarded: %s", len(batch), error)
             except Exception as error:
                 if not self._is_away:
-                    log.warning("%s; training goes on, and what is not delivered is sent again", error)
+                    log.warning("%s; training continues, and updates are sent again later", error)
                 self._is_away = True
                 self._keep()
                 if not self._pause():
@@ -91,7 +93,7 @@ class Outbox:
         return len(left)
 
     def _pause(self) -> bool:
-        """Wait before another try; False where there is no time for one."""
+        """Wait before another try; False if there is no time for one."""
         with self._changed:
             self._changed.wait_for(lambda: self._closing_at is not None, timeout=self._retry_s)
         if self._closing_at is None:

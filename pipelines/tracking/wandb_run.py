@@ -1,18 +1,17 @@
-"""Weights & Biases beside MLflow, on request: the same parameters and metrics under the MLflow run's id."""
+"""Weights & Biases beside MLflow, if configured: the same parameters and metrics under the MLflow run's id."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 
 class WandbRun:
-    """One W&B run per training, however often it is resumed. W&B itself buffers what its server cannot take.
+    """One W&B run per training, however often it is resumed. W&B itself buffers while its server is unreachable.
 
-    Raises ImportError where the package is missing and ConnectionError where W&B does not let us in.
+    Raises ImportError if the package is missing and ConnectionError if the login fails.
     """
 
-    def __init__(self, *, project: str, name: str, run_id: str, params: Mapping[str, Any], folder: str) -> None:
+    def __init__(self, *, project: str, name: str, run_id: str, params: Mapping[str, object], folder: str) -> None:
         try:
             import wandb
             from wandb.errors import Error

@@ -12,6 +12,7 @@ import pytest
 from pipelines import demo
 from pipelines.demo import shortfalls
 from pipelines.evaluation.report import EpisodeReport, PerturbedScores
+from pipelines.training.result import TrainingResult
 from tests.support.command_line import SAMPLE, environment, rtp_command
 from tests.support.reports import episode_report, interval
 
@@ -42,7 +43,8 @@ def test_a_demo_that_learnt_nothing_says_so_and_fails(tmp_path: Path) -> None:
 
 
 def test_a_training_that_was_stopped_is_not_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "run_training", lambda job: {"stopped": "Ctrl-C: stopped at step 3 of 250"})
+    stopped = TrainingResult(output=str(tmp_path), contract="", metrics={}, stopped="Ctrl-C: stopped at step 3 of 250")
+    monkeypatch.setattr(demo, "run_training", lambda job: stopped)
     monkeypatch.setattr(demo, "tracking_uri", lambda: "sqlite://")
     store = SimpleNamespace(root=str(tmp_path))
     with pytest.raises(KeyboardInterrupt, match="stopped at step 3"):

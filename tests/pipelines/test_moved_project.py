@@ -11,6 +11,7 @@ import pytest
 
 from pipelines.cli import main
 from pipelines.publishing.registered import load_registered
+from pipelines.publishing.training_stores import StoreReference
 from pipelines.registry import show
 from pipelines.tracking.mlflow_run import connect, tracking_uri
 from preprocessing.store.episode_store import EpisodeStore
@@ -43,9 +44,9 @@ def away(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return tmp_path
 
 
-def store_tag(name: str) -> dict[str, str]:
-    (version,) = show(connect(tracking_uri()).MlflowClient(), name)["versions"]
-    return version["stores"][0]
+def store_tag(name: str) -> StoreReference:
+    (version,) = show(connect(tracking_uri()).MlflowClient(), name).versions
+    return version.stores[0]
 
 
 def test_a_moved_project_goes_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +56,7 @@ def test_a_moved_project_goes_on(project: Path, monkeypatch: pytest.MonkeyPatch)
     (action,) = load_registered("models:/arm@champion")([frame], [opened.instruction_texts[0]])
     assert "terminate_episode" in action
     assert main(["register", "run", "--name", "again"]) == 0
-    assert store_tag("again")["path"] == opened.root
+    assert store_tag("again").path == opened.root
     assert main([*TRAIN, "2", "--resume"]) == 0
     metadata = json.loads(max(Path("run/checkpoints").glob("step-*/manifest.json")).read_text())["metadata"]
     assert metadata["stores"] == [opened.root]
@@ -68,7 +69,7 @@ def test_a_bundle_is_registered_where_its_store_is_not(
     recorded = json.loads((away / "bundle/policy.json").read_text())["metadata"]["training_stores"][0]
     assert main(["register", "bundle", "--name", "arm"]) == 0
     assert "is not there any more" in caplog.text
-    assert store_tag("arm") == {key: value for key, value in recorded.items() if key != "relative"}
+    assert store_tag("arm").lineage() == {key: value for key, value in recorded.items() if key != "relative"}
 
 
 def test_a_checkpoint_alone_needs_its_store_named_anew(
@@ -80,7 +81,7 @@ def test_a_checkpoint_alone_needs_its_store_named_anew(
     caplog.clear()
     assert main(["register", "run", "--name", "arm", "--data", str(project / "stores")]) == 0
     assert "is not there" not in caplog.text
-    assert store_tag("arm")["path"] == str(project / "stores/metaworld_sample/1.0.0/val")
+    assert store_tag("arm").path == str(project / "stores/metaworld_sample/1.0.0/val")
 
 
 def test_a_store_that_is_no_training_store_is_not_taken_for_one(

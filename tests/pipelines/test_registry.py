@@ -146,7 +146,7 @@ def test_a_version_that_was_deleted_is_not_returned_to(client: Any) -> None:
 def test_a_version_whose_run_was_deleted_for_good_is_still_shown(client: Any) -> None:
     versions(client, 0.5)
     client.create_model_version(NAME, "file:///nowhere", run_id="f" * 32)
-    assert [version["run"] for version in show(client, NAME)["versions"]] == [None, None]
+    assert [version.run for version in show(client, NAME).versions] == [None, None]
 
 
 @pytest.mark.parametrize("name", ["", " ", "a/b", "a:b", "a@b", "..", "it's", "arm.champion.lock"])

@@ -169,8 +169,8 @@ def test_two_ray_workers_train_as_plain_torch_until_sigterm(root: Path, store: s
     interrupt_after(output, STEPS)
     result = run_training(with_ray(job(root, store, "ray-2", "zero-1", world_size=2, steps=10**6), 2))
     latest = CheckpointFolder(output / "checkpoints").latest()
-    assert latest is not None and latest.step == result["steps"] < 10**6
-    assert f"SIGTERM: stopped at step {latest.step}" in result["stopped"] and not (output / "STOP").exists()
+    assert latest is not None and latest.step == result.steps < 10**6
+    assert f"SIGTERM: stopped at step {latest.step}" in str(result.stopped) and not (output / "STOP").exists()
     assert losses(root, "ray-2")[:STEPS] == pytest.approx(reference, rel=1e-4)
     samples = final_samples(output)
     assert {step: samples[step] for step in range(1, STEPS + 1)} == final_samples(root / "reference")

@@ -57,7 +57,7 @@ def test_train_evaluate_register_load_act(
     experiment = replace(experiment, loop=loop, launch=InProcess(), engine=TorchEngineConfig())
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     result = run_training(TrainJob(experiment=experiment, stores=(store,), output=output, tracking_uri=uri))
-    assert result["steps"] == 2 and np.isfinite(result["loss"])
+    assert result.steps == 2 and np.isfinite(result.metrics["loss"])
 
     trained = load_trained(output)
     assert family_of(trained.model) is family_of(experiment.model) and type(trained.model.config).__name__ == kind

@@ -99,4 +99,4 @@ def test_what_the_server_refuses_for_good_is_given_up_with_a_warning(
 
     outbox = Outbox(refuse, kept=kept_in(tmp_path))
     outbox.put({"number": 0})
-    assert outbox.close() == 0 and "1 updates are given up: no such run" in caplog.text
+    assert outbox.close() == 0 and "1 updates are discarded: no such run" in caplog.text

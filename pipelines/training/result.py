@@ -1,0 +1,33 @@
+"""How a training ended and what it left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What `pipelines.train.run_training` returns.
+
+    steps: optimizer steps of the newest checkpoint; 0 without one. metrics: the newest value of every metric.
+    skipped_steps: updates left out because of NaN or infinity. best_step, best_checkpoint: of the checkpoint with the
+    best `loop.best_by`, if it was measured. stopped: why the run stopped, if it was asked to. ended_early: the step at
+    which `loop.patience` ended it, if it did.
+    """
+
+    output: str
+    contract: str
+    metrics: Mapping[str, float]
+    steps: int = 0
+    checkpoint: str | None = None
+    skipped_steps: int | None = None
+    best_step: int | None = None
+    best_checkpoint: str | None = None
+    stopped: str | None = None
+    ended_early: int | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """Flat: metrics beside the fields that are known; what `rtp train --json` prints."""
+        fields = {name: value for name, value in vars(self).items() if value is not None and name != "metrics"}
+        return {**self.metrics, **fields}
