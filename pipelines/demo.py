@@ -11,7 +11,6 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -26,8 +25,8 @@ from pipelines.evaluation.scoring import Evaluation, evaluation_of
 from pipelines.evaluation.store_evaluations import passes, pictures
 from pipelines.evaluation.tables import print_tables
 from pipelines.preprocess import PreprocessConfig, preprocess
-from pipelines.publishing.registered import load_registered
-from pipelines.publishing.registration import PromotionPolicy, register
+from pipelines.publishing.registered import Prediction, load_registered
+from pipelines.publishing.registration import PromotionPolicy, Registration, register
 from pipelines.publishing.trained_model import load_trained
 from pipelines.reports.run_page import run_page
 from pipelines.terminal.atomic_files import write_whole
@@ -79,7 +78,7 @@ def main(arguments: list[str]) -> JsonSummary:
     evaluation = stages.evaluate(trained_at, stores["val"])
     words = stages.paraphrase(trained_at, flags, stores["val"])
     registered = stages.register(trained_at, stores["val"])
-    action = stages.predict(registered["model_uri"], stores["val"])
+    action = stages.predict(registered.model_uri, stores["val"])
     page = stages.report(stores, evaluation, words, registered)
     assert isinstance(evaluation.report, EpisodeReport)
     return stages.summary(stores, evaluation.report, words, registered, action, page)
@@ -150,15 +149,15 @@ class _Stages:
             self.console.print(f"  {encoder:16} {scores}", highlight=False)
         return words
 
-    def register(self, trained_at: str, store: EpisodeStore) -> dict[str, Any]:
+    def register(self, trained_at: str, store: EpisodeStore) -> Registration:
         self._say("register", f"as {MODEL_NAME} in the MLflow registry, @champion unless an earlier one is better")
         guard = PromotionPolicy.of("champion", (), (store.root,))
         registered = register(trained_at, name=MODEL_NAME, alias="champion", guard=guard)
-        for reason in registered["gates"]:
+        for reason in registered.gates:
             self.console.print(f"  {reason}")
         return registered
 
-    def predict(self, model_uri: str, store: EpisodeStore) -> dict[str, Any]:
+    def predict(self, model_uri: str, store: EpisodeStore) -> Prediction:
         self._say("predict", f"load {model_uri} back and ask it for an action")
         row = store.read_rows(0, 0, ["image", "instruction"]).slice(0, 1).to_pylist()[0]
         text = store.instruction_texts[list(store.instruction_ids).index(row["instruction"])]
@@ -172,12 +171,12 @@ class _Stages:
         stores: dict[str, EpisodeStore],
         evaluation: Evaluation,
         words: dict[str, ParaphraseScores] | None,
-        registered: dict[str, Any],
+        registered: Registration,
     ) -> Path:
         facts = {
             "episodes": f"{stores['train'].num_episodes} train, {stores['val'].num_episodes} held out",
-            "model": registered["model_uri"],
-            "MLflow": registered["tracking_uri"],
+            "model": registered.model_uri,
+            "MLflow": registered.tracking_uri,
             "contract": evaluation.report.contract,
         }
         metrics = read_metrics(self.output / "train/metrics.jsonl")
@@ -192,8 +191,8 @@ class _Stages:
         stores: dict[str, EpisodeStore],
         report: EpisodeReport,
         words: dict[str, ParaphraseScores] | None,
-        registered: dict[str, Any],
-        action: dict[str, Any],
+        registered: Registration,
+        action: Prediction,
         page: Path,
     ) -> JsonSummary:
         losses = [line["loss"] for line in read_metrics(self.output / "train/metrics.jsonl") if "loss" in line]
@@ -207,8 +206,8 @@ class _Stages:
         if words:
             ratios = ", ".join(f"{100 * scores.ratio:.0f} % with {encoder}" for encoder, scores in words.items())
             say(f"words    accuracy on paraphrases, of that on the instructions themselves: {ratios}")
-        say(f"model    {registered['model_uri']}")
-        say(f"MLflow   mlflow ui --backend-store-uri {registered['tracking_uri']}")
+        say(f"model    {registered.model_uri}")
+        say(f"MLflow   mlflow ui --backend-store-uri {registered.tracking_uri}")
         say(f"report   {page}")
         say(f"took     {time.monotonic() - self.began:.0f} s")
         for failure in failures:
@@ -216,7 +215,7 @@ class _Stages:
         return {
             "evaluation": report.to_json(),
             "paraphrases": {encoder: asdict(scores) for encoder, scores in (words or {}).items()},
-            "registered": registered,
+            "registered": asdict(registered),
             "action": action,
             "report": str(page),
             "shortfalls": failures,

@@ -7,13 +7,14 @@ robots load by, moves only if all gates pass.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated
 
 import tyro
 
 from pipelines.config.arguments import parse
 from pipelines.config.compute import Compute
+from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import print_next
 
 
@@ -40,22 +41,22 @@ class RegisterArguments:
     compute: Annotated[Compute, tyro.conf.arg(name="")] = field(default_factory=Compute)
 
 
-def main(arguments: list[str]) -> dict[str, Any]:
-    """Parse the command line and register; exit code 1 where a gate kept the alias from moving."""
-    given = parse(RegisterArguments, arguments, prog="rtp register", description=__doc__ or "")
+def main(arguments: list[str]) -> JsonSummary:
+    """Parse the command line and register; exit code 1 if a gate kept the alias from moving."""
+    flags = parse(RegisterArguments, arguments, prog="rtp register", description=__doc__ or "")
     from pipelines.publishing.registration import PromotionPolicy, register  # torch and MLflow: --help is at once
 
-    given.compute.resolved()
-    guard = PromotionPolicy.of(given.alias, given.gate, given.data, given.split)
-    guard = replace(guard, compute=given.compute)
-    result = register(given.model, name=given.name, alias=given.alias, guard=guard)
-    print(f"registered {result['model_uri']} (version {result['version']}) at {result['tracking_uri']}")
-    for reason in result["gates"]:
+    flags.compute.resolved()
+    guard = PromotionPolicy.of(flags.alias, flags.gate, flags.data, flags.split)
+    guard = replace(guard, compute=flags.compute)
+    result = register(flags.model, name=flags.name, alias=flags.alias, guard=guard)
+    print(f"registered {result.model_uri} (version {result.version}) at {result.tracking_uri}")
+    for reason in result.gates:
         print(f"  {reason}")
-    if given.alias and not guard.gates:
-        print(f"  {given.alias} moved without a gate: --data STORE lets it move only to a version that is not worse")
-    if given.alias and not result["promoted"]:
-        holder = f"version {result['holder']}" if result["holder"] else "no version"
-        print(f"{given.name}@{given.alias} stays with {holder}: a gate failed")
-    print_next("serve", result["model_uri"])
-    return result | {"exit_code": 0 if result["promoted"] or not given.alias else 1}
+    if flags.alias and not guard.gates:
+        print(f"  {flags.alias} moved without a gate: --data STORE lets it move only to a version that is not worse")
+    if flags.alias and not result.promoted:
+        holder = f"version {result.holder}" if result.holder else "no version"
+        print(f"{flags.name}@{flags.alias} stays with {holder}: a gate failed")
+    print_next("serve", result.model_uri)
+    return asdict(result) | {"exit_code": 0 if result.promoted or not flags.alias else 1}

@@ -12,7 +12,7 @@ import sys
 import typing
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
@@ -43,7 +43,12 @@ from pipelines.training.run_logger import finish_run, open_run, write_config
 from pipelines.training.speed import verdict
 from preprocessing.store.web_store import open_store
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 log = logging.getLogger(__name__)
+
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 def run_training(
@@ -248,15 +253,15 @@ def _overlay(experiment: Experiment, path: str) -> Experiment:
         raise UsageError(f"--config {path}: {error}") from error
 
 
-def _swap_classes(config: Any, flags: list[str], prefix: str = "--") -> Any:
+def _swap_classes(config: Config, flags: list[str], prefix: str = "--") -> Config:
     """Swap the classes that flags such as `--engine TorchEngineConfig` choose, and take these flags out of `flags`."""
     for name, hint in typing.get_type_hints(type(config)).items():
         choices = members(hint)
         flag = f"{prefix}{name}"
         if len(choices) > 1 and any(map(is_dataclass, choices)) and (chosen := take(flags, flag)) is not None:
             config = from_plain(type(config), {name: {"type": chosen}}, base=config, path=prefix.strip("-."))
-        value: Any = getattr(config, name)
-        if is_dataclass(value) and any(word.startswith(f"{flag}.") for word in flags):
+        value = getattr(config, name)
+        if is_dataclass(value) and not isinstance(value, type) and any(word.startswith(f"{flag}.") for word in flags):
             swapped = _swap_classes(value, flags, f"{flag}.")
             config = config if swapped is value else replace(config, **{name: swapped})
     return config

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from pipelines.config.compute import Compute
 from pipelines.evaluation.config import EvaluationConfig
@@ -97,9 +97,26 @@ class PromotionPolicy:
             ) from error
 
 
+@dataclass(frozen=True, kw_only=True)
+class Registration:
+    """A new version of a registered model.
+
+    promoted: whether the alias moved to it. holder: the version that the alias now points at, if it exists. gates: one
+    sentence per gate, with its verdict.
+    """
+
+    model_uri: str
+    version: str
+    promoted: bool
+    holder: str | None
+    gates: list[str]
+    tracking_uri: str
+    run_id: str
+
+
 def register(
     checkpoint: str, *, name: str, alias: str | None = None, guard: PromotionPolicy | None = None
-) -> dict[str, Any]:
+) -> Registration:
     """Register the newest model under `checkpoint`, and point `alias` at it if `guard` lets it pass.
 
     The version belongs to the training's own MLflow run. Training stores may have moved: `guard.stores` name them anew.
@@ -109,16 +126,16 @@ def register(
     """
     require_names(name, alias)
     trained = load_trained(checkpoint)
-    given = guard or PromotionPolicy()
-    anew = named_anew(references_of(trained.metadata), given.stores)
-    guard = given.without(anew.values(), alias)
+    policy = guard or PromotionPolicy()
+    anew = named_anew(references_of(trained.metadata), policy.stores)
+    policy = policy.without(anew.values(), alias)
     stores = _training_stores(checkpoint, trained, anew)
     trained = _with_table(trained, [store for _, store in stores])
     uri = tracking_uri()
     mlflow = connect(uri)
     client = mlflow.MlflowClient()
     with explained(uri):
-        judge = guard.judge(name, trained)
+        judge = policy.judge(name, trained)
         if alias is not None:
             judge(holder_of(client, name, alias))  # what cannot be judged is not registered either
         run_id = _run_of(trained, uri)
@@ -129,15 +146,15 @@ def register(
         decision = promote(client, name, alias, version, judge) if alias is not None else None
         holder = holder_of(client, name, alias) if alias is not None else None
     promoted = decision is not None and decision.promoted
-    return {
-        "model_uri": f"models:/{name}@{alias}" if promoted else f"models:/{name}/{version}",
-        "version": version,
-        "promoted": promoted,
-        "holder": holder,
-        "gates": decision.reasons if decision is not None else [],
-        "tracking_uri": uri,
-        "run_id": run_id,
-    }
+    return Registration(
+        model_uri=f"models:/{name}@{alias}" if promoted else f"models:/{name}/{version}",
+        version=version,
+        promoted=promoted,
+        holder=holder,
+        gates=decision.reasons if decision is not None else [],
+        tracking_uri=uri,
+        run_id=run_id,
+    )
 
 
 Known = tuple[StoreReference, Store | None]
@@ -169,7 +186,7 @@ def _with_table(trained: TrainedModel, stores: Sequence[Store | None]) -> Traine
     return trained
 
 
-def _logged(mlflow: Any, trained: TrainedModel, name: str, run_id: str) -> str:
+def _logged(mlflow: ModuleType, trained: TrainedModel, name: str, run_id: str) -> str:
     """Upload the model into the run and register it; its version."""
     with tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_id=run_id):
         info = mlflow.pyfunc.log_model(name="policy", **mlflow_model(trained, Path(scratch)))

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The sample's val split as a store."""
     config = ConvertConfig(split="val", encoder="hash", workers=0)
     return convert(str(SAMPLE), str(tmp_path_factory.mktemp("store")), config).store
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test runs in an empty folder."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -130,7 +130,7 @@ def test_registered_it_answers_a_camera_frame(
     registered = register(bound, name="imported")
     opened = EpisodeStore.open(episode)
     image = opened.read_rows(0, 0, ["image"])["image"][0].as_py()
-    predict = load_registered(registered["model_uri"], registered["tracking_uri"])
+    predict = load_registered(registered.model_uri, registered.tracking_uri)
     action = predict([image], [opened.instruction_texts[0]])[0]
     names = load_trained(bound).contract.action.names
     assert list(action)[: len(names)] == list(names)

@@ -24,9 +24,7 @@ TRAIN = ["train", "rt1_tiny", "--output", "run", "--loop.steps", "1", "--loop.ch
 SAME = AffineTransform(name="same", scale=(1.0,) * 11, offset=(0.0,) * 11)
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def test_weights_stand_in_the_run_and_hold_for_its_continuation(store: str, capsys: pytest.CaptureFixture[str]) -> None:

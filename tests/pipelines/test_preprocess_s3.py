@@ -11,6 +11,7 @@ import pytest
 
 from pipelines.cli import main
 from pipelines.preprocess import main as preprocess
+from tests.support.file_contents import file_contents
 from tests.support.servers import Bucket, s3_bucket
 
 SAMPLE = Path(__file__).resolve().parents[2] / "examples/metaworld_sample/1.0.0"
@@ -26,10 +27,6 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
         fsspec.filesystem("s3").clear_instance_cache()
 
 
-def files(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
-
-
 def test_source_and_target_on_s3(bucket: Bucket, tmp_path: Path) -> None:
     shutil.copytree(SAMPLE, bucket.folder / "sample/1.0.0")
     flags = ["--split", "train[:20]", "--encoder", "hash", "--workers", "0"]
@@ -38,7 +35,7 @@ def test_source_and_target_on_s3(bucket: Bucket, tmp_path: Path) -> None:
     assert (first["episodes_out"], first["quarantined"]) == (20, 0)
     assert first["shards_converted"] > 0 and again["shards_converted"] == 0
     preprocess([str(SAMPLE), str(tmp_path / "local"), *flags])
-    assert files(bucket.folder / "stores") == files(tmp_path / "local")
+    assert file_contents(bucket.folder / "stores") == file_contents(tmp_path / "local")
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from pipelines.cli import main as rtp_main
 from pipelines.evaluation.predictions import predict_store
 from pipelines.publishing.folder import write_bundle
 from pipelines.publishing.registered import load_registered
-from pipelines.publishing.registration import PromotionPolicy, register
+from pipelines.publishing.registration import PromotionPolicy, Registration, register
 from pipelines.publishing.trained_model import load_trained
 from pipelines.tracking.mlflow_run import connect
 from preprocessing.store.episode_store import EpisodeStore
@@ -50,7 +50,7 @@ def run(rtp: Rtp, store: str, home: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def registered(run: str, home: Path) -> dict[str, Any]:
+def registered(run: str, home: Path) -> Registration:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -64,9 +64,9 @@ def frames(store: str, count: int) -> tuple[list[bytes], list[str]]:
     return [row["image"] for row in rows], [texts[row["instruction"]] for row in rows]
 
 
-def test_the_registered_policy_acts_as_the_checkpoint_does(registered: dict[str, Any], run: str, store: str) -> None:
+def test_the_registered_policy_acts_as_the_checkpoint_does(registered: Registration, run: str, store: str) -> None:
     images, texts = frames(store, 5)
-    predict = load_registered(registered["model_uri"], registered["tracking_uri"])
+    predict = load_registered(registered.model_uri, registered.tracking_uri)
     actions = predict(images, texts, ["arm-1"] * 5)
     trained, opened = load_trained(run), EpisodeStore.open(store)
     dataset = trained.contract.datasets[0]
@@ -79,20 +79,20 @@ def test_the_registered_policy_acts_as_the_checkpoint_does(registered: dict[str,
         assert action["frames_seen"] == expected.frames_seen and action["absent"] == list(expected.absent)
 
 
-def test_history_is_kept_for_each_robot(registered: dict[str, Any], store: str) -> None:
+def test_history_is_kept_for_each_robot(registered: Registration, store: str) -> None:
     images, texts = frames(store, 4)
-    predict = load_registered(registered["model_uri"], registered["tracking_uri"])
+    predict = load_registered(registered.model_uri, registered.tracking_uri)
     together = predict(images, texts, ["a"] * 4)
     one_by_one = [predict([image], [text], ["b"])[0] for image, text in zip(images, texts, strict=True)]
     assert together == one_by_one
     assert predict(images, texts) == together
 
 
-def test_rows_of_one_call_may_say_different_things(registered: dict[str, Any], store: str) -> None:
+def test_rows_of_one_call_may_say_different_things(registered: Registration, store: str) -> None:
     """Some of a robot, some reset, some by instruction, some by embedding: JSON records leave out fields."""
     images, texts = frames(store, 4)
     vector = EpisodeStore.open(store).embeddings[0].tolist()
-    model = connect(registered["tracking_uri"]).pyfunc.load_model(registered["model_uri"])
+    model = connect(registered.tracking_uri).pyfunc.load_model(registered.model_uri)
     rows: list[dict[str, Any]] = [
         {"image": images[0], "instruction": texts[0], "robot": "mixed"},
         {"image": images[1], "embedding": vector, "stateless": True},
@@ -104,39 +104,37 @@ def test_rows_of_one_call_may_say_different_things(registered: dict[str, Any], s
     assert together[1:] == alone[1:]  # the first has a history by now
 
 
-def test_what_is_no_frame_is_refused(registered: dict[str, Any], store: str) -> None:
-    predict = load_registered(registered["model_uri"], registered["tracking_uri"])
+def test_what_is_no_frame_is_refused(registered: Registration, store: str) -> None:
+    predict = load_registered(registered.model_uri, registered.tracking_uri)
     with pytest.raises(ValueError, match="row 0: image cannot be decoded"):
         predict([b"no picture"], frames(store, 1)[1])
 
 
-def test_a_misspelt_parameter_is_refused(registered: dict[str, Any], store: str) -> None:
+def test_a_misspelt_parameter_is_refused(registered: Registration, store: str) -> None:
     images, texts = frames(store, 1)
-    model = connect(registered["tracking_uri"]).pyfunc.load_model(registered["model_uri"])
+    model = connect(registered.tracking_uri).pyfunc.load_model(registered.model_uri)
     row = pd.DataFrame({"image": images, "instruction": texts})
     with pytest.raises(ValueError, match="there is no parameter 'unnorm_key': this policy takes dataset, contract"):
         model.predict(row, params={"unnorm_key": "metaworld_sample"})
     assert len(model.predict(row, params={"dataset": "metaworld_sample"})) == 1
 
 
-def test_the_path_of_imports_stays_as_it_was(registered: dict[str, Any]) -> None:
+def test_the_path_of_imports_stays_as_it_was(registered: Registration) -> None:
     """MLflow puts a model's own copy of our code first: a child process would import half of it and half of ours."""
     before = list(sys.path)
-    connect(registered["tracking_uri"]).pyfunc.load_model(registered["model_uri"])
+    connect(registered.tracking_uri).pyfunc.load_model(registered.model_uri)
     assert sys.path == before
     assert not [entry for entry in before if entry.endswith("/code")]  # nor has registering left one
 
 
-def test_nothing_lands_in_the_folder_the_command_is_run_in_but_runs(registered: dict[str, Any], home: Path) -> None:
+def test_nothing_lands_in_the_folder_the_command_is_run_in_but_runs(registered: Registration, home: Path) -> None:
     assert sorted(path.name for path in home.iterdir()) == ["run", "runs"]
     assert sorted(path.name for path in (home / "runs").iterdir()) == ["mlflow-artifacts", "mlflow.db"]
 
 
-def test_no_file_of_a_version_names_a_folder_of_this_machine(registered: dict[str, Any], run: str, home: Path) -> None:
-    mlflow = connect(registered["tracking_uri"])
-    folder = mlflow.artifacts.download_artifacts(
-        artifact_uri=registered["model_uri"], dst_path=str(home.parent / "copy")
-    )
+def test_no_file_of_a_version_names_a_folder_of_this_machine(registered: Registration, run: str, home: Path) -> None:
+    mlflow = connect(registered.tracking_uri)
+    folder = mlflow.artifacts.download_artifacts(artifact_uri=registered.model_uri, dst_path=str(home.parent / "copy"))
     files = [path for path in Path(folder).rglob("*") if path.is_file() and path.name != "registered_model_meta"]
     here = [str(place).encode() for place in (home, REPOSITORY, Path(run), Path.home())]
     assert [(file, place) for file in files for place in here if place in file.read_bytes()] == []
@@ -150,13 +148,13 @@ def test_no_file_of_a_version_names_a_folder_of_this_machine(registered: dict[st
     assert [name for name in names if name.endswith((".pkl", ".pyc", ".pt"))] == []
 
 
-def served_by(python: Path, registered: dict[str, Any], store: str, folder: Path) -> dict[str, Any]:
+def served_by(python: Path, registered: Registration, store: str, folder: Path) -> dict[str, Any]:
     """What the model answers on the store's first episode, in another environment and another folder."""
     images, texts = frames(store, len(expected_actions(registered, store)))
     asked = folder / "asked.json"
     encoded = [base64.b64encode(image).decode() for image in images]
-    asked.write_text(json.dumps({"model": registered["model_uri"], "images": encoded, "texts": texts}))
-    variables = {"MLFLOW_TRACKING_URI": registered["tracking_uri"], "HOME": str(folder), "PATH": "/usr/bin:/bin"}
+    asked.write_text(json.dumps({"model": registered.model_uri, "images": encoded, "texts": texts}))
+    variables = {"MLFLOW_TRACKING_URI": registered.tracking_uri, "HOME": str(folder), "PATH": "/usr/bin:/bin"}
     command = [python, "-I", "-c", clean_environment.PREDICT, asked]
     done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -173,20 +171,20 @@ def _evaluated(run: str, store: str) -> np.ndarray:
     return dataset.completed(dataset.transform.invert(values), trained.contract.action)
 
 
-def expected_actions(registered: dict[str, Any], store: str) -> np.ndarray:
+def expected_actions(registered: Registration, store: str) -> np.ndarray:
     """The actions that `rtp evaluate` scores on the store's first episode."""
-    client = connect(registered["tracking_uri"]).MlflowClient()
-    return _evaluated(client.get_model_version("tiny", registered["version"]).tags["checkpoint"], store)
+    client = connect(registered.tracking_uri).MlflowClient()
+    return _evaluated(client.get_model_version("tiny", registered.version).tags["checkpoint"], store)
 
 
-def requirements(registered: dict[str, Any], folder: Path) -> Path:
-    mlflow = connect(registered["tracking_uri"])
-    uri = f"runs:/{registered['run_id']}/policy/requirements.txt"
+def requirements(registered: Registration, folder: Path) -> Path:
+    mlflow = connect(registered.tracking_uri)
+    uri = f"runs:/{registered.run_id}/policy/requirements.txt"
     return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
 
 
 def test_with_nothing_but_its_requirements_it_acts_as_evaluated(
-    registered: dict[str, Any], store: str, tmp_path: Path
+    registered: Registration, store: str, tmp_path: Path
 ) -> None:
     python = clean_environment.linked(requirements(registered, tmp_path), tmp_path / "env")
     answer = served_by(python, registered, store, tmp_path)
@@ -197,7 +195,7 @@ def test_with_nothing_but_its_requirements_it_acts_as_evaluated(
 
 @pytest.mark.slow
 def test_in_an_environment_that_pip_made_it_acts_as_evaluated(
-    registered: dict[str, Any], store: str, tmp_path: Path
+    registered: Registration, store: str, tmp_path: Path
 ) -> None:
     python = clean_environment.installed(requirements(registered, tmp_path), tmp_path / "env")
     answer = served_by(python, registered, store, tmp_path)
@@ -206,9 +204,9 @@ def test_in_an_environment_that_pip_made_it_acts_as_evaluated(
 
 
 def test_the_version_says_where_it_comes_from(
-    registered: dict[str, Any], run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    registered: Registration, run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", registered["tracking_uri"])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registered.tracking_uri)
     assert rtp_main(["registry", "show", "tiny", "--json"]) == 0
     printed = capsys.readouterr().out
     version = json.loads(printed.splitlines()[-1])["versions"][-1]
@@ -216,7 +214,7 @@ def test_the_version_says_where_it_comes_from(
     assert version["aliases"] == ["champion"] and version["step"] == 2
     assert version["contract"] == trained.contract.id
     assert version["git_revision"] == trained.metadata["git_revision"]
-    run_of_version = connect(registered["tracking_uri"]).MlflowClient().get_run(version["run"]["id"])
+    run_of_version = connect(registered.tracking_uri).MlflowClient().get_run(version["run"]["id"])
     assert run_of_version.data.tags["continues_run"] == trained.metadata["mlflow_run_id"]  # of another database
     assert "checkpoints/step-00000002" in version["checkpoint"]
     (store,) = version["stores"]
@@ -345,36 +343,36 @@ def test_two_registrations_at_once_leave_the_better_one(
     both = [spawn.Process(target=register_guarded, args=(saying(rank), store, results)) for rank in (0, 9)]
     for process in both:
         process.start()
-    told = [results.get(timeout=300) for _ in both]
+    registrations = [results.get(timeout=300) for _ in both]
     for process in both:
         process.join(30)
         assert process.exitcode == 0
     client = connect(registry_of_its_own).MlflowClient()
     model = client.get_registered_model("arm")
     champion = client.get_model_version("arm", model.aliases["champion"])
-    assert sorted(result["version"] for result in told) == ["1", "2"]
+    assert sorted(each.version for each in registrations) == ["1", "2"]
     assert champion.tags["checkpoint"] == "rank 0"
 
 
 def test_a_registered_model_can_be_evaluated(
-    rtp: Rtp, registered: dict[str, Any], run: str, store: str, monkeypatch: pytest.MonkeyPatch
+    rtp: Rtp, registered: Registration, run: str, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = ["--data", store, "--bootstrap-samples", 10, "--no-perturbations"]
     from_checkpoint = rtp("evaluate", run, *flags)["evaluations"]
     from pipelines.evaluate import main
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", registered["tracking_uri"])
-    assert main([registered["model_uri"], *map(str, flags)])["evaluations"] == from_checkpoint
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registered.tracking_uri)
+    assert main([registered.model_uri, *map(str, flags)])["evaluations"] == from_checkpoint
 
 
-def test_rtp_serve_answers_over_http_until_it_is_ended(registered: dict[str, Any], store: str, tmp_path: Path) -> None:
+def test_rtp_serve_answers_over_http_until_it_is_ended(registered: Registration, store: str, tmp_path: Path) -> None:
     """SIGTERM to the command alone, as a launcher sends it, ends the process that answers, too."""
     images, texts = frames(store, 1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    variables = environment() | {"MLFLOW_TRACKING_URI": registered["tracking_uri"], "PATH": "/usr/bin:/bin"}
-    command = rtp_command("serve", registered["model_uri"], "--port", port)
+    variables = environment() | {"MLFLOW_TRACKING_URI": registered.tracking_uri, "PATH": "/usr/bin:/bin"}
+    command = rtp_command("serve", registered.model_uri, "--port", port)
     server = subprocess.Popen(command, cwd=tmp_path, env=variables, start_new_session=True)
     try:
         row = [base64.b64encode(images[0]).decode(), texts[0], "arm-1"]
@@ -388,4 +386,4 @@ def test_rtp_serve_answers_over_http_until_it_is_ended(registered: dict[str, Any
     assert family and alive == [] and code == 128 + signal.SIGTERM
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5).close()
-    assert answer["predictions"] == load_registered(registered["model_uri"], registered["tracking_uri"])(images, texts)
+    assert answer["predictions"] == load_registered(registered.model_uri, registered.tracking_uri)(images, texts)

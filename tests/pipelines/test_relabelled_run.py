@@ -16,9 +16,7 @@ from preprocessing.store.episode_store import EpisodeStore
 TRAIN = ["train", "rt1_tiny", "--output", "run", "--loop.checkpoint_every", "1"]
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def test_trained_evaluated_and_continued_on_what_was_reached(store: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,13 +24,10 @@ from preprocessing import dataset_spec
 from preprocessing.convert import ConvertConfig, Summary, convert, convert_shards
 from preprocessing.rlds import Episode, open_dataset
 from preprocessing.store.episode_store import EpisodeStore
+from tests.support.file_contents import file_contents
 from tests.support.tiny_rlds import bridge_episode, bridge_features, write_dataset
 
 HERE = ConvertConfig(workers=0)
-
-
-def files(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 def rows(store: EpisodeStore) -> dict[str, list]:
@@ -118,7 +115,7 @@ def test_only_missing_shards_are_done_and_the_bytes_are_the_same(
         convert(source, str(tmp_path / "cut"), ConvertConfig(workers=0, image_size="8x8"))
     assert convert(source, str(tmp_path / "cut"), HERE).shards_converted == 1
     assert (root / "shard-00000-of-00003.parquet").stat().st_mtime_ns == kept
-    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+    assert file_contents(tmp_path / "cut") == file_contents(tmp_path / "whole")
 
 
 def test_two_that_do_the_same_at_once_both_end_well(
@@ -134,7 +131,7 @@ def test_two_that_do_the_same_at_once_both_end_well(
     monkeypatch.setattr("preprocessing.convert.convert_shards", overtaken)
     assert convert(source, out, HERE).episodes_out == 3
     convert(source, str(tmp_path / "alone"), HERE)
-    assert files(tmp_path / "out") == files(tmp_path / "alone")
+    assert file_contents(tmp_path / "out") == file_contents(tmp_path / "alone")
 
 
 _CONVERT = "import sys; from preprocessing.convert import *; convert(*sys.argv[1:], ConvertConfig(workers=0))"
@@ -154,7 +151,7 @@ def test_killed_anywhere_and_run_again(make_bridge: Callable[..., Path], tmp_pat
         began.append(process.wait() == -signal.SIGKILL)
     assert any(began)
     convert(source, str(out), HERE)
-    assert files(out) == files(tmp_path / "whole")
+    assert file_contents(out) == file_contents(tmp_path / "whole")
 
 
 def test_ray_writes_the_same_bytes(make_bridge: Callable[..., Path], tmp_path: Path) -> None:
@@ -162,7 +159,7 @@ def test_ray_writes_the_same_bytes(make_bridge: Callable[..., Path], tmp_path: P
     convert(source, str(tmp_path / "here"), ConvertConfig(workers=0, encoder="hash"))
     summary = convert(source, str(tmp_path / "ray"), ConvertConfig(workers=2, encoder="hash"))
     assert summary.shards_converted == 3
-    assert files(tmp_path / "ray") == files(tmp_path / "here")
+    assert file_contents(tmp_path / "ray") == file_contents(tmp_path / "here")
     bad = make_bridge([5], [6], name="bad")
     file = next(bad.glob("*-00001-of-*"))
     shutil.copy(make_bridge([4], size=(8, 8), name="small").glob("*.tfrecord*").__next__(), file)
@@ -306,7 +303,7 @@ def test_source_and_target_may_be_urls(make_bridge: Callable[..., Path], tmp_pat
     assert again.shards_converted == 0
     memory.get("/out", str(tmp_path / "fetched"), recursive=True)
     convert(str(source), str(tmp_path / "local"), ConvertConfig(workers=0, limit=3))
-    assert files(tmp_path / "fetched") == files(tmp_path / "local")
+    assert file_contents(tmp_path / "fetched") == file_contents(tmp_path / "local")
     memory.rm("/", recursive=True)
 
 

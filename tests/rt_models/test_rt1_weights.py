@@ -22,6 +22,7 @@ from rt_models.blocks.sequence import RowPlan, attention_mask
 from rt_models.rt1 import RT1
 from rt_models.rt1_weights import flax_config, from_flax
 from rt_models.vision.efficientnet import Conv, Film
+from tests.support.flax_files import nested
 
 TOKENS_WITHIN, LOGITS_WITHIN = 1e-5, 1e-4
 
@@ -200,17 +201,6 @@ def test_parity_notices_a_mistake_in_the_transformer(golden: Golden, pitfall: st
 
 
 # --- other trees ---
-
-
-def nested(leaves: dict[str, np.ndarray]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, value in leaves.items():
-        *folders, name = path.split("/")
-        place = tree
-        for folder in folders:
-            place = place.setdefault(folder, {})
-        place[name] = value
-    return tree
 
 
 def reshaped(golden: Golden, changes: dict[str, tuple[int, ...] | None]) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ Leaves = Mapping[str, np.ndarray]
 
 def flax_file(file: Path, leaves: Leaves, *, chunk: int | None = None) -> None:
     """Flax's own msgpack file; arrays of more than `chunk` elements are cut up, as flax does beyond a gigabyte."""
-    tree = _nested({path: _chunked(value, chunk) for path, value in leaves.items()})
+    tree = nested({path: _chunked(value, chunk) for path, value in leaves.items()})
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(msgpack.packb(tree, default=_packed, strict_types=True))
 
@@ -42,7 +42,7 @@ def mixed_folder(folder: Path, leaves: Leaves) -> None:
     stored = {path: value for path, value in leaves.items() if path not in small}
     orbax_folder(folder, stored, driver="zarr", database=True)
     placeholders = {path: f"PLACEHOLDER://{path.replace('/', '.')}" for path in stored}
-    (folder / "checkpoint").write_bytes(msgpack.packb(_nested(small | placeholders), default=_packed))
+    (folder / "checkpoint").write_bytes(msgpack.packb(nested(small | placeholders), default=_packed))
 
 
 LAYOUTS: dict[str, Callable[[Path, Leaves], None]] = {
@@ -56,7 +56,7 @@ LAYOUTS: dict[str, Callable[[Path, Leaves], None]] = {
 }
 
 
-def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """Leaves by path 'a/b/c' as nested dictionaries."""
     tree: dict[str, Any] = {}
     for path, value in leaves.items():

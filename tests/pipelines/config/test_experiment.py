@@ -25,17 +25,14 @@ def test_micro_batches_per_step_make_up_the_global_batch(num_workers: int, micro
 
 
 def test_a_number_of_workers_that_does_not_divide_the_batch_is_refused_with_the_equation() -> None:
-    sentence = (
-        "loop.global_batch 24 = loop.micro_batch 2 x accumulation x 8 workers has no whole solution: choose a mul"
-    )
-    with pytest.raises(ValueError, match=f"{sentence}tiple of 16"):
+    with pytest.raises(ValueError, match=r"loop\.micro_batch 2 x accumulation x 8 workers .*: choose a multiple of 16"):
         experiment(8).require_sizes()
     with pytest.raises(ValueError, match="x 16 workers has no whole solution"):  # more than there are micro-batches
         experiment(16).require_sizes()
 
 
 def test_a_number_of_workers_that_does_not_divide_the_lanes_is_refused_with_the_equation() -> None:
-    with pytest.raises(ValueError, match="loop.lanes 48 = 5 workers x lanes of each has no whole solution"):
+    with pytest.raises(ValueError, match=r"loop\.lanes 48 = 5 workers x lanes of each has no whole solution"):
         experiment(5, global_batch=10).require_sizes()
     experiment(5, global_batch=10, lanes=45).require_sizes()
 
@@ -49,6 +46,6 @@ def test_every_size_of_an_elastic_run_must_divide() -> None:
 def test_a_micro_batch_holds_whole_segments() -> None:
     experiment(1, micro_batch=6, segment_windows=3).require_sizes()
     with pytest.raises(
-        ValueError, match="loop.micro_batch 4 is not a whole number of segments of loop.segment_windows 3"
+        ValueError, match=r"loop\.micro_batch 4 is not a whole number of segments of loop\.segment_windows 3"
     ):
         experiment(1, micro_batch=4, segment_windows=3).require_sizes()

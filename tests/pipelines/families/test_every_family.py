@@ -66,7 +66,7 @@ def test_train_evaluate_register_load_act(
 
     registered = register(output, name="tiny")
     text, frame = opened.instruction_texts[0], opened.read_rows(0, 0, ["image"])["image"][0].as_py()
-    acted = [load_policy(source).act(frame, text) for source in (output, registered["model_uri"])]
+    acted = [load_policy(source).act(frame, text) for source in (output, registered.model_uri)]
     assert acted[0] == acted[1] and list(acted[0].values) == list(opened.contract.action.names)
     assert acted[0].frames_seen == 1
 

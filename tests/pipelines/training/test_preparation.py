@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ from typing import Any
 import pytest
 
 from cluster.context import LocalContext
+from cluster.launch import RayLaunch
+from pipelines import train as command
 from pipelines.catalogue import load_recipe
+from pipelines.config.experiment import InProcess
 from pipelines.train_loop import train
 from pipelines.training import preparation
 from pipelines.training.job import PreparedJob, TrainJob
@@ -55,6 +59,22 @@ def test_a_worker_resolves_nothing_again(store: str, tmp_path: Path, monkeypatch
     by_hand = train(LocalContext("cpu"), replace(job, output=str(tmp_path / "by_hand")))
     assert calls == ["resolved", "training_contract", "plans_fingerprint"]
     assert by_hand["loss"] == metrics["loss"]
+
+
+@pytest.mark.parametrize("where", [InProcess(), RayLaunch()])
+def test_rtp_train_prepares_the_job_that_the_workers_get(
+    where: InProcess | RayLaunch, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[TrainJob] = []
+    monkeypatch.setattr(RayLaunch, "connected", lambda launch: nullcontext())
+    monkeypatch.setattr(command, "launch", lambda function, config, launch, callbacks: sent.append(config["job"]) or {})
+    monkeypatch.setattr(command, "train", lambda context, job: sent.append(job) or {})
+    job = job_of("rt1_tiny", store, tmp_path)
+    job = replace(job, experiment=replace(job.experiment, launch=where))
+    command.run_training(job)
+    (received,) = sent
+    assert isinstance(received, PreparedJob) and received.run_id
+    assert replace(received, run_id=None) == prepared(job)
 
 
 def test_a_worker_refuses_a_store_that_was_changed_since(store: str, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pipelines.cli import main
 from preprocessing.conversion.resume import claimed
 from preprocessing.convert import ConvertConfig, _ShardRow, convert
 from preprocessing.store.episode_store import EpisodeStore
+from tests.support.file_contents import file_contents
 
 HERE = ConvertConfig(workers=0)
 LOCAL = fsspec.filesystem("file")
@@ -30,10 +31,6 @@ def two_sizes(make_bridge: Callable[..., Path]) -> Path:
     return source
 
 
-def files(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
-
-
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_size_that_was_asked_for_may_be_given(
     two_sizes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: str
@@ -44,7 +41,7 @@ def test_a_size_that_was_asked_for_may_be_given(
     assert "unfinished store: rtp preprocess ended with: frames of" in capsys.readouterr().err
     assert main([*words, "--image-size", "16x24"]) == 0
     convert(str(two_sizes), str(tmp_path / "at once"), ConvertConfig(workers=0, image_size="16x24"))
-    assert files(tmp_path / "out") == files(tmp_path / "at once")
+    assert file_contents(tmp_path / "out") == file_contents(tmp_path / "at once")
 
 
 def test_parts_of_other_shards_are_not_left_behind(
@@ -57,7 +54,7 @@ def test_parts_of_other_shards_are_not_left_behind(
         assert caplog.messages == []  # another folder
         summary = convert(str(two_sizes), str(tmp_path / "out"), ConvertConfig(workers=0, limit=1))
     assert "is begun anew, its unfinished conversion had another limit (null, now 1)" in caplog.text
-    assert sorted(files(Path(summary.store))) == [
+    assert sorted(file_contents(Path(summary.store))) == [
         *("instructions.parquet", "manifest.json", "quarantine.jsonl", "shard-00000-of-00001.parquet")
     ]
 
