@@ -38,7 +38,7 @@ COMMANDS = {
         example="rtp preprocess examples/metaworld_sample/1.0.0 stores --split train",
     ),
     "inspect": Command(
-        summary="the content of a store, run, checkpoint or bundle; pictures, audit",
+        summary="what is in a store, run, checkpoint or bundle; pictures, audit",
         example="rtp inspect stores/metaworld_sample/1.0.0/train --html store.html",
     ),
     "train": Command(
