@@ -185,7 +185,8 @@ def _cause(error: Exception) -> Exception:
             failure = getattr(failure, "cause", None) or failure.__cause__
     who = "the training's controller"
     for rank in sorted(failures, reverse=True):
-        who, error = f"the worker of rank {rank}", getattr(failures[rank], "health_check_failure", failures[rank])
+        who = f"the worker of rank {rank}"
+        error = getattr(failures[rank], "health_check_failure", failures[rank])
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     reason = lines[-1] if "Traceback" in str(error) else lines[0]
     remedy = "--resume continues it, and with launch.max_failures Ray starts such workers again"

@@ -82,7 +82,8 @@ def _start(session: RaySession) -> None:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     _keep_sockets_short()
     root = logging.getLogger()
-    level, handlers = root.level, root.handlers[:]
+    level = root.level
+    handlers = root.handlers[:]
     with _import_path_inherited(), _start_told():
         ray.init(
             address="local",

@@ -120,7 +120,8 @@ class CheckpointFolder:
         return on_every_rank(context, self._fetch_by_name, checkpoint, local, context)[context.rank]
 
     def _fetch_by_name(self, checkpoint: Checkpoint, local: Path, context: WorkerContext) -> Path:
-        step, folder = checkpoint.step, self._folder(checkpoint.step)
+        step = checkpoint.step
+        folder = self._folder(checkpoint.step)
         remedy = "give an --output folder that all workers share, and --resume"
         try:
             with self._reached():

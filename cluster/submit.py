@@ -117,7 +117,8 @@ class Jobs:
     def follow(self, job_id: str, write: Callable[[str], None]) -> JobState:
         """Hand the job's log to `write` as it grows, until the job has ended; how it ended."""
         self.state(job_id)  # an unknown one is named at once
-        log, lost_since = _Log(write), None
+        log = _Log(write)
+        lost_since = None
         while True:
             try:
                 asyncio.run(self._tail(job_id, log))
@@ -145,7 +146,9 @@ class _Log:
     """A log that begins anew at every connection; what was written before is not written again."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
-        self._write, self._written, self._position = write, 0, 0
+        self._write = write
+        self._written = 0
+        self._position = 0
 
     def begin(self) -> None:
         self._position = 0

@@ -12,7 +12,8 @@ _EULER = ("roll", "pitch", "yaw")  # other rotations do not add up step by step
 
 def arm_columns(store: EpisodeStore) -> dict[int, int]:
     """Canonical arm dimensions that the dataset has -> the proprioceptive column of the pose that each changes."""
-    mask, columns = store.dataset.action_mask, {}
+    mask = store.dataset.action_mask
+    columns = {}
     for group, names, unit in (("world_vector", ("x", "y", "z"), "m"), ("rotation_delta", _EULER, "rad")):
         for dimension, name in enumerate(names, start=GROUPS[group].start):
             column = _proprio_column(store, name, unit)

@@ -156,7 +156,8 @@ def convert(source: str, out: str, config: ConvertConfig, reach_ray: ReachRay = 
     filesystem, root = open_folder(task.root)
     embed = None if encoder is None else partial(_embed, encoder, config.workers, reach_ray)
     with reaching(task.root):
-        done, missing = filesystem.exists(f"{root}/{MANIFEST}"), []
+        done = filesystem.exists(f"{root}/{MANIFEST}")
+        missing = []
     if done:
         manifest = finished(filesystem, root, settings, StoreManifest)
     else:
@@ -166,7 +167,8 @@ def convert(source: str, out: str, config: ConvertConfig, reach_ray: ReachRay = 
         try:
             with claimed(filesystem, root, settings):
                 missing = [i for i in range(len(task.shards)) if not _is_done(filesystem, root, task, i)]
-                convert_one, total = partial(convert_shard, task), len(task.shards)
+                convert_one = partial(convert_shard, task)
+                total = len(task.shards)
                 convert_shards(convert_one, missing, total=total, workers=config.workers, reach_ray=reach_ray)
                 manifest = write_manifest(task, settings, embed)
         except (OSError, ValueError):
@@ -258,7 +260,8 @@ def _limits(shards: tuple[SourceShard, ...], limit: int | None) -> list[int | No
     """Records to read of each shard: None for all, else the first `limit` of the split by the declared counts."""
     if limit is None:
         return [None] * len(shards)
-    limits, left = [], limit
+    limits = []
+    left = limit
     for shard in shards:
         limits.append(min(shard.num_selected, left))
         left -= limits[-1]

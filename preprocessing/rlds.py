@@ -186,7 +186,9 @@ class RldsDataset:
         Step paths that are `optional` are read as well if a record has them as declared; they never cost an episode.
         `check_crc=False` skips the CRC of payloads.
         """
-        wanted, extra, number = self._wanted(paths), self._wanted(optional), shard.first - 1
+        wanted = self._wanted(paths)
+        extra = self._wanted(optional)
+        number = shard.first - 1
         for number, item in enumerate(_records(shard, check_crc), shard.first):
             yield _episode(item, shard.name, number, wanted, extra)
         for missing in range(number + 1, shard.first + shard.num_selected):
@@ -314,7 +316,8 @@ def _records(shard: SourceShard, check_crc: bool) -> Iterator[Record | Damage]:
     if ".array_record" in shard.name:
         yield from read_array_records(filesystem, path, first=shard.first, stop=shard.stop)
         return
-    size, start = with_retries(lambda: filesystem.size(path), what=shard.path), 0
+    size = with_retries(lambda: filesystem.size(path), what=shard.path)
+    start = 0
     if shard.first:
         with open_patiently(filesystem, path) as file:
             start = skip_records(file, size, shard.first)

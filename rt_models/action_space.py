@@ -119,7 +119,8 @@ def rt1_action_spec(
 
     `world_vector_limit` is 1 for RT-1 and 2 for RT-1-X.
     """
-    limit, half_pi = world_vector_limit, math.pi / 2
+    limit = world_vector_limit
+    half_pi = math.pi / 2
     dimensions = [ActionDimension(name="terminate_episode", low=0, high=2, unit="class", num_classes=3)]
     dimensions += [ActionDimension(name=f"world_vector_{a}", low=-limit, high=limit, unit="m") for a in "xyz"]
     dimensions += [ActionDimension(name=f"rotation_delta_{a}", low=-half_pi, high=half_pi, unit="rad") for a in "xyz"]

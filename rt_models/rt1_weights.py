@@ -82,7 +82,8 @@ def flax_config(leaves: Mapping[str, ArrayLike], *, world_vector_limit: float | 
 
     block = f"{_BLOCKS}0"
     width, heads, key_size = shape(f"{block}/MultiHeadDotProductAttention_0/query/kernel", axes=3)
-    positions, bins = shape("params/Transformer_0/Dense_1/kernel")[0], shape("params/Transformer_0/Dense_2/kernel")[1]
+    positions = shape("params/Transformer_0/Dense_1/kernel")[0]
+    bins = shape("params/Transformer_0/Dense_2/kernel")[1]
     learner = any(path.startswith(f"params/{_LEARNER}/") for path in leaves)
     one_hot = "params/Dense_0/kernel" in leaves
     backbone = EfficientNetConfig()
@@ -161,9 +162,11 @@ def _flax_layer(config: TransformerConfig, number: int) -> Iterator[_Leaf]:
     ours, theirs = f"transformer.blocks.{number}", f"Transformer_0/TransformerBlock_{number}"
     yield from _norm(f"{ours}.attention_norm", f"{theirs}/LayerNorm_0")
     yield from _norm(f"{ours}.feed_forward_norm", f"{theirs}/LayerNorm_1")
-    heads, width = (config.num_heads, config.key_size), (config.width,)
+    heads = (config.num_heads, config.key_size)
+    width = (config.width,)
     for part in ("query", "key", "value", "out"):
-        path, weight = f"params/{theirs}/MultiHeadDotProductAttention_0/{part}", f"{ours}.attention.{part}"
+        path = f"params/{theirs}/MultiHeadDotProductAttention_0/{part}"
+        weight = f"{ours}.attention.{part}"
         turned, inputs, outputs = (_heads_out, heads, width) if part == "out" else (_heads_in, width, heads)
         yield _Leaf(ours=f"{weight}.weight", theirs=f"{path}/kernel", turned=turned, shape=inputs + outputs)
         yield _Leaf(ours=f"{weight}.bias", theirs=f"{path}/bias", turned=np.ravel, shape=outputs)

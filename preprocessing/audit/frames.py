@@ -14,7 +14,8 @@ from preprocessing.store.images import decode_image
 
 _FILMED = 64  # episodes whose frames are looked at
 _REPEATED_SHARE = 0.05
-_COLD, _COLOURFUL = 0.1, 2.0
+_COLD = 0.1
+_COLOURFUL = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,7 +35,8 @@ def colours(store: EpisodeStore, role: str, reference: EpisodeStore | None) -> V
     warm on Bridge's cameras and on photographs), so that hardly any warm colour at all speaks against RGB; nothing
     speaks for it.
     """
-    name, seen = f"colours_of_camera_{role}", _palette(store, role)
+    name = f"colours_of_camera_{role}"
+    seen = _palette(store, role)
     if reference is not None and role in reference.manifest.cameras:
         return _against(name, seen, _palette(reference, role), reference)
     sentence = f"{100 * seen.warm_share:.0f} % of the colour is warm (red over blue)"
@@ -58,7 +60,9 @@ def _against(name: str, seen: _Palette, known: _Palette, reference: EpisodeStore
 
 def _palette(store: EpisodeStore, role: str) -> _Palette:
     """From the first, middle and last frames of episodes."""
-    counts_CB, warm, cold = np.zeros((3, 32)), 0, 0
+    counts_CB = np.zeros((3, 32))
+    warm = 0
+    cold = 0
     for shard, episode in places(store, _FILMED):
         frames = store.read_episode(shard, episode, [image_column(role)])[0]
         for step in {0, len(frames) // 2, len(frames) - 1}:

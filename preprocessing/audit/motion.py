@@ -63,7 +63,8 @@ class _Motion:
 
 def _measured(store: EpisodeStore, tracks: list[Track], group: str, unit: str) -> _Motion | None:
     """None if the dataset lacks the command or the state, or has too few steps to tell."""
-    dataset, group_slice = store.dataset, GROUPS[group]
+    dataset = store.dataset
+    group_slice = GROUPS[group]
     sensed = {d: c for d, c in arm_columns(store).items() if group_slice.start <= d < group_slice.stop}
     pairs = [(t.action_TA[:, list(sensed)], t.proprio_TP[:, list(sensed.values())]) for t in tracks]
     if not sensed or sum(len(command) - 1 for command, _ in pairs) < FEWEST_STEPS:
@@ -157,12 +158,14 @@ def _lag(motion: _Motion | None, allowed: int) -> Verdict:
 
 def gripper(store: EpisodeStore, tracks: list[Track]) -> Verdict:
     """Sign of the command against the gripper's later opening (absolute), or the change of it (relative)."""
-    name, place = "gripper_sign", GROUPS["gripper_closedness_action"].start
+    name = "gripper_sign"
+    place = GROUPS["gripper_closedness_action"].start
     sensed = gripper_column(store)
     if sensed is None or not store.dataset.action_mask[place]:
         return unknown(name, "the store has no gripper command, or no gripper in its proprioception with a known sign")
     column, sign = sensed
-    relative, most = store.manifest.gripper == "relative", max(2, round(store.dataset.control_hz))
+    relative = store.manifest.gripper == "relative"
+    most = max(2, round(store.dataset.control_hz))
     correlations = [0.0]
     for later in range(1, most + 1):
         pairs = [

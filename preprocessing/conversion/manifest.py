@@ -66,7 +66,8 @@ def write_manifest(task: ShardTask, settings: JsonObject, embed: Embed | None) -
             quarantine.write("".join(to_text(record) + "\n" for record in report.quarantine).encode())
     statistics = moments.statistics()
     contract = _contract(task, settings["encoder"], _image(task, reports), _control_hz(reports), statistics)
-    spec, cameras = task.spec, task.layout.cameras
+    spec = task.spec
+    cameras = task.layout.cameras
     manifest = StoreManifest(
         schema_version=settings["schema_version"],
         dataset=spec.name,

@@ -87,7 +87,8 @@ def _make_room(filesystem: FileSystem, root: str, settings: JsonObject, *, alone
     progress = f"{root}/{PROGRESS}"
     if filesystem.exists(path := f"{progress}/{_SETTINGS}"):
         before = parsed(filesystem.cat_file(path), path, remedy=f"delete {root} and preprocess again")
-        difference, ended = _difference(before, settings), filesystem.exists(f"{progress}/{ENDED}")
+        difference = _difference(before, settings)
+        ended = filesystem.exists(f"{progress}/{ENDED}")
         if difference and not alone:
             raise ValueError(f"another rtp preprocess is at work in {root}: wait for it, or give another OUT")
         if difference and not ended and _any_done(filesystem, progress):

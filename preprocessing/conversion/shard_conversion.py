@@ -89,7 +89,8 @@ def convert_shard(task: ShardTask, index: int) -> ShardCounts:
     """Write shard `index` and its report. Raises ValueError if frames differ in size and no size is asked for."""
     filesystem, root = file_system_of(task.root)
     progress = f"{root}/{PROGRESS}"
-    source, shard = task.shards[index], _Shard(task)
+    source = task.shards[index]
+    shard = _Shard(task)
     with atomic_write(filesystem, f"{root}/{task.shard_file(index)}", temporary=progress) as file:
         records = task.dataset.read_shard(
             source, paths=task.paths(), optional=task.optional_paths(), check_crc=task.check_crc
@@ -178,7 +179,9 @@ class _Shard:
 
     def _columns(self, episode: Episode) -> dict[str, pa.Array]:
         """Every column but the images. Raises ValueError for values that the spec refuses."""
-        spec, steps, count = self._task.spec, episode.steps, episode.num_steps
+        spec = self._task.spec
+        steps = episode.steps
+        count = episode.num_steps
         marks = read_marks(steps, count, ignored=spec.ignored_marks)
         require_one_episode(marks)
         action = spec.standardize(steps)

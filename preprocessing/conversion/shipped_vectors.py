@@ -47,7 +47,8 @@ def require_agreement(
     texts = list(shipped)[:_TEXTS]
     if not texts:
         return
-    computed_ND, shipped_ND = embed(texts), np.stack([shipped[text] for text in texts])
+    computed_ND = embed(texts)
+    shipped_ND = np.stack([shipped[text] for text in texts])
     lengths = np.linalg.norm(computed_ND, axis=1) * np.linalg.norm(shipped_ND, axis=1)
     cosine_N = (computed_ND * shipped_ND).sum(axis=1) / np.maximum(lengths, 1e-12)
     worst = int(cosine_N.argmin())

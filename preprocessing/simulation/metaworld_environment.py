@@ -52,7 +52,8 @@ class MetaWorldEnvironment:
     """A simulator for each episode, as for each recorded one: an episode does not depend on those before it."""
 
     def __init__(self, config: MetaWorldConfig) -> None:
-        self._config, self._rollout = config, None
+        self._config = config
+        self._rollout = None
 
     @property
     def instruction(self) -> str:

@@ -120,7 +120,8 @@ def rlds_episode(recording: Recording, *, task: str, seed: int, control_hz: int)
 
 
 def _step(recording: Recording, index: int, instruction: str) -> dict[str, object]:
-    action, last = recording.action_TA[index].astype(np.float32), len(recording.state_TS) - 1
+    action = recording.action_TA[index].astype(np.float32)
+    last = len(recording.state_TS) - 1
     mode = TERMINATE if index == last - 1 else ARM
     return {
         "observation": {

@@ -86,7 +86,8 @@ class Rollout:
         self.frames_T: list[bytes] = []
         self.state_TS: list[np.ndarray] = []
         self.action_TA: list[np.ndarray] = []
-        self.success, self.gripper_command = False, 0.0
+        self.success = False
+        self.gripper_command = 0.0
         self._observe()
 
     def act(self, choose: Callable[[np.ndarray], np.ndarray], num_steps: int, pushed: np.ndarray | None = None) -> None:

@@ -170,7 +170,9 @@ class ShardWriter:
     """
 
     def __init__(self, file: HashingFile, schema: pa.Schema, *, row_group_rows: int = ROW_GROUP_ROWS) -> None:
-        self._pending, self._rows, self._row_group_rows = [], 0, row_group_rows
+        self._pending = []
+        self._rows = 0
+        self._row_group_rows = row_group_rows
         encoded = {column for column in schema.names if schema.field(column).type == pa.binary()}
         leaves = [_leaf(column, schema.field(column).type) for column in schema.names]
         self._writer = pq.ParquetWriter(
@@ -201,7 +203,8 @@ class ShardWriter:
         if rows:
             table = pa.concat_tables(self._pending)
             self._writer.write_table(table.slice(0, rows), row_group_size=self._row_group_rows)
-            self._pending, self._rows = [table.slice(rows)], self._rows - rows
+            self._pending = [table.slice(rows)]
+            self._rows -= rows
 
 
 def _leaf(path: str, kind: pa.DataType) -> str:

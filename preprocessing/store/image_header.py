@@ -133,7 +133,9 @@ def jpeg_segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:
 def tidied(encoded: bytes) -> bytes:
     """A JPEG without what its header may hold and no decoder heeds: bytes between segments, a revision of JFIF above 1,
     and a range of coefficients in the scan of a sequential picture, which always has all 64."""
-    pieces, sequential, stop = [encoded[:2]], False, 2
+    pieces = [encoded[:2]]
+    sequential = False
+    stop = 2
     for marker, start, stop in jpeg_segments(encoded):
         piece = encoded[start:stop]
         sequential = sequential or marker in (0xC0, 0xC1)
@@ -163,7 +165,9 @@ def exif_orientation(tiff: bytes) -> int:
 def _png(encoded: bytes) -> ImageHeader:
     if encoded[12:16] != b"IHDR" or len(encoded) < 33:
         raise ValueError(f"{len(encoded)} bytes that are no image: a PNG without a header")
-    bits, colour, orientation = encoded[24], encoded[25], 1
+    bits = encoded[24]
+    colour = encoded[25]
+    orientation = 1
     _require_eight_bits(bits, {0: "I;16", 2: "RGB;16", 4: "LA;16"}.get(colour, "RGBA;16"))
     for name, start, stop in _chunks(encoded, 8, "PNG"):
         if name == b"acTL" and int.from_bytes(encoded[start : start + 4]) > 1:
@@ -177,7 +181,9 @@ def _png(encoded: bytes) -> ImageHeader:
 
 
 def _webp(encoded: bytes) -> ImageHeader:
-    first, frames, orientation = encoded[12:16], 0, 1
+    first = encoded[12:16]
+    frames = 0
+    orientation = 1
     if len(encoded) < 30:
         raise ValueError(f"{len(encoded)} bytes that are no image: a WebP without a header")
     if first == b"VP8X":
@@ -203,10 +209,12 @@ def _chunks(encoded: bytes, place: int, kind: Literal["PNG", "WebP"]) -> Iterato
             return
         front, back, start = encoded[place : place + 4], encoded[place + 4 : place + 8], place + 8
         if kind == "PNG":
-            name, stop = back, start + int.from_bytes(front)
+            name = back
+            stop = start + int.from_bytes(front)
             place = stop + 4  # its CRC
         else:
-            name, stop = front, start + _little(back)
+            name = front
+            stop = start + _little(back)
             place = stop + (stop - start) % 2
         yield name, start, stop
     raise ValueError(f"the {kind} has more than {_MOST_CHUNKS} chunks")

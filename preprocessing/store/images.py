@@ -105,7 +105,8 @@ def encode_jpeg(image_HWC: np.ndarray, *, quality: int = JPEG_QUALITY) -> bytes:
 
 def encode_png(image_HWC: np.ndarray) -> bytes:
     """PNG, which loses nothing, from uint8 (H, W, 3) RGB or (H, W, 1) grey."""
-    image, out = Image.fromarray(image_HWC[..., 0] if image_HWC.shape[-1] == 1 else image_HWC), io.BytesIO()
+    image = Image.fromarray(image_HWC[..., 0] if image_HWC.shape[-1] == 1 else image_HWC)
+    out = io.BytesIO()
     image.save(out, "png", compress_level=1)
     return out.getvalue()
 

@@ -72,9 +72,14 @@ class PatientFile:
     """
 
     def __init__(self, filesystem: FileSystem, path: str, *, ahead_bytes: int = 0) -> None:
-        self._filesystem, self._path, self._place, self.closed = filesystem, path, 0, False
+        self._filesystem = filesystem
+        self._path = path
+        self._place = 0
+        self.closed = False
         self._size = with_retries(lambda: int(filesystem.size(path)), what=path)
-        self._ahead_bytes, self._ahead, self._ahead_from = ahead_bytes, b"", 0
+        self._ahead_bytes = ahead_bytes
+        self._ahead = b""
+        self._ahead_from = 0
 
     def read(self, size: int = -1) -> bytes:
         stop = self._size if size < 0 else min(self._place + size, self._size)
@@ -115,7 +120,8 @@ class PatientFile:
     def flush(self) -> None: ...
 
     def close(self) -> None:
-        self.closed, self._ahead = True, b""
+        self.closed = True
+        self._ahead = b""
 
     def __enter__(self) -> PatientFile:
         return self
@@ -128,7 +134,8 @@ class ShardFiles:
     """Parquet files of a store by number: all footers are kept, at most 64 files are open. Threads may share it."""
 
     def __init__(self, filesystem: FileSystem, paths: Sequence[str]) -> None:
-        self._filesystem, self._paths = filesystem, paths
+        self._filesystem = filesystem
+        self._paths = paths
         self._footers: dict[int, pq.FileMetaData] = {}
         self._files: cachetools.LRUCache[int, pq.ParquetFile] = cachetools.LRUCache(_OPEN_FILES)
         self._locks: dict[int, threading.Lock] = defaultdict(threading.Lock)
@@ -166,5 +173,6 @@ class ShardFiles:
         source: Any = path if is_local(self._filesystem) else PatientFile(self._filesystem, path)
         file = pq.ParquetFile(source, metadata=self._footers.get(number), pre_buffer=True)
         with self._opening:
-            self._footers[number], self._files[number] = file.metadata, file
+            self._footers[number] = file.metadata
+            self._files[number] = file
         return file

@@ -93,7 +93,8 @@ class StoreSummary(TypedDict):
 
 def summary(store: EpisodeStore) -> StoreSummary:
     """Counts, statistics with units, instructions, flags and quarantine of a store."""
-    manifest, dataset = store.manifest, store.dataset
+    manifest = store.manifest
+    dataset = store.dataset
     instructions, flags = usage(store)
     lengths = np.concatenate([shard.episode_lengths for shard in store.shards])
     statistics = dataset.statistics
@@ -139,7 +140,8 @@ def summary(store: EpisodeStore) -> StoreSummary:
 
 def text(summary: StoreSummary) -> str:
     """A summary to read in a terminal."""
-    counts, steps = summary["counts"], summary["episode_steps"]
+    counts = summary["counts"]
+    steps = summary["episode_steps"]
     lines = [
         f"{summary['store']}  contract {summary['contract_id']}",
         f"{summary['dataset']} {summary['version']} {summary['split']}: episodes in {counts['episodes_in']} = "
@@ -173,7 +175,8 @@ def _dimension_lines(dimensions: Mapping[str, DimensionSummary]) -> list[str]:
     """The table of actions within 80 columns: a name that is too long for its line stands on one of its own."""
     lines = [f"{'dimension (unit)':<20}" + "".join(f"{name:>10}" for name in STATISTICS)]
     for name, row in dimensions.items():
-        head, numbers = f"{name} ({row['unit']})", "".join(f"{row[key]:>10.3g}" for key in STATISTICS)
+        head = f"{name} ({row['unit']})"
+        numbers = "".join(f"{row[key]:>10.3g}" for key in STATISTICS)
         lines += [head, f"{'':<20}{numbers}"] if len(head) > 20 else [f"{head:<20}{numbers}"]
         lines += [f"    {row['note']}"] if row["note"] else []
     return lines

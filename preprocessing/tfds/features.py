@@ -166,7 +166,8 @@ def _leaf(node: JsonObject, key: str, outer: Dimensions) -> Iterator[Feature]:
     """The feature of a node without children. Raises ValueError if it is of no kind that is known here."""
     name = str(node.get("pythonClassName", "")).rpartition(".")[2]
     if body := node.get("tensor") or node.get("boundingBox") or node.get("audio"):
-        kind, encoding = ("text" if body.get("lazyDecode") else "tensor"), _encoding(body, key)
+        kind = "text" if body.get("lazyDecode") else "tensor"
+        encoding = _encoding(body, key)
         numbers = {"shape": _shape(body), "dtype": _dtype(body, key), "optional": bool(body.get("optional"))}
         yield Feature(key=key, kind=kind, encoding=encoding, outer=outer, **numbers)
     elif "image" in node:

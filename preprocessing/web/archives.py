@@ -43,7 +43,9 @@ def read_tar(filesystem: FileSystem, path: str, name: str) -> Iterator[WebRecord
 
     Raises ValueError if the archive is cut or damaged.
     """
-    runs, known, incomplete = Counter[str](), Identities(), list[tuple[str, WebRecord]]()
+    runs = Counter[str]()
+    known = Identities()
+    incomplete = list[tuple[str, WebRecord]]()
     for members in _runs(_members(filesystem, path)):
         key = members[0].key
         record = _record(f"{name}:{key}", members)
@@ -173,7 +175,9 @@ class _Stream:
     """A file that is read once from its beginning, and remembers the last it gave."""
 
     def __init__(self, file: BinaryIO | gzip.GzipFile) -> None:
-        self._file, self._given, self._kept = file, 0, b""
+        self._file = file
+        self._given = 0
+        self._kept = b""
 
     def read(self, size: int) -> bytes:
         data = self._file.read(size)

@@ -128,7 +128,8 @@ def convert_web(source: str, out: str, config: WebConvertConfig, reach_ray: Reac
     settings = _settings(task, name)
     filesystem, folder = file_system_of(root)
     if filesystem.exists(f"{folder}/{MANIFEST}"):
-        manifest, missing = finished(filesystem, folder, settings, WebManifest), []
+        manifest = finished(filesystem, folder, settings, WebManifest)
+        missing = []
     else:
         with claimed(filesystem, folder, settings):
             done = {path.rpartition("/")[2] for path in filesystem.ls(f"{folder}/{PROGRESS}", detail=False)}
@@ -213,7 +214,8 @@ class _Account:
     """What accumulates over the records of one piece."""
 
     def __init__(self, config: WebConvertConfig) -> None:
-        self._config, self._records = config, 0
+        self._config = config
+        self._records = 0
         self.counts: list[int] = []
         self.examples_in = self.images = self.duplicates = 0
         self.unread: Counter[str] = Counter()

@@ -69,7 +69,9 @@ def _judged(known: Identities, item: _Item) -> _Item | None:
 def _by_picture(items: Iterable[_Item], locate: _Locate, pictures: Sequence[str] = ()) -> list[Entry]:
     """An entry for each picture, in the order of `pictures` and then of their first mention; at the end what stands
     alone. `locate` gives a picture's path, or its problem."""
-    known, duplicates, alone = Identities(), Counter[str](), []
+    known = Identities()
+    duplicates = Counter[str]()
+    alone = []
     grouped: dict[str, list[WebExample]] = {picture: [] for picture in pictures}
     for item in items:
         taken = _judged(known, item)
@@ -83,7 +85,8 @@ def _by_picture(items: Iterable[_Item], locate: _Locate, pictures: Sequence[str]
     for picture, examples in grouped.items():
         image, problem = locate(picture)
         again = duplicates.pop(picture, 0)
-        place, texts = f"image {picture}", tuple(examples)
+        place = f"image {picture}"
+        texts = tuple(examples)
         entries.append(Entry(place=place, image=image, examples=texts, problem=problem, duplicates=again))
     left = (Entry(place=f"image {p}", image="", examples=(), duplicates=again) for p, again in duplicates.items())
     return [*entries, *alone, *left]
@@ -96,7 +99,8 @@ def _entry(item: _Item) -> Entry:
 
 def _side_by_side(items: Iterable[_Item], locate: _Locate) -> list[Entry]:
     """An entry for each item in their order; neighbours about the same picture are one."""
-    known, entries = Identities(), list[Entry]()
+    known = Identities()
+    entries = list[Entry]()
     for item in items:
         taken = _judged(known, item)
         if taken is None:  # something was read before it
@@ -114,12 +118,15 @@ def _side_by_side(items: Iterable[_Item], locate: _Locate) -> list[Entry]:
 
 def _each(things: Iterable[T], read: Callable[[T], _Item], what: str) -> Iterator[_Item]:
     """What `read` makes of each; one that is laid out in another way costs itself, and if all are, that is raised."""
-    wrong, number, first = 0, 0, None
+    wrong = 0
+    number = 0
+    first = None
     for number, thing in enumerate(things, start=1):
         try:
             yield read(thing)
         except (LookupError, TypeError, AttributeError) as error:
-            wrong, first = wrong + 1, first or error
+            wrong += 1
+            first = first or error
             problem = f"it is not laid out as a {what} ({type(error).__name__}: {error})"
             yield _Item(place=f"{what} {number} of the file", examples=(unusable(problem),), problem=problem)
     if first is not None and wrong == number:
@@ -134,10 +141,12 @@ def _vqa(folder: Folder) -> list[Entry]:
     questions = json_of(folder, "*questions.json", "questions")
     annotations, unreadable = _annotations(json_of(folder, "*annotations.json", "annotations"))
     pictures = Pictures(folder, _last_number)
-    questioned, contradicted = set[str](), _contradicted(questions)
+    questioned = set[str]()
+    contradicted = _contradicted(questions)
 
     def question(fields: Mapping[str, object]) -> _Item:
-        identity, number = str(fields["question_id"]), _number(fields["image_id"])
+        identity = str(fields["question_id"])
+        number = _number(fields["image_id"])
         annotation = annotations.get(identity, {})
         questioned.add(identity)
         return _Item(
@@ -276,7 +285,8 @@ def _jsonl(folder: Folder) -> list[Entry]:
 def _llava(folder: Folder) -> list[Entry]:
     """LLaVA: one JSON list of {image, conversations}; an element is what a line of JSON lines is."""
     path = one_file(folder, "*.json")
-    listed, name = parsed(folder.filesystem.cat_file(path), path), path.rpartition("/")[2]
+    listed = parsed(folder.filesystem.cat_file(path), path)
+    name = path.rpartition("/")[2]
     if not isinstance(listed, list):
         raise TypeError(f"{name} is no list")
     items = (_fields_item(fields, f"{name}:{number}") for number, fields in enumerate(listed, start=1))
@@ -300,7 +310,8 @@ def _line_problem(error: str) -> str:
 def _fields_item(fields: object, place: str, *, what: str = "it") -> _Item:
     if not isinstance(fields, Mapping):
         return _alone(place, f"{what} is no JSON object")
-    examples, name = examples_of(fields), fields.get("image")
+    examples = examples_of(fields)
+    name = fields.get("image")
     if name in (None, ""):
         return _Item(place=place, examples=without_picture(fields, examples), identity=question_id(fields))
     if not isinstance(name, str):

@@ -50,7 +50,8 @@ class Identities:
         """Whether the id was not read before (as None never is), or with the same content, or with another one."""
         if identity is None:
             return "new"
-        key, now = str(identity), hash(content)
+        key = str(identity)
+        now = hash(content)
         if key not in self._known:
             self._known[key] = now
             return "new"

@@ -81,7 +81,8 @@ class Pictures:
     """The image files below a folder by what a layout calls them, `key` of their path."""
 
     def __init__(self, folder: Folder, key: Callable[[str], str]) -> None:
-        self._root, self._split = folder.images, folder.split
+        self._root = folder.images
+        self._split = folder.split
         self._names: dict[str, list[str]] = {}
         for name in names_below(folder.filesystem, folder.images, [f"*{suffix}" for suffix in IMAGE_SUFFIXES]):
             self._names.setdefault(key(name), []).append(name)

@@ -93,7 +93,8 @@ def _index(source: WebSource) -> list[Entry]:
 
 
 def _with_image(filesystem: FileSystem, entry: Entry) -> WebRecord:
-    problem, image = entry.problem, None
+    problem = entry.problem
+    image = None
     if problem is None and entry.image:
         try:
             image = filesystem.cat_file(entry.image)

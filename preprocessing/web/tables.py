@@ -21,7 +21,8 @@ def read_parquet(filesystem: FileSystem, path: str, name: str) -> Iterator[WebRe
     """
     known = Identities()
     for number, fields in enumerate(_rows(filesystem, path)):
-        place, identity = f"{name}:{number}", question_id(fields)
+        place = f"{name}:{number}"
+        identity = question_id(fields)
         image, problem = _image(fields.get("image"))
         examples = examples_of(fields)
         if image is None and problem is None:

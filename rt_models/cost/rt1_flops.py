@@ -57,12 +57,14 @@ def cost(config: RT1Config) -> Cost:
 
 
 def _tokenizer(config: RT1Config) -> int:
-    size, film = config.input.image_size, config.conditioning == "film"
+    size = config.input.image_size
+    film = config.conditioning == "film"
     if isinstance(config.backbone, EfficientNetConfig):
         multiply_adds = _efficientnet(config.backbone, size, config.num_channels(), film)
     else:
         multiply_adds = vit_multiply_adds(config.backbone, size, config.num_channels(), film)
-    positions, width = config.backbone.grid(size) ** 2, config.feature_width
+    positions = config.backbone.grid(size) ** 2
+    width = config.feature_width
     multiply_adds += positions * config.backbone.out_channels() * width + film * 2 * EMBEDDING_WIDTH * width
     if config.token_learner:
         multiply_adds += positions * (width * 64 + 64 * config.num_image_tokens + config.num_image_tokens * width)
@@ -93,7 +95,8 @@ def _strided(size: int, kernel: int, stride: int, config: EfficientNetConfig) ->
 
 def vit_multiply_adds(config: ViTConfig, size: int, in_channels: int, film: bool) -> int:
     """Multiply-adds of one image."""
-    positions, width = config.grid(size) ** 2, config.width
+    positions = config.grid(size) ** 2
+    width = config.width
     layer = positions * width * (4 * width + 2 * positions + 2 * config.hidden) + film * 2 * EMBEDDING_WIDTH * width
     return _vit_stem(config, size, in_channels) + config.num_layers * layer
 

@@ -53,11 +53,13 @@ class RT2Cost:
 
     def action_flops(self, prompt_tokens: int, *, cached: bool = True) -> int:
         """One action after one picture: the prompt once and then a token at a time, or all of it for every token."""
-        fields, start = len(self.config.text.fields), self.config.num_patches() + prompt_tokens
+        fields = len(self.config.text.fields)
+        start = self.config.num_patches() + prompt_tokens
         if not cached:
             rows = sum(self.row_flops(start + number, 1) for number in range(fields))
             return fields * (self.picture_flops + self.token_flops) + rows
-        decoder, size = self.config.decoder, start + fields
+        decoder = self.config.decoder
+        size = start + fields
         shared = decoder.num_key_value_heads * decoder.head_width
         token = decoder.width * (2 * decoder.width + 2 * shared + 2 * size + 3 * decoder.hidden)
         steps = (fields - 1) * 2 * decoder.num_layers * token
@@ -104,7 +106,8 @@ def vlm_cost(config: RT2VLMConfig) -> VLMCost:
     """The cost of a configuration: its folder's sizes are read, no weights."""
     with torch.device("meta"):
         model = config.build()
-    text, head = model.vlm.config.get_text_config(), model.vlm.get_output_embeddings()
+    text = model.vlm.config.get_text_config()
+    head = model.vlm.get_output_embeddings()
     head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     encoder, beside = model.family.encoder(model.vlm.config)
     picture = vit_multiply_adds(encoder, model.picture.image_size, 3, False) + beside
