@@ -19,7 +19,7 @@ from typing import Any
 import fsspec
 import torch
 
-from cluster.session import GPUS_HIDDEN, RaySession, connect
+from cluster.session import RaySession, connect
 
 PARTS = ("torch", "ray", "deepspeed", "tensorflow-datasets", "pyarrow", "mlflow", "s3fs", "simplejpeg")
 SHARED_MEMORY = Path("/dev/shm")
@@ -55,7 +55,10 @@ class Machine:
 
 
 def examine(output: str, marker: str | None = None) -> Machine:
-    """This machine. `marker` is a file that another node has left in `output`; None: write one, and take it away."""
+    """This machine. `marker` is a file that another node has left in `output`; None: write one, and take it away.
+
+    With a marker this is a task on Ray, which hides the GPUs from it: all of the node count.
+    """
     return Machine(
         host=socket.gethostname(),
         versions={"python": platform.python_version()} | {name: _version(name) for name in PARTS},
@@ -63,7 +66,7 @@ def examine(output: str, marker: str | None = None) -> Machine:
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         memory_free=_memory_free(),
         shared_memory=shutil.disk_usage(SHARED_MEMORY).total if SHARED_MEMORY.is_dir() else 0,
-        gpus=_gpus(),
+        gpus=_gpus(chosen=os.environ.get("CUDA_VISIBLE_DEVICES") if marker is None else None),
         storage=_trial(output) if marker is None else _sees(output, marker),
     )
 
@@ -78,9 +81,7 @@ def examine_nodes(address: str, output: str) -> list[Machine]:
         nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
         places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
         probe: Any = ray.remote(examine)
-        seeing = {"env_vars": dict.fromkeys(GPUS_HIDDEN, "0")}
-        options = [{"num_cpus": 0, "scheduling_strategy": place, "runtime_env": seeing} for place in places]
-        answers = [probe.options(**each).remote(output, marker) for each in options]
+        answers = [probe.options(num_cpus=0, scheduling_strategy=place).remote(output, marker) for place in places]
         return ray.get(answers, timeout=PATIENCE_S)
 
 
@@ -158,8 +159,11 @@ def _memory_free() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
-def _gpus() -> tuple[Gpu, ...]:
-    """Those that torch could use, by nvidia-smi: torch itself would open a context on each that it asks."""
+def _gpus(chosen: str | None) -> tuple[Gpu, ...]:
+    """Those that torch could use, by nvidia-smi: torch itself would open a context on each that it asks.
+
+    chosen: CUDA_VISIBLE_DEVICES; None: all.
+    """
     columns = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
     try:
         told = subprocess.run(columns, capture_output=True, text=True, timeout=PATIENCE_S, check=True).stdout
@@ -168,7 +172,6 @@ def _gpus() -> tuple[Gpu, ...]:
     if torch.version.cuda is None:
         return ()
     rows = [[cell.strip() for cell in line.split(",")] for line in told.splitlines() if line.strip()]
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     wanted = None if chosen is None else [each.strip() for each in chosen.split(",") if each.strip()]
     seen = [row for row in rows if wanted is None or any(row[0] == each or row[1].startswith(each) for each in wanted)]
     return tuple(Gpu(name=name, memory=int(mebibytes) * 2**20) for _, _, name, mebibytes in seen)

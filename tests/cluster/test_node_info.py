@@ -24,7 +24,6 @@ def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
 @pytest.mark.parametrize(
@@ -34,17 +33,15 @@ def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_gpus_are_those_that_torch_would_see(
     two_gpus: None, monkeypatch: pytest.MonkeyPatch, visible: str | None, seen: tuple[Gpu, ...]
 ) -> None:
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("a context was opened"))
-    assert node_info._gpus() == seen
+    assert node_info._gpus(chosen=visible) == seen
 
 
 def test_without_the_tool_or_with_a_torch_for_the_cpu_there_are_none(
     two_gpus: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert node_info._gpus() == ()
+    assert node_info._gpus(chosen=None) == ()
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
-    assert node_info._gpus() == ()
+    assert node_info._gpus(chosen=None) == ()

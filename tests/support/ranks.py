@@ -79,7 +79,7 @@ def train(engine: Any, updates: range, *, global_batch: int = 16, micro_batch: i
             norm = engine.step()
         assert norm is not None
         means = context.gather(sum(losses) / len(losses))
-        curve.append([sum(means) / len(means), norm])
+        curve.append([sum(means) / len(means), float(norm)])
     return curve
 
 
