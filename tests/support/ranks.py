@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,3 +104,6 @@ def _rank(rank: int, function: Callable[..., Any], world_size: int, port: int, f
         (folder / f"result-{rank}").write_bytes(pickle.dumps(result))
     finally:
         context.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # a thread that still waits in a collective would abort the interpreter as it ends
