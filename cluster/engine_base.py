@@ -235,8 +235,8 @@ def _persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
 def set_tf32(wanted: bool) -> None:
     """How this process computes in float32 on a GPU; torch's own default differs from operation to operation."""
     backends: Any = torch.backends
-    for part in (backends, backends.cuda.matmul, backends.cudnn.conv):
-        part.fp32_precision = "tf32" if wanted else "ieee"
+    # For all operations alone: one that is set by itself would no longer follow a later choice, such as a scoring's.
+    backends.fp32_precision = "tf32" if wanted else "ieee"
 
 
 def _require_bf16(precision: Precision, device: torch.device) -> None:

@@ -195,14 +195,16 @@ def test_a_fused_optimizer_decides_on_the_device_whether_it_updates(monkeypatch:
 
 @pytest.mark.parametrize(("tf32", "name"), [(True, "tf32"), (False, "ieee")])
 def test_float32_on_a_gpu_is_what_was_asked_for(tf32: bool, name: str) -> None:
-    parts: Any = (torch.backends, torch.backends.cuda.matmul, torch.backends.cudnn.conv)
-    before = [part.fp32_precision for part in parts]
+    backends: Any = torch.backends
+    parts: Any = (backends, backends.cuda.matmul, backends.cudnn.conv)
+    before = backends.fp32_precision
     try:
         set_tf32(tf32)
         assert [part.fp32_precision for part in parts] == [name] * 3
+        backends.fp32_precision = "tf32" if name == "ieee" else "ieee"  # as a scoring in the same process chooses
+        assert name not in [part.fp32_precision for part in parts]
     finally:
-        for part, setting in zip(parts, before, strict=True):
-            part.fp32_precision = setting
+        backends.fp32_precision = before
     assert not TorchEngineConfig().tf32
 
 
