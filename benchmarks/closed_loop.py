@@ -68,7 +68,7 @@ def evaluate(given: argparse.Namespace, store: Path) -> dict[str, Any]:
     """The report of `rtp evaluate --env`."""
     tasks = ",".join(TASKS)
     report, folder = given.folder / "closed_loop.json", given.folder
-    words = ["--episodes", given.episodes, "--actors", given.workers, "--data", store, "--output", report]
+    words = ["--episodes", given.episodes, "--workers", given.workers, "--data", store, "--output", report]
     words += ["--swap-instructions", "--blank-images", "--video", folder / "videos", "--html", folder / "success.html"]
     rtp("evaluate", folder / "run", "--env", f"metaworld:{tasks}", *words)
     return json.loads(report.read_text())["closed_loop"]

@@ -21,7 +21,7 @@ whether a robot succeeds.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,11 +64,23 @@ class EvaluateArguments:
             raise ValueError(f"--episodes must be 0 or more, got {self.episodes}")
         if not self.data and self.closed_loop.env is None:
             raise ValueError("nothing to evaluate on: give --data STORE, or --env SIMULATOR:TASK to act in")
-        unused = [flag for flag in ("against", "video", "dataset") if getattr(self.closed_loop, flag) is not None]
-        if unused and self.closed_loop.env is None:
-            raise ValueError(f"--{unused[0]} belongs to episodes in a simulator: give --env SIMULATOR:TASK too")
+        if self.closed_loop.env is None and (unread := _changed(self.closed_loop)):
+            raise ValueError(f"--{unread[0]} belongs to episodes in a simulator: give --env SIMULATOR:TASK too")
+        if self.closed_loop.env is not None and (unread := set(_changed(self.evaluation)) & set(_OF_STORES)):
+            raise ValueError(f"--{min(unread)} belongs to scores on stores: leave it out with --env")
         if self.before is not None and self.closed_loop.env is not None:
             raise ValueError("--before compares scores on stores: in a simulator --against MODEL does")
+
+
+_OF_STORES = ("batch", "perturbations", "web")
+
+
+def _changed(settings: ClosedLoopConfig | EvaluationConfig) -> list[str]:
+    """The flags whose values are not the default ones."""
+    named = [
+        each.name for each in fields(settings) if getattr(settings, each.name) != getattr(type(settings)(), each.name)
+    ]
+    return [name.replace("_", "-") for name in named]
 
 
 def main(arguments: list[str]) -> dict[str, Any]:

@@ -46,8 +46,6 @@ SAMPLE_TASKS = (
     "button-press-v3",
     "assembly-v3",
 )
-# Same scene and same first picture under the same seed: only the instruction tells the two tasks apart.
-
 _VAL_SEEDS = 1_000_000
 _MOST_EPISODES, _LAST_SEED = 500_000, 400_000  # no seed reaches those of evaluations, FIRST_EVALUATION_SEED and up
 _FAILURES_ALLOWED = 20  # of one task in one split

@@ -81,10 +81,6 @@ class SimulatorPool(Protocol):
         ...
 
 
-Recorded = Callable[[EpisodeResult, Sequence[bytes]], None]
-"""Is given every result with the episode's frames."""
-
-
 def run_episodes(
     pool: SimulatorPool, new_actor: Callable[[], Actor], episodes: Sequence[Episode]
 ) -> Iterator[tuple[EpisodeResult, list[bytes]]]:

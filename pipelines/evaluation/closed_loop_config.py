@@ -26,8 +26,8 @@ class ClosedLoopConfig:
     """Also act with the instruction of another of the tasks."""
     blank_images: bool = False
     """Also act with black frames."""
-    actors: int = 0
-    """Simulators in processes of their own, under Ray; 0 simulates in this process. Results do not depend on it."""
+    workers: int = 0
+    """Processes that simulate, under Ray; 0 simulates in this process. Results do not depend on it."""
     video: Path | None = None
     """Folder for an MP4 of every episode of the policy."""
     view: Literal["side", "front", "top"] = "side"
@@ -36,8 +36,8 @@ class ClosedLoopConfig:
     """Quality of the frames that the policy sees, 1 to 100: as in the demonstrations."""
 
     def __post_init__(self) -> None:
-        if self.actors < 0:
-            raise ValueError(f"--actors must be 0 or more, got {self.actors}")
+        if self.workers < 0:
+            raise ValueError(f"--workers must be 0 or more, got {self.workers}")
         if not 1 <= self.jpeg_quality <= 100:
             raise ValueError(f"--jpeg-quality must be from 1 to 100, got {self.jpeg_quality}")
         if self.env is None:

@@ -65,12 +65,12 @@ class ClosedLoop:
         ledger = self._ledger()
         if len(ledger):
             log.warning("%d episodes of an interrupted evaluation are kept", len(ledger))
-        cast = self._cast()
-        total = sum(len(episodes) for _, episodes in cast.values())
+        actors = self._actors()
+        total = sum(len(episodes) for _, episodes in actors.values())
         with self._pool() as pool, counting(f"evaluate in {self.config.env}", total) as count:
             results = {
                 name: self._act(name, new_actor, episodes, pool, ledger, count)
-                for name, (new_actor, episodes) in cast.items()
+                for name, (new_actor, episodes) in actors.items()
             }
         report = closed_loop_report(
             results,
@@ -84,22 +84,22 @@ class ClosedLoop:
         ledger.delete()
         return report
 
-    def _cast(self) -> dict[str, tuple[Callable[[], Actor] | None, list[Episode]]]:
+    def _actors(self) -> dict[str, tuple[Callable[[], Actor] | None, list[Episode]]]:
         """By name: what makes the actor, None for the simulator's expert, and its episodes. The policy comes first."""
         config, episodes = self.config, self.episodes()
         policy, contract = InferenceModel(with_instructions(self.trained), self.compute), self.trained.contract
-        cast: dict[str, tuple[Callable[[], Actor] | None, list[Episode]]] = {
+        actors: dict[str, tuple[Callable[[], Actor] | None, list[Episode]]] = {
             POLICY: (lambda: PolicyActor(policy, self.dataset), episodes)
         }
         if self.against is not None:
             other = InferenceModel(with_instructions(self.against), self.compute)
             theirs = self.against.contract.dataset(config.dataset)
-            cast[AGAINST] = (lambda: PolicyActor(other, theirs), episodes)
+            actors[AGAINST] = (lambda: PolicyActor(other, theirs), episodes)
         if config.swap_instructions:
             swapped = other_instructions([environment.task for environment in self.environments])
-            cast["policy, swapped instructions"] = (lambda: PolicyActor(policy, self.dataset), self.episodes(swapped))
+            actors["policy, swapped instructions"] = (lambda: PolicyActor(policy, self.dataset), self.episodes(swapped))
         if config.blank_images:
-            cast["policy, blank images"] = (lambda: PolicyActor(policy, self.dataset, blank_images=True), episodes)
+            actors["policy, blank images"] = (lambda: PolicyActor(policy, self.dataset, blank_images=True), episodes)
         makers: dict[str, Callable[[], Actor] | None] = {
             "random": lambda: RandomActor(contract, self.dataset),
             "mean_action": lambda: MeanActor(contract, self.dataset),
@@ -109,8 +109,8 @@ class ClosedLoop:
         for name in config.baselines:
             shown = [e for e in episodes if name != "replay" or e.task in self.demonstrations]
             if shown:
-                cast[name.replace("_", " ")] = (makers[name], shown)
-        return cast
+                actors[name.replace("_", " ")] = (makers[name], shown)
+        return actors
 
     def _act(
         self,
@@ -143,17 +143,18 @@ class ClosedLoop:
             "dataset": self.dataset.name,
             "against": None if self.against is None else fingerprint(self.against.model, {}),
             "demonstrations": self.demonstrations,
+            "compute": asdict(self.compute),
         }
         folder = Path(self.home if "://" not in self.home else ".") / FOLDER
         return EpisodeLedger(folder / f"unfinished-{fingerprint(self.trained.model, setting)}.jsonl")
 
     @contextmanager
     def _pool(self) -> Iterator[Pool]:
-        if self.config.actors == 0:
+        if self.config.workers == 0:
             with closing(LocalPool()) as pool:
                 yield pool
             return
-        size = min(self.config.actors, len(self.environments) * len(self.seeds))
+        size = min(self.config.workers, len(self.environments) * len(self.seeds))
         with connect(RaySession(num_cpus=size)), closing(RayPool(size)) as pool:
             yield pool
 

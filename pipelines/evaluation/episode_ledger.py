@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from pipelines.evaluation.closed_loop import Episode, EpisodeResult
@@ -59,5 +60,5 @@ def fingerprint(model: nn.Module, setting: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(setting, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(-1).numpy(force=True).tobytes())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:12]

@@ -52,13 +52,13 @@ def policy_rows(report: ClosedLoopReport) -> tuple[list[str], list[list[str]]]:
 
 def rollout_page(
     title: str,
-    facts: dict[str, Any],
+    summary: dict[str, Any],
     report: ClosedLoopReport,
     videos: Sequence[tuple[EpisodeResult, Path]],
 ) -> str:
     """The page; the videos are put into it."""
     sections = [
-        html_page.table(["", ""], list(facts.items())),
+        html_page.table(["", ""], list(summary.items())),
         html_page.heading("Success"),
         f'<div class="wide">{html_page.table(*success_rows(report))}</div>',
         *(html_page.note(definition) for definition in DEFINITIONS),

@@ -25,11 +25,8 @@ from preprocessing.simulation.metaworld_rlds import Recording
 from preprocessing.store.images import encode_jpeg
 
 SIMULATOR_HZ = 80
-
-
+# Same scene and same first picture under the same seed: only the instruction tells the two tasks apart.
 SCENE_OF = {"faucet-close-v3": "faucet-open-v3"}
-
-
 _OPEN_M = 0.1  # between the fingers of an open gripper
 
 
@@ -82,7 +79,7 @@ class Rollout:
 
     def __init__(self, task: str, seed: int, camera: Camera | None) -> None:
         self.env, self.expert, self._observation = _make(task, seed)
-        self._eye = camera.build(self.env.model) if camera else None
+        self._renderer = camera.build(self.env.model) if camera else None
         self.frames_T: list[bytes] = []
         self.state_TS: list[np.ndarray] = []
         self.action_TA: list[np.ndarray] = []
@@ -109,12 +106,12 @@ class Rollout:
         data = self.env.data
         fingers_m = float(np.linalg.norm(data.body("rightclaw").xpos - data.body("leftclaw").xpos))
         self.state_TS.append(np.array([*data.body("hand").xpos, min(fingers_m / _OPEN_M, 1.0)]))
-        if self._eye:
-            self.frames_T.append(self._eye.jpeg(data))
+        if self._renderer:
+            self.frames_T.append(self._renderer.jpeg(data))
 
     def close(self) -> None:
-        if self._eye:
-            self._eye.close()
+        if self._renderer:
+            self._renderer.close()
         self.env.close()
 
 

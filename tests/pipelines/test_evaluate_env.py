@@ -88,6 +88,9 @@ def test_a_policy_acts_beside_baselines_and_leaves_a_report_videos_and_a_page(
         (["--env", "metaworld:door-lock", "--episodes", "0"], "--episodes must be 1 or more"),
         (["--env", "metaworld:door-lock", "--swap-instructions", "--baselines"], "need two tasks or more"),
         (["--video", "videos", "--data", "somewhere"], "--video belongs to episodes in a simulator"),
+        (["--swap-instructions", "--data", "somewhere"], "--swap-instructions belongs to episodes in a simulator"),
+        (["--env", "metaworld:door-lock", "--batch", "3"], "--batch belongs to scores on stores"),
+        (["--env", "metaworld:door-lock", "--workers", "-1"], "--workers must be 0 or more"),
         ([], "give --data STORE, or --env SIMULATOR:TASK"),
     ],
 )

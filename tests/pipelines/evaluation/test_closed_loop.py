@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cluster.session import RaySession, connect
 from pipelines.evaluation.actors import ReplayActor
 from pipelines.evaluation.closed_loop import Actor, Episode, EpisodeResult, run_episodes
 from pipelines.evaluation.closed_loop_report import POLICY, closed_loop_report, verdict
-from pipelines.evaluation.episode_ledger import EpisodeLedger
+from pipelines.evaluation.episode_ledger import EpisodeLedger, fingerprint
 from pipelines.evaluation.simulator_pool import LocalPool, RayPool
 from pipelines.evaluation.statistics import Bootstrap
 from preprocessing.simulation.environment import Observation
@@ -174,6 +175,16 @@ def test_an_episode_with_other_words_is_another_one(tmp_path: Path) -> None:
     assert ledger.result("policy", episode) is not None
     assert ledger.result("policy", replace(episode, instruction="go left")) is None
     assert ledger.result("random", episode) is None
+
+
+def test_other_weights_and_other_settings_are_another_evaluation() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 3).to(torch.bfloat16)
+    first = fingerprint(model, {"seed": 1})
+    assert first == fingerprint(model, {"seed": 1}) != fingerprint(model, {"seed": 2})
+    with torch.no_grad():
+        model.bias[0] += 1
+    assert fingerprint(model, {"seed": 1}) != first
 
 
 # --- the report ---
