@@ -29,7 +29,7 @@ from pipelines.families.base import (
     selected,
 )
 from preprocessing.conversion.embeddings import embed_texts
-from preprocessing.loading.fixed_shapes import BatchShapes, choose_capacities
+from preprocessing.loading.fixed_shapes import shapes_of_pieces
 from preprocessing.loading.reader import Batch, LoaderConfig
 from preprocessing.loading.window_reader import WindowReader
 from preprocessing.store.episode_store import EpisodeStore
@@ -110,12 +110,12 @@ class WindowFamily(ModelFamily[ConfigT, ModelT]):
         reader = _reader([store], contract, self.num_frames(model.config), LoaderConfig())
         swap = None if rewording is None else _reworded_embeddings(store, contract.encoder, rewording)
         device, pieces = next(model.parameters()).device, list(row_pieces(reader.index.num_rows, batch))
-        shapes = self._shapes(reader, pieces) if self._wants_few_shapes(device) else None
+        shapes = None
+        if self._wants_few_shapes(device):
+            shapes = shapes_of_pieces(reader, pieces, partial(self.planned, is_training=False))
         for rows in pieces:
-            # Of fixed shapes is the number of rows too: the last piece is filled with its last row, which is left out.
-            filled = np.pad(rows, (0, len(pieces[0]) - len(rows)), mode="edge")
-            found = reader.read(rows, rows) if shapes is None else shapes.read(filled, filled, filled)
-            read = {key: value.to(device) for key, value in found.items()}
+            loaded = reader.read(rows, rows) if shapes is None else shapes.read_filled(rows, len(pieces[0]))
+            read = {key: value.to(device) for key, value in loaded.items()}
             if blank_images:
                 read["frames"] = torch.zeros_like(read["frames"])
             if swap is not None:
@@ -125,13 +125,6 @@ class WindowFamily(ModelFamily[ConfigT, ModelT]):
 
     def _wants_few_shapes(self, device: torch.device) -> bool:
         return device.type != "cpu"
-
-    def _shapes(self, reader: WindowReader, pieces: Sequence[np.ndarray]) -> BatchShapes:
-        """The few shapes that the batches of these rows get."""
-        sizes = [reader.size(rows, rows, crops=False) for rows in pieces]
-        capacities = choose_capacities(sizes, reader.largest_size(len(pieces[0]), 1))
-        plan = partial(self.planned, is_training=False)
-        return BatchShapes(reader=reader, capacities=capacities, crops=False, plan=plan)
 
     @torch.no_grad()
     def _predicted(self, model: ModelT, batch: Batch, num_rows: int) -> PredictedSteps:

@@ -12,7 +12,7 @@ import numpy as np
 from cluster.context import WorkerContext
 from pipelines.config.experiment import Experiment
 from pipelines.families.models import family_of
-from preprocessing.loading.fixed_shapes import BatchShapes, SizedReader, choose_capacities, is_sized
+from preprocessing.loading.fixed_shapes import BatchShapes, SizedReader, choose_capacities, is_sized, shapes_of_pieces
 from preprocessing.loading.loader import Loader
 from preprocessing.loading.reader import Reader
 
@@ -42,8 +42,9 @@ def training_shapes(
         return None
     mine = [sized.size(rows, keys, crops=True) for rows, keys in loader.first_samples(COUNTED)]
     sizes = [size for rank in context.gather(mine) for size in rank]
-    windows = experiment.loop.micro_batch, experiment.loop.segment_windows
-    return _shapes(experiment, sized, sizes, windows, is_training=True)
+    largest = sized.largest_size(experiment.loop.micro_batch, experiment.loop.segment_windows)
+    plan = partial(family_of(experiment.model).planned, is_training=True)
+    return BatchShapes(reader=sized, capacities=choose_capacities(sizes, largest), crops=True, plan=plan)
 
 
 def validation_shapes(
@@ -53,16 +54,7 @@ def validation_shapes(
     sized = sized_reader(experiment, context, reader)
     if sized is None:
         return None
-    sizes = [sized.size(rows, rows, crops=False) for rows in pieces]
-    return _shapes(experiment, sized, sizes, (len(pieces[0]), 1), is_training=False)
-
-
-def _shapes(
-    experiment: Experiment, reader: SizedReader, sizes: Sequence[int], windows: tuple[int, int], *, is_training: bool
-) -> BatchShapes:
-    plan = partial(family_of(experiment.model).planned, is_training=is_training)
-    capacities = choose_capacities(sizes, reader.largest_size(*windows))
-    return BatchShapes(reader=reader, capacities=capacities, crops=is_training, plan=plan)
+    return shapes_of_pieces(sized, pieces, partial(family_of(experiment.model).planned, is_training=False))
 
 
 def described(shapes: BatchShapes) -> dict[str, Any]:

@@ -31,9 +31,12 @@ class Validator:
 
     def measure(self, engine: Engine) -> dict[str, float]:
         """`validation_loss`, of the averaged weights where the engine keeps them; collective."""
-        size, parts = self._experiment.loop.micro_batch, (self._reader, self._context, self._rows)
+        micro_batch = self._experiment.loop.micro_batch
         with engine.evaluate_mode(averaged=self._experiment.engine.ema_decay > 0) as model:
-            return {"validation_loss": mean_loss(model, *parts, micro_batch=size, shapes=self.shapes)}
+            loss = mean_loss(
+                model, self._reader, self._context, self._rows, micro_batch=micro_batch, shapes=self.shapes
+            )
+        return {"validation_loss": loss}
 
 
 def spread_rows(store_rows: Sequence[int], count: int) -> np.ndarray:
@@ -68,19 +71,14 @@ def mean_loss(
         number = first + context.rank
         # A rank for which none is left computes the last one once more, uncounted: under ZeRO-3 all take part in all.
         piece = pieces[min(number, len(pieces) - 1)]
-        # Of fixed shapes is the number of rows too: a short piece is filled with its last row, uncounted.
-        read = reader.read(piece, piece) if shapes is None else shapes.read(*[_filled(piece, len(pieces[0]))] * 3)
+        read = reader.read(piece, piece) if shapes is None else shapes.read_filled(piece, len(pieces[0]))
         model.loss({key: value.to(context.device) for key, value in read.items()})
         if number < len(pieces):
             sums[number] = model.row_losses_B[: len(piece)].double().sum()
-    told = {number: float(total) for number, total in sums.items()}  # at the end: each look waits for the device
-    every = {number: total for own in context.gather(told) for number, total in own.items()}
+    mine = {number: float(total) for number, total in sums.items()}  # at the end: each look waits for the device
+    every = {number: total for own in context.gather(mine) for number, total in own.items()}
     return math.fsum(every[number] for number in sorted(every)) / len(rows)
 
 
 def _pieces(rows: np.ndarray, size: int) -> list[np.ndarray]:
     return [rows[first : first + size] for first in range(0, len(rows), size)]
-
-
-def _filled(rows: np.ndarray, size: int) -> np.ndarray:
-    return np.concatenate([rows, rows[-1:].repeat(size - len(rows))])

@@ -106,3 +106,19 @@ class BatchShapes:
     def read(self, sample_ids: np.ndarray, rows: np.ndarray, crop_keys: np.ndarray) -> Batch:
         capacity = self.capacities.holding(self.reader.size(rows, crop_keys, crops=self.crops))
         return self.plan(self.reader.read(sample_ids, rows, crop_keys, capacity=capacity), capacity)
+
+    def read_filled(self, rows: np.ndarray, num_rows: int) -> Batch:
+        """The batch of `rows` (B,), without crops. The number of rows is a shape too: the last one is repeated up to
+        `num_rows`, and the caller leaves the repetitions out."""
+        filled = np.pad(rows, (0, num_rows - len(rows)), mode="edge")
+        return self.read(filled, filled, filled)
+
+
+def shapes_of_pieces(
+    reader: SizedReader, pieces: Sequence[np.ndarray], plan: Callable[[Batch, int], Batch]
+) -> BatchShapes:
+    """The few shapes of the batches of these rows, (B,) each, without crops; all are read with as many rows as the
+    first. `plan` as of `BatchShapes`."""
+    sizes = [reader.size(rows, rows, crops=False) for rows in pieces]
+    capacities = choose_capacities(sizes, reader.largest_size(len(pieces[0]), 1))
+    return BatchShapes(reader=reader, capacities=capacities, crops=False, plan=plan)
