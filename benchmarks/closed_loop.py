@@ -77,7 +77,8 @@ def evaluate(given: argparse.Namespace, store: Path) -> dict[str, Any]:
 def checked(scores: dict[str, Any]) -> dict[str, bool]:
     """Each claim, and whether it holds."""
     rate = rates(scores)
-    policy, blank, swapped = (rate[name] for name in ("policy", "policy, blank images", "policy, swapped instructions"))
+    policy, blank = rate["policy"], rate["policy with blank images"]
+    swapped = rate["policy with swapped instructions"]
     best = max(BLIND, key=lambda name: mean(rate[name], TASKS))
     above = scores["compared"][best]["difference"]["low"]
     told, other, fall = mean(policy, FAUCETS), mean(swapped, FAUCETS), mean(policy, DECISIVE) - mean(blank, DECISIVE)

@@ -11,16 +11,17 @@ from pipelines.evaluation.closed_loop_report import POLICY, ClosedLoopReport, ve
 from pipelines.evaluation.closed_loop_run import ClosedLoop
 from pipelines.evaluation.record import FOLDER, save, track
 from pipelines.evaluation.tables import print_rows
-from pipelines.reports.rollout_page import chosen_videos, rollout_page, success_rows
+from pipelines.reports.rollout_page import actor_rows, chosen_videos, rollout_page, success_rows
 from pipelines.terminal.atomic_files import write_whole
 
 
 def show(report: ClosedLoopReport) -> None:
     """Print the table, the errors and the verdicts."""
     print(
-        f"{report.environment}: {len(report.seeds)} episodes of each task under seeds {report.seeds[0]} to "
-        f"{report.seeds[-1]}, at most {report.max_steps} steps at {report.control_hz:g} Hz"
+        f"{report.environment}: each task under {len(report.seeds)} seeds, {report.seeds[0]} to "
+        f"{report.seeds[-1]}; at most {report.max_steps} steps at {report.control_hz:g} Hz"
     )
+    print_rows(*actor_rows(report))
     print_rows(*success_rows(report))
     for name, comparison in report.compared.items():
         print(verdict(name, comparison))

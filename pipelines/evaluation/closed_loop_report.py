@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,12 @@ from pipelines.evaluation.statistics import Bootstrap, Interval
 from pipelines.evaluation.success_rates import PairedComparison, compare_paired, mean_over_tasks, wilson
 
 POLICY, AGAINST = "policy", "against"
+SWAPPED, BLANK = "policy with swapped instructions", "policy with blank images"
 DEFINITIONS = (
     "An episode succeeds when the simulator says so at any step; it ends then, when the policy declares the end, or at "
     "the step limit. An episode with an error is a failure.",
-    "Intervals are of 95 %: Wilson's for one task; over tasks the mean of the tasks, episodes resampled within a task.",
+    "Intervals are of 95 %: Wilson's for one task; over tasks the mean of the tasks, episodes resampled within a task, "
+    "or where no task has both successes and failures, Wilson's over all episodes.",
 )
 
 
@@ -90,7 +92,12 @@ def actor_report(results: Sequence[EpisodeResult], bootstrap: Bootstrap) -> Acto
     """Raises ValueError without results."""
     tasks = list(dict.fromkeys(result.task for result in results))
     by_task = {task: [result for result in results if result.task == task] for task in tasks}
-    rate = mean_over_tasks({task: [float(r.success) for r in own] for task, own in by_task.items()}, bootstrap)
+    successes = {task: [float(result.success) for result in own] for task, own in by_task.items()}
+    varies = any(len(set(own)) > 1 for own in successes.values())
+    rate = mean_over_tasks(successes, bootstrap)
+    if not varies:  # resampling then always gives the same mean, which is no sign of certainty
+        pooled = wilson(sum(result.success for result in results), len(results))
+        rate = replace(rate, low=min(pooled.low, rate.mean), high=max(pooled.high, rate.mean))
     return ActorReport(
         tasks={task: _task_success(own) for task, own in by_task.items()}, rate=rate, results=tuple(results)
     )
@@ -146,14 +153,16 @@ def _errors(results: Mapping[str, Iterable[EpisodeResult]]) -> Iterable[str]:
 
 
 def verdict(name: str, comparison: PairedComparison) -> str:
-    """One sentence: which is better on these seeds, or that it is not decided and how many episodes would tell."""
+    """One sentence: whether the policy is above or below `name` on these seeds, or how many episodes would decide."""
     difference, points = comparison.difference, 100 * comparison.difference.mean
-    shown = f"{points:+.1f} points [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    shown = f"policy against {name}: {points:+.1f} points"
+    if difference.low < difference.high:
+        shown += f" [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    shown += f" in {comparison.episodes} pairs of episodes, McNemar p = {comparison.p_value:.2g}"
     if comparison.is_decided:
-        better = "above" if points > 0 else "below"
-        return f"the policy is {better} {name}: {shown}, McNemar p = {comparison.p_value:.2g}"
+        return f"{shown}: {'above' if points > 0 else 'below'}"
     if comparison.more_episodes is None:
-        return f"the policy and {name} succeed alike: {comparison.episodes} episodes, no difference"
-    more = comparison.more_episodes
-    hint = f"about {more} more episodes would decide a difference of this size" if more else "it is near the threshold"
-    return f"the policy and {name} are not told apart: {shown}, McNemar p = {comparison.p_value:.2g}; {hint}"
+        return f"{shown}: alike"
+    if comparison.more_episodes == 0:
+        return f"{shown}: not decided, and near it"
+    return f"{shown}: not decided; about {comparison.more_episodes} more episodes would decide such a difference"

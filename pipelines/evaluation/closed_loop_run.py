@@ -14,7 +14,14 @@ from pipelines.config.compute import Compute
 from pipelines.evaluation.actors import MeanActor, PolicyActor, RandomActor, ReplayActor
 from pipelines.evaluation.closed_loop import Actor, Episode, EpisodeResult, run_episodes
 from pipelines.evaluation.closed_loop_config import ClosedLoopConfig
-from pipelines.evaluation.closed_loop_report import AGAINST, POLICY, ClosedLoopReport, closed_loop_report
+from pipelines.evaluation.closed_loop_report import (
+    AGAINST,
+    BLANK,
+    POLICY,
+    SWAPPED,
+    ClosedLoopReport,
+    closed_loop_report,
+)
 from pipelines.evaluation.demonstrations import Demonstration
 from pipelines.evaluation.episode_ledger import EpisodeLedger, fingerprint
 from pipelines.evaluation.record import FOLDER
@@ -67,7 +74,7 @@ class ClosedLoop:
             log.warning("%d episodes of an interrupted evaluation are kept", len(ledger))
         actors = self._actors()
         total = sum(len(episodes) for _, episodes in actors.values())
-        with self._pool() as pool, counting(f"evaluate in {self.config.env}", total) as count:
+        with self._pool() as pool, counting(f"act in {len(self.environments)} tasks", total) as count:
             results = {
                 name: self._act(name, new_actor, episodes, pool, ledger, count)
                 for name, (new_actor, episodes) in actors.items()
@@ -97,9 +104,9 @@ class ClosedLoop:
             actors[AGAINST] = (lambda: PolicyActor(other, theirs), episodes)
         if config.swap_instructions:
             swapped = other_instructions([environment.task for environment in self.environments])
-            actors["policy, swapped instructions"] = (lambda: PolicyActor(policy, self.dataset), self.episodes(swapped))
+            actors[SWAPPED] = (lambda: PolicyActor(policy, self.dataset), self.episodes(swapped))
         if config.blank_images:
-            actors["policy, blank images"] = (lambda: PolicyActor(policy, self.dataset, blank_images=True), episodes)
+            actors[BLANK] = (lambda: PolicyActor(policy, self.dataset, blank_images=True), episodes)
         makers: dict[str, Callable[[], Actor] | None] = {
             "random": lambda: RandomActor(contract, self.dataset),
             "mean_action": lambda: MeanActor(contract, self.dataset),

@@ -43,9 +43,9 @@ def print_tables(report: EvaluationReport, console: Console | None = None) -> No
             _say(console, reason)
 
 
-def print_rows(head: list[str], rows: list[list[str]]) -> None:
+def print_rows(head: list[str], rows: list[list[str]], console: Console | None = None) -> None:
     """A table."""
-    _print_table(_console(), head, rows)
+    _print_table(console or _console(), head, rows)
 
 
 def _console() -> Console:

@@ -22,19 +22,25 @@ _STYLE = """
 """
 
 
+def actor_rows(report: ClosedLoopReport) -> tuple[list[str], list[list[str]]]:
+    """(head, rows): the success of every actor over all tasks."""
+    return ["", "success over all tasks"], [[name, _rate(actor.rate)] for name, actor in report.actors.items()]
+
+
 def success_rows(report: ClosedLoopReport) -> tuple[list[str], list[list[str]]]:
-    """(head, rows): for each task, then over all, k of n and the rate with its interval of every actor."""
-    names = list(report.actors)
+    """(head, rows): for each task the policy's rate with its interval, and successes of episodes of every actor,
+    by the first word of its name."""
+    others = [name for name in report.actors if name != POLICY]
     rows = []
-    for task in report.actors[POLICY].tasks:
-        cells = [report.actors[name].tasks.get(task) for name in names]
-        rows.append([task, *("" if cell is None else _counts(cell) for cell in cells)])
-    rows.append(["all tasks", *(_rate(report.actors[name].rate) for name in names)])
-    return ["", *(name.replace(", ", ",\n") for name in names)], rows
+    for task, success in report.actors[POLICY].tasks.items():
+        cells = [report.actors[name].tasks.get(task) for name in others]
+        counts = ["" if cell is None else _count(cell) for cell in cells]
+        rows.append([task, f"{_count(success)}  {_rate(success.rate)}", *counts])
+    return ["", POLICY, *(name.removeprefix("policy with ").split()[0] for name in others)], rows
 
 
-def _counts(success: TaskSuccess) -> str:
-    return f"{success.successes}/{success.episodes}\n{_rate(success.rate)}"
+def _count(success: TaskSuccess) -> str:
+    return f"{success.successes}/{success.episodes}"
 
 
 def _rate(rate: Interval) -> str:
@@ -60,6 +66,7 @@ def rollout_page(
     sections = [
         html_page.table(["", ""], list(summary.items())),
         html_page.heading("Success"),
+        html_page.table(*actor_rows(report)),
         f'<div class="wide">{html_page.table(*success_rows(report))}</div>',
         *(html_page.note(definition) for definition in DEFINITIONS),
         *(html_page.note(verdict(name, comparison)) for name, comparison in report.compared.items()),

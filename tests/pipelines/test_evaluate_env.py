@@ -59,7 +59,7 @@ def test_a_policy_acts_beside_baselines_and_leaves_a_report_videos_and_a_page(
     assert main(["evaluate", str(bundle), *words, "--json"]) == 0
     printed = capsys.readouterr().out
     account = json.loads(printed.splitlines()[-1])
-    assert "under seeds 2000000 to 2000000, at most 62 steps at 10 Hz" in printed
+    assert "under 1 seeds, 2000000 to 2000000; at most 62 steps at 10 Hz" in printed
     assert account["closed_loop"] == json.loads(Path("report.json").read_text())["closed_loop"]
     actors: dict[str, Any] = account["closed_loop"]["actors"]
     assert list(actors) == ["policy", "replay", "expert"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 from collections.abc import Iterator, Mapping
@@ -11,14 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from cluster.session import RaySession, connect
 from pipelines.evaluation.actors import ReplayActor
 from pipelines.evaluation.closed_loop import Actor, Episode, EpisodeResult, run_episodes
-from pipelines.evaluation.closed_loop_report import POLICY, closed_loop_report, verdict
+from pipelines.evaluation.closed_loop_report import BLANK, POLICY, SWAPPED, actor_report, closed_loop_report, verdict
 from pipelines.evaluation.episode_ledger import EpisodeLedger, fingerprint
 from pipelines.evaluation.simulator_pool import LocalPool, RayPool
 from pipelines.evaluation.statistics import Bootstrap
+from pipelines.evaluation.tables import print_rows
+from pipelines.reports.rollout_page import success_rows
 from preprocessing.simulation.environment import Observation
 
 
@@ -213,7 +217,40 @@ def test_rates_steps_and_verdicts() -> None:
     assert (mine.successes, mine.episodes, mine.mean_steps_to_success) == (9, 10, 9.0)
     assert report.actors[POLICY].rate.mean == 0.9
     assert report.compared["replay"].only_first == 16 and report.compared["replay"].only_second == 0
-    assert verdict("replay", report.compared["replay"]).startswith("the policy is above replay: +80.0 points")
+    told = verdict("replay", report.compared["replay"])
+    assert told.startswith("policy against replay: +80.0 points [") and told.endswith(": above")
+    head, rows = success_rows(report)
+    assert head == ["", "policy", "replay"]
+    assert rows == [["a", "9/10  90 % [60, 98]", "2/10"], ["b", "9/10  90 % [60, 98]", "0/10"]]
     data = report.to_json()
     assert data["actors"]["policy"]["tasks"]["a"]["successes"] == 9
     assert len(data["actors"]["replay"]["episodes"]) == 20
+
+
+@pytest.mark.parametrize("succeeds", [False, True])
+def test_tasks_without_a_difference_are_no_certainty(succeeds: bool) -> None:
+    """Resampling equal outcomes gives an interval of no width."""
+    report = actor_report([result(task, seed, succeeds) for task in ("a", "b") for seed in range(10)], Bootstrap())
+    assert report.rate.high - report.rate.low == pytest.approx(0.161, abs=0.001)  # Wilson's, of 20 episodes
+    assert report.rate.mean == float(succeeds)
+
+
+def test_a_narrow_window_keeps_the_names_of_tasks() -> None:
+    names = (POLICY, SWAPPED, BLANK, "random", "mean action", "replay", "expert")
+    tasks = ("button-press-topdown-v3", "faucet-close-v3")
+    one = [result(task, seed, seed > 4) for task in tasks for seed in range(20)]
+    report = closed_loop_report(
+        dict.fromkeys(names, one),
+        environment="line:a",
+        contract="c",
+        seeds=range(20),
+        max_steps=62,
+        control_hz=10,
+        bootstrap=Bootstrap(samples=10),
+    )
+    console = Console(width=80, file=io.StringIO())
+    print_rows(*success_rows(report), console)
+    printed = console.file.getvalue()
+    assert "button-p" in printed and "faucet-c" in printed
+    assert all(word in printed for word in ("75 %", "swapped", "blank", "mean", "expert"))
+    assert max(map(len, printed.splitlines())) <= 80
