@@ -151,7 +151,7 @@ class RT2(AnswerModel):
         rows_BR = (row.first_token_B[:, None] + targets.place_BR - 1).clamp(min=0)
         prefix_B = self._prefix(row, row.first_token_B + targets.prompt_B)
         output_BRD = self.decoder(row.content_BSD, prefix_B, rows_BR)
-        return targets.losses(self.output(output_BRD[targets.real_BR]), batch["tokens"])
+        return targets.losses(self.output(targets.chosen(output_BRD)), batch["tokens"])
 
     # --- decoding: the prompt once, then token by token ---
 
@@ -190,7 +190,7 @@ class RT2(AnswerModel):
         num_patches = self.config.num_patches()
         first_token_B, length_B = (place_BI >= 0).sum(dim=1) * num_patches, mask_BL.sum(dim=1)
         row = _Row(content_BSD=content_BSD, first_token_B=first_token_B, length_B=first_token_B + length_B)
-        if bool((place_BI >= 0).all()):
+        if cut and bool((place_BI >= 0).all()):  # on a GPU this question waits for the device
             return row
         real_BS = torch.cat([(place_BI >= 0).repeat_interleave(num_patches, dim=1), mask_BL], dim=1)
         packed_BSD = gathered(content_BSD, packing_order(real_BS, cut=cut))

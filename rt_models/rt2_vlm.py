@@ -1,7 +1,7 @@
 """RT-2 on a pretrained vision-language model of transformers: RT2's methods and batch, a folder's or the hub's weights.
 
 PaliGemma first, being the open PaLI; SmolVLM and Qwen2-VL beside it. What differs between them is in the small classes
-of rt2_families.py. Needs the extra `vlm`.
+of language/vlm_families.py. Needs the extra `vlm`.
 
 The rows, the loss on answers and the decoding are those of rt2.py: pictures before the text, distinct frames encoded
 once, logits only where an answer stands. Under DeepSpeed ZeRO-3, transformers creates the parameters sharded while it
@@ -229,6 +229,10 @@ class RT2VLM(AnswerModel):
     """`RT2VLMConfig.build()` makes one. `spec` is its action space."""
 
     config: RT2VLMConfig
+    image_ids_K: Tensor
+    """int64: the K tokens of one picture in a row."""
+    patch_K: Tensor
+    """int64: which of the picture's patches stands at each of them; -1: a mark."""
 
     def __init__(self, config: RT2VLMConfig) -> None:
         super().__init__()
@@ -238,6 +242,10 @@ class RT2VLM(AnswerModel):
         if config.activation_checkpointing == "blocks":
             self.vlm.gradient_checkpointing_enable({"use_reentrant": False})
             self.vlm.enable_input_require_grads()
+        ids_K = torch.tensor(self.image_ids)
+        self.register_buffer("image_ids_K", ids_K, persistent=False)
+        is_patch_K = ids_K == self.vlm.config.image_token_id
+        self.register_buffer("patch_K", (is_patch_K.cumsum(0) - 1).where(is_patch_K, -1), persistent=False)
         size = self.family.image_size(self.vlm.config)
         self.picture = PictureConfig(image_size=size, robot_crop=config.robot_crop, crop_seed=config.crop_seed)
 
@@ -262,7 +270,7 @@ class RT2VLM(AnswerModel):
         row, targets = self._batch_row(batch, augment=self.training), Targets.of(batch)
         hidden_BSD = self._outputs(row, row.first_token_B + targets.prompt_B).last_hidden_state
         rows_BR = (row.first_token_B[:, None] + targets.place_BR - 1).clamp(min=0)
-        return targets.losses(self._logits(gathered(hidden_BSD, rows_BR)[targets.real_BR]), batch["tokens"])
+        return targets.losses(self._logits(targets.chosen(gathered(hidden_BSD, rows_BR))), batch["tokens"])
 
     def start(self, batch: Mapping[str, Tensor], *, max_new_tokens: int) -> tuple[Tensor, VLMCache]:
         """(float (B, V) logits of the token after each row's prompt, a cache). The cache grows as it needs to."""
@@ -281,7 +289,7 @@ class RT2VLM(AnswerModel):
         now_BS = torch.cat([cache.seen_BS, torch.ones_like(active_B)[:, None]], dim=1)
         output = self.vlm.model(
             inputs_embeds=self.vlm.get_input_embeddings()(tokens_B)[:, None],
-            attention_mask=now_BS.long(),
+            attention_mask=now_BS[:, None, None],
             position_ids=self.family.positions(self.vlm.config, cache.length_B[:, None], cache.pictures_B),
             past_key_values=cache.past,
             use_cache=True,
@@ -295,18 +303,21 @@ class RT2VLM(AnswerModel):
     def _batch_row(self, batch: Mapping[str, Tensor], *, augment: bool) -> _Row:
         require_rows(batch, max_tokens=self.config.max_tokens, vocab_size=self.vocab_size)
         image_NCHW, place_BI = pictures(batch, self.picture, augment=augment, dtype=torch.float32)
-        image_ids = torch.tensor(self.image_ids, device=place_BI.device)
-        real_BI = place_BI >= 0
-        ids_BS = torch.cat([image_ids.repeat(*place_BI.shape), batch["tokens"]], dim=1)
-        real_BS = torch.cat([real_BI.repeat_interleave(len(image_ids), dim=1), batch["token_mask"]], dim=1)
+        patches_NPD, real_BI, tokens_BL = self._patches(image_NCHW), place_BI >= 0, batch["tokens"]
+        ids_BS = torch.cat([self.image_ids_K.repeat(*place_BI.shape), tokens_BL], dim=1)
+        real_BS = torch.cat([real_BI.repeat_interleave(len(self.image_ids), dim=1), batch["token_mask"]], dim=1)
+        first_BI1 = (place_BI * patches_NPD.shape[1])[..., None]
+        patch_BS = torch.where(real_BI[..., None] & (self.patch_K >= 0), first_BI1 + self.patch_K, -1).flatten(1)
+        patch_BS = torch.cat([patch_BS, torch.full_like(tokens_BL, -1)], dim=1)
         order_BS = packing_order(real_BS, cut="num_images" not in batch)  # else the batch has one of few lengths
         return _Row(
             ids_BS=ids_BS.gather(1, order_BS),
+            patch_BS=patch_BS.gather(1, order_BS),
             real_BS=real_BS.gather(1, order_BS),
             pictures_B=real_BI.sum(dim=1),
-            first_token_B=real_BI.sum(dim=1) * len(image_ids),
+            first_token_B=real_BI.sum(dim=1) * len(self.image_ids),
             length_B=real_BS.sum(dim=1),
-            patches_MPD=self._patches(image_NCHW)[place_BI[real_BI]],
+            patches_MD=patches_NPD.flatten(0, 1),
         )
 
     def _patches(self, image_NCHW: Tensor) -> Tensor:
@@ -316,18 +327,15 @@ class RT2VLM(AnswerModel):
         return self.family.patches(self.vlm, normalised(image_NCHW, self.vlm.dtype))
 
     def _outputs(self, row: _Row, prefix_B: Tensor, **settings: Any) -> Any:
-        is_patch_BS = (row.ids_BS == self.vlm.config.image_token_id) & row.real_BS
+        is_image_BS = row.ids_BS == self.vlm.config.image_token_id
         # The image token may lie beyond the embedding table: its place is taken by a patch, so any row will do.
-        embedded_BSD = self.vlm.get_input_embeddings()(row.ids_BS.masked_fill(is_patch_BS, 0))
-        patches = row.patches_MPD.to(embedded_BSD.dtype)
-        embedded_BSD = embedded_BSD.masked_scatter(is_patch_BS[..., None], patches)
-        length = row.ids_BS.shape[1]
-        place_BS = torch.arange(length, device=row.ids_BS.device).expand(len(row.ids_BS), -1)
+        embedded_BSD = self.vlm.get_input_embeddings()(row.ids_BS.masked_fill(is_image_BS, 0))
+        patches_BSD = row.patches_MD[row.patch_BS.clamp(min=0)].to(embedded_BSD.dtype)
+        place_BS = torch.arange(row.ids_BS.shape[1], device=row.ids_BS.device).expand(len(row.ids_BS), -1)
         return self.vlm.model(
-            inputs_embeds=embedded_BSD,
-            attention_mask=row.real_BS.long(),
+            inputs_embeds=torch.where((row.patch_BS >= 0)[..., None], patches_BSD, embedded_BSD),
+            attention_mask=seen_by(row.real_BS, prefix_B if self.family.sees_whole_prefix else None),
             position_ids=self.family.positions(self.vlm.config, place_BS, row.pictures_B),
-            **self.family.prefix_arguments(prefix_B, length),
             **settings,
         )
 
@@ -342,6 +350,8 @@ class _Row:
     """Rows ready for the model, padded at the right."""
 
     ids_BS: Tensor
+    patch_BS: Tensor
+    """int64: row of `patches_MD` that stands there; -1: no patch."""
     real_BS: Tensor
     pictures_B: Tensor
     """int64: pictures that it begins with."""
@@ -349,5 +359,21 @@ class _Row:
     """int64: position of the first token, after the pictures."""
     length_B: Tensor
     """int64: real positions."""
-    patches_MPD: Tensor
-    """Patches of the M pictures, in the order of the rows."""
+    patches_MD: Tensor
+    """Patches of all pictures of the batch."""
+
+
+def seen_by(real_BS: Tensor, prefix_B: Tensor | None) -> Tensor:
+    """bool (B, 1, S, S): which positions (last axis) a position attends to: the real ones up to itself, and a row's
+    first `prefix_B` see each other.
+
+    transformers takes a mask of four axes as it is. One of two axes it would look at on the host, to see whether
+    anything is masked, and the host would wait for the device. Padding sees itself, as no softmax may be empty.
+    """
+    place_S = torch.arange(real_BS.shape[1], device=real_BS.device)
+    seen_BSS = (place_S <= place_S[:, None])[None]
+    if prefix_B is not None:
+        inside_BS = place_S < prefix_B[:, None]
+        seen_BSS = seen_BSS | inside_BS[:, None] & inside_BS[..., None]
+    own_SS = place_S == place_S[:, None]
+    return (seen_BSS & real_BS[:, None] | own_SS)[:, None]

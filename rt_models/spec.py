@@ -244,6 +244,9 @@ RT2_BATCH: dict[str, BatchField] = {
     "episode": BatchField(dtype="int64", axes="B", meaning="number of the episode in its store; -1: no robot step"),
     "step": BatchField(dtype="int64", axes="B", meaning="step of the episode, from 0; -1: no robot step"),
     "num_images": BatchField(dtype="int32", axes="S", meaning="how many of F are real, the first", optional=True),
+    "answer_place": BatchField(
+        dtype="int64", axes="BR", meaning="places of a row's targets, in order, then -1", optional=True
+    ),
 }
 
 

@@ -37,6 +37,7 @@ from rt_models.action_tokens import encode
 from rt_models.control.action import Action
 from rt_models.control.rt2_policy import RT2Policy, act_together
 from rt_models.language.action_vocabulary import LeastFrequentTokens
+from rt_models.language.answer_loss import plan_answers
 from rt_models.language.generation import generate, predict_actions
 from rt_models.language.prompts import RT2Text
 from rt_models.spec import Contract, DatasetContract
@@ -73,6 +74,9 @@ class PromptFamily(ModelFamily[ConfigT, ModelT]):
     (rt_models/language/generation.py)."""
 
     instruction = "text"
+
+    def planned(self, batch: Batch, capacity: int, *, is_training: bool) -> Batch:
+        return plan_answers(batch)
 
     def completed(self, config: Any, stores: Sequence[Store]) -> Any:
         """The config with what only the stores can say. Raises OSError or ValueError where it cannot be built."""

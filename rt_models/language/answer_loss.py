@@ -15,6 +15,9 @@ from torch import Tensor
 from rt_models.input_checks import require_answers
 from rt_models.robot_model import RobotModel
 
+ANSWER_MULTIPLE = 8
+"""A planned batch has places for so many targets in each row, or a multiple, so that its logits have few shapes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RowLosses:
@@ -54,25 +57,50 @@ class Targets:
     """bool: False where a row has fewer targets than the longest."""
     prompt_B: Tensor
     """int64: tokens before the answer, whose first need not be a target."""
+    is_planned: bool
+    """Whether the places were found on the host. Then logits are computed for all of them, padding too: choosing the
+    real ones would make the host wait for the device."""
 
     @staticmethod
     def of(batch: Mapping[str, Tensor]) -> Targets:
+        """Of a batch with "answer_mask", and with "answer_place" if `plan_answers` has planned it."""
         require_answers(batch)
-        answer_mask_BL = batch["answer_mask"]
-        count_B = answer_mask_BL.sum(dim=1)
-        order_BL = (~answer_mask_BL).to(torch.uint8).argsort(dim=1, stable=True)
-        place_BR = order_BL[:, : max(1, int(count_B.max()))]
-        real_BR = torch.arange(place_BR.shape[1], device=place_BR.device) < count_B[:, None]
+        planned = "answer_place" in batch
+        place_BR = batch["answer_place"] if planned else answer_places(batch["answer_mask"], multiple=1)
+        real_BR, place_BR = place_BR >= 0, place_BR.clamp(min=0)
         prompt_B = batch.get("prompt_length", place_BR[:, 0])
-        return Targets(place_BR=place_BR, real_BR=real_BR, prompt_B=prompt_B)
+        return Targets(place_BR=place_BR, real_BR=real_BR, prompt_B=prompt_B, is_planned=planned)
+
+    def chosen(self, x_BRD: Tensor) -> Tensor:
+        """(M, D): what logits are computed from, row after row."""
+        return x_BRD.flatten(0, 1) if self.is_planned else x_BRD[self.real_BR]
 
     def losses(self, logits_MV: Tensor, tokens_BL: Tensor) -> RowLosses:
-        """From the logits of the real places, row after row; in float32 or wider."""
+        """From the logits of what is `chosen`; in float32 or wider."""
         wide_MV = logits_MV if logits_MV.dtype == torch.float64 else logits_MV.float()
-        target_M = tokens_BL.gather(1, self.place_BR)[self.real_BR]
-        ce_M = F.cross_entropy(wide_MV, target_M, reduction="none")
-        ce_BR = torch.zeros(self.real_BR.shape, dtype=ce_M.dtype, device=ce_M.device).masked_scatter(self.real_BR, ce_M)
+        ce_M = F.cross_entropy(wide_MV, self.chosen(tokens_BL.gather(1, self.place_BR)), reduction="none")
+        if self.is_planned:
+            ce_BR = ce_M.view_as(self.real_BR).where(self.real_BR, 0)
+        else:
+            ce_BR = ce_M.new_zeros(self.real_BR.shape).masked_scatter(self.real_BR, ce_M)
         return RowLosses(sum_B=ce_BR.sum(dim=1), tokens_B=self.real_BR.sum(dim=1))
+
+
+def answer_places(answer_mask_BL: Tensor, *, multiple: int) -> Tensor:
+    """int64 (B, R): the places of each row's targets in order, then -1. R holds the longest answer and is a multiple of
+    `multiple`."""
+    count_B = answer_mask_BL.sum(dim=1)
+    order_BL = (~answer_mask_BL).to(torch.uint8).argsort(dim=1, stable=True)
+    longest = max(1, int(count_B.max()))
+    length = -(-longest // multiple) * multiple
+    place_BR = F.pad(order_BL, (0, max(0, length - order_BL.shape[1])))[:, :length]
+    return place_BR.where(torch.arange(length, device=place_BR.device) < count_B[:, None], -1)
+
+
+def plan_answers(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The batch (of `rt_models.spec.RT2_BATCH`, on the host) with "answer_place": a training step then need not ask the
+    device where its targets stand."""
+    return {**batch, "answer_place": answer_places(batch["answer_mask"], multiple=ANSWER_MULTIPLE)}
 
 
 def packing_order(real_BS: Tensor, *, cut: bool = True) -> Tensor:

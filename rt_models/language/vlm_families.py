@@ -23,6 +23,8 @@ class Family:
     """Name of the language model inside."""
     first_position = 0
     """Position of a row's first token."""
+    sees_whole_prefix = False
+    """Whether picture and prompt see all of each other; else all is causal."""
 
     def vision(self, vlm: Any) -> nn.Module:
         raise NotImplementedError
@@ -47,10 +49,6 @@ class Family:
         """The position ids of places counted from the beginning of rows with so many pictures first."""
         return place_BS + self.first_position
 
-    def prefix_arguments(self, prefix_B: Tensor, length: int) -> dict[str, Tensor]:
-        """What tells the model that the first `prefix_B` positions of a row see each other; nothing: all is causal."""
-        return {}
-
     def encoder(self, config: Any) -> tuple[ViTConfig, int]:
         """(sizes of the vision encoder, multiply-adds of what else one picture goes through)."""
         vision, width = config.vision_config, config.get_text_config().hidden_size
@@ -67,7 +65,7 @@ class Family:
 class PaliGemma(Family):
     """SigLIP and Gemma; picture and prompt see all of each other (arXiv 2407.07726)."""
 
-    first_position = 1
+    first_position, sees_whole_prefix = 1, True
 
     def vision(self, vlm: Any) -> nn.Module:
         return vlm.model.vision_tower
@@ -77,10 +75,6 @@ class PaliGemma(Family):
 
     def patches(self, vlm: Any, image_NCHW: Tensor) -> Tensor:
         return vlm.model.get_image_features(image_NCHW).pooler_output
-
-    def prefix_arguments(self, prefix_B: Tensor, length: int) -> dict[str, Tensor]:
-        positions = torch.arange(length, device=prefix_B.device)
-        return {"token_type_ids": (positions >= prefix_B[:, None]).long()}
 
 
 class SmolVLM(Family):
