@@ -192,16 +192,16 @@ class _Split:
         expert = functools.partial(
             start, task, control_hz=config.control_hz, camera=config.camera(), noise=config.noise
         )
-        seeds, running, wanted = itertools.count(self.first_seed), deque[tuple[int, PendingRollout]](), self.episodes
-        ahead = 1 + config.workers // len(config.tasks)
+        started = ((seed, expert(seed=seed)) for seed in itertools.count(self.first_seed))
+        ahead, wanted = 1 + config.workers // len(config.tasks), self.episodes
+        running = deque[tuple[int, PendingRollout]](itertools.islice(started, min(ahead, wanted)))
         while wanted:
-            while len(running) < min(ahead, wanted):
-                seed = next(seeds)
-                running.append((seed, expert(seed=seed)))
             seed, pending = running.popleft()
             recording = pending()
+            wanted -= recording is not None
+            # Before the other tasks have their turn: the processes are busy in the meantime.
+            running.extend(itertools.islice(started, min(ahead, wanted) - len(running)))
             if recording is not None:
-                wanted -= 1
                 yield rlds_episode(recording, task=task, seed=seed, control_hz=config.control_hz)
                 continue
             self.failed[task] = self.failed.get(task, 0) + 1

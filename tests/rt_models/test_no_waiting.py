@@ -1,4 +1,4 @@
-"""A training step asks its device nothing: on the meta device, whose tensors have no values, any question would raise."""
+"""A training step asks its device nothing: tensors of the meta device have no values, so any question would raise."""
 
 from __future__ import annotations
 
