@@ -7,8 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,6 @@ from preprocessing.tfds.writer import RldsWriter, SplitPlan
 REPOSITORY = Path(__file__).resolve().parents[2]
 SAMPLE = REPOSITORY / "examples/metaworld_sample/1.0.0"
 TINY = SimulateConfig(tasks=("button-press-v3",), episodes=2, val_episodes=1, episodes_per_shard=1, image_size="32x40")
-
-FRAME = simplejpeg.encode_jpeg(np.zeros((8, 16, 3), np.uint8))
 
 
 @pytest.fixture
@@ -248,34 +245,6 @@ def test_workers_write_the_same_bytes(tmp_path: Path) -> None:
     alone, together = (sorted((tmp_path / name / TINY.name / "1.0.0").iterdir()) for name in ("alone", "together"))
     assert [file.name for file in alone] == [file.name for file in together]
     assert all(mine.read_bytes() == theirs.read_bytes() for mine, theirs in zip(alone, together, strict=True))
-
-
-@pytest.mark.parametrize("tasks", [("button-press-v3",), ("button-press-v3", "faucet-open-v3", "door-lock-v3")])
-def test_workers_have_work_while_one_rollout_is_waited_for(tasks: tuple[str, ...], tmp_path: Path) -> None:
-    waiting, seen = set[tuple[str, int]](), []
-
-    @contextmanager
-    def counted(workers: int) -> Iterator[Callable[..., Callable[[], Recording]]]:
-        def start(task: str, *, seed: int, **_: object) -> Callable[[], Recording]:
-            waiting.add((task, seed))
-
-            def wait() -> Recording:
-                seen.append(len(waiting))
-                waiting.remove((task, seed))
-                nothing = np.zeros((2, 4), np.float32)
-                return Recording(frames_T=[FRAME] * 2, state_TS=nothing, action_TA=nothing, metres_per_action=0.01)
-
-            return wait
-
-        yield start
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.simulate.rollouts", counted)
-        simulate(tmp_path, SimulateConfig(tasks=tasks, episodes=8, val_episodes=0, workers=2, image_size="8x16"))
-    total = 8 * len(tasks)
-    assert len(seen) == total and not waiting  # none is simulated that is not wanted
-    begun = len(tasks)
-    assert all(count >= min(2, total - done) for done, count in enumerate(seen) if done >= begun)
 
 
 def test_noise_moves_the_arm_and_is_not_recorded() -> None:
