@@ -1,4 +1,5 @@
-"""`rtp preprocess SOURCE OUT`: RLDS shards -> an episode store. Run again, it resumes; a finished one stays.
+"""`rtp preprocess SOURCE OUT`: an RLDS or LeRobot dataset -> an episode store. Run again, it resumes; a finished one
+stays.
 
 With --format (vqav2, coco, jsonl, ...; rtp preprocess --format jsonl --help): image-text data -> a store of examples.
 """
@@ -18,7 +19,7 @@ from pipelines.preprocess_web import ray_session
 from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import command_line, print_next
 from preprocessing.convert import ConvertConfig, Summary, convert
-from preprocessing.rlds import open_dataset
+from preprocessing.episode_source import open_source
 from preprocessing.spec_file import draft
 
 PreprocessConfig = ConvertConfig
@@ -29,7 +30,8 @@ class PreprocessArguments:
     """Flags of `rtp preprocess`."""
 
     source: tyro.conf.Positional[str]
-    """Version folder of a TFDS dataset (features.json, dataset_info.json, shards), local or s3://, gs://."""
+    """Version folder of a TFDS dataset (features.json, dataset_info.json, shards), or a LeRobot folder (v3.0 or v2:
+    meta/info.json), local or s3://, gs://."""
     out: tyro.conf.Positional[str]
     """Folder that stores are written below, local or s3://, gs://."""
     draft_spec: str | None = None
@@ -45,7 +47,7 @@ def preprocess(source: str, out: str, config: ConvertConfig) -> Summary:
 
 def write_draft(source: str, path: Path) -> JsonSummary:
     """Write the draft of a spec for the dataset in `source`. Raises FileExistsError rather than overwrite."""
-    text = draft(open_dataset(source))
+    text = draft(open_source(source))
     with path.open("x") as file:
         file.write(text)
     print(f"{path}: fill in every '?', then {command_line('rtp', 'preprocess', source, 'OUT', '--dataset', path)}")

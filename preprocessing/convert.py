@@ -1,4 +1,5 @@
-"""RLDS shards -> an episode store: one Ray Data task per shard (large ones in parts), resumable, with an account.
+"""RLDS or LeRobot shards -> an episode store: a Ray Data task per shard (large ones in parts), resumable, with an
+account.
 
 Every shard's Parquet file and report appear atomically, the manifest last. Killed anywhere and run again, a conversion
 does only the missing shards and ends with the same bytes; a finished store is left as it is. Another source, spec or
@@ -29,7 +30,8 @@ from preprocessing.conversion.shard_conversion import ShardTask, convert_shard
 from preprocessing.conversion.shard_report import ShardCounts, report_name
 from preprocessing.conversion.shipped_vectors import require_agreement, why_not_kept
 from preprocessing.dataset_spec import ACTION_SIZE, DatasetSpec
-from preprocessing.rlds import RldsDataset, SourceShard, open_dataset, open_folder
+from preprocessing.episode_source import EpisodeSource, open_source
+from preprocessing.rlds import SourceShard, open_folder
 from preprocessing.spec_file import read_spec
 from preprocessing.store.episode_store import (
     MANIFEST,
@@ -140,14 +142,14 @@ class Summary:
 
 
 def convert(source: str, out: str, config: ConvertConfig, reach_ray: ReachRay = own_ray) -> Summary:
-    """Convert one split of the RLDS dataset in folder `source` into a store below `out`; both may be URLs.
+    """Convert one split of the RLDS or LeRobot dataset in folder `source` into a store below `out`; both may be URLs.
 
     `reach_ray` is called if there is work for Ray. Raises ValueError or OSError, one sentence for a user to act on.
     """
     began = time.monotonic()
     if not str(out).strip():
         raise ValueError("OUT is empty: name a folder for the store")
-    dataset = open_dataset(source)
+    dataset = open_source(source)
     name = config.dataset or dataset.name
     spec = read_spec(Path(name)) if name.endswith((".yaml", ".yml")) else dataset_spec.load(name)
     encoder = _encoder(config, spec, dataset)
@@ -184,7 +186,7 @@ def convert(source: str, out: str, config: ConvertConfig, reach_ray: ReachRay = 
 # --- What to do ---
 
 
-def _encoder(config: ConvertConfig, spec: DatasetSpec, dataset: RldsDataset) -> Encoder | None:
+def _encoder(config: ConvertConfig, spec: DatasetSpec, dataset: EpisodeSource) -> Encoder | None:
     """The encoder to compute vectors with, or None for those that the episodes ship."""
     lacking = why_not_kept(dataset, spec)
     name = config.encoder or ("use-multilingual" if lacking else "dataset")
@@ -199,7 +201,7 @@ def _encoder(config: ConvertConfig, spec: DatasetSpec, dataset: RldsDataset) -> 
 
 
 def _task(
-    dataset: RldsDataset, spec: DatasetSpec, out: str, config: ConvertConfig, *, ships_vectors: bool
+    dataset: EpisodeSource, spec: DatasetSpec, out: str, config: ConvertConfig, *, ships_vectors: bool
 ) -> ShardTask:
     _require_fit(dataset, spec, config.cameras)
     fields = [(path, dataset.feature(path)) for path in spec.source_actions]
@@ -228,7 +230,7 @@ def _task(
     )
 
 
-def _require_fit(dataset: RldsDataset, spec: DatasetSpec, cameras: tuple[str, ...]) -> None:
+def _require_fit(dataset: EpisodeSource, spec: DatasetSpec, cameras: tuple[str, ...]) -> None:
     """Raise ValueError unless the dataset has what the spec reads, and has it in a form that fits."""
     unknown = [role for role in cameras if role not in spec.cameras]
     if unknown:

@@ -114,6 +114,10 @@ class RldsDataset:
     splits: Mapping[str, tuple[SourceShard, ...]]
 
     @property
+    def control_hz(self) -> None:
+        """The format records no rate."""
+
+    @property
     def step_paths(self) -> tuple[str, ...]:
         """Paths of the step columns, such as "observation/image"."""
         return tuple(key.removeprefix(_STEPS) for key in self.features if key.startswith(_STEPS))
@@ -132,20 +136,8 @@ class RldsDataset:
 
         Raises ValueError for an unknown split, another form, or a slice that is empty or leaves the split.
         """
-        name, bounds = split, None
-        if split not in self.splits and (sliced := _SLICE.fullmatch(split)):
-            name, bounds = sliced[1], (sliced[2] or sliced[4], sliced[3] or sliced[5])
-        if name not in self.splits:
-            known = ", ".join(self.splits) or "none"
-            form = " and a slice is written train[:1000] or train[90%:]" if "[" in name else ""
-            raise ValueError(f"{self.folder} has no split {name!r}: dataset_info.json names {known}{form}")
-        count = sum(shard.num_records for shard in self.splits[name])
-        if bounds is None:
-            return SplitSlice(split=name, first=0, stop=count, whole=True)
-        first, stop = (_bound(text, count, default) for text, default in zip(bounds, (0, count), strict=True))
-        if not 0 <= first < stop <= count:
-            raise ValueError(f"{split!r} asks for records {first} to {stop}, split {name!r} has {count}")
-        return SplitSlice(split=name, first=first, stop=stop, whole=(first, stop) == (0, count))
+        counts = {name: sum(shard.num_records for shard in shards) for name, shards in self.splits.items()}
+        return sliced(split, counts, self.folder, declared_in="dataset_info.json")
 
     def shards(self, split: str) -> tuple[SourceShard, ...]:
         """The files of `split`, or of a slice of it, that hold what is asked for.
@@ -203,6 +195,27 @@ class RldsDataset:
             have = ", ".join(sorted(key.removeprefix(_STEPS) for key in self.features))
             raise ValueError(f"{self.folder} has no field {unknown[0]!r}: features.json has {have}")
         return [self.feature(path) for path in paths]
+
+
+def sliced(split: str, counts: Mapping[str, int], folder: str, *, declared_in: str) -> SplitSlice:
+    """What `split`, a name or a slice of one, comes to where the splits have `counts` records.
+
+    Raises ValueError for an unknown split, another form, or a slice that is empty or leaves the split.
+    """
+    name, bounds = split, None
+    if split not in counts and (match := _SLICE.fullmatch(split)):
+        name, bounds = match[1], (match[2] or match[4], match[3] or match[5])
+    if name not in counts:
+        known = ", ".join(counts) or "none"
+        form = " and a slice is written train[:1000] or train[90%:]" if "[" in name else ""
+        raise ValueError(f"{folder} has no split {name!r}: {declared_in} names {known}{form}")
+    count = counts[name]
+    if bounds is None:
+        return SplitSlice(split=name, first=0, stop=count, whole=True)
+    first, stop = (_bound(text, count, default) for text, default in zip(bounds, (0, count), strict=True))
+    if not 0 <= first < stop <= count:
+        raise ValueError(f"{split!r} asks for records {first} to {stop}, split {name!r} has {count}")
+    return SplitSlice(split=name, first=first, stop=stop, whole=(first, stop) == (0, count))
 
 
 def open_folder(url: str) -> tuple[FileSystem, str]:

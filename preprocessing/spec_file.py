@@ -1,4 +1,4 @@
-"""A `DatasetSpec` in a YAML file, for RLDS datasets that have no file in `preprocessing/openx/`.
+"""A `DatasetSpec` in a YAML file, for RLDS and LeRobot datasets that have no file in `preprocessing/openx/`.
 
 `draft` writes one from a dataset's schema. What a schema cannot tell (units, rate, the gripper's sign) is left as "?"
 and refused until someone has filled it in.
@@ -6,6 +6,7 @@ and refused until someone has filled it in.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ from preprocessing.dataset_spec import (
     Terminate,
     Text,
 )
-from preprocessing.rlds import RldsDataset, folder_name
+from preprocessing.episode_source import EpisodeSource
+from preprocessing.lerobot.metadata import BOOKKEEPING, TASK
+from preprocessing.rlds import folder_name
 from preprocessing.tfds.features import Feature
 
 _UNKNOWN = "?"
@@ -140,11 +143,13 @@ _HEADER = """\
 # Draft of a dataset spec: replace every "?" by what the dataset's documentation says, and check the guesses.
 # unit: m, rad, m/s ..., or unitless where it is not known. gripper: absolute (a closedness to hold), relative, or none.
 # gripper_closedness_action is +1 to close and -1 to open; for a source with 1 = open, 0 = closed: scale -2, offset 1.
+# A LeRobot set records its rate, and names of values at most: world_vector, rotation_delta and where they begin are
+# guesses. What it has beside them stands under source_actions and is kept as it is.
 # Vectors that the episodes ship: embedding: PATH and embedding_encoder: universal-sentence-encoder-large/5.
 """
 
 
-def draft(dataset: RldsDataset) -> str:
+def draft(dataset: EpisodeSource) -> str:
     """YAML of a spec guessed from the schema of `dataset`, with "?" for what cannot be guessed.
 
     Raises ValueError if there is no image, no instruction or no numeric action to guess from.
@@ -153,22 +158,29 @@ def draft(dataset: RldsDataset) -> str:
     cameras = [path for path, feature in steps.items() if _is_camera(path, feature)]
     texts = [p for p in (*steps, *dataset.episode_paths) if dataset.feature(p).is_text and _is_instruction(p)]
     action = _guess_action(
-        {path: feature for path, feature in steps.items() if path.split("/")[0].startswith("action")}
+        {path: feature for path, feature in steps.items() if re.split("[/.]", path)[0].startswith("action")}
     )
     for candidates, what in ((cameras, "camera image"), (texts, "instruction"), (action, "numeric action")):
         if not candidates:
             raise ValueError(f"{dataset.folder} has no {what} that a spec could be drafted from")
     main = min(cameras, key=lambda path: (any(word in path for word in _SIDE_CAMERAS), len(path)))
+    known_hz = dataset.control_hz
     data = {
         "name": dataset.name,
-        "cameras": {"image": main, **{path.rpartition("/")[2]: path for path in cameras if path != main}},
-        "instruction": min(texts, key=lambda path: ("structured" in path, len(path))),
-        "control_hz": _UNKNOWN,
+        "cameras": {"image": main, **{_role(path): path for path in cameras if path != main}},
+        "instruction": min(texts, key=lambda path: ("structured" in path, path != TASK, len(path))),
+        "control_hz": _UNKNOWN if known_hz is None else int(known_hz) if known_hz == int(known_hz) else known_hz,
         "gripper": _UNKNOWN,
         "action": action,
+        **_kept_verbatim(steps, action),
         "proprio": [_guess_proprio(path, feature) for path, feature in steps.items() if _is_state(path, feature)],
     }
     return _HEADER + yaml.safe_dump(data, sort_keys=False, width=120)
+
+
+def _role(path: str) -> str:
+    """The last word of a camera's path, without the prefix that all of LeRobot's have."""
+    return path.rpartition("/")[2].removeprefix("observation.images.").removeprefix("observation.")
 
 
 def _is_camera(path: str, feature: Feature) -> bool:
@@ -176,7 +188,8 @@ def _is_camera(path: str, feature: Feature) -> bool:
 
 
 def _is_instruction(path: str) -> bool:
-    return any(word in path.rpartition("/")[2] for word in ("instruction", "task_code", "language"))
+    last = path.rpartition("/")[2]
+    return last == TASK or any(word in last for word in ("instruction", "task_code", "language"))
 
 
 def _is_numeric(feature: Feature) -> bool:
@@ -197,9 +210,45 @@ def _guess_action(fields: Mapping[str, Feature]) -> dict[str, dict[str, str] | d
     if guess:
         return guess
     widest = max(fields, key=lambda path: _size(fields[path]), default="")
-    places = {"world_vector": (0, 3), "rotation_delta": (3, 6), "gripper_closedness_action": (6, 7)}
-    fitting = {group: first for group, (first, stop) in places.items() if widest and stop <= _size(fields[widest])}
-    return {group: {"path": widest, "first": first, "unit": _UNKNOWN} for group, first in fitting.items()}
+    places = _places(fields[widest]) if widest else {}
+    return {group: {"path": widest, "first": first, "unit": _UNKNOWN} for group, first in places.items()}
+
+
+def _places(feature: Feature) -> dict[str, int]:
+    """Where a vector's position, rotation and gripper begin: by its values' names, else in the usual order."""
+    if not feature.names:
+        usual = {"world_vector": (0, 3), "rotation_delta": (3, 6), "gripper_closedness_action": (6, 7)}
+        return {group: first for group, (first, stop) in usual.items() if stop <= _size(feature)}
+    words = [name.lower().removesuffix(".pos") for name in feature.names]
+    places = {}
+    for group, pattern in _NAMED.items():
+        firsts = [place for place in range(len(words)) if _matches(pattern, words[place:])]
+        if len(firsts) == 1:
+            places[group] = firsts[0]
+    return places
+
+
+_NAMED = {  # patterns of consecutive names
+    "world_vector": tuple(rf"(.*[_ ])?(d|delta_?|pos_?)?{axis}(_m)?" for axis in "xyz"),
+    "rotation_delta": tuple(
+        rf"(.*[_ ])?((d|delta_?)?({angle}(_rad)?|r_?{axis}|rot_?{axis}))"
+        for angle, axis in (("roll", "x"), ("pitch", "y"), ("yaw", "z"))
+    ),
+    "gripper_closedness_action": (r".*gripper.*",),
+}
+
+
+def _matches(pattern: tuple[str, ...], words: list[str]) -> bool:
+    return len(words) >= len(pattern) and all(map(re.fullmatch, pattern, words))
+
+
+def _kept_verbatim(steps: Mapping[str, Feature], action: Mapping[str, Mapping[str, object]]) -> dict[str, list[str]]:
+    """For a LeRobot set, every number of its own but the state, so that `rtp export-lerobot` gives it back."""
+    if TASK not in steps:
+        return {}
+    left_out = {*BOOKKEEPING, "reward", *(path for path, feature in steps.items() if _is_state(path, feature))}
+    own = [path for path, feature in steps.items() if _is_numeric(feature) and path not in left_out]
+    return {"source_actions": list(dict.fromkeys([*(str(part["path"]) for part in action.values()), *own]))}
 
 
 def _size(feature: Feature) -> int:
@@ -207,5 +256,5 @@ def _size(feature: Feature) -> int:
 
 
 def _guess_proprio(path: str, feature: Feature) -> dict[str, str | list[str]]:
-    names = [f"{path.rpartition('/')[2]}_{i}" for i in range(_size(feature))]
+    names = list(feature.names) or [f"{path.rpartition('/')[2]}_{i}" for i in range(_size(feature))]
     return {"path": path, "names": names, "units": ["unknown"] * len(names)}

@@ -34,7 +34,7 @@ COMMANDS = {
         example="rtp simulate data --tasks drawer-open-v3 faucet-open-v3 --episodes 50",
     ),
     "preprocess": Command(
-        summary="RLDS shards or web data -> a store; run again, it resumes",
+        summary="RLDS, LeRobot or web data -> a store; run again, it resumes",
         example="rtp preprocess examples/metaworld_sample/1.0.0 stores --split train",
     ),
     "inspect": Command(

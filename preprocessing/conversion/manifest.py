@@ -26,6 +26,7 @@ from preprocessing.store.episode_store import (
     fixed_lists,
 )
 from preprocessing.store.file_system import FileSystem, file_system_of
+from preprocessing.store.images import JPEG_QUALITY
 from preprocessing.store.json_files import JsonObject
 from preprocessing.store.json_records import to_text
 from preprocessing.store.statistics import Moments, tiny_ranges
@@ -139,6 +140,11 @@ def _remarks(task: ShardTask, reports: list[ShardReport], *, trained_steps: int)
     remarks += [
         f"{path} of {count} of {total} episodes is not as features.json declares it: {_INSTEAD[path]} there"
         for path, count in sorted(unread.items())
+    ]
+    remarks += [
+        f"the frames of camera {role} were decoded from a video ({codec}) and stored as JPEG of quality "
+        f"{JPEG_QUALITY}: they carry the loss of both"
+        for role, codec in task.videos().items()
     ]
     if odd:
         remarks.append(

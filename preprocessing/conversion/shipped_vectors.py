@@ -10,19 +10,20 @@ from itertools import islice
 import numpy as np
 
 from preprocessing.dataset_spec import DatasetSpec
-from preprocessing.rlds import Episode, RldsDataset, SourceShard
+from preprocessing.episode_source import EpisodeSource
+from preprocessing.rlds import Episode, SourceShard
 from rt_models.spec import EMBEDDING_WIDTH
 
 _RECORDS, _TEXTS = 16, 8  # looked at, from the beginning
 _AGREES = 0.999  # cosine; the same network in another TensorFlow differs by less
 
 
-def ships_vectors(dataset: RldsDataset, spec: DatasetSpec) -> bool:
+def ships_vectors(dataset: EpisodeSource, spec: DatasetSpec) -> bool:
     """Whether the episodes hold the vectors that `spec` declares, of the width that a store keeps."""
     return not why_not_kept(dataset, spec)
 
 
-def why_not_kept(dataset: RldsDataset, spec: DatasetSpec) -> str:
+def why_not_kept(dataset: EpisodeSource, spec: DatasetSpec) -> str:
     """Why the vectors of the episodes cannot be stored, in words; empty if they can."""
     path = spec.embedding
     if path is None:
@@ -38,7 +39,11 @@ def why_not_kept(dataset: RldsDataset, spec: DatasetSpec) -> str:
 
 
 def require_agreement(
-    dataset: RldsDataset, shard: SourceShard, spec: DatasetSpec, encoder: str, embed: Callable[[list[str]], np.ndarray]
+    dataset: EpisodeSource,
+    shard: SourceShard,
+    spec: DatasetSpec,
+    encoder: str,
+    embed: Callable[[list[str]], np.ndarray],
 ) -> None:
     """Raise ValueError if `embed` computes other vectors than the episodes of `shard` ship under its encoder id."""
     if spec.embedding_encoder != encoder or not ships_vectors(dataset, spec):
@@ -59,7 +64,7 @@ def require_agreement(
         )
 
 
-def _shipped(dataset: RldsDataset, shard: SourceShard, spec: DatasetSpec) -> dict[str, np.ndarray]:
+def _shipped(dataset: EpisodeSource, shard: SourceShard, spec: DatasetSpec) -> dict[str, np.ndarray]:
     """Vectors by text, without blank texts (zeros, whatever the encoder) and without what will go to quarantine."""
     assert spec.embedding is not None
     vector_of_text: dict[str, np.ndarray] = {}

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
@@ -21,7 +21,16 @@ from preprocessing.tfds.tf_example import Example
 
 Encoding = Literal["none", "bytes", "zlib"]
 Dimensions = tuple[int | None, ...]
-Column = np.ndarray | list[bytes] | list[np.ndarray]
+
+
+class Frames(Protocol):
+    """Pictures uint8 (H, W, 3) of an episode, decoded while one iterates: one is in memory at a time."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[np.ndarray]: ...
+
+
+Column = np.ndarray | list[bytes] | list[np.ndarray] | Frames
 """A feature over the steps of an episode; a list if it holds bytes, or arrays that differ in size."""
 
 
@@ -44,6 +53,8 @@ class Feature:
     outer: Dimensions = ()
     optional: bool = False
     refusal: str = ""
+    codec: str = ""
+    names: tuple[str, ...] = ()
 
     @property
     def is_bytes(self) -> bool:

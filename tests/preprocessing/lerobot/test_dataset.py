@@ -1,0 +1,204 @@
+"""LeRobot folders as a source: what lerobot itself wrote is read exactly, and damage costs the episodes it lies in."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from preprocessing.episode_source import open_source
+from preprocessing.lerobot.dataset import LeRobotDataset, open_lerobot
+from preprocessing.rlds import Corrupt, Episode
+from preprocessing.store.images import decode_image
+from tests.support.tiny_lerobot import TASKS, TOP, WRIST, TinyEpisode, brightness, episode, write_v3, write_v21
+
+GOLDEN = Path(__file__).parents[2] / "data/lerobot_v3"
+DATA = "data/chunk-000/file-000.parquet"
+
+
+def read(dataset: LeRobotDataset, split: str = "train") -> list[Episode | Corrupt]:
+    return [item for shard in dataset.shards(split) for item in dataset.read_shard(shard)]
+
+
+def episodes_of(folder: Path, split: str = "train") -> list[Episode]:
+    items = read(open_lerobot(str(folder)), split)
+    assert all(isinstance(item, Episode) for item in items), [getattr(item, "reason", "") for item in items]
+    return [item for item in items if isinstance(item, Episode)]
+
+
+def assert_same(read_back: Episode, written: TinyEpisode, seed: int) -> None:
+    for name, values in written.columns.items():
+        assert np.array_equal(np.asarray(read_back.steps[name]).reshape(values.shape), values), name
+        assert np.asarray(read_back.steps[name]).dtype == values.dtype, name
+    assert read_back.steps["task"] == [TASKS[written.task].encode()] * written.length
+    wrist = [decode_image(picture) for picture in read_back.steps[WRIST]]  # type: ignore[arg-type]
+    assert np.array_equal(wrist, written.wrist_NHWC)
+    levels = [np.asarray(frame).mean() for frame in read_back.steps[TOP]]
+    assert np.abs(levels - brightness(seed, np.arange(written.length))).max() < 4  # of 9 to the next step
+
+
+# --- What lerobot 0.4.4 wrote ---
+
+
+def test_golden_folder_is_read_exactly() -> None:
+    rng = np.random.default_rng(0)
+    dataset = open_source(str(GOLDEN))
+    assert (dataset.version, dataset.control_hz) == ("v3.0", 10.0)
+    for number, (item, length) in enumerate(zip(episodes_of(GOLDEN), (12, 7), strict=True)):
+        steps = [(rng.normal(size=3), rng.normal(size=7)) for _ in range(length)]
+        assert np.array_equal(item.steps["observation.state"], np.float32([state for state, _ in steps]))
+        assert np.array_equal(item.steps["action"], np.float32([action for _, action in steps]))
+        assert np.array_equal(np.ravel(item.steps["next.done"]), np.arange(length) == length - 1)
+        assert item.steps["task"] == [(b"open the drawer", b"close the drawer")[number]] * length
+        assert item.num_steps == length
+
+
+@pytest.mark.parametrize("camera", [TOP, WRIST])
+def test_golden_frames_show_the_bar_of_their_step(camera: str) -> None:
+    for number, item in enumerate(episodes_of(GOLDEN)):
+        for step, source in enumerate(item.steps[camera]):
+            frame = decode_image(source) if isinstance(source, bytes) else np.asarray(source)
+            bar = (5 * step) % 64
+            drawn = np.zeros((48, 64, 3))
+            drawn[:, bar : bar + 6] = (255, 200 * number, 40)
+            error = np.abs(frame.astype(float) - drawn)
+            if camera == WRIST:
+                assert error.max() == 0
+            assert frame.shape == (48, 64, 3) and error.mean() < 6
+
+
+# --- Layouts ---
+
+
+@pytest.mark.parametrize("row_group_rows", [None, 1, 5, 1000])
+def test_episodes_in_shared_files_and_row_groups_of_any_size(tmp_path: Path, row_group_rows: int | None) -> None:
+    written = [episode(seed, length) for seed, length in enumerate((3, 8, 1, 5, 6))]
+    write_v3(tmp_path / "set", [written[:3], written[3:]], row_group_rows=row_group_rows)
+    for seed, (item, original) in enumerate(zip(episodes_of(tmp_path / "set"), written, strict=True)):
+        assert_same(item, original, seed)
+
+
+def test_v21_has_a_file_an_episode(tmp_path: Path) -> None:
+    written = [episode(seed, 4 + seed) for seed in range(5)]
+    write_v21(tmp_path / "set", written, chunk_size=2)
+    assert [shard.num_records for shard in open_lerobot(str(tmp_path / "set")).shards("train")] == [2, 2, 1]
+    for seed, (item, original) in enumerate(zip(episodes_of(tmp_path / "set"), written, strict=True)):
+        assert_same(item, original, seed)
+
+
+@pytest.mark.parametrize("split, numbers", [("train[1:3]", [1, 2]), ("train[-1:]", [4]), ("train[:40%]", [0, 1])])
+def test_a_slice_of_the_split(tmp_path: Path, split: str, numbers: list[int]) -> None:
+    written = [episode(seed, 4) for seed in range(5)]
+    write_v3(tmp_path / "set", [written[:2], written[2:]])
+    assert [item.record for item in episodes_of(tmp_path / "set", split)] == numbers
+
+
+def test_shards_divide_into_parts_that_hold_every_episode_once(tmp_path: Path) -> None:
+    write_v3(tmp_path / "set", [[episode(seed, 4) for seed in range(7)]])
+    dataset = open_lerobot(str(tmp_path / "set"))
+    (shard,) = dataset.shards("train")
+    parts = shard.parts(shard.num_bytes // 3)
+    assert len(parts) > 2
+    assert [item.record for part in parts for item in dataset.read_shard(part)] == list(range(7))
+
+
+def test_one_column_does_not_read_the_videos(tmp_path: Path) -> None:
+    write_v3(tmp_path / "set", [[episode(0, 4)]])
+    shutil.rmtree(tmp_path / "set/videos")
+    dataset = open_lerobot(str(tmp_path / "set"))
+    (item,) = [i for shard in dataset.shards("train") for i in dataset.read_shard(shard, paths=["action", "task"])]
+    assert isinstance(item, Episode) and set(item.steps) == {"action", "task"}
+
+
+# --- Damage ---
+
+
+def test_rows_that_the_metadata_do_not_declare_cost_their_episode_alone(tmp_path: Path) -> None:
+    write_v3(tmp_path / "set", [[episode(seed, 4) for seed in range(3)]])
+    table = pq.read_table(tmp_path / "set" / DATA)
+    pq.write_table(table.filter(pa.array(np.arange(12) != 6)), tmp_path / "set" / DATA)
+    first, short, last = read(open_lerobot(str(tmp_path / "set")))
+    assert isinstance(first, Episode) and isinstance(last, Episode)
+    assert isinstance(short, Corrupt) and "declare 4 frames" in short.reason and "holds 3" in short.reason
+
+
+def test_a_damaged_row_group_costs_its_episode_alone(tmp_path: Path) -> None:
+    write_v3(tmp_path / "set", [[episode(seed, 40) for seed in range(3)]])
+    path = tmp_path / "set" / DATA
+    group = pq.ParquetFile(path).metadata.row_group(1)
+    column = next(group.column(i) for i in range(group.num_columns) if group.column(i).path_in_schema.startswith(WRIST))
+    data = bytearray(path.read_bytes())
+    data[column.data_page_offset : column.data_page_offset + 40] = bytes(40)
+    path.write_bytes(data)
+    first, damaged, last = read(open_lerobot(str(tmp_path / "set")))
+    assert isinstance(first, Episode) and isinstance(last, Episode)
+    assert isinstance(damaged, Corrupt) and "cannot be read" in damaged.reason
+
+
+def test_a_file_that_is_cut_costs_its_episodes_with_a_reason(tmp_path: Path) -> None:
+    write_v3(tmp_path / "set", [[episode(0, 4)], [episode(1, 4)]])
+    (tmp_path / "set" / DATA).write_bytes((tmp_path / "set" / DATA).read_bytes()[:-20])
+    cut, whole = read(open_lerobot(str(tmp_path / "set")))
+    assert isinstance(cut, Corrupt) and "cannot be read" in cut.reason
+    assert isinstance(whole, Episode)
+
+
+def test_a_missing_data_file_is_named(tmp_path: Path) -> None:
+    write_v3(tmp_path / "set", [[episode(0, 4)]])
+    (tmp_path / "set" / DATA).unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks data/chunk-000/file-000\.parquet"):
+        open_lerobot(str(tmp_path / "set")).shards("train")
+
+
+@pytest.mark.parametrize("shift_s", [0.05, 0.5])
+def test_a_video_without_a_frame_at_the_wanted_time_is_refused(tmp_path: Path, shift_s: float) -> None:
+    write_v3(tmp_path / "set", [[episode(0, 4)]])
+    listed = tmp_path / "set/meta/episodes/chunk-000/file-000.parquet"
+    (entry,) = pq.read_table(listed).to_pylist()
+    pq.write_table(pa.Table.from_pylist([{**entry, f"videos/{TOP}/from_timestamp": shift_s}]), listed)
+    (item,) = episodes_of(tmp_path / "set")
+    with pytest.raises(ValueError, match=r"has no frame at"):
+        list(item.steps[TOP])
+
+
+def test_a_video_that_is_no_video_is_a_value_error(tmp_path: Path) -> None:
+    write_v3(tmp_path / "set", [[episode(0, 4)]])
+    next((tmp_path / "set/videos").rglob("*.mp4")).write_bytes(b"nothing" * 100)
+    (item,) = episodes_of(tmp_path / "set")
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        list(item.steps[TOP])
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"codebase_version": "v1.6"}, "v1.6 is not read"),
+        ({"fps": 0}, "fps is 0"),
+        ({"splits": {"train": "0:99"}}, "must be first:stop of 1 episodes"),
+        ({"data_path": "../{chunk_index}.parquet"}, "leads out of the dataset"),
+        ({"data_path": "data/{0.__class__}.parquet"}, "cannot be filled in"),
+        ({"features": []}, "not as it was written"),
+    ],
+)
+def test_metadata_that_make_no_sense_are_one_sentence(tmp_path: Path, change: dict[str, object], words: str) -> None:
+    write_v3(tmp_path / "set", [[episode(0, 4)]])
+    path = tmp_path / "set/meta/info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=words):
+        open_lerobot(str(tmp_path / "set"))
+
+
+def test_features_of_unknown_kinds_are_in_the_way_only_where_someone_wants_them(tmp_path: Path) -> None:
+    write_v3(tmp_path / "set", [[episode(0, 4)]])
+    path = tmp_path / "set/meta/info.json"
+    info = json.loads(path.read_text())
+    info["features"]["language_events"] = {"dtype": "language", "shape": [1], "names": None}
+    path.write_text(json.dumps(info))
+    (item,) = episodes_of(tmp_path / "set")
+    assert "language_events" not in item.steps
+    assert "neither a picture" in open_lerobot(str(tmp_path / "set")).feature("language_events").refusal
