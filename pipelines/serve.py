@@ -1,6 +1,11 @@
-"""`rtp serve`: a policy answers camera frames and instructions with actions, over HTTP, until stopped.
+"""`rtp serve`: a policy answers the camera frames of many robots with actions, until stopped.
 
-A registered model runs with the code that it carries, any other one as `rtp register` would register it.
+One port speaks to clients that robots already have: a websocket at / as openpi's clients want it, HTTP POST /act as
+OpenVLA's do, and POST /invocations as MLflow's. A browser shows a page at /, Prometheus reads /metrics, /healthz tells
+that the server lives and /readyz that it takes requests.
+
+Robots share one copy of the weights and are answered together; each has its own history. SIGTERM answers what has been
+asked before the server goes.
 """
 
 from __future__ import annotations
@@ -8,21 +13,19 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from pipelines.config.arguments import parse
 from pipelines.config.compute import Compute
-from pipelines.serving.request_format import REQUEST, ServedPolicy
-from pipelines.terminal import child_process
-from pipelines.tracking.mlflow_run import tracking_uri, with_password
+from pipelines.serving.batching_config import BatchingConfig
+from pipelines.serving.limits import Limits
+from pipelines.serving.request_format import REQUEST
+from pipelines.terminal.commands import JsonSummary
 
-if TYPE_CHECKING:
-    from pipelines.publishing.folder import TrainedModel
+TOKEN = "RTP_SERVE_TOKEN"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,47 +39,81 @@ class ServeArguments:
     """Address to listen on; the default is reachable from this machine only."""
     port: int = 5001
     """TCP port."""
+    dataset: str | None = None
+    """Of a policy trained on several data sets: the one whose units and scale an answer has where a robot names
+    none."""
+    action_limits: str | None = None
+    """YAML file of limits in physical units, such as `world_vector_x: [-0.05, 0.05]`. Values beyond are brought within,
+    and named in the answer under `clipped`."""
+    token_file: str | None = None
+    """File that holds a token which callers must send (Authorization: Bearer TOKEN); so does the environment variable
+    RTP_SERVE_TOKEN."""
+    tls_certificate: str | None = None
+    """PEM file of a certificate chain, for https and wss."""
+    tls_key: str | None = None
+    """PEM file of the certificate's private key."""
+    log_requests: bool = False
+    """Log every answer, as a line of JSON without pictures; refusals and errors always are."""
+    limits: Annotated[Limits, tyro.conf.arg(name="")] = field(default_factory=Limits)
+    batching: Annotated[BatchingConfig, tyro.conf.arg(name="")] = field(default_factory=BatchingConfig)
     compute: Annotated[Compute, tyro.conf.arg(name="")] = field(default_factory=Compute)
 
 
-def main(arguments: list[str]) -> dict[str, Any]:
-    """Serve over HTTP (POST /invocations, MLflow's scoring protocol) until stopped."""
+def main(arguments: list[str]) -> JsonSummary:
+    """Serve until stopped."""
     given = parse(ServeArguments, arguments, prog="rtp serve", description=f"{__doc__}\n\n{REQUEST}\n\n{_TRY}")
     _require_free(given.host, given.port)
+    token = _token(given.token_file)
     given.compute.resolved()
-    from pipelines.publishing.inference import InferenceModel  # torch: --help is at once
-    from pipelines.publishing.registered import is_registered
-    from pipelines.publishing.trained_model import load_trained, with_instructions
+    from pipelines.publishing.trained_model import load_trained, with_instructions  # torch: --help is at once
+    from pipelines.serving.access import Access
+    from pipelines.serving.action_limits import ActionLimits
+    from pipelines.serving.frontend import Frontend
+    from pipelines.serving.run import Listening, serve
+    from pipelines.serving.server_log import log_as_json
+    from pipelines.serving.service import PolicyService, ServiceConfig
+    from pipelines.serving.start_up import announcement
 
-    trained = with_instructions(load_trained(given.model))  # so that a wrong name fails here, in one sentence
-    policy = ServedPolicy.of(InferenceModel(trained))
+    listening = Listening(host=given.host, port=given.port, certificate=given.tls_certificate, key=given.tls_key)
+    config = ServiceConfig(
+        limits=given.limits,
+        batching=given.batching,
+        action_limits=ActionLimits() if given.action_limits is None else ActionLimits.read(given.action_limits),
+        compute=given.compute,
+        dataset=given.dataset,
+    )
+    service = PolicyService(with_instructions(load_trained(given.model)), config)
+    frontend = Frontend(service=service, access=Access(token=token))
     if not _is_loopback(given.host):
-        print(f"warning: {_OPEN.format(host=given.host)}", file=sys.stderr)
-    with tempfile.TemporaryDirectory(prefix="served-") as scratch:
-        model = given.model if is_registered(given.model) else _written(trained, Path(scratch))
-        address = f"http://{given.host}:{given.port}"
-        print(f"serving {given.model}, contract {trained.contract.id}, at {address}/invocations\n", flush=True)
-        print(policy.description(address) + "\n", flush=True)
-        server = str(Path(__file__).parent / "publishing/mlflow_server.py")
-        command = [sys.executable, "-P", server, model, given.host, str(given.port)]
-        environment = os.environ | given.compute.environment()
-        environment |= {"MLFLOW_TRACKING_URI": with_password(tracking_uri())}
-        return {"exit_code": child_process.run(command, environment)}
+        print(f"warning: {_warning(given.host, token)}", file=sys.stderr)
+    log_as_json(each_request=given.log_requests)
+    serve(frontend, listening, on_ready=lambda: print(announcement(frontend, listening, given.model), flush=True))
+    return {"exit_code": 0}
 
 
-def _written(trained: TrainedModel, scratch: Path) -> str:
-    """The folder of an MLflow model, which MLflow's server loads without a registry."""
-    from pipelines.publishing.mlflow_model import save_mlflow_model
-
-    save_mlflow_model(trained, scratch / "model")
-    return str(scratch / "model")
-
-
-_TRY = "What it prints when it starts names the policy's own frame size and units, and a curl line to try it with."
-_OPEN = (
-    "--host {host} lets other machines in, and the server asks nobody for a password: whoever reaches it can use the "
-    "policy. Leave --host out, and put a proxy that knows its callers before it."
+_TRY = (
+    "What it prints when it starts names the policy's own frame size and units, with a curl line and a client to try."
 )
+
+
+def _warning(host: str, token: str | None) -> str:
+    if token is None:
+        return (
+            f"--host {host} lets other machines in, and the server asks nobody for a token: whoever reaches it can use "
+            f"the policy. Leave --host out, or give --token-file."
+        )
+    return f"--host {host} lets other machines in that know the token. Without TLS it is sent in the clear."
+
+
+def _token(path: str | None) -> str | None:
+    """From the file, else from the environment. Raises ValueError for an empty one."""
+    if path is None:
+        return os.environ.get(TOKEN) or None
+    with open(path) as file:
+        token = file.read().strip()
+    if not token:
+        raise ValueError(f"{path} holds no token: write one into it, or leave --token-file out")
+    return token
 
 
 def _is_loopback(host: str) -> bool:
@@ -87,8 +124,9 @@ def _require_free(host: str, port: int) -> None:
     """Raise OSError where the server could not listen."""
     if not 0 < port < 2**16:
         raise ValueError(f"--port {port}: a TCP port is from 1 to 65535")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        with socket.create_server((host, port)):
+        with socket.create_server((host, port), family=family):
             pass
     except OSError as error:
         raise OSError(f"cannot listen on {host} port {port}: {error.strerror}") from error

@@ -26,7 +26,7 @@ import pytest
 from pipelines import cli
 from tests.support.command_line import REPOSITORY, environment
 
-PAGES = ("README.md", *(f"docs/{name}.md" for name in ("own_dataset", "own_robot", "training", "extending")))
+PAGES = ("README.md", *(f"docs/{name}.md" for name in ("own_dataset", "own_robot", "serving", "training", "extending")))
 TEXTS = sorted(
     path.relative_to(REPOSITORY)
     for path in (*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md"), *REPOSITORY.glob("*/README.md"))

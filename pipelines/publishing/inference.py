@@ -78,6 +78,11 @@ class InferenceModel:
         """Camera frames that an answer may rest on."""
         return self._family.num_frames(self._config)
 
+    def absent(self, dataset: DatasetContract) -> tuple[str, ...]:
+        """Dimensions that a policy of this data set does not answer in."""
+        answered = dataset.answered_in(self._family.answered_dims(self._config)).action_mask
+        return tuple(name for name, there in zip(self.contract.action.names, answered, strict=True) if not there)
+
     def begin(self) -> Callable[[DatasetContract], Policy]:
         """Lay the weights on the device, fused and cast; makes policies of them. Raises ValueError without the GPU."""
         if self._policy_of is None:
@@ -117,6 +122,13 @@ class InferenceModel:
         if is_missing(text) or (text not in self.instructions.vectors and not str(text).strip()):
             raise ValueError("there is no instruction: give a text as instruction, or its vector as embedding")
         return str(text) if self._family.instruction == "text" else self.instructions.vector(str(text))
+
+    def any_instruction(self) -> Any:
+        """One that needs no encoder, for warming up: a text, or its vector, or zeros where no vector is known."""
+        known = next(iter(self.instructions.vectors), None)
+        if self._family.instruction == "text":
+            return known or "open the drawer"
+        return np.zeros(EMBEDDING_WIDTH, np.float32) if known is None else self.instructions.vectors[known]
 
     def _vector(self, vector: Any) -> np.ndarray:
         if self._family.instruction == "text":

@@ -1,6 +1,6 @@
-"""A trained model as an MLflow model: policy folder, code, requirements, signature; for the registry or a folder.
+"""A trained model as an MLflow model, for the registry: policy folder, code, requirements, signature.
 
-`rtp register` logs it, `rtp serve` writes it into a scratch folder; `mlflow_policy.py` is how it predicts.
+`rtp register` logs it; `mlflow_policy.py` is how it predicts.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import base64
 import importlib.metadata
 import io
 import json
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from pipelines.publishing.folder import DESCRIPTION, TrainedModel, write_bundle
 from pipelines.publishing.mlflow_policy import class_column
 from pipelines.publishing.policy_code import copy_policy_code
 from pipelines.publishing.training_stores import references_of
-from pipelines.tracking.mlflow_run import connect, tracking_uri
 from preprocessing.conversion.multilingual_encoder import MULTILINGUAL_ENCODER
 
 # What mlflow_policy.py and the files of ours that it imports need; MLflow brings pyarrow itself.
@@ -35,7 +33,7 @@ _NEEDED = ("torch", "numpy", "pandas", "einops", "safetensors", "simplejpeg", "p
 
 
 def mlflow_model(trained: TrainedModel, scratch: Path) -> dict[str, Any]:
-    """The arguments of `mlflow.pyfunc.log_model` and `save_model`; what they name lies in the folder `scratch`."""
+    """The arguments of `mlflow.pyfunc.log_model`; what they name lies in the folder `scratch`."""
     return {
         "python_model": str(Path(__file__).parent / "mlflow_policy.py"),
         "artifacts": {"policy": str(write_policy(trained, scratch))},
@@ -44,13 +42,6 @@ def mlflow_model(trained: TrainedModel, scratch: Path) -> dict[str, Any]:
         "signature": signature(trained),
         "input_example": example(trained),
     }
-
-
-def save_mlflow_model(trained: TrainedModel, folder: Path) -> None:
-    """Write the new folder of an MLflow model, of which nothing is registered."""
-    with tempfile.TemporaryDirectory(prefix="model-") as scratch:
-        mlflow = connect(tracking_uri())
-        mlflow.pyfunc.save_model(path=str(folder), **mlflow_model(trained, Path(scratch)))
 
 
 def signature(trained: TrainedModel) -> ModelSignature:

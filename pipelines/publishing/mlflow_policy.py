@@ -29,7 +29,7 @@ from pipelines.config.compute import Compute
 from pipelines.families.base import Policy
 from pipelines.publishing.folder import read_bundle
 from pipelines.publishing.inference import InferenceModel, NamedAction, named
-from pipelines.serving.request_format import MAX_ROWS
+from pipelines.serving.request_format import COLUMNS, MAX_ROWS, PARAMETERS
 from pipelines.serving.request_values import flag, is_missing
 from rt_models.control.action import Action
 from rt_models.spec import DatasetContract
@@ -37,8 +37,6 @@ from rt_models.spec import DatasetContract
 log = logging.getLogger(__name__)
 
 MAX_ROBOTS = 256  # histories kept; RT-1's takes 100 kB. The robot unheard of for longest is forgotten first.
-COLUMNS = ("image", "instruction", "embedding", "robot", "reset", "stateless")
-PARAMETERS = ("dataset", "contract")
 
 
 class MlflowPolicy(PythonModel):

@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # it imports torch, and `rtp serve --help` prints REQUEST
 
 ADDRESS = "http://127.0.0.1:5001"
 MAX_ROWS = 64
+COLUMNS = ("image", "instruction", "embedding", "robot", "reset", "stateless")
+PARAMETERS = ("dataset", "contract")
 
 REQUEST = f"""\
 POST /invocations with Content-Type: application/json and
@@ -57,6 +59,10 @@ class ServedPolicy:
 
     def description(self, address: str = ADDRESS) -> str:
         """The request format, this policy's own part of it, and a line to paste."""
+        return "\n".join([REQUEST, "", *self.own_part(), "", "Try it, with a grey frame:", "", self.curl(address)])
+
+    def own_part(self) -> list[str]:
+        """Lines about this policy alone: frame size, data sets, dimensions with units, contract."""
         recipe, names = self.contract.image, [dataset.name for dataset in self.contract.datasets]
         lines = [
             f"This policy was trained on frames of {recipe.height}x{recipe.width}; others are resized.",
@@ -65,7 +71,7 @@ class ServedPolicy:
             *(self._dimensions(number) for number in range(len(names))),
             f"contract: {self.contract.id}",
         ]
-        return "\n".join([REQUEST, "", *filter(None, lines), "", "Try it, with a grey frame:", "", self.curl(address)])
+        return [line for line in lines if line]
 
     def _dimensions(self, number: int) -> str:
         dataset = self.contract.datasets[number]

@@ -73,7 +73,7 @@ COMMANDS = {
         example="rtp registry show my-policy",
     ),
     "serve": Command(
-        summary="answer camera frames with actions over HTTP",
+        summary="answer robots: openpi, vla-eval, OpenVLA, HTTP",
         example="rtp serve models:/my-policy@champion --port 5001",
     ),
     "submit": Command(

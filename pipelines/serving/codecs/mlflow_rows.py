@@ -1,0 +1,165 @@
+"""MLflow's scoring format (POST /invocations): rows of columns in, rows of predictions out."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipelines.serving.question import Answer, Question
+from pipelines.serving.refusal import Refusal
+from pipelines.serving.request_format import COLUMNS, MAX_ROWS, PARAMETERS
+from pipelines.serving.request_values import flag, is_missing
+
+_FORMATS = ("dataframe_records", "dataframe_split", "instances", "inputs")
+_LONGEST_NAME = 200
+_EXAMPLE = '{"dataframe_records": [{"image": ..., "instruction": ...}]}'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of a request. `robot` is None where it names none."""
+
+    robot: str | None
+    question: Question
+
+
+def read(body: bytes, *, num_frames: int) -> list[Row]:
+    """The rows of a request; all are read before the first is answered. Raises Refusal with the reason.
+
+    `num_frames` that the policy looks at: where it is more than one, a row must name its robot.
+    """
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Refusal(f"the request is not JSON ({error!s:.100})") from None
+    if not isinstance(request, dict):
+        raise Refusal(f"the request must be an object: {_EXAMPLE}")
+    _require("field", request, (*_FORMATS, "params"))
+    if sum(name in request for name in _FORMATS) != 1:
+        raise Refusal(f"the request must hold one of {', '.join(_FORMATS)}: {_EXAMPLE}")
+    params = _parameters(request.get("params"))
+    table = _records(request)
+    if len(table) > MAX_ROWS:
+        raise Refusal(f"{len(table)} rows in one request: at most {MAX_ROWS} are answered, send several")
+    for row in table:
+        _require("column", row, COLUMNS)
+        if "image" not in row:
+            raise Refusal("Model is missing inputs ['image']: every row holds a camera frame", field="image")
+    return [_row(number, row, params, num_frames) for number, row in enumerate(table)]
+
+
+def turns(rows: Sequence[Row]) -> list[list[int]]:
+    """The numbers of the rows, in turns in which no robot has two: the first rows of all robots, the second, ..."""
+    turns: list[list[int]] = []
+    seen: Counter[str | None] = Counter()
+    for number, row in enumerate(rows):
+        turn = 0 if row.robot is None else seen[row.robot]
+        seen[row.robot] += row.robot is not None
+        turns += [[]] if turn == len(turns) else []
+        turns[turn].append(number)
+    return turns
+
+
+def prediction(answer: Answer) -> Mapping[str, object]:
+    """One row of the answer."""
+    action = answer.action
+    classes = {f"{dimension}_class": name for dimension, name in action.classes.items()}
+    row = {**action.values, **classes, "absent": list(action.absent), "frames_seen": action.frames_seen}
+    return row | ({"clipped": list(answer.clipped)} if answer.clipped else {})
+
+
+def _require(kind: str, given: Mapping[str, object], known: Sequence[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise Refusal(f"there is no {kind} {name!r:.60}: this policy takes {', '.join(known)}", field=name[:60])
+
+
+def _parameters(params: object) -> dict[str, str | None]:
+    params = {} if params is None else params
+    if not isinstance(params, dict):
+        raise Refusal(f'"params" must be an object such as {{"dataset": "NAME"}}, got {params!r:.60}', field="params")
+    _require("parameter", params, PARAMETERS)
+    for name, value in params.items():
+        if value is not None and not isinstance(value, str):
+            raise Refusal(f"{name} must be text, got {type(value).__name__}", field=name)
+    return {name: params.get(name) or None for name in PARAMETERS}
+
+
+def _records(request: Mapping[str, object]) -> list[dict[str, object]]:
+    (name,) = [name for name in _FORMATS if name in request]
+    given = request[name]
+    if name == "dataframe_split":
+        return _split(given)
+    if name == "inputs" and isinstance(given, dict):
+        return _of_columns(given)
+    rows = [given] if isinstance(given, dict) else given
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise Refusal(f"{name} must be a list of rows: {_EXAMPLE}", field=name)
+    return rows
+
+
+def _split(given: object) -> list[dict[str, object]]:
+    table = given if isinstance(given, dict) else {}
+    columns, data = table.get("columns"), table.get("data")
+    if not isinstance(columns, list) or not isinstance(data, list) or not data:
+        raise Refusal("dataframe_split must hold columns and data, both lists", field="dataframe_split")
+    if not all(isinstance(name, str) for name in columns):
+        raise Refusal("the columns of dataframe_split must be names", field="dataframe_split")
+    if not all(isinstance(row, list) and len(row) == len(columns) for row in data):
+        raise Refusal(f"every row of dataframe_split must hold {len(columns)} values", field="dataframe_split")
+    return [dict(zip(columns, row, strict=True)) for row in data]
+
+
+def _of_columns(given: Mapping[str, object]) -> list[dict[str, object]]:
+    """`inputs` as a map: of one row, or of columns of equal length."""
+    lists = [value for name, value in given.items() if isinstance(value, list) and name in ("instruction", "robot")]
+    if not lists:
+        return [dict(given)]
+    if any(not isinstance(value, list) or len(value) != len(lists[0]) for value in given.values()):
+        raise Refusal("the columns of inputs must be lists of equal length", field="inputs")
+    return [{name: value[place] for name, value in given.items()} for place in range(len(lists[0]))]  # type: ignore[index]
+
+
+def _row(number: int, row: Mapping[str, object], params: Mapping[str, str | None], num_frames: int) -> Row:
+    try:
+        robot = robot_name(row.get("robot"))
+        question = Question(
+            frame=row.get("image"),
+            instruction=None if is_missing(row.get("instruction")) else str(row["instruction"]),
+            embedding=row.get("embedding"),
+            reset=flag("reset", row.get("reset")),
+            stateless=flag("stateless", row.get("stateless")),
+            dataset=params["dataset"],
+            contract=params["contract"],
+        )
+        require_history(robot, question, num_frames)
+    except ValueError as error:
+        raise Refusal(f"row {number}: {error}", field=getattr(error, "field", "")) from None
+    return Row(robot=robot, question=question)
+
+
+def robot_name(value: object) -> str | None:
+    """The name of the robot that a request continues, or None. Raises Refusal for one that is too long."""
+    if is_missing(value):
+        return None
+    name = str(value)
+    if len(name) > _LONGEST_NAME:
+        raise Refusal(f"robot has {len(name)} letters, at most {_LONGEST_NAME} are read", field="robot")
+    return name
+
+
+def require_history(robot: str | None, question: Question, num_frames: int) -> None:
+    """Raise Refusal where it is not said whose frames went before."""
+    if question.stateless and robot is not None:
+        raise Refusal(
+            f"stateless is an answer without a history, and robot {robot!r} has one: give one", field="stateless"
+        )
+    if robot is None and not question.stateless and num_frames > 1:
+        raise Refusal(
+            f"this policy looks at the last {num_frames} frames of a robot, and the row names none: add "
+            f'"robot": "arm-1" to continue the episode of that robot, or "stateless": true for an answer to this frame '
+            f"alone",
+            field="robot",
+        )

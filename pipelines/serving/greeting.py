@@ -1,0 +1,55 @@
+"""What a server says of its policy before the first question: what its answers mean, and what it wants to see."""
+
+from __future__ import annotations
+
+from pipelines.publishing.inference import InferenceModel
+from pipelines.serving.adapters.base import Adapter
+from rt_models.spec import DatasetContract
+
+HORIZON = 1  # actions of an answer: a policy here answers one step at a time
+
+
+def greeting(model: InferenceModel, adapter: Adapter, dataset: str | None, source: str) -> dict[str, object]:
+    """Plain data for a websocket's metadata, GET /describe and the page.
+
+    Where the policy was trained on several data sets and none was chosen, units are given for each in `datasets`.
+    """
+    contract, sides = model.contract, model.contract.datasets
+    side = contract.dataset(dataset) if dataset is not None or len(sides) == 1 else None
+    units = _units(model, side or sides[0])
+    names = list(adapter.names(contract.action.names))
+    return {
+        "model": source,
+        "contract": contract.id,
+        "adapter": type(adapter).__name__,
+        "action_names": names,
+        "units": {name: adapter.unit_of(name, units) for name in names} if side else {},
+        "dimensions": list(contract.action.names),
+        "classes": {d.name: list(d.class_names) for d in contract.action.dimensions if d.class_names},
+        "convention": {"action_space": contract.action.name, "gripper": contract.action.gripper},
+        "action_horizon": HORIZON,
+        "control_hz": side.control_hz if side else None,
+        "absent": list(model.absent(side)) if side else [],
+        "datasets": {each.name: _of_dataset(model, each) for each in sides},
+        "encoder": contract.encoder,
+        "images": [
+            {
+                "camera": contract.image.camera,
+                "height": contract.image.height,
+                "width": contract.image.width,
+                "layout": "rgb_hwc_uint8",
+                "resize": contract.image.resize,
+                "keys": list(adapter.image_keys),
+            }
+        ],
+        "frames": model.num_frames,
+        "instructions": [text for text in model.instructions.vectors if text.strip()][:100],
+    }
+
+
+def _of_dataset(model: InferenceModel, side: DatasetContract) -> dict[str, object]:
+    return {"units": _units(model, side), "control_hz": side.control_hz, "absent": list(model.absent(side))}
+
+
+def _units(model: InferenceModel, side: DatasetContract) -> dict[str, str]:
+    return dict(zip(model.contract.action.names, side.units, strict=True))

@@ -1,0 +1,100 @@
+"""Fields of an observation as robots' clients name them: the camera's picture, the instruction, marks of an episode.
+
+openpi's keys contain slashes and are flat; those of vla-eval and ALOHA hold a map of cameras.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pipelines.serving.codecs.mlflow_rows import robot_name
+from pipelines.serving.question import Question
+from pipelines.serving.refusal import Refusal
+from pipelines.serving.request_values import flag
+
+Observation = Mapping[str, object]
+
+
+def question(observation: Observation, *, image_keys: Sequence[str], text_keys: Sequence[str]) -> Question:
+    """What an observation asks. Raises Refusal, naming the field.
+
+    The picture is the first of `image_keys` that is there, the instruction the first of `text_keys`; NAME.CAMERA is the
+    camera of a map, NAME.* the only one of it. `reset`, `stateless`, `embedding`, `dataset`, `contract` and `explain`
+    are fields of our own, which clients of others do not send.
+    """
+    return Question(
+        frame=_frame(observation, image_keys),
+        instruction=_text(observation, text_keys),
+        embedding=observation.get("embedding"),
+        reset=_flag(observation, "reset"),
+        stateless=_flag(observation, "stateless"),
+        dataset=_name(observation, "dataset"),
+        contract=_name(observation, "contract"),
+        explain=_flag(observation, "explain"),
+    )
+
+
+def robot_of(observation: Observation) -> str | None:
+    return robot_name(observation.get("robot"))
+
+
+def _frame(observation: Observation, keys: Sequence[str]) -> object:
+    for key in keys:
+        found = _at(observation, key)
+        if found is not None:
+            return _pixels(found, key)
+    there = ", ".join(sorted(f"{name:.60}" for name in observation)[:12]) or "nothing"
+    raise Refusal(f"there is no camera frame: send one as {' or '.join(keys[:3])} (there is {there})", field=keys[0])
+
+
+def _at(observation: Observation, key: str) -> object:
+    if key in observation:
+        return None if isinstance(observation[key], dict) else observation[key]
+    outer, _, inner = key.rpartition(".")
+    cameras = observation.get(outer)
+    if not outer or not isinstance(cameras, dict):
+        return None
+    if inner == "*":
+        return next(iter(cameras.values())) if len(cameras) == 1 else None
+    return cameras.get(inner)
+
+
+def _pixels(value: object, key: str) -> object:
+    """Also channels first, and floats of 0 to 1: openpi's server takes both."""
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.ndim == 3 and value.shape[0] == 3 and value.shape[-1] != 3:
+        value = value.transpose(1, 2, 0)
+    if value.dtype.kind == "f":
+        if value.size and not (np.isfinite(value).all() and value.min() >= 0 and value.max() <= 1):
+            raise Refusal(f"{key} has floats that are not within 0 and 1: send uint8", field=key)
+        return (value * 255).astype(np.uint8)
+    return np.ascontiguousarray(value)
+
+
+def _text(observation: Observation, keys: Sequence[str]) -> str | None:
+    for key in keys:
+        value = observation.get(key)
+        if isinstance(value, str):
+            return value
+        if value is not None:
+            raise Refusal(f"{key} must be text, got {type(value).__name__}", field=key)
+    if observation.get("embedding") is None:
+        raise Refusal(f"there is no instruction: send a text as {keys[0]}", field=keys[0])
+    return None
+
+
+def _flag(observation: Observation, name: str) -> bool:
+    try:
+        return flag(name, observation.get(name))
+    except ValueError as error:
+        raise Refusal(str(error), field=name) from None
+
+
+def _name(observation: Observation, name: str) -> str | None:
+    value = observation.get(name)
+    if value is not None and not isinstance(value, str):
+        raise Refusal(f"{name} must be text, got {type(value).__name__}", field=name)
+    return value or None

@@ -1,0 +1,51 @@
+"""What a robot asks and what it is answered, whatever the protocol.
+
+Axes: A dimensions of the policy's action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipelines.publishing.inference import NamedAction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One camera frame with its instruction, as a codec and an adapter have read it."""
+
+    frame: object
+    """What `pipelines.serving.request_values.camera_frame` takes: encoded bytes, base64, an array or nested lists."""
+    instruction: str | None = None
+    embedding: object = None
+    """The instruction's vector (512,), in place of the text."""
+    reset: bool = False
+    """Whether an episode begins with this frame."""
+    stateless: bool = False
+    """Whether this frame is to be answered alone, and to leave every history as it is."""
+    dataset: str | None = None
+    """Whose units and scale the answer has; needed where the policy was trained on several."""
+    contract: str | None = None
+    """The id that the caller was built for; another policy refuses."""
+    explain: bool = False
+    """Whether the answer says what was read (`Answer.read`), so that a replay can name the cause of a difference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What one robot is to do now."""
+
+    action: NamedAction
+    tokens_A: np.ndarray
+    """int64: the bins chosen."""
+    clipped: tuple[str, ...]
+    """Dimensions whose values were brought within the limits that this server was started with."""
+    contract: str
+    dataset: str
+    infer_ms: float
+    """Of the pass that answered this robot and those beside it."""
+    read: Mapping[str, int] = field(default_factory=dict)
+    """Where asked for: CRC-32 of the frame and of the instruction as the model got them."""

@@ -1,0 +1,117 @@
+"""A server's life: warm up, listen, and on SIGTERM answer what is there before going."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from types import FrameType
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from pipelines.serving import http_routes, sockets
+from pipelines.serving.frontend import Frontend
+
+_DRAIN_S = 10.0
+_PING_TIMEOUT_S = 300.0  # a simulator between two episodes may block its own event loop for minutes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listening:
+    """Where a server listens. `certificate` and `key` are PEM files for TLS."""
+
+    host: str = "127.0.0.1"
+    port: int = 5001
+    certificate: str | None = None
+    key: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("--tls-certificate and --tls-key go together: give both files, or neither")
+
+    def url(self, scheme: str = "http") -> str:
+        """`scheme` is http or ws."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{scheme}{'s' if self.certificate else ''}://{host}:{self.port}"
+
+
+def application(frontend: Frontend) -> Starlette:
+    """The ASGI app: it starts the service before it takes a request."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await frontend.service.start()
+        try:
+            yield
+        finally:
+            await frontend.service.stop()
+
+    routes = [*http_routes.routes(frontend), *sockets.routes(frontend)]
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _unknown})
+
+
+def serve(frontend: Frontend, listening: Listening, *, on_ready: Callable[[], None]) -> None:
+    """Serve until SIGTERM or Ctrl-C, which is raised again when all that was asked has been answered."""
+    DrainingServer(configured(frontend, listening), frontend, on_ready).run()
+
+
+def configured(frontend: Frontend, listening: Listening) -> uvicorn.Config:
+    """Limits and place of a server."""
+    limits = frontend.service.config.limits
+    return uvicorn.Config(
+        application(frontend),
+        host=listening.host,
+        port=listening.port,
+        ssl_certfile=listening.certificate,
+        ssl_keyfile=listening.key,
+        ws="websockets-sansio",
+        ws_max_size=limits.message_bytes,
+        ws_ping_timeout=_PING_TIMEOUT_S,
+        ws_per_message_deflate=False,
+        limit_concurrency=limits.max_robots + 64,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=5,
+        access_log=False,
+        log_config=None,
+    )
+
+
+class DrainingServer(uvicorn.Server):
+    """Answers open requests before it closes its connections."""
+
+    def __init__(self, config: uvicorn.Config, frontend: Frontend, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._service, self._on_ready = frontend.service, on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        if self.started:
+            self._on_ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._service.is_stopping or not self.started:
+            super().handle_exit(sig, frame)
+            return
+        self._service.is_stopping = True
+        self._captured_signals.append(sig)
+        self._loop.call_soon_threadsafe(self._begin_draining)
+
+    def _begin_draining(self) -> None:
+        self._draining = asyncio.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        await self._service.drain(_DRAIN_S)
+        self.should_exit = True
+
+
+async def _unknown(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    told = f"{request.method} {request.url.path:.100}: {error.detail}"
+    return JSONResponse({"error": told, "field": ""}, status_code=error.status_code)

@@ -1,0 +1,240 @@
+"""A policy at the service of many robots: reads what they send, answers them together, within limits.
+
+It knows no protocol: a codec hands it a function that reads a message, and gets an `Answer` or a `Refusal`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.config.compute import Compute
+from pipelines.publishing.folder import TrainedModel
+from pipelines.publishing.inference import InferenceModel, named
+from pipelines.serving.action_limits import ActionLimits
+from pipelines.serving.batching import Batcher, Job, Result
+from pipelines.serving.batching_config import BatchingConfig
+from pipelines.serving.limits import Limits
+from pipelines.serving.metrics import Metrics
+from pipelines.serving.question import Answer, Question
+from pipelines.serving.refusal import Refusal
+from pipelines.serving.sessions import Session, Sessions
+from rt_models.control.control_step import CAPACITIES
+from rt_models.spec import DatasetContract
+
+log = logging.getLogger("rtp.serve")
+
+_ACTIVE_S = 1.0  # robots that have asked within it are waited for; 3 Hz is RT-1's rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceConfig:
+    """How a policy serves."""
+
+    limits: Limits = field(default_factory=Limits)
+    batching: BatchingConfig = field(default_factory=BatchingConfig)
+    action_limits: ActionLimits = field(default_factory=ActionLimits)
+    compute: Compute = field(default_factory=Compute)
+    dataset: str | None = None
+    """The data set whose units and scale an answer has where a robot names none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A question as the model takes it."""
+
+    model: InferenceModel
+    question: Question
+    dataset: DatasetContract
+    frame_HWC: np.ndarray
+    instruction: Any
+
+
+class PolicyService:
+    """Answers robots with the model of `trained`, until it is told to stop."""
+
+    def __init__(self, trained: TrainedModel, config: ServiceConfig) -> None:
+        self.config = config
+        self.source = trained.source
+        self.model = InferenceModel(trained, config.compute)
+        self.require_fitting(self.model)
+        self.sessions = Sessions(config.limits)
+        self.batcher = Batcher(
+            config.batching,
+            max_waiting=config.limits.max_waiting,
+            late_ms=config.limits.late_ms,
+            active=lambda: self.sessions.active(_ACTIVE_S),
+            observed=lambda robots, seconds: self.metrics.passed(robots, seconds),
+        )
+        self.metrics = Metrics(sessions=lambda: len(self.sessions), waiting=lambda: self.batcher.waiting)
+        self.is_ready, self.is_stopping = False, False
+        self._readers = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="reader")
+        self._open = 0
+
+    def require_fitting(self, model: InferenceModel) -> None:
+        """Raise ValueError where a model lacks what this server was started with."""
+        action = model.contract.action
+        classes = [dimension.name for dimension in action.dimensions if dimension.discrete]
+        self.config.action_limits.require_known(action.names, classes)
+        if self.config.dataset is not None:
+            model.contract.dataset(self.config.dataset)
+
+    def warm_up(self, model: InferenceModel) -> None:
+        """Lay the weights out and answer grey frames, so that the first robot does not wait for it.
+
+        On a GPU once for each size of its CUDA graphs. It belongs into the thread that runs the model.
+        """
+        model.begin()
+        recipe, dataset = model.contract.image, model.contract.datasets[0]
+        frame = np.full((recipe.height, recipe.width, 3), 128, np.uint8)
+        instruction = model.any_instruction()
+        on_gpu = self.config.compute.resolved().type == "cuda"
+        for robots in [size for size in CAPACITIES if size == 1 or (on_gpu and size <= self.config.batching.max_batch)]:
+            policies = [model.episode(dataset) for _ in range(robots)]
+            model.act(policies, [frame] * robots, [instruction] * robots)
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    # --- one question ---
+
+    async def ask(self, session: Session, read: Callable[[], Question]) -> Answer:
+        """The answer to what `read` reads, which is run in another thread. Raises Refusal."""
+        return await self.answer(session, await self.prepare(read))
+
+    async def prepare(self, read: Callable[[], Question]) -> Prepared:
+        """Frame and instruction as the model takes them; no history moves. Raises Refusal."""
+        if self.is_stopping:
+            raise Refusal("this server is stopping: connect again", status=503)
+        model = self.model
+        with self._being_asked():
+            return await self.in_reader(lambda: self._read(model, read()))
+
+    async def answer(self, session: Session, prepared: Prepared) -> Answer:
+        """The action for the frame, which joins the robot's history. Raises Refusal."""
+        session.require_rate(time.monotonic(), self.config.limits.max_rate_hz)
+        with self._being_asked():
+            if prepared.model is not self.model:  # another has taken its place meanwhile
+                model, question = self.model, prepared.question
+                prepared = await self.in_reader(lambda: self._read(model, question))
+            return self._named(await self._acted(session, prepared), prepared)
+
+    async def in_reader(self, work: Callable[[], Any]) -> Any:
+        """Run `work` off the event loop; what it finds wrong with its input comes back as a Refusal."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._readers, work)
+        except Refusal:
+            raise
+        except (ValueError, RecursionError, OverflowError, MemoryError) as error:
+            raise Refusal(" ".join(str(error).split()) or type(error).__name__) from error
+
+    def _read(self, model: InferenceModel, question: Question) -> Prepared:
+        contract = model.contract
+        if question.contract and question.contract != contract.id:
+            raise Refusal(
+                f"contract {question.contract} was asked for, this policy has {contract.id}: load the policy that the "
+                f"robot was set up for, or set the robot up for this one",
+                field="contract",
+            )
+        text, longest = question.instruction, self.config.limits.max_instruction_chars
+        if text is not None and len(text) > longest:
+            raise Refusal(f"the instruction has {len(text)} letters, at most {longest} are read", field="instruction")
+        dataset = _blamed("dataset", lambda: contract.dataset(question.dataset or self.config.dataset))
+        return Prepared(
+            model=model,
+            question=question,
+            dataset=dataset,
+            frame_HWC=_blamed("image", lambda: model.frame(question.frame)),
+            instruction=_blamed("instruction", lambda: model.instruction(text, question.embedding)),
+        )
+
+    async def _acted(self, session: Session, prepared: Prepared) -> Result:
+        question = prepared.question
+        job = Job(
+            session=self.sessions.alone(session.name) if question.stateless else session,
+            model=prepared.model,
+            dataset=prepared.dataset,
+            frame_HWC=prepared.frame_HWC,
+            instruction=prepared.instruction,
+            reset=question.reset,
+            future=asyncio.get_running_loop().create_future(),
+        )
+        self.batcher.submit(job)
+        return await job.future
+
+    def _named(self, result: Result, found: Prepared) -> Answer:
+        model = found.model
+        action, clipped = self.config.action_limits.applied(named(result.action, model.contract, found.dataset))
+        self.metrics.clipped(clipped)
+        return Answer(
+            action=action,
+            tokens_A=result.action.tokens,
+            clipped=clipped,
+            contract=model.contract.id,
+            dataset=found.dataset.name,
+            infer_ms=result.infer_ms,
+            read=_checksums(found) if found.question.explain else {},
+        )
+
+    @contextmanager
+    def _being_asked(self) -> Iterator[None]:
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Warm up, then answer."""
+        model = self.model
+        await self.batcher.in_model_thread(lambda: self.warm_up(model))
+        self._tasks = [asyncio.create_task(work) for work in (self.batcher.run(), self._forget_idle())]
+        self.is_ready = True
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take nothing new, and answer what is there."""
+        self.is_stopping = True
+        ends = time.monotonic() + timeout_s
+        while (self._open or not self.batcher.is_idle) and time.monotonic() < ends:
+            await asyncio.sleep(0.01)
+
+    async def stop(self) -> None:
+        self.is_stopping = True
+        for task in self._tasks:
+            task.cancel()
+        self.batcher.close()
+        self._readers.shutdown(wait=False, cancel_futures=True)
+
+    async def _forget_idle(self) -> None:
+        while True:
+            await asyncio.sleep(min(self.config.limits.idle_s, 30.0))
+            for robot in self.sessions.forget_idle():
+                log.info("forgotten: no request for a while", extra={"robot": robot})
+
+
+def _blamed(name: str, read: Callable[[], Any]) -> Any:
+    """What `read` gives; what it refuses is refused with the field's name."""
+    try:
+        return read()
+    except Refusal:
+        raise
+    except ValueError as error:
+        raise Refusal(" ".join(str(error).split()), field=name) from error
+
+
+def _checksums(found: Prepared) -> dict[str, int]:
+    told = found.instruction
+    content = told.encode() if isinstance(told, str) else np.asarray(told, np.float32).tobytes()
+    return {"image_crc32": zlib.crc32(found.frame_HWC.tobytes()), "instruction_crc32": zlib.crc32(content)}
