@@ -60,6 +60,11 @@ COMMANDS = {
         summary="a checkpoint -> one model.safetensors with its contract",
         example="rtp export runs/first models/first",
     ),
+    "export-lerobot": Command(
+        summary="a store of episodes -> a LeRobot v3.0 dataset",
+        example="rtp export-lerobot stores/metaworld_sample/1.0.0/train lerobot/sample",
+        module="export_lerobot",
+    ),
     "evaluate": Command(
         summary="score a model on held-out episodes or in a simulator",
         example="rtp evaluate runs/first --data stores/metaworld_sample/1.0.0/val",
