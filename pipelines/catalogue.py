@@ -1,4 +1,4 @@
-"""`rtp list`: the recipes, sweeps, datasets and encoders that a command line can name; loading a recipe by its name.
+"""`rtp list`: the recipes, sweeps, datasets, mixtures and encoders that a command line can name; a recipe by its name.
 
 Imports neither torch nor a recipe until one is loaded, so that the list appears at once.
 """
@@ -87,6 +87,7 @@ def main(arguments: list[str]) -> JsonSummary:
     """Print the names of recipes, sweeps, datasets and encoders."""
     from preprocessing.conversion.embeddings import ENCODERS
     from preprocessing.dataset_spec import names as dataset_names
+    from preprocessing.mixture import names as mixture_names
     from tuning.sweep import sweep_names
 
     if arguments and not arguments[0].startswith("-"):
@@ -96,6 +97,7 @@ def main(arguments: list[str]) -> JsonSummary:
         "recipes": recipe_names(),
         "sweeps": sweep_names(),
         "datasets": dataset_names(),
+        "mixtures": mixture_names(),
         "encoders": list(ENCODERS),
     }
     print("recipes, for rtp train:")
@@ -104,6 +106,8 @@ def main(arguments: list[str]) -> JsonSummary:
     _print_rows({name: sweep_summary(name) for name in names_by_kind["sweeps"]})
     print("\ndatasets, for rtp preprocess --dataset (or a .yaml file, see --draft-spec):")
     print(_wrapped(", ".join(names_by_kind["datasets"]), 2))
+    print("\nmixtures of datasets, for rtp train --mixture.name:")
+    print(_wrapped(", ".join(names_by_kind["mixtures"]), 2))
     print("\nencoders of instructions, for rtp preprocess --encoder:")
     print(_wrapped(", ".join(names_by_kind["encoders"]), 2))
     print("\nnext: rtp train RECIPE --help")

@@ -86,11 +86,16 @@ class MixtureConfig:
         return None if mixture is None else mixture.shares(steps)
 
 
-def load(name: str) -> Mixture:
-    """The mixture of a file of `preprocessing/mixtures/`. ValueError with the nearest name for another."""
+def names() -> list[str]:
+    """The mixtures of `preprocessing/mixtures/`, by file name."""
     import preprocessing.mixtures
 
-    known = sorted(module.name for module in pkgutil.iter_modules(preprocessing.mixtures.__path__))
+    return sorted(module.name for module in pkgutil.iter_modules(preprocessing.mixtures.__path__))
+
+
+def load(name: str) -> Mixture:
+    """The mixture of a file of `preprocessing/mixtures/`. ValueError with the nearest name for another."""
+    known = names()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
 
 from cluster.storage import Checkpoint, CheckpointFolder
@@ -12,6 +13,9 @@ from preprocessing.audit.store_audit import audit, blocking, saved
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.integrity import require_whole
 from preprocessing.store.web_store import Store, open_store, robot_stores
+from rt_models.spec import DatasetContract
+
+UNITLESS = "unitless"
 
 
 def check_job(job: PreparedJob, stores: Sequence[Store], accepted: Collection[str]) -> None:
@@ -22,6 +26,8 @@ def check_job(job: PreparedJob, stores: Sequence[Store], accepted: Collection[st
     for store in robot_stores(open_store(path, split="val") for path in job.validation):
         job.contract.require_readable(store.contract, where=store.root)
         require_whole(store)
+    for sentence in mixed_units([store.dataset for store in robot_stores(stores)], job.contract.action.names):
+        logging.warning(sentence)
     loop = job.experiment.loop
     require_reported(loop.best_by, "loop.best_by")
     if loop.patience and loop.best_by == "validation_loss" and not (job.validation and loop.evaluate_every):
@@ -44,6 +50,22 @@ def require_sound(stores: Sequence[EpisodeStore], accepted: Collection[str]) -> 
                 f"{store.root} contradicts what is declared of it: {'; '.join(refused)}. Mend the dataset spec and "
                 f"preprocess again, or train in spite of it with --accept {refused[0].partition(':')[0]}"
             )
+
+
+def mixed_units(datasets: Sequence[DatasetContract], names: Sequence[str]) -> list[str]:
+    """One sentence for each way in which datasets give the dimensions `names` different meanings: metres beside metres
+    a second, rotations beside differences of axis-angle components. What is unitless says nothing of itself."""
+    dimensions_of: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for place, name in enumerate(names):
+        found = {d.name: d.units[place] for d in datasets if d.action_mask[place] and d.units[place] != UNITLESS}
+        if len(set(found.values())) > 1:
+            dimensions_of.setdefault(tuple(found.items()), []).append(name)
+    return [
+        f"{', '.join(dimensions)} is not the same in all datasets: "
+        + ", ".join(f"{unit} in {dataset}" for dataset, unit in units)
+        + "; a model that is trained on them together cannot tell"
+        for units, dimensions in dimensions_of.items()
+    ]
 
 
 def require_fresh_or_resumed(job: PreparedJob) -> Checkpoint | None:

@@ -199,8 +199,8 @@ def _feature(name: str, body: JsonObject) -> Feature:
 
 
 def _picture(key: str, dtype: str, shape: tuple[int, ...], names: tuple[str, ...], video: JsonObject) -> Feature:
-    """Shapes are (height, width, channels), or channels first where the names say so."""
-    if len(shape) == 3 and names and names[0].startswith("channel"):
+    """Shapes are (height, width, channels); published sets also have the channels first, whatever their names say."""
+    if len(shape) == 3 and shape[0] in (1, 3) and shape[2] not in (1, 3):
         shape = (shape[1], shape[2], shape[0])
     depth = bool(video.get("video.is_depth_map") or video.get("is_depth_map"))
     refusal = f"{key.removeprefix('steps/')} is a depth map, which is no colour picture of 8 bits" if depth else ""

@@ -13,6 +13,7 @@ from preprocessing.dataset_spec import (
     Proprio,
     Terminate,
 )
+from preprocessing.provenance import FEATURES, SHEET, Provenance
 
 SPEC = DatasetSpec(
     name="berkeley_autolab_ur5",
@@ -53,4 +54,12 @@ SPEC = DatasetSpec(
         ),
     ),
     notes="The camera `hand` is stored as BGR.",
+)
+
+PROVENANCE = Provenance(
+    units=f"changes of x, y, z and of roll, pitch, yaw: {FEATURES}; that they are in m and rad is not written",
+    gripper=f"relative, 1 closes, -1 opens, 0 leaves it: {FEATURES}",
+    rate=SHEET,
+    rotation=f"roll, pitch, yaw: {FEATURES}",
+    unknown=("units of the action: m and rad are taken",),
 )

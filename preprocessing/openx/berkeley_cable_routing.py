@@ -15,6 +15,7 @@ from preprocessing.dataset_spec import (
     Proprio,
     Terminate,
 )
+from preprocessing.provenance import FEATURES, SHEET, Provenance
 
 SPEC = DatasetSpec(
     name="berkeley_cable_routing",
@@ -41,4 +42,12 @@ SPEC = DatasetSpec(
     control_hz=10,
     proprio=(Proprio(path="observation/robot_state", names=tuple(f"joint_{i}" for i in range(7)), units=("rad",) * 7),),
     flags=(Always(name="uninformative_instruction"),),
+)
+
+PROVENANCE = Provenance(
+    units=f"velocities of undocumented scale, unitless: {FEATURES}",
+    gripper=f"none: {FEATURES}",
+    rate=SHEET,
+    rotation=f"an angular velocity about z: {FEATURES}",
+    unknown=("scale of the velocities",),
 )

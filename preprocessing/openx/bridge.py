@@ -13,6 +13,7 @@ from preprocessing.dataset_spec import (
     Proprio,
     Terminate,
 )
+from preprocessing.provenance import FEATURES, OCTO, SHEET, Provenance
 
 SPEC = DatasetSpec(
     name="bridge",
@@ -42,4 +43,11 @@ SPEC = DatasetSpec(
         ),
     ),
     notes="Outdated: bridge_dataset holds more episodes. Instructions may be empty.",
+)
+
+PROVENANCE = Provenance(
+    units="m and rad: BridgeData V2, whose first conversion this is",
+    gripper=f"absolute, open_gripper is a truth value: {FEATURES}; {OCTO}",
+    rate=SHEET,
+    rotation="roll, pitch, yaw: BridgeData V2",
 )

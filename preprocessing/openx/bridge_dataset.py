@@ -7,6 +7,7 @@ gripper], the gripper absolute with 1 = open. There is no terminate dimension.
 
 from preprocessing.conversion.embeddings import USE_ENCODER
 from preprocessing.dataset_spec import DatasetSpec, FirstActionZero, Linear, Proprio, Text
+from preprocessing.provenance import OCTO, SHEET, Provenance
 
 SPEC = DatasetSpec(
     name="bridge_dataset",
@@ -36,4 +37,11 @@ SPEC = DatasetSpec(
     ),
     flags=(FirstActionZero(path="action", width=6),),
     notes="The first action of an episode is zero. has_image_0..3 may be False although the images are there.",
+)
+
+PROVENANCE = Provenance(
+    units="m and rad: BridgeData V2; openvla/openvla c8f03f48, prismatic/vla/datasets/rlds/oxe/transforms.py",
+    gripper=f"absolute, 1 = open: {OCTO}",
+    rate=SHEET,
+    rotation="roll, pitch, yaw: BridgeData V2",
 )

@@ -14,6 +14,7 @@ from preprocessing.dataset_spec import (
     Equals,
     Proprio,
 )
+from preprocessing.provenance import FEATURES, OCTO, SHEET, Provenance
 
 SPEC = DatasetSpec(
     name="fractal20220817_data",
@@ -35,4 +36,11 @@ SPEC = DatasetSpec(
         Proprio(path="observation/height_to_bottom", names=("height",), units=("m",)),
     ),
     flags=(Equals(name="undesirable", path="aspects/undesirable", value=True),),
+)
+
+PROVENANCE = Provenance(
+    units="m and rad: RT-1 acts in them, google-deepmind/open_x_embodiment 9eeb68b9, models/rt1.py",
+    gripper=f"relative, +1 closes: {OCTO}",
+    rate=SHEET,
+    rotation="roll, pitch, yaw in the frame of the base: " + FEATURES,
 )

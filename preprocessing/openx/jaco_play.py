@@ -14,6 +14,7 @@ from preprocessing.dataset_spec import (
     Proprio,
     Terminate,
 )
+from preprocessing.provenance import OCTO, SHEET, Provenance
 
 SPEC = DatasetSpec(
     name="jaco_play",
@@ -41,4 +42,12 @@ SPEC = DatasetSpec(
         ),
         Proprio(path="observation/joint_pos", names=tuple(f"joint_{i}" for i in range(8)), units=("rad",) * 8),
     ),
+)
+
+PROVENANCE = Provenance(
+    units="not documented: unitless",
+    gripper=f"relative, +1 closes: {OCTO}",
+    rate=SHEET,
+    rotation="none: the action has no rotation",
+    unknown=("scale of the translation",),
 )

@@ -15,6 +15,7 @@ from preprocessing.dataset_spec import (
     Equals,
     Proprio,
 )
+from preprocessing.provenance import OCTO, SHEET, Provenance
 
 SPEC = DatasetSpec(
     name="kuka",
@@ -35,4 +36,12 @@ SPEC = DatasetSpec(
         Proprio(path="observation/gripper_closed", names=("closed",), units=("closedness",)),
     ),
     flags=(Equals(name="failure", path="success", value=False), Always(name="uninformative_instruction")),
+)
+
+PROVENANCE = Provenance(
+    units="not documented; m and rad, as of RT-1 whose keys it has",
+    gripper=f"relative, +1 closes: {OCTO}",
+    rate=SHEET,
+    rotation="not documented; roll, pitch, yaw, as of RT-1",
+    unknown=("units of the action", "rotation convention"),
 )

@@ -5,6 +5,7 @@ instruction is a row of byte values and no vector is shipped; the action is a ch
 """
 
 from preprocessing.dataset_spec import DatasetSpec, Linear, PaddedBytes, Proprio
+from preprocessing.provenance import OCTO, SHEET, Provenance
 
 SPEC = DatasetSpec(
     name="language_table",
@@ -18,4 +19,12 @@ SPEC = DatasetSpec(
         Proprio(path="observation/effector_translation", names=("x", "y"), units=("m", "m")),
         Proprio(path="observation/effector_target_translation", names=("x", "y"), units=("m", "m")),
     ),
+)
+
+PROVENANCE = Provenance(
+    units=f"a change of the planar set point in m: {OCTO}",
+    gripper="none: the tool is a rod",
+    rate=SHEET,
+    rotation="none: the action has no rotation",
+    unknown=("features.json was not at hand",),
 )

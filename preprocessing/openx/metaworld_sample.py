@@ -5,6 +5,7 @@ recorded step; the gripper is Meta-World's own command, +1 close, -1 open. Rotat
 """
 
 from preprocessing.dataset_spec import DatasetSpec, Linear, Proprio, Terminate, Text
+from preprocessing.provenance import Provenance
 
 SPEC = DatasetSpec(
     name="metaworld_sample",
@@ -27,4 +28,11 @@ SPEC = DatasetSpec(
     gripper="absolute",
     control_hz="episode_metadata/control_hz",
     proprio=(Proprio(path="observation/state", names=("x", "y", "z", "gripper"), units=("m", "m", "m", "openness")),),
+)
+
+PROVENANCE = Provenance(
+    units="m: rtp simulate, preprocessing/simulation/metaworld_rollout.py",
+    gripper="absolute, +1 close, -1 open: Meta-World",
+    rate="recorded with each episode",
+    rotation="none: the action has no rotation",
 )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from preprocessing.dataset_spec import GROUPS, DatasetSpec, Proprio, Steps, TaskCode, Terminate
+from preprocessing.provenance import FEATURES, Provenance
 
 _POSE = "action/target_pose"
 
@@ -101,4 +102,12 @@ SPEC = DatasetSpec(
         Proprio(path="observation/gripper_closed", names=("closed",), units=("closedness",)),
         Proprio(path="observation/height_to_bottom", names=("height",), units=("m",)),
     ),
+)
+
+PROVENANCE = Provenance(
+    units=f"poses: {FEATURES}; that x, y, z are in m is the catalogue's word",
+    gripper=f"commands to close or to open: {FEATURES}",
+    rate="not documented; 10 Hz, as of kuka",
+    rotation="quaternions, taken as x, y, z, w; their change as roll, pitch, yaw",
+    unknown=("control rate", "order of the quaternion's values", "meaning of state_dense"),
 )

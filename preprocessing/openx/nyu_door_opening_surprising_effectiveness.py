@@ -14,6 +14,7 @@ from preprocessing.dataset_spec import (
     Linear,
     Terminate,
 )
+from preprocessing.provenance import FEATURES, OCTO, SHEET, Provenance
 
 SPEC = DatasetSpec(
     name="nyu_door_opening_surprising_effectiveness",
@@ -36,4 +37,12 @@ SPEC = DatasetSpec(
     gripper="relative",
     control_hz=3,
     flags=(Always(name="uninformative_instruction"),),
+)
+
+PROVENANCE = Provenance(
+    units=f"velocities of undocumented scale, unitless: {FEATURES}",
+    gripper=f"relative, +1 closes: {OCTO}",
+    rate=SHEET,
+    rotation=f"angular velocities about x, y and z: {FEATURES}",
+    unknown=("scale of the velocities",),
 )

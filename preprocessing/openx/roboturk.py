@@ -14,6 +14,7 @@ from preprocessing.dataset_spec import (
     Linear,
     Terminate,
 )
+from preprocessing.provenance import OCTO, SHEET, Provenance
 
 SPEC = DatasetSpec(
     name="roboturk",
@@ -36,4 +37,12 @@ SPEC = DatasetSpec(
     gripper="absolute",
     control_hz=10,
     flags=(Always(name="uninformative_instruction"),),
+)
+
+PROVENANCE = Provenance(
+    units="not documented: unitless",
+    gripper=f"absolute, 1 = closed: {OCTO}",
+    rate=SHEET,
+    rotation="not documented",
+    unknown=("scale of the action", "rotation convention"),
 )

@@ -2,7 +2,8 @@
 
 Source: features.json of version 0.1.0; octo-models/octo 241fb35 `octo/data/oxe/oxe_standardization_transforms.py`;
 google-deepmind/open_x_embodiment 9eeb68b9 `colabs/Minimal_Training_Example.ipynb`. Of three recorded actions the
-relative one in the robot's base frame is canonical; its scale is not documented. Rotations stay in the source's order.
+relative one in the robot's base frame is canonical; its scale is not documented. The source's rotations are yaw, pitch,
+roll; the canonical ones are roll, pitch, yaw, as everywhere.
 """
 
 from preprocessing.conversion.embeddings import USE_ENCODER
@@ -14,6 +15,8 @@ from preprocessing.dataset_spec import (
     Proprio,
     Terminate,
 )
+from preprocessing.flat_actions import Reordered
+from preprocessing.provenance import FEATURES, SHEET, Provenance
 
 SPEC = DatasetSpec(
     name="taco_play",
@@ -24,7 +27,7 @@ SPEC = DatasetSpec(
     action=(
         Terminate(path="action/terminate_episode"),
         Linear(group="world_vector", path="action/rel_actions_world", unit="unitless"),
-        Linear(group="rotation_delta", path="action/rel_actions_world", first=3, unit="unitless"),
+        Reordered(group="rotation_delta", path="action/rel_actions_world", unit="unitless", places=(5, 4, 3)),
         Linear(group="gripper_closedness_action", path="action/rel_actions_world", first=6, unit="closedness"),
     ),
     source_actions=(
@@ -53,5 +56,17 @@ SPEC = DatasetSpec(
         ),
     ),
     notes="Gripper sign: features.json says -1 open, 1 close, as taken here; Octo and OpenVLA read 1 as open. "
-    "The rotation is said to be yaw, pitch, roll. RT-1-X trained on the absolute `actions` instead.",
+    "RT-1-X trained on the absolute `actions` instead, in the source's order: yaw, pitch, roll.",
+)
+
+PROVENANCE = Provenance(
+    units="not documented: unitless",
+    gripper=f"absolute, -1 open, +1 close: {FEATURES}",
+    rate=SHEET,
+    rotation=f"yaw, pitch, roll in the source: {FEATURES}; filed as roll, pitch, yaw here",
+    unknown=(
+        "scale of the relative action",
+        "gripper: Octo and OpenVLA read 1 as open",
+        "order of the measured euler angles",
+    ),
 )

@@ -15,6 +15,7 @@ from preprocessing.dataset_spec import (
     Proprio,
     Terminate,
 )
+from preprocessing.provenance import OCTO, SHEET, Provenance
 
 SPEC = DatasetSpec(
     name="toto",
@@ -39,4 +40,12 @@ SPEC = DatasetSpec(
     proprio=(Proprio(path="observation/state", names=tuple(f"joint_{i}" for i in range(7)), units=("rad",) * 7),),
     flags=(Always(name="uninformative_instruction"),),
     notes="RT-1-X fed open_gripper as closedness, that is with the opposite sign.",
+)
+
+PROVENANCE = Provenance(
+    units="not documented: unitless",
+    gripper=f"absolute, open_gripper is a truth value: {OCTO}",
+    rate=SHEET,
+    rotation="not documented",
+    unknown=("scale of the action", "rotation convention", "features.json was not at hand"),
 )

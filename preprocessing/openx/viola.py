@@ -11,10 +11,12 @@ from preprocessing.dataset_spec import (
     OXE_INSTRUCTION,
     Always,
     DatasetSpec,
+    Equals,
     Linear,
     Proprio,
     Terminate,
 )
+from preprocessing.provenance import NOTEBOOK, OCTO, SHEET, Provenance
 
 SPEC = DatasetSpec(
     name="viola",
@@ -45,5 +47,16 @@ SPEC = DatasetSpec(
             units=("homogeneous matrix",) * 16,
         ),
     ),
-    flags=(Always(name="uninformative_instruction"),),
+    flags=(
+        Always(name="uninformative_instruction"),
+        Equals(name="gripper_padding", path="action/gripper_closedness_action", value=0),
+    ),
+)
+
+PROVENANCE = Provenance(
+    units=f"commands within +-1 and +-0.4 of undocumented scale, unitless: {NOTEBOOK}",
+    gripper=f"absolute, 1 close, -1 open, 0 is padding: {NOTEBOOK}; {OCTO}",
+    rate=SHEET,
+    rotation="not documented",
+    unknown=("scale of the commands", "rotation convention"),
 )

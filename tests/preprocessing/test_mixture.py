@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preprocessing import dataset_spec
-from preprocessing.mixture import Mixture, MixtureConfig
+from preprocessing.mixture import Mixture, MixtureConfig, load
 from preprocessing.mixtures.rt1x import MIXTURE
 
 WEIGHTS = st.lists(st.floats(0.01, 200), min_size=1, max_size=12)
@@ -85,3 +85,21 @@ def test_a_run_asks_by_name_by_weight_or_not_at_all() -> None:
 def test_a_run_that_asks_wrongly_is_told(config: MixtureConfig, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config.shares({"bridge": 100, "viola": 300})
+
+
+PUBLISHED_ALIKE = {"fractal20220817_data": 0.54087122203, "kuka": 0.8341046294, "language_table": 0.1, "bc_z": 0.2}
+
+
+@pytest.mark.parametrize("name, count", [("octo", 25), ("openvla", 27)])
+def test_the_mixtures_of_octo_and_openvla_weigh_by_transitions(name: str, count: int) -> None:
+    mixture = load(name)
+    assert (mixture.name, mixture.unit, len(mixture.weights)) == (name, "per_transition", count)
+    assert PUBLISHED_ALIKE.items() <= mixture.weights.items()
+    shares = mixture.shares({"bridge_dataset": 2000, "viola": 1000})
+    assert shares == pytest.approx({"bridge_dataset": 0.5, "viola": 0.5})
+
+
+def test_openvla_leaves_the_wrist_camera_out_and_adds_three() -> None:
+    octo, openvla = (set(load(name).weights) for name in ("octo", "openvla"))
+    assert octo - openvla == {"nyu_door_opening_surprising_effectiveness"}
+    assert openvla - octo == {"fmb_dataset", "dobbe", "droid"}

@@ -193,6 +193,15 @@ def test_metadata_that_make_no_sense_are_one_sentence(tmp_path: Path, change: di
         open_lerobot(str(tmp_path / "set"))
 
 
+def test_channels_may_stand_first_in_a_camera_s_shape(tmp_path: Path) -> None:
+    write_v3(tmp_path / "set", [[episode(0, 4)]])
+    path = tmp_path / "set/meta/info.json"
+    info = json.loads(path.read_text())
+    info["features"][TOP] |= {"shape": [3, 32, 48], "names": ["height", "width", "rgb"]}
+    path.write_text(json.dumps(info))
+    assert open_lerobot(str(tmp_path / "set")).feature(TOP).shape == (32, 48, 3)
+
+
 def test_features_of_unknown_kinds_are_in_the_way_only_where_someone_wants_them(tmp_path: Path) -> None:
     write_v3(tmp_path / "set", [[episode(0, 4)]])
     path = tmp_path / "set/meta/info.json"
