@@ -13,8 +13,9 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -24,6 +25,10 @@ from pipelines.serving.batching_config import BatchingConfig
 from pipelines.serving.limits import Limits
 from pipelines.serving.request_format import REQUEST
 from pipelines.terminal.commands import JsonSummary
+
+if TYPE_CHECKING:
+    from pipelines.publishing.folder import TrainedModel
+    from pipelines.serving.service import PolicyService
 
 TOKEN = "RTP_SERVE_TOKEN"
 
@@ -42,9 +47,15 @@ class ServeArguments:
     dataset: str | None = None
     """Of a policy trained on several data sets: the one whose units and scale an answer has where a robot names
     none."""
+    adapter: str | None = None
+    """How robots speak: own (every dimension of the policy), openvla, libero, droid, vla-eval, google_robot,
+    widowx_bridge, lerobot, or a YAML file. By default own, and vla-eval's seven numbers at /vla."""
     action_limits: str | None = None
     """YAML file of limits in physical units, such as `world_vector_x: [-0.05, 0.05]`. Values beyond are brought within,
     and named in the answer under `clipped`."""
+    follow_alias: bool = False
+    """With models:/NAME@ALIAS: serve another version when the alias moves. No connection ends; histories begin anew. A
+    version whose actions mean something else is not taken."""
     token_file: str | None = None
     """File that holds a token which callers must send (Authorization: Bearer TOKEN); so does the environment variable
     RTP_SERVE_TOKEN."""
@@ -58,6 +69,10 @@ class ServeArguments:
     batching: Annotated[BatchingConfig, tyro.conf.arg(name="")] = field(default_factory=BatchingConfig)
     compute: Annotated[Compute, tyro.conf.arg(name="")] = field(default_factory=Compute)
 
+    def __post_init__(self) -> None:
+        if self.follow_alias and not (self.model.startswith("models:/") and "@" in self.model):
+            raise ValueError(f"--follow-alias needs an alias to follow: give models:/NAME@ALIAS, not {self.model}")
+
 
 def main(arguments: list[str]) -> JsonSummary:
     """Serve until stopped."""
@@ -65,10 +80,10 @@ def main(arguments: list[str]) -> JsonSummary:
     _require_free(given.host, given.port)
     token = _token(given.token_file)
     given.compute.resolved()
-    from pipelines.publishing.trained_model import load_trained, with_instructions  # torch: --help is at once
-    from pipelines.serving.access import Access
+    from pipelines.serving.access import Access  # torch comes with the rest: --help is at once
     from pipelines.serving.action_limits import ActionLimits
-    from pipelines.serving.frontend import Frontend
+    from pipelines.serving.adapters.catalogue import adapter
+    from pipelines.serving.frontend import PROTOCOLS, Frontend
     from pipelines.serving.run import Listening, serve
     from pipelines.serving.server_log import log_as_json
     from pipelines.serving.service import PolicyService, ServiceConfig
@@ -82,13 +97,33 @@ def main(arguments: list[str]) -> JsonSummary:
         compute=given.compute,
         dataset=given.dataset,
     )
-    service = PolicyService(with_instructions(load_trained(given.model)), config)
-    frontend = Frontend(service=service, access=Access(token=token))
+    spoken = None if given.adapter is None else adapter(given.adapter)
+    service = PolicyService(_loaded(given), config)
+    chosen = {} if spoken is None else dict.fromkeys(PROTOCOLS, spoken)
+    frontend = Frontend(service=service, access=Access(token=token), adapters=chosen, beside=_beside(service, given))
     if not _is_loopback(given.host):
         print(f"warning: {_warning(given.host, token)}", file=sys.stderr)
     log_as_json(each_request=given.log_requests)
     serve(frontend, listening, on_ready=lambda: print(announcement(frontend, listening, given.model), flush=True))
     return {"exit_code": 0}
+
+
+def _loaded(given: ServeArguments) -> TrainedModel:
+    """With --follow-alias, the version that the alias points at now, under that version's name."""
+    from pipelines.publishing.registered import version_of
+    from pipelines.publishing.trained_model import load_trained, with_instructions
+
+    return with_instructions(load_trained(version_of(given.model) if given.follow_alias else given.model))
+
+
+def _beside(service: PolicyService, given: ServeArguments) -> list[Callable[[], Coroutine[None, None, None]]]:
+    from pipelines.publishing.registered import version_of
+    from pipelines.publishing.trained_model import load_trained
+    from pipelines.serving.hot_swap import AliasFollower
+
+    if not given.follow_alias:
+        return []
+    return [AliasFollower(service=service, version_of=lambda: version_of(given.model), load=load_trained).run]
 
 
 _TRY = (

@@ -74,7 +74,7 @@ def _evaluated(
     answered_dims = family_of(model).answered_dims(model.config)
     answered = dataset.answered_in(answered_dims)  # the policy's side; the baselines answer in all of the dataset's
     outlet = ActionOutlet(model.spec, dataset, answered_dims)
-    predictions = _as_acted(predict_store(model, contract, store, batch=config.batch, counted=counted), outlet)
+    predictions = as_acted(predict_store(model, contract, store, batch=config.batch, counted=counted), outlet)
     dims, scale = scored_dimensions(dataset, predictions), ErrorScale.of(store.contract)
     lazy = {name: baseline_tokens(name, predictions, model) for name in BASELINES}
     interval = config.bootstrap().over(predictions.episode_N)
@@ -86,7 +86,7 @@ def _evaluated(
 
     def perturbed(kind: Perturbation) -> PerturbedScores:
         other = predict_store(model, contract, store, batch=config.batch, perturbation=kind, counted=counted)
-        other = _as_acted(other, outlet)
+        other = as_acted(other, outlet)
         right = correct_share(other.tokens_NA, predictions, dims)
         return PerturbedScores(
             token_accuracy=interval(right), fall=interval(own - right), scaled_error=scaled_error(other.tokens_NA)
@@ -123,7 +123,7 @@ def _decoding(predictions: Predictions) -> Decoding | None:
     )
 
 
-def _as_acted(predictions: Predictions, outlet: ActionOutlet) -> Predictions:
+def as_acted(predictions: Predictions, outlet: ActionOutlet) -> Predictions:
     """With the tokens that a policy answers: the neutral ones in absent dimensions."""
     return replace(predictions, tokens_NA=outlet.tokens(torch.from_numpy(predictions.tokens_NA)).numpy())
 

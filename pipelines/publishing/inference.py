@@ -67,6 +67,7 @@ class InferenceModel:
         if not trained.contract.datasets:
             raise ValueError(f"{trained.source} is bound to no dataset: import its weights again with --data STORE")
         self.contract, self.instructions = trained.contract, trained.instructions
+        self.source = trained.source
         self._family, self._config = family_of(trained.model), trained.model.config
         self._given: Model | None = trained.model  # until it is made ready; not twice in memory
         self._compute, self._device = compute or Compute(), torch.device("cpu")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from pipelines.serving.access import Access
 from pipelines.serving.adapters.base import Adapter
@@ -14,6 +14,7 @@ from pipelines.serving.greeting import greeting
 from pipelines.serving.service import PolicyService
 
 Protocol = Literal["openpi", "vla", "act"]
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,8 @@ class Frontend:
     service: PolicyService
     access: Access = field(default_factory=Access)
     adapters: Mapping[Protocol, Adapter] = field(default_factory=dict)
+    beside: Sequence[Callable[[], Coroutine[None, None, None]]] = ()
+    """What runs for as long as the server does."""
 
     def __post_init__(self) -> None:
         for adapter in self.adapters.values():
@@ -34,7 +37,7 @@ class Frontend:
         if protocol in self.adapters:
             return self.adapters[protocol]
         known = self.service.model.contract.action.names
-        return VlaEval() if protocol == "vla" and set(VlaEval().needs()) <= set(known) else Own()
+        return VlaEval() if protocol == "vla" and not VlaEval().missing(known) else Own()
 
     def greeting(self, protocol: Protocol) -> dict[str, object]:
         service = self.service

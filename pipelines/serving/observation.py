@@ -53,6 +53,9 @@ def _at(observation: Observation, key: str) -> object:
     if key in observation:
         return None if isinstance(observation[key], dict) else observation[key]
     outer, _, inner = key.rpartition(".")
+    flat = [name for name in observation if name.startswith(f"{outer}.")] if inner == "*" else []
+    if len(flat) == 1:  # LeRobot's names
+        return observation[flat[0]]
     cameras = observation.get(outer)
     if not outer or not isinstance(cameras, dict):
         return None

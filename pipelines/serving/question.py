@@ -44,6 +44,8 @@ class Answer:
     clipped: tuple[str, ...]
     """Dimensions whose values were brought within the limits that this server was started with."""
     contract: str
+    model: str
+    """Where the model comes from, such as models:/NAME/VERSION."""
     dataset: str
     infer_ms: float
     """Of the pass that answered this robot and those beside it."""

@@ -31,6 +31,7 @@ def fields(answer: Answer, adapter: Adapter) -> dict[str, object]:
         "frames_seen": action.frames_seen,
         "dataset": answer.dataset,
         "contract": answer.contract,
+        "model": answer.model,
     }
     return told | ({"read": dict(answer.read)} if answer.read else {})
 

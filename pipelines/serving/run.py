@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 
@@ -42,14 +43,17 @@ class Listening:
 
 
 def application(frontend: Frontend) -> Starlette:
-    """The ASGI app: it starts the service before it takes a request."""
+    """The ASGI app: it starts the service before it takes a request, and what runs beside it."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await frontend.service.start()
+        beside = [asyncio.create_task(work()) for work in frontend.beside]
         try:
             yield
         finally:
+            for task in beside:
+                task.cancel()
             await frontend.service.stop()
 
     routes = [*http_routes.routes(frontend), *sockets.routes(frontend)]
@@ -80,6 +84,29 @@ def configured(frontend: Frontend, listening: Listening) -> uvicorn.Config:
         access_log=False,
         log_config=None,
     )
+
+
+@contextlib.contextmanager
+def in_background(frontend: Frontend, listening: Listening) -> Iterator[DrainingServer]:
+    """A server that answers, in a thread of this process, for the duration of the block."""
+    ready = threading.Event()
+    server = DrainingServer(configured(frontend, listening), frontend, ready.set)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        while not ready.wait(0.05):
+            if not thread.is_alive():
+                raise ChildProcessError("the server does not start")
+        yield server
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
 
 
 class DrainingServer(uvicorn.Server):

@@ -12,7 +12,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,7 +66,6 @@ class PolicyService:
 
     def __init__(self, trained: TrainedModel, config: ServiceConfig) -> None:
         self.config = config
-        self.source = trained.source
         self.model = InferenceModel(trained, config.compute)
         self.require_fitting(self.model)
         self.sessions = Sessions(config.limits)
@@ -81,6 +80,12 @@ class PolicyService:
         self.is_ready, self.is_stopping = False, False
         self._readers = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="reader")
         self._open = 0
+        self._precision = ExitStack()
+
+    @property
+    def source(self) -> str:
+        """Where the present model comes from."""
+        return self.model.source
 
     def require_fitting(self, model: InferenceModel) -> None:
         """Raise ValueError where a model lacks what this server was started with."""
@@ -93,7 +98,7 @@ class PolicyService:
     def warm_up(self, model: InferenceModel) -> None:
         """Lay the weights out and answer grey frames, so that the first robot does not wait for it.
 
-        On a GPU once for each size of its CUDA graphs. It belongs into the thread that runs the model.
+        On a GPU once for each size of its CUDA graphs.
         """
         model.begin()
         recipe, dataset = model.contract.image, model.contract.datasets[0]
@@ -181,6 +186,7 @@ class PolicyService:
             tokens_A=result.action.tokens,
             clipped=clipped,
             contract=model.contract.id,
+            model=model.source,
             dataset=found.dataset.name,
             infer_ms=result.infer_ms,
             read=_checksums(found) if found.question.explain else {},
@@ -198,10 +204,25 @@ class PolicyService:
 
     async def start(self) -> None:
         """Warm up, then answer."""
+        # For as long as the service lives: another model may be warmed up in another thread, and neither thread may
+        # take the precision back that the other works in.
+        self._precision.enter_context(self.config.compute.applied(self.config.compute.resolved()))
         model = self.model
         await self.batcher.in_model_thread(lambda: self.warm_up(model))
         self._tasks = [asyncio.create_task(work) for work in (self.batcher.run(), self._forget_idle())]
         self.is_ready = True
+
+    async def swap(self, trained: TrainedModel) -> None:
+        """Let another model take the place of the present one, which answers until the other is ready.
+
+        Raises ValueError where it lacks what this server was started with.
+        """
+        model = InferenceModel(trained, self.config.compute)
+        self.require_fitting(model)
+        await asyncio.to_thread(self.warm_up, model)
+        self.model = model
+        self.metrics.swapped()
+        await self.batcher.in_model_thread(self.sessions.forget_histories)
 
     async def drain(self, timeout_s: float) -> None:
         """Take nothing new, and answer what is there."""
@@ -215,6 +236,7 @@ class PolicyService:
         for task in self._tasks:
             task.cancel()
         self.batcher.close()
+        self._precision.close()
         self._readers.shutdown(wait=False, cancel_futures=True)
 
     async def _forget_idle(self) -> None:

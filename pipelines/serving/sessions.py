@@ -39,6 +39,9 @@ class Session:
             self._model, self._dataset = model, dataset.name
         return self._policy
 
+    def forget_history(self) -> None:
+        self._policy, self._model = None, None
+
 
 @dataclass
 class _Allowance:
@@ -91,6 +94,11 @@ class Sessions:
         """Robots that have asked within these seconds."""
         since = self._clock() - within_s
         return sum(session.last_asked >= since for session in (*self._named.values(), *self._connected))
+
+    def forget_histories(self) -> None:
+        """So that nothing holds on to a model that is no longer served. It belongs into the model's thread."""
+        for session in (*self._named.values(), *self._connected):
+            session.forget_history()
 
     def listed(self) -> list[dict[str, object]]:
         """The robots by name, with the seconds since each last asked."""

@@ -81,6 +81,10 @@ COMMANDS = {
         summary="answer robots: openpi, vla-eval, OpenVLA, HTTP",
         example="rtp serve models:/my-policy@champion --port 5001",
     ),
+    "replay": Command(
+        summary="recorded episodes through a served policy, compared",
+        example="rtp replay runs/first --data stores/metaworld_sample/1.0.0/val",
+    ),
     "submit": Command(
         summary="run a command on a Ray cluster and follow it",
         example="rtp submit --address http://HEAD:8265 -- train rt1_fractal --data s3://BUCKET/STORE ...",

@@ -17,7 +17,7 @@ main([*sys.argv[1:], "--help"])
 """
 
 
-@pytest.mark.parametrize("command", ["evaluate", "export", "import-weights", "register", "serve"])
+@pytest.mark.parametrize("command", ["evaluate", "export", "import-weights", "register", "replay", "serve"])
 def test_help_needs_no_torch(command: str) -> None:
     words = [sys.executable, "-c", SHOWN, command]
     done = subprocess.run(words, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=False)

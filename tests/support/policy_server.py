@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+
+import torch
 
 from pipelines.catalogue import load_recipe
 from pipelines.publishing.folder import TrainedModel
 from pipelines.publishing.instructions import Instructions
+from pipelines.serving.access import Access
 from pipelines.serving.frontend import Frontend
-from pipelines.serving.run import DrainingServer, Listening, configured
+from pipelines.serving.hot_swap import AliasFollower
+from pipelines.serving.run import Listening, free_port, in_background
 from pipelines.serving.service import PolicyService, ServiceConfig
 from pipelines.training.data import training_contract
 from preprocessing.store.episode_store import EpisodeStore
-from tests.support.servers import free_ports
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,6 @@ class RunningServer:
 
     frontend: Frontend
     address: str
-    server: DrainingServer
 
     @property
     def service(self) -> PolicyService:
@@ -36,12 +36,18 @@ class RunningServer:
         return self.address.replace("http", "ws", 1)
 
 
-def untrained(store: EpisodeStore, recipe: str = "rt1_tiny") -> TrainedModel:
-    """A model with the weights it begins with, under the contract of `store`."""
+def untrained(store: EpisodeStore, recipe: str = "rt1_tiny", *, seed: int = 0) -> TrainedModel:
+    """A model with random weights, the same for a seed, under the contract of `store`."""
     experiment = load_recipe(recipe)
     contract = training_contract(experiment, [store])
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = experiment.model.build().eval()
+        with torch.no_grad():  # FiLM begins at zero: the instruction would not matter
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
     return TrainedModel(
-        model=experiment.model.build().eval(),
+        model=model,
         contract=contract,
         step=0,
         source="untrained",
@@ -51,20 +57,17 @@ def untrained(store: EpisodeStore, recipe: str = "rt1_tiny") -> TrainedModel:
 
 
 @contextlib.contextmanager
-def running(trained: TrainedModel, config: ServiceConfig | None = None, **frontend: object) -> Iterator[RunningServer]:
-    """A server of `trained`; `frontend` are further fields of `Frontend`."""
-    made = Frontend(service=PolicyService(trained, config or ServiceConfig()), **frontend)  # type: ignore[arg-type]
-    (port,) = free_ports(1)
-    ready = threading.Event()
-    listening = Listening(port=port)
-    server = DrainingServer(configured(made, listening), made, ready.set)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    try:
-        ends = time.monotonic() + 120
-        while not ready.wait(0.1):
-            assert thread.is_alive() and time.monotonic() < ends, "the server does not start"
-        yield RunningServer(frontend=made, address=listening.url(), server=server)
-    finally:
-        server.should_exit = True
-        thread.join(30)
+def running(
+    trained: TrainedModel,
+    config: ServiceConfig | None = None,
+    *,
+    access: Access | None = None,
+    follow: Callable[[PolicyService], AliasFollower] | None = None,
+) -> Iterator[RunningServer]:
+    """A server of `trained`, which may follow an alias."""
+    service = PolicyService(trained, config or ServiceConfig())
+    beside = () if follow is None else (follow(service).run,)
+    made = Frontend(service=service, access=access or Access(), beside=beside)
+    listening = Listening(port=free_port())
+    with in_background(made, listening):
+        yield RunningServer(frontend=made, address=listening.url())

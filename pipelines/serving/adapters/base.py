@@ -32,6 +32,7 @@ IMAGE_KEYS = (
     "images.cam_high",
     "images.*",
     "observation.image",
+    "observation.images.*",
 )
 TEXT_KEYS = ("prompt", "instruction", "task_description", "task")
 
@@ -50,8 +51,8 @@ class Adapter(ABC):
         return question(observation, image_keys=self.image_keys, text_keys=self.text_keys)
 
     @abstractmethod
-    def needs(self) -> Sequence[str]:
-        """Dimensions that the policy must have."""
+    def missing(self, known: Sequence[str]) -> list[str]:
+        """What a policy with the dimensions `known` lacks to be commanded through this adapter, in words."""
 
     @abstractmethod
     def names(self, known: Sequence[str]) -> Sequence[str]:
@@ -71,37 +72,14 @@ class Adapter(ABC):
 
     def require_fitting(self, known: Sequence[str]) -> None:
         """Raise ValueError for a policy that lacks a dimension."""
-        missing = [name for name in self.needs() if name not in known]
-        if missing:
+        lacking = self.missing(known)
+        if lacking:
             raise ValueError(
-                f"adapter {type(self).__name__} commands {', '.join(missing)}, which the policy does not have "
-                f"({', '.join(known)}): choose another --adapter"
+                f"adapter {type(self).__name__} commands {', '.join(lacking)}, which the policy does not have (it has "
+                f"{', '.join(known)}): choose another --adapter"
             )
 
 
 def number(values: Values, name: str) -> float:
     value = values[name]
     return math.nan if value is None else value
-
-
-def euler_to_axis_angle(roll: float, pitch: float, yaw: float) -> np.ndarray:
-    """(3,) rotation vector of the rotation Rz(yaw) Ry(pitch) Rx(roll): static axes x, y, z ("sxyz")."""
-    half = np.array([roll, pitch, yaw]) / 2
-    (cr, cp, cy), (sr, sp, sy) = np.cos(half), np.sin(half)
-    w = cr * cp * cy + sr * sp * sy
-    xyz = np.array([sr * cp * cy - cr * sp * sy, cr * sp * cy + sr * cp * sy, cr * cp * sy - sr * sp * cy])
-    if w < 0:
-        w, xyz = -w, -xyz
-    length = float(np.linalg.norm(xyz))
-    return np.zeros(3) if length == 0 else xyz / length * (2 * math.atan2(length, w))
-
-
-def axis_angle_to_euler(vector: np.ndarray) -> np.ndarray:
-    """(3,) roll, pitch, yaw of a rotation vector; the inverse of `euler_to_axis_angle` for |pitch| below 90 degrees."""
-    angle = float(np.linalg.norm(vector))
-    x, y, z = np.zeros(3) if angle == 0 else np.asarray(vector) / angle * math.sin(angle / 2)
-    w = math.cos(angle / 2)
-    roll = math.atan2(2 * (w * x + y * z), 1 - 2 * (x * x + y * y))
-    pitch = math.asin(max(-1.0, min(1.0, 2 * (w * y - z * x))))
-    yaw = math.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
-    return np.array([roll, pitch, yaw])

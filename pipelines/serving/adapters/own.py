@@ -14,8 +14,8 @@ from pipelines.serving.adapters.base import Adapter, Units, Values, number
 class Own(Adapter):
     """Physical values under their own names; a class is its number."""
 
-    def needs(self) -> Sequence[str]:
-        return ()
+    def missing(self, known: Sequence[str]) -> list[str]:
+        return []
 
     def names(self, known: Sequence[str]) -> Sequence[str]:
         return known

@@ -1,0 +1,228 @@
+"""Recorded episodes through a served policy: does the wire change what the model says?
+
+Every frame of an episode is sent in order, as a robot would. At each step that `rtp evaluate` scores, the tokens must
+be those that it predicts from the recorded window. Where they first differ, what the server has read tells why.
+
+Axes: N scored steps, A dimensions of the policy.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.evaluation.predictions import Predictions, predict_store
+from pipelines.evaluation.scoring import as_acted
+from pipelines.families.models import family_of
+from pipelines.publishing.folder import TrainedModel
+from pipelines.serving.client import PolicyClient
+from pipelines.serving.request_values import camera_frame
+from pipelines.terminal.progress_bar import Count, uncounted
+from preprocessing.store.episode_store import EpisodeStore
+from rt_models.action_tokens import decode
+from rt_models.control.action import ActionOutlet
+
+Answer = Mapping[str, Any]
+
+_SAME_VALUE = 1e-5
+"""Relative to the value: what float32 leaves of one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """The first step at which the served policy says something else."""
+
+    episode: int
+    step: int
+    cause: str
+    """contract, image, history, instruction, model, gripper, scaling or limits."""
+    explanation: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayReport:
+    """What a replay came to."""
+
+    episodes: int
+    steps: int
+    """Scored steps: those that `rtp evaluate` scores."""
+    tokens: int
+    same_tokens: int
+    first_difference: Difference | None
+
+    @property
+    def agrees(self) -> bool:
+        return self.first_difference is None
+
+    def to_json(self) -> dict[str, object]:
+        return {**asdict(self), "agrees": self.agrees}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """A frame as it is sent, and the checksum of what the model reads as its instruction."""
+
+    episode: int
+    step: int
+    observation: Mapping[str, object]
+    instruction_crc32: int
+
+
+class Expectation:
+    """What `rtp evaluate` predicts for a store."""
+
+    def __init__(self, trained: TrainedModel, store: EpisodeStore, *, batch: int = 64) -> None:
+        trained.contract.require_readable(store.contract, where=store.root)
+        self.trained, self.store = trained, store
+        model, contract = trained.model, trained.contract
+        self.dataset = contract.dataset(store.name)
+        family = family_of(model)
+        answered_dims = family.answered_dims(model.config)
+        predicted = predict_store(model, contract, store, batch=batch)
+        self.predictions: Predictions = as_acted(predicted, ActionOutlet(model.spec, self.dataset, answered_dims))
+        self.answered = self.dataset.answered_in(answered_dims)
+        self.reads_text = family.instruction == "text"
+        self.num_frames = family.num_frames(model.config)
+        places = zip(self.predictions.episode_N.tolist(), self.predictions.step_N.tolist(), strict=True)
+        self.place_of = {place: number for number, place in enumerate(places)}
+
+    def tokens_A(self, step: _Step) -> np.ndarray | None:
+        """None where `rtp evaluate` scores nothing."""
+        place = self.place_of.get((step.episode, step.step))
+        return None if place is None else self.predictions.tokens_NA[place]
+
+    def frame(self, step: _Step) -> np.ndarray:
+        """uint8 (H, W, 3) as the model reads it."""
+        return camera_frame(step.observation["image"], self.trained.contract.image)
+
+    def physical(self, tokens_A: np.ndarray) -> np.ndarray:
+        """float32 (A,)"""
+        values_A = decode(torch.from_numpy(tokens_A[None]), self.trained.model.spec).numpy()[0]
+        return self.answered.completed(self.answered.transform.invert(values_A), self.trained.model.spec)
+
+
+def replay(
+    expected: Expectation, client: PolicyClient, *, episodes: int | None, counted: Count = uncounted
+) -> ReplayReport:
+    """Send the store's episodes, the first `episodes` or all, and compare."""
+    tally = _Tally()
+    for step in _steps(expected, episodes):
+        answer = client.infer(step.observation)
+        if "tokens" not in answer:
+            raise ValueError("the server tells no tokens beside its actions, so it is no rtp serve: replay through one")
+        counted(1)
+        tally.episodes = step.episode + 1
+        tokens_A = expected.tokens_A(step)
+        if tokens_A is None:
+            continue
+        told_A = np.asarray(answer["tokens"])[0]
+        tally.steps += 1
+        tally.tokens += len(tokens_A)
+        tally.same += int((told_A == tokens_A).sum()) if told_A.shape == tokens_A.shape else 0
+        tally.first = tally.first or _difference(expected, client.metadata, step, tokens_A, answer)
+    return ReplayReport(
+        episodes=tally.episodes,
+        steps=tally.steps,
+        tokens=tally.tokens,
+        same_tokens=tally.same,
+        first_difference=tally.first,
+    )
+
+
+@dataclass
+class _Tally:
+    episodes: int = 0
+    steps: int = 0
+    tokens: int = 0
+    same: int = 0
+    first: Difference | None = None
+
+
+# --- what is sent ---
+
+
+def _steps(expected: Expectation, episodes: int | None) -> Iterator[_Step]:
+    store, number = expected.store, 0
+    counts = Counter(store.instruction_texts)
+    for shard, entry in enumerate(store.shards):
+        for episode in range(len(entry.episode_lengths)):
+            if episodes is not None and number >= episodes:
+                return
+            table = store.read_episode(shard, episode, ["image", "instruction"])
+            columns = (table[name].to_pylist() for name in ("image", "instruction"))
+            for step, (frame, instruction) in enumerate(zip(*columns, strict=True)):
+                place = int(np.searchsorted(store.instruction_ids, instruction))
+                is_ambiguous = counts[store.instruction_texts[place]] > 1
+                yield _step(expected, number, step, frame, place, is_ambiguous=is_ambiguous)
+            number += 1
+
+
+def _step(expected: Expectation, episode: int, step: int, frame: bytes, place: int, *, is_ambiguous: bool) -> _Step:
+    """Of a text that the data set gives several vectors, and of none, the vector is sent."""
+    store = expected.store
+    text, vector = store.instruction_texts[place], np.asarray(store.embeddings[place], np.float32)
+    told: dict[str, object] = {"prompt": text}
+    if not expected.reads_text and (is_ambiguous or not text.strip()):
+        told = {"embedding": vector}
+    observation = {"image": frame, "reset": step == 0, "explain": True, "dataset": store.name, **told}
+    read = text.encode() if expected.reads_text else vector.tobytes()
+    return _Step(episode=episode, step=step, observation=observation, instruction_crc32=zlib.crc32(read))
+
+
+# --- what is different, and why ---
+
+
+def _difference(
+    expected: Expectation, metadata: Answer, step: _Step, tokens_A: np.ndarray, answer: Answer
+) -> Difference | None:
+    why = _why(expected, metadata, step, tokens_A, answer)
+    return None if why is None else Difference(episode=step.episode, step=step.step, cause=why[0], explanation=why[1])
+
+
+def _why(
+    expected: Expectation, metadata: Answer, step: _Step, tokens_A: np.ndarray, answer: Answer
+) -> tuple[str, str] | None:
+    """(cause, explanation), the first thing that is not as it should be on the way of a frame; None if all is."""
+    told_A = np.asarray(answer["tokens"])[0]
+    if told_A.shape != tokens_A.shape or (told_A != tokens_A).any():
+        return _why_tokens(expected, step, tokens_A, told_A, answer)
+    return _why_values(expected, metadata, tokens_A, answer)
+
+
+def _why_tokens(
+    expected: Expectation, step: _Step, tokens_A: np.ndarray, told_A: np.ndarray, answer: Answer
+) -> tuple[str, str]:
+    contract, read, seen = expected.trained.contract, answer.get("read", {}), answer.get("frames_seen")
+    if answer.get("contract") != contract.id:
+        return "contract", f"the server has contract {answer.get('contract')}, the model {contract.id}"
+    if read.get("image_crc32") != zlib.crc32(expected.frame(step).tobytes()):
+        return "image", "the server has read other pixels from the recorded frame"
+    if seen != min(step.step + 1, expected.num_frames):
+        return "history", f"the answer rests on {seen} frames, not on {min(step.step + 1, expected.num_frames)}"
+    if read.get("instruction_crc32") != step.instruction_crc32:
+        return "instruction", "the server has read another vector or text for the recorded instruction"
+    names = [name for name, a, b in zip(contract.action.names, tokens_A, told_A, strict=True) if a != b]
+    bins = int(np.abs(tokens_A - told_A).max())
+    return "model", f"the same input gives other tokens in {', '.join(names)}, by {bins} bins at most"
+
+
+def _why_values(
+    expected: Expectation, metadata: Answer, tokens_A: np.ndarray, answer: Answer
+) -> tuple[str, str] | None:
+    names = list(expected.trained.contract.action.names)
+    if metadata.get("adapter") != "Own":  # its numbers are another robot's; the tokens have been compared
+        return None
+    told_A, right_A = np.asarray(answer["actions"])[0], expected.physical(tokens_A)
+    near_A = np.isclose(told_A, right_A, rtol=_SAME_VALUE, atol=1e-7, equal_nan=True)
+    for name, told, right, near in zip(names, told_A.tolist(), right_A.tolist(), near_A.tolist(), strict=True):
+        if near:
+            continue
+        cause = "limits" if name in answer.get("clipped", ()) else "gripper" if "gripper" in name else "scaling"
+        return cause, f"the token of {name} stands for {right:.6g}, the server answers {told:.6g}"
+    return None

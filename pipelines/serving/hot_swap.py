@@ -1,0 +1,81 @@
+"""A registered model in the place of another while robots are served: when an alias of the registry moves.
+
+The new model is read and warmed up beside the old one, then takes its place between two passes. No connection ends; a
+robot's history begins anew, because image tokens of another model mean nothing. A model whose actions mean something
+else is not taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipelines.publishing.folder import TrainedModel
+from pipelines.serving.service import PolicyService
+from rt_models.spec import Contract
+
+log = logging.getLogger("rtp.serve")
+
+
+def require_same_meaning(served: Contract, other: Contract) -> None:
+    """Raise ValueError where a robot that was told of `served` would misread the actions of `other`."""
+    theirs = {dataset.name: dataset for dataset in other.datasets}
+    sides: list[tuple[str, object, object]] = [
+        ("dimensions", served.action.names, other.action.names),
+        ("gripper convention", served.action.gripper, other.action.gripper),
+    ]
+    for dataset in served.datasets:
+        if dataset.name not in theirs:
+            raise ValueError(f"the new model was not trained on {dataset.name}, whose robots are served")
+        there = theirs[dataset.name]
+        sides += [
+            (f"units of {dataset.name}", dataset.units, there.units),
+            (f"dimensions that {dataset.name} has", dataset.action_mask, there.action_mask),
+            (f"control rate of {dataset.name}", dataset.control_hz, there.control_hz),
+        ]
+    if len(other.datasets) > len(served.datasets) == 1:
+        raise ValueError("the new model was trained on several data sets, and robots here name none")
+    for part, mine, new in sides:
+        if mine != new:
+            raise ValueError(f"the {part} differ: {mine} is served, the new model has {new}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AliasFollower:
+    """Asks every `every_s` seconds which version the alias points at, and serves it.
+
+    `version_of` gives models:/NAME/VERSION, `load` the model of one; both run in threads of their own.
+    """
+
+    service: PolicyService
+    version_of: Callable[[], str]
+    load: Callable[[str], TrainedModel]
+    every_s: float = 10.0
+
+    async def run(self) -> None:
+        """Follow until cancelled. A version that cannot be served is logged once, and the old one goes on."""
+        known = self.service.source
+        while True:
+            await asyncio.sleep(self.every_s)
+            try:
+                version = await asyncio.to_thread(self.version_of)
+            except Exception as error:  # the registry is away: what is served is still there
+                log.warning("the registry does not answer", extra={"error": " ".join(str(error).split())})
+                continue
+            if version != known:
+                known = version
+                await self._take(version)
+
+    async def _take(self, version: str) -> None:
+        try:
+            trained = await asyncio.to_thread(self.load, version)
+            require_same_meaning(self.service.model.contract, trained.contract)
+            await self.service.swap(trained)
+            log.info("another version is served", extra={"model": version, "contract": trained.contract.id})
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            log.exception(
+                "the new version is not served, the old one goes on", extra={"model": version, "error": reason}
+            )

@@ -1,0 +1,153 @@
+"""Recorded episodes over the wire: the tokens of `rtp evaluate`, and the cause where they are not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from pipelines.cli import main
+from pipelines.evaluation.replay import Expectation, replay
+from pipelines.publishing.folder import write_bundle
+from pipelines.publishing.instructions import Instructions
+from pipelines.serving.action_limits import ActionLimits
+from pipelines.serving.client import PolicyClient
+from pipelines.serving.limits import Limits
+from pipelines.serving.service import ServiceConfig
+from preprocessing.store.episode_store import EpisodeStore
+from tests.support.policy_server import RunningServer, running, untrained
+
+UNHURRIED = Limits(max_rate_hz=1e6, late_ms=60_000)
+EPISODES = 3
+
+
+@pytest.fixture(scope="module")
+def opened(store: str) -> EpisodeStore:
+    return EpisodeStore.open(store)
+
+
+@pytest.fixture(scope="module")
+def expected(opened: EpisodeStore) -> Expectation:
+    return Expectation(untrained(opened), opened)
+
+
+@pytest.fixture(scope="module")
+def server(opened: EpisodeStore) -> Iterator[RunningServer]:
+    with running(untrained(opened), ServiceConfig(limits=UNHURRIED)) as started:
+        yield started
+
+
+@pytest.mark.parametrize("recipe", ["rt1_tiny"])
+def test_a_served_model_says_what_was_predicted_to_the_last_bin(
+    opened: EpisodeStore, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    write_bundle(untrained(opened, recipe), folder)
+    assert main(["replay", str(folder), "--data", store, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["agrees"] and report["same_tokens"] == report["tokens"] == report["steps"] * 11
+    assert report["steps"] == 254 and report["episodes"] == 24
+
+
+def test_an_address_is_compared_with_the_model_that_is_named(
+    server: RunningServer, opened: EpisodeStore, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    write_bundle(untrained(opened), folder)
+    words = ["replay", server.websocket, "--data", store, "--episodes", "2"]
+    assert main([*words, "--model", str(folder)]) == 0
+    assert "(100.00%)" in capsys.readouterr().out
+    assert main(words) == 2 and "Give --model" in capsys.readouterr().err
+    assert main(["replay", str(folder), "--data", store, "--model", str(folder)]) == 2
+    assert main(["replay", "ws://127.0.0.1:9", "--data", store, "--model", str(folder)]) == 2
+    assert "no policy server answers" in capsys.readouterr().err
+
+
+def cause(expected: Expectation, server: RunningServer) -> tuple[str, str]:
+    with PolicyClient(server.websocket) as client:
+        report = replay(expected, client, episodes=EPISODES)
+    assert report.first_difference is not None and not report.agrees
+    return report.first_difference.cause, report.first_difference.explanation
+
+
+def test_other_weights_are_found(expected: Expectation, opened: EpisodeStore) -> None:
+    with running(untrained(opened, seed=1), ServiceConfig(limits=UNHURRIED)) as other:
+        kind, words = cause(expected, other)
+    assert kind == "model" and "the same input gives other tokens in" in words
+
+
+def test_another_instruction_vector_is_found(expected: Expectation, opened: EpisodeStore) -> None:
+    trained = untrained(opened)
+    swapped = dict(zip(opened.instruction_texts, opened.embeddings[::-1], strict=True))
+    wrong = replace(trained, instructions=Instructions(trained.contract.encoder, swapped))
+    with running(wrong, ServiceConfig(limits=UNHURRIED)) as other:
+        assert cause(expected, other)[0] == "instruction"
+
+
+def test_limits_are_found(expected: Expectation, opened: EpisodeStore) -> None:
+    limits = ActionLimits(bounds={"world_vector_x": (0.9, 1.0)})
+    with running(untrained(opened), ServiceConfig(limits=UNHURRIED, action_limits=limits)) as other:
+        kind, words = cause(expected, other)
+    assert kind == "limits" and "world_vector_x" in words
+
+
+class Altering:
+    """A client between the replay and the server that changes what is sent, or what comes back."""
+
+    def __init__(self, client: PolicyClient, *, sent: Any = None, answered: Any = None) -> None:
+        self._client, self._sent, self._answered = client, sent, answered
+        self.metadata = client.metadata
+
+    def infer(self, observation: dict[str, Any]) -> dict[str, Any]:
+        sent = observation if self._sent is None else self._sent(dict(observation))
+        answer = dict(self._client.infer(sent))
+        return answer if self._answered is None else self._answered(answer)
+
+
+def dark(observation: dict[str, Any]) -> dict[str, Any]:
+    return observation | {"image": np.zeros((96, 96, 3), np.uint8)}
+
+
+def forgetful(observation: dict[str, Any]) -> dict[str, Any]:
+    return observation | {"reset": True}
+
+
+def value_of(name: str, factor: float) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def altered(answer: dict[str, Any]) -> dict[str, Any]:
+        actions = np.array(answer["actions"])
+        actions[0, answer["action_names"].index(name)] *= factor
+        return answer | {"actions": actions}
+
+    return altered
+
+
+@pytest.mark.parametrize(
+    ("altering", "kind"),
+    [
+        ({"sent": dark}, "image"),
+        ({"sent": forgetful}, "history"),
+        ({"answered": value_of("world_vector_x", 35.0)}, "scaling"),
+        ({"answered": value_of("gripper_closedness_action", -1.0)}, "gripper"),
+        ({"answered": lambda answer: answer | {"contract": "another", "tokens": answer["tokens"] + 1}}, "contract"),
+    ],
+)
+def test_the_first_difference_has_its_cause(
+    expected: Expectation, server: RunningServer, altering: dict[str, Any], kind: str
+) -> None:
+    with PolicyClient(server.websocket) as client:
+        report = replay(expected, cast(PolicyClient, Altering(client, **altering)), episodes=EPISODES)
+    assert report.first_difference is not None and report.first_difference.cause == kind
+
+
+def test_a_server_that_tells_no_tokens_is_named(expected: Expectation, server: RunningServer) -> None:
+    with PolicyClient(server.websocket) as client:
+        foreign = Altering(client, answered=lambda answer: {"actions": answer["actions"]})
+        with pytest.raises(ValueError, match="tells no tokens"):
+            replay(expected, cast(PolicyClient, foreign), episodes=1)
