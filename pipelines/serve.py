@@ -1,8 +1,8 @@
 """`rtp serve`: a policy answers the camera frames of many robots with actions, until stopped.
 
-One port speaks to clients that robots already have: a websocket at / as openpi's clients want it, HTTP POST /act as
-OpenVLA's do, and POST /invocations as MLflow's. A browser shows a page at /, Prometheus reads /metrics, /healthz tells
-that the server lives and /readyz that it takes requests.
+One port speaks to clients that robots already have: a websocket at / as openpi's clients want it, another at /vla for
+the vla-eval harness, HTTP POST /act for OpenVLA's clients, and POST /invocations for MLflow's. A browser shows a page
+at /, Prometheus reads /metrics, /healthz tells that the server lives and /readyz that it takes requests.
 
 Robots share one copy of the weights and are answered together; each has its own history. SIGTERM answers what has been
 asked before the server goes.

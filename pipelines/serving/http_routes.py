@@ -166,6 +166,8 @@ class _Http:
         return JSONResponse({"max_batch_size": batching.max_batch, "max_wait_time": batching.max_wait_ms / 1000})
 
     async def alive(self, request: Request) -> Response:
+        if not self._service.is_alive:
+            return PlainTextResponse("the server no longer answers: start it again\n", status_code=503)
         return PlainTextResponse("OK\n")
 
     async def health(self, request: Request) -> Response:

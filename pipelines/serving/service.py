@@ -80,6 +80,7 @@ class PolicyService:
         self.is_ready, self.is_stopping = False, False
         self._readers = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="reader")
         self._open = 0
+        self._tasks: list[asyncio.Task[None]] = []
         self._precision = ExitStack()
 
     @property
@@ -211,6 +212,11 @@ class PolicyService:
         await self.batcher.in_model_thread(lambda: self.warm_up(model))
         self._tasks = [asyncio.create_task(work) for work in (self.batcher.run(), self._forget_idle())]
         self.is_ready = True
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether what answers robots is still at work."""
+        return not any(task.done() for task in self._tasks)
 
     async def swap(self, trained: TrainedModel) -> None:
         """Let another model take the place of the present one, which answers until the other is ready.

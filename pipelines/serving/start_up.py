@@ -26,6 +26,7 @@ def announcement(frontend: Frontend, listening: Listening, source: str) -> str:
             "",
             f"  {address}/  a page to try it with",
             f"  {listening.url('ws')}/  openpi's websocket clients",
+            f"  {listening.url('ws')}/vla  the vla-eval harness",
             f"  {address}/act, {address}/invocations  HTTP",
             f"  {address}/healthz, /readyz, /metrics",
             "",

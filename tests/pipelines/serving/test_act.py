@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from typing import Any
 
 import numpy as np
@@ -109,3 +110,16 @@ def test_the_server_says_what_it_serves_and_how_it_is(server: RunningServer) -> 
     assert get(f"{server.address}/readyz") == (200, {"ready": True})
     assert b"rtp_requests_total" in get(f"{server.address}/metrics")[1]
     assert get(f"{server.address}/nothing")[0] == 404 and get(f"{server.address}/act")[0] == 405
+
+
+def test_a_server_whose_model_no_longer_answers_is_not_called_alive(opened: EpisodeStore) -> None:
+    with running(untrained(opened)) as server:
+        assert get(f"{server.address}/healthz")[0] == 200
+        service = server.service
+        for task in service._tasks:
+            task.get_loop().call_soon_threadsafe(task.cancel)
+        ends = time.monotonic() + 10
+        while service.is_alive:
+            assert time.monotonic() < ends
+            time.sleep(0.02)
+        assert get(f"{server.address}/healthz")[0] == 503
