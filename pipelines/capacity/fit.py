@@ -92,7 +92,8 @@ def run_in_process(arguments: Sequence[str], workers: int) -> Callable[[int], Tr
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         measured, reason = _outcome(ended)
         if measured is not None:
-            return Trial(micro_batch=micro_batch, fits=True, **measured)
+            peak, rate = measured
+            return Trial(micro_batch=micro_batch, fits=True, peak_bytes=peak, samples_per_s=rate)
         if ended.returncode < 0 or any(sign in ended.stderr + reason for sign in _OUT_OF_MEMORY):
             return Trial(micro_batch=micro_batch, fits=False)
         raise ValueError(f"micro-batch {micro_batch} does not train: {reason}")
@@ -100,15 +101,15 @@ def run_in_process(arguments: Sequence[str], workers: int) -> Callable[[int], Tr
     return run
 
 
-def _outcome(ended: subprocess.CompletedProcess[str]) -> tuple[dict[str, int | float] | None, str]:
-    """(peak_bytes and samples_per_s, "") or (None, the reason)."""
+def _outcome(ended: subprocess.CompletedProcess[str]) -> tuple[tuple[int, float] | None, str]:
+    """(peak bytes and samples per second, "") or (None, the reason)."""
     lines = ended.stdout.splitlines()
     try:
         summary = json.loads(lines[-1]) if lines else {}
     except json.JSONDecodeError:
         summary = {}
-    if summary.get("measured"):
-        return {key: summary["measured"][key] for key in ("peak_bytes", "samples_per_s")}, ""
+    if measured := summary.get("measured"):
+        return (measured["peak_bytes"], measured["samples_per_s"]), ""
     reasons = [check["found"] for check in summary.get("checks", []) if check["name"] == "measured"]
     return None, " ".join([*reasons, *ended.stderr.strip().splitlines()[-1:]][:1])
 
