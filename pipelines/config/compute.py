@@ -23,6 +23,19 @@ def wants_cuda_graph() -> bool:
     return os.environ.get(CUDA_GRAPH, "1") != "0"
 
 
+@contextmanager
+def num_threads(count: int | None) -> Iterator[None]:
+    """Within the block torch computes with so many threads; None: with as many as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Compute:
     """Where and how a trained model computes."""

@@ -21,7 +21,9 @@ class PolicyActor:
     """A trained model for one robot. `blank_images`: it sees black frames, which tells what it owes to the picture."""
 
     def __init__(self, model: InferenceModel, dataset: DatasetContract, *, blank_images: bool = False) -> None:
-        self._model, self._dataset, self._blank_images = model, dataset, blank_images
+        image = model.contract.image
+        self._model, self._dataset, self.sees_frames = model, dataset, not blank_images
+        self._black = np.zeros((image.height, image.width, 3), np.uint8)
         self._policy = model.episode(dataset)
         self._instruction = None
 
@@ -30,9 +32,7 @@ class PolicyActor:
         self._instruction = self._model.instruction(episode.instruction)
 
     def act(self, observation: Observation) -> Mapping[str, float] | None:
-        frame = self._model.frame(observation.frame)
-        if self._blank_images:
-            frame = np.zeros_like(frame)
+        frame = self._model.frame(observation.frame) if self.sees_frames else self._black
         (acted,) = self._model.act([self._policy], [frame], [self._instruction])
         action = named(acted, self._model.contract, self._dataset)
         if action.classes.get("terminate_episode") == "terminate":
@@ -45,6 +45,8 @@ class RandomActor:
 
     The numbers are drawn from the episode's seed and task.
     """
+
+    sees_frames = False
 
     def __init__(self, contract: Contract, dataset: DatasetContract) -> None:
         self._names, self._statistics = _moving(contract), dataset.statistics
@@ -61,6 +63,8 @@ class RandomActor:
 class MeanActor:
     """Always the mean of the training actions; never terminates."""
 
+    sees_frames = False
+
     def __init__(self, contract: Contract, dataset: DatasetContract) -> None:
         self._values = {name: float(dataset.statistics.mean[place]) for place, name in _moving(contract)}
 
@@ -76,6 +80,8 @@ class ReplayActor:
 
     `demonstrations`: by task, physical values by dimension name of each step.
     """
+
+    sees_frames = False
 
     def __init__(self, demonstrations: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
         self._demonstrations, self._steps = demonstrations, iter(())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -58,6 +58,9 @@ class EpisodeResult:
 class Actor(Protocol):
     """What decides, for one robot."""
 
+    sees_frames: bool
+    """Whether it looks at frames; if not, none need be drawn."""
+
     def begin(self, episode: Episode) -> None:
         """Forget what was seen before."""
         ...
@@ -84,9 +87,10 @@ class SimulatorPool(Protocol):
 def run_episodes(
     pool: SimulatorPool, new_actor: Callable[[], Actor], episodes: Sequence[Episode]
 ) -> Iterator[tuple[EpisodeResult, list[bytes]]]:
-    """The result and the frames of every episode, in the order in which they end."""
-    waiting = deque(episodes)
-    actors = [new_actor() for _ in range(min(pool.size, len(waiting)))]
+    """The result and the frames of every episode, in the order in which they end; no frames if its actor sees none."""
+    actors = [new_actor() for _ in range(min(pool.size, len(episodes)))]
+    draws = any(actor.sees_frames for actor in actors)
+    waiting = deque(episodes if draws else map(_without_camera, episodes))
     running = {simulator: _begin(pool, simulator, actor, waiting.popleft()) for simulator, actor in enumerate(actors)}
     while running:
         simulator, answer = pool.next()
@@ -99,6 +103,10 @@ def run_episodes(
         del running[simulator]
         if waiting:
             running[simulator] = _begin(pool, simulator, acted.actor, waiting.popleft())
+
+
+def _without_camera(episode: Episode) -> Episode:
+    return replace(episode, environment=episode.environment.without_camera())
 
 
 def _begin(pool: SimulatorPool, simulator: int, actor: Actor, episode: Episode) -> _RunningEpisode:
@@ -121,7 +129,8 @@ class _RunningEpisode:
         """The next action; None once the episode has ended."""
         if isinstance(answer, Exception):
             return self._fail(answer)
-        self.frames.append(answer.frame)
+        if answer.frame:
+            self.frames.append(answer.frame)
         self.total_reward += answer.reward
         if answer.is_over:
             self.ending = "success" if answer.success else "step limit"

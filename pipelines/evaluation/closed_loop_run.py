@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.session import RaySession, connect
-from pipelines.config.compute import Compute
+from pipelines.config.compute import Compute, num_threads
 from pipelines.evaluation.actors import MeanActor, PolicyActor, RandomActor, ReplayActor
 from pipelines.evaluation.closed_loop import Actor, Episode, EpisodeResult, run_episodes
 from pipelines.evaluation.closed_loop_config import ClosedLoopConfig
@@ -74,7 +74,10 @@ class ClosedLoop:
             log.warning("%d episodes of an interrupted evaluation are kept", len(ledger))
         actors = self._actors()
         total = sum(len(episodes) for _, episodes in actors.values())
-        with self._pool() as pool, counting(f"act in {len(self.environments)} tasks", total) as count:
+        progress = counting(f"act in {len(self.environments)} tasks", total)
+        # A policy that acts for one robot gains little by several threads, which would take turns with the simulators.
+        # And it is one number everywhere, so that the same policy answers the same to the last bit.
+        with num_threads(1), self._pool() as pool, progress as count:
             results = {
                 name: self._act(name, new_actor, episodes, pool, ledger, count)
                 for name, (new_actor, episodes) in actors.items()

@@ -22,7 +22,7 @@ class Observation:
     """What there is after a step. S numbers of state."""
 
     frame: bytes
-    """The camera's picture as JPEG, as demonstrations store it."""
+    """The camera's picture as JPEG, as demonstrations store it; empty without a camera."""
     state_S: np.ndarray
     """float32, in the order and units of the recorded `observation/state`."""
     reward: float = 0.0
@@ -74,6 +74,10 @@ class EnvironmentConfig(Protocol):
     @property
     def max_steps(self) -> int:
         """Control steps of an episode at most."""
+        ...
+
+    def without_camera(self) -> EnvironmentConfig:
+        """The same episodes with no pictures of them, which take most of the time."""
         ...
 
     def build(self) -> Environment:

@@ -7,7 +7,7 @@ equal parts by the simulator's steps, as `preprocessing/simulation/metaworld_rld
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,10 +21,10 @@ MOVED_BY = ("world_vector_x", "world_vector_y", "world_vector_z", "gripper_close
 
 @dataclass(frozen=True, kw_only=True)
 class MetaWorldConfig:
-    """One task under one camera."""
+    """One task under one camera, or none."""
 
     task: str
-    camera: Camera
+    camera: Camera | None
     control_hz: int
     """Control steps per second; must divide the simulator's 80."""
 
@@ -43,6 +43,9 @@ class MetaWorldConfig:
     @property
     def max_steps(self) -> int:
         return HORIZON // (SIMULATOR_HZ // self.control_hz)
+
+    def without_camera(self) -> MetaWorldConfig:
+        return replace(self, camera=None)
 
     def build(self) -> MetaWorldEnvironment:
         return MetaWorldEnvironment(self)
@@ -90,7 +93,7 @@ class MetaWorldEnvironment:
         assert rollout is not None
         is_last = len(rollout.action_TA) >= self._config.max_steps
         return Observation(
-            frame=rollout.frames_T[-1],
+            frame=rollout.frames_T[-1] if rollout.frames_T else b"",
             state_S=rollout.state_TS[-1].astype(np.float32),
             reward=float(rollout.success),
             success=rollout.success,

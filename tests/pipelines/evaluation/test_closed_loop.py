@@ -34,6 +34,10 @@ class LineConfig:
     instruction: str = "go right"
     max_steps: int = 8
     moved_by: tuple[str, ...] = ("x",)
+    draws: bool = True
+
+    def without_camera(self) -> LineConfig:
+        return replace(self, draws=False)
 
     def build(self) -> LineEnvironment:
         return LineEnvironment(self)
@@ -61,7 +65,7 @@ class LineEnvironment:
     def _observation(self) -> Observation:
         success = self._place > 1
         return Observation(
-            frame=b"",
+            frame=b"a picture" if self._config.draws else b"",
             state_S=np.array([self._place], np.float32),
             reward=self._place,
             success=success,
@@ -77,6 +81,8 @@ class LineEnvironment:
 
 class Walker:
     """Goes right by a share that depends on what it has seen in this episode; gives up after `patience` steps."""
+
+    sees_frames = True
 
     def __init__(self, patience: int = 100) -> None:
         self._patience = patience
@@ -118,6 +124,18 @@ def test_an_error_is_a_failure_with_its_sentence_and_the_others_go_on() -> None:
     assert results[13].ending == "error" and not results[13].success
     assert results[13].error == "RuntimeError: the simulation diverged"
     assert set(results) == {1, 2, 13} and results[2].ending != "error"
+
+
+def test_nothing_is_drawn_for_an_actor_that_sees_no_frames() -> None:
+    def blind() -> Walker:
+        walker = Walker()
+        walker.sees_frames = False
+        return walker
+
+    seen, unseen = (list(run_episodes(LocalPool(), new_actor, episodes(1, 2))) for new_actor in (Walker, blind))
+    assert [result for result, _ in seen] == [result for result, _ in unseen]
+    assert all(len(frames) == result.steps + 1 for result, frames in seen)
+    assert not any(frames for _, frames in unseen)
 
 
 def test_a_policy_that_fails_fails_its_episode() -> None:

@@ -80,6 +80,18 @@ def test_the_same_seed_is_the_same_episode_whatever_came_before(environment: Met
     assert again.frame == alone.frame
 
 
+def test_without_a_camera_the_episode_is_the_same(environment: MetaWorldEnvironment) -> None:
+    blind = MetaWorldConfig(task="button-press-v3", camera=CAMERA, control_hz=10).without_camera().build()
+    states = []
+    for each in (environment, blind):
+        states.append(
+            [each.reset(7).state_S] + [each.step({**STILL, "world_vector_x": 0.02}).state_S for _ in range(5)]
+        )
+    np.testing.assert_array_equal(*states)
+    assert blind.reset(7).frame == b""
+    blind.close()
+
+
 def test_an_action_of_another_robot_is_refused(environment: MetaWorldEnvironment) -> None:
     environment.reset(1)
     with pytest.raises(ValueError, match="the action has no gripper_closedness_action"):
