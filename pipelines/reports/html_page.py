@@ -18,7 +18,10 @@ h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
 
 def page(title: str, sections: Sequence[str], *, style: str = "", script: str = "") -> str:
     """The page of `sections`, which are trusted HTML, and `script`, which is trusted too; the title is escaped."""
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title><style>{_STYLE}{style}</style>'
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{_STYLE}{style}</style>"
+    )
     body = "".join([f"<h1>{html.escape(title)}</h1>", *sections, f"<script>{script}</script>" if script else ""])
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>'
 
