@@ -23,13 +23,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from pipelines.config.arguments import parse
 from pipelines.evaluation.closed_loop_config import ClosedLoopConfig
 from pipelines.evaluation.config import EvaluationConfig
+from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import print_next
 
 
@@ -83,73 +84,73 @@ def _changed(settings: ClosedLoopConfig | EvaluationConfig) -> list[str]:
     return [name.replace("_", "-") for name in named]
 
 
-def main(arguments: list[str]) -> dict[str, Any]:
+def main(arguments: list[str]) -> JsonSummary:
     """Parse the command line, score, print the tables, and save and track what came of it."""
-    given = parse(EvaluateArguments, arguments, prog="rtp evaluate", description=__doc__ or "")
-    given.evaluation.compute.resolved()  # a GPU that is not there is said before anything is read
-    for path in (given.output, given.html):
+    flags = parse(EvaluateArguments, arguments, prog="rtp evaluate", description=__doc__ or "")
+    flags.evaluation.compute.resolved()  # a GPU that is not there is said before anything is read
+    for path in (flags.output, flags.html):
         _require_writable(path)
-    return _on_stores(given) if given.closed_loop.env is None else _in_simulator(given)
+    return _on_stores(flags) if flags.closed_loop.env is None else _in_simulator(flags)
 
 
-def _in_simulator(given: EvaluateArguments) -> dict[str, Any]:
+def _in_simulator(flags: EvaluateArguments) -> JsonSummary:
     """Act, and show what came of it."""
-    from pipelines.evaluation.closed_loop_output import keep, show, write_page
+    from pipelines.evaluation.closed_loop_output import keep_report, show, write_page
     from pipelines.evaluation.closed_loop_setup import prepare
     from preprocessing.store.episode_store import EpisodeStore
     from preprocessing.store.web_store import open_store
 
-    stores = [open_store(path, split=given.split) for path in given.data]
+    stores = [open_store(path, split=flags.split) for path in flags.data]
     loop = prepare(
-        given.model,
-        given.closed_loop,
-        episodes=20 if given.episodes is None else given.episodes,
-        seed=given.evaluation.seed,
-        compute=given.evaluation.compute,
+        flags.model,
+        flags.closed_loop,
+        episodes=20 if flags.episodes is None else flags.episodes,
+        seed=flags.evaluation.seed,
+        compute=flags.evaluation.compute,
         data=[store for store in stores if isinstance(store, EpisodeStore)],
     )
-    report = loop.run(given.evaluation.bootstrap())
+    report = loop.run(flags.evaluation.bootstrap())
     show(report)
-    result = keep(loop, report, given.model, given.output)
-    if given.html is not None:
-        write_page(given.html, loop, report, given.model)
-    return result
+    summary = keep_report(loop, report, flags.model, flags.output)
+    if flags.html is not None:
+        write_page(flags.html, loop, report, flags.model)
+    return summary
 
 
-def _on_stores(given: EvaluateArguments) -> dict[str, Any]:
+def _on_stores(flags: EvaluateArguments) -> JsonSummary:
     """Score, and show what came of it."""
     # torch and the models: --help is at once
     from pipelines.evaluation.comparison import compared
     from pipelines.evaluation.record import is_seen
-    from pipelines.evaluation.store_evaluations import kept, next_command, scored, write_html
+    from pipelines.evaluation.store_evaluations import keep_reports, next_command, scored, write_html
     from pipelines.evaluation.tables import print_tables
     from pipelines.publishing.trained_model import load_trained
     from preprocessing.store.web_store import open_store
 
-    stores = [open_store(path, split=given.split) for path in given.data]
-    trained = load_trained(given.model)
-    earlier = None if given.before is None else load_trained(given.before)
+    stores = [open_store(path, split=flags.split) for path in flags.data]
+    trained = load_trained(flags.model)
+    earlier = None if flags.before is None else load_trained(flags.before)
     evaluations = []
     for store in stores:
-        evaluation = scored(trained, store, given.evaluation, f"evaluate {store.name}")
+        evaluation = scored(trained, store, flags.evaluation, f"evaluate {store.name}")
         dataset, split = store.name, store.manifest.split
         seen = is_seen(trained, store)
         report = replace(evaluation.report, dataset=dataset, split=split, seen_in_training=seen)
         if earlier is not None:
-            before = scored(earlier, store, given.evaluation, "evaluate the earlier model").report
-            report = replace(report, before=compared(report, before, me=given.model, them=given.before or ""))
+            before = scored(earlier, store, flags.evaluation, "evaluate the earlier model").report
+            report = replace(report, before=compared(report, before, me=flags.model, them=flags.before or ""))
         evaluations.append(replace(evaluation, report=report))
         print_tables(report)
         if seen:
             print(f"{store.root} is among the training stores of this model: {_SEEN}")
     reports = [evaluation.report for evaluation in evaluations]
-    result = {"model": given.model, "step": trained.step, "evaluations": [report.to_json() for report in reports]}
-    result |= kept(result, trained, stores, reports, given.output)
-    if given.html is not None:
-        write_html(given.html, result, stores, evaluations, episodes=6 if given.episodes is None else given.episodes)
-    if command := next_command(given.model, trained, reports):
+    summary = keep_reports(flags.model, trained, stores, reports, flags.output)
+    if flags.html is not None:
+        episodes = 6 if flags.episodes is None else flags.episodes
+        write_html(flags.html, flags.model, trained.step, stores, evaluations, episodes=episodes)
+    if command := next_command(flags.model, trained, reports):
         print_next(*command)
-    return result
+    return summary
 
 
 _SEEN = "these scores say what it has by heart, not what it does on new episodes"

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 from pipelines.evaluation.closed_loop_report import POLICY, ClosedLoopReport, verdict
 from pipelines.evaluation.closed_loop_run import ClosedLoop
-from pipelines.evaluation.record import FOLDER, save, track
+from pipelines.evaluation.record import EvaluatedModel, keep
 from pipelines.evaluation.tables import print_rows
 from pipelines.reports.rollout_page import actor_rows, chosen_videos, rollout_page, success_rows
 from pipelines.terminal.atomic_files import write_whole
@@ -31,16 +30,16 @@ def show(report: ClosedLoopReport) -> None:
         print(f"and {len(report.errors) - 10} more errors: they stand in the report")
 
 
-def keep(loop: ClosedLoop, report: ClosedLoopReport, model: str, output: str | None) -> dict[str, Any]:
-    """Save the report as a file and in MLflow; the account that --json prints."""
-    result = {"model": model, "step": loop.trained.step, "closed_loop": report.to_json()}
-    name = f"step-{loop.trained.step}-{_file_part(report)}.json"
-    saved = save(result, output or f"{loop.home}/{FOLDER}/{name}", asked=output is not None)
-    tracked_as = loop.trained.metadata.get("mlflow_run_id")
-    run_id = track(result, metrics_of(report), home=loop.home, run_id=tracked_as, name=name)
-    for line in ([f"report: {saved}"] if saved else []) + ([f"MLflow: run {run_id}"] if run_id else []):
-        print(line)
-    return {**result, "report": saved, "mlflow_run_id": run_id}
+def keep_report(loop: ClosedLoop, report: ClosedLoopReport, model: str, output: str | None) -> dict[str, object]:
+    """Save the report as a file and in MLflow; the summary that --json prints."""
+    return keep(
+        EvaluatedModel(model=model, step=loop.trained.step, kind="closed_loop", scores=report.to_json()),
+        metrics_of(report),
+        trained=loop.trained,
+        home=loop.home,
+        file_name=f"step-{loop.trained.step}-{_file_part(report)}.json",
+        output=output,
+    )
 
 
 def metrics_of(report: ClosedLoopReport) -> dict[str, float]:

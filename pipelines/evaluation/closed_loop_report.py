@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -67,7 +66,7 @@ class ClosedLoopReport:
     """The policy against each other actor, on the same seeds."""
     errors: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain data, every episode included."""
         return {
             "environment": self.environment,
@@ -83,7 +82,7 @@ class ClosedLoopReport:
         }
 
 
-def _actor_json(report: ActorReport) -> dict[str, Any]:
+def _actor_json(report: ActorReport) -> dict[str, object]:
     tasks = {task: asdict(success) for task, success in report.tasks.items()}
     return {"rate": asdict(report.rate), "tasks": tasks, "episodes": [asdict(result) for result in report.results]}
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from cluster.session import RaySession, connect
 from pipelines.config.compute import Compute, num_threads
@@ -147,7 +146,7 @@ class ClosedLoop:
         return [result for episode in episodes if (result := ledger.result(name, episode)) is not None]
 
     def _ledger(self) -> EpisodeLedger:
-        setting: dict[str, Any] = {
+        setting = {
             "environments": [asdict(environment) for environment in self.environments],
             "contract": self.trained.contract.id,
             "dataset": self.dataset.name,

@@ -9,7 +9,6 @@ the same tokens are said.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from pipelines.config.experiment import Experiment
 from pipelines.config.serialization import flatten, to_plain
@@ -126,7 +125,7 @@ def require_comparable(metric: str, path: str, variants: Sequence[Experiment], *
     )
 
 
-def _meaning(metric: str, experiment: Experiment) -> dict[str, Any]:
+def _meaning(metric: str, experiment: Experiment) -> dict[str, object]:
     """The settings that decide what `metric` counts, by name."""
     is_loss = metric.startswith(("loss", "validation_loss"))
     if not is_loss and metric not in (PHYSICAL, "token_accuracy"):

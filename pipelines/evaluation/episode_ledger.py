@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -55,7 +54,7 @@ class EpisodeLedger:
         self._path.unlink(missing_ok=True)
 
 
-def fingerprint(model: nn.Module, setting: Mapping[str, Any]) -> str:
+def fingerprint(model: nn.Module, setting: Mapping[str, object]) -> str:
     """12 hexadecimal digits that stand for the weights of `model` and for everything in `setting`."""
     digest = hashlib.sha256(json.dumps(setting, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):

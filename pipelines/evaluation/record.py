@@ -12,8 +12,9 @@ import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import fsspec
 
@@ -67,23 +68,59 @@ def _place(root: str) -> str:
     return root.rstrip("/") if "://" in root else str(Path(root).resolve())
 
 
-def save(result: Mapping[str, Any], path: str, *, asked: bool) -> str | None:
-    """Write the JSON file, and say where. One that was not asked for may fail: a run may lie where nobody may write."""
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedModel:
+    """A model's evaluation as it is written and printed: the scores stand under `kind`."""
+
+    model: str
+    step: int
+    kind: Literal["evaluations", "closed_loop"]
+    scores: object
+    """Plain data."""
+
+    def to_json(self) -> dict[str, object]:
+        return {"model": self.model, "step": self.step, self.kind: self.scores}
+
+
+def keep(
+    result: EvaluatedModel,
+    values: Mapping[str, float],
+    *,
+    trained: TrainedModel,
+    home: str,
+    file_name: str,
+    output: str | None,
+) -> dict[str, object]:
+    """Save the result in the file `output`, or beside the run, and in the run's MLflow, with `values` by metric name.
+
+    Returns the summary that --json prints, which says where.
+    """
+    saved = _save(result, output or f"{home}/{FOLDER}/{file_name}", is_required=output is not None)
+    run_id = _track(result, values, home=home, run_id=trained.metadata.get("mlflow_run_id"), name=file_name)
+    for line in ([f"report: {saved}"] if saved else []) + ([f"MLflow: run {run_id}"] if run_id else []):
+        print(line)
+    return {**result.to_json(), "report": saved, "mlflow_run_id": run_id}
+
+
+def _save(result: EvaluatedModel, path: str, *, is_required: bool) -> str | None:
+    """Write the JSON file and return its path; None if a file that is not required could not be written."""
     try:
-        write_whole(path, json.dumps(result, indent=1))
+        write_whole(path, json.dumps(result.to_json(), indent=1))
     except OSError as error:
-        if asked:
+        if is_required:
             raise
         log.warning("the report is not saved beside the run (%s): --output FILE saves it elsewhere", error)
         return None
     return path
 
 
-def track(
-    result: Mapping[str, Any], values: Mapping[str, float], *, home: str, run_id: str | None, name: str
+def _track(
+    result: EvaluatedModel, values: Mapping[str, float], *, home: str, run_id: str | None, name: str
 ) -> str | None:
-    """Put `values`, the scores by metric name, and the report `result` into the training's MLflow run; its id where
-    that was possible. Never fails: scores that took hours are not lost because a server is away."""
+    """Put scores and report into the training's MLflow run, and return its id.
+
+    Never fails: scores that took hours are not lost because a server is away. The id is then None.
+    """
     if run_id is None:
         return None
     try:
@@ -92,11 +129,11 @@ def track(
             mlflow = connect(uri)
             client = mlflow.MlflowClient()
             client.get_run(run_id)  # raises where this server does not know it
-            now_ms, step = int(time.time() * 1000), int(result["step"])
+            now_ms, step = int(time.time() * 1000), result.step
             entries = [mlflow.entities.Metric(key, value, now_ms, step) for key, value in values.items()]
             for first in range(0, len(entries), 1000):  # the most that the server takes a call
                 client.log_batch(run_id, metrics=entries[first : first + 1000])
-            client.log_dict(run_id, dict(result), f"{FOLDER}/{name}")
+            client.log_dict(run_id, result.to_json(), f"{FOLDER}/{name}")
     except (TrackingError, OSError, ValueError, ImportError) as error:
         log.warning("the scores are not in MLflow: %s", error)
         return None

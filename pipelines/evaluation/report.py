@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
 
 from pipelines.evaluation.statistics import Interval
 
@@ -121,17 +120,16 @@ class EvaluationReport(ABC):
         """The scores by which models are compared."""
 
     @abstractmethod
-    def measured(self) -> dict[str, Any]:
+    def measured(self) -> dict[str, object]:
         """The JSON of the scores alone."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain data, without what was not measured."""
-        data = {"store": self.store, "contract": self.contract, **self.measured()}
+        data: dict[str, object] = {"store": self.store, "contract": self.contract, **self.measured()}
         data |= _without_none({"dataset": self.dataset, "split": self.split, "seen_in_training": self.seen_in_training})
         if self.before is not None:
-            data["before"] = _plain(self.before.scores)
-            if self.before.not_compared:
-                data["before"]["not_compared"] = dict(self.before.not_compared)
+            reasons = self.before.not_compared
+            data["before"] = plain_fields(self.before.scores) | ({"not_compared": dict(reasons)} if reasons else {})
         return data
 
 
@@ -157,12 +155,11 @@ class EpisodeReport(EvaluationReport):
     def headlines(self) -> dict[str, Interval]:
         return {"scaled_error": self.scaled_error, "token_accuracy": self.token_accuracy}
 
-    def measured(self) -> dict[str, Any]:
-        data = _own_fields(self)
-        data["per_dimension"] = {
-            name: {"unit": scores.unit, **_plain(scores.policies)} for name, scores in self.per_dimension.items()
+    def measured(self) -> dict[str, object]:
+        per_dimension = {
+            name: {"unit": scores.unit, **plain_fields(scores.policies)} for name, scores in self.per_dimension.items()
         }
-        return data
+        return {**_own_fields(self), "per_dimension": per_dimension}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,19 +178,25 @@ class WebReport(EvaluationReport):
             scores["cider_d"] = self.captions.cider_d
         return scores
 
-    def measured(self) -> dict[str, Any]:
+    def measured(self) -> dict[str, object]:
         data = _own_fields(self)
-        return data | data.pop("questions", {})
+        data.pop("questions", None)
+        return data if self.questions is None else {**data, **plain_fields(vars(self.questions))}
 
 
-def _own_fields(report: EvaluationReport) -> dict[str, Any]:
+def _own_fields(report: EvaluationReport) -> dict[str, object]:
     """The JSON of the fields that a kind of report adds."""
     shared = {each.name for each in fields(EvaluationReport)}
     own = {each.name: getattr(report, each.name) for each in fields(report) if each.name not in shared}
-    return _plain(_without_none(own))
+    return plain_fields(_without_none(own))
 
 
-def _plain(value: Any) -> Any:
+def plain_fields(values: Mapping[str, object]) -> dict[str, object]:
+    """Plain data for JSON of named records."""
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: object) -> object:
     if is_dataclass(value):
         return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
     if isinstance(value, Mapping):
@@ -201,5 +204,5 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _without_none(data: Mapping[str, Any]) -> dict[str, Any]:
+def _without_none(data: Mapping[str, object]) -> dict[str, object]:
     return {key: value for key, value in data.items() if value is not None}

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pipelines.evaluation.config import EvaluationConfig
-from pipelines.evaluation.record import FOLDER, file_name, home_of, metrics_of, save, track
+from pipelines.evaluation.record import EvaluatedModel, file_name, home_of, keep, metrics_of
 from pipelines.evaluation.report import EpisodeReport, EvaluationReport
 from pipelines.evaluation.scoring import PERTURBATIONS, Evaluation, evaluation_of, web_report
 from pipelines.publishing.folder import TrainedModel
@@ -35,35 +34,38 @@ def passes(store: EpisodeStore | WebStore, config: EvaluationConfig) -> int:
     return store.num_steps * (1 + len(PERTURBATIONS) * config.perturbations)
 
 
-def kept(
-    result: dict[str, Any],
+def keep_reports(
+    model: str,
     trained: TrainedModel,
     stores: Sequence[EpisodeStore | WebStore],
     reports: Sequence[EvaluationReport],
     output: str | None,
-) -> dict[str, Any]:
-    """Save the result as a file and in MLflow; where."""
-    home, name = home_of(result["model"]), file_name(trained.step, stores)
-    saved = save(result, output or f"{home}/{FOLDER}/{name}", asked=output is not None)
-    values = {key: value for report in reports for key, value in metrics_of(report).items()}
-    run_id = track(result, values, home=home, run_id=trained.metadata.get("mlflow_run_id"), name=name)
-    for line in ([f"report: {saved}"] if saved else []) + ([f"MLflow: run {run_id}"] if run_id else []):
-        print(line)
-    return {"report": saved, "mlflow_run_id": run_id}
+) -> dict[str, object]:
+    """Save the reports as a file and in MLflow; the summary that --json prints."""
+    scores = [report.to_json() for report in reports]
+    return keep(
+        EvaluatedModel(model=model, step=trained.step, kind="evaluations", scores=scores),
+        {key: value for report in reports for key, value in metrics_of(report).items()},
+        trained=trained,
+        home=home_of(model),
+        file_name=file_name(trained.step, stores),
+        output=output,
+    )
 
 
 def write_html(
     path: str,
-    result: dict[str, Any],
+    model: str,
+    step: int,
     stores: Sequence[EpisodeStore | WebStore],
     evaluations: Sequence[Evaluation],
     *,
     episodes: int,
 ) -> None:
     """Write the page of scores, with predicted beside recorded actions of so many `episodes` of each store."""
-    facts = {"model": result["model"], "step": result["step"], "contract": evaluations[0].report.contract}
+    facts = {"model": model, "step": step, "contract": evaluations[0].report.contract}
     drawn = [(e.report, pictures(e, store, limit=episodes)) for e, store in zip(evaluations, stores, strict=True)]
-    page = evaluation_page(f"Evaluation of {result['model']}", facts, drawn)
+    page = evaluation_page(f"Evaluation of {model}", facts, drawn)
     write_whole(str(Path(path).absolute()), page)
     print(f"page: {path}")
 

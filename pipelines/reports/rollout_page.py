@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pipelines.evaluation.closed_loop import EpisodeResult
 from pipelines.evaluation.closed_loop_report import DEFINITIONS, POLICY, ClosedLoopReport, TaskSuccess, verdict
@@ -58,7 +57,7 @@ def policy_rows(report: ClosedLoopReport) -> tuple[list[str], list[list[str]]]:
 
 def rollout_page(
     title: str,
-    summary: dict[str, Any],
+    summary: Mapping[str, object],
     report: ClosedLoopReport,
     videos: Sequence[tuple[EpisodeResult, Path]],
 ) -> str:
