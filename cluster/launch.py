@@ -15,16 +15,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 import torch
 
 from cluster.context import RayContext, WorkerContext
 from cluster.session import RaySession, connect
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from ray.train import UserCallback
 
-TrainFunction = Callable[[WorkerContext, dict[str, Any]], Mapping[str, Any] | None]
+T = TypeVar("T")
+Config = TypeVar("Config")
+Value = TypeVar("Value")
+
+TrainFunction: TypeAlias = Callable[[WorkerContext, Config], Mapping[str, Value] | None]
 
 # Ray Train's defaults take 15 s to start two workers and 2 s to see the end of a run; these take 9 s and 0.1 s.
 FAST_START = {
@@ -96,9 +101,22 @@ class RayLaunch:
             yield
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Task(Generic[Config, Value]):
+    """What every worker is given."""
+
+    function: TrainFunction[Config, Value]
+    config: Config
+    launch: RayLaunch
+
+
 def launch(
-    train_function: TrainFunction, train_config: dict[str, Any], launch: RayLaunch, *, callbacks: Sequence[Any] = ()
-) -> dict[str, Any]:
+    train_function: TrainFunction[Config, Value],
+    train_config: Config,
+    launch: RayLaunch,
+    *,
+    callbacks: Sequence[UserCallback] = (),
+) -> dict[str, Value | float]:
     """Run train_function(context, train_config) on every worker; returns rank 0's last reported metrics and result.
 
     Raises the worker's own ValueError, OSError or ArithmeticError if that ended the training, else
@@ -107,23 +125,19 @@ def launch(
     """
     with launch.connected(), tempfile.TemporaryDirectory() as scratch:
         _require_resources(launch)
-        return _fit(train_function, train_config, launch, launch.storage_path or scratch, callbacks)
+        task = _Task(function=train_function, config=train_config, launch=launch)
+        return _fit(task, launch.storage_path or scratch, callbacks)
 
 
-def _fit(
-    train_function: TrainFunction,
-    train_config: dict[str, Any],
-    launch: RayLaunch,
-    storage_path: str,
-    callbacks: Sequence[Any],
-) -> dict[str, Any]:
+def _fit(task: _Task[Config, Value], storage_path: str, callbacks: Sequence[UserCallback]) -> dict[str, Value | float]:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    launch = task.launch
     resources = {"CPU": launch.cpus_per_worker, **({"GPU": 1} if launch.use_gpu else {})}
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"function": train_function, "config": train_config, "launch": launch},
+        train_loop_config={"task": task},
         torch_config=TorchConfig(timeout_s=int(launch.collective_timeout_s)),
         scaling_config=ScalingConfig(
             num_workers=launch.num_workers,
@@ -161,14 +175,14 @@ def _beside_the_main_thread(fit: Callable[[], T]) -> T:
     return outcome.result()
 
 
-def _work(task: dict[str, Any]) -> dict[str, Any]:
+def _work(given: Mapping[str, _Task[Config, Value]]) -> dict[str, Value | float]:
     """One worker."""
-    launch: RayLaunch = task["launch"]
+    task, launch = given["task"], given["task"].launch
     torch.set_num_threads(launch.cpus_per_worker)
     logging.getLogger().setLevel(logging.WARNING)  # Ray's processes are at ERROR (see session.py)
     context = RayContext(timeout_s=launch.collective_timeout_s, hang_timeout_s=launch.hang_timeout_s)
     try:
-        returned = task["function"](context, task["config"])
+        returned = task.function(context, task.config)
         return {**context.metrics, **(returned or {})}
     finally:
         context.close()

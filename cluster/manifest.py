@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
@@ -12,7 +11,7 @@ from typing import Any, TypeAlias
 MANIFEST = "manifest.json"
 FORMAT = 1
 
-Metadata: TypeAlias = Mapping[str, Any]
+Metadata: TypeAlias = dict[str, Any]
 """A JSON object: what the training loop keeps with a checkpoint, opaque to this package."""
 
 

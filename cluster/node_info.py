@@ -50,7 +50,7 @@ class Machine:
     gpus: tuple[Gpu, ...]
     storage: str = ""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return asdict(self)
 
 
@@ -166,12 +166,12 @@ def _gpus(chosen: str | None) -> tuple[Gpu, ...]:
     """
     columns = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
     try:
-        told = subprocess.run(columns, capture_output=True, text=True, timeout=PATIENCE_S, check=True).stdout
+        listing = subprocess.run(columns, capture_output=True, text=True, timeout=PATIENCE_S, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ()
     if torch.version.cuda is None:
         return ()
-    rows = [[cell.strip() for cell in line.split(",")] for line in told.splitlines() if line.strip()]
+    rows = [[cell.strip() for cell in line.split(",")] for line in listing.splitlines() if line.strip()]
     wanted = None if chosen is None else [each.strip() for each in chosen.split(",") if each.strip()]
     seen = [row for row in rows if wanted is None or any(row[0] == each or row[1].startswith(each) for each in wanted)]
     return tuple(Gpu(name=name, memory=int(mebibytes) * 2**20) for _, _, name, mebibytes in seen)

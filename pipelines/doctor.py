@@ -12,7 +12,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import tyro
@@ -29,10 +29,11 @@ from pipelines.capacity.diagnosis import (
     storage_checks,
 )
 from pipelines.capacity.estimate import ResourceEstimate, estimate_resources
-from pipelines.capacity.trial_steps import measure
+from pipelines.capacity.trial_steps import Measured, measure
 from pipelines.catalogue import recipe_names
 from pipelines.config.arguments import UsageError, absolute, parse
 from pipelines.config.experiment import Experiment
+from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import command_line, print_next
 from pipelines.tracking.local_database import database_of
 from pipelines.tracking.mlflow_run import tracking_uri
@@ -69,13 +70,41 @@ class RunArguments(MachineArguments):
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
 
 
-def main(arguments: list[str]) -> dict[str, Any]:
-    """Look, judge, and print what was found."""
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """The checks and what they rest on. machine: this one; nodes: of the cluster, if there is one.
+
+    forecast: None without a recipe, or where it cannot be made. measured: with --measure.
+    """
+
+    checks: tuple[Check, ...]
+    machine: Machine
+    nodes: tuple[Machine, ...]
+    forecast: ResourceEstimate | None
+    measured: Measured | None
+
+    @property
+    def has_failed(self) -> bool:
+        return any(check.verdict == "fail" for check in self.checks)
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "measured": None if self.measured is None else self.measured.to_json(),
+            "checks": [asdict(check) for check in self.checks],
+            "machine": self.machine.to_json(),
+            "nodes": [node.to_json() for node in self.nodes],
+            "forecast": None if self.forecast is None else self.forecast.to_json(),
+            "exit_code": int(self.has_failed),
+        }
+
+
+def main(arguments: list[str]) -> JsonSummary:
+    """Examine, judge and print."""
     if arguments and not arguments[0].startswith("-"):
         experiment, flags = chosen_experiment(arguments[0], arguments[1:])
         default = RunArguments(experiment=experiment)
         prog = f"rtp doctor {arguments[0]}"
-        given: MachineArguments = parse(
+        settings: MachineArguments = parse(
             RunArguments,
             flags,
             prog=prog,
@@ -86,16 +115,16 @@ def main(arguments: list[str]) -> dict[str, Any]:
         )
     else:
         text = f"{__doc__}\nrecipes: {', '.join(recipe_names())}"
-        given = parse(MachineArguments, arguments, prog="rtp doctor", description=text)
-    found = diagnose(given)
-    for check in found["checks"]:
-        _print_wrapped(f"{MARKS[check['verdict']]:>4}  {check['name']:13}  ", check["found"])
-        if check["remedy"]:
-            _print_wrapped(f"{'':21}-> ", check["remedy"])
-    for line in found.pop("table"):
-        print(line)
-    _print_what_next(given, arguments, bool(found["exit_code"]))
-    return found
+        settings = parse(MachineArguments, arguments, prog="rtp doctor", description=text)
+    diagnosis = diagnose(settings)
+    for check in diagnosis.checks:
+        _print_wrapped(f"{MARKS[check.verdict]:>4}  {check.name:13}  ", check.found)
+        if check.remedy:
+            _print_wrapped(f"{'':21}-> ", check.remedy)
+    if diagnosis.forecast is not None:
+        print("\n".join(memory_table(diagnosis.forecast)))
+    _print_what_next(settings, arguments, diagnosis.has_failed)
+    return diagnosis.to_json()
 
 
 def _print_wrapped(lead: str, text: str) -> None:
@@ -105,23 +134,23 @@ def _print_wrapped(lead: str, text: str) -> None:
     print(wrap.fill(text))
 
 
-def _print_what_next(given: MachineArguments, arguments: list[str], is_wrong: bool) -> None:
-    if is_wrong:
+def _print_what_next(settings: MachineArguments, arguments: list[str], has_failed: bool) -> None:
+    if has_failed:
         print("next: mend what is marked FAIL, and run the same again")
-    elif not isinstance(given, RunArguments):
+    elif not isinstance(settings, RunArguments):
         print("next: rtp doctor RECIPE --data STORE")
-    elif not given.data:
+    elif not settings.data:
         print(f"next: {command_line('rtp', 'doctor', *arguments, '--data', 'STORE', '--measure')}")
     else:
         words = [word for word in arguments if word not in ("--measure", "--no-measure")]
         print_next("train", *words, *(() if "--output" in words else ("--output", f"runs/{arguments[0]}")))
 
 
-def diagnose(given: MachineArguments) -> dict[str, Any]:
-    """Checks, findings and forecast as plain data, "table" as lines to read."""
-    output = absolute(given.output)
+def diagnose(settings: MachineArguments) -> Diagnosis:
+    """Examine this machine, the cluster if there is one, and the run if a recipe is given."""
+    output = absolute(settings.output)
     here = examine(output)
-    address = _address(given)
+    address = _address(settings)
     checks = [*machine_checks(here), *_extras()]
     nodes: list[Machine] = []
     if address is not None:
@@ -132,57 +161,49 @@ def diagnose(given: MachineArguments) -> dict[str, Any]:
             remedy = "start Ray there, or give its address and RAY_AUTH_TOKEN"
             checks.append(Check(name="nodes", found=" ".join(str(error).split()), verdict="fail", remedy=remedy))
     checks += [*storage_checks(output, here, nodes), _tracking()]
-    plan, problem = _plan(given)
-    if isinstance(given, RunArguments) and plan is not None:
-        checks += run_checks(given.experiment, plan, nodes or [here], disk_free(output))
+    forecast, problem = _forecast(settings)
+    if isinstance(settings, RunArguments) and forecast is not None:
+        checks += run_checks(settings.experiment, forecast, nodes or [here], disk_free(output))
     checks += [problem] if problem else []
     measured = None
-    if isinstance(given, RunArguments) and given.measure:
-        measured, check = _measured(given)
+    if isinstance(settings, RunArguments) and settings.measure:
+        measured, check = _measured(settings)
         checks.append(check)
-    return {
-        "measured": measured,
-        "checks": [asdict(check) for check in checks],
-        "machine": here.to_json(),
-        "nodes": [node.to_json() for node in nodes],
-        "forecast": plan.to_json() if plan else None,
-        "table": memory_table(plan) if plan else [],
-        "exit_code": int(any(check.verdict == "fail" for check in checks)),
-    }
+    return Diagnosis(checks=tuple(checks), machine=here, nodes=tuple(nodes), forecast=forecast, measured=measured)
 
 
-def _measured(given: RunArguments) -> tuple[dict[str, Any] | None, Check]:
-    if not given.data:
+def _measured(settings: RunArguments) -> tuple[Measured | None, Check]:
+    if not settings.data:
         raise UsageError("--measure trains on real data: give --data STORE")
     try:
-        paths = [absolute(path) for path in given.data]
-        experiment = resolved(given.experiment, [open_store(path, split="train") for path in paths])
+        paths = [absolute(path) for path in settings.data]
+        experiment = resolved(settings.experiment, [open_store(path, split="train") for path in paths])
         print("training a few steps to measure them ...", file=sys.stderr)
-        found = measure(experiment, paths, train)
+        measured = measure(experiment, paths, train)
     except (ValueError, OSError) as error:
         return None, Check(name="measured", found=" ".join(str(error).split()), verdict="fail")
-    minutes, seconds = divmod(round(found.run_s), 60)
-    took = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s"
-    said = (
-        f"{1 / found.step_s:.2f} steps/s, {found.samples_per_s:.1f} samples/s of a worker, "
-        f"{100 * found.waiting_share:.0f} % of it waiting for data; {experiment.loop.steps} steps take about {took}, "
-        f"validation and checkpoints apart; at most {size(found.peak_bytes)} held"
+    minutes, seconds = divmod(round(measured.run_s), 60)
+    duration = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s"
+    text = (
+        f"{1 / measured.step_s:.2f} steps/s, {measured.samples_per_s:.1f} samples/s per worker, "
+        f"{100 * measured.waiting_share:.0f} % of the time waiting for data; {experiment.loop.steps} steps take about "
+        f"{duration}, without validation and checkpoints; at most {size(measured.peak_bytes)} held"
     )
-    return found.to_json(), Check(name="measured", found=said)
+    return measured, Check(name="measured", found=text)
 
 
-def _address(given: MachineArguments) -> str | None:
-    launch = given.experiment.launch if isinstance(given, RunArguments) else None
-    return cluster_address(given.address or getattr(launch, "address", None))
+def _address(settings: MachineArguments) -> str | None:
+    launch = settings.experiment.launch if isinstance(settings, RunArguments) else None
+    return cluster_address(settings.address or getattr(launch, "address", None))
 
 
-def _plan(given: MachineArguments) -> tuple[ResourceEstimate | None, Check | None]:
+def _forecast(settings: MachineArguments) -> tuple[ResourceEstimate | None, Check | None]:
     """The forecast, and what hinders it: stores that cannot be read or mixed, a batch that does not divide."""
-    if not isinstance(given, RunArguments):
+    if not isinstance(settings, RunArguments):
         return None, None
     try:
-        stores = [open_store(absolute(path), split="train") for path in given.data]
-        experiment = resolved(given.experiment, stores) if stores else given.experiment
+        stores = [open_store(absolute(path), split="train") for path in settings.data]
+        experiment = resolved(settings.experiment, stores) if stores else settings.experiment
         if stores:
             training_contract(experiment, stores)
         return estimate_resources(experiment, stores), None

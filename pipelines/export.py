@@ -40,10 +40,10 @@ def main(arguments: list[str]) -> JsonSummary:
     trained = with_instructions(load_trained(flags.model, flags.weights))
     publish_bundle(trained, flags.out)
     parameters = sum(parameter.numel() for parameter in trained.model.parameters())
-    which = trained.metadata.get("weights", "last")
+    which = trained.origin.weights or "last"
     print(f"{flags.out}/{WEIGHTS}: {parameters:,} parameters of step {trained.step}, {which} weights")
     print(f"in Python: from pipelines.publishing.policy import load_policy; policy = load_policy({flags.out!r})")
-    print_next_evaluation(flags.out, trained_on=trained.metadata.get("stores") or [])
+    print_next_evaluation(flags.out, trained_on=[reference.path for reference in trained.origin.stores])
     return {
         "output": flags.out,
         "checkpoint": trained.source,

@@ -8,7 +8,7 @@ the model has weights, action space, encoder and image recipe, and is bound to n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import tyro
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> JsonSummary:
 
     source = absolute(flags.source)
     out = absolute(flags.out)
-    written = import_weights(
+    imported = import_weights(
         source,
         out,
         data=flags.data,
@@ -53,11 +53,11 @@ def main(arguments: list[str]) -> JsonSummary:
         scaling=flags.scaling,
         world_vector_limit=flags.world_vector_limit,
     )
-    bound = ", ".join(written["datasets"]) or "no dataset (give --data to evaluate or register)"
+    datasets = ", ".join(imported.datasets) or "no dataset (give --data to evaluate or register)"
     print(
-        f"{flags.out}: {written['parameters']:,} parameters, {written['steps']} frames of "
-        f"{written['image_tokens']} tokens, {written['bins']} bins; bound to {bound}"
+        f"{flags.out}: {imported.parameters:,} parameters, {imported.steps} frames of {imported.image_tokens} tokens, "
+        f"{imported.bins} bins; bound to {datasets}"
     )
     if flags.data:
         print_next("evaluate", flags.out, "--data", *flags.data)
-    return written | {"output": flags.out}
+    return {**asdict(imported), "output": flags.out}

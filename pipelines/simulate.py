@@ -19,10 +19,10 @@ import itertools
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -30,6 +30,7 @@ from rich.progress import track
 
 from pipelines.config.arguments import parse
 from pipelines.config.serialization import did_you_mean
+from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import print_next
 from preprocessing.simulation.metaworld_rlds import INSTRUCTIONS, dataset_features, rlds_episode
 from preprocessing.simulation.metaworld_rollout import SIMULATOR_HZ, VIEWS, Camera
@@ -117,22 +118,34 @@ class SimulateArguments:
     config: Annotated[SimulateConfig, tyro.conf.arg(name="")]
 
 
-def main(arguments: list[str]) -> dict[str, Any]:
-    """Run the command line and print the account."""
-    given = parse(SimulateArguments, arguments, prog="rtp simulate", description=__doc__ or "")
-    summary = simulate(given.out, given.config)
-    failed = sum(sum(counts.values()) for counts in summary["failed_experts"].values())
+@dataclass(frozen=True, kw_only=True)
+class SimulationResult:
+    """The dataset's folder; episodes, steps and, by task, the experts' failures of each split; size and duration."""
+
+    dataset: str
+    episodes: Mapping[str, int]
+    steps: Mapping[str, int]
+    failed_experts: Mapping[str, Mapping[str, int]]
+    bytes: int
+    seconds: float
+
+
+def main(arguments: list[str]) -> JsonSummary:
+    """Run the command line and print the result."""
+    flags = parse(SimulateArguments, arguments, prog="rtp simulate", description=__doc__ or "")
+    result = simulate(flags.out, flags.config)
+    num_failed = sum(sum(by_task.values()) for by_task in result.failed_experts.values())
     print(
-        f"{summary['dataset']}\n"
-        f"episodes {summary['episodes']}, steps {summary['steps']}, {summary['bytes'] / 1e6:.1f} MB "
-        f"in {summary['seconds']} s; experts failed under {failed} further seeds"
+        f"{result.dataset}\n"
+        f"episodes {result.episodes}, steps {result.steps}, {result.bytes / 1e6:.1f} MB "
+        f"in {result.seconds} s; experts failed under {num_failed} further seeds"
     )
-    print_next("preprocess", summary["dataset"], "stores", "--split", "train")
-    return summary
+    print_next("preprocess", result.dataset, "stores", "--split", "train")
+    return asdict(result)
 
 
-def simulate(out: Path, config: SimulateConfig) -> dict[str, Any]:
-    """Record the dataset `out`/name/1.0.0 and return the closing account. Raises FileExistsError where it exists."""
+def simulate(out: Path, config: SimulateConfig) -> SimulationResult:
+    """Record the dataset `out`/name/1.0.0. Raises FileExistsError where it exists."""
     began, camera = time.monotonic(), config.camera()
     splits = [_Split(config=config, name="train", episodes=config.episodes, first_seed=config.seed)]
     if config.val_episodes:
@@ -147,14 +160,14 @@ def simulate(out: Path, config: SimulateConfig) -> dict[str, Any]:
         license="MIT (c) 2019 Meta-World Team: scenes, experts and simulator",
     )
     folder = writer.write(out, {split.name: split.plan() for split in splits})
-    return {
-        "dataset": str(folder),
-        "episodes": {split.name: split.total for split in splits},
-        "steps": {split.name: split.steps for split in splits},
-        "failed_experts": {split.name: split.failed for split in splits},
-        "bytes": sum(path.stat().st_size for path in folder.iterdir()),
-        "seconds": round(time.monotonic() - began, 1),
-    }
+    return SimulationResult(
+        dataset=str(folder),
+        episodes={split.name: split.total for split in splits},
+        steps={split.name: split.steps for split in splits},
+        failed_experts={split.name: split.failed for split in splits},
+        bytes=sum(path.stat().st_size for path in folder.iterdir()),
+        seconds=round(time.monotonic() - began, 1),
+    )
 
 
 @dataclass(kw_only=True)
@@ -176,17 +189,14 @@ class _Split:
         num_shards = -(-self.total // self.config.episodes_per_shard)
         return SplitPlan(episodes=self._episodes(), num_episodes=self.total, num_shards=num_shards)
 
-    def _episodes(self) -> Iterator[dict[str, Any]]:
+    def _episodes(self) -> Iterator[dict[str, object]]:
         """One episode of each task in turn, so that every shard holds all tasks."""
         with rollouts(self.config.workers) as start:
             tasks = [self._successes(task, start) for task in self.config.tasks]
             turns = (next(task) for _ in range(self.episodes) for task in tasks)
-            console = Console(stderr=True)
-            for episode in track(turns, f"simulate {self.name}", total=self.total, console=console):
-                self.steps += len(episode["steps"])
-                yield episode
+            yield from track(turns, f"simulate {self.name}", total=self.total, console=Console(stderr=True))
 
-    def _successes(self, task: str, start: StartRollout) -> Iterator[dict[str, Any]]:
+    def _successes(self, task: str, start: StartRollout) -> Iterator[dict[str, object]]:
         """Episodes in the order of their seeds; some are simulated ahead, never more than are wanted."""
         config = self.config
         expert = functools.partial(
@@ -202,6 +212,7 @@ class _Split:
             # Before the other tasks have their turn: the processes are busy in the meantime.
             running.extend(itertools.islice(started, min(ahead, wanted) - len(running)))
             if recording is not None:
+                self.steps += len(recording.state_TS)
                 yield rlds_episode(recording, task=task, seed=seed, control_hz=config.control_hz)
                 continue
             self.failed[task] = self.failed.get(task, 0) + 1

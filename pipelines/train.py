@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import sys
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, is_dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import tyro
 
@@ -37,7 +37,7 @@ from pipelines.training.initial_weights import located
 from pipelines.training.job import PreparedJob, TrainJob
 from pipelines.training.preparation import prepared
 from pipelines.training.progress import packed, progress_bar
-from pipelines.training.result import TrainingResult
+from pipelines.training.result import Ending, TrainingResult
 from pipelines.training.run_files import METRICS, read_metrics
 from pipelines.training.run_logger import finish_run, open_run, write_config
 from pipelines.training.speed import verdict
@@ -45,6 +45,7 @@ from preprocessing.store.web_store import open_store
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+    from ray.train import UserCallback
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def run_training(
     *,
     accepted: Collection[str] = (),
     context: LocalContext | None = None,
-    callbacks: Sequence[object] = (),
+    callbacks: Sequence[UserCallback] = (),
     patience_s: float = 0.0,
 ) -> TrainingResult:
     """Run `job` to its end, or until it is asked to stop, by Ctrl-C or otherwise (cluster/stop_file.py).
@@ -78,7 +79,7 @@ def run_training(
         return _run(prepared_job, context or LocalContext(), callbacks)
 
 
-def _run(job: PreparedJob, context: LocalContext, callbacks: Sequence[object]) -> TrainingResult:
+def _run(job: PreparedJob, context: LocalContext, callbacks: Sequence[UserCallback]) -> TrainingResult:
     """Run the checked job, in an output folder that nobody else writes in."""
     if require_fresh_or_resumed(job) is None and job.resume:  # once more: another process may have trained meanwhile
         log.warning("nothing to resume in %s: starting from step 0", job.output)
@@ -93,25 +94,25 @@ def _run(job: PreparedJob, context: LocalContext, callbacks: Sequence[object]) -
         raise
     finally:
         stop.clear()
-    finish_run(run, job.output, failure=ending.get("stopped"))
+    finish_run(run, job.output, failure=ending.stopped)
     return _result(job, ending)
 
 
-def _run_loop(job: TrainJob, stop: StopFile, context: LocalContext, callbacks: Sequence[object]) -> Mapping[str, Any]:
-    """Run the loop in this process or on Ray workers; what it returned."""
+def _run_loop(job: TrainJob, stop: StopFile, context: LocalContext, callbacks: Sequence[UserCallback]) -> Ending:
+    """Run the loop in this process or on Ray workers."""
     settings = job.experiment.launch
     if isinstance(settings, InProcess):
         with stopping_on_signals(stop):
-            return train(context, job)
+            return Ending.of(train(context, job))
     with settings.connected(), stopping_on_signals(stop):
-        ending = launch(train_worker, {"job": job}, settings, callbacks=callbacks)
+        returned = launch(train_worker, {"job": job}, settings, callbacks=callbacks)
     error = stop.left()
     if error is not None:
         raise error
-    return ending
+    return Ending.of(returned)
 
 
-def _result(job: PreparedJob, ending: Mapping[str, Any]) -> TrainingResult:
+def _result(job: PreparedJob, ending: Ending) -> TrainingResult:
     """Where the run stands: its newest metrics, its newest checkpoint and, if one was measured, its best."""
     metrics: dict[str, float] = {}
     for line in read_metrics(f"{job.output}/{METRICS}"):  # also of runs with nothing left to train
@@ -120,8 +121,8 @@ def _result(job: PreparedJob, ending: Mapping[str, Any]) -> TrainingResult:
         output=job.output,
         contract=job.contract.id,
         metrics=metrics,
-        stopped=ending.get("stopped"),
-        ended_early=ending.get("ended_early"),
+        stopped=ending.stopped,
+        ended_early=ending.ended_early,
     )
     checkpoints = CheckpointFolder(f"{job.output}/checkpoints").all()
     if not checkpoints:

@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from typing import Any
 
 import torch
 from torch import nn
@@ -24,11 +23,12 @@ from cluster.engine import Engine
 from cluster.stop_file import StopRequest
 from pipelines.training.checkpointing import Checkpointer, Start
 from pipelines.training.data import build_loader, open_reader
-from pipelines.training.fixed_shapes import described, print_shapes, training_shapes
+from pipelines.training.fixed_shapes import print_shapes, shapes_json, training_shapes
 from pipelines.training.initial_weights import model_factory
 from pipelines.training.job import PreparedJob, TrainJob
 from pipelines.training.optimizer_step import OptimizerStep
 from pipelines.training.preparation import open_stores, prepared
+from pipelines.training.result import Ending
 from pipelines.training.run_files import SampleLog
 from pipelines.training.run_logger import RunLogger
 from pipelines.training.step_metrics import StepMetrics
@@ -39,19 +39,21 @@ from preprocessing.store.web_store import open_store
 __all__ = ["TrainJob", "train"]
 
 
-def train(context: WorkerContext, job: TrainJob) -> dict[str, Any]:
+def train(context: WorkerContext, job: TrainJob) -> dict[str, float | str]:
     """Train to `loop.steps`, from scratch or from the latest checkpoint of `job.output`; the last metrics logged.
 
-    A run that was asked to stop (cluster/stop_file.py) leaves a checkpoint and says why under "stopped". `rtp train`
-    gives a job that is prepared already; any other is prepared here, on rank 0.
+    How the run ended, if not by its last step, stands beside the metrics (`Ending`): a run that was asked to stop
+    (cluster/stop_file.py) leaves a checkpoint. `rtp train` gives a job that is prepared already; any other is prepared
+    here, on rank 0.
     """
     if not isinstance(job, PreparedJob):
         job = on_rank_0(context, prepared, job)
     with ExitStack() as parts:
         loop = _open_loop(context, job, parts)
-        result = loop.run()
-        loop.logger.stopped = result.get("stopped")
-    return result
+        metrics = loop.run()
+        ending = loop.ending()
+        loop.logger.stopped = ending.stopped
+    return {**metrics, **ending.to_json()}
 
 
 def _open_loop(context: WorkerContext, job: PreparedJob, parts: ExitStack) -> TrainingLoop:
@@ -75,10 +77,10 @@ def _open_loop(context: WorkerContext, job: PreparedJob, parts: ExitStack) -> Tr
     if (derived := getattr(engine, "deepspeed_config", None)) is not None:
         logger.file(derived, "deepspeed.json")
     planned = {"training": loader.shapes, "validation": None if validator is None else validator.shapes}
-    if shapes := {phase: described(its) for phase, its in planned.items() if its is not None}:
-        logger.file(shapes, "shapes.json")
-        if context.rank == 0:
-            print_shapes(shapes)
+    if shapes := {phase: its for phase, its in planned.items() if its is not None}:
+        logger.file({phase: shapes_json(its) for phase, its in shapes.items()}, "shapes.json")
+        for phase, its in shapes.items() if context.rank == 0 else ():
+            print_shapes(phase, its)
     return TrainingLoop(
         job=job,
         engine=engine,
@@ -131,14 +133,14 @@ class TrainingLoop:
         self.validator, self.checkpointer, self.logger, self.stop = validator, checkpointer, logger, stop
         self.step, self.state = start.step, start.loop_state
 
-    def run(self) -> dict[str, Any]:
-        """To the end; the newest value of every metric, and how the run ended if not by its last step."""
-        newest: dict[str, Any] = {}
+    def run(self) -> dict[str, float]:
+        """To the end; the newest value of every metric."""
+        newest: dict[str, float] = {}
         with closing(iter(self.loader)) as batches:  # type: ignore[type-var]
             while not self._is_over():
                 newest |= self._next_step(batches)
         self.checkpointer.wait()
-        return newest | self._ending()
+        return newest
 
     def _next_step(self, batches: Iterator[Batch]) -> dict[str, float]:
         """One optimizer step and what is due after it; the metrics measured at this step."""
@@ -195,9 +197,9 @@ class TrainingLoop:
         )
         self.logger.checkpointed({f"loader/{key}": value for key, value in self.loader.report().items()}, self.step)
 
-    def _ending(self) -> dict[str, Any]:
-        """How the run ended, if not by its last step; the same on every rank."""
+    def ending(self) -> Ending:
+        """How the run ended; the same on every rank."""
         if self.stop.reason is not None:
             place = f"stopped at step {self.step} of {self.settings.steps}, with a checkpoint"
-            return {"stopped": f"{self.stop.reason}: {place}"}
-        return {"ended_early": self.step} if self.state.is_stale(self.settings) else {}
+            return Ending(stopped=f"{self.stop.reason}: {place}")
+        return Ending(ended_early=self.step if self.state.is_stale(self.settings) else None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import Any
+from collections.abc import Mapping
 
 from cluster.context import WorkerContext
 from cluster.stop_file import StopFile
@@ -17,13 +17,13 @@ from pipelines.training.job import TrainJob
 _AGREE_S = 10.0
 
 
-def train_worker(context: WorkerContext, config: dict[str, Any]) -> dict[str, Any]:
+def train_worker(context: WorkerContext, config: Mapping[str, TrainJob]) -> dict[str, float | str]:
     """Train; the error that ended it, where it is not raised here, is left in the run's STOP file.
 
     An error that all ranks meet ends them quietly. One that this rank meets alone is raised, because the others wait
     for it in a collective: Ray ends them, and those it starts in their place find the error and leave.
     """
-    job: TrainJob = config["job"]
+    job = config["job"]
     stop, verdicts = StopFile(job.output), context.fork()
     if stop.left() is not None:
         return {}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +75,7 @@ class ResourceEstimate:
         working = int((self.working - 1) * (self.activations or 0))
         return self.process + self.loader + working + self.worker_bytes(stage)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         host = {stage: self.host_bytes(stage) for stage in STAGES}
         return {**asdict(self), "disk": self.disk, "epochs": self.epochs, "host": host}
 

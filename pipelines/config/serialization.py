@@ -14,9 +14,14 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from reprlib import repr as shortened
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
+
+from preprocessing.store.json_files import JsonObject
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 T = TypeVar("T")
 
@@ -39,34 +44,39 @@ _StrictLoader.add_implicit_resolver(
 )
 
 
-def read_yaml(path: str) -> Any:
+def read_yaml(path: str) -> object:
     """The content of a YAML file, plain data only. Raises ValueError, naming the file, for what is none."""
     try:
         with Path(path).open() as file:
             return yaml.load(file, Loader=_StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        said = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
-        raise ValueError(f"{path} is not YAML of plain data: {said.rstrip(' ^')}") from error
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise ValueError(f"{path} is not YAML of plain data: {reason.rstrip(' ^')}") from error
 
 
-def to_plain(value: Any) -> Any:
-    """Dataclasses become dicts with their class name under "type"; tuples become lists."""
+def to_plain(config: object) -> JsonObject:
+    """A config, which is a dataclass, as plain data: its class name stands under "type", and tuples become lists."""
+    values = {f.name: _plain(getattr(config, f.name)) for f in fields(typing.cast("DataclassInstance", config))}
+    return {"type": type(config).__name__, **values}
+
+
+def _plain(value: object) -> object:
     if is_dataclass(value):
-        return {"type": type(value).__name__} | {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
+        return to_plain(value)
     if isinstance(value, tuple | list):
-        return [to_plain(item) for item in value]
+        return [_plain(item) for item in value]
     if isinstance(value, dict):
-        return {key: to_plain(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     return value
 
 
-def from_plain(kind: type[T], data: Any, *, base: T | None = None, path: str = "") -> T:
+def from_plain(kind: type[T], data: object, *, base: T | None = None, path: str = "") -> T:
     """Build `kind` from plain data; fields not given come from `base`, else from the class's defaults."""
     if not isinstance(data, Mapping):
         raise ValueError(f"{path or kind.__name__}: expected a mapping of fields, got {shortened(data)}")
     hints = typing.get_type_hints(kind)
-    given = {key: value for key, value in data.items() if key != "type"}
-    for key in given:
+    settings = {key: value for key, value in data.items() if key != "type"}
+    for key in settings:
         if key not in hints:
             hint = did_you_mean(str(key), list(hints))
             raise ValueError(f"{_join(path, key)} is not a setting of {kind.__name__}{hint}")
@@ -74,8 +84,8 @@ def from_plain(kind: type[T], data: Any, *, base: T | None = None, path: str = "
     for field in fields(typing.cast(Any, kind)):
         name = field.name
         inherited = getattr(base, name) if base is not None else None
-        if name in given:
-            values[name] = read_value(hints[name], given[name], inherited=inherited, path=_join(path, name))
+        if name in settings:
+            values[name] = read_value(hints[name], settings[name], inherited=inherited, path=_join(path, name))
         elif base is not None:
             values[name] = inherited
         elif field.default is MISSING and field.default_factory is MISSING:
@@ -83,17 +93,24 @@ def from_plain(kind: type[T], data: Any, *, base: T | None = None, path: str = "
     return kind(**values)
 
 
-def with_present_names(data: Any) -> Any:
+def with_present_names(data: JsonObject) -> JsonObject:
     """Plain data with the config classes under their names of today."""
-    if isinstance(data, Mapping):
-        named = {key: with_present_names(value) for key, value in data.items()}
-        return {**named, "type": _FORMER_NAMES.get(named["type"], named["type"])} if "type" in named else named
-    return [with_present_names(item) for item in data] if isinstance(data, list) else data
+    named = {key: _with_present_names(value) for key, value in data.items()}
+    if "type" in named:
+        name = str(named["type"])
+        named["type"] = _FORMER_NAMES.get(name, name)
+    return named
 
 
-def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _with_present_names(data: object) -> object:
+    if isinstance(data, dict):
+        return with_present_names(data)
+    return [_with_present_names(item) for item in data] if isinstance(data, list) else data
+
+
+def flatten(data: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """{"a": {"b": 1}} -> {"a.b": 1}; lists stay whole."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in data.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
@@ -114,12 +131,10 @@ def members(hint: Any) -> tuple[Any, ...]:
     )
 
 
-def read_value(hint: Any, value: Any, *, inherited: Any = None, path: str = "") -> Any:
+def read_value(hint: Any, value: object, *, inherited: Any = None, path: str = "") -> Any:
     """A value of the type `hint`, which may be a union of config classes; `inherited` fills what is not given."""
     choices = members(hint)
-    classes: dict[str, Any] = {
-        choice.__name__: choice for choice in choices if isinstance(choice, type) and is_dataclass(choice)
-    }
+    classes = {choice.__name__: choice for choice in choices if isinstance(choice, type) and is_dataclass(choice)}
     if classes and isinstance(value, Mapping):
         name = value.get("type", type(inherited).__name__ if inherited is not None else next(iter(classes)))
         name = _FORMER_NAMES.get(str(name), name)
@@ -138,13 +153,13 @@ def read_value(hint: Any, value: Any, *, inherited: Any = None, path: str = "") 
     raise ValueError(f"{path}: expected {expected}, got {shortened(value)}")
 
 
-def _called(hint: Any) -> str:
+def _called(hint: object) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
     return getattr(hint, "__name__", str(hint))
 
 
-def _read_leaf(hint: Any, value: Any, path: str) -> tuple[bool, Any]:
+def _read_leaf(hint: Any, value: object, path: str) -> tuple[bool, object]:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         return value in arguments, value
@@ -155,16 +170,14 @@ def _read_leaf(hint: Any, value: Any, path: str) -> tuple[bool, Any]:
         places = enumerate(zip(kinds, value, strict=True))
         return True, tuple(read_value(k, v, path=f"{path}[{i}]") for i, (k, v) in places)
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool), float(value) if _number(value) else value
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return True, float(value)
+        return False, value
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool), value
     if hint is types.NoneType:
         return value is None, None
     return isinstance(hint, type) and isinstance(value, hint), value
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float)
 
 
 def _join(path: str, name: str) -> str:

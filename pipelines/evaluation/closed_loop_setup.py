@@ -11,7 +11,7 @@ from pipelines.evaluation.demonstrations import Demonstration, first_demonstrati
 from pipelines.evaluation.record import home_of
 from pipelines.publishing.folder import TrainedModel
 from pipelines.publishing.trained_model import load_trained
-from pipelines.publishing.training_stores import open_training_store, references_of
+from pipelines.publishing.training_stores import open_training_store
 from preprocessing.simulation.choice import choose_environments
 from preprocessing.simulation.environment import FIRST_EVALUATION_SEED, EnvironmentConfig
 from preprocessing.simulation.metaworld_rollout import VIEWS, Camera
@@ -77,7 +77,7 @@ def _demonstrations(
 ) -> dict[str, Demonstration]:
     """Of the tasks that a store has; the others are not replayed."""
     stores = list(data)
-    if not stores and "stores" in trained.metadata:
-        opened = (open_training_store(reference) for reference in references_of(trained.metadata))
+    if not stores:
+        opened = (open_training_store(reference) for reference in trained.origin.stores)
         stores = [store for store in opened if isinstance(store, EpisodeStore)]
     return first_demonstrations(stores, {environment.task: environment.instruction for environment in environments})

@@ -20,7 +20,7 @@ import fsspec
 
 from pipelines.evaluation.report import EpisodeReport, EvaluationReport
 from pipelines.publishing.folder import TrainedModel
-from pipelines.publishing.training_stores import fingerprint, references_of
+from pipelines.publishing.training_stores import fingerprint
 from pipelines.terminal.atomic_files import write_whole
 from pipelines.tracking.local_database import database_of
 from pipelines.tracking.mlflow_run import LOCAL_FOLDER, TrackingError, connect, explained, tracking_uri
@@ -53,7 +53,7 @@ def file_name(step: int, stores: Sequence[Store]) -> str:
 def is_seen(trained: TrainedModel, store: Store) -> bool:
     """Whether the model's training stores include this one, at its path or as a copy: by the fingerprint of its files,
     and by the statistics of the actions trained on, which the contract holds."""
-    known = references_of(trained.metadata) if "stores" in trained.metadata else []
+    known = trained.origin.stores
     if _place(store.root) in {_place(reference.path) for reference in known}:
         return True
     if fingerprint(store.root) in {reference.fingerprint for reference in known}:
@@ -96,7 +96,7 @@ def keep(
     Returns the summary that --json prints, which says where.
     """
     saved = _save(result, output or f"{home}/{FOLDER}/{file_name}", is_required=output is not None)
-    run_id = _track(result, values, home=home, run_id=trained.metadata.get("mlflow_run_id"), name=file_name)
+    run_id = _track(result, values, home=home, run_id=trained.origin.mlflow_run_id, name=file_name)
     for line in ([f"report: {saved}"] if saved else []) + ([f"MLflow: run {run_id}"] if run_id else []):
         print(line)
     return {**result.to_json(), "report": saved, "mlflow_run_id": run_id}

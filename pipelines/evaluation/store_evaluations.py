@@ -83,9 +83,8 @@ def next_command(model: str, trained: TrainedModel, reports: Sequence[Evaluation
     """What to do with these scores, without rtp; empty for weights that are bound to no data."""
     if is_registered(model):
         return ["serve", model]
-    if not trained.metadata.get("stores"):
+    if not trained.origin.stores:
         return []
-    name = str((trained.metadata.get("experiment") or {}).get("name") or "my-policy")
-    command = ["register", model, "--name", name]
+    command = ["register", model, "--name", trained.origin.recipe or "my-policy"]
     fair = [report.store for report in reports if isinstance(report, EpisodeReport) and not report.seen_in_training]
     return [*command, "--alias", "champion", "--data", *fair] if fair else command

@@ -8,10 +8,8 @@ that a registered model is served without it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -20,6 +18,7 @@ from torch import Tensor
 from pipelines.config.serialization import to_plain
 from pipelines.families.models import Model, family_of, model_config
 from pipelines.publishing.instructions import Instructions
+from pipelines.publishing.model_origin import ModelOrigin
 from rt_models.spec import Contract
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "policy.json"
@@ -27,16 +26,13 @@ WEIGHTS, DESCRIPTION = "model.safetensors", "policy.json"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
-    """A model in evaluation mode with the contract it was trained under and where it came from.
-
-    `metadata` holds stores and git revision, and of a training its experiment and MLflow run too.
-    """
+    """A model in evaluation mode with the contract it was trained under and where it came from."""
 
     model: Model
     contract: Contract
     step: int
     source: str
-    metadata: Mapping[str, Any]
+    origin: ModelOrigin
     instructions: Instructions
     """Texts that it was trained on and their vectors; none where only a checkpoint or an older bundle was read."""
 
@@ -48,13 +44,15 @@ def read_bundle(folder: str | Path) -> TrainedModel:
     try:
         described = json.loads(path.read_text())
         config, contract = model_config(described["model"]), Contract.from_json(described["contract"])
-        known = {name: described[name] for name in ("step", "source", "metadata")}
-    except (ValueError, KeyError, TypeError) as error:
+        step, source, origin = described["step"], described["source"], ModelOrigin.from_json(described["metadata"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} does not describe a model ({error!r}): export it again") from error
     model = family_of(config).carried(config, folder).build().eval()
     _load(model, folder)
     instructions = Instructions.read(folder, contract.encoder)
-    return TrainedModel(model=model, contract=contract, instructions=instructions, **known)
+    return TrainedModel(
+        model=model, contract=contract, step=step, source=source, origin=origin, instructions=instructions
+    )
 
 
 def _load(model: Model, folder: Path) -> None:
@@ -81,7 +79,7 @@ def write_bundle(trained: TrainedModel, folder: Path) -> None:
         "contract": trained.contract.to_json(),
         "step": trained.step,
         "source": trained.source,
-        "metadata": trained.metadata,
+        "metadata": trained.origin.to_json(),
     }
     if trained.instructions.vectors:
         trained.instructions.write(folder)

@@ -6,16 +6,17 @@ import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import fsspec
 
 from pipelines.publishing.folder import TrainedModel
 from pipelines.publishing.instructions import Instructions
+from pipelines.publishing.model_origin import ModelOrigin
 from pipelines.publishing.trained_model import publish_bundle, require_new
-from pipelines.publishing.training_stores import StoreReference, with_references
+from pipelines.publishing.training_stores import StoreReference
 from pipelines.training.git_revision import git_revision
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.shard_files import is_local
@@ -33,6 +34,20 @@ RT1X_BINS = 512  # of the released models only RT-1-X has so many
 ImportedScaling = Literal["released", "identity"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImportedWeights:
+    """The bundle that was written and what it holds. steps: frames of a window; datasets: those it is bound to."""
+
+    output: str
+    checkpoint: str
+    parameters: int
+    steps: int
+    image_tokens: int
+    bins: int
+    contract: str
+    datasets: tuple[str, ...]
+
+
 def import_weights(
     source: str,
     out: str,
@@ -41,37 +56,37 @@ def import_weights(
     encoder: str,
     scaling: ImportedScaling = "released",
     world_vector_limit: float | None = None,
-) -> dict[str, Any]:
-    """Read, convert and write; what was found. `source` and `out` are absolute paths or URLs.
+) -> ImportedWeights:
+    """Read, convert and write. `source` and `out` are absolute paths or URLs.
 
     Raises FileNotFoundError, FileExistsError or ValueError in one sentence, with nothing written.
     """
     require_new(out)
     stores = [EpisodeStore.open(path, split="train") for path in data]
     with _local(source) as folder:
-        found = find_flax(folder)
-        model = from_flax(read_flax(found), world_vector_limit=world_vector_limit)
-        checkpoint = f"{source.rstrip('/')}/{found.relative_to(folder)}".removesuffix("/.")
+        flax = find_flax(folder)
+        model = from_flax(read_flax(flax), world_vector_limit=world_vector_limit)
+        checkpoint = f"{source.rstrip('/')}/{flax.relative_to(folder)}".removesuffix("/.")
     contract = contract_of_weights(model.spec, encoder, stores, scaling)
     trained = TrainedModel(
         model=model,
         contract=contract,
         step=0,
         source=checkpoint,
-        metadata=with_references({"git_revision": git_revision()}, [StoreReference.of(each, out) for each in stores]),
+        origin=ModelOrigin(stores=tuple(StoreReference.of(each, out) for each in stores), git_revision=git_revision()),
         instructions=Instructions.of_stores(contract.encoder, stores),
     )
     publish_bundle(trained, out)
-    return {
-        "output": out,
-        "checkpoint": checkpoint,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "steps": model.config.num_steps,
-        "image_tokens": model.config.num_image_tokens,
-        "bins": model.config.bins,
-        "contract": contract.id,
-        "datasets": [dataset.name for dataset in contract.datasets],
-    }
+    return ImportedWeights(
+        output=out,
+        checkpoint=checkpoint,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        steps=model.config.num_steps,
+        image_tokens=model.config.num_image_tokens,
+        bins=model.config.bins,
+        contract=contract.id,
+        datasets=tuple(dataset.name for dataset in contract.datasets),
+    )
 
 
 def contract_of_weights(

@@ -24,8 +24,9 @@ from pipelines.config.serialization import to_plain
 from pipelines.families.models import family_of
 from pipelines.publishing.folder import DESCRIPTION, TrainedModel, write_bundle
 from pipelines.publishing.mlflow_policy import class_column
+from pipelines.publishing.model_origin import ModelOrigin
 from pipelines.publishing.policy_code import copy_policy_code
-from pipelines.publishing.training_stores import references_of
+from pipelines.publishing.training_stores import StoreReference
 from preprocessing.conversion.multilingual_encoder import MULTILINGUAL_ENCODER
 
 # What mlflow_policy.py and the files of ours that it imports need; MLflow brings pyarrow itself.
@@ -77,9 +78,10 @@ def write_policy(trained: TrainedModel, scratch: Path) -> Path:
     """The folder that `MlflowPolicy` reads, without paths of this machine: a version's tags say where it comes from."""
     folder = scratch / "policy"
     folder.mkdir()
-    datasets = [reference.dataset for reference in references_of(trained.metadata)]
-    metadata = {"stores": datasets, "git_revision": trained.metadata["git_revision"]}
-    write_bundle(replace(trained, source="MLflow model registry", metadata=metadata), folder)
+    datasets = [reference.dataset for reference in trained.origin.stores]
+    stores = tuple(StoreReference(path=dataset, dataset=dataset) for dataset in datasets)
+    origin = ModelOrigin(stores=stores, git_revision=trained.origin.git_revision)
+    write_bundle(replace(trained, source="MLflow model registry", origin=origin), folder)
     description = folder / DESCRIPTION
     described = json.loads(description.read_text())
     described["model"] = to_plain(family_of(trained.model).carry(trained.model.config, folder))

@@ -26,7 +26,7 @@ from pipelines.publishing.inference import InferenceModel
 from pipelines.publishing.instructions import Instructions
 from pipelines.publishing.mlflow_model import mlflow_model, without_paths
 from pipelines.publishing.trained_model import load_trained
-from pipelines.publishing.training_stores import Store, StoreReference, named_anew, open_training_store, references_of
+from pipelines.publishing.training_stores import Store, StoreReference, named_anew, open_training_store
 from pipelines.serving.request_format import ServedPolicy
 from pipelines.tracking.mlflow_run import TrainingRun, connect, explained, tracking_uri
 from preprocessing.store.web_store import open_store, robot_stores
@@ -127,7 +127,7 @@ def register(
     require_names(name, alias)
     trained = load_trained(checkpoint)
     policy = guard or PromotionPolicy()
-    anew = named_anew(references_of(trained.metadata), policy.stores)
+    anew = named_anew(trained.origin.stores, policy.stores)
     policy = policy.without(anew.values(), alias)
     stores = _training_stores(checkpoint, trained, anew)
     trained = _with_table(trained, [store for _, store in stores])
@@ -162,7 +162,7 @@ Known = tuple[StoreReference, Store | None]
 
 
 def _training_stores(checkpoint: str, trained: TrainedModel, anew: Mapping[str, str]) -> list[Known]:
-    references = references_of(trained.metadata)
+    references = trained.origin.stores
     if not references:
         raise ValueError(f"{checkpoint} is bound to no episode store: import its weights again with --data STORE")
     stores = [(each, open_training_store(each, anew.get(each.path))) for each in references]
@@ -177,7 +177,7 @@ def _with_table(trained: TrainedModel, stores: Sequence[Store | None]) -> Traine
     if len(there) == len(stores):
         return replace(trained, instructions=Instructions.of_stores(trained.contract.encoder, robot_stores(there)))
     if not trained.instructions.vectors:
-        references = references_of(trained.metadata)
+        references = trained.origin.stores
         lost = next(each.path for each, store in zip(references, stores, strict=True) if store is None)
         raise FileNotFoundError(
             f"{trained.source} brings no instruction table, and the store {lost}, which has it, is not found: name the "
@@ -196,7 +196,7 @@ def _logged(mlflow: ModuleType, trained: TrainedModel, name: str, run_id: str) -
 
 def _run_of(trained: TrainedModel, uri: str) -> str:
     """The training's run where this tracking server knows it, else a new one that names the checkpoint."""
-    run_id = trained.metadata.get("mlflow_run_id")
+    run_id = trained.origin.mlflow_run_id
     run = TrainingRun(uri=uri, experiment="rt-pipelines", name="registered checkpoint", params={}, run_id=run_id)
     run.tag("checkpoint", trained.source)
     run.finish()
@@ -212,6 +212,6 @@ def _tags(trained: TrainedModel, stores: Sequence[Known]) -> dict[str, str]:
         "checkpoint": trained.source,
         "step": str(trained.step),
         "stores": ", ".join(each.path for each in here),
-        "git_revision": str(trained.metadata["git_revision"]),
+        "git_revision": trained.origin.git_revision,
         "python": platform.python_version(),
     }

@@ -11,7 +11,6 @@ import re
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import fsspec
 
@@ -20,18 +19,15 @@ from cluster.storage import Checkpoint, CheckpointFolder
 from pipelines.families.models import ModelConfig, model_config
 from pipelines.publishing.folder import DESCRIPTION, WEIGHTS, TrainedModel, read_bundle, write_bundle
 from pipelines.publishing.instructions import INSTRUCTIONS, Instructions
+from pipelines.publishing.model_origin import ModelOrigin, Which
 from pipelines.publishing.registered import describe_registered, fetch_registered, is_registered
-from pipelines.publishing.training_stores import found_again, open_training_store, references_of, referred_from
+from pipelines.publishing.training_stores import open_training_store
 from pipelines.training.checkpoint_metadata import CheckpointMetadata
 from pipelines.training.run_files import METRICS
 from preprocessing.store.episode_store import MANIFEST as STORE_MANIFEST
 from preprocessing.store.shard_files import is_local, reaching
 from preprocessing.store.web_store import robot_stores
 from rt_models.spec import Contract
-
-Which = Literal["averaged", "last"]
-"""The running average of the weights (EMA), or the weights as the last step left them."""
-
 
 ACCEPTED = (
     "a run's output folder, one of its checkpoints, a folder that rtp export or rtp import-weights wrote, or "
@@ -62,7 +58,7 @@ def load_trained(source: str, weights: Which | None = None, *, tracking: str | N
     metadata = CheckpointMetadata.of(checkpoint)
     keeps_average = metadata.experiment["engine"]["ema_decay"] > 0
     averaged = keeps_average if weights is None else weights == "averaged"
-    run = folder.root.removesuffix("/checkpoints")
+    run, origin = folder.root.removesuffix("/checkpoints"), ModelOrigin.from_json(checkpoint.metadata)
     model = model_config(metadata.experiment["model"]).build()
     with tempfile.TemporaryDirectory(prefix="model-") as scratch:
         engine = folder.fetch(checkpoint, Path(scratch)) / "engine"
@@ -73,7 +69,7 @@ def load_trained(source: str, weights: Which | None = None, *, tracking: str | N
         instructions=Instructions(metadata.contract.encoder, {}),
         step=checkpoint.step,
         source=checkpoint.path,
-        metadata={**found_again(checkpoint.metadata, run), "weights": "averaged" if averaged else "last"},
+        origin=replace(origin.found_from(run), weights="averaged" if averaged else "last"),
     )
 
 
@@ -84,7 +80,7 @@ def with_instructions(trained: TrainedModel) -> TrainedModel:
     """
     if trained.instructions.vectors:
         return trained
-    opened = [open_training_store(reference) for reference in references_of(trained.metadata)]
+    opened = [open_training_store(reference) for reference in trained.origin.stores]
     stores = robot_stores(store for store in opened if store is not None)
     return replace(trained, instructions=Instructions.of_stores(trained.contract.encoder, stores))
 
@@ -112,7 +108,7 @@ def _load_bundle(path: str) -> TrainedModel:
     files, root = fsspec.core.url_to_fs(path)
     if is_local(files):
         bundle = read_bundle(Path(root))
-        return replace(bundle, metadata=found_again(bundle.metadata, root))
+        return replace(bundle, origin=bundle.origin.found_from(root))
     with tempfile.TemporaryDirectory(prefix="model-") as scratch:
         for name in (WEIGHTS, DESCRIPTION, INSTRUCTIONS):
             if name != INSTRUCTIONS or files.exists(f"{root}/{name}"):  # older bundles have none
@@ -167,7 +163,7 @@ def require_new(out: str) -> None:
 def publish_bundle(trained: TrainedModel, out: str) -> None:
     """Write a new folder, local or remote. It appears whole; in an object store its description comes last."""
     files, root = fsspec.core.url_to_fs(out)
-    trained = replace(trained, metadata=referred_from(trained.metadata, root if is_local(files) else out))
+    trained = replace(trained, origin=trained.origin.seen_from(root if is_local(files) else out))
     parent = Path(root).parent if is_local(files) else None
     if parent is not None:
         parent.mkdir(parents=True, exist_ok=True)

@@ -10,14 +10,14 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import fsspec
 
 from preprocessing.store.episode_store import MANIFEST, EpisodeStore
+from preprocessing.store.json_files import JsonObject
 from preprocessing.store.web_store import WebStore, open_store
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class StoreReference:
             source=_short(records.encode()),
         )
 
-    def lineage(self) -> dict[str, Any]:
+    def lineage(self) -> dict[str, object]:
         """What a registered version says of the store."""
         return {key: value for key, value in asdict(self).items() if key != "relative"}
 
@@ -79,31 +79,35 @@ def dataset_of(path: str) -> str:
     return "/".join(path.rstrip("/").split("/")[-3:])
 
 
-def references_of(metadata: Mapping[str, Any]) -> list[StoreReference]:
+def references_of(metadata: JsonObject) -> list[StoreReference]:
     """From the metadata of a checkpoint or bundle, older ones too."""
     if REFERENCES in metadata:
         return [StoreReference(**reference) for reference in metadata[REFERENCES]]
     return [StoreReference(path=path, dataset=dataset_of(path)) for path in metadata.get("stores", ())]
 
 
-def with_references(metadata: Mapping[str, Any], references: Sequence[StoreReference]) -> dict[str, Any]:
-    paths = [reference.path for reference in references]
-    return {**metadata, "stores": paths, REFERENCES: [asdict(reference) for reference in references]}
+def references_json(references: Sequence[StoreReference]) -> dict[str, object]:
+    """For the metadata of a checkpoint or bundle."""
+    return {**paths_alone(references), REFERENCES: [asdict(reference) for reference in references]}
 
 
-def found_again(metadata: Mapping[str, Any], folder: str) -> dict[str, Any]:
-    """The metadata that stand in `folder`, with the stores' paths as they are now where the project has moved."""
-    if REFERENCES not in metadata:
-        return dict(metadata)
-    return with_references(metadata, [_found(reference, folder) for reference in references_of(metadata)])
+def paths_alone(references: Sequence[StoreReference]) -> dict[str, object]:
+    """As version 0.1 wrote them."""
+    return {"stores": [reference.path for reference in references]}
 
 
-def referred_from(metadata: Mapping[str, Any], folder: str) -> dict[str, Any]:
-    """The metadata as they are to stand in another `folder`."""
-    if REFERENCES not in metadata:
-        return dict(metadata)
-    ways = [replace(reference, relative=_way(folder, reference.path)) for reference in references_of(metadata)]
-    return with_references(metadata, ways)
+def found_again(reference: StoreReference, folder: str) -> StoreReference:
+    """The reference that stands in `folder`, with the path where the store is now: where it was, or else where the way
+    from `folder` leads."""
+    if "://" in reference.path or not reference.relative or reference.is_at(reference.path):
+        return reference
+    path = os.path.normpath(Path(folder).absolute() / reference.relative)
+    return replace(reference, path=path) if reference.is_at(path) else reference
+
+
+def seen_from(reference: StoreReference, folder: str) -> StoreReference:
+    """The reference as it is to stand in another `folder`."""
+    return replace(reference, relative=_way(folder, reference.path))
 
 
 def named_anew(references: Sequence[StoreReference], named: Sequence[str]) -> dict[str, str]:
@@ -132,14 +136,6 @@ def open_training_store(reference: StoreReference, anew: str | None = None) -> S
         "%s, which the model was trained on, %s: --data names the place of one that moved", reference.path, what
     )
     return None
-
-
-def _found(reference: StoreReference, folder: str) -> StoreReference:
-    """Where it was, or else where the way from `folder` leads."""
-    if "://" in reference.path or not reference.relative or reference.is_at(reference.path):
-        return reference
-    path = os.path.normpath(Path(folder).absolute() / reference.relative)
-    return replace(reference, path=path) if reference.is_at(path) else reference
 
 
 def _root(path: str, reference: StoreReference) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pipelines.tracking.mlflow_run import TrainingRun
 from pipelines.training.job import TrainJob
@@ -16,7 +15,7 @@ from tuning.sweep import Sweep
 from tuning.tuner import Outcome
 
 
-def open_parent(job: TrainJob, name: str, params: Mapping[str, Any], run_id: str | None) -> str:
+def open_parent(job: TrainJob, name: str, params: Mapping[str, object], run_id: str | None) -> str:
     """The id of the sweep's own run: `run_id` where the server knows it. Raises ConnectionError."""
     run = _run(job, name=f"sweep {name}", params=params, run_id=run_id)
     run.tag("output", job.output)
@@ -53,7 +52,7 @@ def publish(
     run.finish(failure=None if outcome == "complete" else f"{outcome}; rtp tune --resume continues it")
 
 
-def _run(job: TrainJob, *, name: str, params: Mapping[str, Any], run_id: str | None) -> TrainingRun:
+def _run(job: TrainJob, *, name: str, params: Mapping[str, object], run_id: str | None) -> TrainingRun:
     return TrainingRun(
         uri=job.tracking_uri,
         experiment=job.experiment.tracking.experiment,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import fsspec
 import numpy as np
@@ -37,9 +37,12 @@ from pipelines.training.step_metrics import require_reported
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.web_store import WebStore, open_store
 from tuning.population import Population
-from tuning.space import Space
+from tuning.space import Parameters, Space
 from tuning.sweep import Asha, Sweep, ToTheEnd
 from tuning.tuner import Report, TrialTask
+
+if TYPE_CHECKING:
+    from ray.train import UserCallback
 
 SCORES = {"token_accuracy", "scaled_error", "vqa_accuracy"}  # objectives that an evaluation after the training measures
 
@@ -82,14 +85,15 @@ class TrainingTrial:
 
 def scores(job: TrainJob) -> dict[str, float]:
     """The headline scores of the trained model on the validation stores, means over stores of a kind; in MLflow too."""
-    config, found = EvaluationConfig(bootstrap_samples=100, perturbations=False), dict[str, list[float]]()
+    config = EvaluationConfig(bootstrap_samples=100, perturbations=False)
+    by_metric: dict[str, list[float]] = {}
     trained = load_trained(job.output)
     for path in job.validation:
         report = score(trained, open_store(path, split="val"), config)
         for name, interval in report.headlines().items():
             if name in SCORES:
-                found.setdefault(name, []).append(interval.mean)
-    means = {name: float(np.mean(values)) for name, values in found.items()}
+                by_metric.setdefault(name, []).append(interval.mean)
+    means = {name: float(np.mean(values)) for name, values in by_metric.items()}
     record = RunMetrics(uri=job.tracking_uri, run_id=known_run(job.output) or "", output=job.output)
     record.add(means, trained.step)
     record.close()
@@ -103,8 +107,8 @@ def _scored(job: TrainJob) -> dict[str, float]:
         return scores(job)
     import ray
 
-    asked: Any = ray.remote(num_cpus=0, num_gpus=1, scheduling_strategy="DEFAULT")  # not within what the trial reserves
-    return ray.get(asked(scores).remote(job))
+    with_a_gpu = ray.remote(num_cpus=0, num_gpus=1, scheduling_strategy="DEFAULT")  # not of what the trial reserves
+    return ray.get(with_a_gpu(scores).remote(job))
 
 
 class _ReportingContext(LocalContext):
@@ -122,15 +126,15 @@ class _ReportingContext(LocalContext):
             raise SystemExit("the sweep stopped this trial early") from None
 
 
-def _reporting_callbacks() -> tuple[Any, ...]:
+def _reporting_callbacks() -> tuple[UserCallback, ...]:
     from ray.tune.integration.ray_train import TuneReportCallback
 
     return (TuneReportCallback(),)
 
 
-def with_parameters(experiment: Experiment, parameters: Mapping[str, Any]) -> Experiment:
+def with_parameters(experiment: Experiment, parameters: Parameters) -> Experiment:
     """`experiment` with {dotted path: value} laid over it. Raises ValueError for what it does not take."""
-    nested: dict[str, Any] = {}
+    nested: dict[str, object] = {}
     for path, value in sorted(parameters.items()):  # a whole part, such as optimizer, before a setting of it
         *parents, name = path.split(".")
         place = nested
@@ -229,19 +233,19 @@ def clone_checkpoint(source: str, target: str, step: int) -> str:
     Raises FileNotFoundError if the donor has no such checkpoint.
     """
     folder = CheckpointFolder(f"{source}/checkpoints")
-    found = folder.at(step)
-    if found is None:
+    donor = folder.at(step)
+    if donor is None:
         raise FileNotFoundError(f"{source} has no complete checkpoint of step {step} to take over")
-    metadata = replace(CheckpointMetadata.of(found), cloned_from=found.path, mlflow_run_id=known_run(target))
-    manifest = Manifest(step=step, metadata=metadata.to_json(), files=found.manifest.files)
+    metadata = replace(CheckpointMetadata.of(donor), cloned_from=donor.path, mlflow_run_id=known_run(target))
+    manifest = Manifest(step=step, metadata=metadata.to_json(), files=donor.manifest.files)
     files, root = fsspec.core.url_to_fs(f"{target}/checkpoints")
     with tempfile.TemporaryDirectory(prefix="clone-") as scratch:
-        copied = folder.fetch(found, Path(scratch))
+        copied = folder.fetch(donor, Path(scratch))
         if files.exists(root):  # the taker's own weights are given up
             files.rm(root, recursive=True)
         place = f"{root}/{Path(copied).name}"
-        for entry in found.manifest.files:
+        for entry in donor.manifest.files:
             files.makedirs(f"{place}/{entry.name}".rpartition("/")[0], exist_ok=True)
             files.put_file(str(copied / entry.name), f"{place}/{entry.name}")
         files.pipe_file(f"{place}/{MANIFEST}", manifest.to_bytes())  # last: with it the checkpoint is complete
-    return found.path
+    return donor.path

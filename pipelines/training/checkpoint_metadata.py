@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from cluster.storage import Checkpoint
 from pipelines.config.serialization import with_present_names
-from pipelines.publishing.training_stores import StoreReference, references_of, with_references
+from pipelines.publishing.training_stores import StoreReference, references_json, references_of
 from pipelines.training.loop_state import LoopState
+from preprocessing.store.json_files import JsonObject
 from rt_models.spec import Contract
 
 
@@ -23,7 +23,7 @@ class CheckpointMetadata:
     cloned_from: the checkpoint whose copy this is (population-based training).
     """
 
-    experiment: Mapping[str, Any]
+    experiment: JsonObject
     contract: Contract
     position: Mapping[str, int]
     loop_state: LoopState = field(default_factory=LoopState)
@@ -44,7 +44,7 @@ class CheckpointMetadata:
             raise ValueError(f"{checkpoint.path} is no checkpoint of rtp train: give another --output") from error
 
     @staticmethod
-    def from_json(data: Mapping[str, Any]) -> CheckpointMetadata:
+    def from_json(data: JsonObject) -> CheckpointMetadata:
         experiment = with_present_names(data["experiment"])
         return CheckpointMetadata(
             experiment=experiment,
@@ -60,8 +60,8 @@ class CheckpointMetadata:
             cloned_from=data.get("cloned_from"),
         )
 
-    def to_json(self) -> dict[str, Any]:
-        data: dict[str, Any] = {
+    def to_json(self) -> dict[str, object]:
+        data: dict[str, object] = {
             "experiment": self.experiment,
             "contract": self.contract.to_json(),
             "contract_id": self.contract.id,
@@ -71,8 +71,8 @@ class CheckpointMetadata:
             "world_size": self.world_size,
             "git_revision": self.git_revision,
             "mlflow_run_id": self.mlflow_run_id,
+            **references_json(self.stores),
         }
-        data = with_references(data, self.stores)
         if self.best is not None:
             data[self.experiment["loop"]["best_by"]] = self.best  # under its name: CheckpointFolder keeps the lowest
         return data if self.cloned_from is None else {**data, "cloned_from": self.cloned_from}

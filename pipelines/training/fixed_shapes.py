@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -21,12 +20,12 @@ COUNTED = 256  # micro-batches of each rank, from the first of the run, that the
 
 def sized_reader(experiment: Experiment, context: WorkerContext, reader: Reader) -> SizedReader | None:
     """The reader, where its batches are to have few shapes. Raises ValueError where it cannot pad them."""
-    asked = experiment.loop.fixed_shapes
-    if asked == "off" or (asked == "auto" and context.device.type == "cpu"):
+    setting = experiment.loop.fixed_shapes
+    if setting == "off" or (setting == "auto" and context.device.type == "cpu"):
         return None
     if is_sized(reader):
         return reader
-    if asked == "on":
+    if setting == "on":
         kind = type(reader).__name__
         raise ValueError(f"loop.fixed_shapes on: {kind} cannot pad its batches; set loop.fixed_shapes off")
     return None
@@ -57,7 +56,7 @@ def validation_shapes(
     return shapes_of_pieces(sized, pieces, partial(family_of(experiment.model).planned, is_training=False))
 
 
-def described(shapes: BatchShapes) -> dict[str, Any]:
+def shapes_json(shapes: BatchShapes) -> dict[str, object]:
     """For the record of a run."""
     capacities = shapes.capacities
     return {
@@ -68,9 +67,9 @@ def described(shapes: BatchShapes) -> dict[str, Any]:
     }
 
 
-def print_shapes(phases: Mapping[str, dict[str, Any]]) -> None:
-    """A line for each phase on stderr; `phases` as `described`."""
-    for phase, shapes in phases.items():
-        sizes, share = ", ".join(map(str, shapes["capacities"])), 100 * shapes["padding_share"]
-        over = f"{share:.1f} % of them padding in the {shapes['micro_batches_counted']} micro-batches counted"
-        print(f"{phase}: batches are padded to {sizes} {shapes['of']}, {over}", file=sys.stderr, flush=True)
+def print_shapes(phase: str, shapes: BatchShapes) -> None:
+    """A line on stderr."""
+    capacities = shapes.capacities
+    sizes, num_counted = ", ".join(map(str, capacities.sizes)), len(capacities.sizes_seen)
+    padding = f"{100 * capacities.waste:.1f} % of them padding in the {num_counted} micro-batches counted"
+    print(f"{phase}: batches are padded to {sizes} {shapes.reader.counts}, {padding}", file=sys.stderr, flush=True)

@@ -7,13 +7,37 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How a training ended, if not by its last step.
+
+    stopped: why it was asked to stop. ended_early: the step at which `loop.patience` ended it.
+    """
+
+    stopped: str | None = None
+    ended_early: int | None = None
+
+    @staticmethod
+    def of(returned: Mapping[str, float | str]) -> Ending:
+        """From what `pipelines.train_loop.train` returned."""
+        stopped, ended_early = returned.get("stopped"), returned.get("ended_early")
+        return Ending(
+            stopped=None if stopped is None else str(stopped),
+            ended_early=None if ended_early is None else int(ended_early),
+        )
+
+    def to_json(self) -> dict[str, int | str]:
+        """Only what there is."""
+        values = {"stopped": self.stopped, "ended_early": self.ended_early}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingResult:
     """What `pipelines.train.run_training` returns.
 
     steps: optimizer steps of the newest checkpoint; 0 without one. metrics: the newest value of every metric.
     skipped_steps: updates left out because of NaN or infinity. best_step, best_checkpoint: of the checkpoint with the
-    best `loop.best_by`, if it was measured. stopped: why the run stopped, if it was asked to. ended_early: the step at
-    which `loop.patience` ended it, if it did.
+    best `loop.best_by`, if it was measured. stopped, ended_early: as in `Ending`.
     """
 
     output: str

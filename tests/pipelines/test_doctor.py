@@ -234,7 +234,8 @@ def test_the_nodes_of_a_cluster_see_the_folder(ray_address: str, tmp_path: Path)
     nodes = examine_nodes(ray_address, str(tmp_path / "runs"))
     assert [node.storage for node in nodes] == [""] and nodes[0].versions == examine(str(tmp_path)).versions
     assert list(tmp_path.iterdir()) == []
-    found = diagnose(MachineArguments(output=str(tmp_path / "runs"), address=ray_address))
+    diagnosis = diagnose(MachineArguments(output=str(tmp_path / "runs"), address=ray_address))
+    found: dict[str, Any] = diagnosis.to_json()
     assert verdicts(found) | {"nodes": "ok", "versions": "ok", "storage": "ok"} == verdicts(found)
 
 

@@ -24,7 +24,8 @@ from pipelines.evaluation.store_evaluations import pictures
 from pipelines.evaluation.tables import print_tables
 from pipelines.publishing.folder import TrainedModel, write_bundle
 from pipelines.publishing.instructions import Instructions
-from pipelines.publishing.training_stores import StoreReference, with_references
+from pipelines.publishing.model_origin import ModelOrigin
+from pipelines.publishing.training_stores import StoreReference
 from pipelines.tracking.local_database import address_of
 from pipelines.training.data import training_contract
 from preprocessing.store.episode_store import EpisodeStore
@@ -47,7 +48,7 @@ def trained(store: str) -> TrainedModel:
         contract=contract,
         step=7,
         source="run",
-        metadata=metadata,
+        origin=ModelOrigin.from_json(metadata),
         instructions=Instructions(contract.encoder, {}),
     )
 
@@ -110,7 +111,7 @@ def test_scores_come_out_although_tracking_is_away(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     Path("run").mkdir()
-    write_bundle(replace(trained, metadata={**trained.metadata, "mlflow_run_id": "0" * 32}), Path("run"))
+    write_bundle(replace(trained, origin=replace(trained.origin, mlflow_run_id="0" * 32)), Path("run"))
     for uri in ("http://127.0.0.1:9", f"sqlite:///{tmp_path}/gone.db"):
         monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # which MLflow sets to where it was pointed last
         Path("run/run.json").write_text(json.dumps({"mlflow_run_id": "0" * 32, "uri": uri}))
@@ -130,7 +131,7 @@ def test_scores_land_in_the_runs_own_mlflow(
     run = TrainingRun(uri=uri, experiment="e", name="r", params={}, run_id=None)
     run.finish()
     Path("run").mkdir()
-    write_bundle(replace(trained, metadata={**trained.metadata, "mlflow_run_id": run.run_id}), Path("run"))
+    write_bundle(replace(trained, origin=replace(trained.origin, mlflow_run_id=run.run_id)), Path("run"))
     Path("run/run.json").write_text(json.dumps({"mlflow_run_id": run.run_id, "uri": uri}))
     assert main(["evaluate", "run", "--data", store, *QUICK]) == 0
     client = run._mlflow.MlflowClient()
@@ -147,11 +148,11 @@ def test_a_store_that_was_trained_on_is_called_that_wherever_it_lies(
 ) -> None:
     opened = EpisodeStore.open(store)
     assert not is_seen(trained, opened)
-    by_path = replace(trained, metadata={"stores": [store + "/"]})
+    by_path = replace(trained, origin=ModelOrigin.from_json({"stores": [store + "/"]}))
     assert is_seen(by_path, opened)
     copied = shutil.copytree(store, tmp_path / "copy")
-    by_files = with_references({}, [StoreReference.of(EpisodeStore.open(str(copied)), str(tmp_path))])
-    assert is_seen(replace(trained, metadata=by_files), opened)
+    by_files = ModelOrigin(stores=(StoreReference.of(EpisodeStore.open(str(copied)), str(tmp_path)),))
+    assert is_seen(replace(trained, origin=by_files), opened)
     on_it = replace(trained, contract=training_contract(load_recipe("rt1_tiny"), [opened]))
     assert is_seen(on_it, EpisodeStore.open(str(copied)))
 
@@ -161,7 +162,7 @@ def test_a_seen_store_is_warned_of_and_never_proposed_as_held_out(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("run").mkdir()
-    write_bundle(replace(trained, metadata={**trained.metadata, "stores": [store]}), Path("run"))
+    write_bundle(replace(trained, origin=replace(trained.origin, stores=(StoreReference(path=store),))), Path("run"))
     assert main(["evaluate", "run", "--data", store, *QUICK]) == 0
     out = capsys.readouterr().out
     assert f"{store} is among the training stores of this model" in out

@@ -13,6 +13,7 @@ from pipelines.catalogue import load_recipe
 from pipelines.cli import main
 from pipelines.publishing.folder import TrainedModel, write_bundle
 from pipelines.publishing.instructions import Instructions
+from pipelines.publishing.model_origin import ModelOrigin
 from pipelines.training.data import training_contract
 from preprocessing.simulation.metaworld_rollout import gl_backend
 from preprocessing.store.episode_store import EpisodeStore
@@ -32,7 +33,7 @@ def bundle(store: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         contract=training_contract(recipe, [opened]),
         step=0,
         source="here",
-        metadata={"stores": [store], "git_revision": "none"},
+        origin=ModelOrigin.from_json({"stores": [store], "git_revision": "none"}),
         instructions=Instructions.of_stores("hash-512", [opened]),
     )
     write_bundle(trained, folder)

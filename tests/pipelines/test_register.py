@@ -212,9 +212,9 @@ def test_the_version_says_where_it_comes_from(
     trained = load_trained(run)
     assert version["aliases"] == ["champion"] and version["step"] == 2
     assert version["contract"] == trained.contract.id
-    assert version["git_revision"] == trained.metadata["git_revision"]
+    assert version["git_revision"] == trained.origin.git_revision
     run_of_version = connect(registered.tracking_uri).MlflowClient().get_run(version["run"]["id"])
-    assert run_of_version.data.tags["continues_run"] == trained.metadata["mlflow_run_id"]  # of another database
+    assert run_of_version.data.tags["continues_run"] == trained.origin.mlflow_run_id  # of another database
     assert "checkpoints/step-00000002" in version["checkpoint"]
     (store,) = version["stores"]
     assert store["dataset"] == "metaworld_sample/1.0.0/val" and store["records"] == 24

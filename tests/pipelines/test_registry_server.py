@@ -13,6 +13,7 @@ from pipelines.catalogue import load_recipe
 from pipelines.cli import main
 from pipelines.publishing.folder import TrainedModel, write_bundle
 from pipelines.publishing.instructions import Instructions
+from pipelines.publishing.model_origin import ModelOrigin
 from pipelines.publishing.registered import load_registered
 from pipelines.training.data import training_contract
 from preprocessing.store.episode_store import EpisodeStore
@@ -77,7 +78,7 @@ def model(store: str, tmp_path: Path) -> str:
         instructions=Instructions.of_stores(contract.encoder, [opened]),
         step=0,
         source=str(folder),
-        metadata={"stores": [store], "git_revision": "none"},
+        origin=ModelOrigin.from_json({"stores": [store], "git_revision": "none"}),
     )
     write_bundle(trained, folder)
     return str(folder)

@@ -228,13 +228,13 @@ def test_only_the_instruction_tells_the_faucet_tasks_apart(sample: dict[str, Any
 
 @pytest.mark.usefixtures("drawing")
 def test_the_same_command_gives_the_same_bytes(tmp_path: Path) -> None:
-    accounts = [simulate(tmp_path / name, TINY) for name in "ab"]
-    a, b = ({path.name: path.read_bytes() for path in Path(account["dataset"]).iterdir()} for account in accounts)
+    results = [simulate(tmp_path / name, TINY) for name in "ab"]
+    a, b = ({path.name: path.read_bytes() for path in Path(result.dataset).iterdir()} for result in results)
     assert a == b and len(a) == 2 + 2 + 1
-    seeds = [seed for split in ("train", "val") for seed in seeds_of(accounts[0]["dataset"], split)]
+    seeds = [seed for split in ("train", "val") for seed in seeds_of(results[0].dataset, split)]
     assert len(set(seeds)) == 3
-    assert accounts[0]["episodes"] == {"train": 2, "val": 1}
-    assert accounts[0]["bytes"] == sum(map(len, a.values()))
+    assert results[0].episodes == {"train": 2, "val": 1}
+    assert results[0].bytes == sum(map(len, a.values()))
 
 
 @pytest.mark.usefixtures("drawing")
@@ -268,9 +268,9 @@ def test_a_pushed_expert_comes_back_and_succeeds() -> None:
 @pytest.mark.usefixtures("drawing")
 def test_a_failing_expert_is_counted_and_the_next_seed_taken(tmp_path: Path) -> None:
     config = replace(TINY, tasks=("box-close-v3",), seed=2, episodes=1, val_episodes=0)
-    account = simulate(tmp_path, config)
-    assert account["failed_experts"] == {"train": {"box-close-v3": 1}}
-    assert seeds_of(account["dataset"], "train") == [3]
+    result = simulate(tmp_path, config)
+    assert result.failed_experts == {"train": {"box-close-v3": 1}}
+    assert seeds_of(result.dataset, "train") == [3]
 
 
 def seeds_of(folder: str, split: str) -> list[int]:

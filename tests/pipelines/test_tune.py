@@ -19,11 +19,12 @@ from pipelines.cli import main
 from pipelines.config.experiment import Experiment, InProcess
 from pipelines.config.serialization import from_plain
 from pipelines.evaluation.comparison import require_comparable
+from pipelines.sweeps.identity import SweepIdentity
 from pipelines.sweeps.trials import clone_checkpoint, with_parameters
 from pipelines.train import run_training
 from pipelines.training.job import TrainJob
 from pipelines.training.run_files import read_metrics
-from pipelines.tune import _require_same, _trial_run, parse_arguments
+from pipelines.tune import _trial_run, parse_arguments
 from preprocessing.convert import ConvertConfig, convert
 from tests.support.command_line import REPOSITORY, SAMPLE, Rtp
 from tuning.sweep import TrialResources, load_sweep, sweep_names
@@ -274,15 +275,25 @@ def test_flags_lie_over_the_sweep_and_its_recipe() -> None:
 
 
 def test_a_sweep_whose_stores_have_moved_is_the_same_and_one_of_other_stores_is_not() -> None:
-    before = {"stores": ["/old/a"], "validation": ["/old/b"], "fingerprints": ["a", "b"], "mlflow_run_id": "1"}
-    now = {"stores": ["/new/a"], "validation": ["/new/b"], "fingerprints": ["a", "b"]}
-    _require_same(before, now, "out")
+    before = SweepIdentity(
+        sweep={"budget": 3},
+        experiment={"name": "a"},
+        stores=("/old/a",),
+        validation=("/old/b",),
+        fingerprints=("a", "b"),
+        mlflow_run_id="1",
+    )
+    now = replace(before, stores=("/new/a",), validation=("/new/b",), sweep={"budget": 4}, mlflow_run_id=None)
+    now.require_same(before, "out")
     with pytest.raises(ValueError, match="whose stores were /old/a, /old/b: /new/a, /new/b hold something else"):
-        _require_same(before, {**now, "fingerprints": ["a", "c"]}, "out")
-    older = {key: value for key, value in before.items() if key != "fingerprints"}
-    _require_same(older, {**now, "stores": ["/old/a"], "validation": ["/old/b"]}, "out")
+        replace(now, fingerprints=("a", "c")).require_same(before, "out")
+    with pytest.raises(ValueError, match=r"experiment\.name was a and is now b"):
+        replace(now, experiment={"name": "b"}).require_same(before, "out")
+    older = SweepIdentity.from_json({k: v for k, v in before.to_json().items() if k != "fingerprints"}, "sweep.json")
+    assert SweepIdentity.from_json(json.loads(json.dumps(before.to_json())), "sweep.json") == before
+    replace(now, stores=("/old/a",), validation=("/old/b",)).require_same(older, "out")
     with pytest.raises(ValueError, match="stores was"):
-        _require_same(older, now, "out")
+        now.require_same(older, "out")
 
 
 @pytest.mark.parametrize(("there", "asked", "held"), [(0, None, 0), (4, None, 1), (4, 0.25, 0.25), (4, 0, 0)])

@@ -21,6 +21,7 @@ from pipelines.publishing.inference import InferenceModel
 from pipelines.publishing.instructions import Instructions
 from pipelines.publishing.mlflow_model import write_policy
 from pipelines.publishing.mlflow_policy import MlflowPolicy
+from pipelines.publishing.model_origin import ModelOrigin
 from pipelines.publishing.policy import LoadedPolicy
 from pipelines.training.co_fine_tuning import CoFineTuningConfig
 from pipelines.training.data import training_contract
@@ -52,7 +53,7 @@ def trained(opened: EpisodeStore) -> TrainedModel:
         contract=replace(contract, datasets=(side,)),
         step=0,
         source="here",
-        metadata={"git_revision": "none"},
+        origin=ModelOrigin(git_revision="none"),
         instructions=Instructions("hash-512", {}),
     )
 

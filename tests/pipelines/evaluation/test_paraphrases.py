@@ -13,6 +13,7 @@ from pipelines.evaluation.config import EvaluationConfig
 from pipelines.evaluation.paraphrases import OPPOSITES, PARAPHRASES, paraphrase_rows, score_paraphrases
 from pipelines.publishing.folder import TrainedModel
 from pipelines.publishing.instructions import Instructions
+from pipelines.publishing.model_origin import ModelOrigin
 from preprocessing.conversion.embeddings import embed_texts
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.store.episode_store import EpisodeStore
@@ -44,10 +45,9 @@ def _trained(store: EpisodeStore, *, hears: bool) -> TrainedModel:
         for name, parameter in model.named_parameters():
             if "film" in name:
                 torch.nn.init.normal_(parameter, std=3.0)
-    metadata = {"stores": [], "git_revision": ""}
     instructions = Instructions.of_stores(store.contract.encoder, [store])
     return TrainedModel(
-        model=model, contract=store.contract, step=0, source="", metadata=metadata, instructions=instructions
+        model=model, contract=store.contract, step=0, source="", origin=ModelOrigin(), instructions=instructions
     )
 
 

@@ -24,12 +24,13 @@ from pipelines.publishing.inference import TOGETHER
 from pipelines.publishing.instructions import Instructions
 from pipelines.publishing.mlflow_model import signature, write_policy
 from pipelines.publishing.mlflow_policy import MlflowPolicy
+from pipelines.publishing.model_origin import ModelOrigin
 from pipelines.training.data import training_contract
 from preprocessing.store.episode_store import EpisodeStore
 from rt_models.control.control_step import CAPACITIES
 from rt_models.rt1 import RT1
 
-NOTHING, UNKNOWN = {"git_revision": "none"}, Instructions("hash-512", {})
+UNTRAINED, UNKNOWN = ModelOrigin(git_revision="none"), Instructions("hash-512", {})
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def folder(opened: EpisodeStore, tmp_path_factory: pytest.TempPathFactory) -> Pa
         contract=training_contract(experiment, [opened]),
         step=0,
         source="here",
-        metadata=NOTHING,
+        origin=UNTRAINED,
         instructions=Instructions.of_stores("hash-512", [opened]),
     )
     return write_policy(trained, tmp_path_factory.mktemp("policy"))

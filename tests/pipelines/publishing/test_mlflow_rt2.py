@@ -22,7 +22,7 @@ from preprocessing.store.images import decode_image
 from rt_models.control.rt2_policy import RT2Policy
 from rt_models.rt2 import RT2, RT2Config
 from rt_models.rt2_vlm import RT2VLMConfig
-from tests.pipelines.publishing.test_mlflow_policy import NOTHING, UNKNOWN, ask, frames, opened, seen, text
+from tests.pipelines.publishing.test_mlflow_policy import UNKNOWN, UNTRAINED, ask, frames, opened, seen, text
 from tests.support.command_line import REPOSITORY
 
 __all__ = ["frames", "opened", "text"]
@@ -34,7 +34,7 @@ def trained_rt2(opened: EpisodeStore) -> TrainedModel:
     assert isinstance(experiment.model, RT2Config)
     model = with_tokenizer(experiment.model, [opened]).build().eval()
     contract = training_contract(experiment, [opened])
-    return TrainedModel(model=model, contract=contract, step=0, source="here", metadata=NOTHING, instructions=UNKNOWN)
+    return TrainedModel(model=model, contract=contract, step=0, source="here", origin=UNTRAINED, instructions=UNKNOWN)
 
 
 def test_rt2_is_served_alike_and_reads_any_text(
@@ -88,7 +88,7 @@ def test_a_pretrained_model_carries_what_it_was_built_from(
     experiment = replace(load_recipe("rt2_tiny"), model=config, co_fine_tuning=CoFineTuningConfig(robot_share=1))
     model, contract = config.build().eval(), training_contract(experiment, [opened])
     trained = TrainedModel(
-        model=model, contract=contract, step=0, source="here", metadata=NOTHING, instructions=UNKNOWN
+        model=model, contract=contract, step=0, source="here", origin=UNTRAINED, instructions=UNKNOWN
     )
     (tmp_path / "bundle").mkdir()
     folder = write_policy(trained, tmp_path / "bundle")

@@ -13,6 +13,7 @@ from pipelines.catalogue import load_recipe
 from pipelines.publishing.folder import TrainedModel
 from pipelines.publishing.instructions import Instructions
 from pipelines.publishing.mlflow_model import mlflow_model, write_policy
+from pipelines.publishing.model_origin import ModelOrigin
 from pipelines.publishing.policy_code import ENTRY, copy_policy_code, policy_files
 from pipelines.training.data import training_contract
 from preprocessing.store.episode_store import EpisodeStore
@@ -53,7 +54,7 @@ def trained(store: str) -> TrainedModel:
         contract=training_contract(experiment, [opened]),
         step=0,
         source="here",
-        metadata={"git_revision": "none"},
+        origin=ModelOrigin(git_revision="none"),
         instructions=Instructions.of_stores("hash-512", [opened]),
     )
 

@@ -9,15 +9,13 @@ from typing import Any
 
 import pytest
 
+from pipelines.publishing.model_origin import ModelOrigin
 from pipelines.publishing.training_stores import (
-    REFERENCES,
     StoreReference,
-    found_again,
     named_anew,
     open_training_store,
+    references_json,
     references_of,
-    referred_from,
-    with_references,
 )
 from preprocessing.store.episode_store import EpisodeStore
 
@@ -35,22 +33,21 @@ def metadata(project: Path) -> dict[str, Any]:
     """As a checkpoint keeps them, through JSON."""
     opened = EpisodeStore.open(str(project / "stores/metaworld_sample/1.0.0/val"))
     references = [StoreReference.of(opened, str(project / "runs/one"))]
-    return json.loads(json.dumps(with_references({"git_revision": "x"}, references)))
+    return json.loads(json.dumps({"git_revision": "x", **references_json(references)}))
 
 
 def test_a_store_is_found_again_where_the_project_has_moved(project: Path, tmp_path: Path) -> None:
-    written = metadata(project)
-    assert found_again(written, str(project / "runs/one")) == written
+    written = ModelOrigin.from_json(metadata(project))
+    assert written.found_from(str(project / "runs/one")) == written
     moved = tmp_path / "elsewhere/renamed"
     shutil.move(project, moved)
-    found = found_again(written, str(moved / "runs/one"))
-    assert found["stores"] == [str(moved / "stores/metaworld_sample/1.0.0/val")]
-    assert open_training_store(references_of(found)[0]) is not None
-    (moved / "runs/deeper").mkdir()
-    bundle = referred_from(found, str(moved / "bundle"))
+    origin = written.found_from(str(moved / "runs/one"))
+    assert origin.to_json()["stores"] == [str(moved / "stores/metaworld_sample/1.0.0/val")]
+    assert open_training_store(origin.stores[0]) is not None
+    bundle = ModelOrigin.from_json(origin.seen_from(str(moved / "bundle")).to_json())
     shutil.move(moved, tmp_path / "again")
-    again = found_again(bundle, str(tmp_path / "again/bundle"))
-    assert again["stores"] == [str(tmp_path / "again/stores/metaworld_sample/1.0.0/val")]
+    again = bundle.found_from(str(tmp_path / "again/bundle"))
+    assert again.to_json()["stores"] == [str(tmp_path / "again/stores/metaworld_sample/1.0.0/val")]
 
 
 def test_a_store_of_the_same_path_and_other_content_is_not_it(project: Path, caplog: Any) -> None:
@@ -74,8 +71,9 @@ def test_a_lost_store_is_named_anew_by_its_fingerprint(project: Path, tmp_path: 
 
 def test_older_metadata_name_paths_alone(project: Path) -> None:
     store = str(project / "stores/metaworld_sample/1.0.0/val")
-    older = {"stores": [store]}
-    assert found_again(older, "/somewhere") == older and REFERENCES not in referred_from(older, "/somewhere")
+    older = {"stores": [store], "git_revision": "x"}
+    origin = ModelOrigin.from_json(older)
+    assert origin.found_from("/somewhere").to_json() == older == origin.seen_from("/somewhere").to_json()
     (reference,) = references_of(older)
     assert reference.dataset == "metaworld_sample/1.0.0/val"
     assert open_training_store(reference) is not None

@@ -16,7 +16,7 @@ from cluster.storage import Checkpoint
 from pipelines.catalogue import load_recipe
 from pipelines.config.experiment import Experiment
 from pipelines.config.serialization import to_plain
-from pipelines.publishing.training_stores import StoreReference, with_references
+from pipelines.publishing.training_stores import StoreReference, references_json
 from pipelines.training.co_fine_tuning import CoFineTuningConfig, plans_fingerprint
 from pipelines.training.initial_weights import freeze, model_factory, require_same_run, require_trainable
 from preprocessing.store.episode_store import EpisodeStore
@@ -111,7 +111,7 @@ def test_a_resumed_run_reads_the_same_records_in_the_same_order(
     robot, experiment = EpisodeStore.open(store), load_recipe("rt1_tiny")
     first = StoreReference.of(robot, "run")
     web = [replace(first, dataset=f"{name}/1.0.0/train", source=name) for name in ("colours", "shapes")]
-    before = with_references({}, [first, *web])
+    before = references_json([first, *web])
     found = checkpoint_of(robot, experiment, **before)
     moved = [replace(each, path=f"/elsewhere{each.path}") for each in (first, *web)]
     require_same_run(found, robot.contract, experiment, moved)
