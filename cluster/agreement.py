@@ -37,7 +37,7 @@ def on_every_rank(context: WorkerContext, act: Callable[..., T], *arguments: obj
     for rank, (_, failure) in enumerate(outcomes):
         if failure is not None:
             raise (error if rank == context.rank and error is not None else failure)
-    return [result for result, _ in outcomes]
+    return [result for result, _ in outcomes]  # type: ignore[return-value]
 
 
 def _attempt(act: Callable[..., T], *arguments: object) -> tuple[T | None, Exception | None]:

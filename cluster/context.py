@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -47,7 +47,7 @@ class WorkerContext(Protocol):
         """As `any`, without waiting: the function returned waits for the other ranks and gives the answer."""
         ...
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: T) -> list[T]:
         """The small picklable value of every rank, by rank, on every rank."""
         ...
 
@@ -96,7 +96,7 @@ class LocalContext:
     def ask_any(self, flag: bool) -> Callable[[], bool]:
         return lambda: flag
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: T) -> list[T]:
         return [value]
 
     def broadcast(self, value: T) -> T:
@@ -112,11 +112,15 @@ class LocalContext:
         pass
 
 
-class TorchrunContext:
-    """One of WORLD_SIZE processes with torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT).
+def _agreement_group(timeout: timedelta) -> dist.ProcessGroup:
+    """A gloo group of all ranks: agreements must neither wait behind nor reorder the gradients on NCCL."""
+    group = dist.new_group(backend="gloo", timeout=timeout)
+    assert isinstance(group, dist.ProcessGroup)
+    return group
 
-    Agreements run over a gloo group of their own: they must neither wait behind nor reorder the gradients on NCCL.
-    """
+
+class TorchrunContext:
+    """One of several processes with torchrun's environment: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT."""
 
     def __init__(self, device: torch.device | str | None = None, *, timeout_s: float = 1800) -> None:
         self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -130,7 +134,7 @@ class TorchrunContext:
             dist.init_process_group(backend, timeout=self._timeout)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.metrics: dict[str, float] = {}
-        self._group: Any = dist.new_group(backend="gloo", timeout=self._timeout)
+        self._group = _agreement_group(self._timeout)
 
     def report(self, metrics: Mapping[str, float]) -> None:
         self.metrics.update(metrics)
@@ -153,8 +157,8 @@ class TorchrunContext:
 
         return answer
 
-    def gather(self, value: Any) -> list[Any]:
-        values: list[Any] = [None] * self.world_size
+    def gather(self, value: T) -> list[T]:
+        values: list[T] = [value] * self.world_size
         dist.all_gather_object(values, value, group=self._group)
         self.beat()
         return values
@@ -183,7 +187,7 @@ class _Forked(TorchrunContext):
         self.rank, self.world_size = parent.rank, parent.world_size
         self.local_rank, self.device, self.metrics = parent.local_rank, parent.device, {}
         self._timeout, self._owns_group = parent._timeout, False
-        self._group: Any = dist.new_group(backend="gloo", timeout=self._timeout)
+        self._group = _agreement_group(self._timeout)
 
 
 class RayContext(TorchrunContext):

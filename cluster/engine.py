@@ -15,14 +15,23 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from cluster import zero
 from cluster.context import WorkerContext
-from cluster.engine_base import EngineBase, EngineConfig, Entry, ModelFactory, OptimizerFactory, broadcast
+from cluster.engine_base import (
+    Batch,
+    EngineBase,
+    EngineConfig,
+    Entry,
+    LossModel,
+    ModelFactory,
+    OptimizerFactory,
+    broadcast,
+)
 from cluster.graph_replay import CudaGraphs, CudaRecorder, GraphReplay, replays
 from cluster.shards import ParameterSlice, ShardReader
 from cluster.zero import ZeroConfig, deepspeed_config
@@ -36,7 +45,7 @@ class Engine(Protocol):
         """Create model and optimizer, with rank 0's initial weights on every rank; returns the bare model."""
         ...
 
-    def forward(self, batch: Any) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         """The loss of one micro-batch, which lies on the context's device: `model.loss(batch)`, scalar."""
         ...
 
@@ -44,7 +53,7 @@ class Engine(Protocol):
         """Accumulate the gradient of loss / accumulation."""
         ...
 
-    def forward_backward(self, batch: Any) -> Tensor:
+    def forward_backward(self, batch: Batch) -> Tensor:
         """`forward` and `backward`; the loss, detached."""
         ...
 
@@ -60,7 +69,7 @@ class Engine(Protocol):
         """For the next update; a parameter group multiplies it by its `lr_scale` (1 where it has none)."""
         ...
 
-    def evaluate_mode(self, *, averaged: bool = False) -> AbstractContextManager[Any]:
+    def evaluate_mode(self, *, averaged: bool = False) -> AbstractContextManager[LossModel]:
         """The model in evaluation mode, without gradients, in the configured precision; call its methods inside.
 
         averaged: with the running average of its weights, where `ema_decay` keeps one and an update has been made.
@@ -126,7 +135,7 @@ class TorchEngine(EngineBase):
             )
         return self._model
 
-    def forward(self, batch: Any) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         self.context.beat()
         with self._synchronise_at_boundary(), self._autocast():
             return self._wrapped("loss", batch)
@@ -135,13 +144,13 @@ class TorchEngine(EngineBase):
         with self._synchronise_at_boundary():
             (loss / self._accumulation).backward()
 
-    def forward_backward(self, batch: Any) -> Tensor:
+    def forward_backward(self, batch: Batch) -> Tensor:
         if self._replay is None:
             return super().forward_backward(batch)
         self.context.beat()
         return self._replay(batch)
 
-    def _synchronise_at_boundary(self) -> AbstractContextManager[Any]:
+    def _synchronise_at_boundary(self) -> AbstractContextManager[object]:
         if isinstance(self._wrapped, nn.parallel.DistributedDataParallel) and not self._at_boundary():
             return self._wrapped.no_sync()
         return nullcontext()
@@ -222,7 +231,7 @@ class DeepSpeedEngine(EngineBase):
             self._optimizer = self._engine.optimizer.optimizer  # over DeepSpeed's flat buffers
         return self._model
 
-    def forward(self, batch: Any) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         self.context.beat()
         self._engine.set_gradient_accumulation_boundary(self._at_boundary())
         return self._engine("loss", batch)
@@ -245,8 +254,9 @@ class DeepSpeedEngine(EngineBase):
             self._average()
         return norm
 
-    def _evaluated_model(self) -> Any:
-        return _ThroughEntry(self._model, self._engine) if self._stage == 3 else self._model
+    def _evaluated_model(self) -> LossModel:
+        through_entry = cast(LossModel, _ThroughEntry(self._model, self._engine))
+        return through_entry if self._stage == 3 else super()._evaluated_model()
 
     def _fragments(self) -> list[ParameterSlice]:
         if self._stage == 0:
@@ -300,13 +310,13 @@ class DeepSpeedEngine(EngineBase):
 class _ThroughEntry:
     """The model as ZeRO-3 needs it called: each method through the engine, whose hooks gather the parameters."""
 
-    def __init__(self, model: nn.Module, engine: Callable[..., Any]) -> None:
+    def __init__(self, model: nn.Module, engine: Callable[..., object]) -> None:
         self._model = model
         self._engine = engine
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         value = getattr(self._model, name)
         return partial(self._engine, name) if callable(value) else value
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         return self._engine("forward", *args, **kwargs)

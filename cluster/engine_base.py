@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias, cast
 
 import torch
 import torch.distributed as dist
@@ -25,13 +25,26 @@ from cluster.shards import (
     restore,
     shard_file,
 )
-from cluster.state_files import host_copy, read_tensors, write_files
+from cluster.state_files import Files, host_copy, read_tensors, write_files
 from cluster.zero import Precision, shape_of
 
 _AVERAGED_AT_ONCE = 64  # parameters, so that what is held beside them is small
 
 ModelFactory = Callable[[], nn.Module]
 OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
+Batch: TypeAlias = Mapping[str, Tensor]
+"""Tensors on the context's device, by name."""
+
+
+class LossModel(Protocol):
+    """What an engine asks of a model, which is a torch module."""
+
+    row_losses_B: Tensor | None
+    """float (B,), detached: what each sample of the batch counted in the last loss."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Scalar: the mean over the batch's samples."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +77,7 @@ class Entry(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, method: str, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, method: str, *args: object, **kwargs: object) -> object:
         return getattr(self.model, method)(*args, **kwargs)
 
 
@@ -89,7 +102,7 @@ class EngineBase:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
 
     @contextmanager
-    def evaluate_mode(self, *, averaged: bool = False) -> Iterator[Any]:
+    def evaluate_mode(self, *, averaged: bool = False) -> Iterator[LossModel]:
         self._entry.eval()
         try:
             with torch.no_grad(), self._autocast(), self._averaged() if averaged else nullcontext():
@@ -97,21 +110,21 @@ class EngineBase:
         finally:
             self._entry.train()
 
-    def _evaluated_model(self) -> Any:
-        return self._model
+    def _evaluated_model(self) -> LossModel:
+        return cast(LossModel, self._model)
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def _autocast(self) -> AbstractContextManager[object]:
         if self._config.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.context.device.type, dtype=torch.bfloat16)
 
-    def forward(self, batch: Any) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         raise NotImplementedError
 
     def backward(self, loss: Tensor) -> None:
         raise NotImplementedError
 
-    def forward_backward(self, batch: Any) -> Tensor:
+    def forward_backward(self, batch: Batch) -> Tensor:
         loss = self.forward(batch)
         self.backward(loss)
         return loss.detach()
@@ -173,11 +186,13 @@ class EngineBase:
         files = host_copy(self._files())
         return lambda folder: write_files(folder, files)
 
-    def _files(self) -> dict[str, Any]:
+    def _files(self) -> Files:
         """This rank's files by name, of live tensors."""
         assert self._micro_batches % self._accumulation == 0, "a checkpoint is taken at an update's end"
         rank, world_size = self.context.rank, self.context.world_size
-        files: dict[str, Any] = {shard_file(rank, world_size): pieces(self._fragments(), self._optimizer)}
+        files: dict[str, Mapping[str, object]] = {
+            shard_file(rank, world_size): pieces(self._fragments(), self._optimizer)
+        }
         if rank == 0:
             files[PARAMETERS] = describe(self._model, self._shapes())
         buffers = _persistent_buffers(self._model)

@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 CudaGraphs = Literal["auto", "on", "off"]
 _EAGER = 2  # batches of a shape that run as they are: kernels are chosen in them, gradients get their memory
 _MOST = 8  # shapes that are recorded: each graph keeps its batch
+Shape: TypeAlias = tuple[tuple[str, torch.Size, torch.dtype], ...]
+"""Of a batch: name, shape and type of each of its tensors."""
 Recorder = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], None]]]
 
 
@@ -67,8 +69,8 @@ class GraphReplay:
         must: bool,
     ) -> None:
         self._model, self._run, self._recorder, self._must = model, forward_backward, recorder, must
-        self._seen: Counter[Any] = Counter()
-        self._recorded: dict[Any, _Recorded] = {}
+        self._seen: Counter[Shape] = Counter()
+        self._recorded: dict[Shape, _Recorded] = {}
         self._gave_up = False
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -98,10 +100,10 @@ class GraphReplay:
             )
         return False
 
-    def _is_due(self, shape: Any) -> bool:
+    def _is_due(self, shape: Shape) -> bool:
         return self._seen[shape] > _EAGER and len(self._recorded) < _MOST and not self._gave_up
 
-    def _record(self, shape: Any, batch: Mapping[str, Tensor]) -> bool:
+    def _record(self, shape: Shape, batch: Mapping[str, Tensor]) -> bool:
         own = {key: value.clone() for key, value in batch.items()}
         try:
             loss, replay = self._recorder(lambda: self._run(own))
@@ -116,13 +118,13 @@ class GraphReplay:
         return True
 
 
-def replays(asked: CudaGraphs, context: WorkerContext) -> bool:
+def replays(setting: CudaGraphs, context: WorkerContext) -> bool:
     """Whether micro-batches shall be replayed. Raises ValueError where that is asked for and cannot be."""
     obstacle = None
     if context.device.type != "cuda":
         obstacle = "this training runs on no GPU"
     elif context.world_size > 1:
         obstacle = "gradients of several workers travel during the backward pass, which is not recorded"
-    if asked == "on" and obstacle is not None:
+    if setting == "on" and obstacle is not None:
         raise ValueError(f"engine.cuda_graphs on: {obstacle}; set it off, or leave it at auto")
-    return asked != "off" and obstacle is None
+    return setting != "off" and obstacle is None

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 MEGABYTE = 10**6
@@ -229,7 +228,7 @@ def _import_path_inherited() -> Iterator[None]:
             os.environ["PYTHONPATH"] = before
 
 
-def _shipped_packages() -> dict[str, Any]:
+def _shipped_packages() -> dict[str, list[str]]:
     """For a cluster: the packages of a source checkout, unless a submitted job has brought them already."""
     root = Path(__file__).resolve().parents[1]
     if root.name in ("site-packages", "dist-packages") or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:

@@ -17,7 +17,7 @@ import json
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch
 from safetensors import safe_open
@@ -123,7 +123,7 @@ class ShardReader:
         described: ParametersFile = json.loads((folder / PARAMETERS).read_text())
         self.shapes = {name: torch.Size(shape) for name, shape in described["shapes"].items()}
         self.tied = described["tied"]
-        self._pieces: dict[tuple[str, str], list[tuple[int, int, Any, str]]] = {}
+        self._pieces: dict[tuple[str, str], list[tuple[int, int, safe_open, str]]] = {}
         self._scalars: dict[str, dict[str, float]] = {}
         for path in sorted(folder.glob("shard-*.safetensors")):
             self._index(path)

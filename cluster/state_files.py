@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-Files = Mapping[str, Any]
+Files = Mapping[str, Mapping[str, Any]]
 
 
 def write_files(folder: Path, files: Files) -> None:

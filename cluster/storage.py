@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import fsspec
 
@@ -268,7 +267,7 @@ class CheckpointFolder:
         folders = [(number, self._folder(number)) for number in self._steps()]
         return saving + [f for n, f in folders if n == step or not self._files.exists(f"{f}/{MANIFEST}")]
 
-    def _listing(self, folder: str) -> dict[str, dict[str, Any]]:
+    def _listing(self, folder: str) -> dict[str, dict[str, object]]:
         self._files.invalidate_cache()
         with self._reached():
             return self._files.find(folder, detail=True)  # pyright: ignore[reportReturnType]

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -81,7 +80,7 @@ class Jobs:
         """
         # `python` is then the interpreter at the place that it has here, or where there is none, the nodes' own.
         path = f"{Path(sys.executable).parent}{os.pathsep}${{PATH}}"
-        runtime_env: dict[str, Any] = {"working_dir": str(working_dir), "env_vars": {"PATH": path, **env_vars}}
+        runtime_env: dict[str, object] = {"working_dir": str(working_dir), "env_vars": {"PATH": path, **env_vars}}
         if requirements is not None:
             runtime_env["pip"] = ["-r ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/" + requirements]
         try:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,8 @@ from cluster.context import WorkerContext
 from cluster.shards import ParameterSlice
 
 Precision = Literal["fp32", "bf16"]
+DeepSpeedConfig: TypeAlias = dict[str, object]
+"""Plain data, as DeepSpeed reads it from JSON."""
 Stage = Literal[0, 1, 2, 3]
 STAGES: tuple[Stage, ...] = (0, 1, 2, 3)
 MEGA = 10**6
@@ -100,12 +102,12 @@ def deepspeed_config(
     accumulation: int,
     world_size: int,
     device_type: str,
-) -> dict[str, Any]:
+) -> DeepSpeedConfig:
     """The DeepSpeed configuration, complete and JSON-serialisable; log it beside the run.
 
     bf16 is torch autocast over fp32 weights, as in the torch engine: BatchNorm statistics and norms stay fp32.
     """
-    config: dict[str, Any] = {
+    config: DeepSpeedConfig = {
         "train_batch_size": micro_batch * accumulation * world_size,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
@@ -122,8 +124,8 @@ def deepspeed_config(
     return config
 
 
-def _zero_section(zero: ZeroConfig, device_type: str) -> dict[str, Any]:
-    section: dict[str, Any] = {
+def _zero_section(zero: ZeroConfig, device_type: str) -> DeepSpeedConfig:
+    section: DeepSpeedConfig = {
         "stage": zero.stage,
         "reduce_bucket_size": zero.bucket_elements,
         "allgather_bucket_size": zero.bucket_elements,
@@ -170,7 +172,7 @@ def connect(context: WorkerContext) -> None:
 
 
 @contextmanager
-def sharded_creation(config: dict[str, Any]) -> Iterator[None]:
+def sharded_creation(config: DeepSpeedConfig) -> Iterator[None]:
     """ZeRO-3: inside, what transformers reads from a saved folder becomes sharded parameters at once.
 
     No rank then ever holds the whole of a pretrained model; `shard` leaves such parameters as they are.
@@ -185,7 +187,7 @@ def sharded_creation(config: dict[str, Any]) -> Iterator[None]:
     del announcement
 
 
-def shard(module: nn.Module, config: dict[str, Any]) -> None:
+def shard(module: nn.Module, config: DeepSpeedConfig) -> None:
     """ZeRO-3: leave each rank its part of every parameter, taken from rank 0's values.
 
     Of a finished model and not while it is built: under `zero.Init` an initialisation that a parent module runs over
@@ -205,14 +207,14 @@ def restore_linear() -> None:
     nn.functional.linear = _LINEAR
 
 
-def initialize(module: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
+def initialize(module: nn.Module, optimizer: torch.optim.Optimizer, config: DeepSpeedConfig) -> Any:
     """DeepSpeed's engine around the module."""
     import deepspeed
 
     return deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)[0]
 
 
-def gathered(tensor: Tensor, *, modified: bool = False) -> AbstractContextManager[Any]:
+def gathered(tensor: Tensor, *, modified: bool = False) -> AbstractContextManager[object]:
     """Inside, a parameter that ZeRO-3 sharded is whole on every rank; any other tensor is left as it is.
 
     modified: afterwards every rank takes its part of what rank 0 has made of it.

@@ -12,7 +12,7 @@ import tyro
 
 from pipelines.config.arguments import parse
 from pipelines.publishing.aliases import known_model, rollback
-from pipelines.publishing.registry_lock import found
+from pipelines.publishing.registry_lock import if_exists
 from pipelines.publishing.training_stores import StoreReference
 from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import print_next
@@ -28,7 +28,7 @@ class TrainingRunInfo:
     """The MLflow run that made a version."""
 
     id: str
-    name: str
+    name: str | None
     status: str
 
 
@@ -79,7 +79,7 @@ def show(client: MlflowClient, name: str) -> ModelLineage:
 
 def _lineage(client: MlflowClient, version: ModelVersion, aliases: list[str]) -> VersionLineage:
     tags: Mapping[str, str] = version.tags
-    run = found(client.get_run, version.run_id) if version.run_id else None
+    run = if_exists(client.get_run, version.run_id) if version.run_id else None
     registered = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
     return VersionLineage(
         version=str(version.version),

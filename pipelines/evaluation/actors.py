@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pipelines.evaluation.closed_loop import Episode
+from pipelines.families.base import Instruction
 from pipelines.publishing.inference import InferenceModel, named
 from preprocessing.simulation.environment import Observation
 from rt_models.spec import Contract, DatasetContract
@@ -25,7 +26,7 @@ class PolicyActor:
         self._model, self._dataset, self.sees_frames = model, dataset, not blank_images
         self._black = np.zeros((image.height, image.width, 3), np.uint8)
         self._policy = model.episode(dataset)
-        self._instruction = None
+        self._instruction: Instruction = ""
 
     def begin(self, episode: Episode) -> None:
         self._policy.reset()

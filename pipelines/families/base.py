@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -117,6 +117,9 @@ class Policy(Protocol):
         ...
 
 
+Instruction: TypeAlias = str | np.ndarray
+"""What a model reads: a text, or a vector (512,)."""
+
 ConfigT = TypeVar("ConfigT", bound=RobotModelConfig)
 ModelT = TypeVar("ModelT", bound=RobotModel)
 RunT = TypeVar("RunT", bound=TrainingRun)
@@ -213,7 +216,7 @@ class ModelFamily(ABC, Generic[ConfigT, ModelT]):
         """Makes policies of a model that is made ready, each for one dataset of its contract. All share its weights."""
 
     def act_together(
-        self, policies: Sequence[Any], frames: Sequence[np.ndarray], instructions: Sequence[Any]
+        self, policies: Sequence[Policy], frames: Sequence[np.ndarray], instructions: Sequence[Instruction]
     ) -> list[Action]:
         """The action of each policy for its frame and instruction; they are different ones of one model.
 

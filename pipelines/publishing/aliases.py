@@ -11,10 +11,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import RegisteredModel
 
 from pipelines.publishing.gates import Verdict
-from pipelines.publishing.registry_lock import LOCKED, exclusive, found, is_lock
+from pipelines.publishing.registry_lock import LOCKED, exclusive, if_exists, is_lock
 from pipelines.tracking.mlflow_run import tracking_uri
 
 _NAME = re.compile(r"\w[\w .+-]*")
@@ -46,7 +48,7 @@ class Decision:
         return [verdict.text for verdict in self.verdicts]
 
 
-def promote(client: Any, name: str, alias: str, version: str, judge: Comparator) -> Decision:
+def promote(client: MlflowClient, name: str, alias: str, version: str, judge: Comparator) -> Decision:
     """Point `alias` at `version` if `judge(present holder)` passes it; the decision is written as tags either way."""
     while True:
         holder = holder_of(client, name, alias)
@@ -66,7 +68,7 @@ def promote(client: Any, name: str, alias: str, version: str, judge: Comparator)
             return decision
 
 
-def rollback(client: Any, name: str, alias: str) -> tuple[str, str]:
+def rollback(client: MlflowClient, name: str, alias: str) -> tuple[str, str]:
     """Point `alias` back at the version that its holder replaced: (version left, version returned to).
 
     Raises ValueError if there is none.
@@ -92,22 +94,22 @@ def rollback(client: Any, name: str, alias: str) -> tuple[str, str]:
         return left, back
 
 
-def holder_of(client: Any, name: str, alias: str) -> str | None:
+def holder_of(client: MlflowClient, name: str, alias: str) -> str | None:
     """The version that the alias points at; None if the model or the alias does not exist."""
     model = registered_model(client, name)
     version = model.aliases.get(alias) if model is not None else None
     return str(version) if version is not None else None
 
 
-def registered_model(client: Any, name: str) -> Any | None:
-    return found(client.get_registered_model, name)
+def registered_model(client: MlflowClient, name: str) -> RegisteredModel | None:
+    return if_exists(client.get_registered_model, name)
 
 
-def _is_there(client: Any, name: str, version: str) -> bool:
-    return found(client.get_model_version, name, version) is not None
+def _is_there(client: MlflowClient, name: str, version: str) -> bool:
+    return if_exists(client.get_model_version, name, version) is not None
 
 
-def known_model(client: Any, name: str) -> Any:
+def known_model(client: MlflowClient, name: str) -> RegisteredModel:
     """Raises ValueError, with those there are, where there is no such registered model."""
     model = registered_model(client, name)
     if model is None:
@@ -117,7 +119,7 @@ def known_model(client: Any, name: str) -> Any:
     return model
 
 
-def _write(client: Any, name: str, alias: str, version: str, decision: Decision, outcome: str) -> None:
+def _write(client: MlflowClient, name: str, alias: str, version: str, decision: Decision, outcome: str) -> None:
     tags = {
         f"{alias}.decision": f"{_now()} {outcome}",
         f"{alias}.gates": "; ".join(decision.reasons) or "none",

@@ -6,15 +6,14 @@ carries this file and what it imports, so it needs no command line, no Ray and n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from pipelines.config.compute import Compute
-from pipelines.families.base import Policy
+from pipelines.families.base import Instruction, Policy
 from pipelines.families.models import Model, family_of
 from pipelines.publishing.folder import TrainedModel
 from pipelines.serving.request_values import camera_frame, described, is_missing, numbers
@@ -49,7 +48,7 @@ def named(action: Action, contract: Contract, dataset: DatasetContract) -> Named
     return NamedAction(
         values={name: None if np.isnan(value) else value for name, value in values.items()},
         units=dict(zip(names, dataset.units, strict=True)),
-        classes={name: str(said) for name, said in action.classes.items()},
+        classes={name: str(label) for name, label in action.classes.items()},
         absent=action.absent,
         frames_seen=int(action.frames_seen),
     )
@@ -102,7 +101,7 @@ class InferenceModel:
         return self._policies[dataset.name].for_another_robot()
 
     def act(
-        self, policies: Sequence[Policy], frames: Sequence[np.ndarray], instructions: Sequence[Any]
+        self, policies: Sequence[Policy], frames: Sequence[np.ndarray], instructions: Sequence[Instruction]
     ) -> list[Action]:
         """The action of each of these different policies for its frame and instruction, several in one pass."""
         actions: list[Action] = []
@@ -112,11 +111,11 @@ class InferenceModel:
                 actions += self._family.act_together(policies[piece], frames[piece], instructions[piece])
         return actions
 
-    def frame(self, image: Any) -> np.ndarray:
+    def frame(self, image: object) -> np.ndarray:
         """uint8 (H, W, 3) as the training frames were; `camera_frame` says of what."""
         return camera_frame(image, self.contract.image)
 
-    def instruction(self, text: Any, vector: Any = None) -> Any:
+    def instruction(self, text: object, vector: object = None) -> Instruction:
         """What the model reads: the text, or its vector (512,). Raises ValueError if there is none."""
         if not is_missing(vector):
             return self._vector(vector)
@@ -124,17 +123,17 @@ class InferenceModel:
             raise ValueError("there is no instruction: give a text as instruction, or its vector as embedding")
         return str(text) if self._family.instruction == "text" else self.instructions.vector(str(text))
 
-    def any_instruction(self) -> Any:
+    def any_instruction(self) -> Instruction:
         """One that needs no encoder, for warming up: a text, or its vector, or zeros where no vector is known."""
         known = next(iter(self.instructions.vectors), None)
         if self._family.instruction == "text":
             return known or "open the drawer"
         return np.zeros(EMBEDDING_WIDTH, np.float32) if known is None else self.instructions.vectors[known]
 
-    def _vector(self, vector: Any) -> np.ndarray:
+    def _vector(self, vector: object) -> np.ndarray:
         if self._family.instruction == "text":
             raise ValueError("this policy reads instructions as text: send instruction instead of embedding")
-        sized = hasattr(vector, "__len__") and len(vector) == EMBEDDING_WIDTH
+        sized = isinstance(vector, Sized) and len(vector) == EMBEDDING_WIDTH
         embedding = numbers(vector) if sized else np.zeros(())
         shape_fits = embedding.shape == (EMBEDDING_WIDTH,) and embedding.dtype.kind in "fiu"
         if not shape_fits or not np.isfinite(embedding).all():

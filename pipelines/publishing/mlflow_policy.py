@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.pyfunc import PyFuncModel
-from mlflow.pyfunc.model import PythonModel
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 import rt_models
 from pipelines.config.compute import Compute
-from pipelines.families.base import Policy
+from pipelines.families.base import Instruction, Policy
 from pipelines.publishing.folder import read_bundle
 from pipelines.publishing.inference import InferenceModel, NamedAction, named
 from pipelines.serving.request_format import COLUMNS, MAX_ROWS, PARAMETERS
@@ -59,7 +59,7 @@ class MlflowPolicy(PythonModel):
     `contract`, the id that the caller was built for: another policy refuses. Others are refused.
     """
 
-    def load_context(self, context: Any) -> None:
+    def load_context(self, context: PythonModelContext) -> None:
         _leave_the_path_to(context.artifacts["policy"])
         self._model = InferenceModel(read_bundle(context.artifacts["policy"]), Compute.of_environment())
         self._model.begin()  # so that the first robot does not wait for it
@@ -67,13 +67,15 @@ class MlflowPolicy(PythonModel):
         self._robots: OrderedDict[tuple[str | None, str], Policy] = OrderedDict()
         self._one_call = threading.Lock()  # a server answers several requests at once, a robot's history has one order
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
         try:
             return self._answer(model_input, params or {})
         except ValueError as error:
             raise Refused(str(error)) from error
 
-    def _answer(self, table: pd.DataFrame, params: Mapping[str, Any]) -> pd.DataFrame:
+    def _answer(self, table: pd.DataFrame, params: Mapping[str, str]) -> pd.DataFrame:
         columns, parameters = _as_called(table, params)
         _require_known("parameter", parameters, PARAMETERS)
         _require_known("column", columns, COLUMNS)
@@ -94,7 +96,7 @@ class MlflowPolicy(PythonModel):
                 f"robot was set up for, or set the robot up for this one"
             )
 
-    def _read(self, number: int, row: dict[Any, Any]) -> _Request:
+    def _read(self, number: int, row: Mapping[Hashable, object]) -> _Request:
         try:
             request = _Request(
                 frame_HWC=self._model.frame(row.get("image")),
@@ -164,7 +166,7 @@ class _Request:
     """One row, read."""
 
     frame_HWC: np.ndarray
-    instruction: Any
+    instruction: Instruction
     robot: str | None
     reset: bool
     stateless: bool
@@ -187,7 +189,7 @@ def class_column(dimension: str) -> str:
     return f"{dimension}_class"
 
 
-def _record(action: NamedAction) -> dict[str, Any]:
+def _record(action: NamedAction) -> dict[str, object]:
     classes = {class_column(dimension): name for dimension, name in action.classes.items()}
     return {**action.values, **classes, "absent": list(action.absent), "frames_seen": action.frames_seen}
 
@@ -203,24 +205,24 @@ def _leave_the_path_to(policy: str) -> None:
         sys.path[:] = [entry for entry in sys.path if Path(entry) != code]
 
 
-def _as_called(table: pd.DataFrame, params: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+def _as_called(table: pd.DataFrame, params: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """Columns and parameters that the caller gave MLflow's model, which hands on only those of the signature.
 
     Dropped in silence, a misspelt `robot` would cost the history and a misspelt `dataset` the scale. MLflow (3.17) has
     no setting that refuses them, so they are read from its call of this model.
     """
-    given: Any = table
+    data: object = table
     call = sys._getframe()
     while call.f_back is not None:
         call = call.f_back
         if call.f_code.co_name == "predict" and isinstance(call.f_locals.get("self"), PyFuncModel):
-            given, params = call.f_locals["data"], call.f_locals["params"] or {}
+            data, params = call.f_locals["data"], call.f_locals["params"] or {}
             break
-    return [str(name) for name in given] if isinstance(given, pd.DataFrame | dict) else [], list(params)
+    return [str(name) for name in data] if isinstance(data, pd.DataFrame | dict) else [], list(params)
 
 
-def _require_known(kind: str, given: list[str], known: tuple[str, ...]) -> None:
-    for name in given:
+def _require_known(kind: str, names: list[str], known: tuple[str, ...]) -> None:
+    for name in names:
         if name not in known:
             raise ValueError(f"there is no {kind} {name!r}: this policy takes {', '.join(known)}")
 

@@ -10,7 +10,6 @@ action.values["world_vector_x"], action.units["world_vector_x"], action.absent
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,7 +25,7 @@ class LoadedPolicy:
         self.contract, self.dataset = model.contract, model.contract.dataset(dataset)
         self._model, self._episode = model, model.episode(self.dataset)
 
-    def act(self, frame: Any, instruction: str | np.ndarray) -> NamedAction:
+    def act(self, frame: object, instruction: str | np.ndarray) -> NamedAction:
         """The action for the newest frame: uint8 (H, W, 3), or PNG or JPEG bytes, of any size.
 
         `instruction` is a text, or for an RT-1 also a float (512,) vector of the contract's encoder. Raises ValueError

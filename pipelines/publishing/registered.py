@@ -6,7 +6,7 @@ import atexit
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ import pandas as pd
 
 from pipelines.publishing.folder import DESCRIPTION, WEIGHTS, TrainedModel, read_bundle
 from pipelines.tracking.mlflow_run import connect, explained, tracking_uri
+from preprocessing.store.json_files import JsonObject
 
 Prediction = dict[str, Any]
-Frame = bytes | str | np.ndarray | Sequence[Any]
+Frame = bytes | str | np.ndarray | Sequence[object]
 
 _SCHEME = "models:/"
 
@@ -41,7 +42,7 @@ def fetch_registered(model_uri: str, uri: str | None = None) -> TrainedModel:
     return replace(trained, source=model_uri)
 
 
-def describe_registered(model_uri: str, uri: str | None = None) -> Mapping[str, Any]:
+def describe_registered(model_uri: str, uri: str | None = None) -> JsonObject:
     """Its policy.json, without the weights. Raises as `fetch_registered` does."""
     with tempfile.TemporaryDirectory(prefix="registered-") as scratch:
         return json.loads(_downloaded(model_uri, f"artifacts/policy/{DESCRIPTION}", Path(scratch), uri).read_text())
@@ -83,7 +84,7 @@ def load_registered(model_uri: str, uri: str | None = None) -> Callable[..., lis
     def predict(
         images: Sequence[Frame], instructions: Sequence[str], robots: Sequence[str] | None = None
     ) -> list[Prediction]:
-        columns: dict[str, Any] = {"image": list(images), "instruction": list(instructions)}
+        columns: dict[str, object] = {"image": list(images), "instruction": list(instructions)}
         if robots is not None:
             columns["robot"] = list(robots)
         return model.predict(pd.DataFrame(columns)).to_dict("records")

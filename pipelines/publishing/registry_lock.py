@@ -18,7 +18,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
+
+from mlflow import MlflowClient
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +42,7 @@ def is_lock(name: str) -> bool:
 class Lease:
     """A lock that is held. Shows signs of life until it is closed."""
 
-    def __init__(self, client: Any, lock: str) -> None:
+    def __init__(self, client: MlflowClient, lock: str) -> None:
         self._client, self.lock = client, lock
         self.link = _acquired(client, lock)
         self._alive_s = self.link.made_s
@@ -79,7 +83,7 @@ class Link:
 
 
 @contextmanager
-def exclusive(client: Any, lock: str) -> Iterator[Lease]:
+def exclusive(client: MlflowClient, lock: str) -> Iterator[Lease]:
     """Alone with `lock`. Call `require` of what this yields before every write. Waits for who is inside."""
     lease = Lease(client, lock)
     try:
@@ -89,8 +93,8 @@ def exclusive(client: Any, lock: str) -> Iterator[Lease]:
         _release(client, lease)
 
 
-def _acquired(client: Any, lock: str) -> Link:
-    seen, since, told = None, time.monotonic(), False
+def _acquired(client: MlflowClient, lock: str) -> Link:
+    seen, since, has_warned = None, time.monotonic(), False
     while True:
         chain = _chain(client, lock)
         last = chain[-1] if chain else None
@@ -100,13 +104,13 @@ def _acquired(client: Any, lock: str) -> Link:
             link = _created(client, lock if last is None else _successor(lock, last))
             if link is not None and _stands(client, lock, link):
                 return link
-        if last is not None and not told and time.monotonic() - since > 5 * BEAT_S:
-            told = True
+        if last is not None and not has_warned and time.monotonic() - since > 5 * BEAT_S:
+            has_warned = True
             log.warning("%s is held by a process that shows no life: taken over in %.0f s", lock, STALE_S)
         time.sleep(POLL_S)
 
 
-def _stands(client: Any, lock: str, link: Link) -> bool:
+def _stands(client: MlflowClient, lock: str, link: Link) -> bool:
     """Whether the link that we have made is the lock's last.
 
     One that succeeds nobody, since the lock was given back meanwhile, is taken away. One that has a successor already
@@ -123,7 +127,7 @@ def _is_last(chain: Sequence[Link], link: Link) -> bool:
     return bool(chain) and (chain[-1].name, chain[-1].owner) == (link.name, link.owner)
 
 
-def _release(client: Any, lease: Lease) -> None:
+def _release(client: MlflowClient, lease: Lease) -> None:
     """Give the lock back, unless somebody has succeeded us: then it is theirs."""
     end = _created(client, _successor(lease.lock, lease.link))
     if end is not None and _stands(client, lease.lock, end):
@@ -137,16 +141,16 @@ def _successor(lock: str, link: Link) -> str:
     return f"{lock}.{link.owner}"
 
 
-def _chain(client: Any, lock: str) -> list[Link]:
+def _chain(client: MlflowClient, lock: str) -> list[Link]:
     """The lock and its successors as far as there are any; the last one holds it."""
     links, name = list[Link](), lock
-    while (held := found(client.get_registered_model, name)) is not None:
+    while (held := if_exists(client.get_registered_model, name)) is not None:
         links.append(Link(name=name, owner=str(held.tags.get("owner", "")), beat=str(held.tags.get("beat", ""))))
         name = _successor(lock, links[-1])
     return links
 
 
-def _created(client: Any, name: str) -> Link | None:
+def _created(client: MlflowClient, name: str) -> Link | None:
     """A link of that name with a token of its own; None if there is one."""
     link = Link(name=name, owner=secrets.token_hex(8), made_s=time.monotonic())
     try:
@@ -158,7 +162,7 @@ def _created(client: Any, name: str) -> Link | None:
     return link
 
 
-def found(get: Callable[..., Any], *which: str) -> Any | None:
+def if_exists(get: Callable[..., T], *which: str) -> T | None:
     """What the client gets, None if that does not exist."""
     try:
         return get(*which)

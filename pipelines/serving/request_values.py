@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import math
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +16,7 @@ MAX_ENCODED_BYTES = 2**25  # 32 MiB: a 4K frame in PNG
 _HEADERS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 
 
-def camera_frame(image: Any, recipe: ImageRecipe) -> np.ndarray:
+def camera_frame(image: object, recipe: ImageRecipe) -> np.ndarray:
     """uint8 (H, W, 3) as the training frames were; another size is resized as they were.
 
     `image` is an encoded picture or raw RGB bytes of the recipe's size, both also in base64, or a uint8 array
@@ -48,7 +47,7 @@ def _of_bytes(encoded: bytes, recipe: ImageRecipe) -> np.ndarray:
         raise ValueError(f"image cannot be decoded: {error}") from error
 
 
-def _of_numbers(image: Any, recipe: ImageRecipe) -> np.ndarray:
+def _of_numbers(image: object, recipe: ImageRecipe) -> np.ndarray:
     frame = np.zeros(0)
     if isinstance(image, np.ndarray | list | tuple):
         _require_camera(_leading_shape(image)[:2])
@@ -63,7 +62,7 @@ def _of_numbers(image: Any, recipe: ImageRecipe) -> np.ndarray:
     return frame
 
 
-def _leading_shape(value: Any) -> tuple[int, ...]:
+def _leading_shape(value: object) -> tuple[int, ...]:
     """The lengths of nested sequences as their first elements have them, without building an array."""
     shape: list[int] = []
     while isinstance(value, np.ndarray | list | tuple) and len(shape) < 4:
@@ -89,7 +88,7 @@ def _decoded_text(text: str) -> bytes:
         raise ValueError("image is a text that is not base64: encode the frame's bytes so") from None
 
 
-def numbers(value: Any) -> np.ndarray:
+def numbers(value: object) -> np.ndarray:
     """The array of nested sequences, also where a data frame has made the outer ones arrays of objects."""
     try:
         return np.array(value.tolist() if isinstance(value, np.ndarray) and value.dtype == object else value)
@@ -97,19 +96,19 @@ def numbers(value: Any) -> np.ndarray:
         return np.zeros(())
 
 
-def is_missing(value: Any) -> bool:
+def is_missing(value: object) -> bool:
     """Whether a data frame's cell was left out."""
     return value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value))
 
 
-def flag(name: str, value: Any) -> bool:
+def flag(name: str, value: object) -> bool:
     """True or false; a cell left out is false. Raises ValueError for anything else."""
     if not is_missing(value) and not isinstance(value, bool | np.bool_):
         raise ValueError(f"{name} must be true or false, got {value!r}")
     return not is_missing(value) and bool(value)
 
 
-def described(value: Any) -> str:
+def described(value: object) -> str:
     """A value in words for an error: dtype and shape, or its type."""
     if isinstance(value, np.ndarray | list | tuple):
         array = numbers(value)

@@ -10,10 +10,9 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cluster.context import WorkerContext
 from cluster.engine import Engine
@@ -48,7 +47,7 @@ class OptimizerStep:
         context: WorkerContext,
         *,
         engine: Engine,
-        model: Any,
+        model: nn.Module,
         metrics: StepMetrics,
         samples: SampleLog | None,
     ) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from cluster.context import WorkerContext
 from cluster.engine import Engine
+from cluster.engine_base import LossModel
 from pipelines.config.experiment import Experiment
 from pipelines.training.fixed_shapes import validation_shapes
 from preprocessing.loading.fixed_shapes import BatchShapes
@@ -45,14 +46,16 @@ def spread_rows(store_rows: Sequence[int], count: int) -> np.ndarray:
     return np.unique(np.linspace(0, num_rows - 1, min(count, num_rows)).astype(np.int64))
 
 
-def validation_loss(model: Any, reader: Reader, context: WorkerContext, *, windows: int, micro_batch: int) -> float:
+def validation_loss(
+    model: LossModel, reader: Reader, context: WorkerContext, *, windows: int, micro_batch: int
+) -> float:
     """`mean_loss` over `windows` spread windows."""
     rows = spread_rows(reader.store_rows, windows)
     return mean_loss(model, reader, context, rows, micro_batch=micro_batch, shapes=None)
 
 
 def mean_loss(
-    model: Any,
+    model: LossModel,
     reader: Reader,
     context: WorkerContext,
     rows: np.ndarray,
@@ -62,10 +65,10 @@ def mean_loss(
 ) -> float:
     """Mean loss of a model in evaluation mode over `rows`; every rank calls it and hears the same.
 
-    `model` is a `rt_models.robot_model.RobotModel`, or an engine's wrapper of one.
+    `model` is a `rt_models.robot_model.RobotModel`, or what an engine gives for one.
     """
     pieces = _pieces(rows, micro_batch)
-    sums: dict[int, Any] = {}
+    sums: dict[int, Tensor] = {}
     for first in range(0, len(pieces), context.world_size):
         context.beat()
         number = first + context.rank
@@ -74,6 +77,7 @@ def mean_loss(
         read = reader.read(piece, piece) if shapes is None else shapes.read_filled(piece, len(pieces[0]))
         model.loss({key: value.to(context.device) for key, value in read.items()})
         if number < len(pieces):
+            assert model.row_losses_B is not None
             sums[number] = model.row_losses_B[: len(piece)].double().sum()
     mine = {number: float(total) for number, total in sums.items()}  # at the end: each look waits for the device
     every = {number: total for own in context.gather(mine) for number, total in own.items()}
