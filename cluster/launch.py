@@ -175,9 +175,9 @@ def _beside_the_main_thread(fit: Callable[[], T]) -> T:
     return outcome.result()
 
 
-def _work(given: Mapping[str, _Task[Config, Value]]) -> dict[str, Value | float]:
+def _work(arguments: Mapping[str, _Task[Config, Value]]) -> dict[str, Value | float]:
     """One worker."""
-    task, launch = given["task"], given["task"].launch
+    task, launch = arguments["task"], arguments["task"].launch
     torch.set_num_threads(launch.cpus_per_worker)
     logging.getLogger().setLevel(logging.WARNING)  # Ray's processes are at ERROR (see session.py)
     context = RayContext(timeout_s=launch.collective_timeout_s, hang_timeout_s=launch.hang_timeout_s)

@@ -7,10 +7,9 @@ whether the declared conventions hold, and saves the verdicts beside the store.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import tyro
 
@@ -65,7 +64,7 @@ def inspect(
     verify: bool = False,
     audit: bool = False,
     reference: str | None = None,
-) -> dict[str, Any]:
+) -> JsonSummary:
     """The summary of a store or model, with the audit's verdicts if the store has them. html: file for the page.
 
     Raises ValueError if `verify` fails.
@@ -80,7 +79,7 @@ def inspect(
     if kind is not None:
         if html is not None or audit or verify:
             raise ValueError(f"{store} is a {kind}: --html, --audit and --verify are for stores")
-        return model_summary.summary(store, kind)
+        return dict(model_summary.summary(store, kind))
     opened = open_store(store, split=split)
     if split is not None and opened.manifest.split != split:
         raise ValueError(f"{opened.root} holds split {opened.manifest.split!r}, not {split!r}: give its folder")
@@ -121,20 +120,23 @@ def main(arguments: list[str]) -> JsonSummary:
     flags = parse(InspectArguments, arguments, prog="rtp inspect", description=__doc__ or "")
     summary = inspect(**vars(flags))
     if summary.get("kind") in MODELS:
-        print(model_summary.text(summary))
-        print_next_evaluation(flags.store, trained_on=summary["stores"])
+        model = cast(model_summary.ModelSummary, summary)
+        print(model_summary.text(model))
+        print_next_evaluation(flags.store, trained_on=model["stores"])
         return summary
     if "kind" in summary:
-        print(web_summary.text(cast(web_summary.WebStoreSummary, summary)))
+        store = cast(web_summary.WebStoreSummary, summary)
+        print(web_summary.text(store))
     else:
-        print(store_summary.text(cast(store_summary.StoreSummary, summary)))
+        store = cast(store_summary.StoreSummary, summary)
+        print(store_summary.text(store))
     if flags.html:
         print(f"page: {flags.html}")
-    _print_next(summary)
+    _print_next(store)
     return summary
 
 
-def _print_next(summary: Mapping[str, Any]) -> None:
+def _print_next(summary: web_summary.WebStoreSummary | store_summary.StoreSummary) -> None:
     """Print the next command: training on a store of training data, else evaluation."""
     if summary["split"].partition("-")[0] != "train":
         print(f"next: give it to rtp train as --validation, or to rtp evaluate as --data: {summary['store']}")

@@ -103,14 +103,15 @@ def _stopped_in_order() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    told = [False]
+    has_signalled = False
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if told[0] or not callable(signal.getsignal(signal.SIGUSR1)):  # Tune has not begun to listen
-            if number == signal.SIGINT or not told[0]:
+        nonlocal has_signalled
+        if has_signalled or not callable(signal.getsignal(signal.SIGUSR1)):  # Tune has not begun to listen
+            if number == signal.SIGINT or not has_signalled:
                 raise KeyboardInterrupt
             return
-        told[0] = True
+        has_signalled = True
         print("rtp: stopping the trials; Ctrl-C again stops at once", file=sys.stderr)
         signal.raise_signal(signal.SIGUSR1)
 

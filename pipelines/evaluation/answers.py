@@ -29,13 +29,13 @@ def normalised(answer: str) -> str:
     return " ".join(_DIGITS.get(word, word) for word in text.split() if word not in _ARTICLES)
 
 
-def vqa_accuracy(said: str, references: Sequence[str]) -> float:
+def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
     """Score in [0, 1] of an answer beside those that people gave.
 
     With ten people, as in VQAv2 and OK-VQA: the mean, over leaving out one of them, of min(those who agree / 3, 1).
     With fewer than four: whether anyone agrees.
     """
-    answer = normalised(said)
+    answer = normalised(answer)
     agree = [normalised(reference) == answer for reference in references]
     if len(agree) < _SEVERAL:
         return float(any(agree))
@@ -43,8 +43,8 @@ def vqa_accuracy(said: str, references: Sequence[str]) -> float:
     return sum(min((total - agreed) / 3, 1.0) for agreed in agree) / len(agree)
 
 
-def cider_d(said: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """CIDEr-D of each caption, 0 to 10: TF-IDF similarity of its n-grams, n = 1..4, to those of its references.
+def cider_d(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """CIDEr-D of each candidate, 0 to 10: TF-IDF similarity of its n-grams, n = 1..4, to those of its references.
 
     Counts are clipped to the reference's and lengths compared by a Gaussian of 6 words. An n-gram's document frequency
     is the number of images among `references` with it, so scores of different sets do not compare.
@@ -60,10 +60,10 @@ def cider_d(said: Sequence[str], references: Sequence[Sequence[str]]) -> list[fl
         return [{gram: weight for gram, weight in weighed.items() if len(gram) == n} for n in _NGRAMS]
 
     scores = []
-    for caption, captions in zip(said, references, strict=True):
+    for caption, own_references in zip(candidates, references, strict=True):
         own, length = vectors(caption), len(_words(caption))
         per_reference = []
-        for reference in captions:
+        for reference in own_references:
             penalty = math.exp(-((length - len(_words(reference))) ** 2) / (2 * _LENGTH_SIGMA**2))
             pairs = zip(own, vectors(reference), strict=True)
             per_reference.append(penalty * sum(_similarity(a, b) for a, b in pairs) / len(_NGRAMS))

@@ -115,13 +115,13 @@ def require_comparable(metric: str, path: str, variants: Sequence[Experiment], *
     changed = sorted({key for one in others for key in first.keys() | one.keys() if first.get(key) != one.get(key)})
     if not changed:
         return
-    said = f"sweep {sweep} varies {path}, and trials that differ in {', '.join(changed)} do not compare by {metric}"
+    reason = f"sweep {sweep} varies {path}, and trials that differ in {', '.join(changed)} do not compare by {metric}"
     if any(key.startswith(_OTHER_ACTIONS) for key in changed):
-        raise ValueError(f"{said}, as they learn different actions: leave {path} out of the space")
+        raise ValueError(f"{reason}, as they learn different actions: leave {path} out of the space")
     if all(key.startswith(_OTHER_SAMPLES) for key in changed):
-        raise ValueError(f"{said}, as they train on other samples: make validation_loss the objective")
+        raise ValueError(f"{reason}, as they train on other samples: make validation_loss the objective")
     raise ValueError(
-        f"{said}: make {PHYSICAL} the objective (direction min, scheduler ToTheEnd), which is in physical units"
+        f"{reason}: make {PHYSICAL} the objective (direction min, scheduler ToTheEnd), which is in physical units"
     )
 
 

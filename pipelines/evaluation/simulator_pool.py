@@ -109,11 +109,11 @@ class RayPool:
     def expert_steps(self, episodes: list[Episode]) -> list[int | None]:
         import ray
 
-        asked = [
+        pending = [
             self._simulators[place % self.size].expert_steps.remote(episode.environment, episode.seed)
             for place, episode in enumerate(episodes)
         ]
-        return ray.get(asked)
+        return ray.get(pending)
 
     def close(self) -> None:
         import ray

@@ -30,17 +30,17 @@ from rt_models.spec import Contract
 
 @dataclass(frozen=True, kw_only=True)
 class _Scored:
-    """Examples and what was said to them."""
+    """Examples with the model's answers: to their own image, and to that of another example."""
 
     texts: list[WebText]
-    said: list[str]
+    answers: list[str]
     shuffled: list[str]
 
     def only(self, captions: bool) -> _Scored:
         kept = [i for i, text in enumerate(self.texts) if (not text.prompt) == captions]
-        columns = ([column[i] for i in kept] for column in (self.texts, self.said, self.shuffled))
-        texts, said, shuffled = columns
-        return _Scored(texts=texts, said=said, shuffled=shuffled)  # type: ignore[arg-type]
+        columns = ([column[i] for i in kept] for column in (self.texts, self.answers, self.shuffled))
+        texts, answers, shuffled = columns
+        return _Scored(texts=texts, answers=answers, shuffled=shuffled)  # type: ignore[arg-type]
 
 
 def score_web(
@@ -53,16 +53,16 @@ def score_web(
     bootstrap: Bootstrap,
     counted: Count = uncounted,
 ) -> WebReport:
-    """Scores of a model on a store of image-text examples; `counted` is told of every answer.
+    """Scores of a model on a store of image-text examples; `counted` is called for every answer.
 
-    There are two per example. Raises ValueError for a model that answers no questions.
+    There are two answers per example. Raises ValueError for a model that answers no questions.
     """
     answering = family_of(model).web_answers(model, contract, store)
     count = store.num_examples
     rows = np.unique(np.linspace(0, count - 1, min(config.examples, count)).astype(np.int64))
     scored = _Scored(
         texts=answering.texts(rows),
-        said=_answers(answering, rows, rows, config, batch, counted),
+        answers=_answers(answering, rows, rows, config, batch, counted),
         shuffled=_answers(answering, rows, np.roll(rows, len(rows) // 2), config, batch, counted),
     )
     answering.close()
@@ -90,7 +90,7 @@ def _answers(
 
 def _question_scores(scored: _Scored, bootstrap: Bootstrap) -> QuestionScores:
     groups = _image_numbers(scored.texts)
-    own = _accuracies(scored.said, scored.texts)
+    own = _accuracies(scored.answers, scored.texts)
     lazy = {
         "most_frequent_answer": _accuracies(_most_frequent(scored.texts), scored.texts),
         "question_only": _accuracies(_question_only(scored.texts, groups), scored.texts),
@@ -111,7 +111,9 @@ def _caption_scores(scored: _Scored, bootstrap: Bootstrap) -> CaptionScores:
     first = list({text.image: i for i, text in reversed(list(enumerate(scored.texts)))}.values())
     references = [scored.texts[i].references for i in first]
     interval = bootstrap.over(np.arange(len(first)))
-    own, shuffled = (np.array(cider_d([said[i] for i in first], references)) for said in (scored.said, scored.shuffled))
+    own, shuffled = (
+        np.array(cider_d([captions[i] for i in first], references)) for captions in (scored.answers, scored.shuffled)
+    )
     return CaptionScores(
         images=len(first),
         cider_d=interval(own),
@@ -119,8 +121,8 @@ def _caption_scores(scored: _Scored, bootstrap: Bootstrap) -> CaptionScores:
     )
 
 
-def _accuracies(said: Sequence[str], texts: Sequence[WebText]) -> np.ndarray:
-    pairs = zip(said, texts, strict=True)
+def _accuracies(answers: Sequence[str], texts: Sequence[WebText]) -> np.ndarray:
+    pairs = zip(answers, texts, strict=True)
     return np.array([vqa_accuracy(answer, text.references or (text.answer,)) for answer, text in pairs])
 
 
@@ -131,7 +133,7 @@ def _most_frequent(texts: Sequence[WebText]) -> list[str]:
 
 def _question_only(texts: Sequence[WebText], groups: np.ndarray) -> list[str]:
     """The commonest answer to the question among the images of the other half; else the commonest answer there."""
-    said = [""] * len(texts)
+    guesses = [""] * len(texts)
     for half in (0, 1):
         answers: dict[str, Counter[str]] = {}
         for text, group in zip(texts, groups, strict=True):
@@ -141,8 +143,8 @@ def _question_only(texts: Sequence[WebText], groups: np.ndarray) -> list[str]:
                 answers.setdefault("", Counter())[answer] += 1
         for i in np.flatnonzero(groups % 2 == half).tolist():
             known = answers.get(normalised(texts[i].prompt)) or answers.get("", Counter())
-            said[i] = known.most_common(1)[0][0] if known else ""
-    return said
+            guesses[i] = known.most_common(1)[0][0] if known else ""
+    return guesses
 
 
 def _image_numbers(texts: Sequence[WebText]) -> np.ndarray:

@@ -48,12 +48,12 @@ class Gate:
     @staticmethod
     def parse(text: str) -> Gate:
         """Raises ValueError if it is no condition."""
-        found = _FORM.fullmatch(text)
-        if found is None:
+        match = _FORM.fullmatch(text)
+        if match is None:
             raise ValueError(
                 f"--gate {text!r} is no condition: write METRIC>=NUMBER or METRIC>=champion (<=, < and > too)"
             )
-        metric, relation, number, change = found.groups()
+        metric, relation, number, change = match.groups()
         bound = float((number or change or "0").replace(" ", ""))
         return Gate(metric=metric, relation=relation, bound=bound, against_champion=number is None)
 
@@ -65,8 +65,8 @@ class Gate:
             bound, meant = self.bound, ""
         elif champion is None:
             passed = not math.isnan(value)
-            said = "passed, there is no champion yet" if passed else "failed"
-            return Verdict(passed=passed, text=f"{self.metric} {value:.6g}: {said}")
+            outcome = "passed, there is no champion yet" if passed else "failed"
+            return Verdict(passed=passed, text=f"{self.metric} {value:.6g}: {outcome}")
         else:
             change = f"{self.bound:+g}" if self.bound else ""
             bound, meant = self._of(champion) + self.bound, f" (version {holder}{change})"
@@ -117,6 +117,6 @@ def judge_all(
 
 
 def _require_comparable(metric: str, mine: EvaluationReport, theirs: EvaluationReport, *, holder: str | None) -> None:
-    found = obstacle(metric, mine, theirs, me="the new model", them=f"version {holder}")
-    if found is not None:
-        raise ValueError(f"--gate: {found}")
+    reason = obstacle(metric, mine, theirs, me="the new model", them=f"version {holder}")
+    if reason is not None:
+        raise ValueError(f"--gate: {reason}")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import fsspec
 
@@ -23,7 +22,34 @@ def kind_of_model(path: str) -> str | None:
         return next((kind for name, kind in _MARKS.items() if files.exists(f"{root.rstrip('/')}/{name}")), None)
 
 
-def summary(path: str, kind: str) -> dict[str, Any]:
+class ModelSummary(TypedDict):
+    """What `rtp inspect` says of a model. `stores`: paths, or of older bundles names, of those that it was trained on.
+
+    Only of a bundle: source. Only of a run or checkpoint: steps, recipe, mlflow_run_id; only of a run: checkpoints,
+    metrics.
+    """
+
+    kind: str
+    path: str
+    step: int
+    steps: NotRequired[int]
+    source: NotRequired[str]
+    model: str
+    contract: str
+    action: str
+    encoder: str
+    image: str
+    datasets: list[str]
+    stores: list[str]
+    git_revision: str | None
+    recipe: NotRequired[str]
+    mlflow_run_id: NotRequired[str | None]
+    bytes: int
+    checkpoints: NotRequired[list[int]]
+    metrics: NotRequired[dict[str, float]]
+
+
+def summary(path: str, kind: str) -> ModelSummary:
     """Where it comes from and what it acts on. Raises FileNotFoundError for a run without a complete checkpoint."""
     if kind == "bundle":
         return _of_bundle(path)
@@ -34,31 +60,29 @@ def summary(path: str, kind: str) -> dict[str, Any]:
     folder, checkpoint = find_checkpoint(path)
     metadata = CheckpointMetadata.of(checkpoint)
     experiment = metadata.experiment
-    found = {
+    described: ModelSummary = {
         "kind": kind,
         "path": path,
         "step": checkpoint.step,
         "steps": experiment["loop"]["steps"],
-        **_common(
-            experiment["model"],
-            metadata.contract,
-            stores=[reference.path for reference in metadata.stores],
-            git_revision=metadata.git_revision,
-        ),
+        "model": experiment["model"]["type"],
+        **_of_contract(metadata.contract),
+        "stores": [reference.path for reference in metadata.stores],
+        "git_revision": metadata.git_revision,
         "recipe": experiment["name"],
         "mlflow_run_id": metadata.mlflow_run_id,
         "bytes": sum(entry.size for entry in checkpoint.manifest.files),
     }
     if kind == "run":
-        newest: dict[str, Any] = {}
+        newest: dict[str, float] = {}
         for line in read_metrics(f"{path}/{METRICS}"):
             newest |= line
-        found["checkpoints"] = [each.step for each in folder.all()]
-        found["metrics"] = {key: newest[key] for key in ("loss", "validation_loss") if key in newest}
-    return found
+        described["checkpoints"] = [each.step for each in folder.all()]
+        described["metrics"] = {key: newest[key] for key in ("loss", "validation_loss") if key in newest}
+    return described
 
 
-def _of_bundle(path: str) -> dict[str, Any]:
+def _of_bundle(path: str) -> ModelSummary:
     files, root = fsspec.core.url_to_fs(path)
     try:
         described = json.loads(files.cat_file(f"{root}/{_DESCRIPTION}"))
@@ -68,53 +92,54 @@ def _of_bundle(path: str) -> dict[str, Any]:
             "path": path,
             "step": described["step"],
             "source": described["source"],
-            **_common(
-                described["model"],
-                Contract.from_json(described["contract"]),
-                stores=list(metadata.get("stores") or []),
-                git_revision=metadata.get("git_revision"),
-            ),
+            "model": described["model"]["type"],
+            **_of_contract(Contract.from_json(described["contract"])),
+            "stores": list(metadata.get("stores") or []),
+            "git_revision": metadata.get("git_revision"),
             "bytes": files.size(f"{root}/{_WEIGHTS}"),
         }
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}/{_DESCRIPTION} does not describe a model ({error!r}): export it again") from error
 
 
-def _common(
-    model: Mapping[str, Any], contract: Contract, *, stores: list[str], git_revision: str | None
-) -> dict[str, Any]:
+class _OfContract(TypedDict):
+    contract: str
+    action: str
+    encoder: str
+    image: str
+    datasets: list[str]
+
+
+def _of_contract(contract: Contract) -> _OfContract:
     return {
-        "model": model["type"],
         "contract": contract.id,
         "action": contract.action.name,
         "encoder": contract.encoder,
         "image": f"{contract.image.height}x{contract.image.width}",
         "datasets": [f"{dataset.name} {dataset.version}" for dataset in contract.datasets],
-        "stores": stores,
-        "git_revision": git_revision,
     }
 
 
-def text(found: Mapping[str, Any]) -> str:
-    """A summary to read in a terminal, one fact a line."""
-    of_recipe = f" of {found['recipe']}" if "recipe" in found else ""
-    of_steps = f" of {found['steps']}" if "steps" in found else ""
+def text(model: ModelSummary) -> str:
+    """A summary to read in a terminal, one fact per line."""
+    of_recipe = f" of {model['recipe']}" if "recipe" in model else ""
+    of_steps = f" of {model['steps']}" if "steps" in model else ""
     rows = {
-        "what": f"{found['kind']}{of_recipe}, at step {found['step']}{of_steps}",
-        "model": f"{found['model']}, {found['bytes'] / 1e6:.1f} MB",
-        "acts in": f"{found['action']}, frames {found['image']}",
-        "instructions": f"by {found['encoder']}",
-        "datasets": ", ".join(found["datasets"]) or "none: import its weights again with --data",
-        "trained on": "\n".join(found["stores"]),
-        "from": found.get("source"),
-        "checkpoints": ", ".join(f"step {step}" for step in found.get("checkpoints", [])),
-        "metrics": ", ".join(f"{name} {value:.4f}" for name, value in found.get("metrics", {}).items()),
-        "MLflow run": found.get("mlflow_run_id"),
-        "contract": found["contract"],
-        "revision": found["git_revision"],
+        "what": f"{model['kind']}{of_recipe}, at step {model['step']}{of_steps}",
+        "model": f"{model['model']}, {model['bytes'] / 1e6:.1f} MB",
+        "acts in": f"{model['action']}, frames {model['image']}",
+        "instructions": f"by {model['encoder']}",
+        "datasets": ", ".join(model["datasets"]) or "none: import its weights again with --data",
+        "trained on": "\n".join(model["stores"]),
+        "from": model.get("source"),
+        "checkpoints": ", ".join(f"step {step}" for step in model.get("checkpoints", [])),
+        "metrics": ", ".join(f"{name} {value:.4f}" for name, value in model.get("metrics", {}).items()),
+        "MLflow run": model.get("mlflow_run_id"),
+        "contract": model["contract"],
+        "revision": model["git_revision"],
     }
-    told = {name: str(value).split("\n") for name, value in rows.items() if value}
+    cells = {name: str(value).split("\n") for name, value in rows.items() if value}
     lines = [
-        f"{name if not place else '':<14}{part}" for name, parts in told.items() for place, part in enumerate(parts)
+        f"{name if not place else '':<14}{part}" for name, parts in cells.items() for place, part in enumerate(parts)
     ]
-    return "\n".join([str(found["path"]), *lines])
+    return "\n".join([model["path"], *lines])

@@ -124,16 +124,16 @@ def find_checkpoint(path: str) -> tuple[CheckpointFolder, Checkpoint]:
             raise FileNotFoundError(f"{path} is a file, not the folder of a model: give {ACCEPTED}")
     for root in (f"{path}/checkpoints", path):
         folder = CheckpointFolder(root)
-        found = folder.latest()
-        if found is not None:
-            return folder, found
+        checkpoint = folder.latest()
+        if checkpoint is not None:
+            return folder, checkpoint
     parent, _, name = path.rstrip("/").rpartition("/")
     step = re.fullmatch(r"step-(\d+)", name)
     folder = CheckpointFolder(parent or ".")
-    found = folder.at(int(step[1])) if step else None
-    if found is None:
+    checkpoint = folder.at(int(step[1])) if step else None
+    if checkpoint is None:
         raise FileNotFoundError(f"{path} {_nature(path)}: give {ACCEPTED}")
-    return folder, found
+    return folder, checkpoint
 
 
 def _nature(path: str) -> str:

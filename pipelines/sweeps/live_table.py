@@ -44,11 +44,11 @@ class SweepTable:
                     self._console.print(self._line(record), soft_wrap=True, highlight=False)
 
     def _line(self, record: TrialRecord) -> str:
-        said = ", ".join(f"{path} {value_text(record.parameters[path])}" for path in self._sweep.space)
+        parameters = ", ".join(f"{path} {value_text(record.parameters[path])}" for path in self._sweep.space)
         known = [(o.metric, score) for o in self._sweep.objectives if (score := _score(record, o.metric))]
         scores = "".join(f", {metric} {score}" for metric, score in known)
         reason = f": {record.reason}" if record.reason else ""
-        return f"trial {record.number} {record.state} at step {record.step}{scores} ({said}){reason}"
+        return f"trial {record.number} {record.state} at step {record.step}{scores} ({parameters}){reason}"
 
     def _table(self) -> Table:
         table = Table(title=f"sweep {self._sweep.name}: {self._counts()}", title_justify="left")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import fsspec
+
+from preprocessing.store.json_files import JsonObject
 
 
 def write_whole(path: str, text: str) -> None:
@@ -27,7 +28,7 @@ def write_whole(path: str, text: str) -> None:
     partial.replace(target)
 
 
-def whole_lines(path: str) -> Iterator[dict[str, Any]]:
+def whole_lines(path: str) -> Iterator[JsonObject]:
     """The lines of a file of JSON lines, local or remote, without those that a crash has cut; none without a file."""
     try:
         with fsspec.open(path, "r") as file:

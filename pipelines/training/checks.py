@@ -34,17 +34,17 @@ def check_job(job: PreparedJob, stores: Sequence[Store], accepted: Collection[st
         raise ValueError("loop.patience needs measurements: give --validation STORE and loop.evaluate_every")
     if loop.log_samples and "://" in job.output:
         raise ValueError(f"loop.log_samples appends to files, which {job.output} cannot: give a local --output")
-    found = require_fresh_or_resumed(job)
-    require_trainable(job.experiment, is_new=job.init is None and found is None)
-    if job.init is not None and found is None:
+    checkpoint = require_fresh_or_resumed(job)
+    require_trainable(job.experiment, is_new=job.init is None and checkpoint is None)
+    if job.init is not None and checkpoint is None:
         require_usable(job.init, job.experiment, job.contract)
 
 
 def require_sound(stores: Sequence[EpisodeStore], accepted: Collection[str]) -> None:
     """Raise ValueError where the audit finds that a store's data contradict what its spec declares."""
     for store in stores:
-        found = saved(store) or audit(store)
-        refused = blocking(found.verdicts, accepted=accepted)
+        report = saved(store) or audit(store)
+        refused = blocking(report.verdicts, accepted=accepted)
         if refused:
             raise ValueError(
                 f"{store.root} contradicts what is declared of it: {'; '.join(refused)}. Mend the dataset spec and "
@@ -70,12 +70,12 @@ def mixed_units(datasets: Sequence[DatasetContract], names: Sequence[str]) -> li
 
 def require_fresh_or_resumed(job: PreparedJob) -> Checkpoint | None:
     """The checkpoint to go on from."""
-    found = CheckpointFolder(f"{job.output}/checkpoints").latest()
-    if found is not None and not job.resume:
+    checkpoint = CheckpointFolder(f"{job.output}/checkpoints").latest()
+    if checkpoint is not None and not job.resume:
         raise ValueError(
-            f"{job.output} already holds a run at step {found.step}: add --resume to continue it, "
+            f"{job.output} already holds a run at step {checkpoint.step}: add --resume to continue it, "
             f"or give another --output"
         )
-    if found is not None:
-        require_same_run(found, job.contract, job.experiment, job.references)
-    return found
+    if checkpoint is not None:
+        require_same_run(checkpoint, job.contract, job.experiment, job.references)
+    return checkpoint

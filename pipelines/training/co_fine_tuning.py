@@ -107,19 +107,19 @@ def texts(stores: Sequence[Store], config: RT2TextConfig) -> Iterator[str]:
             continue
         for prompts, answers, _ in store.texts():
             for prompt, answer in zip(prompts, answers, strict=True):
-                asked = config.question_prompt.format(question=prompt) if prompt else config.caption_prompt
-                yield f"{asked} {answer}"
+                question = config.question_prompt.format(question=prompt) if prompt else config.caption_prompt
+                yield f"{question} {answer}"
 
 
 def require_room(stores: Sequence[Store], text: RT2Text, plans: Mapping[str, str]) -> None:
     """Raise ValueError unless every instruction, plan and example fits into the model's context, and a robot's actions
     have something to say in it."""
     nothing = np.zeros(text.spec.size, np.float32), np.ones(text.spec.size, bool)
-    said = {line.strip() for store in robot_stores(stores) for line in store.instruction_texts}
-    if plans and stores and not said.intersection(plans):
+    instructions = {line.strip() for store in robot_stores(stores) for line in store.instruction_texts}
+    if plans and stores and not instructions.intersection(plans):
         raise ValueError(
             f"co_fine_tuning.plans has plans for other instructions only, such as {next(iter(plans))!r}; these stores "
-            f"have {next(iter(said), '')!r}"
+            f"have {next(iter(instructions), '')!r}"
         )
     for store in robot_stores(stores):
         if not any(store.dataset.action_mask[dim] for dim in text.field_dims):

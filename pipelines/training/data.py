@@ -46,8 +46,8 @@ def _require_known(config: LoaderConfig, robots: Sequence[EpisodeStore]) -> None
     """Raise ValueError for a dataset or step flag of the loader's settings that no store has."""
     datasets = dict.fromkeys(store.name for store in robots)
     flags = dict.fromkeys(flag for store in robots for flag in store.manifest.flag_names)
-    for setting, asked, known in (("relabel", config.relabel, datasets), ("mask_flags", config.mask_flags, flags)):
-        unknown = [name for name in asked if name not in known]
+    for setting, names, known in (("relabel", config.relabel, datasets), ("mask_flags", config.mask_flags, flags)):
+        unknown = [name for name in names if name not in known]
         if unknown:
             there = ", ".join(known) or "none"
             raise ValueError(f"loader.{setting} names {unknown[0]!r}, which no store has: there are {there}")

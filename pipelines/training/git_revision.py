@@ -12,8 +12,8 @@ def git_revision() -> str:
 
     A submitted job has no repository and is told (pipelines/submit.py).
     """
-    if told := os.environ.get("RTP_GIT_REVISION"):
-        return told
+    if recorded := os.environ.get("RTP_GIT_REVISION"):
+        return recorded
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty=+changes"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
+    described = subprocess.run(command, capture_output=True, text=True, check=False)
+    return described.stdout.strip() or "unknown"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from textwrap import shorten
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from pipelines.publishing.training_stores import StoreReference
 from pipelines.training.checkpoint_metadata import CheckpointMetadata
 from pipelines.training.co_fine_tuning import plans_fingerprint
 from pipelines.training.imagenet_start import IMAGENET, load_into_backbone, require_imagenet_usable
+from preprocessing.store.json_files import JsonObject
 from rt_models.blocks.batch_norm import BatchNorm
 from rt_models.spec import Contract, ContractMismatch
 
@@ -133,9 +133,9 @@ def require_usable(weights_from: str, experiment: Experiment, contract: Contract
     if weights_from.startswith(IMAGENET):
         require_imagenet_usable(weights_from, experiment.model)
         return
-    found = describe_trained(weights_from)
-    _require_same_model(found, weights_from, experiment)
-    theirs = found.contract
+    description = describe_trained(weights_from)
+    _require_same_model(description, weights_from, experiment)
+    theirs = description.contract
     if theirs.encoder != contract.encoder:
         raise ContractMismatch(
             f"{weights_from} was trained with instruction vectors of {theirs.encoder}, these stores have those of "
@@ -150,8 +150,8 @@ def require_usable(weights_from: str, experiment: Experiment, contract: Contract
         log.warning("%s was trained on frames of %s, these stores hold %s", weights_from, theirs.image, contract.image)
 
 
-def _require_same_model(found: Description, weights_from: str, experiment: Experiment) -> None:
-    theirs, ours = (_meaning(to_plain(config)) for config in (found.model, experiment.model))
+def _require_same_model(description: Description, weights_from: str, experiment: Experiment) -> None:
+    theirs, ours = (_meaning(to_plain(config)) for config in (description.model, experiment.model))
     different = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
     if different:
         key = different[0]
@@ -161,7 +161,7 @@ def _require_same_model(found: Description, weights_from: str, experiment: Exper
         )
 
 
-def _meaning(model: dict[str, Any]) -> dict[str, Any]:
+def _meaning(model: JsonObject) -> dict[str, object]:
     """The settings that decide what given weights compute."""
     return {
         key: value
@@ -171,26 +171,26 @@ def _meaning(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_same_run(
-    found: Checkpoint, contract: Contract, experiment: Experiment, stores: Sequence[StoreReference] | None = None
+    checkpoint: Checkpoint, contract: Contract, experiment: Experiment, stores: Sequence[StoreReference] | None = None
 ) -> None:
     """Raise ValueError where continuing would silently train something else.
 
     `stores`: those of this run, in order, to be compared with the checkpoint's.
     """
-    before = CheckpointMetadata.of(found)
+    before = CheckpointMetadata.of(checkpoint)
     if before.contract != contract:
         raise ValueError(
-            f"checkpoint {found.path} was trained under contract {before.contract.id}, this run has {contract.id}: "
-            f"give the stores and settings of that run, or another --output"
+            f"checkpoint {checkpoint.path} was trained under contract {before.contract.id}, this run has "
+            f"{contract.id}: give the stores and settings of that run, or another --output"
         )
     if stores is not None:
-        _require_same_stores(found.path, before.stores, stores)
+        _require_same_stores(checkpoint.path, before.stores, stores)
     if before.plans is not None and before.plans != plans_fingerprint(experiment.co_fine_tuning):
         raise ValueError(
-            f"--resume continues the run in {found.path}, but co_fine_tuning.plans says something else than then: "
+            f"--resume continues the run in {checkpoint.path}, but co_fine_tuning.plans says something else than then: "
             f"give the plans of that run, or another --output"
         )
-    _require_same_settings(found.path, before, experiment)
+    _require_same_settings(checkpoint.path, before, experiment)
 
 
 def _require_same_settings(path: str, saved: CheckpointMetadata, experiment: Experiment) -> None:
@@ -218,9 +218,9 @@ def _require_same_stores(path: str, before: Sequence[StoreReference], stores: Se
     if [store.source for store in before] == [store.source for store in stores]:
         return
     then, now = (", ".join(store.dataset for store in side) for side in (before, stores))
-    given = "these hold other records" if then == now else f"these are {now}"
+    difference = "these hold other records" if then == now else f"these are {now}"
     raise ValueError(
-        f"--resume continues the run in {path}, which was trained on {then}, in this order, and {given}: give "
+        f"--resume continues the run in {path}, which was trained on {then}, in this order, and {difference}: give "
         f"the stores of that run in that order (wherever they lie now), or another --output"
     )
 

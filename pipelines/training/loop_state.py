@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 from pipelines.config.experiment import LoopConfig
+from preprocessing.store.json_files import JsonObject
 
 
 @dataclass(kw_only=True)
@@ -22,11 +22,11 @@ class LoopState:
     skipped_in_a_row: int = 0
 
     @staticmethod
-    def from_plain(data: Mapping[str, Any]) -> LoopState:
+    def from_plain(data: JsonObject) -> LoopState:
         known = {field.name for field in fields(LoopState)}
         return LoopState(**{key: value for key, value in data.items() if key in known})
 
-    def to_plain(self) -> dict[str, Any]:
+    def to_plain(self) -> dict[str, object]:
         return asdict(self)
 
     def see(self, measured: Mapping[str, float], step: int, best_by: str) -> None:

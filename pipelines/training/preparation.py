@@ -20,9 +20,9 @@ def prepared(job: TrainJob, stores: Sequence[Store] | None = None) -> PreparedJo
     if stores is None:
         stores = [open_store(path, split="train") for path in job.stores]
     experiment = resolved(job.experiment, stores)
-    asked = {field.name: getattr(job, field.name) for field in fields(TrainJob)}
+    settings = {field.name: getattr(job, field.name) for field in fields(TrainJob)}
     return PreparedJob(
-        **{**asked, "experiment": experiment},
+        **{**settings, "experiment": experiment},
         contract=training_contract(experiment, stores),
         references=tuple(StoreReference.of(store, job.output) for store in stores),
         plans=plans_fingerprint(experiment.co_fine_tuning),

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -19,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.training.run_files import METRICS, read_metrics
+from pipelines.training.run_files import METRICS, Metrics, read_metrics
 from pipelines.training.speed import verdict
 
 _POLL_S, _REMOTE_POLL_S = 0.5, 15.0
@@ -33,7 +32,7 @@ class _Run:
     num_steps: int
     steps_per_epoch: float | None
     began: float = field(default_factory=time.time)
-    lines: list[dict[str, Any]] = field(default_factory=list)
+    lines: list[Metrics] = field(default_factory=list)
 
     @property
     def step(self) -> int:
@@ -49,7 +48,7 @@ class _Run:
 
     def words(self) -> list[str]:
         """The newest of everything in words, what matters most first."""
-        newest: dict[str, Any] = {}
+        newest: Metrics = {}
         for line in self.lines:
             newest |= line
         if "loss" not in newest:
@@ -85,12 +84,14 @@ def _looks(run: _Run, path: str, done: threading.Event) -> Iterator[None]:
 
 
 def _log(console: Console, run: _Run, path: str, done: threading.Event) -> None:
-    told = -1
+    shown_step = -1
     for _ in _looks(run, path, done):
-        if run.step == told or not any("loss" in line for line in run.lines):
+        if run.step == shown_step or not any("loss" in line for line in run.lines):
             continue
-        told, left = run.step, run.seconds_left()
-        words = [f"step {told}/{run.num_steps}", *run.words(), *([] if left is None else [f"{_clock(left)} left"])]
+        shown_step, left = run.step, run.seconds_left()
+        words = [f"step {shown_step}/{run.num_steps}", *run.words()]
+        if left is not None:
+            words.append(f"{_clock(left)} left")
         print("  ".join(words), file=sys.stderr, flush=True)
 
 
@@ -121,7 +122,7 @@ def packed(words: Sequence[str], width: int) -> list[str]:
     return lines
 
 
-def _of_learning(newest: Mapping[str, Any], epoch: float | None) -> Iterator[str]:
+def _of_learning(newest: Mapping[str, float], epoch: float | None) -> Iterator[str]:
     yield f"loss {newest['loss']:.3f}"
     if "validation_loss" in newest:
         yield f"validation {newest['validation_loss']:.3f}"
@@ -131,7 +132,7 @@ def _of_learning(newest: Mapping[str, Any], epoch: float | None) -> Iterator[str
         yield f"epoch {epoch:.1f}"
 
 
-def _of_speed(newest: Mapping[str, Any]) -> Iterator[str]:
+def _of_speed(newest: Mapping[str, float]) -> Iterator[str]:
     yield f"{newest['samples_per_s']:.0f} samples/s"
     yield f"{newest['frames_per_s']:.0f} frames/s"
     if "flops_utilisation" in newest:

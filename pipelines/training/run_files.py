@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO, TypeAlias, TypedDict
 
 import torch
 
@@ -14,6 +14,18 @@ from cluster.context import WorkerContext
 from pipelines.terminal.atomic_files import whole_lines, write_whole
 
 METRICS = "metrics.jsonl"
+Metrics: TypeAlias = dict[str, float]
+"""One line of metrics.jsonl: step, time in seconds since 1970, and what was measured."""
+
+
+class SampleLine(TypedDict):
+    """One line of a sample log: what one rank trained on in one step. samples: [id, store, episode, step] of each."""
+
+    rank: int
+    attempt: int
+    step: int
+    world: int
+    samples: list[list[int]]
 
 
 class MetricsLog:
@@ -42,7 +54,7 @@ class MetricsLog:
             write_whole(self._path, "".join(self._lines))
 
 
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+def read_metrics(path: str | Path) -> list[Metrics]:
     """The lines of a metrics.jsonl, local or remote; a line cut by a crash is left out."""
     return list(whole_lines(str(path)))
 
@@ -76,12 +88,12 @@ class SampleLog:
         self._rows = []
 
 
-def read_samples(output: str | Path) -> list[dict[str, Any]]:
-    """Every line of every rank's log, with its `rank`: attempt, step, world and samples [id, store, episode, step]."""
-    lines = []
+def read_samples(output: str | Path) -> list[SampleLine]:
+    """Every line of every rank's log."""
+    lines: list[SampleLine] = []
     for path in sorted(Path(output, "samples").glob("rank-*.jsonl")):
         rank = int(path.stem.removeprefix("rank-"))
-        lines += [{"rank": rank, **line} for line in whole_lines(str(path))]
+        lines += [SampleLine(rank=rank, **line) for line in whole_lines(str(path))]
     return lines
 
 
@@ -98,7 +110,7 @@ def final_samples(output: str | Path) -> dict[int, list[list[int]]]:
     return {step: sorted(samples) for step, samples in sorted(counting.items())}
 
 
-def _end_line(file: Any) -> None:
+def _end_line(file: BinaryIO) -> None:
     """Close a line that a crash has cut, so that the next one stands alone."""
     if file.seek(0, 2) and file.seek(-1, 2) >= 0 and file.read(1) != b"\n":
         file.write(b"\n")

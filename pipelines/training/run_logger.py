@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import fsspec
 import yaml
@@ -107,7 +106,7 @@ class RunLogger:
         if self._record is not None:
             self._record.add(metrics, step)
 
-    def file(self, data: Any, name: str) -> None:
+    def file(self, data: Mapping[str, object], name: str) -> None:
         """Plain data as the MLflow run's artifact `name`."""
         if self._record is not None:
             self._record.json(data, name)
@@ -158,7 +157,7 @@ class _RunRecord:
         self._next_system_s = now + _SYSTEM_EVERY_S
         return system_metrics(self._output)
 
-    def json(self, data: Any, name: str) -> None:
+    def json(self, data: Mapping[str, object], name: str) -> None:
         self._mlflow.json(data, name)
 
     def publish(self) -> None:

@@ -74,14 +74,14 @@ def memory_gb(device: torch.device) -> float:
 def system_metrics(folder: str) -> dict[str, float]:
     """The machine that this process runs on, under the names by which MLflow groups system metrics."""
     memory = psutil.virtual_memory()
-    found = {
+    metrics = {
         "system/cpu_percent": psutil.cpu_percent(),
         "system/memory_used_gb": (memory.total - memory.available) / 1e9,
         "system/memory_percent": memory.percent,
     }
     if "://" not in folder:
-        found["system/disk_free_gb"] = psutil.disk_usage(folder).free / 1e9
+        metrics["system/disk_free_gb"] = psutil.disk_usage(folder).free / 1e9
     if torch.cuda.is_initialized():  # of this rank's GPU alone: asking another would open a context of 0.5 GB on it
         free, total = torch.cuda.mem_get_info()
-        found[f"system/gpu_{torch.cuda.current_device()}_memory_used_gb"] = (total - free) / 1e9
-    return found
+        metrics[f"system/gpu_{torch.cuda.current_device()}_memory_used_gb"] = (total - free) / 1e9
+    return metrics

@@ -6,8 +6,8 @@ Axes: B samples of a micro-batch, S stores.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -33,6 +33,22 @@ def require_reported(metric: str, where: str) -> None:
     """Raise ValueError where no training reports such a metric."""
     if metric not in REPORTED and not metric.startswith(_OF_A_STORE):
         raise ValueError(f"{where}: a training reports no {metric!r}{did_you_mean(metric, list(REPORTED))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RankMetrics:
+    """Of one rank, for the others: see `StepMetrics.metrics`."""
+
+    loss: float
+    """NaN where every step was skipped."""
+    waiting: float
+    utilisation: float
+    memory_gb: float
+    samples_per_s: float
+    frames_per_s: float
+    padding: float | None
+    image_padding: float | None
+    stores: list[list[float]]
 
 
 class StepMetrics:
@@ -85,48 +101,50 @@ class StepMetrics:
         """Over all ranks; `waited_s` is how long this rank has waited for data since the start of the run."""
         seconds = time.perf_counter() - self._began
         losses = torch.stack(self._losses)
-        mine = {
-            "loss": losses[losses.isfinite()].mean().item(),  # NaN where every step was skipped
-            "waiting": (waited_s - self._waited_s) / seconds,
-            "utilisation": self._flops / (seconds * self._peak),
-            "memory_gb": memory_gb(self._context.device),
-            "samples_per_s": self._samples / seconds,
-            "frames_per_s": self._frames / seconds,
-            "padding": 1 - self._tokens / self._token_places if self._token_places else None,
-            "image_padding": 1 - self._images / self._image_places if self._image_places else None,
-            "stores": self._by_store_S3.tolist(),
-        }
+        mine = _RankMetrics(
+            loss=losses[losses.isfinite()].mean().item(),
+            waiting=(waited_s - self._waited_s) / seconds,
+            utilisation=self._flops / (seconds * self._peak),
+            memory_gb=memory_gb(self._context.device),
+            samples_per_s=self._samples / seconds,
+            frames_per_s=self._frames / seconds,
+            padding=1 - self._tokens / self._token_places if self._token_places else None,
+            image_padding=1 - self._images / self._image_places if self._image_places else None,
+            stores=self._by_store_S3.tolist(),
+        )
         ranks = self._context.gather(mine)
         self._restart(waited_s)
         return _mean_over_ranks(ranks) | _by_store(ranks, self._names)
 
 
-def _mean_over_ranks(ranks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    def mean(key: str) -> float:
-        return sum(rank[key] for rank in ranks) / len(ranks)
+def _mean_over_ranks(ranks: Sequence[_RankMetrics]) -> dict[str, float]:
+    def mean(values: Iterable[float]) -> float:
+        return sum(values) / len(ranks)
 
-    found = {
-        "loss": mean("loss"),
-        "samples_per_s": mean("samples_per_s") * len(ranks),
-        "frames_per_s": mean("frames_per_s") * len(ranks),
-        "waiting_share": mean("waiting"),
-        "memory_gb": max(rank["memory_gb"] for rank in ranks),
+    metrics = {
+        "loss": mean(rank.loss for rank in ranks),
+        "samples_per_s": sum(rank.samples_per_s for rank in ranks),
+        "frames_per_s": sum(rank.frames_per_s for rank in ranks),
+        "waiting_share": mean(rank.waiting for rank in ranks),
+        "memory_gb": max(rank.memory_gb for rank in ranks),
     }
-    for key in ("padding", "image_padding"):
-        if ranks[0][key] is not None:
-            found[f"{key}_share"] = mean(key)
-    utilisation = mean("utilisation")
-    return found | ({"flops_utilisation": utilisation} if utilisation else {})
+    paddings = {
+        "padding_share": [rank.padding for rank in ranks if rank.padding is not None],
+        "image_padding_share": [rank.image_padding for rank in ranks if rank.image_padding is not None],
+    }
+    metrics |= {key: mean(values) for key, values in paddings.items() if values}
+    utilisation = mean(rank.utilisation for rank in ranks)
+    return metrics | ({"flops_utilisation": utilisation} if utilisation else {})
 
 
-def _by_store(ranks: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, float]:
+def _by_store(ranks: Sequence[_RankMetrics], names: Sequence[str]) -> dict[str, float]:
     """Of a mixture: each store's samples, trained tokens and mean loss over its samples."""
     if len(names) < 2:
         return {}
-    sums_S3 = torch.tensor([rank["stores"] for rank in ranks], dtype=torch.float64).sum(dim=0)
-    found: dict[str, float] = {}
+    sums_S3 = torch.tensor([rank.stores for rank in ranks], dtype=torch.float64).sum(dim=0)
+    metrics: dict[str, float] = {}
     for name, sums in zip(names, sums_S3.tolist(), strict=True):
-        found |= {f"samples/{name}": sums[_SAMPLES], f"tokens/{name}": sums[_TOKENS]}
+        metrics |= {f"samples/{name}": sums[_SAMPLES], f"tokens/{name}": sums[_TOKENS]}
         if sums[_SAMPLES] and sums[_LOSS] == sums[_LOSS]:  # not NaN: the model tells its samples' losses
-            found[f"loss/{name}"] = sums[_LOSS] / sums[_SAMPLES]
-    return found
+            metrics[f"loss/{name}"] = sums[_LOSS] / sums[_SAMPLES]
+    return metrics

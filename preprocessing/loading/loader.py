@@ -112,14 +112,14 @@ class Loader:
         `shuffle_score`: median distance between successive samples of one episode, over what a full shuffle of the
         same samples gives (1 is as good); left out until two samples of one episode have come.
         """
-        found = {"waited_s": self.waited_s, "samples": float(self._drawn.sum())}
+        report = {"waited_s": self.waited_s, "samples": float(self._drawn.sum())}
         if self._recent and (score := shuffle_score(np.concatenate(self._recent))) is not None:
-            found["shuffle_score"] = score
+            report["shuffle_score"] = score
         rows_of_store = self._reader.store_rows
         for name, drawn, rows in zip(self._reader.datasets, self._drawn, rows_of_store, strict=True):
-            found[f"share/{name}"] = float(drawn / max(self._drawn.sum(), 1))
-            found[f"epochs/{name}"] = float(drawn * self._world_size / rows)
-        return found
+            report[f"share/{name}"] = float(drawn / max(self._drawn.sum(), 1))
+            report[f"epochs/{name}"] = float(drawn * self._world_size / rows)
+        return report
 
     def __iter__(self) -> Iterator[Batch]:
         pieces = self._pieces(self._position)

@@ -79,9 +79,9 @@ def _occurrence(values: np.ndarray) -> np.ndarray:
     """int64: how often each value came before, in this array."""
     order = np.argsort(values, kind="stable")
     changes = np.flatnonzero(np.diff(values[order], prepend=-1))
-    found = np.empty(len(values), np.int64)
-    found[order] = np.arange(len(values)) - np.repeat(changes, np.diff(changes, append=len(values)))
-    return found
+    counts = np.empty(len(values), np.int64)
+    counts[order] = np.arange(len(values)) - np.repeat(changes, np.diff(changes, append=len(values)))
+    return counts
 
 
 def whole_weights(weights: Sequence[float]) -> tuple[int, ...]:

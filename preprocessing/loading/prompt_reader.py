@@ -224,10 +224,10 @@ class PromptReader(Reader):
         frames: np.ndarray,
     ) -> np.ndarray:
         """`frames` and after them the distinct images of the web rows."""
-        found = self._web.texts(own_B[places])
-        images = list(dict.fromkeys(web.image for web in found if web.image is not None))
+        web_texts = self._web.texts(own_B[places])
+        images = list(dict.fromkeys(web.image for web in web_texts if web.image is not None))
         row_of = {image: len(frames) + number for number, image in enumerate(images)}
-        for place, web in zip(places, found, strict=True):
+        for place, web in zip(places, web_texts, strict=True):
             examples[place] = self.text.web(web.prompt, web.answer)
             index_BI[place, -1] = -1 if web.image is None else row_of[web.image]
         return np.concatenate([frames, np.stack(self._web.frames(images))]) if images else frames
@@ -258,13 +258,13 @@ class _Instructions:
     def of(self, rows: np.ndarray) -> list[str]:
         """The instruction of each row (B,), counted through the stores; "" for none."""
         shard_B = np.searchsorted(self._first_row, rows, side="right") - 1
-        found = []
+        texts = []
         for shard, inside in zip(shard_B, rows - self._first_row[shard_B], strict=True):
             number, own = self._shards[shard]
             store = self._stores[number]
             group, place = divmod(int(inside), store.shards[own].row_group_rows)
-            found.append(store.instruction_texts[int(self._group(number, own, group)[place])].strip())
-        return found
+            texts.append(store.instruction_texts[int(self._group(number, own, group)[place])].strip())
+        return texts
 
     def _read_group(self, number: int, shard: int, group: int) -> np.ndarray:
         """int64: places in the store's instruction table."""

@@ -96,8 +96,8 @@ class SampleOrder:
         first_block, block = np.searchsorted(ends, start, side="right"), np.searchsorted(ends, place, side="right")
         group = first_block + (block - first_block) // self.interleaved_blocks * self.interleaved_blocks
         begins = np.maximum(np.where(group > 0, ends[group - 1], 0), start)
-        asked = zip(begins.tolist(), stop.tolist(), group.tolist(), (place - begins).tolist(), strict=True)
-        return np.array([self._braid(epoch, *which)[inside] for *which, inside in asked], np.int64)
+        stretches = zip(begins.tolist(), stop.tolist(), group.tolist(), (place - begins).tolist(), strict=True)
+        return np.array([self._braid(epoch, *which)[inside] for *which, inside in stretches], np.int64)
 
     def _shuffled_blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """(block numbers in this epoch's order, the place at which each ends)."""

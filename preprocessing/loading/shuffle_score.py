@@ -12,9 +12,9 @@ def shuffle_score(episode_NE: np.ndarray) -> float | None:
     near 0 is no shuffle at all. None if no episode comes twice.
     """
     _, episode_N = np.unique(episode_NE, axis=0, return_inverse=True)
-    found = _distances(episode_N.ravel())
+    distances = _distances(episode_N.ravel())
     shuffled = _distances(np.random.default_rng(0).permutation(episode_N.ravel()))
-    return float(np.median(found) / np.median(shuffled)) if len(found) and len(shuffled) else None
+    return float(np.median(distances) / np.median(shuffled)) if len(distances) and len(shuffled) else None
 
 
 def _distances(episode_N: np.ndarray) -> np.ndarray:

@@ -42,14 +42,14 @@ class WebReader:
     def texts(self, examples: np.ndarray) -> list[WebText]:
         """The texts of examples (B,)."""
         store_B = np.searchsorted(self._first_example, examples, side="right") - 1
-        found = []
+        texts = []
         for number, example in zip(store_B, examples - self._first_example[store_B], strict=True):
             store = self._stores[number]
             (record,), (inside,) = store.index.episodes(np.array([example]))
             shard = int(np.searchsorted(self._first_row[number], record, side="right")) - 1
             row = int(record - self._first_row[number][shard])
-            found.append(self._text(int(number), shard, row, int(inside)))
-        return found
+            texts.append(self._text(int(number), shard, row, int(inside)))
+        return texts
 
     def frames(self, images: Sequence[tuple[int, int, int]]) -> list[np.ndarray]:
         """uint8 (H, W, 3) of each image, decoded side by side."""

@@ -183,17 +183,17 @@ class RT1Policy:
         """float32 (R, 512)"""
         expected = f"float ({EMBEDDING_WIDTH},) or ({self.num_robots}, {EMBEDDING_WIDTH})"
         if isinstance(instruction, str):
-            given: np.ndarray | Tensor = self._of_text(instruction)
+            vectors: np.ndarray | Tensor = self._of_text(instruction)
         elif isinstance(instruction, np.ndarray | Tensor):
-            given = instruction
+            vectors = instruction
         elif isinstance(instruction, Sequence) and instruction and all(isinstance(text, str) for text in instruction):
-            given = np.stack([self._of_text(text) for text in instruction])
+            vectors = np.stack([self._of_text(text) for text in instruction])
         else:
             raise ValueError(f"instruction: expected a text, texts or an embedding {expected}, got {instruction!r:.40}")
-        known_shape = tuple(given.shape) in ((EMBEDDING_WIDTH,), (self.num_robots, EMBEDDING_WIDTH))
-        if "float" not in str(given.dtype) or not known_shape:
-            raise ValueError(f"instruction embedding: expected {expected}, got {given.dtype} {tuple(given.shape)}")
-        embedding = given.float() if isinstance(given, Tensor) else torch.from_numpy(np.array(given, np.float32))
+        known_shape = tuple(vectors.shape) in ((EMBEDDING_WIDTH,), (self.num_robots, EMBEDDING_WIDTH))
+        if "float" not in str(vectors.dtype) or not known_shape:
+            raise ValueError(f"instruction embedding: expected {expected}, got {vectors.dtype} {tuple(vectors.shape)}")
+        embedding = vectors.float() if isinstance(vectors, Tensor) else torch.from_numpy(np.array(vectors, np.float32))
         require_finite("instruction embedding", embedding)
         return embedding.cpu().expand(self.num_robots, -1)
 

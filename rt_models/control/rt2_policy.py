@@ -59,7 +59,7 @@ class RT2Policy:
 
     def _begin(self) -> None:
         self._history: list[list[Tensor]] = [[] for _ in range(self.num_robots)]
-        self._told = [""] * self.num_robots
+        self._instructions = [""] * self.num_robots
 
     def reset(self, robots: Sequence[int] | None = None) -> None:
         """Begin an episode: forget the frames of these robots, or of all."""
@@ -87,15 +87,15 @@ class RT2Policy:
 
     def _require_size(self, frame_RHWC: Tensor, texts: Sequence[str]) -> None:
         """Raise ValueError where the frames of an episode that goes on have another size than before."""
-        for history, text, told in zip(self._history, texts, self._told, strict=True):
-            if history and text == told and history[-1].shape != frame_RHWC.shape[1:]:
+        for history, text, previous in zip(self._history, texts, self._instructions, strict=True):
+            if history and text == previous and history[-1].shape != frame_RHWC.shape[1:]:
                 sizes = f"{tuple(frame_RHWC.shape[1:])} after {tuple(history[-1].shape)}"
                 raise ValueError(f"frame: {sizes}: reset() between")
 
     def _see(self, frame_RHWC: Tensor, texts: list[str]) -> None:
         """Remember the newest frame of each robot, whose episode begins where its instruction is new."""
-        self.reset([robot for robot, text in enumerate(texts) if text != self._told[robot]])
-        self._told = texts
+        self.reset([robot for robot, text in enumerate(texts) if text != self._instructions[robot]])
+        self._instructions = texts
         for history, frame_HWC in zip(self._history, frame_RHWC, strict=True):
             history.append(frame_HWC)
             del history[: -self._num_frames]

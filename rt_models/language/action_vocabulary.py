@@ -75,10 +75,10 @@ class PlainTokenizer:
         return self._tokenizer.to_str()
 
     def _named(self, token: str) -> int:
-        found = self._tokenizer.token_to_id(token)
-        if found is None:
+        token_id = self._tokenizer.token_to_id(token)
+        if token_id is None:
             raise ValueError(f"the tokenizer has no token {token!r}: train it with that special token, or name its own")
-        return found
+        return token_id
 
 
 class TransformersTokenizer:

@@ -177,16 +177,16 @@ def generate(
     answer = _Answer(model, batch, max_new_tokens=max_new_tokens)
     choose = (strategy or Greedy()).chooser(answer.logits_BV.device)
     active_B = torch.ones(len(answer.logits_BV), dtype=torch.bool, device=answer.logits_BV.device)
-    said: list[list[int]] = [[] for _ in active_B]
+    answers: list[list[int]] = [[] for _ in active_B]
     for number in range(max_new_tokens):
         token_B = choose(answer.logits_BV)
         active_B &= token_B != eos_id
         for row in active_B.nonzero().flatten().tolist():
-            said[row].append(int(token_B[row]))
+            answers[row].append(int(token_B[row]))
         if number + 1 == max_new_tokens or not bool(active_B.any()):
             break
         answer.say(token_B, active_B)
-    return said
+    return answers
 
 
 def _say_plans(
@@ -194,23 +194,23 @@ def _say_plans(
 ) -> tuple[tuple[int, ...], ...]:
     """Let each row say its plan up to the mark that ends it; rows that do not come to it have it said for them."""
     active_B = torch.ones(len(answer.logits_BV), dtype=torch.bool, device=answer.logits_BV.device)
-    said: list[list[int]] = [[] for _ in active_B]
+    plans: list[list[int]] = [[] for _ in active_B]
     for _ in range(max_new_tokens):
         token_B = choose(answer.logits_BV)
         ended = (token_B == text.tokenizer.eos_id).tolist()
-        marked = [said[row][-len(mark) :] == mark for row in range(len(said))]
+        marked = [plans[row][-len(mark) :] == mark for row in range(len(plans))]
         active_B &= torch.tensor([not (e or m) for e, m in zip(ended, marked, strict=True)], device=active_B.device)
         if not bool(active_B.any()):
             break
         for row in active_B.nonzero().flatten().tolist():
-            said[row].append(int(token_B[row]))
+            plans[row].append(int(token_B[row]))
         answer.say(token_B, active_B)
-    unmarked_B = torch.tensor([ids[-len(mark) :] != mark for ids in said], device=active_B.device)
+    unmarked_B = torch.tensor([ids[-len(mark) :] != mark for ids in plans], device=active_B.device)
     if bool(unmarked_B.any()):
         for token in mark:
             answer.say(torch.full_like(unmarked_B, token, dtype=torch.int64), unmarked_B)
     return tuple(
-        tuple(ids if open_ else ids[: -len(mark)]) for ids, open_ in zip(said, unmarked_B.tolist(), strict=True)
+        tuple(ids if open_ else ids[: -len(mark)]) for ids, open_ in zip(plans, unmarked_B.tolist(), strict=True)
     )
 
 
