@@ -15,10 +15,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import fsspec
 import pyarrow.fs
+
+from tuning.space import Parameters
+
+JsonObject: TypeAlias = dict[str, Any]
 
 # interrupted: by a kill or by the end of the budget; paused: a generation of its population is over.
 State = Literal["waiting", "running", "interrupted", "paused", "finished", "stopped", "failed"]
@@ -40,8 +44,8 @@ class Exploit:
     step: int
     parent: int
     checkpoint: str
-    before: Mapping[str, Any]
-    after: Mapping[str, Any]
+    before: Parameters
+    after: Parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +59,7 @@ class TrialRecord:
     number: int
     point: int
     seed: int
-    parameters: Mapping[str, Any]
+    parameters: Parameters
     state: State = "waiting"
     step: int = 0
     until: int | None = None
@@ -103,7 +107,7 @@ class Ledger:
             ledger.trials[record.number] = replace(record, state=state)
         return ledger
 
-    def description(self) -> dict[str, Any] | None:
+    def description(self) -> JsonObject | None:
         """sweep.json, None if no sweep has begun here."""
         path = f"{self._path}/sweep.json"
         try:
@@ -111,7 +115,7 @@ class Ledger:
         except FileNotFoundError:
             return None
 
-    def describe(self, description: Mapping[str, Any]) -> None:
+    def describe(self, description: Mapping[str, object]) -> None:
         self._write(f"{self._path}/sweep.json", description)
 
     def put(self, record: TrialRecord) -> None:
@@ -124,7 +128,7 @@ class Ledger:
         return f"{self.root}/trials/{number:04d}"
 
     @contextmanager
-    def scratch(self) -> Iterator[tuple[str, Any]]:
+    def scratch(self) -> Iterator[tuple[str, pyarrow.fs.FileSystem | None]]:
         """(path, pyarrow file system or None for this machine's) of an empty folder that all nodes of the sweep share;
         it is removed afterwards, and what a kill left of an earlier one before."""
         path = f"{self._path}/.scratch"
@@ -147,7 +151,7 @@ class Ledger:
         exploits = [(record.number, exploit) for record in self.ordered() for exploit in record.lineage]
         return sorted(exploits, key=lambda pair: (pair[1].step, pair[0]))
 
-    def _write(self, path: str, data: Mapping[str, Any]) -> None:
+    def _write(self, path: str, data: Mapping[str, object]) -> None:
         """Whole or not at all: by renaming on a file system; an object store's upload is atomic by itself."""
         text = json.dumps(data, indent=1)
         if "://" in self.root:
@@ -160,14 +164,14 @@ class Ledger:
         partial.replace(target)
 
 
-def _parsed(content: bytes, path: str) -> dict[str, Any]:
+def _parsed(content: bytes, path: str) -> JsonObject:
     try:
         return dict(json.loads(content))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is not a record of a sweep: remove it, or give another --output") from error
 
 
-def _record(data: dict[str, Any], path: str) -> TrialRecord:
+def _record(data: JsonObject, path: str) -> TrialRecord:
     other = set(data) ^ {f.name for f in fields(TrialRecord)}
     if other:
         raise ValueError(f"{path} was written by another version, which differs in {', '.join(sorted(other))}")

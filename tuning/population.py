@@ -10,11 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from tuning.space import Parameters, Space
+from tuning.space import Parameters, Space, Value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,7 @@ class Takeover:
     """`parameters` is what the member goes on with, on the weights of `parent`."""
 
     parent: int
-    parameters: Mapping[str, Any]
+    parameters: Parameters
 
 
 def takeovers(
@@ -67,7 +66,7 @@ def takeovers(
     return chosen
 
 
-def explored(config: Population, space: Space, parameters: Parameters, random: np.random.Generator) -> dict[str, Any]:
+def explored(config: Population, space: Space, parameters: Parameters, random: np.random.Generator) -> dict[str, Value]:
     """`parameters` perturbed, every setting for itself."""
     return {
         path: dimension.draw(random)

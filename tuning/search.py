@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from optuna.distributions import BaseDistribution
+
 from tuning.space import Parameters, Space, distributions, from_optuna, grid, to_optuna
 
 if TYPE_CHECKING:
@@ -83,7 +85,9 @@ def _seed(seed: int, tried: Sequence[Tried]) -> int:
     return (1_000_003 * seed + len(tried)) % 2**32
 
 
-def _ask(sampler: Any, space: Space, directions: Sequence[str], tried: Sequence[Tried]) -> Parameters:
+def _ask(
+    sampler: optuna.samplers.BaseSampler, space: Space, directions: Sequence[str], tried: Sequence[Tried]
+) -> Parameters:
     """A study that knows what has been tried is made anew for each question: nothing of Optuna's is kept."""
     import optuna
 
@@ -97,7 +101,7 @@ def _ask(sampler: Any, space: Space, directions: Sequence[str], tried: Sequence[
     return from_optuna(space, study.ask(fixed_distributions=known).params)
 
 
-def _frozen(point: Tried, space: Space, known: dict[str, Any]) -> optuna.trial.FrozenTrial:
+def _frozen(point: Tried, space: Space, known: dict[str, BaseDistribution]) -> optuna.trial.FrozenTrial:
     import optuna
 
     extra: dict[str, Any] = {}

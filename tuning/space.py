@@ -157,7 +157,7 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
     return {path: dimension.distribution() for path, dimension in space.items()}
 
 
-def to_optuna(space: Space, parameters: Parameters) -> dict[str, Any]:
+def to_optuna(space: Space, parameters: Parameters) -> dict[str, Value]:
     """Values as Optuna's distributions hold them: a choice by its place."""
     suggested = {}
     for path, dimension in space.items():
@@ -166,7 +166,7 @@ def to_optuna(space: Space, parameters: Parameters) -> dict[str, Any]:
     return suggested
 
 
-def from_optuna(space: Space, suggested: Mapping[str, Any]) -> dict[str, Value]:
+def from_optuna(space: Space, suggested: Parameters) -> dict[str, Value]:
     """The inverse of `to_optuna`."""
     parameters = {}
     for path, dimension in space.items():

@@ -9,12 +9,12 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import tuning.sweeps
 from tuning.population import Population
 from tuning.search import GridSearch, SearchConfig, TpeSearch
-from tuning.space import Dimension, grid_size
+from tuning.space import Dimension, Parameters, grid_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ class Sweep:
     objectives: tuple[Objective, ...]
     """What is best; early stopping takes the first."""
     budget: Budget
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Parameters = field(default_factory=dict)
     """Values by dotted path that are laid over the recipe first."""
     search: SearchConfig = field(default_factory=TpeSearch)
     scheduler: SchedulerConfig = field(default_factory=ToTheEnd)
@@ -171,7 +171,6 @@ def load_sweep(name: str) -> Sweep:
 
     Raises ModuleNotFoundError for another name and ValueError for a file that does not define a sweep.
     """
-    module: Any
     if name.endswith(".py"):
         path = Path(name)
         if not path.is_file():

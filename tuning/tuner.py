@@ -16,15 +16,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType, SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, cast
 
 from ray import tune
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from tuning.ledger import Ledger, TrialRecord
 from tuning.plan import Clone, Generations, IndependentTrials, Plan
 from tuning.population import Population
+from tuning.space import Parameters
 from tuning.sweep import Asha, Sweep
 
 QUIET = {
@@ -37,6 +40,10 @@ QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # see _stopped_in_order
 }
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TuneConfig: TypeAlias = dict[str, dict[str, Any]]
+"""What Ray Tune gives a trial: the fields of a `TrialTask` under "task"."""
+TuneResult: TypeAlias = dict[str, Any]
+"""A report of a trial, with what Ray Tune adds to it."""
 ENDED, FAILURE = "trial_ended", "trial_failure"  # of our own in the reports, beside the training's metrics
 
 
@@ -46,7 +53,7 @@ class TrialTask:
 
     number: int
     seed: int
-    parameters: Mapping[str, Any]
+    parameters: Parameters
     output: str
     until: int | None = None
 
@@ -155,10 +162,10 @@ def make_plan(sweep: Sweep, ledger: Ledger, run: TrialRun) -> Plan:
     return IndependentTrials(sweep, ledger)
 
 
-def _trainable(function: TrialFunction) -> Callable[[dict[str, Any]], None]:
+def _trainable(function: TrialFunction) -> Callable[[TuneConfig], None]:
     """What Tune runs in a process of its own."""
 
-    def trial(config: dict[str, Any]) -> None:
+    def trial(config: TuneConfig) -> None:
         try:
             last = function(TrialTask(**config["task"]), lambda metrics: tune.report(dict(metrics)))
         except Exception as error:
@@ -176,7 +183,7 @@ class _Suggestions(Searcher):
         super().__init__()
         self._plan, self._ledger = plan, ledger
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+    def suggest(self, trial_id: str) -> TuneConfig | str | None:  # type: ignore[override]
         record = self._plan.next()
         if record is None:
             return self.FINISHED if self._plan.done else None
@@ -190,7 +197,7 @@ class _Suggestions(Searcher):
         )
         return {"task": vars(task)}
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(self, trial_id: str, result: TuneResult | None = None, error: bool = False) -> None:
         pass  # the recorder has it
 
     def save(self, checkpoint_path: str) -> None:
@@ -209,11 +216,11 @@ class _Recorder(tune.Callback):
         self._objectives = [objective.metric for objective in sweep.objectives]
         self._counted: dict[str, float] = {}  # seconds of an attempt that are in its record
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {}  # Tune pickles its callbacks and never reads ours back
 
     def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+        self, iteration: int, trials: list[Trial], trial: Trial, result: TuneResult, **info: object
     ) -> None:
         before = self._ledger.trials[number_of(trial)]
         objectives = {name: float(result[name]) for name in self._objectives if name in result}
@@ -228,7 +235,7 @@ class _Recorder(tune.Callback):
             self._ledger.trials[record.number] = record
         self._changed()
 
-    def _judged(self, record: TrialRecord, result: Mapping[str, Any]) -> TrialRecord:
+    def _judged(self, record: TrialRecord, result: TuneResult) -> TrialRecord:
         """`record` in the state that this report, and the scheduler's decision on it, put it into."""
         if FAILURE in result:
             return replace(record, reason=" ".join(str(result[FAILURE]).split()))
@@ -243,10 +250,10 @@ class _Recorder(tune.Callback):
             return replace(record, state="stopped", reason=f"not among the best at step {record.step}")
         return record
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         self._changed()
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         record = self._ledger.trials[number_of(trial)]
         reason = record.reason or "its process died: killed, or out of memory"
         self._ledger.put(replace(record, state="failed", reason=reason))
@@ -260,7 +267,7 @@ class _Spent(tune.Stopper):
         self._budget, self._ledger = sweep.budget, ledger
         self._gpus, self._began = run.gpus_charged, time.monotonic()
 
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+    def __call__(self, trial_id: str, result: TuneResult) -> bool:
         return False
 
     def stop_all(self) -> bool:
@@ -276,25 +283,26 @@ class _NumberedAsha(ASHAScheduler):
 
     def replay(self, ledger: Ledger, metric: str) -> None:
         """Learn what earlier attempts have reported."""
+        nobody = cast(TuneController, None)  # ASHA does not ask it
         for record in ledger.ordered():
-            trial = SimpleNamespace(config={"task": {"number": record.number}})
-            self.on_trial_add(None, trial)
+            trial = cast(Trial, SimpleNamespace(config={"task": {"number": record.number}}))
+            self.on_trial_add(nobody, trial)
             for report in record.reports:
                 if metric in report.values:
-                    self.on_trial_result(None, trial, {"step": report.step, metric: report.values[metric]})
+                    self.on_trial_result(nobody, trial, {"step": report.step, metric: report.values[metric]})
 
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+    def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
         super().on_trial_add(tune_controller, _named(trial))
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: TuneResult) -> str:
         if ENDED in result or FAILURE in result:
             return TrialScheduler.CONTINUE
         return super().on_trial_result(tune_controller, _named(trial), result)
 
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+    def on_trial_complete(self, tune_controller: TuneController, trial: Trial, result: TuneResult) -> None:
         super().on_trial_complete(tune_controller, _named(trial), result)
 
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+    def on_trial_remove(self, tune_controller: TuneController, trial: Trial) -> None:
         super().on_trial_remove(tune_controller, _named(trial))
 
 
@@ -315,9 +323,9 @@ def _scheduler(sweep: Sweep, ledger: Ledger, num_steps: int) -> TrialScheduler:
     return asha
 
 
-def number_of(trial: Any) -> int:
+def number_of(trial: Trial) -> int:
     return trial.config["task"]["number"]
 
 
-def _named(trial: Any) -> Any:
-    return SimpleNamespace(trial_id=str(number_of(trial)))
+def _named(trial: Trial) -> Trial:
+    return cast(Trial, SimpleNamespace(trial_id=str(number_of(trial))))

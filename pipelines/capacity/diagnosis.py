@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from cluster.engine import DeepSpeedEngineConfig
 from cluster.launch import RayLaunch
@@ -15,6 +15,7 @@ from cluster.session import MEGABYTE, RaySession
 from cluster.zero import STAGES
 from pipelines.capacity.estimate import ResourceEstimate
 from pipelines.config.experiment import Experiment
+from rt_models.robot_model import RobotModelConfig
 from rt_models.vision.efficientnet import EfficientNetConfig
 
 GIGABYTE = 10**9
@@ -143,7 +144,7 @@ def run_checks(
     )
 
 
-def _synchronised(model: Any) -> bool:
+def _synchronised(model: RobotModelConfig) -> bool:
     backbone = getattr(model, "backbone", None)
     return isinstance(backbone, EfficientNetConfig) and backbone.batch_norm.statistics == "synchronised"
 

@@ -32,7 +32,7 @@ def parse(
     arguments: Sequence[str],
     *,
     prog: str,
-    default: Any = None,
+    default: T | None = None,
     description: str = "",
     first: Sequence[str] = (),
     choices: help_page.Choices = MappingProxyType({}),
@@ -62,7 +62,7 @@ def parse(
     raise UsageError(f"{prog}: {_sentence(complaint.getvalue(), arguments, _parser(kind, options), list(choices))}")
 
 
-def _parser(kind: Any, options: dict[str, Any]) -> Any:
+def _parser(kind: type, options: dict[str, Any]) -> Any:
     """What tyro would parse with, as argparse has it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

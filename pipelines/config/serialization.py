@@ -10,7 +10,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from reprlib import repr as shortened
@@ -31,7 +31,7 @@ _FORMER_NAMES = {"MergedBytes": "BytePairConfig"}  # config classes as checkpoin
 class _StrictLoader(yaml.SafeLoader):
     """Safe YAML in which no key stands twice, and 1e-3 is a number as in YAML 1.2 (PyYAML reads it as a text)."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = sorted({key for key in keys if keys.count(key) > 1})
         if twice:
@@ -81,7 +81,7 @@ def from_plain(kind: type[T], data: object, *, base: T | None = None, path: str 
             hint = did_you_mean(str(key), list(hints))
             raise ValueError(f"{_join(path, key)} is not a setting of {kind.__name__}{hint}")
     values = {}
-    for field in fields(typing.cast(Any, kind)):
+    for field in fields(typing.cast("type[DataclassInstance]", kind)):
         name = field.name
         inherited = getattr(base, name) if base is not None else None
         if name in settings:
@@ -122,7 +122,7 @@ def did_you_mean(word: str, known: list[str]) -> str:
     return f": did you mean {near[0]!r}?" if near else f": known are {', '.join(sorted(known))}"
 
 
-def members(hint: Any) -> tuple[Any, ...]:
+def members(hint: object) -> tuple[Any, ...]:
     """The alternatives of a union, or the type itself."""
     return (
         typing.get_args(hint)
@@ -131,7 +131,7 @@ def members(hint: Any) -> tuple[Any, ...]:
     )
 
 
-def read_value(hint: Any, value: object, *, inherited: Any = None, path: str = "") -> Any:
+def read_value(hint: object, value: object, *, inherited: Any = None, path: str = "") -> Any:
     """A value of the type `hint`, which may be a union of config classes; `inherited` fills what is not given."""
     choices = members(hint)
     classes = {choice.__name__: choice for choice in choices if isinstance(choice, type) and is_dataclass(choice)}
@@ -159,7 +159,7 @@ def _called(hint: object) -> str:
     return getattr(hint, "__name__", str(hint))
 
 
-def _read_leaf(hint: Any, value: object, path: str) -> tuple[bool, object]:
+def _read_leaf(hint: object, value: object, path: str) -> tuple[bool, object]:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         return value in arguments, value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -62,7 +62,7 @@ class LocalPool:
         self._simulator.close()
 
 
-def _caught(answer: Any) -> Observation | Exception:
+def _caught(answer: Callable[[], Observation]) -> Observation | Exception:
     try:
         return answer()
     except (ImportError, OSError):  # nothing simulates or draws here: no episode could

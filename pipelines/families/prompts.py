@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipelines.families.base import (
-    ConfigT,
     ModelFamily,
     ModelT,
     PredictedSteps,
@@ -36,10 +35,11 @@ from preprocessing.store.web_store import Store, WebStore
 from rt_models.action_tokens import encode
 from rt_models.control.action import Action
 from rt_models.control.rt2_policy import RT2Policy, act_together
-from rt_models.language.action_vocabulary import LeastFrequentTokens
+from rt_models.language.action_vocabulary import LeastFrequentTokens, Tokenizer
 from rt_models.language.answer_loss import plan_answers
-from rt_models.language.generation import generate, predict_actions
-from rt_models.language.prompts import RT2Text
+from rt_models.language.generation import LanguageModel, generate, predict_actions
+from rt_models.language.prompts import RT2Text, RT2TextConfig
+from rt_models.robot_model import RobotModel, RobotModelConfig
 from rt_models.spec import Contract, DatasetContract
 
 
@@ -69,16 +69,29 @@ class PromptCost:
         return batch["answer_mask"].sum(dim=1)
 
 
-class PromptFamily(ModelFamily[ConfigT, ModelT]):
-    """A kind of model whose config has `text`, `build_tokenizer` and `build_text`, and whose model is a `LanguageModel`
-    (rt_models/language/generation.py)."""
+class PromptConfig(RobotModelConfig, Protocol):
+    """The config of a model that reads prompts and answers in tokens."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def text(self) -> RT2TextConfig: ...
+    def build_text(self) -> RT2Text: ...
+    def build_tokenizer(self) -> Tokenizer: ...
+
+
+PromptConfigT = TypeVar("PromptConfigT", bound=PromptConfig)
+
+
+class PromptFamily(ModelFamily[PromptConfigT, ModelT]):
+    """A kind of model that reads prompts; the model is a `LanguageModel` (rt_models/language/generation.py)."""
 
     instruction = "text"
 
     def planned(self, batch: Batch, capacity: int, *, is_training: bool) -> Batch:
         return plan_answers(batch)
 
-    def completed(self, config: Any, stores: Sequence[Store]) -> Any:
+    def completed(self, config: PromptConfigT, stores: Sequence[Store]) -> PromptConfigT:
         """The config with what only the stores can say. Raises OSError or ValueError where it cannot be built."""
         return with_vocabulary(config, stores)
 
@@ -132,7 +145,9 @@ class PromptFamily(ModelFamily[ConfigT, ModelT]):
             prompts = text.collate_prompts([text.robot_prompt(line or NO_INSTRUCTION) for line in instructions])
             prompted = {key: read[key].to(device) for key in ("frames", "image_index")}
             prompted |= {key: value.to(device) for key, value in prompts.items()}
-            actions = predict_actions(cast(Any, model), prompted, text, action_mask_BA=read["action_mask"].to(device))
+            actions = predict_actions(
+                cast(LanguageModel, model), prompted, text, action_mask_BA=read["action_mask"].to(device)
+            )
             columns = {
                 "episode_B": read["episode"],
                 "step_B": read["step"],
@@ -148,16 +163,15 @@ class PromptFamily(ModelFamily[ConfigT, ModelT]):
     def web_answers(self, model: ModelT, contract: Contract, store: WebStore) -> PromptAnswers:
         return PromptAnswers(model, *_read_alone(model, contract, store))
 
-    def num_frames(self, config: Any) -> int:
+    def num_frames(self, config: PromptConfigT) -> int:
         return config.text.frames
 
-    def answered_dims(self, config: Any) -> tuple[bool, ...]:
+    def answered_dims(self, config: PromptConfigT) -> tuple[bool, ...]:
         return config.text.answered_dims()
 
     def policies(self, model: ModelT) -> Callable[[DatasetContract], RT2Policy]:
-        speaker = cast(Any, model)  # a LanguageModel
-        text = speaker.config.build_text()
-        return lambda dataset: RT2Policy(speaker, text, dataset=dataset)
+        text = cast(PromptConfig, model.config).build_text()
+        return lambda dataset: RT2Policy(cast(LanguageModel, model), text, dataset=dataset)
 
     def act_together(
         self, policies: Sequence[RT2Policy], frames: Sequence[np.ndarray], instructions: Sequence[str]
@@ -168,7 +182,7 @@ class PromptFamily(ModelFamily[ConfigT, ModelT]):
 class PromptAnswers:
     """A model that answers the prompts of a web store (`pipelines.families.base.WebAnswers`)."""
 
-    def __init__(self, model: Any, text: RT2Text, reader: PromptReader) -> None:
+    def __init__(self, model: RobotModel, text: RT2Text, reader: PromptReader) -> None:
         self._model, self._text, self._reader = model, text, reader
 
     def texts(self, rows: np.ndarray) -> list[WebText]:
@@ -181,20 +195,22 @@ class PromptAnswers:
         read = self._reader.read(images, images)
         pictures = {key: read[key] for key in ("frames", "image_index")}
         prompted = {key: value.to(device) for key, value in (pictures | prompts).items()}
-        answers = generate(self._model, prompted, eos_id=text.tokenizer.eos_id, max_new_tokens=max_new_tokens)
+        answers = generate(
+            cast(LanguageModel, self._model), prompted, eos_id=text.tokenizer.eos_id, max_new_tokens=max_new_tokens
+        )
         return [text.decode(ids) for ids in answers]
 
     def close(self) -> None:
         self._reader.close()
 
 
-def _read_alone(model: Any, contract: Contract, store: Store) -> tuple[RT2Text, PromptReader]:
+def _read_alone(model: RobotModel, contract: Contract, store: Store) -> tuple[RT2Text, PromptReader]:
     """The texts of a model, and a store read as in its training but for the mixture."""
-    text = model.config.build_text()
+    text = cast(PromptConfig, model.config).build_text()
     return text, PromptReader([store], contract, text, num_frames=text.config.frames, config=LoaderConfig())
 
 
-def with_vocabulary(config: Any, stores: Sequence[Store]) -> Any:
+def with_vocabulary(config: PromptConfigT, stores: Sequence[Store]) -> PromptConfigT:
     """The config with the tokens that are rarest in the texts of `stores`, where its vocabulary asks for them."""
     vocabulary = config.text.vocabulary
     if not isinstance(vocabulary, LeastFrequentTokens) or vocabulary.frequency == "rank" or vocabulary.ids:

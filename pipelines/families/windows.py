@@ -11,14 +11,13 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipelines.families.base import (
-    ConfigT,
     ModelFamily,
     ModelT,
     PredictedSteps,
@@ -36,6 +35,7 @@ from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.web_store import Store, robot_stores
 from rt_models.action_tokens import encode
 from rt_models.control.constrained_decoding import choose_tokens
+from rt_models.robot_model import RobotModelConfig
 from rt_models.spec import Contract
 from rt_models.vision.image_plan import plan_images
 
@@ -64,14 +64,24 @@ class WindowCost:
         return batch["loss_mask"][:, -steps:].sum(dim=1) * batch["action_mask"].sum(dim=1)
 
 
-class WindowFamily(ModelFamily[ConfigT, ModelT]):
+class WindowConfig(RobotModelConfig, Protocol):
+    """The config of a model that reads windows of `num_steps` frames."""
+
+    @property
+    def num_steps(self) -> int: ...
+
+
+WindowConfigT = TypeVar("WindowConfigT", bound=WindowConfig)
+
+
+class WindowFamily(ModelFamily[WindowConfigT, ModelT]):
     """A kind of model whose config has `num_steps`, the frames of a window."""
 
     @abstractmethod
     def last_logits(self, model: ModelT, batch: Batch) -> Tensor:
         """float (B, A, V): the logits of the action after the last step of each window."""
 
-    def num_frames(self, config: Any) -> int:
+    def num_frames(self, config: WindowConfigT) -> int:
         return config.num_steps
 
     def planned(self, batch: Batch, capacity: int, *, is_training: bool) -> Batch:
@@ -107,7 +117,7 @@ class WindowFamily(ModelFamily[ConfigT, ModelT]):
         blank_images: bool,
         rewording: Mapping[str, str] | None,
     ) -> Iterator[PredictedSteps]:
-        reader = _reader([store], contract, self.num_frames(model.config), LoaderConfig())
+        reader = _reader([store], contract, self.num_frames(cast(WindowConfigT, model.config)), LoaderConfig())
         swap = None if rewording is None else _reworded_embeddings(store, contract.encoder, rewording)
         device, pieces = next(model.parameters()).device, list(row_pieces(reader.index.num_rows, batch))
         shapes = None

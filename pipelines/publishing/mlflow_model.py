@@ -11,11 +11,13 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pandas as pd
 import yaml
 from mlflow.models import ModelSignature
+from mlflow.models.model import ModelInfo
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.types.schema import AnyType, Array
 from PIL import Image
@@ -98,7 +100,7 @@ def _pinned(package: str) -> str:
     return f"{package}=={importlib.metadata.version(package).split('+')[0]}"
 
 
-def without_paths(mlflow: Any, info: Any, scratch: Path) -> None:
+def without_paths(mlflow: ModuleType, info: ModelInfo, scratch: Path) -> None:
     """Replace MLflow's description of the model by one without the paths of the machine that registered it."""
     client = mlflow.MlflowClient()
     stored = f"{client.get_logged_model(info.model_id).artifact_location}/MLmodel"

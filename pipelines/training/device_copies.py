@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -23,7 +23,7 @@ class DeviceCopies:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._queued: deque[tuple[Batch, Any]] = deque()  # with an event behind the last use of the batch
+        self._queued: deque[tuple[Batch, torch.cuda.Event]] = deque()  # with an event behind the last use of the batch
         self._newest: Batch = {}
 
     def copied(self, batch: Batch) -> Batch:

@@ -7,7 +7,6 @@ FILE is a state dict of torchvision's or timm's `efficientnet_b3` (.pth, .pt or 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -51,7 +50,7 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"--init {IMAGENET}{path}: there is no such file; fetch an efficientnet_b3 state dict")
     try:
         is_safetensors = path.suffix == ".safetensors"
-        state: Any = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
+        state: object = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # reading what is no pickle raises whatever its bytes lead to
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} cannot be read as weights ({reason}): give a state dict alone") from error
