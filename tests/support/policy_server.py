@@ -11,6 +11,7 @@ import torch
 from pipelines.catalogue import load_recipe
 from pipelines.publishing.folder import TrainedModel
 from pipelines.publishing.instructions import Instructions
+from pipelines.publishing.model_origin import ModelOrigin
 from pipelines.serving.access import Access
 from pipelines.serving.frontend import Frontend
 from pipelines.serving.hot_swap import AliasFollower
@@ -51,7 +52,7 @@ def untrained(store: EpisodeStore, recipe: str = "rt1_tiny", *, seed: int = 0) -
         contract=contract,
         step=0,
         source="untrained",
-        metadata={"stores": [], "git_revision": "none"},
+        origin=ModelOrigin(git_revision="none"),
         instructions=Instructions.of_stores(contract.encoder, [store]),
     )
 
