@@ -29,6 +29,15 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(scope="session")
+def drawing() -> None:
+    """The test draws a simulator's frames."""
+    from preprocessing.simulation.metaworld_rollout import gl_backend
+
+    if gl_backend() is None:
+        pytest.skip("no OpenGL draws without a screen here")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quick_databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """MLflow's new SQLite databases are copies of one: its 60 migrations of an empty one take 2 seconds each time."""

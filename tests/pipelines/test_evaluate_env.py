@@ -15,7 +15,6 @@ from pipelines.publishing.folder import TrainedModel, write_bundle
 from pipelines.publishing.instructions import Instructions
 from pipelines.publishing.model_origin import ModelOrigin
 from pipelines.training.data import training_contract
-from preprocessing.simulation.metaworld_rollout import gl_backend
 from preprocessing.store.episode_store import EpisodeStore
 from tests.support.html_tags import read_page
 
@@ -38,12 +37,6 @@ def bundle(store: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     write_bundle(trained, folder)
     return folder
-
-
-@pytest.fixture
-def drawing() -> None:
-    if gl_backend() is None:
-        pytest.skip("no OpenGL draws without a screen here")
 
 
 @pytest.fixture(autouse=True)

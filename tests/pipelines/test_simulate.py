@@ -21,18 +21,12 @@ from pipelines.simulate import SAMPLE_TASKS, SimulateConfig, simulate
 from preprocessing.rlds import Episode, open_dataset
 from preprocessing.simulation import metaworld_rollout as module
 from preprocessing.simulation.metaworld_rlds import INSTRUCTIONS, Recording, dataset_features, rlds_episode
-from preprocessing.simulation.metaworld_rollout import Camera, Rollout, gl_backend, load_simulator, roll_out
+from preprocessing.simulation.metaworld_rollout import Camera, Rollout, load_simulator, roll_out
 from preprocessing.tfds.writer import RldsWriter, SplitPlan
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SAMPLE = REPOSITORY / "examples/metaworld_sample/1.0.0"
 TINY = SimulateConfig(tasks=("button-press-v3",), episodes=2, val_episodes=1, episodes_per_shard=1, image_size="32x40")
-
-
-@pytest.fixture
-def drawing() -> None:
-    if gl_backend() is None:
-        pytest.skip("no OpenGL draws without a screen here")
 
 
 def recorded(task: str, *, seed: int = 0, control_hz: int = 10, camera: Camera | None = None) -> Recording:

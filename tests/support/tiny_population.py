@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from tests.support import tiny_sweep
 from tuning.population import Population
 from tuning.search import RandomSearch
 from tuning.space import Uniform
-from tuning.sweep import Budget, Objective, Sweep
+from tuning.sweep import Budget, Sweep
 
 
 def sweep() -> Sweep:
     """The sweep of this file's name."""
-    return Sweep(
+    return replace(
+        tiny_sweep.sweep(),
         name="tiny_population",
-        recipe="rt1_tiny",
         space={"optimizer.lr": Uniform(low=1e-5, high=1e-2)},
-        settings={
-            "loop.steps": 4,
-            "loop.global_batch": 8,
-            "loop.evaluate_every": 2,
-            "loop.evaluate_windows": 8,
-            "loop.checkpoint_every": 2,
-        },
-        objectives=(Objective(metric="validation_loss", direction="min"),),
         search=RandomSearch(),
         scheduler=Population(interval_steps=2, resample=0.0),
         budget=Budget(trials=2),

@@ -88,7 +88,8 @@ def test_an_episode_in_first_places_goes_as_in_the_release_s_control_loop(monkey
     policy, state = RT1Policy(model), torch.zeros(1, places, 4, 16, dtype=torch.float64)
     for step, frame in enumerate(episode):
         policy.act(frame, instruction())
-        state = state.roll(-1, dims=1) if step >= places else state  # facts: transformer_network.py:303-357, 586-619
+        # google-research/robotics_transformer 4569641b `transformer_network.py:303-357`, 586-619
+        state = state.roll(-1, dims=1) if step >= places else state
         place = min(step, places - 1)
         state[:, place] = model.encode_frames(torch.from_numpy(frame)[None], embedding)
         logits = model.action_logits(state)[0, place]  # unused places hold zeros, hidden by causality
