@@ -5,10 +5,10 @@ Python does not look at `Literal`: unchecked, `precision="fp16"` would be traine
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 
-def require_sizes(config: Any, *names: str, part: str = "") -> None:
+def require_sizes(config: object, *names: str, part: str = "") -> None:
     """Raise ValueError unless these settings of `config` (called `part` in the message) are whole numbers from 1."""
     for name in names:
         value = getattr(config, name)
@@ -16,7 +16,7 @@ def require_sizes(config: Any, *names: str, part: str = "") -> None:
             raise ValueError(f"{part}{name} must be a whole number and at least 1, got {value}")
 
 
-def require_choices(config: Any, part: str = "") -> None:
+def require_choices(config: object, part: str = "") -> None:
     """Raise ValueError unless every `Literal` setting of the dataclass `config` is one of its words."""
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
@@ -24,7 +24,7 @@ def require_choices(config: Any, part: str = "") -> None:
             raise ValueError(f"{part}{name} must be one of {', '.join(map(str, get_args(hint)))}, got {value!r}")
 
 
-def require_share(config: Any, name: str, part: str = "") -> None:
+def require_share(config: object, name: str, part: str = "") -> None:
     """Raise ValueError unless this setting lies in [0, 1]."""
     value = getattr(config, name)
     if not 0 <= value <= 1:

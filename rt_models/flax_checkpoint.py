@@ -104,7 +104,7 @@ def _inline_leaves(file: Path) -> dict[str, np.ndarray]:
     return {path: value for path, value in leaves.items() if path.startswith(COLLECTIONS)}
 
 
-def _arrays(tree: Mapping[object, Any], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+def _arrays(tree: Mapping[object, object], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
     for name, value in tree.items():
         path = f"{prefix}{name}"
         if isinstance(value, np.ndarray):
@@ -139,7 +139,7 @@ def _stored_leaves(folder: Path) -> dict[str, np.ndarray]:
     return leaves
 
 
-def _zarr_leaves(kvstore: dict[str, Any], folder: Path) -> dict[str, np.ndarray]:
+def _zarr_leaves(kvstore: Mapping[str, object], folder: Path) -> dict[str, np.ndarray]:
     """Arrays are named with dots for slashes; no name in an RT-1 tree has a dot of its own."""
     tensorstore = _library("tensorstore")
     try:
@@ -157,7 +157,7 @@ def _zarr_leaves(kvstore: dict[str, Any], folder: Path) -> dict[str, np.ndarray]
         raise ValueError(f"{folder} cannot be read as an Orbax checkpoint: {error}") from error
 
 
-def _array(kvstore: dict[str, Any], name: str, driver: str) -> dict[str, Any]:
+def _array(kvstore: Mapping[str, object], name: str, driver: str) -> dict[str, object]:
     """The spec of one array. Orbax's zarr has no fill value: a missing chunk is a missing file, not zeros."""
     below = {**kvstore, "path": f"{kvstore.get('path', '')}{name}/"}
     return {"driver": driver, "kvstore": below, "fill_missing_data_reads": driver == "zarr3"}

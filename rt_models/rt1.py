@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -395,6 +395,6 @@ class RT1(RobotModel):
     def _pixel_dtype(self) -> torch.dtype:
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
-    def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+    def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
         # Nothing for "as_is": a disabled autocast here would turn off one that the caller has around the model.
         return torch.autocast(device.type, torch.bfloat16) if self.config.compute.precision == "bf16" else nullcontext()

@@ -29,7 +29,7 @@ from rt_models.language.action_vocabulary import AddedTokens, ReservedTokens, Tr
 from rt_models.language.answer_loss import AnswerModel, RowLosses, Targets, gathered, packing_order
 from rt_models.language.new_token_rows import train_rows
 from rt_models.language.prompts import RT2Text, RT2TextConfig
-from rt_models.language.vlm_families import FAMILIES, Family
+from rt_models.language.vlm_families import FAMILIES, Family, VlmModel
 from rt_models.vision.rt2_image_inputs import PictureConfig, normalised, pictures
 
 # --- What is tuned ---
@@ -39,7 +39,7 @@ from rt_models.vision.rt2_image_inputs import PictureConfig, normalised, picture
 class FullTuning:
     """Every parameter."""
 
-    def apply(self, vlm: Any, family: Family, new_ids: Sequence[int]) -> None:
+    def apply(self, vlm: VlmModel, family: Family, new_ids: Sequence[int]) -> None:
         vlm.requires_grad_(True)
 
 
@@ -47,7 +47,7 @@ class FullTuning:
 class FrozenVision:
     """Everything but the vision encoder."""
 
-    def apply(self, vlm: Any, family: Family, new_ids: Sequence[int]) -> None:
+    def apply(self, vlm: VlmModel, family: Family, new_ids: Sequence[int]) -> None:
         vlm.requires_grad_(True)
         family.vision(vlm).requires_grad_(False)
 
@@ -73,7 +73,7 @@ class LoRA:
         require_share(self, "dropout", "tuning.")
         require_choices(self, "tuning.")
 
-    def apply(self, vlm: Any, family: Family, new_ids: Sequence[int]) -> None:
+    def apply(self, vlm: VlmModel, family: Family, new_ids: Sequence[int]) -> None:
         from peft import LoraConfig, inject_adapter_in_model
 
         pattern = rf".*{family.language}.*\.({'|'.join(self.targets)})"
@@ -164,7 +164,7 @@ class RT2VLMConfig:
             except SafetensorError as error:
                 raise OSError(f"{file} is cut or damaged ({error}): fetch it again") from None
 
-    def load(self) -> tuple[Any, Family, list[int], tuple[int, ...]]:
+    def load(self) -> tuple[VlmModel, Family, list[int], tuple[int, ...]]:
         """(the model of transformers, its family, the tokens of one picture, action tokens that are new to it)."""
         import transformers
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config

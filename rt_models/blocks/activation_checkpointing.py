@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -11,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from rt_models.blocks.batch_norm import averages_untouched
 
 
-def recomputed(block: nn.Module, *inputs: Any) -> Tensor:
+def recomputed(block: nn.Module, *inputs: object) -> Tensor:
     """`block(*inputs)`, holding no activation inside the block until its gradient is asked for."""
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

@@ -17,8 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rt_models.language.vlm_families import VlmModel
 
-def train_rows(vlm: Any, ids: Sequence[int]) -> None:
+
+def train_rows(vlm: VlmModel, ids: Sequence[int]) -> None:
     """Give a model of transformers' form trained differences, "new_rows", for the input and output rows of `ids`.
 
     Tied embeddings share one.

@@ -7,13 +7,20 @@ Axes: B rows, S positions of a row, N pictures, P patches of a picture, D width.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from einops import repeat
 from torch import Tensor, nn
 
 from rt_models.vision.vit import ViTConfig
+
+VlmModel: TypeAlias = Any
+"""A model of transformers, whose parts bear other names in each kind."""
+VlmConfig: TypeAlias = Any
+"""Its configuration in transformers."""
+PretrainedTokenizer: TypeAlias = Any
+"""Its tokenizer in transformers."""
 
 
 class Family:
@@ -26,30 +33,30 @@ class Family:
     sees_whole_prefix = False
     """Whether picture and prompt see all of each other; else all is causal."""
 
-    def vision(self, vlm: Any) -> nn.Module:
+    def vision(self, vlm: VlmModel) -> nn.Module:
         raise NotImplementedError
 
-    def image_size(self, config: Any) -> int:
+    def image_size(self, config: VlmConfig) -> int:
         """Rows and columns of a picture."""
         return config.vision_config.image_size
 
-    def num_patches(self, config: Any) -> int:
+    def num_patches(self, config: VlmConfig) -> int:
         """Of a picture, as the language model sees it."""
         raise NotImplementedError
 
-    def image_ids(self, config: Any, tokenizer: Any) -> list[int]:
+    def image_ids(self, config: VlmConfig, tokenizer: PretrainedTokenizer) -> list[int]:
         """The tokens of one picture in a row; those equal to the image token take its patches."""
         return [config.image_token_id] * self.num_patches(config)
 
-    def patches(self, vlm: Any, image_NCHW: Tensor) -> Tensor:
+    def patches(self, vlm: VlmModel, image_NCHW: Tensor) -> Tensor:
         """float (N, P, D) from normalised pictures."""
         raise NotImplementedError
 
-    def positions(self, config: Any, place_BS: Tensor, pictures_B: Tensor) -> Tensor:
+    def positions(self, config: VlmConfig, place_BS: Tensor, pictures_B: Tensor) -> Tensor:
         """The position ids of places counted from the beginning of rows with so many pictures first."""
         return place_BS + self.first_position
 
-    def encoder(self, config: Any) -> tuple[ViTConfig, int]:
+    def encoder(self, config: VlmConfig) -> tuple[ViTConfig, int]:
         """(sizes of the vision encoder, multiply-adds of what else one picture goes through)."""
         vision, width = config.vision_config, config.get_text_config().hidden_size
         sizes = ViTConfig(
@@ -67,13 +74,13 @@ class PaliGemma(Family):
 
     first_position, sees_whole_prefix = 1, True
 
-    def vision(self, vlm: Any) -> nn.Module:
+    def vision(self, vlm: VlmModel) -> nn.Module:
         return vlm.model.vision_tower
 
-    def num_patches(self, config: Any) -> int:
+    def num_patches(self, config: VlmConfig) -> int:
         return (config.vision_config.image_size // config.vision_config.patch_size) ** 2
 
-    def patches(self, vlm: Any, image_NCHW: Tensor) -> Tensor:
+    def patches(self, vlm: VlmModel, image_NCHW: Tensor) -> Tensor:
         return vlm.model.get_image_features(image_NCHW).pooler_output
 
 
@@ -82,21 +89,21 @@ class SmolVLM(Family):
 
     language = "text_model"
 
-    def vision(self, vlm: Any) -> nn.Module:
+    def vision(self, vlm: VlmModel) -> nn.Module:
         return vlm.model.vision_model
 
-    def num_patches(self, config: Any) -> int:
+    def num_patches(self, config: VlmConfig) -> int:
         vision = config.vision_config
         return (vision.image_size // vision.patch_size) ** 2 // config.scale_factor**2
 
-    def image_ids(self, config: Any, tokenizer: Any) -> list[int]:
+    def image_ids(self, config: VlmConfig, tokenizer: PretrainedTokenizer) -> list[int]:
         around, whole = (
             [number] if number is not None and number != tokenizer.unk_token_id else []
             for number in map(tokenizer.convert_tokens_to_ids, ("<fake_token_around_image>", "<global-img>"))
         )
         return [*around, *whole, *super().image_ids(config, tokenizer), *around]
 
-    def patches(self, vlm: Any, image_NCHW: Tensor) -> Tensor:
+    def patches(self, vlm: VlmModel, image_NCHW: Tensor) -> Tensor:
         return torch.stack(list(vlm.model.get_image_features(image_NCHW[:, None]).pooler_output))
 
 
@@ -106,19 +113,19 @@ class Qwen2VL(Family):
     size = 224  # the encoder takes any; 224 pixels are 64 places in a row
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's, of [0, 1]
 
-    def vision(self, vlm: Any) -> nn.Module:
+    def vision(self, vlm: VlmModel) -> nn.Module:
         return vlm.model.visual
 
-    def image_size(self, config: Any) -> int:
+    def image_size(self, config: VlmConfig) -> int:
         return self.size
 
-    def num_patches(self, config: Any) -> int:
+    def num_patches(self, config: VlmConfig) -> int:
         return self._side(config) ** 2
 
-    def image_ids(self, config: Any, tokenizer: Any) -> list[int]:
+    def image_ids(self, config: VlmConfig, tokenizer: PretrainedTokenizer) -> list[int]:
         return [config.vision_start_token_id, *super().image_ids(config, tokenizer), config.vision_end_token_id]
 
-    def patches(self, vlm: Any, image_NCHW: Tensor) -> Tensor:
+    def patches(self, vlm: VlmModel, image_NCHW: Tensor) -> Tensor:
         vision = vlm.config.vision_config
         mean, std = (image_NCHW.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         merge, patch = vision.spatial_merge_size, vision.patch_size
@@ -131,7 +138,7 @@ class Qwen2VL(Family):
         grid_N3 = torch.tensor([[1, side, side]], device=pixels.device).expand(len(image_NCHW), -1)
         return torch.stack(list(vlm.model.get_image_features(pixels, image_grid_thw=grid_N3).pooler_output))
 
-    def positions(self, config: Any, place_BS: Tensor, pictures_B: Tensor) -> Tensor:
+    def positions(self, config: VlmConfig, place_BS: Tensor, pictures_B: Tensor) -> Tensor:
         """int64 (3, B, S): time, row and column. A picture of side m takes m positions, and its marks one each."""
         side = self._side(config)
         picture_BS = torch.minimum(place_BS // (side**2 + 2), pictures_B[:, None])
@@ -142,7 +149,7 @@ class Qwen2VL(Family):
         axes = (torch.zeros_like(patch_BS), patch_BS // side, patch_BS % side)
         return torch.stack([torch.where(is_patch_BS, first_BS + 1 + axis_BS, alone_BS) for axis_BS in axes])
 
-    def encoder(self, config: Any) -> tuple[ViTConfig, int]:
+    def encoder(self, config: VlmConfig) -> tuple[ViTConfig, int]:
         vision = config.vision_config
         merged = vision.embed_dim * vision.spatial_merge_size**2
         sizes = ViTConfig(
@@ -155,7 +162,7 @@ class Qwen2VL(Family):
         again = 3 * self.size**2 * vision.embed_dim * (vision.temporal_patch_size - 1)  # a picture is a film of two
         return sizes, self.num_patches(config) * merged * (merged + vision.hidden_size) + again
 
-    def _side(self, config: Any) -> int:
+    def _side(self, config: VlmConfig) -> int:
         """Rows and columns of merged patches."""
         return self.size // (config.vision_config.patch_size * config.vision_config.spatial_merge_size)
 
