@@ -58,8 +58,9 @@ class Engine(Protocol):
         ...
 
     def step(self) -> Tensor | None:
-        """End a micro-batch. On the last of an update: clip, update, and return the gradient norm before clipping, (),
-        on the device, which need not have come so far.
+        """End a micro-batch. On the last of an update: clip, update, and return the gradient norm before clipping, ().
+
+        The norm is a tensor on the device, which may not have computed it yet.
 
         A norm that is not finite leaves weights and optimizer untouched: the caller stops, or skips and reports.
         """

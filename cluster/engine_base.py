@@ -71,7 +71,7 @@ class EngineConfig:
 
 
 class Entry(nn.Module):
-    """Calls a method of the model from `forward`, the only door through which DDP's and ZeRO's hooks run."""
+    """Calls a method of the model from `forward`: only there do the hooks of DDP and ZeRO run."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Entry(nn.Module):
 
 
 class EngineBase:
-    """An engine but for forward, backward and update; by default each rank holds the whole training state."""
+    """An engine without forward, backward and update; by default each rank holds the whole training state."""
 
     _model: nn.Module
     _entry: nn.Module
@@ -208,7 +208,7 @@ class EngineBase:
         self._spread_weights(reader)
 
     def _load_buffers(self, folder: Path) -> None:
-        """This rank's own, if the world size is the same; rank 0's stand for all if not."""
+        """This rank's own if the world size is the same, else rank 0's."""
         same_world = (folder / shard_file(self.context.rank, self.context.world_size)).exists()
         path = folder / buffer_file(self.context.rank if same_world else 0)
         saved = read_tensors(path) if path.exists() else {}
@@ -231,7 +231,7 @@ class EngineBase:
 
 
 def _share(move: float, made: Tensor, num_updates: Tensor) -> Tensor:
-    """float (): by what part of the way the average moves: all of it after the first update, nothing without one."""
+    """float (): the share of the difference by which the average moves: 1 at the first update, 0 without an update."""
     return torch.where(made, torch.where(num_updates <= 1, 1.0, move), 0.0).to(made.device)
 
 

@@ -1,7 +1,7 @@
-"""Start a training on the workers of a Ray cluster, restart it when workers die, and bring home its final metrics.
+"""Start a training on the workers of a Ray cluster, restart it when workers die, and return its final metrics.
 
-Checkpoints are not Ray's: the training function finds the latest in its own folder (cluster/storage.py) whenever it is
-started, the first time or after a failure.
+Ray does not handle the checkpoints: at every start, the first or one after a failure, the training function reads the
+latest from its own folder (cluster/storage.py).
 """
 
 from __future__ import annotations
@@ -119,9 +119,8 @@ def launch(
 ) -> dict[str, Value | float]:
     """Run train_function(context, train_config) on every worker; returns rank 0's last reported metrics and result.
 
-    Raises the worker's own ValueError, OSError or ArithmeticError if that ended the training, else
-    ChildProcessError, which says what Ray does.
-    callbacks: Ray Train's, such as the one that hands rank 0's reports on to Ray Tune.
+    Raises the worker's own ValueError, OSError or ArithmeticError if that ended the training, else ChildProcessError
+    with Ray's reason. callbacks: Ray Train's, such as the one that passes rank 0's reports on to Ray Tune.
     """
     with launch.connected(), tempfile.TemporaryDirectory() as scratch:
         _require_resources(launch)
@@ -189,7 +188,7 @@ def _work(arguments: Mapping[str, _Task[Config, Value]]) -> dict[str, Value | fl
 
 
 def _cause(error: Exception) -> Exception:
-    """The first worker's own ValueError, OSError or ArithmeticError, the user's to mend; else what became of it."""
+    """The first worker's own ValueError, OSError or ArithmeticError, which the user can mend; else Ray's reason."""
     failures: Mapping[int, Exception] = getattr(error, "worker_failures", {})
     for rank in sorted(failures):
         failure: BaseException | None = failures[rank]
@@ -208,7 +207,7 @@ def _cause(error: Exception) -> Exception:
 
 
 def _require_resources(launch: RayLaunch) -> None:
-    """Raise ValueError if the cluster as it stands cannot hold the least number of workers: Ray would wait for ever."""
+    """Raise ValueError if the cluster cannot hold the least number of workers: Ray would wait for ever."""
     import ray
 
     there = ray.cluster_resources()

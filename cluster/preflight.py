@@ -1,6 +1,6 @@
 """`python -m cluster.preflight python=3.11 ray=2.60 ... -- COMMAND` on a cluster: is its environment the submitter's?
 
-If so, COMMAND takes this process's place; else one sentence says what differs, and the exit code is 3.
+If so, COMMAND replaces this process; else one sentence names the difference, and the exit code is 3.
 
 Runs on whatever Python the cluster has, from 3.8: nothing here needs a newer one, or a package.
 """

@@ -1,6 +1,6 @@
 """Checkpoints in a folder: published whole or not at all, on a shared file system or an object store.
 
-    <root>/step-00000100/            one checkpoint; complete once manifest.json stands in it
+    <root>/step-00000100/            one checkpoint; complete once it holds manifest.json
     <root>/.saving-step-00000200/    being written (local roots only); never read, cleared by the next save
 
 Every rank writes its own files; rank 0 publishes when all have done so, on a file system by renaming the folder, on an

@@ -32,7 +32,7 @@ OUTAGE_S = 60.0  # a dashboard that is away for longer is given up; the job goes
 
 @dataclass(frozen=True, kw_only=True)
 class JobState:
-    """How a job stands. `exit_code` is the entrypoint's own, once it has ended."""
+    """The state of a job. `exit_code` is the entrypoint's, once it has ended."""
 
     job_id: str
     status: str

@@ -202,8 +202,8 @@ _LINEAR = nn.functional.linear
 
 
 def restore_linear() -> None:
-    """Undo what ZeRO-3 leaves behind in torch: a linear layer of its own, which rounds differently, in every model that
-    this process trains afterwards."""
+    """Undo ZeRO-3's change to torch: its own linear function, which rounds differently, in every model that this
+    process trains afterwards."""
     nn.functional.linear = _LINEAR
 
 

@@ -18,10 +18,11 @@ _AGREE_S = 10.0
 
 
 def train_worker(context: WorkerContext, config: Mapping[str, TrainJob]) -> dict[str, float | str]:
-    """Train; the error that ended it, where it is not raised here, is left in the run's STOP file.
+    """Train. An error that ends the training is left in the run's STOP file.
 
-    An error that all ranks meet ends them quietly. One that this rank meets alone is raised, because the others wait
-    for it in a collective: Ray ends them, and those it starts in their place find the error and leave.
+    If all ranks meet the error, they end quietly. If this rank alone meets it, the error is raised, because the other
+    ranks wait for this one in a collective: Ray ends them, and the workers that it starts instead find the error and
+    end.
     """
     job = config["job"]
     stop, verdicts = StopFile(job.output), context.fork()
@@ -37,7 +38,7 @@ def train_worker(context: WorkerContext, config: Mapping[str, TrainJob]) -> dict
 
 
 def _all_are_here(verdicts: WorkerContext) -> bool:
-    """Whether every rank comes here within some seconds."""
+    """Whether every rank calls this within some seconds."""
     met = threading.Event()
 
     def meet() -> None:

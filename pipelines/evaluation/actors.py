@@ -19,7 +19,7 @@ BLIND = ("random", "mean_action", "replay")
 
 
 class PolicyActor:
-    """A trained model for one robot. `blank_images`: it sees black frames, which tells what it owes to the picture."""
+    """A trained model for one robot. `blank_images`: it sees black frames, to measure how much it uses the image."""
 
     def __init__(self, model: InferenceModel, dataset: DatasetContract, *, blank_images: bool = False) -> None:
         image = model.contract.image

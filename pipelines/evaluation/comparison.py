@@ -1,9 +1,8 @@
-"""Which numbers of two models may be set side by side.
+"""Which metrics of two models compare.
 
-A token metric counts exact bins, so it only compares models that cut actions into the same ones: the same actions are
-15 % right at 256 bins and 88 % at 16. An error in physical units compares across bins, but not where one model learnt
-what the arm was commanded and the other what it reached: those are two sets of right answers. Losses compare only where
-the same tokens are said.
+A token metric counts exact bins, so it compares only models with the same bins: the same actions are 15 % right at 256
+bins and 88 % at 16. An error in physical units compares across bins, but not between a model that learnt the commanded
+actions and one that learnt the reached ones: their right answers differ. Losses compare only over the same tokens.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def obstacle(metric: str, mine: EvaluationReport, theirs: EvaluationReport, *, m
             f"{them} was trained on what the arm {_ARM[others.arm]} and {me} on what it {_ARM[ours.arm]}, "
             f"so {metric} compares them with different right answers: use numbers of each alone"
         )
-    if _is_physical(metric):
+    if metric.startswith(PHYSICAL) or ".mean_absolute_error" in metric:
         return None
     difference = _difference(ours, others)
     return (
@@ -69,10 +68,6 @@ def obstacle(metric: str, mine: EvaluationReport, theirs: EvaluationReport, *, m
 
 
 _ARM = {"commanded": "was commanded", "reached": "reached"}
-
-
-def _is_physical(metric: str) -> bool:
-    return metric.startswith(PHYSICAL) or ".mean_absolute_error" in metric
 
 
 def _difference(ours: Labels, others: Labels) -> tuple[str, str]:

@@ -1,6 +1,6 @@
-"""Finished episodes of an evaluation, a line each, so that one that was killed goes on where it was.
+"""Finished episodes of an evaluation, one per line, so that a killed evaluation continues where it was.
 
-The file is named after everything that decides an episode. It is deleted when the evaluation has ended.
+The file is named after everything that decides an episode, and deleted when the evaluation ends.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Key = tuple[str, str, int, str]
 
 
 class EpisodeLedger:
-    """Reads what is there, and appends. A last line that was cut off is left out and acted again."""
+    """Reads the file, and appends to it. The episode of a line that was cut off is acted again."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,6 +1,6 @@
-"""What an evaluation leaves behind: a JSON file beside the run, and metrics and the file in the run's MLflow.
+"""The record of an evaluation: a JSON file beside the run, the same file and metrics in the run's MLflow.
 
-And whether its episodes were new to the model at all.
+Also checks whether the model has seen the episodes in training.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def home_of(model: str) -> str:
 
 
 def file_name(step: int, stores: Sequence[Store]) -> str:
-    """Another one for another checkpoint and for other data, the same for the same."""
+    """Differs between checkpoints and between data."""
     shards = [shard.sha256 for store in stores for shard in store.manifest.shards]
     digest = hashlib.sha256(json.dumps(shards).encode()).hexdigest()[:8]
     first = stores[0].manifest
@@ -151,7 +151,7 @@ def metrics_of(report: EvaluationReport) -> dict[str, float]:
 
 
 def _address(home: str) -> str:
-    """Where the run in this folder is tracked, as it noted itself, or else where runs are tracked now.
+    """The tracking server that the run in this folder recorded, or else the present one.
 
     Raises FileNotFoundError for a database that is not there: connecting would make an empty one.
     """

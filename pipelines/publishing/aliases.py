@@ -1,8 +1,8 @@
 """Which version of a registered model an alias points at: moving it, and rolling it back.
 
-An alias moves under a lock, and only if it still points where its gates were judged: of two registrations at once the
-second is compared with the first. Every move is written into the tags of the version it moved to, with what it
-replaced; that is what a roll-back goes by.
+An alias moves under a lock, and only if it still points at the version that the gates compared with. Of two
+registrations at the same time, the second is thus compared with the first. The tags of a version record every move to
+it and the version that it replaced; a roll-back reads them.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def promote(client: MlflowClient, name: str, alias: str, version: str, judge: Co
             return decision
         with exclusive(client, f"{name}.{alias}{LOCKED}") as lease:
             if holder_of(client, name, alias) != holder:
-                continue  # another registration was faster: compare with what it put there
+                continue  # another registration was faster: compare with its version
             decision = Decision(promoted=True, replaced=holder, verdicts=verdicts)
             lease.require()
             _write(client, name, alias, version, decision, f"moved from version {holder}" if holder else "first holder")
@@ -82,7 +82,7 @@ def rollback(client: MlflowClient, name: str, alias: str) -> tuple[str, str]:
         back = client.get_model_version(name, left).tags.get(f"{alias}.replaced")
         if not back:
             raise ValueError(f"{name}@{alias} is version {left} and replaced no other: there is nothing to return to")
-        if not _is_there(client, name, back):
+        if if_exists(client.get_model_version, name, back) is None:
             raise ValueError(
                 f"{name}@{alias} is version {left}, and version {back}, which it replaced, has been deleted: "
                 f"the alias stays"
@@ -103,10 +103,6 @@ def holder_of(client: MlflowClient, name: str, alias: str) -> str | None:
 
 def registered_model(client: MlflowClient, name: str) -> RegisteredModel | None:
     return if_exists(client.get_registered_model, name)
-
-
-def _is_there(client: MlflowClient, name: str, version: str) -> bool:
-    return if_exists(client.get_model_version, name, version) is not None
 
 
 def known_model(client: MlflowClient, name: str) -> RegisteredModel:

@@ -58,8 +58,8 @@ class Gate:
         return Gate(metric=metric, relation=relation, bound=bound, against_champion=number is None)
 
     def judge(self, mine: Metrics, champion: Metrics | None, *, holder: str | None) -> Verdict:
-        """`champion` holds the metrics of version `holder` on the same episodes; without a champion there is none to
-        beat. A value that is not a number passes nothing. Raises ValueError for an unknown metric."""
+        """`champion`: the metrics of version `holder` on the same episodes. Without a champion, a comparison with it
+        passes. NaN passes no gate. Raises ValueError for an unknown metric."""
         value = self._of(mine)
         if not self.against_champion:
             bound, meant = self.bound, ""

@@ -57,9 +57,9 @@ def named(action: Action, contract: Contract, dataset: DatasetContract) -> Named
 class InferenceModel:
     """A trained model with its instruction table: reads frames and instructions and begins episodes.
 
-    `compute` says where and in which precision it answers; its weights are made ready for that, once for all robots,
-    by `begin` or the first episode, which takes the model of `trained` as its own. Raises ValueError for imported
-    weights that are bound to no dataset, whose actions have no units.
+    `compute`: device and precision. `begin`, or the first episode, prepares the weights once for all robots; it
+    modifies the model of `trained`. Raises ValueError for imported weights that are bound to no dataset: their actions
+    have no units.
     """
 
     def __init__(self, trained: TrainedModel, compute: Compute | None = None) -> None:

@@ -59,11 +59,11 @@ class ModelOrigin:
         return data if self.weights is None else {**data, "weights": self.weights}
 
     def found_from(self, folder: str) -> ModelOrigin:
-        """As it stands in `folder`, with the stores' paths as they are now where the project has moved."""
+        """The origin read in `folder`, with the stores' present paths if the project has moved."""
         return replace(self, stores=tuple(found_again(reference, folder) for reference in self.stores))
 
     def seen_from(self, folder: str) -> ModelOrigin:
-        """As it is to stand in another `folder`."""
+        """The origin for another `folder`."""
         if not self._knows_files():
             return self
         return replace(self, stores=tuple(seen_from(reference, folder) for reference in self.stores))

@@ -119,10 +119,10 @@ def register(
 ) -> Registration:
     """Register the newest model under `checkpoint`, and point `alias` at it if `guard` lets it pass.
 
-    The version belongs to the training's own MLflow run. Training stores may have moved: `guard.stores` name them anew.
-    One that cannot be found is known by what the run or bundle recorded. Raises FileNotFoundError if the model then
-    has no instruction table to carry along, and ValueError where imported weights were given no store, or where model
-    and held-out stores do not fit; nothing is registered then.
+    The version belongs to the training's own MLflow run. Training stores may have moved: `guard.stores` gives their new
+    paths. A store that is not found is described by what the run or bundle recorded of it. Raises FileNotFoundError if
+    there is no instruction table to carry along, and ValueError if imported weights were given no store, or if the
+    held-out stores do not fit the model; nothing is registered then.
     """
     require_names(name, alias)
     trained = load_trained(checkpoint)
@@ -158,7 +158,7 @@ def register(
 
 
 Known = tuple[StoreReference, Store | None]
-"""A training store as it was recorded, and as it lies here, if it does."""
+"""A training store as it was recorded, and the store itself if it is found."""
 
 
 def _training_stores(checkpoint: str, trained: TrainedModel, anew: Mapping[str, str]) -> list[Known]:
@@ -172,7 +172,7 @@ def _training_stores(checkpoint: str, trained: TrainedModel, anew: Mapping[str, 
 
 
 def _with_table(trained: TrainedModel, stores: Sequence[Store | None]) -> TrainedModel:
-    """The model with the instructions of all its stores, or where one is missing, with those that it brought along."""
+    """The model with the instructions of all its stores; if a store is missing, with those that it carries."""
     there = [store for store in stores if store is not None]
     if len(there) == len(stores):
         return replace(trained, instructions=Instructions.of_stores(trained.contract.encoder, robot_stores(there)))
@@ -195,7 +195,7 @@ def _logged(mlflow: ModuleType, trained: TrainedModel, name: str, run_id: str) -
 
 
 def _run_of(trained: TrainedModel, uri: str) -> str:
-    """The training's run where this tracking server knows it, else a new one that names the checkpoint."""
+    """The training's run if this tracking server knows it, else a new one that names the checkpoint."""
     run_id = trained.origin.mlflow_run_id
     run = TrainingRun(uri=uri, experiment="rt-pipelines", name="registered checkpoint", params={}, run_id=run_id)
     run.tag("checkpoint", trained.source)

@@ -1,12 +1,14 @@
-"""One at a time among all who use a registry, with nothing but what MLflow's registries offer: unique model names.
+"""Mutual exclusion among all processes that use a registry. MLflow's registries offer one thing for it: unique names.
 
-A lock is a registered model of its name; its tags say who holds it, and by a count that it is alive. A holder that has
-shown no life for STALE_S is succeeded, never removed: the successor makes `<lock>.<token of the dead>`, which only one
-can, and which stands for the lock from then on. Tokens are random, so that a name never comes to mean something else
-between a look and a deletion; and who gives the lock back succeeds itself first, so that nobody does meanwhile.
+A lock is a registered model with the lock's name. Its tags name the holder and count the holder's heartbeats. If the
+count stands still for STALE_S, another process takes over. It does not delete the lock, but creates
+`<lock>.<token of the former holder>`: only one process can, and this model is the lock from then on. Tokens are random,
+so a name never changes its meaning between a read and a deletion. A process that releases the lock first takes over
+from itself, so that no other process takes over in the meantime.
 
-MLflow cannot refuse a write by who sends it. So a holder asks `Lease.require` before each: it may write only for a time
-after its last sign of life which, together with the longest that MLflow waits for an answer, is shorter than STALE_S.
+MLflow cannot refuse a write because of its sender. A holder therefore calls `Lease.require` before each write, and may
+write only for FRESH_S after its last heartbeat. FRESH_S and the longest time that MLflow waits for an answer are
+together below STALE_S.
 """
 
 from __future__ import annotations
@@ -35,12 +37,12 @@ LOCKED = ".lock"  # how the names of locks end, and how those of successors go o
 
 
 def is_lock(name: str) -> bool:
-    """Whether a registered model of this name is a lock, or what a process that died has left of one."""
+    """Whether a registered model of this name is a lock, or a part of one that a dead process has left behind."""
     return name.endswith(LOCKED) or f"{LOCKED}." in name
 
 
 class Lease:
-    """A lock that is held. Shows signs of life until it is closed."""
+    """A lock that this process holds. Sends heartbeats until it is closed."""
 
     def __init__(self, client: MlflowClient, lock: str) -> None:
         self._client, self.lock = client, lock
@@ -51,7 +53,7 @@ class Lease:
         self._thread.start()
 
     def require(self) -> None:
-        """Raise TimeoutError (an OSError) unless nobody can have taken the lock for abandoned by now."""
+        """Raise TimeoutError (an OSError) if another process may have taken the lock over by now."""
         if time.monotonic() - self._alive_s > FRESH_S or not _is_last(_chain(self._client, self.lock), self.link):
             raise TimeoutError(
                 f"the registry answered too slowly: {self.lock} may have been given to another process, and nothing "
@@ -84,7 +86,7 @@ class Link:
 
 @contextmanager
 def exclusive(client: MlflowClient, lock: str) -> Iterator[Lease]:
-    """Alone with `lock`. Call `require` of what this yields before every write. Waits for who is inside."""
+    """Hold `lock` for the block; waits for the present holder. Call `require` of the lease before every write."""
     lease = Lease(client, lock)
     try:
         yield lease
@@ -106,15 +108,15 @@ def _acquired(client: MlflowClient, lock: str) -> Link:
                 return link
         if last is not None and not has_warned and time.monotonic() - since > 5 * BEAT_S:
             has_warned = True
-            log.warning("%s is held by a process that shows no life: taken over in %.0f s", lock, STALE_S)
+            log.warning("%s is held by a process without a heartbeat: taken over in %.0f s", lock, STALE_S)
         time.sleep(POLL_S)
 
 
 def _stands(client: MlflowClient, lock: str, link: Link) -> bool:
     """Whether the link that we have made is the lock's last.
 
-    One that succeeds nobody, since the lock was given back meanwhile, is taken away. One that has a successor already
-    is the successor's to take away: without it, theirs would hang on nothing.
+    If the lock was released meanwhile, our link succeeds nothing and is deleted. If our link already has a successor,
+    the successor deletes it: its own link refers to ours.
     """
     chain = _chain(client, lock)
     if link.name not in [each.name for each in chain]:
@@ -123,17 +125,17 @@ def _stands(client: MlflowClient, lock: str, link: Link) -> bool:
 
 
 def _is_last(chain: Sequence[Link], link: Link) -> bool:
-    """By its token too: the lock's own name, given back, is the next one's, as a process that slept may find it."""
+    """Compares tokens too: the name of a released lock is used again, and a process that slept may meet the new one."""
     return bool(chain) and (chain[-1].name, chain[-1].owner) == (link.name, link.owner)
 
 
 def _release(client: MlflowClient, lease: Lease) -> None:
-    """Give the lock back, unless somebody has succeeded us: then it is theirs."""
+    """Release the lock, unless another process has taken it over."""
     end = _created(client, _successor(lease.lock, lease.link))
     if end is not None and _stands(client, lease.lock, end):
-        for link in _chain(client, lease.lock):  # from the first one's deletion on the lock is free
+        for link in _chain(client, lease.lock):  # the lock is free once the first is deleted
             if time.monotonic() - end.made_s > FRESH_S:
-                return  # who waits succeeds us before long, and clears this up
+                return  # a waiting process takes over before long, and deletes these
             client.delete_registered_model(link.name)
 
 
@@ -142,7 +144,7 @@ def _successor(lock: str, link: Link) -> str:
 
 
 def _chain(client: MlflowClient, lock: str) -> list[Link]:
-    """The lock and its successors as far as there are any; the last one holds it."""
+    """The lock and its successors; the last one is the holder's."""
     links, name = list[Link](), lock
     while (held := if_exists(client.get_registered_model, name)) is not None:
         links.append(Link(name=name, owner=str(held.tags.get("owner", "")), beat=str(held.tags.get("beat", ""))))

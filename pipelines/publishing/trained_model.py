@@ -76,7 +76,7 @@ def load_trained(source: str, weights: Which | None = None, *, tracking: str | N
 def with_instructions(trained: TrainedModel) -> TrainedModel:
     """The model with the instruction table of its training stores, where it carries none of its own.
 
-    A store that is no longer there is warned of, and its instructions are left to the encoder.
+    A missing store gives a warning; the encoder then computes its instructions.
     """
     if trained.instructions.vectors:
         return trained
@@ -137,7 +137,7 @@ def find_checkpoint(path: str) -> tuple[CheckpointFolder, Checkpoint]:
 
 
 def _nature(path: str) -> str:
-    """What lies at `path`, in which no model was found, as the predicate of a sentence."""
+    """What is at `path` instead of a model, as the predicate of a sentence."""
     files, root = fsspec.core.url_to_fs(path)
     if not files.exists(root):
         return "is not there"
@@ -154,7 +154,7 @@ def _nature(path: str) -> str:
 
 
 def require_new(out: str) -> None:
-    """Raise FileExistsError where something lies at `out`, a path or URL."""
+    """Raise FileExistsError if something exists at `out`, a path or URL."""
     files, root = fsspec.core.url_to_fs(out)
     if files.exists(root):
         raise FileExistsError(f"{out} exists: give a new folder")

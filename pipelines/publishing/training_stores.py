@@ -1,7 +1,7 @@
 """The stores that a model was trained on, as its checkpoints and bundles refer to them, and finding them again.
 
-A reference holds where a store lay, the way there from the folder of the run or bundle, which stays right when a
-project moves as a whole, and the fingerprint of the store's manifest, which holds the SHA-256 of every file.
+A reference holds the store's path, its relative path from the folder of the run or bundle, and the fingerprint of the
+store's manifest, which lists the SHA-256 of every file. The relative path stays right when a whole project moves.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Store = EpisodeStore | WebStore
 
 @dataclass(frozen=True, kw_only=True)
 class StoreReference:
-    """One training store. What is not known of it, in older metadata, is empty.
+    """One training store. Fields that older metadata do not have are empty.
 
-    relative: the way from the folder of the run or bundle; "" where one of the two is in an object store.
+    relative: path from the folder of the run or bundle; "" if one of the two is in an object store.
     source: fingerprint of the source's records, as `fingerprint` is of the store's files.
     """
 
@@ -97,8 +97,8 @@ def paths_alone(references: Sequence[StoreReference]) -> dict[str, object]:
 
 
 def found_again(reference: StoreReference, folder: str) -> StoreReference:
-    """The reference that stands in `folder`, with the path where the store is now: where it was, or else where the way
-    from `folder` leads."""
+    """A reference read in `folder`, with the store's present path: the recorded one, or the relative one from `folder`
+    if the store is there."""
     if "://" in reference.path or not reference.relative or reference.is_at(reference.path):
         return reference
     path = os.path.normpath(Path(folder).absolute() / reference.relative)
@@ -106,15 +106,15 @@ def found_again(reference: StoreReference, folder: str) -> StoreReference:
 
 
 def seen_from(reference: StoreReference, folder: str) -> StoreReference:
-    """The reference as it is to stand in another `folder`."""
+    """The reference for another `folder`."""
     return replace(reference, relative=_way(folder, reference.path))
 
 
 def named_anew(references: Sequence[StoreReference], named: Sequence[str]) -> dict[str, str]:
-    """{a reference's path: the one of `named` where its store lies now}, for those that are no longer where they were.
+    """{recorded path: the path in `named` where the store is now}, for the stores that have moved.
 
-    Told by fingerprint, and where none was recorded by dataset, version and split. `named` may be folders that hold
-    several stores of one dataset, one a split.
+    Compares fingerprints; if none was recorded, dataset, version and split. `named` may be folders that hold several
+    stores of one dataset, one per split.
     """
     lost = [each for each in references if not each.is_at(each.path)]
     return {each.path: path for each in lost for path in named if _is_meant(_root(path, each), each)}
@@ -127,7 +127,7 @@ def _is_meant(root: str | None, reference: StoreReference) -> bool:
 
 
 def open_training_store(reference: StoreReference, anew: str | None = None) -> Store | None:
-    """The store at `anew`, or where it was; None, with a warning, where it is not, or is another one by now."""
+    """The store at `anew`, or at its recorded path; None, with a warning, if it is missing or has changed."""
     root = _root(anew or reference.path, reference)
     if root is not None and reference.is_at(root):
         return open_store(root)
@@ -139,7 +139,7 @@ def open_training_store(reference: StoreReference, anew: str | None = None) -> S
 
 
 def _root(path: str, reference: StoreReference) -> str | None:
-    """The store at `path`, or the one of the reference's split below it; None if there is none."""
+    """The store at `path`, or below it the store of the reference's split; None if there is none."""
     try:
         return open_store(path, split=reference.dataset.rpartition("/")[2]).root
     except (FileNotFoundError, ValueError):

@@ -99,7 +99,7 @@ def _name(store: Store) -> str:
 
 
 def texts(stores: Sequence[Store], config: RT2TextConfig) -> Iterator[str]:
-    """Every prompt and answer in words. An instruction, which goes with many steps, comes more than once."""
+    """Every prompt and answer as text. An instruction belongs to many steps and is repeated."""
     for store in stores:
         if isinstance(store, EpisodeStore):
             lines = [config.robot_prompt.format(instruction=line) for line in store.instruction_texts]

@@ -10,7 +10,7 @@ from pathlib import Path
 def git_revision() -> str:
     """The revision of the code, with "+changes" where it differs from what is committed; "unknown" outside git.
 
-    A submitted job has no repository and is told (pipelines/submit.py).
+    A submitted job has no repository: pipelines/submit.py sets RTP_GIT_REVISION.
     """
     if recorded := os.environ.get("RTP_GIT_REVISION"):
         return recorded

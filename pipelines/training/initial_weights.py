@@ -61,7 +61,7 @@ def model_factory(experiment: Experiment, weights_from: str | None, tracking: st
 
 
 def require_trainable(experiment: Experiment, *, is_new: bool) -> None:
-    """Raise ValueError where nothing could come of what is trained and what is frozen.
+    """Raise ValueError if the trained parameters could not learn with the others frozen.
 
     is_new: the run begins with neither a checkpoint nor another run's weights.
     """
@@ -110,8 +110,8 @@ def freeze(model: nn.Module, beginnings: Sequence[str]) -> None:
 
 
 def widen_trained(model: nn.Module, precision: str) -> None:
-    """Trained parameters in float32, also where the model's weights are bf16: there an update of less than the eighth
-    bit of a weight is lost, a running average stands still, and DeepSpeed does not look for NaN.
+    """Convert trained parameters to float32, also if the model's weights are bf16. In bf16 an update below the eighth
+    bit of a weight is lost, a running average does not move, and DeepSpeed does not look for NaN.
 
     Raises ValueError where such a model could not be computed.
     """
@@ -173,7 +173,7 @@ def _meaning(model: JsonObject) -> dict[str, object]:
 def require_same_run(
     checkpoint: Checkpoint, contract: Contract, experiment: Experiment, stores: Sequence[StoreReference] | None = None
 ) -> None:
-    """Raise ValueError where continuing would silently train something else.
+    """Raise ValueError if continuing would silently train something else.
 
     `stores`: those of this run, in order, to be compared with the checkpoint's.
     """
@@ -211,7 +211,7 @@ def _require_same_settings(path: str, saved: CheckpointMetadata, experiment: Exp
 
 
 def _require_same_stores(path: str, before: Sequence[StoreReference], stores: Sequence[StoreReference]) -> None:
-    """The same records in the same order: a contract does not tell, since it knows nothing of web data."""
+    """The same records in the same order. The contract cannot show that: it does not cover web data."""
     if not all(store.source for store in before):
         log.warning("%s does not say what its stores held: whether these are the same is not checked", path)
         return

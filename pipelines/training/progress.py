@@ -1,6 +1,6 @@
-"""The progress of a training, told by the process the user started from the metrics that rank 0 writes.
+"""The progress of a training. The process that the user started shows it, from the metrics that rank 0 writes.
 
-A bar with two or three lines below it on a terminal, of whatever width; in a log file one plain line of text each time.
+On a terminal of any width, a bar with two or three lines below it; in a log file, one line of text each time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BAR = 24
 
 @dataclass(kw_only=True)
 class _Run:
-    """What is known of the run: `lines` are its metrics, `began` when this process began to follow it."""
+    """The run so far: `lines` are its metrics, `began` is when this process started to follow it."""
 
     num_steps: int
     steps_per_epoch: float | None
@@ -59,7 +59,7 @@ class _Run:
 
 @contextmanager
 def progress_bar(output: str, num_steps: int, *, steps_per_epoch: float | None = None) -> Iterator[None]:
-    """Tell how the run in `output` goes while the body runs; on stderr, so that --json stays clean."""
+    """Show the progress of the run in `output` while the block runs; on stderr, so that --json stays clean."""
     run, done = _Run(num_steps=num_steps, steps_per_epoch=steps_per_epoch), threading.Event()
     console = Console(stderr=True)
     tell = _bar if console.is_terminal else _log

@@ -29,7 +29,7 @@ class SampleLine(TypedDict):
 
 
 class MetricsLog:
-    """metrics.jsonl of a run: one line a report; lines after the step resumed from are dropped.
+    """metrics.jsonl of a run: one line per report; lines after the step resumed from are dropped.
 
     An object store cannot append: there `publish`, called at every checkpoint, writes the file anew.
     """
@@ -62,8 +62,8 @@ def read_metrics(path: str | Path) -> list[Metrics]:
 class SampleLog:
     """samples/rank-00000.jsonl, ...: what this rank trained on, step by step, as evidence that nothing was repeated.
 
-    Nothing is ever dropped: lines of a later `attempt` at a step (after a crash) stand after those of the earlier one.
-    Each line is in the operating system's hands before its step counts as done. Local outputs only.
+    Nothing is dropped: after a crash, the lines of a later `attempt` at a step follow those of the earlier one. Each
+    line is written before its step counts as done. Local outputs only.
     """
 
     def __init__(self, output: str, context: WorkerContext) -> None:

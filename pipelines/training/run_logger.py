@@ -52,7 +52,7 @@ def open_run(job: PreparedJob) -> TrainingRun:
 
 
 def run_name(job: TrainJob) -> str:
-    """What a table of runs shows: two trainings of a recipe are told apart by their output folders."""
+    """The name in a table of runs; the output folder distinguishes two trainings of one recipe."""
     folder = job.output.rstrip("/").rpartition("/")[2]
     return job.experiment.name if folder in ("", job.experiment.name) else f"{job.experiment.name} {folder}"
 
@@ -86,9 +86,9 @@ def write_config(job: TrainJob) -> None:
 
 
 class RunLogger:
-    """Of every rank; on rank 0 it keeps the record of the run. `stopped`: why the run ended before its time, if it did.
+    """Every rank has one; rank 0's keeps the record of the run. `stopped`: why the run ended early, if it did.
 
-    An error that ends the `with` block is written down as the reason too.
+    An error that ends the `with` block is recorded as the reason too.
     """
 
     def __init__(self, context: WorkerContext, job: PreparedJob, resumed_step: int) -> None:
@@ -150,7 +150,7 @@ class _RunRecord:
         self._mlflow.add(metrics, step)
 
     def _system_metrics(self) -> dict[str, float]:
-        """Now and then: they tell of the machine, not of the step."""
+        """Every 10 seconds: they describe the machine, not the step."""
         now = time.monotonic()
         if now < self._next_system_s:
             return {}

@@ -1,4 +1,4 @@
-"""What a training gets out of its machine: samples and frames per second, waiting for data, FLOPs utilisation, memory.
+"""How well a training uses its machine: samples and frames per second, waiting for data, FLOPs utilisation, memory.
 
 Model FLOPs utilisation is what the model needs by count, forward and backward and nothing computed twice, over what the
 devices could do at their peak. A known GPU's peak is its data sheet's for dense bf16; any other peak is measured once,
@@ -15,7 +15,7 @@ import torch
 
 INPUT_BOUND = 0.1  # share of the time spent waiting for data, beyond which the loader is the bottleneck
 _SIZE, _ROUNDS = 1024, 5
-_TERAFLOPS = {  # dense bf16, data sheets; the first name found in the device's counts
+_TERAFLOPS = {  # dense bf16, data sheets; the first name found in the device's name is used
     "B200": 2250.0,
     "H100 PCIe": 756.0,
     "H100 NVL": 835.0,
@@ -60,7 +60,7 @@ def _measured(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def verdict(waiting_share: float) -> str:
-    """Which half of the pipeline sets the pace."""
+    """Whether loading or computing limits the speed."""
     return "input-bound" if waiting_share > INPUT_BOUND else "compute-bound"
 
 
