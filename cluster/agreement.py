@@ -1,6 +1,6 @@
 """Work that all ranks finish or none does: on rank 0 alone, which sends its result to the others, or on every rank.
 
-A rank that failed alone would leave the others waiting for it in a collective until their timeout.
+If one rank failed alone, the others would wait for it in a collective until their timeout.
 """
 
 from __future__ import annotations

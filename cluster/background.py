@@ -1,4 +1,4 @@
-"""Publishing checkpoints beside the training: the loop pays for a copy to host memory, another thread for the rest."""
+"""Publishing checkpoints during the training: the loop waits for a copy to host memory, a thread does the rest."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class BackgroundSaver:
     ) -> None:
         """As `CheckpointFolder.save`, returning at once; `write` is an engine's `snapshot()`.
 
-        Waits for the one before: more than one copy of the state in memory would be one too many.
+        Waits for the checkpoint before: host memory holds one copy of the state at a time.
         """
         self.wait()
         arguments = (step, write, self._context, metadata, keep_last, keep_best_by)
         self._pending = self._pool.submit(self._folder.save, *arguments)
 
     def wait(self) -> None:
-        """Until the last checkpoint is published. Raises what hindered it."""
+        """Wait until the last checkpoint is published. Raises the error of a publication that failed."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()

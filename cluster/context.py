@@ -1,7 +1,7 @@
 """What a training loop knows of the other workers: its rank, its device and a few small agreements between ranks.
 
 `LocalContext` is one process without a process group; `TorchrunContext` is one of several processes that torchrun (or
-a test) started; `RayContext` is a Ray Train worker. None of them moves gradients: that is the engine's work.
+a test) started; `RayContext` is a Ray Train worker. None of them exchanges gradients: the engine does that.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class WorkerContext(Protocol):
     device: torch.device
 
     def report(self, metrics: Mapping[str, float]) -> None:
-        """Hand the metrics of this moment to whoever launched the run; rank 0's are kept."""
+        """Pass the present metrics to the launcher of the run; rank 0's are kept."""
         ...
 
     def barrier(self) -> None:
@@ -52,7 +52,7 @@ class WorkerContext(Protocol):
         ...
 
     def broadcast(self, value: T) -> T:
-        """Rank 0's small picklable value, on every rank; what the others give is ignored."""
+        """Rank 0's small picklable value, on every rank; the other ranks' values are ignored."""
         ...
 
     def fork(self) -> WorkerContext:
@@ -64,7 +64,7 @@ class WorkerContext(Protocol):
         ...
 
     def close(self) -> None:
-        """Leave the run; the context is of no use afterwards."""
+        """Leave the run; the context cannot be used afterwards."""
         ...
 
 
@@ -193,7 +193,7 @@ class _Forked(TorchrunContext):
 class RayContext(TorchrunContext):
     """A Ray Train worker. Ray has set up the process group (gloo on CPU, NCCL on GPU) and torchrun's environment.
 
-    hang_timeout_s: end this worker if it has not beaten for so long; Ray then starts the workers again.
+    hang_timeout_s: end this worker if it sends no heartbeat for this long; Ray then starts the workers again.
     """
 
     def __init__(self, *, timeout_s: float = 1800, hang_timeout_s: float = 1800) -> None:
@@ -203,7 +203,7 @@ class RayContext(TorchrunContext):
         super().__init__(ray.train.torch.get_device(), timeout_s=timeout_s)
 
     def report(self, metrics: Mapping[str, float]) -> None:
-        """As above; Ray hands it on to Tune. It waits for all ranks: not for every step of a fast loop."""
+        """As above; Ray passes them on to Tune. Waits for all ranks, so a fast loop does not report every step."""
         import ray.train
 
         super().report(metrics)

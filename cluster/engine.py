@@ -4,7 +4,7 @@
 any torch module with a method `loss(batch) -> scalar tensor`, the mean over the batch's samples. Gradients are averaged
 over micro-batches and ranks, so that global batch = micro batch * accumulation * world size.
 
-Neither engine knows of schedules, data or stopping: that is the training loop.
+Schedules, data and stopping are the training loop's.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ class Engine(Protocol):
         ...
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        """For the next update; a parameter group multiplies it by its `lr_scale` (1 where it has none)."""
+        """For the next update; a parameter group multiplies it by its `lr_scale` (default 1)."""
         ...
 
     def evaluate_mode(self, *, averaged: bool = False) -> AbstractContextManager[LossModel]:
         """The model in evaluation mode, without gradients, in the configured precision; call its methods inside.
 
-        averaged: with the running average of its weights, where `ema_decay` keeps one and an update has been made.
-        With ZeRO-3 its parameters travel at each call: every rank then makes the same calls.
+        averaged: with the running average of its weights, if `ema_decay` keeps one and an update has been made.
+        Under ZeRO-3 each call gathers the parameters, so every rank makes the same calls.
         """
         ...
 
@@ -87,7 +87,7 @@ class Engine(Protocol):
         ...
 
     def load(self, folder: Path) -> None:
-        """Continue from a folder with the files of all ranks, of whatever engine, stage and world size they were."""
+        """Continue from a folder with the files of all ranks, written by any engine, stage and world size."""
         ...
 
     def consolidated_state_dict(self) -> dict[str, Tensor] | None:
@@ -309,7 +309,7 @@ class DeepSpeedEngine(EngineBase):
 
 
 class _ThroughEntry:
-    """The model as ZeRO-3 needs it called: each method through the engine, whose hooks gather the parameters."""
+    """The model under ZeRO-3: each method is called through the engine, whose hooks gather the parameters."""
 
     def __init__(self, model: nn.Module, engine: Callable[..., object]) -> None:
         self._model = model

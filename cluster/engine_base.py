@@ -142,7 +142,7 @@ class EngineBase:
     def _average(self, made: Tensor | None = None) -> None:
         """After an update: move the average towards the weights. It starts as the weights after the first update.
 
-        made: bool (), on the device, where only that knows whether the update was made; None: it was.
+        made: bool () on the device, if only the device knows whether the update was made; None: it was made.
         """
         states = self._optimizer.state if self._config.ema_decay > 0 else {}
         pairs = [(state[AVERAGE], owner.detach()) for owner, state in states.items() if AVERAGE in state]
@@ -162,7 +162,7 @@ class EngineBase:
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
-        """Inside, the model has the averaged weights, from the first update on; this rank's own are kept aside."""
+        """Inside, the model has the averaged weights, if there has been an update; its own are restored afterwards."""
         state = self._optimizer.state
         fragments = [f for f in self._fragments() if AVERAGE in state.get(f.owner, {})]
         weights = [fragment.view(fragment.owner).clone() for fragment in fragments]
@@ -221,13 +221,13 @@ class EngineBase:
         return {name: shape_of(parameter) for name, parameter in self._model.named_parameters()}
 
     def _fragments(self) -> list[ParameterSlice]:
-        """What this rank holds of the training state; here all of it, and the ranks share the writing."""
+        """This rank's part of the training state: here all of it, of which each rank writes a share."""
         parameters = enumerate(self._model.named_parameters())
         rank, world_size = self.context.rank, self.context.world_size
         return [ParameterSlice.whole(n, p, written=i % world_size == rank) for i, (n, p) in parameters]
 
     def _spread_weights(self, reader: ShardReader) -> None:
-        """After a load: bring the model's weights in line with the fragments, where they are two things."""
+        """After a load: copy the fragments into the model's weights, if they are separate tensors."""
 
 
 def _share(move: float, made: Tensor, num_updates: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""One command at a time in an output folder: two trainings or sweeps in one would tear each other's files.
+"""One command at a time in an output folder: two trainings or sweeps in one would overwrite each other's files.
 
 The lock is the operating system's (flock): it ends with the process that holds it, however that ends. An output in an
 object store has none. `filelock` does not name the holder, and on a file system without flock it falls back to a file
@@ -26,9 +26,9 @@ _UNKNOWN_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # some network f
 
 @contextmanager
 def exclusive_output(output: str, *, patience_s: float = 0.0) -> Iterator[None]:
-    """Inside, nobody else is. Raises BlockingIOError (an OSError), naming who, where somebody still is after so long.
+    """Hold the lock for the block. Raises BlockingIOError (an OSError), naming the holder, if it is not free in time.
 
-    A folder that was made for the lock, and in which nothing else was written, is taken away again.
+    A folder that was made for the lock is removed if nothing else was written into it.
     """
     if "://" in output:
         yield

@@ -1,8 +1,8 @@
 """A micro-batch's forward and backward pass as a CUDA graph: recorded once for each shape of batch, then replayed.
 
-Without it a training step of RT-1 takes as long as Python and torch need to launch its kernels (docs/measured.md). What
-is recorded are kernels and addresses: whatever the host decides while it records is decided for good. So a model says
-of a batch that it may be recorded (`replayable(batch)`), and gradients keep their memory from update to update.
+Without it a training step of RT-1 takes as long as Python and torch need to launch its kernels (docs/measured.md). A
+recording holds kernels and addresses, so what the host decides during it holds for every replay. The model therefore
+says whether a batch may be recorded (`replayable(batch)`), and gradients keep their memory from update to update.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _Recorded:
 class GraphReplay:
     """Runs `forward_backward(batch) -> loss`, from the third batch of a shape on by replaying it.
 
-    must: raise where a batch cannot be recorded, instead of going on without.
+    must: raise if a batch cannot be recorded, instead of continuing without graphs.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class GraphReplay:
 
 
 def replays(setting: CudaGraphs, context: WorkerContext) -> bool:
-    """Whether micro-batches shall be replayed. Raises ValueError where that is asked for and cannot be."""
+    """Whether micro-batches are replayed. Raises ValueError if the setting is on and they cannot be."""
     obstacle = None
     if context.device.type != "cuda":
         obstacle = "this training runs on no GPU"

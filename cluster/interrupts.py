@@ -1,7 +1,7 @@
-"""How a command is told to end: Ctrl-C, `kill` (SIGTERM) and a terminal that closes (SIGHUP) end it the same way.
+"""Ctrl-C, `kill` (SIGTERM) and a terminal that closes (SIGHUP) end a command in the same way.
 
-Python raises KeyboardInterrupt for the first alone; for the others a process dies where it stands, with its
-`finally` clauses undone: locks and temporary folders stay, and children live on.
+Python raises KeyboardInterrupt for Ctrl-C alone. The other signals end a process at once, without its `finally`
+clauses: locks and temporary folders remain, and child processes live on.
 """
 
 from __future__ import annotations

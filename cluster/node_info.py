@@ -55,9 +55,9 @@ class Machine:
 
 
 def examine(output: str, marker: str | None = None) -> Machine:
-    """This machine. `marker` is a file that another node has left in `output`; None: write one, and take it away.
+    """This machine. `marker`: a file that another node left in `output`; None: write one, and remove it.
 
-    With a marker this is a task on Ray, which hides the GPUs from it: all of the node count.
+    With a marker this is a Ray task, which sees no GPU: all GPUs of the node are then counted.
     """
     return Machine(
         host=socket.gethostname(),
@@ -100,7 +100,7 @@ def _existing(path: Path) -> Path:
 
 @contextmanager
 def _left_in(output: str, marker: str) -> Iterator[None]:
-    """A file in `output` for the block. Where it cannot be written every node will miss it, and say so."""
+    """A file in `output` for the block. If it cannot be written, every node reports it as missing."""
     files, root = fsspec.core.url_to_fs(output)
     made = not files.exists(root)
     with suppress(OSError):
@@ -124,7 +124,7 @@ def _sees(output: str, marker: str) -> str:
 
 
 def _trial(output: str) -> str:
-    """What hinders writing a file below `output`; it and the folders made for it are taken away again."""
+    """Why no file can be written below `output`, else "". The trial file and its folders are removed again."""
     try:
         if "://" not in output:
             with tempfile.TemporaryFile(dir=_existing(Path(output))) as file:

@@ -1,6 +1,6 @@
-"""One connection to Ray a process: a private one on this machine, or a cluster by address.
+"""One connection to Ray per process: to a private Ray on this machine, or to a cluster by address.
 
-What was connected before is used as it is and left running; what is started here is shut down at the end.
+A connection that exists already is used and left open; a Ray that is started here is shut down at the end.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def on_demand(session: RaySession) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Ray takes SIGTERM for itself, to exit with the code 15; what was to be done on it stays to be done."""
+    """Ray replaces the handler of SIGTERM, to exit with code 15; the handler before it is restored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -216,7 +216,7 @@ def _require_grpc(target: str) -> None:
 
 @contextmanager
 def _import_path_inherited() -> Iterator[None]:
-    """Processes started inside import what this one imports, from a source checkout as from an installed package."""
+    """Processes that are started inside import the same packages as this one, from a source checkout too."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(os.path.abspath(path) for path in sys.path))
     try:

@@ -1,8 +1,8 @@
 """Training state by parameter, cut into pieces: one checkpoint for every engine, ZeRO stage and world size.
 
-A rank writes what it holds: for a parameter's name, a key ("weight", "average", or an optimizer's "exp_avg", ...) and
-the first element of the flattened parameter that the piece covers. Whoever reads asks for any range of elements and
-never sees how it was cut. The pieces are safetensors, the rest is JSON: nothing is ever unpickled.
+A rank writes its pieces, each under a key ("weight", "average", or an optimizer's "exp_avg", ...), the first element
+that the piece covers of the flattened parameter, and the parameter's name. A reader asks for any range of elements,
+whatever the pieces. The pieces are safetensors, the rest is JSON: nothing is ever unpickled.
 
     shard-00000-of-00002.safetensors    one-dimensional tensors "key:start:name"; numbers as "key:scalar:name"
     parameters.json                     the shape of every parameter, and which names are tied
@@ -37,7 +37,7 @@ class ParameterSlice:
 
     owner: the tensor of which they are elements owner_start .. owner_start + size, flattened, and by which the
         optimizer knows its state: the parameter itself, or a flat buffer of many parameters.
-    written: whether this rank saves them; another rank holds the same where not.
+    written: whether this rank saves them; if not, another rank that holds the same does.
     """
 
     name: str
@@ -182,7 +182,7 @@ def restore(
     reader: ShardReader,
     without: Container[str] = (),
 ) -> None:
-    """Overwrite the fragments' weights and their optimizer state, but for the keys `without`."""
+    """Overwrite the fragments' weights and their optimizer state, except the keys in `without`."""
     on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
     for fragment in fragments:
         fragment.assign(fragment.owner, reader.read(fragment.name, WEIGHT, fragment.start, fragment.size))
@@ -202,7 +202,7 @@ def restore(
 def read_weights(folder: Path, *, averaged: bool = False) -> dict[str, Tensor]:
     """The model's state dictionary, parameters and buffers, from a checkpoint of any engine and world size.
 
-    averaged: the running average of the weights, where they have one. Raises ValueError if none has.
+    averaged: the running average, of the weights that have one. Raises ValueError if none has.
     """
     reader = ShardReader(folder)
     averages = {name for name in reader.shapes if averaged and AVERAGE in reader.keys(name)}

@@ -1,9 +1,9 @@
 """Asking a training to stop in good order: a file named STOP in its output folder.
 
-The loop looks for it about once a second, finishes its step, writes a checkpoint and leaves; `--resume` goes on there.
-Ctrl-C, SIGTERM or SIGHUP to the command write the file, and so may anyone by hand; it reaches workers on any node,
-since they share the folder with the checkpoints. A worker that meets an error which no restart can mend leaves it
-there, so that workers which Ray starts again end at once.
+The loop looks for it about once a second, finishes its step, writes a checkpoint and ends; `--resume` continues there.
+Ctrl-C, SIGTERM or SIGHUP to the command write the file, and a user can write it by hand. It reaches workers on every
+node, since they share the folder with the checkpoints. A worker writes an error that no restart can mend into it, so
+that the workers which Ray starts again end at once.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ class StopRequest:
 def stopping_on_signals(file: StopFile) -> Iterator[None]:
     """Inside, Ctrl-C, SIGTERM and SIGHUP to this process write the file instead of ending the process.
 
-    A second Ctrl-C raises KeyboardInterrupt. Signals that the process ignores stay ignored. Only where this is the main
-    thread: elsewhere signals belong to whoever has it.
+    A second Ctrl-C raises KeyboardInterrupt. Signals that the process ignores stay ignored. Does nothing outside the
+    main thread, which alone handles signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -250,7 +250,7 @@ class CheckpointFolder:
 
     @contextmanager
     def _reached(self) -> Iterator[None]:
-        """Turns an object store's own kinds of error into an OSError that names the store."""
+        """Converts an object store's own errors to an OSError that names the store."""
         try:
             yield
         except (OSError, ValueError):
@@ -262,7 +262,7 @@ class CheckpointFolder:
         return sorted(int(match[1]) for name in self._names() if (match := re.fullmatch(r"step-(\d{8,})", name)))
 
     def _leftovers(self, step: int) -> list[str]:
-        """What a crash left: folders being saved, folders without a manifest, and a broken one of this very step."""
+        """The folders that a crash left: half-saved ones, those without a manifest, and a broken one of this step."""
         saving = [f"{self._root}/{name}" for name in self._names() if name.startswith(SAVING)]
         folders = [(number, self._folder(number)) for number in self._steps()]
         return saving + [f for n, f in folders if n == step or not self._files.exists(f"{f}/{MANIFEST}")]
@@ -273,7 +273,7 @@ class CheckpointFolder:
             return self._files.find(folder, detail=True)  # pyright: ignore[reportReturnType]
 
     def _remove(self, folder: str) -> None:
-        """The manifest goes first: what is left of an interrupted removal is no checkpoint."""
+        """Removes the manifest first, so that an interrupted removal leaves no checkpoint."""
         if self._files.exists(f"{folder}/{MANIFEST}"):
             self._files.rm_file(f"{folder}/{MANIFEST}")
         if self._files.exists(folder):  # an object store has no empty folders

@@ -1,8 +1,7 @@
 """Jobs of a Ray cluster, through its dashboard: submit, follow, ask, stop.
 
-What the Ray Jobs API leaves to its callers is done here: a dead address is named within seconds, a cluster of another
-Ray version before anything is uploaded, a broken connection is taken up again without losing or repeating a line of the
-log, and the outcome carries the job's own exit code.
+Adds to the Ray Jobs API: a dead address is an error within seconds, another Ray version one before the upload; a broken
+connection is resumed without losing or repeating a line of the log; and the outcome has the job's own exit code.
 """
 
 from __future__ import annotations

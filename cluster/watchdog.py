@@ -1,4 +1,4 @@
-"""Ends a process that has stopped working, so that whoever supervises it (Ray Train) can start it again."""
+"""Ends a process that has stopped working, so that its supervisor (Ray Train) can start it again."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import time
 
 
 class Watchdog:
-    """Once it has beaten, ends the process that does not beat again for `timeout_s` seconds, with its stacks on stderr.
+    """After the first heartbeat, ends the process if none follows for `timeout_s` seconds; stacks go to stderr.
 
-    Not before the first beat: building a model may take its time. The timer is Python's faulthandler's: it needs no
-    interpreter lock, so that a call hung in C is ended too. One to a process.
+    It does not start before the first heartbeat: building a model may take long. The timer is that of Python's
+    faulthandler. It needs no interpreter lock, so that a call hung in C is ended too. One per process.
     """
 
     def __init__(self, timeout_s: float) -> None:

@@ -82,7 +82,7 @@ def state_bytes(
 
 
 def temporary_bytes(zero: ZeroConfig, num_parameters: int, num_ranks: int) -> int:
-    """Bytes that a rank takes beside `state_bytes` while it reduces gradients and updates; activations apart.
+    """Bytes that a rank needs beside `state_bytes` while it reduces gradients and updates, without activations.
 
     Measured on CPU ranks (benchmarks/zero_memory.py): all gradients once more in one flat buffer under stage 0, this
     rank's part of them once under stages 1 and 3 and twice under 2, two buckets, and what stage 3 has gathered.
@@ -217,7 +217,7 @@ def initialize(module: nn.Module, optimizer: torch.optim.Optimizer, config: Deep
 def gathered(tensor: Tensor, *, modified: bool = False) -> AbstractContextManager[object]:
     """Inside, a parameter that ZeRO-3 sharded is whole on every rank; any other tensor is left as it is.
 
-    modified: afterwards every rank takes its part of what rank 0 has made of it.
+    modified: afterwards every rank takes its part of rank 0's values.
     """
     if not hasattr(tensor, "ds_id"):
         return nullcontext()
