@@ -145,7 +145,7 @@ def main(arguments: list[str]) -> JsonSummary:
 
 
 def simulate(out: Path, config: SimulateConfig) -> SimulationResult:
-    """Record the dataset `out`/name/1.0.0. Raises FileExistsError where it exists."""
+    """Record the dataset `out`/name/1.0.0. Raises FileExistsError if it exists."""
     began, camera = time.monotonic(), config.camera()
     splits = [_Split(config=config, name="train", episodes=config.episodes, first_seed=config.seed)]
     if config.val_episodes:

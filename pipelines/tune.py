@@ -243,7 +243,7 @@ def _trial_run(sweep: Sweep, job: TrainJob, trial: TrainingTrial, table: SweepTa
 
 
 def _require_resources(run: TrialRun) -> None:
-    """Raise ValueError where no node can ever hold a trial: Ray Tune would wait for ever."""
+    """Raise ValueError if no node can ever hold a trial: Ray Tune would wait for ever."""
     import ray
 
     there = ray.cluster_resources()

@@ -72,7 +72,7 @@ def _parser(kind: type, options: dict[str, Any]) -> Any:
 def take(flags: list[str], name: str) -> str | None:
     """The value of the flag `name`, given as two words or with =, which is taken out of `flags`; None without it.
 
-    Raises UsageError where it has no value, or several.
+    Raises UsageError if it has no value, or several.
     """
     places = [place for place, word in enumerate(flags) if word == name or word.startswith(f"{name}=")]
     if not places:

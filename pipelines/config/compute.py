@@ -56,7 +56,7 @@ class Compute:
 
     @staticmethod
     def of_environment() -> Compute:
-        """What RTP_DEVICE and RTP_PRECISION say. Raises ValueError where they say something else."""
+        """What RTP_DEVICE and RTP_PRECISION say. Raises ValueError if they say something else."""
         device, precision = os.environ.get(DEVICE, "auto"), os.environ.get(PRECISION, "fp32")
         return Compute(device=device, precision=precision)  # type: ignore[arg-type]
 

@@ -102,7 +102,7 @@ _OTHER_SAMPLES = ("mixture", "co_fine_tuning")
 
 
 def require_comparable(metric: str, path: str, variants: Sequence[Experiment], *, sweep: str) -> None:
-    """Raise ValueError where `metric` means something else under the values that a sweep gives to the setting `path`.
+    """Raise ValueError if `metric` means something else under the values that a sweep gives to the setting `path`.
 
     `variants` are the experiment with each of them.
     """

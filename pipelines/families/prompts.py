@@ -92,7 +92,7 @@ class PromptFamily(ModelFamily[PromptConfigT, ModelT]):
         return plan_answers(batch)
 
     def completed(self, config: PromptConfigT, stores: Sequence[Store]) -> PromptConfigT:
-        """The config with what only the stores can say. Raises OSError or ValueError where it cannot be built."""
+        """The config with what only the stores can say. Raises OSError or ValueError if it cannot be built."""
         return with_vocabulary(config, stores)
 
     def resolved(self, experiment: RunT, stores: Sequence[Store]) -> RunT:

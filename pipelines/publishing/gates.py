@@ -1,12 +1,12 @@
 """Conditions that a model must meet before an alias moves to it, over the metrics of `rtp evaluate`.
 
     token_accuracy>=0.6                           a number
-    scaled_error<=champion                        what the alias's present holder reaches on the same episodes
+    scaled_error<=champion                        the value of the alias's present holder on the same episodes
     margin.previous_action.low>champion-0.02      less, or more, than that
 
-A metric is a path into one entry of `evaluations` in the output of `rtp evaluate --json`; where that is an interval,
-its mean. With several held-out stores a condition must hold on each that has the metric. Metrics that mean different
-things for the two models, such as token accuracies at other bins, are refused (pipelines/evaluation/comparison.py).
+A metric is a path into one entry of `evaluations` in the output of `rtp evaluate --json`; of an interval, its mean.
+With several held-out stores a condition must hold on each that has the metric. Metrics that mean different things for
+the two models, such as token accuracies at other bins, are refused (pipelines/evaluation/comparison.py).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Metrics = Mapping[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """How one condition came out on one store, with its numbers."""
+    """The outcome of one condition on one store, with its numbers."""
 
     passed: bool
     text: str
@@ -38,7 +38,7 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """`metric` `relation` `bound`, or where `against_champion`, the champion's value plus `bound`."""
+    """`metric` `relation` `bound`; if `against_champion`, the bound is the champion's value plus `bound`."""
 
     metric: str
     relation: str
@@ -102,7 +102,7 @@ def judge_all(
 ) -> list[Verdict]:
     """Every gate on every store that has its metric; `mine` and `champion` are evaluations by store.
 
-    Raises ValueError for a metric that nobody has, and for one that does not compare with the champion's.
+    Raises ValueError for a metric that no store has, and for one that does not compare with the champion's.
     """
     metrics = {store: metrics_of(report) for store, report in mine.items()}
     theirs = {store: metrics_of(report) for store, report in (champion or {}).items()}

@@ -27,7 +27,7 @@ TOGETHER = 32
 
 @dataclass(frozen=True, kw_only=True)
 class NamedAction:
-    """What one robot is to do now."""
+    """The action that one robot shall take now."""
 
     values: Mapping[str, float | None]
     """Physical value by dimension; None if the dimension is absent and has no neutral value."""
@@ -84,7 +84,7 @@ class InferenceModel:
         return tuple(name for name, there in zip(self.contract.action.names, answered, strict=True) if not there)
 
     def begin(self) -> Callable[[DatasetContract], Policy]:
-        """Lay the weights on the device, fused and cast; makes policies of them. Raises ValueError without the GPU."""
+        """Move the weights to the device, fused and cast; the maker of policies. Raises ValueError without a GPU."""
         if self._policy_of is None:
             assert self._given is not None
             self._device = self._compute.resolved()
@@ -112,7 +112,7 @@ class InferenceModel:
         return actions
 
     def frame(self, image: object) -> np.ndarray:
-        """uint8 (H, W, 3) as the training frames were; `camera_frame` says of what."""
+        """uint8 (H, W, 3) as the training frames; `camera_frame` lists what `image` may be."""
         return camera_frame(image, self.contract.image)
 
     def instruction(self, text: object, vector: object = None) -> Instruction:

@@ -51,7 +51,7 @@ class Instructions:
         np.savez(folder / INSTRUCTIONS, encoder=np.array(self.encoder), texts=texts, embeddings=vectors)
 
     def vector(self, text: str) -> np.ndarray:
-        """float32 (512,). Raises ValueError for a text that is not known where the encoder cannot tell its meaning."""
+        """float32 (512,). Raises ValueError for an unknown text that the encoder cannot embed."""
         return self.vectors[text] if text in self.vectors else self._encoded(text)
 
     def _encode(self, text: str) -> np.ndarray:

@@ -36,7 +36,7 @@ _NEEDED = ("torch", "numpy", "pandas", "einops", "safetensors", "simplejpeg", "p
 
 
 def mlflow_model(trained: TrainedModel, scratch: Path) -> dict[str, Any]:
-    """The arguments of `mlflow.pyfunc.log_model`; what they name lies in the folder `scratch`."""
+    """The arguments of `mlflow.pyfunc.log_model`; the files that they name are in the folder `scratch`."""
     return {
         "python_model": str(Path(__file__).parent / "mlflow_policy.py"),
         "artifacts": {"policy": str(write_policy(trained, scratch))},
@@ -48,7 +48,7 @@ def mlflow_model(trained: TrainedModel, scratch: Path) -> dict[str, Any]:
 
 
 def signature(trained: TrainedModel) -> ModelSignature:
-    """Columns in and out, and parameters: `mlflow_policy.MlflowPolicy` says what each may hold."""
+    """Columns in and out, and parameters: `mlflow_policy.MlflowPolicy` documents them."""
     action, datasets = trained.contract.action, trained.contract.datasets
     inputs: list[ColSpec | TensorSpec] = [
         ColSpec(AnyType(), "image"),

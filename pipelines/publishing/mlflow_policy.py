@@ -111,7 +111,7 @@ class MlflowPolicy(PythonModel):
         return request
 
     def _require_history(self, row: _Request) -> None:
-        """Raise ValueError where it is not said whose frames went before."""
+        """Raise ValueError if the row does not say which robot's history it continues."""
         if row.stateless and row.robot is not None:
             raise ValueError(f"stateless is an answer without a history, and robot {row.robot!r} has one: give one")
         if row.robot is None and not row.stateless and self._model.num_frames > 1 and _is_served():
@@ -163,7 +163,7 @@ class Refused(MlflowException, ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class _Request:
-    """One row, read."""
+    """One row of the table, parsed."""
 
     frame_HWC: np.ndarray
     instruction: Instruction
@@ -173,7 +173,7 @@ class _Request:
 
 
 def _turns(rows: list[_Request]) -> list[list[int]]:
-    """The numbers of the rows, in turns in which no robot has two: the first rows of all robots, the second, ..."""
+    """The rows' numbers in turns with at most one row per robot: the first rows of all robots, then the second, ..."""
     turns: list[list[int]] = []
     seen: Counter[str | None] = Counter()
     for number, row in enumerate(rows):

@@ -1,7 +1,7 @@
-"""Where a trained model comes from: what a checkpoint or a bundle says beside its weights, configuration and contract.
+"""Where a trained model comes from: what a checkpoint or bundle records beside weights, configuration and contract.
 
-The JSON form is that of a checkpoint's metadata, and of "metadata" in a bundle's policy.json. It may hold more than is
-named here (experiment, position, loop state): that is carried along unread.
+The JSON form is that of a checkpoint's metadata, and of "metadata" in a bundle's policy.json. It may have further
+entries (experiment, position, loop state), which are kept as they are.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Which = Literal["averaged", "last"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOrigin:
-    """Training stores, code, MLflow run and kind of weights. What older files do not say has a default here."""
+    """Training stores, code, MLflow run and kind of weights; defaults stand for what older files do not record."""
 
     stores: tuple[StoreReference, ...] = ()
     git_revision: str = "unknown"
@@ -51,7 +51,7 @@ class ModelOrigin:
         )
 
     def to_json(self) -> dict[str, object]:
-        """Plain data, with what was read and is not named here."""
+        """Plain data, with the further entries that were read."""
         data = {**self.document, "git_revision": self.git_revision}
         data |= references_json(self.stores) if self._knows_files() else paths_alone(self.stores)
         if self.mlflow_run_id is not None:
@@ -69,5 +69,5 @@ class ModelOrigin:
         return replace(self, stores=tuple(seen_from(reference, folder) for reference in self.stores))
 
     def _knows_files(self) -> bool:
-        """Whether the stores were recorded by what they hold; older metadata give their paths alone."""
+        """Whether the stores' fingerprints were recorded; older metadata have their paths alone."""
         return all(reference.fingerprint for reference in self.stores)

@@ -49,7 +49,7 @@ def load_policy(
 
     `dataset` names the one whose units and scale actions have, where the model was trained on several. `device` is cpu,
     cuda, cuda:N, or auto: a GPU where there is one; `precision` as `rtp serve` takes it. Raises FileNotFoundError or
-    ConnectionError where there is no model, and ValueError where the dataset must be named or there is no such GPU.
+    ConnectionError if there is no model, and ValueError if the dataset must be named or there is no such GPU.
     """
     compute = Compute(device=device, precision=precision)
     compute.resolved()  # before the weights are read

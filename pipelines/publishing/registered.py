@@ -32,7 +32,7 @@ def is_registered(source: str) -> bool:
 def fetch_registered(model_uri: str, uri: str | None = None) -> TrainedModel:
     """The bare model behind models:/NAME@ALIAS or models:/NAME/VERSION of the tracking server `uri`.
 
-    Raises ConnectionError if the registry does not know it, ValueError for what rtp register has not put there.
+    Raises ConnectionError if the registry does not know it, ValueError if rtp register did not write it.
     """
     scratch = Path(tempfile.mkdtemp(prefix="registered-"))
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)  # a pretrained model's tokenizer is read from it later
@@ -49,9 +49,9 @@ def describe_registered(model_uri: str, uri: str | None = None) -> JsonObject:
 
 
 def version_of(model_uri: str, uri: str | None = None) -> str:
-    """models:/NAME/VERSION, which stays what it is, of models:/NAME@ALIAS, which may move.
+    """models:/NAME/VERSION, which is fixed, of models:/NAME@ALIAS, which may move.
 
-    Raises ValueError for a name without either, and ConnectionError where the registry does not know it.
+    Raises ValueError for a name without either, and ConnectionError if the registry does not know it.
     """
     name, _, alias = model_uri.removeprefix(_SCHEME).partition("@")
     if not name or not (alias or "/" in name):

@@ -184,7 +184,7 @@ def _check_space(space: Space, experiment: Experiment) -> None:
 
 
 def _check_comparable(sweep: Sweep, experiment: Experiment) -> None:
-    """Raise ValueError where a setting that is varied changes what an objective counts."""
+    """Raise ValueError if a setting that is varied changes what an objective counts."""
     for path, dimension in sweep.space.items():
         variants = [with_parameters(experiment, {path: value}) for value in dimension.extremes()]
         for objective in sweep.objectives:

@@ -41,7 +41,7 @@ def check_job(job: PreparedJob, stores: Sequence[Store], accepted: Collection[st
 
 
 def require_sound(stores: Sequence[EpisodeStore], accepted: Collection[str]) -> None:
-    """Raise ValueError where the audit finds that a store's data contradict what its spec declares."""
+    """Raise ValueError if the audit finds that a store's data contradict what its spec declares."""
     for store in stores:
         report = saved(store) or audit(store)
         refused = blocking(report.verdicts, accepted=accepted)

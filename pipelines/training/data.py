@@ -17,7 +17,7 @@ from rt_models.spec import Contract, merge_contracts
 
 
 def resolved(experiment: Experiment, stores: Sequence[Store]) -> Experiment:
-    """The experiment with what only the data can say, such as a tokenizer learnt from them.
+    """The experiment with the settings that depend on the data, such as a tokenizer learnt from them.
 
     Raises ValueError if the stores and the kind of model do not fit.
     """

@@ -1,4 +1,4 @@
-"""The few shapes that a run's batches have: whether they are fixed, and what capacities its sample order asks for."""
+"""The few shapes of a run's batches: whether shapes are fixed, and which capacities the sample order needs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COUNTED = 256  # micro-batches of each rank, from the first of the run, that the
 
 
 def sized_reader(experiment: Experiment, context: WorkerContext, reader: Reader) -> SizedReader | None:
-    """The reader, where its batches are to have few shapes. Raises ValueError where it cannot pad them."""
+    """The reader, if its batches shall have few shapes. Raises ValueError if it cannot pad them."""
     setting = experiment.loop.fixed_shapes
     if setting == "off" or (setting == "auto" and context.device.type == "cpu"):
         return None
@@ -34,8 +34,8 @@ def sized_reader(experiment: Experiment, context: WorkerContext, reader: Reader)
 def training_shapes(
     experiment: Experiment, context: WorkerContext, reader: Reader, loader: Loader
 ) -> BatchShapes | None:
-    """Collective. What the order's first micro-batches hold decides, wherever the run starts: a run that is resumed on
-    as many ranks has the same shapes."""
+    """Collective. The first micro-batches of the sample order decide, wherever the run starts: a run that is resumed
+    on as many ranks has the same shapes."""
     sized = sized_reader(experiment, context, reader)
     if sized is None:
         return None

@@ -113,7 +113,7 @@ def widen_trained(model: nn.Module, precision: str) -> None:
     """Convert trained parameters to float32, also if the model's weights are bf16. In bf16 an update below the eighth
     bit of a weight is lost, a running average does not move, and DeepSpeed does not look for NaN.
 
-    Raises ValueError where such a model could not be computed.
+    Raises ValueError if such a model could not be computed.
     """
     narrow = [p for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)]
     trained = [parameter for parameter in narrow if parameter.requires_grad]
@@ -162,7 +162,7 @@ def _require_same_model(description: Description, weights_from: str, experiment:
 
 
 def _meaning(model: JsonObject) -> dict[str, object]:
-    """The settings that decide what given weights compute."""
+    """The settings that decide what the model computes with its weights."""
     return {
         key: value
         for key, value in flatten(model).items()

@@ -1,4 +1,4 @@
-"""What a training is asked to do, and that with what its stores decide: the one value that each worker is given."""
+"""A training's task, and the task with all that its stores decide: the one value that each worker gets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rt_models.spec import Contract
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob:
-    """What `train` is asked to do. `stores` and `validation` are folders of episode stores, local or remote.
+    """The task of `train`. `stores` and `validation` are folders of episode stores, local or remote.
 
     `init`: the weights that a new run starts from: a trained model (pipelines/publishing/trained_model.py), or
     imagenet:FILE (pipelines/training.imagenet_start.py).

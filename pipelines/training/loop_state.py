@@ -1,4 +1,4 @@
-"""What the loop remembers from step to step beside the engine's state; every checkpoint carries it."""
+"""The loop's own state, beside the engine's; every checkpoint holds it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class LoopState:
         return asdict(self)
 
     def see(self, measured: Mapping[str, float], step: int, best_by: str) -> None:
-        """Take note of the metric, if it was measured at this step."""
+        """Record the metric, if it was measured at this step."""
         value = measured.get(best_by)
         if value is None:
             return
@@ -44,7 +44,7 @@ class LoopState:
         return 0 < loop.patience <= self.stale
 
     def see_norm(self, gradient_norm: float, step: int, loop: LoopConfig) -> None:
-        """Count an update that was skipped. Raises FloatingPointError where the run is to stop instead."""
+        """Count an update that was skipped. Raises FloatingPointError if the run is to stop instead."""
         if math.isfinite(gradient_norm):
             self.skipped_in_a_row = 0
             return

@@ -1,7 +1,7 @@
 """One optimizer step of a rank: micro-batches through the model until the engine updates the weights.
 
-On a GPU nothing here waits for it: the engine decides there whether an update is made, and the gradient norms are
-looked at when they are asked for, some steps later.
+On a GPU nothing here waits for the device: the engine decides there whether an update is made, and the gradient norms
+are read some steps later.
 """
 
 from __future__ import annotations

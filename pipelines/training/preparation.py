@@ -1,4 +1,4 @@
-"""What a job leaves to its stores, decided once: the resolved experiment, the contract, which stores these are."""
+"""What the stores of a job decide, computed once: the resolved experiment, the contract, references to the stores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from preprocessing.store.web_store import Store, open_store
 
 
 def prepared(job: TrainJob, stores: Sequence[Store] | None = None) -> PreparedJob:
-    """The job with all that its stores decide. `stores`: those of the job, where they are open already.
+    """The job with all that its stores decide. `stores`: those of the job, if they are open already.
 
     Raises ValueError if the stores cannot be mixed or do not fit the experiment.
     """

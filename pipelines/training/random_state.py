@@ -1,4 +1,4 @@
-"""The state of a rank's random number generators in a checkpoint: dropout goes on as if nothing had happened."""
+"""The state of a rank's random number generators in a checkpoint: a resumed run has the same dropout."""
 
 from __future__ import annotations
 

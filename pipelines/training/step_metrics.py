@@ -30,7 +30,7 @@ _SAMPLES, _TOKENS, _LOSS = 0, 1, 2  # columns of the sums by store
 
 
 def require_reported(metric: str, where: str) -> None:
-    """Raise ValueError where no training reports such a metric."""
+    """Raise ValueError if no training reports such a metric."""
     if metric not in REPORTED and not metric.startswith(_OF_A_STORE):
         raise ValueError(f"{where}: a training reports no {metric!r}{did_you_mean(metric, list(REPORTED))}")
 
@@ -52,7 +52,7 @@ class _RankMetrics:
 
 
 class StepMetrics:
-    """`add` every micro-batch, then `metrics`, which every rank calls, and which starts anew."""
+    """Call `add` for every micro-batch, then `metrics`, on every rank; `metrics` also resets the sums."""
 
     def __init__(self, experiment: Experiment, context: WorkerContext, store_names: Sequence[str]) -> None:
         self._context, self._names = context, store_names

@@ -1,4 +1,4 @@
-"""The loss on held-out windows: every window counts once, however many workers share them.
+"""The loss on held-out windows: every window counts once, on any number of workers.
 
 Windows are cut into the same micro-batches for every number of workers, and each micro-batch goes to one of them. The
 sums are added in the order of the micro-batches, so the loss is the same to the last bit on any number of workers.
@@ -63,7 +63,7 @@ def mean_loss(
     micro_batch: int,
     shapes: BatchShapes | None,
 ) -> float:
-    """Mean loss of a model in evaluation mode over `rows`; every rank calls it and hears the same.
+    """Mean loss of a model in evaluation mode over `rows`; collective: every rank gets the same.
 
     `model` is a `rt_models.robot_model.RobotModel`, or what an engine gives for one.
     """
