@@ -26,6 +26,7 @@ from pipelines.catalogue import load_recipe
 from pipelines.publishing.folder import TrainedModel
 from pipelines.publishing.inference import InferenceModel
 from pipelines.publishing.instructions import Instructions
+from pipelines.publishing.model_origin import ModelOrigin
 from pipelines.serving.batching_config import BatchingConfig
 from pipelines.serving.client import PolicyClient
 from pipelines.serving.frontend import Frontend
@@ -74,7 +75,7 @@ def trained(store: EpisodeStore, recipe: str) -> TrainedModel:
         contract=contract,
         step=0,
         source=recipe,
-        metadata={},
+        origin=ModelOrigin(),
         instructions=Instructions.of_stores(contract.encoder, [store]),
     )
 
