@@ -61,26 +61,26 @@ class ReplayArguments:
 
 def main(arguments: list[str]) -> JsonSummary:
     """Replay, and say whether all is as predicted."""
-    given = parse(ReplayArguments, arguments, prog="rtp replay", description=__doc__ or "")
-    given.compute.resolved()
+    flags = parse(ReplayArguments, arguments, prog="rtp replay", description=__doc__ or "")
+    flags.compute.resolved()
     from pipelines.evaluation.replay import Expectation, replay  # torch: --help is at once
     from pipelines.publishing.trained_model import load_trained, with_instructions
     from preprocessing.store.episode_store import EpisodeStore
 
-    store = EpisodeStore.open(given.data, split=given.split)
-    trained = with_instructions(load_trained(given.model or given.served))
-    with given.compute.at_work(trained.model):
+    store = EpisodeStore.open(flags.data, split=flags.split)
+    trained = with_instructions(load_trained(flags.model or flags.served))
+    with flags.compute.at_work(trained.model):
         expected = Expectation(trained, store)
     lengths = [length for shard in store.shards for length in shard.episode_lengths]
-    frames = sum(int(length) for length in lengths[: given.episodes])
-    with _connected(given) as client, counting("replay", frames) as counted:
-        report = replay(expected, client, episodes=given.episodes, counted=counted)
-    _show(report, given.served)
-    return {"served": given.served, "store": store.root, **report.to_json(), "exit_code": 0 if report.agrees else 1}
+    frames = sum(int(length) for length in lengths[: flags.episodes])
+    with _connected(flags) as client, counting("replay", frames) as counted:
+        report = replay(expected, client, episodes=flags.episodes, counted=counted)
+    _show(report, flags.served)
+    return {"served": flags.served, "store": store.root, **report.to_json(), "exit_code": 0 if report.agrees else 1}
 
 
 @contextmanager
-def _connected(given: ReplayArguments) -> Iterator[PolicyClient]:
+def _connected(flags: ReplayArguments) -> Iterator[PolicyClient]:
     """A robot of the server at the address, or of one that serves the model for the duration of the block."""
     from pipelines.publishing.trained_model import load_trained, with_instructions
     from pipelines.serving.client import PolicyClient
@@ -89,13 +89,13 @@ def _connected(given: ReplayArguments) -> Iterator[PolicyClient]:
     from pipelines.serving.run import Listening, free_port, in_background
     from pipelines.serving.service import PolicyService, ServiceConfig
 
-    if given.is_address:
-        with PolicyClient(given.served, token=os.environ.get(TOKEN)) as client:
+    if flags.is_address:
+        with PolicyClient(flags.served, token=os.environ.get(TOKEN)) as client:
             yield client
         return
     unhurried = Limits(max_rate_hz=1e6, late_ms=60_000)  # nothing is late here: nobody moves
     service = PolicyService(
-        with_instructions(load_trained(given.served)), ServiceConfig(limits=unhurried, compute=given.compute)
+        with_instructions(load_trained(flags.served)), ServiceConfig(limits=unhurried, compute=flags.compute)
     )
     listening = Listening(port=free_port())
     with in_background(Frontend(service=service), listening), PolicyClient(listening.url("ws")) as client:

@@ -122,11 +122,11 @@ def fit_check(trials: Sequence[Trial], room: int, current: int) -> Check:
         remedy = "use activation checkpointing, a smaller model, or more workers under ZeRO-3"
         return Check(name="fit", found=f"none of {tried} fits {size(room)}", verdict="fail", remedy=remedy)
     largest, fastest = fitting[-1], max(fitting, key=lambda trial: trial.samples_per_s or 0)
-    found = f"micro-batch {largest.micro_batch} is the largest that fits {size(room)}, "
-    found += f"{fastest.micro_batch} is the fastest ({tried})"
+    text = f"micro-batch {largest.micro_batch} is the largest that fits {size(room)}, "
+    text += f"{fastest.micro_batch} is the fastest ({tried})"
     better = fastest.micro_batch != current
     remedy = f"--loop.micro-batch {fastest.micro_batch} trains the same global batch faster" if better else ""
-    return Check(name="fit", found=found, verdict="note" if better else "ok", remedy=remedy)
+    return Check(name="fit", found=text, verdict="note" if better else "ok", remedy=remedy)
 
 
 def _described(trial: Trial) -> str:

@@ -167,10 +167,10 @@ def _step(expected: Expectation, episode: int, step: int, frame: bytes, place: i
     """Of a text that the data set gives several vectors, and of none, the vector is sent."""
     store = expected.store
     text, vector = store.instruction_texts[place], np.asarray(store.embeddings[place], np.float32)
-    told: dict[str, object] = {"prompt": text}
+    instruction: dict[str, object] = {"prompt": text}
     if not expected.reads_text and (is_ambiguous or not text.strip()):
-        told = {"embedding": vector}
-    observation = {"image": frame, "reset": step == 0, "explain": True, "dataset": store.name, **told}
+        instruction = {"embedding": vector}
+    observation = {"image": frame, "reset": step == 0, "explain": True, "dataset": store.name, **instruction}
     read = text.encode() if expected.reads_text else vector.tobytes()
     return _Step(episode=episode, step=step, observation=observation, instruction_crc32=zlib.crc32(read))
 
@@ -218,11 +218,11 @@ def _why_values(
     names = list(expected.trained.contract.action.names)
     if metadata.get("adapter") != "Own":  # its numbers are another robot's; the tokens have been compared
         return None
-    told_A, right_A = np.asarray(answer["actions"])[0], expected.physical(tokens_A)
-    near_A = np.isclose(told_A, right_A, rtol=_SAME_VALUE, atol=1e-7, equal_nan=True)
-    for name, told, right, near in zip(names, told_A.tolist(), right_A.tolist(), near_A.tolist(), strict=True):
+    answered_A, right_A = np.asarray(answer["actions"])[0], expected.physical(tokens_A)
+    near_A = np.isclose(answered_A, right_A, rtol=_SAME_VALUE, atol=1e-7, equal_nan=True)
+    for name, answered, right, near in zip(names, answered_A.tolist(), right_A.tolist(), near_A.tolist(), strict=True):
         if near:
             continue
         cause = "limits" if name in answer.get("clipped", ()) else "gripper" if "gripper" in name else "scaling"
-        return cause, f"the token of {name} stands for {right:.6g}, the server answers {told:.6g}"
+        return cause, f"the token of {name} stands for {right:.6g}, the server answers {answered:.6g}"
     return None

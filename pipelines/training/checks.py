@@ -57,9 +57,9 @@ def mixed_units(datasets: Sequence[DatasetContract], names: Sequence[str]) -> li
     a second, rotations beside differences of axis-angle components. What is unitless says nothing of itself."""
     dimensions_of: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for place, name in enumerate(names):
-        found = {d.name: d.units[place] for d in datasets if d.action_mask[place] and d.units[place] != UNITLESS}
-        if len(set(found.values())) > 1:
-            dimensions_of.setdefault(tuple(found.items()), []).append(name)
+        unit_of = {d.name: d.units[place] for d in datasets if d.action_mask[place] and d.units[place] != UNITLESS}
+        if len(set(unit_of.values())) > 1:
+            dimensions_of.setdefault(tuple(unit_of.items()), []).append(name)
     return [
         f"{', '.join(dimensions)} is not the same in all datasets: "
         + ", ".join(f"{unit} in {dataset}" for dataset, unit in units)

@@ -119,8 +119,8 @@ class LeRobotDataset:
         entries = self.groups[shard.name][shard.first : shard.stop]
         for file, run in _by_file(entries):
             rows = Rows(f"{self.folder}/{file}", run, self._columns(wanted))
-            for entry, found in rows:
-                yield self._episode(shard, entry, found, wanted)
+            for entry, content in rows:
+                yield self._episode(shard, entry, content, wanted)
 
     def _column(self, path: str) -> str:
         return REWARD if path == "reward" and "reward" not in self.info.features else path
@@ -131,22 +131,22 @@ class LeRobotDataset:
         return list(dict.fromkeys([*columns, "task_index"]))
 
     def _episode(
-        self, shard: SourceShard, entry: EpisodeEntry, found: EpisodeRows | str, paths: Sequence[str]
+        self, shard: SourceShard, entry: EpisodeEntry, content: EpisodeRows | str, paths: Sequence[str]
     ) -> Episode | Corrupt:
-        if isinstance(found, str):
-            return Corrupt(shard=shard.name, record=entry.index, offset=0, reason=found)
+        if isinstance(content, str):
+            return Corrupt(shard=shard.name, record=entry.index, offset=0, reason=content)
         try:
             if entry.length < 1:
                 raise ValueError("the episode has no steps")
-            steps = {path: self._values(entry, found.table, path) for path in paths}
+            steps = {path: self._values(entry, content.table, path) for path in paths}
         except ValueError as error:
             reason = " ".join(str(error).split())
-            return Corrupt(shard=shard.name, record=entry.index, offset=found.first_row, reason=reason)
+            return Corrupt(shard=shard.name, record=entry.index, offset=content.first_row, reason=reason)
         return Episode(
             shard=shard.name,
             record=entry.index,
-            offset=found.first_row,
-            crc=fingerprint(found.table),
+            offset=content.first_row,
+            crc=fingerprint(content.table),
             num_steps=entry.length,
             steps=steps,
             metadata={},

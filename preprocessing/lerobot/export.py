@@ -169,10 +169,10 @@ def _whole_rate(control_hz: float, fps: int | None) -> int:
 
 def _sources(store: EpisodeStore, config: ExportConfig) -> list[_Source]:
     """Every feature of numbers, each name once."""
-    found: dict[str, _Source] = {}
+    sources: dict[str, _Source] = {}
     for source in (*_actions(store, config), *_state(store), *_own_fields(store), *_marks(store)):
-        found.setdefault(source.feature.name, source)
-    return list(found.values())
+        sources.setdefault(source.feature.name, source)
+    return list(sources.values())
 
 
 def _actions(store: EpisodeStore, config: ExportConfig) -> Iterator[_Source]:

@@ -37,8 +37,8 @@ class ColumnStatistics:
 
     def _merge(self) -> None:
         if self._recent:
-            found = Moments.of(np.concatenate(self._recent))
-            self._moments = found if self._moments is None else self._moments.merged(found)
+            newest = Moments.of(np.concatenate(self._recent))
+            self._moments = newest if self._moments is None else self._moments.merged(newest)
             self._recent = []
 
 
@@ -67,10 +67,10 @@ class PictureStatistics:
 
     def to_json(self) -> dict[str, list[object]]:
         """Statistics of shape (3, 1, 1), and the count of frames."""
-        found = self._pixels.to_json()
+        statistics = self._pixels.to_json()
         return {
             name: [self._frames] if name == "count" else [[[value]] for value in values]
-            for name, values in found.items()
+            for name, values in statistics.items()
         }
 
 
@@ -82,5 +82,5 @@ def _statistics(moments: Moments) -> dict[str, list[float]]:
         "std": np.sqrt(moments.squares_A / moments.count),
         **{name: moments.quantiles(fraction) for name, fraction in _QUANTILES.items()},
     }
-    found: dict[str, list[float]] = {name: row.tolist() for name, row in rows.items()}
-    return {**found, "count": [moments.count]}
+    statistics: dict[str, list[float]] = {name: row.tolist() for name, row in rows.items()}
+    return {**statistics, "count": [moments.count]}
