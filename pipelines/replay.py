@@ -19,14 +19,13 @@ import tyro
 
 from pipelines.config.arguments import parse
 from pipelines.config.compute import Compute
+from pipelines.serving.access import TOKEN
 from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.progress_bar import counting
 
 if TYPE_CHECKING:
     from pipelines.evaluation.replay import ReplayReport
     from pipelines.serving.client import PolicyClient
-
-TOKEN = "RTP_SERVE_TOKEN"
 
 
 @dataclass(frozen=True, kw_only=True)

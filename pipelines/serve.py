@@ -21,6 +21,7 @@ import tyro
 
 from pipelines.config.arguments import parse
 from pipelines.config.compute import Compute
+from pipelines.serving.access import TOKEN, Access
 from pipelines.serving.batching_config import BatchingConfig
 from pipelines.serving.limits import Limits
 from pipelines.serving.request_format import REQUEST
@@ -29,8 +30,6 @@ from pipelines.terminal.commands import JsonSummary
 if TYPE_CHECKING:
     from pipelines.publishing.folder import TrainedModel
     from pipelines.serving.service import PolicyService
-
-TOKEN = "RTP_SERVE_TOKEN"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +79,7 @@ def main(arguments: list[str]) -> JsonSummary:
     _require_free(given.host, given.port)
     token = _token(given.token_file)
     given.compute.resolved()
-    from pipelines.serving.access import Access  # torch comes with the rest: --help is at once
-    from pipelines.serving.action_limits import ActionLimits
+    from pipelines.serving.action_limits import ActionLimits  # torch comes with it: --help is at once
     from pipelines.serving.adapters.catalogue import adapter
     from pipelines.serving.frontend import PROTOCOLS, Frontend
     from pipelines.serving.run import Listening, serve

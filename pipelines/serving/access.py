@@ -9,6 +9,9 @@ from urllib.parse import urlsplit
 
 from pipelines.serving.refusal import Refusal
 
+TOKEN = "RTP_SERVE_TOKEN"
+"""The environment variable that holds the token, of the server and of its clients here."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Access:

@@ -9,6 +9,7 @@ import pytest
 
 from pipelines import serve
 from pipelines.cli import main
+from tests.support.servers import free_ports
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,13 @@ from pipelines.cli import main
         (["models:/arm@champion", "--port", "0"], "a TCP port is from 1 to 65535"),
         (["models:/arm@champion", "--port", "{busy}"], "cannot listen on 127.0.0.1 port"),
         (["models:/arm@champion", "--host", "203.0.113.1"], "cannot listen on 203.0.113.1 port 5001"),
+        (["models:/arm@champion", "--port", "{free}", "--adapter", "libro"], "such adapter: did you mean 'libero'?"),
+        (["models:/arm@champion", "--port", "{free}", "--tls-key", "key.pem"], "--tls-certificate and --tls-key go"),
+        (["models:/arm@champion", "--port", "{free}", "--token-file", "none"], "No such file or directory: none"),
+        (["models:/arm@champion", "--port", "{free}", "--action-limits", "none"], "No such file or directory: none"),
+        (["models:/arm@champion", "--max-robots", "0"], "--max-robots 0: give a number above 0"),
+        (["models:/arm@champion", "--max-batch", "99"], "--max-batch 99: give a number from 1 to 32"),
+        (["models:/arm/3", "--follow-alias"], "--follow-alias needs an alias to follow: give models:/NAME@ALIAS"),
     ],
 )
 def test_what_cannot_be_served_is_one_sentence(
@@ -35,7 +43,8 @@ def test_what_cannot_be_served_is_one_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as busy:
-        assert main(["serve", *(word.format(busy=busy.getsockname()[1]) for word in arguments)]) == 2
+        ports = {"busy": busy.getsockname()[1], "free": free_ports(1)[0]}
+        assert main(["serve", *(word.format(**ports) for word in arguments)]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert words in line and list(tmp_path.iterdir()) == []
 

@@ -17,7 +17,7 @@ from pipelines.serving.frontend import Frontend
 from pipelines.serving.hot_swap import AliasFollower
 from pipelines.serving.run import Listening, free_port, in_background
 from pipelines.serving.service import PolicyService, ServiceConfig
-from pipelines.training.data import training_contract
+from pipelines.training.data import resolved, training_contract
 from preprocessing.store.episode_store import EpisodeStore
 
 
@@ -39,7 +39,7 @@ class RunningServer:
 
 def untrained(store: EpisodeStore, recipe: str = "rt1_tiny", *, seed: int = 0) -> TrainedModel:
     """A model with random weights, the same for a seed, under the contract of `store`."""
-    experiment = load_recipe(recipe)
+    experiment = resolved(load_recipe(recipe), [store])
     contract = training_contract(experiment, [store])
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -19,7 +19,9 @@ from pipelines.serving.action_limits import ActionLimits
 from pipelines.serving.client import PolicyClient
 from pipelines.serving.limits import Limits
 from pipelines.serving.service import ServiceConfig
+from preprocessing.convert import ConvertConfig, convert
 from preprocessing.store.episode_store import EpisodeStore
+from tests.support.command_line import REPOSITORY
 from tests.support.policy_server import RunningServer, running, untrained
 
 UNHURRIED = Limits(max_rate_hz=1e6, late_ms=60_000)
@@ -53,6 +55,20 @@ def test_a_served_model_says_what_was_predicted_to_the_last_bin(
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["agrees"] and report["same_tokens"] == report["tokens"] == report["steps"] * 11
     assert report["steps"] == 254 and report["episodes"] == 24
+
+
+def test_real_episodes_whose_texts_have_vectors_of_their_own_agree_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shipped Bridge file: the vectors come with its episodes, and some episodes have no text."""
+    source = REPOSITORY / "tests/data/bridge_dataset/1.0.0"
+    store = convert(str(source), str(tmp_path / "stores"), ConvertConfig(split="train", workers=0)).store
+    folder = tmp_path / "model"
+    folder.mkdir()
+    write_bundle(untrained(EpisodeStore.open(store)), folder)
+    assert main(["replay", str(folder), "--data", store, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["agrees"] and report["same_tokens"] == report["tokens"] > 0 and report["episodes"] == 25
 
 
 def test_an_address_is_compared_with_the_model_that_is_named(
