@@ -88,6 +88,7 @@ def main(arguments: list[str]) -> JsonSummary:
     from preprocessing.conversion.embeddings import ENCODERS
     from preprocessing.dataset_spec import names as dataset_names
     from preprocessing.mixture import names as mixture_names
+    from rt_models.action_space import SPACES
     from tuning.sweep import sweep_names
 
     if arguments and not arguments[0].startswith("-"):
@@ -98,6 +99,7 @@ def main(arguments: list[str]) -> JsonSummary:
         "sweeps": sweep_names(),
         "datasets": dataset_names(),
         "mixtures": mixture_names(),
+        "action_spaces": list(SPACES),
         "encoders": list(ENCODERS),
     }
     print("recipes, for rtp train:")
@@ -108,6 +110,8 @@ def main(arguments: list[str]) -> JsonSummary:
     print(_wrapped(", ".join(names_by_kind["datasets"]), 2))
     print("\nmixtures of datasets, for rtp train --mixture.name:")
     print(_wrapped(", ".join(names_by_kind["mixtures"]), 2))
+    print("\naction spaces, for space: in a dataset's .yaml file and rtp train --mixture.space:")
+    print(_wrapped(", ".join(names_by_kind["action_spaces"]), 2))
     print("\nencoders of instructions, for rtp preprocess --encoder:")
     print(_wrapped(", ".join(names_by_kind["encoders"]), 2))
     print("\nnext: rtp train RECIPE --help")

@@ -33,6 +33,7 @@ from pipelines.train_loop import train
 from pipelines.train_worker import train_worker
 from pipelines.training.checkpoint_metadata import CheckpointMetadata
 from pipelines.training.checks import check_job, require_fresh_or_resumed
+from pipelines.training.dimension_shares import share_lines, shares_of
 from pipelines.training.initial_weights import located
 from pipelines.training.job import PreparedJob, TrainJob
 from pipelines.training.preparation import prepared
@@ -72,11 +73,13 @@ def run_training(
     check_job(prepared_job, stores, accepted)
     loop = prepared_job.experiment.loop
     steps_per_epoch = sum(map(num_samples, stores)) / loop.global_batch
+    shares = shares_of(prepared_job, stores)
     with (
         exclusive_output(job.output, patience_s=patience_s),
         progress_bar(job.output, loop.steps, steps_per_epoch=steps_per_epoch),
     ):
-        return _run(prepared_job, context or LocalContext(), callbacks)
+        result = _run(prepared_job, context or LocalContext(), callbacks)
+    return replace(result, dimension_shares=shares or None)
 
 
 def _run(job: PreparedJob, context: LocalContext, callbacks: Sequence[UserCallback]) -> TrainingResult:
@@ -174,6 +177,9 @@ def main(arguments: list[str]) -> JsonSummary:
     result = run_training(job, accepted=flags.accept)
     print(f"trained {flags.experiment.name} to step {result.steps}, in {job.output}")
     print("\n".join(f"  {line}" for line in packed(_closing_words(result), 76)))
+    if result.dimension_shares:
+        print("samples of each dimension, by dataset:")
+        print("\n".join(f"  {line}" for line in share_lines(result.dimension_shares)))
     if result.stopped is not None:
         resuming = arguments if "--resume" in arguments else [*arguments, "--resume"]
         print(f"rtp: {result.stopped}; to continue: {command_line('rtp', 'train', *resuming)}", file=sys.stderr)

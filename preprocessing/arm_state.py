@@ -11,8 +11,13 @@ _EULER = ("roll", "pitch", "yaw")  # other rotations do not add up step by step
 
 
 def arm_columns(store: EpisodeStore) -> dict[int, int]:
-    """Canonical arm dimensions that the dataset has -> the proprioceptive column of the pose that each changes."""
+    """Arm dimensions that the dataset has -> the proprioceptive column of the pose that each changes.
+
+    In RT-1's space they go by name and unit; in another the spec declares them, of every dimension.
+    """
     mask = store.dataset.action_mask
+    if not store.contract.action.space().is_rt1:
+        return _declared(store)
     columns = {}
     for group, names, unit in (("world_vector", ("x", "y", "z"), "m"), ("rotation_delta", _EULER, "rad")):
         for dimension, name in enumerate(names, start=GROUPS[group].start):
@@ -20,6 +25,11 @@ def arm_columns(store: EpisodeStore) -> dict[int, int]:
             if mask[dimension] and column is not None:
                 columns[dimension] = column
     return columns
+
+
+def _declared(store: EpisodeStore) -> dict[int, int]:
+    names = store.manifest.proprio.names
+    return {place: names.index(m.state) for place, m in enumerate(store.dataset.meanings) if m.state}
 
 
 def displacements(state_TD: np.ndarray, angle_D: np.ndarray) -> np.ndarray:

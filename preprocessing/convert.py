@@ -29,7 +29,7 @@ from preprocessing.conversion.resume import claimed, finished, without_verdict
 from preprocessing.conversion.shard_conversion import ShardTask, convert_shard
 from preprocessing.conversion.shard_report import ShardCounts, report_name
 from preprocessing.conversion.shipped_vectors import require_agreement, why_not_kept
-from preprocessing.dataset_spec import ACTION_SIZE, DatasetSpec
+from preprocessing.dataset_spec import DatasetSpec
 from preprocessing.episode_source import EpisodeSource, open_source
 from preprocessing.rlds import SourceShard, open_folder
 from preprocessing.spec_file import read_spec
@@ -207,7 +207,7 @@ def _task(
     fields = [(path, dataset.feature(path)) for path in spec.source_actions]
     layout = StoreLayout(
         cameras=config.cameras,
-        action_size=ACTION_SIZE,
+        action_size=spec.space.size,
         proprio_size=len(spec.proprio_names),
         source=tuple(SourceField(path=path, dtype=f.dtype, shape=f.fixed_shape()) for path, f in fields),
     )

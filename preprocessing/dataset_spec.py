@@ -1,8 +1,9 @@
 """What a dataset's fields mean: cameras, instruction, actions with units and signs, proprioception, defects.
 
 A `DatasetSpec` is data all the way down, so that it can be hashed, printed and written by hand. Its target is RT-1's
-11-D space (`rt_models.spec.rt1_action_spec`): canonical values are physical where the source's unit is known and marked
-"unitless" where it is not; nothing is rescaled here. Each dataset is one file of `preprocessing/openx/`.
+11-D space or another named one (`rt_models.action_space.SPACES`, or the robot's own): canonical values are physical
+where the source's unit is known and marked "unitless" where it is not; nothing is rescaled here. Each dataset is one
+file of `preprocessing/openx/`.
 """
 
 from __future__ import annotations
@@ -12,109 +13,20 @@ import hashlib
 import importlib
 import math
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, cast
 
 import numpy as np
 
+from preprocessing.action_parts import GROUPS as GROUPS
+from preprocessing.action_parts import RT1_ACTION as RT1_ACTION
+from preprocessing.action_parts import ActionPart, Columns, Steps
+from preprocessing.action_parts import Linear as Linear
+from preprocessing.action_parts import Terminate as Terminate
 from preprocessing.rlds import Episode
-from preprocessing.tfds.features import Column, naming
-from rt_models.action_space import ARM, TERMINATE, rt1_action_spec
-
-GROUPS: dict[str, slice] = {
-    "terminate_episode": slice(0, 1),
-    "world_vector": slice(1, 4),
-    "rotation_delta": slice(4, 7),
-    "gripper_closedness_action": slice(7, 8),
-    "base_displacement_vertical_rotation": slice(8, 9),
-    "base_displacement_vector": slice(9, 11),
-}
-ACTION_SIZE = 11
-
-Steps = Mapping[str, Column]
-
-
-# --- Actions ---
-
-
-class ActionPart(Protocol):
-    """How one group of the canonical action, or its first `width` dimensions, follows from the step columns."""
-
-    @property
-    def group(self) -> str: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def path(self) -> str: ...
-    @property
-    def unit(self) -> str: ...
-    def values(self, steps: Steps) -> np.ndarray:
-        """float (N, width)."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Linear:
-    """canonical = source[:, first:first + width] * scale + offset; `unit` is that of the canonical value.
-
-    `width` 0 is the whole group.
-    """
-
-    group: str
-    path: str
-    unit: str
-    first: int = 0
-    width: int = 0
-    scale: float = 1.0
-    offset: float = 0.0
-
-    def __post_init__(self) -> None:
-        whole = GROUPS.get(self.group, slice(0, 0))
-        size = whole.stop - whole.start
-        if self.first < 0 or not 0 <= self.width <= size:
-            raise ValueError(f"{self.group}: first {self.first} must be at least 0, width {self.width} at most {size}")
-        if not (math.isfinite(self.scale) and math.isfinite(self.offset)):
-            raise ValueError(f"{self.group}: scale {self.scale} and offset {self.offset} must be finite")
-        object.__setattr__(self, "width", self.width or size)
-
-    def values(self, steps: Steps) -> np.ndarray:
-        column = np.asarray(steps[self.path])
-        column = column.reshape(len(column), -1).astype(np.float64)
-        if column.shape[1] < self.first + self.width:
-            raise ValueError(f"{self.path} has {column.shape[1]} values, {self.group} needs {self.first + self.width}")
-        return column[:, self.first : self.first + self.width] * self.scale + self.offset
-
-
-@dataclass(frozen=True, kw_only=True)
-class Terminate:
-    """The class of `terminate_episode` from RT-1's one-hot (3,), or from a number that is 1 where the episode ends.
-
-    A one-hot without a 1 is read as "arm": the official argmax would read it as "terminate".
-    """
-
-    path: str
-    group: Literal["terminate_episode"] = "terminate_episode"
-    width: Literal[1] = 1
-    unit: str = "class"
-
-    def values(self, steps: Steps) -> np.ndarray:
-        column = np.asarray(steps[self.path])
-        column = column.reshape(len(column), -1)
-        if column.shape[1] == 3:
-            return np.where(column.any(axis=1), column.argmax(axis=1), ARM)[:, None]
-        return np.where(column[:, :1] == 1, TERMINATE, ARM)
-
-
-RT1_ACTION: tuple[ActionPart, ...] = (
-    Terminate(path="action/terminate_episode"),
-    Linear(group="world_vector", path="action/world_vector", unit="m"),
-    Linear(group="rotation_delta", path="action/rotation_delta", unit="rad"),
-    Linear(group="gripper_closedness_action", path="action/gripper_closedness_action", unit="closedness"),
-    Linear(group="base_displacement_vertical_rotation", path="action/base_displacement_vertical_rotation", unit="rad"),
-    Linear(group="base_displacement_vector", path="action/base_displacement_vector", unit="m"),
-)
-
+from preprocessing.tfds.features import naming
+from rt_models.action_space import ARM, KINDS, RT1_SPACE, ActionSpace, DimensionMeaning, SpaceDimension
 
 # --- Instructions ---
 
@@ -236,16 +148,21 @@ class Proprio:
         if len(self.names) != len(self.units):
             raise ValueError(f"proprio {self.path}: {len(self.names)} names for {len(self.units)} units")
 
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """The values as the store and its readers name them: "state/x"."""
+        return tuple(f"{self.path.rpartition('/')[2]}/{name}" for name in self.names)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
     """One dataset. `cameras` maps a role to a path, the main camera's role is "image".
 
-    `embedding` is the path of vectors that the episodes ship and `embedding_encoder` what made them. `action` says how
-    the canonical values follow; `source_actions` are the paths kept verbatim. `gripper` says what the canonical number
-    commands: "absolute" a closedness to hold, "relative" a change (0 = none). `control_hz` is in steps a second, or the
-    path of the episode's field that records it. `ignored_marks` are step marks that mean something
-    else here. `notes` are known defects, for readers.
+    `embedding` is the path of vectors that the episodes ship and `embedding_encoder` what made them. `space` is the
+    action space and `action` says how its values follow; `source_actions` are the paths kept verbatim. `gripper` says
+    what the canonical number commands: "absolute" a closedness to hold, "relative" a change (0 = none). `control_hz` is
+    in steps a second, or the path of the episode's field that records it. `ignored_marks` are step marks that mean
+    something else here. `notes` are known defects, for readers.
     """
 
     name: str
@@ -260,6 +177,7 @@ class DatasetSpec:
     proprio: tuple[Proprio, ...] = ()
     flags: tuple[Flag, ...] = ()
     ignored_marks: tuple[str, ...] = field(default=(), repr=False)
+    space: ActionSpace = field(default=RT1_SPACE, repr=False)
     notes: str = ""
 
     def __post_init__(self) -> None:
@@ -267,34 +185,95 @@ class DatasetSpec:
             raise ValueError(f"dataset spec {self.name}: the main camera's role must be 'image'")
         if (self.embedding is None) != (self.embedding_encoder is None):
             raise ValueError(f"dataset spec {self.name}: embedding and embedding_encoder go together")
-        groups = [part.group for part in self.action]
-        unknown = [group for group in groups if group not in GROUPS]
-        if unknown or not groups or len(set(groups)) != len(groups):
-            raise ValueError(f"dataset spec {self.name}: action groups {groups}, each at most once of {list(GROUPS)}")
+        self._require_action()
         if not isinstance(self.control_hz, str):
             require_rate(self.control_hz)
         if len({flag.name for flag in self.flags}) != len(self.flags) or len(self.flags) > 32:
             raise ValueError(f"dataset spec {self.name}: at most 32 flags of different names")
 
+    def _require_action(self) -> None:
+        """Raise ValueError unless every part fills dimensions of its own in the space."""
+        groups = [part.group for part in self.action]
+        if self.space.is_rt1:
+            unknown = [group for group in groups if group not in GROUPS]
+            if unknown or not groups or len(set(groups)) != len(groups):
+                raise ValueError(
+                    f"dataset spec {self.name}: action groups {groups}, each at most once of {list(GROUPS)}"
+                )
+            return
+        filled = [name for part in self._columns() for name in part.names]
+        unknown = [name for name in filled if name not in self.space.names]
+        if unknown or not filled or len(set(filled)) < len(filled):
+            raise ValueError(
+                f"dataset spec {self.name}: action fills {filled}, and needs each at most once of "
+                f"{', '.join(self.space.names)} ({self.space.name})"
+            )
+        for part in self._columns():
+            if self.space.names[self._place(part)] != part.names:
+                raise ValueError(
+                    f"dataset spec {self.name}: {', '.join(part.names)} are not neighbours in {self.space.name}: give "
+                    f"each a part of its own"
+                )
+            if any(
+                bool(dimension.classes) == bool(part.kind) for dimension in self.space.dimensions[self._place(part)]
+            ):
+                raise ValueError(
+                    f"dataset spec {self.name}: {part.group} needs a kind ({', '.join(KINDS)}) if it is no class, and "
+                    f"none if it is one"
+                )
+            for state in part.state:
+                if state not in self.proprio_names:
+                    known = ", ".join(self.proprio_names) or "none"
+                    raise ValueError(f"dataset spec {self.name}: {part.group} moves {state!r}, proprio has {known}")
+
+    def _columns(self) -> list[Columns]:
+        """The parts of a space that is not RT-1's. Raises ValueError for a part that only fills RT-1's."""
+        other = [part.group for part in self.action if not isinstance(part, Columns)]
+        if other:
+            raise ValueError(
+                f"dataset spec {self.name}: {other[0]} fills a group of RT-1's 11-D space, and the actions here are "
+                f"{self.space.name}: declare its dimensions with Columns"
+            )
+        return [part for part in self.action if isinstance(part, Columns)]
+
+    def _place(self, part: ActionPart) -> slice:
+        """The canonical dimensions that a part fills."""
+        start = GROUPS[part.group].start if self.space.is_rt1 else self.space.names.index(part.group)
+        return slice(start, start + part.width)
+
     @property
     def action_mask(self) -> tuple[bool, ...]:
-        """(11,): True where the dataset has the dimension."""
-        mask = np.zeros(ACTION_SIZE, bool)
+        """(A,): True where the dataset has the dimension."""
+        mask = np.zeros(self.space.size, bool)
         for part in self.action:
-            mask[_place(part)] = True
+            mask[self._place(part)] = True
         return tuple(mask.tolist())
 
     @property
     def units(self) -> tuple[str, ...]:
-        """(11,): physical units of the canonical values; RT-1's own on dimensions that the dataset lacks."""
-        units = [dimension.unit for dimension in rt1_action_spec().dimensions]
+        """(A,): physical units of the canonical values; the space's own on dimensions that the dataset lacks."""
+        units = [dimension.unit for dimension in self.space.spec().dimensions]
         for part in self.action:
-            units[_place(part)] = [part.unit] * part.width
+            units[self._place(part)] = [part.unit] * part.width
         return tuple(units)
+
+    def meanings(self, means: Sequence[float]) -> tuple[DimensionMeaning, ...]:
+        """(A,) what each dimension commands, `means` (A,) being the dataset's; empty in RT-1's space.
+
+        A dimension that the dataset lacks is neutral at 0 where the name says that it displaces.
+        """
+        if self.space.is_rt1:
+            return ()
+        neutral = [dimension.neutral(math.nan) for dimension in self.space.spec().dimensions]
+        found = [DimensionMeaning(neutral=None if math.isnan(value) else value) for value in neutral]
+        for part in self._columns():
+            place = self._place(part)
+            found[place] = part.meanings(np.asarray(means)[place])
+        return tuple(found)
 
     @property
     def proprio_names(self) -> tuple[str, ...]:
-        return tuple(f"{p.path.rpartition('/')[2]}/{name}" for p in self.proprio for name in p.names)
+        return tuple(name for part in self.proprio for name in part.column_names)
 
     @property
     def proprio_units(self) -> tuple[str, ...]:
@@ -317,17 +296,21 @@ class DatasetSpec:
         return (*paths, *([self.control_hz] if isinstance(self.control_hz, str) else []))
 
     def standardize(self, steps: Steps) -> np.ndarray:
-        """float32 (N, 11) canonical physical actions; dimensions that the dataset lacks are 0 (terminate: "arm").
+        """float32 (N, A) canonical physical actions; dimensions that the dataset lacks are 0 (RT-1's terminate: "arm").
 
-        Raises ValueError naming field and step for values that are not finite as float32.
+        Raises ValueError naming field and step for values that are not finite as float32, and for a number that is no
+        class.
         """
-        action_NA = np.zeros((len(steps[self.action[0].path]), ACTION_SIZE), np.float32)
-        action_NA[:, 0] = ARM
+        action_NA = np.zeros((len(steps[self.action[0].path]), self.space.size), np.float32)
+        if self.space.is_rt1:
+            action_NA[:, 0] = ARM
         for part in self.action:
+            place = self._place(part)
             with naming(part.path), np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
                 values_NW = part.values(steps)
-                action_NA[:, _place(part)] = values_NW
-            _require_finite(part, values_NW, action_NA[:, _place(part)])
+                action_NA[:, place] = values_NW
+            _require_finite(part, values_NW, action_NA[:, place])
+            _require_classes(part.path, self.space.dimensions[place], action_NA[:, place])
         return action_NA
 
     def proprioception(self, steps: Steps) -> np.ndarray:
@@ -356,7 +339,7 @@ class DatasetSpec:
 
     def hash(self) -> str:
         """A short id of everything declared but the notes."""
-        declared = f"{replace(self, notes='')}{self.ignored_marks or ''}"
+        declared = f"{replace(self, notes='')}{self.ignored_marks or ''}{'' if self.space.is_rt1 else self.space}"
         return hashlib.sha256(declared.encode()).hexdigest()[:16]
 
 
@@ -374,10 +357,14 @@ def _require_finite(part: ActionPart, values_NW: np.ndarray, stored_NW: np.ndarr
         raise ValueError(f"{part.path} of step {place[0]} {held if math.isfinite(value) else 'is not finite'}")
 
 
-def _place(part: ActionPart) -> slice:
-    """The canonical dimensions that a part fills."""
-    start = GROUPS[part.group].start
-    return slice(start, start + part.width)
+def _require_classes(path: str, dimensions: Sequence[SpaceDimension], stored_NW: np.ndarray) -> None:
+    for dimension, stored_N in zip(dimensions, stored_NW.T, strict=True):
+        wrong = np.flatnonzero((stored_N % 1 != 0) | (stored_N < 0) | (stored_N >= max(len(dimension.classes), 1)))
+        if dimension.classes and len(wrong):
+            raise ValueError(
+                f"{path} of step {wrong[0]} is {stored_N[wrong[0]]:g}, and {dimension.name} has the classes 0 to "
+                f"{len(dimension.classes) - 1}: {', '.join(dimension.classes)}"
+            )
 
 
 def names() -> list[str]:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rt_models.action_space import SPACES, ActionSpace
+
 Unit = Literal["per_sample", "per_transition"]
 
 
@@ -20,12 +22,15 @@ class Mixture:
     """Weights by dataset name. They need not add up to 1.
 
     `per_sample`: the weight is the share of samples, whatever the dataset's size (RT-1-X). `per_transition`: it is
-    multiplied by the dataset's number of steps first (Octo and OpenVLA).
+    multiplied by the dataset's number of steps first (Octo and OpenVLA). Datasets of another action space than `space`
+    come into it through `maps` (rt_models/space_map.py), by dataset name.
     """
 
     name: str
     unit: Unit
     weights: Mapping[str, float]
+    space: str = ""
+    maps: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         wrong = [dataset for dataset, weight in self.weights.items() if not 0 < weight < float("inf")]
@@ -67,6 +72,22 @@ class MixtureConfig:
     """What `weights` are: shares of samples whatever a dataset's size, or factors on its number of steps."""
     weights: dict[str, float] = field(default_factory=dict)
     """Weight by dataset name, of any scale; they are laid over those of `name`."""
+    space: str = ""
+    """Common action space that datasets of different spaces train in, such as rt1-11d; needed only for such."""
+    maps: dict[str, str] = field(default_factory=dict)
+    """By dataset name, the map from its own space into `space`, such as "world_vector = position_delta;
+    gripper_closedness_action = -2 * gripper_open + 1"; they are laid over those of `name`."""
+
+    def common(self) -> tuple[ActionSpace | None, Mapping[str, str]]:
+        """(the common space, None without one, and the maps into it). Raises ValueError for an unknown space."""
+        named = load(self.name) if self.name else None
+        space = self.space or (named.space if named else "")
+        maps = {**(named.maps if named else {}), **self.maps}
+        if space and space not in SPACES:
+            raise ValueError(f"mixture.space {space!r} is no action space: there are {', '.join(SPACES)}")
+        if maps and not space:
+            raise ValueError("mixture.maps lead into a common space: name it with mixture.space")
+        return SPACES.get(space), maps
 
     def build(self) -> Mixture | None:
         """None if nothing is asked for. Raises ValueError for a mixture that does not exist or a wrong weight."""

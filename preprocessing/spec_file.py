@@ -30,11 +30,13 @@ from preprocessing.dataset_spec import (
 from preprocessing.episode_source import EpisodeSource
 from preprocessing.lerobot.metadata import BOOKKEEPING, TASK
 from preprocessing.rlds import folder_name
+from preprocessing.spec_space import columns, draft_space, gripper_of, read_space
 from preprocessing.tfds.features import Feature
 
 _UNKNOWN = "?"
-_REQUIRED = ("name", "cameras", "instruction", "action", "gripper", "control_hz")
-_OPTIONAL = ("embedding", "embedding_encoder", "source_actions", "proprio", "flags", "ignored_marks", "notes")
+_REQUIRED = ("name", "cameras", "instruction", "action", "control_hz")
+_OPTIONAL = ("gripper", "space", "embedding", "embedding_encoder", "source_actions", "proprio", "flags")
+_OPTIONAL += ("ignored_marks", "notes")
 _SIDE_CAMERAS = ("wrist", "hand", "gripper")
 _GRIPPERS = ("absolute", "relative", "none")
 
@@ -63,9 +65,16 @@ class _StrictLoader(yaml.SafeLoader):
 
 def _spec(data: object) -> DatasetSpec:
     fields = _fields(data, "the file", _REQUIRED, _OPTIONAL)
-    action = tuple(_part(group, value) for group, value in _fields(fields["action"], "action", (), GROUPS).items())
-    if fields["gripper"] not in _GRIPPERS:
-        raise ValueError(f"gripper must be one of {', '.join(_GRIPPERS)}, got {fields['gripper']!r}")
+    proprio = tuple(_proprio(value) for value in fields.get("proprio") or ())
+    space = read_space(fields.get("space"))
+    if space.is_rt1:
+        _fields(data, "the file", (*_REQUIRED, "gripper"), _OPTIONAL)
+        action = tuple(_part(group, value) for group, value in _fields(fields["action"], "action", (), GROUPS).items())
+    else:
+        action = columns(_fields(fields["action"], "action", (), None), space, proprio)
+    gripper = fields.get("gripper", gripper_of(action))
+    if gripper not in _GRIPPERS:
+        raise ValueError(f"gripper must be one of {', '.join(_GRIPPERS)}, got {gripper!r}")
     if not isinstance(fields["control_hz"], int | float | str) or isinstance(fields["control_hz"], bool):
         raise ValueError("control_hz must be steps a second, or the path of an episode field with it")
     cameras = _fields(fields["cameras"], "cameras", ("image",), None)
@@ -77,11 +86,12 @@ def _spec(data: object) -> DatasetSpec:
         embedding_encoder=fields.get("embedding_encoder"),
         action=action,
         source_actions=tuple(fields.get("source_actions") or dict.fromkeys(part.path for part in action)),
-        gripper=fields["gripper"],
+        gripper=gripper,
         control_hz=fields["control_hz"],
-        proprio=tuple(_proprio(value) for value in fields.get("proprio") or ()),
+        proprio=proprio,
         flags=tuple(_flag(name, value) for name, value in (fields.get("flags") or {}).items()),
         ignored_marks=_marks(fields.get("ignored_marks") or []),
+        space=space,
         notes=fields.get("notes") or "",
     )
 
@@ -147,6 +157,11 @@ _HEADER = """\
 # guesses. What it has beside them stands under source_actions and is kept as it is.
 # Vectors that the episodes ship: embedding: PATH and embedding_encoder: universal-sentence-encoder-large/5.
 """
+_OWN_SPACE = """\
+# The groups above are those of RT-1's 11-D space. Joints, two arms, a walker: put their own space in place of gripper
+# and action. kind: delta, absolute, velocity or effort. state: the proprio columns that the dimensions move, which the
+# audit checks them against; q for joint_0, joint_1, ... means q_0, q_1, ...
+"""
 
 
 def draft(dataset: EpisodeSource) -> str:
@@ -175,7 +190,7 @@ def draft(dataset: EpisodeSource) -> str:
         **_kept_verbatim(steps, action),
         "proprio": [_guess_proprio(path, feature) for path, feature in steps.items() if _is_state(path, feature)],
     }
-    return _HEADER + yaml.safe_dump(data, sort_keys=False, width=120)
+    return _HEADER + yaml.safe_dump(data, sort_keys=False, width=120) + _in_own_space(steps)
 
 
 def _role(path: str) -> str:
@@ -198,6 +213,16 @@ def _is_numeric(feature: Feature) -> bool:
 
 def _is_state(path: str, feature: Feature) -> bool:
     return _is_numeric(feature) and len(feature.shape) == 1 and "state" in path.rpartition("/")[2]
+
+
+def _in_own_space(steps: Mapping[str, Feature]) -> str:
+    """A comment: the action as a space of its own, where it is a flat vector, which may be joints or two arms."""
+    flat = {path: _size(feature) for path, feature in steps.items() if path == "action"}
+    if not any(flat.values()):
+        return ""
+    declared = yaml.safe_dump(draft_space("action", flat["action"], unknown=_UNKNOWN), sort_keys=False, width=116)
+    lines = "".join(f"# {line}\n" for line in declared.splitlines())
+    return f"{_OWN_SPACE}{lines}"
 
 
 def _guess_action(fields: Mapping[str, Feature]) -> dict[str, dict[str, str] | dict[str, str | int]]:

@@ -54,12 +54,23 @@ class AffineTransform:
         return ((np.asarray(model, np.float64) - self.offset) / self.scale).astype(np.float32)
 
 
+def unscaled(size: int) -> AffineTransform:
+    """The transform that changes nothing."""
+    return AffineTransform(name="identity", scale=(1.0,) * size, offset=(0.0,) * size)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Identity:
     """Model values are the physical values, as in the official RT-1."""
 
     def fit(self, spec: ActionSpec, statistics: ActionStatistics, dataset: str = "") -> AffineTransform:
-        return AffineTransform(name="identity", scale=(1.0,) * spec.size, offset=(0.0,) * spec.size)
+        """Raises ValueError for a space whose bounds are a dataset's statistics."""
+        if spec.bounded_by_statistics:
+            raise ValueError(
+                f"scaling Identity leaves actions of {dataset or spec.name} as they are, and only their statistics "
+                f"bound those of {spec.name}: set scaling Quantiles (--scaling Quantiles)"
+            )
+        return unscaled(spec.size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +154,8 @@ _RT1X: dict[str, dict[str, tuple[tuple[float, ...], tuple[float, ...]]]] = {
 }
 
 
+_OF_A_CONSTANT = 1e6  # model values by unit of a dimension that never changes: [-1, 1] is 2e-6 of its unit wide
+
 Scaling = Identity | Bounds | Quantiles | RT1X  # the named ways to choose a transform from a store's statistics
 
 
@@ -150,7 +163,10 @@ def _onto_bounds(name: str, spec: ActionSpec, low: Iterable[float], high: Iterab
     scale, offset = [], []
     for dimension, source_low, source_high in zip(spec.dimensions, low, high, strict=True):
         width = float(source_high) - float(source_low)
-        if dimension.discrete or width < 1e-9:  # a class number, or a constant: nothing to spread over the bins
+        if width < 1e-9 and dimension.bounded_by == "statistics":  # every bin stands for the constant
+            scale.append(_OF_A_CONSTANT)
+            offset.append(-float(source_low) * _OF_A_CONSTANT)
+        elif dimension.discrete or width < 1e-9:  # a class number, or a constant: nothing to spread over the bins
             scale.append(1.0)
             offset.append(0.0)
         else:

@@ -18,12 +18,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from rt_models.action_space import ActionSpec, rt1_action_spec
+from rt_models.action_space import RT1_SPACE, ActionSpace, ActionSpec
 from rt_models.action_tokens import encode
 from rt_models.blocks.batch_norm import BatchNormConfig
 from rt_models.blocks.linear import LecunConv1x1
 from rt_models.blocks.sequence import Layout, OutputSteps
 from rt_models.blocks.transformer import OneHotLinear, TransformerConfig
+from rt_models.compute_config import ComputeConfig as ComputeConfig
 from rt_models.config_checks import require_choices, require_sizes
 from rt_models.input_checks import (
     LABELS,
@@ -43,24 +44,6 @@ from rt_models.vision.token_learner import TokenLearner
 from rt_models.vision.vit import ViTConfig
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComputeConfig:
-    """How the numbers are computed; none of it changes what the model is."""
-
-    precision: Literal["as_is", "bf16"] = "as_is"
-    """"bf16": autocast of matrix products and convolutions; the loss stays in float32."""
-    memory_format: Literal["channels_last", "contiguous"] = "channels_last"
-    """Order in which images and kernels lie in memory. Channels last is faster on CPUs with oneDNN and on GPUs, where
-    it also runs the backbone's norms in Triton kernels of ours while training; contiguous leaves them to torch."""
-    activation_checkpointing: Literal["off", "blocks"] = "off"
-    """"blocks": the backbone's blocks are computed a second time in the backward pass, to save memory."""
-    compile: Literal["off", "inductor", "aot_eager"] = "off"
-    """torch.compile of the tokenizer and the transformer, with this backend."""
-
-    def __post_init__(self) -> None:
-        require_choices(self, "compute.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +73,11 @@ class RT1Config:
     bins: int = 256
     """Bins that each continuous dimension is cut into."""
     world_vector_limit: float = 1.0
-    """Bound of the arm's model-space displacement per step: 1 for RT-1, 2 for RT-1-X."""
+    """Bound of the arm's model-space displacement per step: 1 for RT-1, 2 for RT-1-X; of RT-1's space alone."""
     binning: Literal["truncate", "centre"] = "truncate"
     """Which value a bin stands for: "truncate" as the official code, "centre" without its half-bin bias."""
+    action_space: ActionSpace | None = None
+    """The space it acts in; None is RT-1's own of eleven dimensions. rtp train sets that of the stores."""
 
     def __post_init__(self) -> None:
         require_sizes(self, "num_steps", "num_image_tokens", "feature_width", "bins")
@@ -186,7 +171,8 @@ class RT1Config:
         )
 
     def action_spec(self) -> ActionSpec:
-        return rt1_action_spec(bins=self.bins, world_vector_limit=self.world_vector_limit, binning=self.binning)
+        space = self.action_space or RT1_SPACE
+        return space.spec(bins=self.bins, world_vector_limit=self.world_vector_limit, binning=self.binning)
 
     def num_channels(self) -> int:
         return 4 if self.image_channels == "rgb+mask" else 3

@@ -24,12 +24,18 @@ from rt_models.action_scaling import ActionStatistics, AffineTransform, Scaling
 from rt_models.action_scaling import Bounds as Bounds
 from rt_models.action_scaling import Identity as Identity
 from rt_models.action_scaling import Quantiles as Quantiles
+from rt_models.action_scaling import unscaled as unscaled
 from rt_models.action_space import ARM as ARM
 from rt_models.action_space import BASE as BASE
 from rt_models.action_space import TERMINATE as TERMINATE
-from rt_models.action_space import ActionDimension, ActionSpec
+from rt_models.action_space import ActionDimension, ActionSpec, DimensionMeaning
 from rt_models.action_space import rt1_action_spec as rt1_action_spec
 from rt_models.action_space import seven_d_action_spec as seven_d_action_spec
+from rt_models.space_map import MapArrays as MapArrays
+from rt_models.space_map import MappedDimension as MappedDimension
+from rt_models.space_map import SpaceMap as SpaceMap
+from rt_models.space_map import read_map as read_map
+from rt_models.space_map import require_meaningful as require_meaningful
 
 EMBEDDING_WIDTH = 512  # Universal Sentence Encoder
 
@@ -60,6 +66,9 @@ class DatasetContract:
     """One dataset's side of the contract: which dimensions it has, their statistics and the transform applied.
 
     `arm` says what an action of the arm is: what the source commanded, or the displacement that its state then reached.
+    `meanings`, one a dimension, are what the dataset's spec declares of a space other than RT-1's; they are empty in
+    RT-1's, whose dimensions mean the same everywhere. `own` is where the actions came from that a declared map brought
+    into the space of this contract; None where they have been in it all along.
     """
 
     name: str
@@ -70,6 +79,17 @@ class DatasetContract:
     statistics: ActionStatistics
     transform: AffineTransform
     arm: Literal["commanded", "reached"] = "commanded"
+    meanings: tuple[DimensionMeaning, ...] = ()
+    own: OwnSide | None = None
+
+    def acted(self, action: ActionSpec) -> tuple[ActionSpec, DatasetContract]:
+        """The space that actions for this dataset's robot are in, and its side there; `action` is the contract's."""
+        return (action, self) if self.own is None else (self.own.action, self.own.dataset)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What each dimension commands, in words: "delta", "velocity in the base frame"; empty in RT-1's space."""
+        return tuple(meaning.in_words() for meaning in self.meanings)
 
     def answered_in(self, dims_A: Sequence[bool]) -> DatasetContract:
         """The side of a policy that answers in these dimensions alone: the others are absent from it."""
@@ -81,9 +101,31 @@ class DatasetContract:
         A model was never trained on those: what it says there (a base that turns, an episode that ends) is noise. No
         action leaves a policy without this.
         """
+        return np.where(self.action_mask, physical, self.neutral(action)).astype(np.float32)
+
+    def neutral(self, action: ActionSpec) -> np.ndarray:
+        """float32 (A,): the value of each dimension of `action` that commands nothing; NaN where there is none."""
+        if self.meanings:
+            declared = [meaning.neutral for meaning in self.meanings]
+            return np.array([np.nan if value is None else value for value in declared], np.float32)
         means = zip(action.dimensions, self.statistics.mean, strict=True)
-        neutral = np.array([dimension.neutral(mean) for dimension, mean in means], np.float32)
-        return np.where(self.action_mask, physical, neutral).astype(np.float32)
+        return np.array([dimension.neutral(mean) for dimension, mean in means], np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnSide:
+    """A dataset as its store has it, and the map from there into the common space of a contract."""
+
+    action: ActionSpec
+    dataset: DatasetContract
+    map: SpaceMap
+
+    def arrays(self, common: ActionSpec) -> MapArrays:
+        return MapArrays.of(self.map, self.action.names, common.names)
+
+    def returned(self, physical_xA: np.ndarray, common: ActionSpec) -> np.ndarray:
+        """float32 (..., O): common physical values (..., A) in the robot's own space, neutral where nothing maps."""
+        return self.arrays(common).back(physical_xA, self.dataset.neutral(self.action))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,17 +142,15 @@ class Contract:
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
+        """Plain data. What is as it was before there was a choice is left out: older contracts keep their id."""
         data = json.loads(json.dumps(asdict(self)))
-        for dataset in data["datasets"]:
-            if dataset["arm"] == "commanded":  # left out, so that contracts older than the choice keep their id
-                del dataset["arm"]
+        _leave_out_of_sides(data["action"], data["datasets"])
         return data
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Contract:
-        dimensions = tuple(ActionDimension(**dimension) for dimension in data["action"]["dimensions"])
         return Contract(
-            action=ActionSpec(**{**data["action"], "dimensions": dimensions}),
+            action=_action_from_json(data["action"]),
             encoder=data["encoder"],
             image=ImageRecipe(**data["image"]),
             datasets=tuple(_dataset_from_json(dataset) for dataset in data["datasets"]),
@@ -141,9 +181,10 @@ class Contract:
                 f"again with rtp import-weights ... --data {where}"
             )
         theirs = store.datasets[0]
-        ours = next((dataset for dataset in self.datasets if dataset.name == theirs.name), None)
+        found = next((dataset for dataset in self.datasets if dataset.name == theirs.name), None)
+        action, ours = (self.action, None) if found is None else found.acted(self.action)
         sides = [
-            ("action space", self.action.name, store.action.name, self.action.same_space(store.action)),
+            ("action space", action.name, store.action.name, action.same_space(store.action)),
             ("encoder", self.encoder, store.encoder, self.encoder == store.encoder),
             ("image", self.image, store.image, self.image == store.image),
             ("dataset", [d.name for d in self.datasets], theirs.name, ours is not None),
@@ -151,6 +192,7 @@ class Contract:
         if ours is not None:
             sides += [
                 ("units", ours.units, theirs.units, ours.units == theirs.units),
+                ("kinds of action", ours.kinds, theirs.kinds, ours.kinds == theirs.kinds),
                 ("action dimensions", ours.action_mask, theirs.action_mask, ours.action_mask == theirs.action_mask),
             ]
         wrong = [f"{part}: the model has {mine}, {where} has {other}" for part, mine, other, same in sides if not same]
@@ -170,7 +212,10 @@ def merge_contracts(contracts: Sequence[Contract]) -> Contract:
                     f"and {getattr(other, part)} in {other.datasets[0].name}; preprocess both with the same {flags}"
                 )
         if not first.action.same_space(other.action):
-            raise ContractMismatch(f"stores cannot be mixed: action spaces {first.action.name}, {other.action.name}")
+            raise ContractMismatch(
+                f"stores cannot be mixed: action spaces {first.action.name}, {other.action.name}; name a common space "
+                f"with mixture.space and declare mixture.maps into it"
+            )
     names = [dataset.name for contract in contracts for dataset in contract.datasets]
     if len(set(names)) < len(names):
         raise ContractMismatch(f"stores cannot be mixed: {max(names, key=names.count)} is given more than once")
@@ -178,12 +223,45 @@ def merge_contracts(contracts: Sequence[Contract]) -> Contract:
 
 
 def _dataset_from_json(data: Mapping[str, Any]) -> DatasetContract:
-    def tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    statistics = ActionStatistics(**_tuples(data["statistics"]))
+    transform = AffineTransform(**_tuples(data["transform"]))
+    meanings = tuple(DimensionMeaning(**meaning) for meaning in data.get("meanings", ()))
+    own = _own_from_json(data["own"]) if "own" in data else None
+    parts = {"statistics": statistics, "transform": transform, "meanings": meanings, "own": own}
+    return DatasetContract(**{**_tuples(data), **parts})
 
-    statistics = ActionStatistics(**tuples(data["statistics"]))
-    transform = AffineTransform(**tuples(data["transform"]))
-    return DatasetContract(**tuples({**data, "statistics": statistics, "transform": transform}))
+
+def _own_from_json(data: Mapping[str, Any]) -> OwnSide:
+    return OwnSide(
+        action=_action_from_json(data["action"]),
+        dataset=_dataset_from_json(data["dataset"]),
+        map=tuple(MappedDimension(**each) for each in data["map"]),
+    )
+
+
+def _action_from_json(data: Mapping[str, Any]) -> ActionSpec:
+    dimensions = tuple(ActionDimension(**_tuples(dimension)) for dimension in data["dimensions"])
+    return ActionSpec(**{**data, "dimensions": dimensions})
+
+
+def _leave_out_of_sides(action: dict[str, Any], datasets: Sequence[dict[str, Any]]) -> None:
+    for dimension in action["dimensions"]:
+        _leave_out(dimension, classes=[], bounded_by="convention")
+    for dataset in datasets:
+        _leave_out(dataset, arm="commanded", meanings=[], own=None)
+        if "own" in dataset:
+            _leave_out_of_sides(dataset["own"]["action"], [dataset["own"]["dataset"]])
+
+
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+
+
+def _leave_out(data: dict[str, Any], **defaults: object) -> None:
+    """Take out of `data` the fields that are at these values."""
+    for name, default in defaults.items():
+        if data[name] == default:
+            del data[name]
 
 
 # --- The batches that the loader hands out ---

@@ -13,6 +13,7 @@ from pipelines.evaluation.closed_loop import Episode
 from pipelines.families.base import Instruction
 from pipelines.publishing.inference import InferenceModel, named
 from preprocessing.simulation.environment import Observation
+from rt_models.action_space import ActionSpec
 from rt_models.spec import Contract, DatasetContract
 
 BLIND = ("random", "mean_action", "replay")
@@ -50,7 +51,8 @@ class RandomActor:
     sees_frames = False
 
     def __init__(self, contract: Contract, dataset: DatasetContract) -> None:
-        self._names, self._statistics = _moving(contract), dataset.statistics
+        space, side = dataset.acted(contract.action)
+        self._names, self._statistics = _moving(space), side.statistics
         self._random = np.random.default_rng(0)
 
     def begin(self, episode: Episode) -> None:
@@ -67,7 +69,8 @@ class MeanActor:
     sees_frames = False
 
     def __init__(self, contract: Contract, dataset: DatasetContract) -> None:
-        self._values = {name: float(dataset.statistics.mean[place]) for place, name in _moving(contract)}
+        space, side = dataset.acted(contract.action)
+        self._values = {name: float(side.statistics.mean[place]) for place, name in _moving(space)}
 
     def begin(self, episode: Episode) -> None:
         pass
@@ -94,7 +97,7 @@ class ReplayActor:
         return next(self._steps, None)
 
 
-def _moving(contract: Contract) -> list[tuple[int, str]]:
+def _moving(space: ActionSpec) -> list[tuple[int, str]]:
     """(place, name) of the dimensions that are no classes."""
-    dimensions = enumerate(contract.action.dimensions)
+    dimensions = enumerate(space.dimensions)
     return [(place, dimension.name) for place, dimension in dimensions if not dimension.discrete]

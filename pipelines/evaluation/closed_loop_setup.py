@@ -62,7 +62,8 @@ def _environments(config: ClosedLoopConfig, contract: Contract, dataset: Dataset
 
 def _require_fit(policy: TrainedModel, dataset: DatasetContract, environment: EnvironmentConfig) -> None:
     """Raise ValueError unless the policy answers in every dimension that moves the robot."""
-    answered = zip(policy.contract.action.names, dataset.action_mask, strict=True)
+    space, side = dataset.acted(policy.contract.action)
+    answered = zip(space.names, side.action_mask, strict=True)
     present = {name for name, is_present in answered if is_present}
     missing = [name for name in environment.moved_by if name not in present]
     if missing:

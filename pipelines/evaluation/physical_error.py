@@ -38,6 +38,10 @@ class ErrorScale:
         return ErrorScale(dims=dims, ranges_D=ranges_A[dims], is_class_D=store.action.discrete()[dims])
 
     def errors(self, predicted_NA: np.ndarray, recorded_NA: np.ndarray) -> np.ndarray:
-        """float64 (N,): mean over the compared dimensions of |predicted - recorded| / range, of physical values."""
+        """float64 (N,): mean over the compared dimensions of |predicted - recorded| / range, of physical values.
+
+        A dimension that is not answered and has no neutral value (NaN) is wrong by its whole range.
+        """
         difference_ND = np.abs(predicted_NA.astype(np.float64) - recorded_NA)[:, self.dims]
+        difference_ND = np.where(np.isnan(difference_ND), self.ranges_D, difference_ND)
         return np.where(self.is_class_D, difference_ND > 0.5, difference_ND / self.ranges_D).mean(axis=1)

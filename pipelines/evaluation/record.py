@@ -60,8 +60,9 @@ def is_seen(trained: TrainedModel, store: Store) -> bool:
         return True
     if not isinstance(store, EpisodeStore):
         return False
-    theirs = store.dataset
-    return any(mine.name == theirs.name and mine.statistics == theirs.statistics for mine in trained.contract.datasets)
+    theirs, contract = store.dataset, trained.contract
+    sides = [dataset.acted(contract.action)[1] for dataset in contract.datasets]
+    return any(mine.name == theirs.name and mine.statistics == theirs.statistics for mine in sides)
 
 
 def _place(root: str) -> str:

@@ -85,8 +85,9 @@ class Expectation:
         family = family_of(model)
         answered_dims = family.answered_dims(model.config)
         predicted = predict_store(model, contract, store, batch=batch)
-        self.predictions: Predictions = as_acted(predicted, ActionOutlet(model.spec, self.dataset, answered_dims))
-        self.answered = self.dataset.answered_in(answered_dims)
+        self.outlet = ActionOutlet(model.spec, self.dataset, answered_dims)
+        self.predictions: Predictions = as_acted(predicted, self.outlet)
+        self.names = self.dataset.acted(contract.action)[0].names
         self.reads_text = family.instruction == "text"
         self.num_frames = family.num_frames(model.config)
         places = zip(self.predictions.episode_N.tolist(), self.predictions.step_N.tolist(), strict=True)
@@ -102,9 +103,10 @@ class Expectation:
         return camera_frame(step.observation["image"], self.trained.contract.image)
 
     def physical(self, tokens_A: np.ndarray) -> np.ndarray:
-        """float32 (A,)"""
-        values_A = decode(torch.from_numpy(tokens_A[None]), self.trained.model.spec).numpy()[0]
-        return self.answered.completed(self.answered.transform.invert(values_A), self.trained.model.spec)
+        """float32, one for each of `names`: the action that tokens (A,) stand for, in the robot's own space."""
+        tokens_1A = torch.from_numpy(tokens_A[None])
+        values_1A = decode(tokens_1A, self.trained.model.spec)
+        return self.outlet.action(values_1A, tokens_1A, torch.ones(1), single=True).values
 
 
 def replay(
@@ -215,12 +217,13 @@ def _why_tokens(
 def _why_values(
     expected: Expectation, metadata: Answer, tokens_A: np.ndarray, answer: Answer
 ) -> tuple[str, str] | None:
-    names = list(expected.trained.contract.action.names)
     if metadata.get("adapter") != "Own":  # its numbers are another robot's; the tokens have been compared
         return None
     answered_A, right_A = np.asarray(answer["actions"])[0], expected.physical(tokens_A)
     near_A = np.isclose(answered_A, right_A, rtol=_SAME_VALUE, atol=1e-7, equal_nan=True)
-    for name, answered, right, near in zip(names, answered_A.tolist(), right_A.tolist(), near_A.tolist(), strict=True):
+    for name, answered, right, near in zip(
+        expected.names, answered_A.tolist(), right_A.tolist(), near_A.tolist(), strict=True
+    ):
         if near:
             continue
         cause = "limits" if name in answer.get("clipped", ()) else "gripper" if "gripper" in name else "scaling"

@@ -26,6 +26,7 @@ from pipelines.evaluation.web_scores import score_web
 from pipelines.families.models import Model, family_of
 from pipelines.publishing.folder import TrainedModel
 from pipelines.terminal.progress_bar import Count, uncounted
+from pipelines.training.data import as_trained
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.web_store import WebStore
 from rt_models.action_tokens import decode
@@ -75,7 +76,9 @@ def _evaluated(
     answered = dataset.answered_in(answered_dims)  # the policy's side; the baselines answer in all of the dataset's
     outlet = ActionOutlet(model.spec, dataset, answered_dims)
     predictions = as_acted(predict_store(model, contract, store, batch=config.batch, counted=counted), outlet)
-    dims, scale = scored_dimensions(dataset, predictions), ErrorScale.of(store.contract)
+    dims = scored_dimensions(dataset, predictions)
+    dims = dims[np.isfinite(answered.completed(np.zeros(model.spec.size), model.spec))[dims]]  # NaN is no answer
+    scale = ErrorScale.of(as_trained(store, contract).contract if dataset.own else store.contract)
     lazy = {name: baseline_tokens(name, predictions, model) for name in BASELINES}
     interval = config.bootstrap().over(predictions.episode_N)
     correct = {name: correct_share(tokens, predictions, dims) for name, tokens in lazy.items()}

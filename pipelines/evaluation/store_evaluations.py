@@ -15,8 +15,10 @@ from pipelines.reports.prediction_view import predicted_episodes
 from pipelines.reports.run_page import evaluation_page
 from pipelines.terminal.atomic_files import write_whole
 from pipelines.terminal.progress_bar import counting
+from pipelines.training.data import as_trained
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.web_store import WebStore
+from rt_models.spec import Contract
 
 
 def scored(trained: TrainedModel, store: EpisodeStore | WebStore, config: EvaluationConfig, what: str) -> Evaluation:
@@ -59,12 +61,14 @@ def write_html(
     step: int,
     stores: Sequence[EpisodeStore | WebStore],
     evaluations: Sequence[Evaluation],
+    contract: Contract,
     *,
     episodes: int,
 ) -> None:
     """Write the page of scores, with predicted beside recorded actions of so many `episodes` of each store."""
     facts = {"model": model, "step": step, "contract": evaluations[0].report.contract}
-    drawn = [(e.report, pictures(e, store, limit=episodes)) for e, store in zip(evaluations, stores, strict=True)]
+    seen = [as_trained(store, contract) for store in stores]
+    drawn = [(e.report, pictures(e, store, limit=episodes)) for e, store in zip(evaluations, seen, strict=True)]
     page = evaluation_page(f"Evaluation of {model}", facts, drawn)
     write_whole(str(Path(path).absolute()), page)
     print(f"page: {path}")

@@ -25,6 +25,7 @@ from preprocessing.loading.web_reader import WebText
 from preprocessing.mixture import MixtureConfig
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.web_store import Store, WebStore
+from rt_models.action_space import ActionSpace
 from rt_models.control.action import Action
 from rt_models.robot_model import RobotModel, RobotModelConfig
 from rt_models.spec import Contract, DatasetContract
@@ -142,6 +143,13 @@ class ModelFamily(ABC, Generic[ConfigT, ModelT]):
 
     # --- training ---
 
+    def in_space(self, config: ConfigT, space: ActionSpace) -> ConfigT:
+        """The config acting in `space`, which its stores hold. Raises ValueError if such a model cannot."""
+        own = config.action_spec().space()
+        if own.identity != space.identity:
+            raise ValueError(f"{self.label} acts in {own.name} alone, and the stores hold {space.name}")
+        return config
+
     def resolved(self, experiment: RunT, stores: Sequence[Store]) -> RunT:
         """The experiment with what only the stores can say. Raises ValueError if the two do not fit."""
         return experiment
@@ -232,6 +240,16 @@ class ModelFamily(ABC, Generic[ConfigT, ModelT]):
     def carried(self, config: ConfigT, folder: Path) -> ConfigT:
         """A config that `carry` returned, now that its folder lies at `folder`."""
         return config
+
+
+def chosen_space(asked: ActionSpace | None, space: ActionSpace, setting: str) -> ActionSpace | None:
+    """The space of a config whose stores hold `space`: None for RT-1's own, as `asked` has it where nothing is set.
+
+    Raises ValueError if `setting` asks for another one.
+    """
+    if asked is not None and asked.identity != space.identity:
+        raise ValueError(f"{setting} is {asked.name}, and the stores hold {space.name}: leave it out")
+    return asked if asked is not None else None if space.is_rt1 else space
 
 
 def encoded_frames(batch: Batch, index_BT: Tensor, is_cropped_B: Tensor) -> int:

@@ -22,6 +22,7 @@ from pipelines.families.base import (
     PredictedSteps,
     RunT,
     TrainingRun,
+    chosen_space,
     encoded_frames,
     row_pieces,
     selected,
@@ -32,6 +33,7 @@ from preprocessing.loading.reader import Batch, LoaderConfig
 from preprocessing.loading.web_reader import WebText
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.web_store import Store, WebStore
+from rt_models.action_space import ActionSpace
 from rt_models.action_tokens import encode
 from rt_models.control.action import Action
 from rt_models.control.rt2_policy import RT2Policy, act_together
@@ -94,6 +96,10 @@ class PromptFamily(ModelFamily[PromptConfigT, ModelT]):
     def completed(self, config: PromptConfigT, stores: Sequence[Store]) -> PromptConfigT:
         """The config with what only the stores can say. Raises OSError or ValueError if it cannot be built."""
         return with_vocabulary(config, stores)
+
+    def in_space(self, config: Any, space: ActionSpace) -> Any:
+        chosen = chosen_space(config.text.action_space, space, "model.text.action_space")
+        return replace(config, text=config.text.in_space(chosen))
 
     def resolved(self, experiment: RunT, stores: Sequence[Store]) -> RunT:
         model = self.completed(experiment.model, stores)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipelines.config.compute import wants_cuda_graph
-from pipelines.families.base import RunT
+from pipelines.families.base import RunT, chosen_space
 from pipelines.families.windows import WindowCost, WindowFamily
 from preprocessing.loading.reader import Batch
 from preprocessing.store.web_store import Store
+from rt_models.action_space import ActionSpace
 from rt_models.control.action import Action
 from rt_models.control.rt1_policy import RT1Policy, act_together
 from rt_models.cost.rt1_flops import cost
@@ -27,6 +29,9 @@ class RT1Family(WindowFamily[RT1Config, RT1]):
     # Its batches differ in their number of distinct frames, which leaves holes in glibc's heap: 1.8 after 10 steps,
     # 3.1 after 60, still growing slowly.
     cpu_peak_ratio = 3.0
+
+    def in_space(self, config: RT1Config, space: ActionSpace) -> RT1Config:
+        return replace(config, action_space=chosen_space(config.action_space, space, "model.action_space"))
 
     def resolved(self, experiment: RunT, stores: Sequence[Store]) -> RunT:
         if experiment.model.image_channels == "rgb+mask":

@@ -17,8 +17,9 @@ from pipelines.families.base import Instruction, Policy
 from pipelines.families.models import Model, family_of
 from pipelines.publishing.folder import TrainedModel
 from pipelines.serving.request_values import camera_frame, described, is_missing, numbers
+from rt_models.action_space import ActionSpec
 from rt_models.blocks.cast_weights import cast_weights
-from rt_models.control.action import Action
+from rt_models.control.action import Action, ActionOutlet
 from rt_models.spec import EMBEDDING_WIDTH, Contract, DatasetContract
 
 TOGETHER = 32
@@ -42,12 +43,13 @@ class NamedAction:
 
 
 def named(action: Action, contract: Contract, dataset: DatasetContract) -> NamedAction:
-    """The action of one robot, by name."""
-    names = contract.action.names
+    """The action of one robot, by name, in the space of its dataset."""
+    space, side = dataset.acted(contract.action)
+    names = space.names
     values = {name: float(value) for name, value in zip(names, action.values, strict=True)}
     return NamedAction(
         values={name: None if np.isnan(value) else value for name, value in values.items()},
-        units=dict(zip(names, dataset.units, strict=True)),
+        units=dict(zip(names, side.units, strict=True)),
         classes={name: str(label) for name, label in action.classes.items()},
         absent=action.absent,
         frames_seen=int(action.frames_seen),
@@ -80,8 +82,13 @@ class InferenceModel:
 
     def absent(self, dataset: DatasetContract) -> tuple[str, ...]:
         """Dimensions that a policy of this data set does not answer in."""
-        answered = dataset.answered_in(self._family.answered_dims(self._config)).action_mask
-        return tuple(name for name, there in zip(self.contract.action.names, answered, strict=True) if not there)
+        answered = self._family.answered_dims(self._config)
+        return ActionOutlet(self._config.action_spec(), dataset, answered).absent
+
+    def spaces(self, dataset: str | None) -> list[ActionSpec]:
+        """The spaces that answers may be in: that of the data set, or those of all."""
+        sides = self.contract.datasets if dataset is None else [self.contract.dataset(dataset)]
+        return [side.acted(self.contract.action)[0] for side in sides]
 
     def begin(self) -> Callable[[DatasetContract], Policy]:
         """Move the weights to the device, fused and cast; the maker of policies. Raises ValueError without a GPU."""

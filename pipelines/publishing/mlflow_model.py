@@ -49,7 +49,7 @@ def mlflow_model(trained: TrainedModel, scratch: Path) -> dict[str, Any]:
 
 def signature(trained: TrainedModel) -> ModelSignature:
     """Columns in and out, and parameters: `mlflow_policy.MlflowPolicy` documents them."""
-    action, datasets = trained.contract.action, trained.contract.datasets
+    datasets = trained.contract.datasets
     inputs: list[ColSpec | TensorSpec] = [
         ColSpec(AnyType(), "image"),
         ColSpec(DataType.string, "instruction", required=False),
@@ -58,8 +58,17 @@ def signature(trained: TrainedModel) -> ModelSignature:
         ColSpec(AnyType(), "reset", required=False),  # as booleans they could not be left out of some rows
         ColSpec(AnyType(), "stateless", required=False),
     ]
-    outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.double, name) for name in action.names]
-    outputs += [ColSpec(DataType.string, class_column(d.name)) for d in action.dimensions if d.class_names]
+    spaces = [dataset.acted(trained.contract.action)[0] for dataset in datasets] or [trained.contract.action]
+    dimensions = {dimension.name: dimension for space in spaces for dimension in space.dimensions}
+    everywhere = set(dimensions).intersection(*(space.names for space in spaces))
+    outputs: list[ColSpec | TensorSpec] = [
+        ColSpec(DataType.double, name, required=name in everywhere) for name in dimensions
+    ]
+    outputs += [
+        ColSpec(DataType.string, class_column(d.name), required=d.name in everywhere)
+        for d in dimensions.values()
+        if d.class_names
+    ]
     outputs += [ColSpec(Array(DataType.string), "absent"), ColSpec(DataType.long, "frames_seen")]
     # MLflow puts a default where a call has no value: of several datasets none may be guessed.
     dataset = ParamSpec("dataset", DataType.string, datasets[0].name if len(datasets) == 1 else "")

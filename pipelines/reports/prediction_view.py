@@ -21,7 +21,8 @@ def predicted_episodes(
 ) -> str:
     """HTML of at most `limit` episodes spread evenly over the store, with a chart of each of the dimensions `names`.
 
-    `predicted_NA` are the physical actions of `predictions`. Its page needs style and script of `episode_view`.
+    `store` as the model was trained on it; `predicted_NA` are the physical actions of `predictions`. Its page needs
+    style and script of `episode_view`.
     """
     firsts = np.concatenate([[0], np.cumsum([len(shard.episode_lengths) for shard in store.shards])])
     dims = [store.contract.action.names.index(name) for name in names]

@@ -31,7 +31,8 @@ def page(store: EpisodeStore, summary: StoreSummary, *, episodes: int = 12) -> s
     refused = [[line["shard"], line["record"], line["offset"], line["reason"]] for line in quarantine(store)[:1000]]
     lengths = np.concatenate([shard.episode_lengths for shard in store.shards])
     facts = {
-        key: summary[key] for key in ("encoder", "control_hz", "image", "resize", "gripper", "contract_id", "notes")
+        key: summary[key]
+        for key in ("encoder", "control_hz", "image", "resize", "space", "gripper", "contract_id", "notes")
     }
     sections = [
         html_page.table(["", ""], [*summary["counts"].items(), *facts.items()]),

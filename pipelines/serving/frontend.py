@@ -12,6 +12,7 @@ from pipelines.serving.adapters.own import Own
 from pipelines.serving.adapters.vla_eval import VlaEval
 from pipelines.serving.greeting import greeting
 from pipelines.serving.service import PolicyService
+from rt_models.action_space import ActionSpec
 
 Protocol = Literal["openpi", "vla", "act"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
@@ -29,15 +30,19 @@ class Frontend:
 
     def __post_init__(self) -> None:
         for adapter in self.adapters.values():
-            adapter.require_fitting(self.service.model.contract.action.names)
+            for space in self._spaces():
+                adapter.require_fitting(space.names)
 
     def adapter_for(self, protocol: Protocol) -> Adapter:
         """The one that was chosen; else the harness's own 7-D for vla-eval where the policy has them, and all
         dimensions of the policy elsewhere."""
         if protocol in self.adapters:
             return self.adapters[protocol]
-        known = self.service.model.contract.action.names
-        return VlaEval() if protocol == "vla" and not VlaEval().missing(known) else Own()
+        has_theirs = not any(VlaEval().missing(space.names) for space in self._spaces())
+        return VlaEval() if protocol == "vla" and has_theirs else Own()
+
+    def _spaces(self) -> list[ActionSpec]:
+        return self.service.model.spaces(self.service.config.dataset)
 
     def greeting(self, protocol: Protocol) -> dict[str, object]:
         service = self.service

@@ -17,16 +17,17 @@ def greeting(model: InferenceModel, adapter: Adapter, dataset: str | None, sourc
     contract, sides = model.contract, model.contract.datasets
     side = contract.dataset(dataset) if dataset is not None or len(sides) == 1 else None
     units = _units(model, side or sides[0])
-    names = list(adapter.names(contract.action.names))
+    action, _ = (side or sides[0]).acted(contract.action)
+    names = list(adapter.names(action.names))
     return {
         "model": source,
         "contract": contract.id,
         "adapter": type(adapter).__name__,
         "action_names": names,
         "units": {name: adapter.unit_of(name, units) for name in names} if side else {},
-        "dimensions": list(contract.action.names),
-        "classes": {d.name: list(d.class_names) for d in contract.action.dimensions if d.class_names},
-        "convention": {"action_space": contract.action.name, "gripper": contract.action.gripper},
+        "dimensions": list(action.names),
+        "classes": {d.name: list(d.class_names) for d in action.dimensions if d.class_names},
+        "convention": {"action_space": action.name, "gripper": action.gripper},
         "action_horizon": HORIZON,
         "control_hz": side.control_hz if side else None,
         "absent": list(model.absent(side)) if side else [],
@@ -52,4 +53,5 @@ def _of_dataset(model: InferenceModel, side: DatasetContract) -> dict[str, objec
 
 
 def _units(model: InferenceModel, side: DatasetContract) -> dict[str, str]:
-    return dict(zip(model.contract.action.names, side.units, strict=True))
+    action, own = side.acted(model.contract.action)
+    return dict(zip(action.names, own.units, strict=True))

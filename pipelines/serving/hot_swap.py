@@ -29,11 +29,14 @@ def require_same_meaning(served: Contract, other: Contract) -> None:
     for dataset in served.datasets:
         if dataset.name not in theirs:
             raise ValueError(f"the new model was not trained on {dataset.name}, whose robots are served")
-        there = theirs[dataset.name]
+        space, here = dataset.acted(served.action)
+        their_space, there = theirs[dataset.name].acted(other.action)
         sides += [
-            (f"units of {dataset.name}", dataset.units, there.units),
-            (f"dimensions that {dataset.name} has", dataset.action_mask, there.action_mask),
-            (f"control rate of {dataset.name}", dataset.control_hz, there.control_hz),
+            (f"dimensions of {dataset.name}", space.names, their_space.names),
+            (f"units of {dataset.name}", here.units, there.units),
+            (f"kinds of action of {dataset.name}", here.kinds, there.kinds),
+            (f"dimensions that {dataset.name} has", here.action_mask, there.action_mask),
+            (f"control rate of {dataset.name}", here.control_hz, there.control_hz),
         ]
     if len(other.datasets) > len(served.datasets) == 1:
         raise ValueError("the new model was trained on several data sets, and robots here name none")

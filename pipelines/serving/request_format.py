@@ -75,7 +75,8 @@ class ServedPolicy:
 
     def _dimensions(self, number: int) -> str:
         dataset = self.contract.datasets[number]
-        rows = zip(self.contract.action.names, dataset.units, dataset.action_mask, strict=True)
+        space, side = dataset.acted(self.contract.action)
+        rows = zip(space.names, side.units, side.action_mask, strict=True)
         named = f"{dataset.name}: " + ", ".join(f"{name} ({unit})" for name, unit, there in rows if there)
         return textwrap.fill(named, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 

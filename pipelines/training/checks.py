@@ -26,7 +26,7 @@ def check_job(job: PreparedJob, stores: Sequence[Store], accepted: Collection[st
     for store in robot_stores(open_store(path, split="val") for path in job.validation):
         job.contract.require_readable(store.contract, where=store.root)
         require_whole(store)
-    for sentence in mixed_units([store.dataset for store in robot_stores(stores)], job.contract.action.names):
+    for sentence in mixed_units(job.contract.datasets, job.contract.action.names):
         logging.warning(sentence)
     loop = job.experiment.loop
     require_reported(loop.best_by, "loop.best_by")
@@ -54,10 +54,12 @@ def require_sound(stores: Sequence[EpisodeStore], accepted: Collection[str]) -> 
 
 def mixed_units(datasets: Sequence[DatasetContract], names: Sequence[str]) -> list[str]:
     """One sentence for each way in which datasets give the dimensions `names` different meanings: metres beside metres
-    a second, rotations beside differences of axis-angle components. What is unitless says nothing of itself."""
+    a second, rotations beside differences of axis-angle components, places beside displacements. What is unitless says
+    nothing of itself."""
     dimensions_of: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for place, name in enumerate(names):
-        unit_of = {d.name: d.units[place] for d in datasets if d.action_mask[place] and d.units[place] != UNITLESS}
+        having = [d for d in datasets if d.action_mask[place] and d.units[place] != UNITLESS]
+        unit_of = {d.name: f"{d.units[place]} {d.kinds[place]}" if d.kinds else d.units[place] for d in having}
         if len(set(unit_of.values())) > 1:
             dimensions_of.setdefault(tuple(unit_of.items()), []).append(name)
     return [

@@ -123,9 +123,10 @@ def require_room(stores: Sequence[Store], text: RT2Text, plans: Mapping[str, str
         )
     for store in robot_stores(stores):
         if not any(store.dataset.action_mask[dim] for dim in text.field_dims):
+            fields = ", ".join(text.config.said_fields())
             raise ValueError(
-                f"{store.root} has none of the dimensions in model.text.fields ({', '.join(text.config.fields)}), so "
-                f"there is nothing to learn from it: leave it out of --data, or choose other fields"
+                f"{store.root} has none of the dimensions in model.text.fields ({fields}), so nothing can be learnt "
+                f"from it: leave it out of --data, or choose other fields"
             )
     for store in stores:
         if isinstance(store, EpisodeStore):

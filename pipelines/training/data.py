@@ -10,18 +10,25 @@ from cluster.context import WorkerContext
 from pipelines.config.experiment import Experiment
 from pipelines.families.models import family_of
 from preprocessing.loading.loader import Loader, LoaderConfig, Reader
+from preprocessing.loading.mapped_store import MappedStore
 from preprocessing.loading.relabelling import RelabelledStore
+from preprocessing.mixture import MixtureConfig
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.web_store import Store, robot_stores
 from rt_models.spec import Contract, merge_contracts
 
 
 def resolved(experiment: Experiment, stores: Sequence[Store]) -> Experiment:
-    """The experiment with the settings that depend on the data, such as a tokenizer learnt from them.
+    """The experiment with the settings that depend on the data: the action space, or a tokenizer learnt from them.
 
     Raises ValueError if the stores and the kind of model do not fit.
     """
-    return family_of(experiment.model).resolved(experiment, stores)
+    family, robots = family_of(experiment.model), robot_stores(stores)
+    if robots:
+        common = [_in_common_space(store, experiment.mixture).contract for store in robots]
+        space = merge_contracts(common).action.space()
+        experiment = replace(experiment, model=family.in_space(experiment.model, space))
+    return family.resolved(experiment, stores)
 
 
 def training_contract(experiment: Experiment, stores: Sequence[Store]) -> Contract:
@@ -31,8 +38,10 @@ def training_contract(experiment: Experiment, stores: Sequence[Store]) -> Contra
         raise ValueError("no store of robot episodes is given: what actions mean comes from them")
     _require_known(experiment.loader, robots)
     family_of(experiment.model).sample_shares(experiment, stores)
-    merge_contracts([store.contract for store in robots])  # before states are read
-    merged = merge_contracts([_relabelled(store, experiment.loader).contract for store in robots])
+    mixture = experiment.mixture
+    merge_contracts([_in_common_space(store, mixture).contract for store in robots])  # before states are read
+    seen = [_in_common_space(_relabelled(store, experiment.loader), mixture) for store in robots]
+    merged = merge_contracts([store.contract for store in seen])
     empty = [dataset.name for dataset in merged.datasets if not dataset.statistics.count]
     if empty:
         raise ValueError(f"the store of {empty[0]} has no step to train on, all are terminal: leave it out of --data")
@@ -57,6 +66,19 @@ def _relabelled(store: EpisodeStore, config: LoaderConfig) -> EpisodeStore:
     return RelabelledStore.of(store).with_statistics() if store.name in config.relabel else store
 
 
+def _in_common_space(store: EpisodeStore, mixture: MixtureConfig) -> EpisodeStore:
+    """`store` in the common space of the mixture, or as it is where there is none or it is in it already."""
+    common, maps = mixture.common()
+    if common is None or store.contract.action.space().identity == common.identity:
+        return store
+    if store.name not in maps:
+        raise ValueError(
+            f"{store.name} acts in {store.contract.action.name} and the mixture in {common.name}: declare how the one "
+            f"becomes the other under mixture.maps"
+        )
+    return MappedStore.declared(store, maps[store.name], common)
+
+
 @overload
 def as_trained(store: EpisodeStore, contract: Contract) -> EpisodeStore: ...
 
@@ -66,10 +88,14 @@ def as_trained(store: Store, contract: Contract) -> Store: ...
 
 
 def as_trained(store: Store, contract: Contract) -> Store:
-    """`store` as a model under `contract` was trained on it: with the source's commands, or relabelled."""
-    if not isinstance(store, EpisodeStore) or contract.dataset(store.name).arm == "commanded":
+    """`store` as a model under `contract` was trained on it: relabelled, and in the common space, where it was so."""
+    if not isinstance(store, EpisodeStore):
         return store
-    return RelabelledStore.of(store)
+    dataset = contract.dataset(store.name)
+    seen = RelabelledStore.of(store) if dataset.arm == "reached" else store
+    if dataset.own is None:
+        return seen
+    return MappedStore.of(seen, dataset.own.map, contract.action.space().spec())
 
 
 def open_reader(experiment: Experiment, stores: Sequence[Store], contract: Contract) -> Reader:

@@ -38,6 +38,7 @@ class TrainingResult:
     steps: optimizer steps of the newest checkpoint; 0 without one. metrics: the newest value of every metric.
     skipped_steps: updates left out because of NaN or infinity. best_step, best_checkpoint: of the checkpoint with the
     best `loop.best_by`, if it was measured. stopped, ended_early: as in `Ending`.
+    dimension_shares: of a mixture, by action dimension, the part of its samples that comes from each dataset.
     """
 
     output: str
@@ -50,6 +51,7 @@ class TrainingResult:
     best_checkpoint: str | None = None
     stopped: str | None = None
     ended_early: int | None = None
+    dimension_shares: Mapping[str, Mapping[str, float]] | None = None
 
     def to_json(self) -> dict[str, object]:
         """Flat: metrics beside the fields that are known; what `rtp train --json` prints."""

@@ -8,13 +8,11 @@ import numpy as np
 
 from preprocessing.arm_state import arm_columns, displacements
 from preprocessing.audit.evidence import FEWEST_STEPS, Finding, Track, Verdict, unknown
+from preprocessing.audit.likeness import ABSOLUTE, LIKE, allowed_lag, correlation, lagged
 from preprocessing.dataset_spec import GROUPS
 from preprocessing.store.episode_store import EpisodeStore
 
-_LIKE = 0.5  # a correlation from here on is an answer; displacements of the sample and of Bridge reach 0.8 to 0.9
-_ABSOLUTE = 0.9  # correlation with the state itself from which a command is a place to go to
 _CLEARLY = 0.05  # by which an implausible lag must fit better than any plausible one: smooth motion fits several
-_LATENCY_S = 0.15  # a controller may answer this late, and always one step late
 _SPAN = 4  # steps looked at before and behind
 
 
@@ -25,7 +23,7 @@ def motion(store: EpisodeStore, tracks: list[Track]) -> list[Verdict]:
     return [
         *_motion_verdicts("world_vector", position),
         *_motion_verdicts("rotation_delta", rotation),
-        _lag(position, _allowed_lag(store)),
+        _lag(position, allowed_lag(store)),
     ]
 
 
@@ -54,11 +52,11 @@ class _Motion:
 
     @property
     def absolute(self) -> bool:
-        return self.state_likeness >= _ABSOLUTE and self.state_likeness > self.best
+        return self.state_likeness >= ABSOLUTE and self.state_likeness > self.best
 
     @property
     def displaces(self) -> bool:
-        return self.best >= _LIKE and not self.absolute
+        return self.best >= LIKE and not self.absolute
 
 
 def _measured(store: EpisodeStore, tracks: list[Track], group: str, unit: str) -> _Motion | None:
@@ -70,43 +68,17 @@ def _measured(store: EpisodeStore, tracks: list[Track], group: str, unit: str) -
     if not sensed or sum(len(command) - 1 for command, _ in pairs) < FEWEST_STEPS:
         return None
     steps = [(command, displacements(state, np.array(unit == "rad"))) for command, state in pairs]
-    lags = range(-_SPAN, _allowed_lag(store) + _SPAN)
-    likeness = {lag: _likeness(*_lagged(steps, lag)) for lag in lags}
-    command_ND, step_ND = _lagged(steps, max(likeness, key=lambda lag: likeness[lag]))
+    lags = range(-_SPAN, allowed_lag(store) + _SPAN)
+    likeness = {lag: correlation(*lagged(steps, lag)) for lag in lags}
+    command_ND, step_ND = lagged(steps, max(likeness, key=lambda lag: likeness[lag]))
     moved = float(np.sqrt(step_ND.var(axis=0).sum()))
     return _Motion(
         unit=unit,
         declared_unit=dataset.units[group_slice.start],
         likeness=likeness,
-        state_likeness=max(_likeness(*_lagged(pairs, lag)) for lag in lags),
+        state_likeness=max(correlation(*lagged(pairs, lag)) for lag in lags),
         scale=float(np.sqrt(command_ND.var(axis=0).sum())) / moved if moved else 0.0,
     )
-
-
-def _lagged(pairs: list[tuple[np.ndarray, np.ndarray]], lag: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (N, D) of the first beside those of the second that are `lag` steps later, episode by episode."""
-    first, second = [], []
-    for command, response in pairs:
-        start, stop = max(0, -lag), min(len(command), len(response) - lag)
-        if stop > start:
-            first.append(command[start:stop])
-            second.append(response[start + lag : stop + lag])
-    width = pairs[0][0].shape[1]
-    return np.concatenate([np.zeros((0, width)), *first]), np.concatenate([np.zeros((0, width)), *second])
-
-
-def _likeness(first_ND: np.ndarray, second_ND: np.ndarray) -> float:
-    """The correlation, averaged over the axes that vary; 0 if no axis varies or there are too few rows."""
-    if len(first_ND) < FEWEST_STEPS:
-        return 0.0
-    deviation = [values - values.mean(axis=0) for values in (first_ND, second_ND)]
-    norms = np.prod([np.linalg.norm(values, axis=0) for values in deviation], axis=0)
-    varies = norms > 1e-9
-    return float(((deviation[0] * deviation[1]).sum(axis=0)[varies] / norms[varies]).mean()) if varies.any() else 0.0
-
-
-def _allowed_lag(store: EpisodeStore) -> int:
-    return max(1, int(_LATENCY_S * store.dataset.control_hz))
 
 
 def _motion_verdicts(group: str, motion: _Motion | None) -> list[Verdict]:
@@ -173,9 +145,9 @@ def gripper(store: EpisodeStore, tracks: list[Track]) -> Verdict:
         ]
         if relative:
             pairs = [(command, closed[later:] - closed[:-later]) for command, closed in pairs]
-        correlations.append(_likeness(*_lagged(pairs, 0 if relative else later)) if pairs else 0.0)
+        correlations.append(correlation(*lagged(pairs, 0 if relative else later)) if pairs else 0.0)
     best = max(correlations, key=abs)
-    enough = 0.3 if relative else _LIKE  # a relative command is 0 most of the time
+    enough = 0.3 if relative else LIKE  # a relative command is 0 most of the time
     finding: Finding = "unknown" if abs(best) < enough else "holds" if best > 0 else "contradicted"
     sentence = f"a closing command correlates {best:+.2f} with the gripper's {'closing' if relative else 'closedness'} "
     return Verdict(name=name, finding=finding, measured=best, sentence=f"{sentence}within 1 s after it")

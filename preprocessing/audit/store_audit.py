@@ -18,6 +18,7 @@ from preprocessing.arm_state import arm_columns
 from preprocessing.audit.evidence import Track, Verdict, by_share, tracks, unknown
 from preprocessing.audit.frames import colours, repeated_frames
 from preprocessing.audit.motion import gripper, gripper_column, motion
+from preprocessing.audit.own_dimensions import dimension_verdicts
 from preprocessing.conversion.step_marks import seams
 from preprocessing.dataset_spec import GROUPS
 from preprocessing.store.episode_store import MANIFEST, EpisodeStore, atomic_write
@@ -53,8 +54,7 @@ def audit(store: EpisodeStore, *, reference: EpisodeStore | None = None) -> Audi
     episodes = tracks(store)
     steps_of_text, steps_of_flag = usage(store)
     verdicts = [
-        *motion(store, episodes),
-        gripper(store, episodes),
+        *_actions(store, episodes),
         *(colours(store, role, reference) for role in store.manifest.cameras),
         repeated_frames(store),
         _constants(store, episodes),
@@ -66,6 +66,13 @@ def audit(store: EpisodeStore, *, reference: EpisodeStore | None = None) -> Audi
     ]
     manifest = _manifest_sha256(store)
     return Audit(manifest_sha256=manifest, episodes=len(episodes), verdicts=tuple(verdicts), rules=_RULES)
+
+
+def _actions(store: EpisodeStore, episodes: list[Track]) -> list[Verdict]:
+    """Actions against the state: RT-1's by group, those of another space dimension by dimension."""
+    if store.contract.action.space().is_rt1:
+        return [*motion(store, episodes), gripper(store, episodes)]
+    return dimension_verdicts(store, episodes)
 
 
 def blocking(verdicts: Collection[Verdict], *, accepted: Collection[str] = ()) -> list[str]:
@@ -141,7 +148,8 @@ def _state_moves(store: EpisodeStore, episodes: list[Track], dimension: int) -> 
     gripper_place = GROUPS["gripper_closedness_action"].start
     sensed_gripper = gripper_column(store)
     column = arm_columns(store).get(dimension)
-    if dimension == gripper_place and sensed_gripper is not None:
+    is_rt1 = store.contract.action.space().is_rt1
+    if is_rt1 and dimension == gripper_place and sensed_gripper is not None:
         column = sensed_gripper[0]
     if column is None:
         return False

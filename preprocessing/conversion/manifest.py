@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from preprocessing.conversion.shard_conversion import ShardTask, instructions_name, size_text
 from preprocessing.conversion.shard_report import ShardReport, read_report
-from preprocessing.dataset_spec import ACTION_SIZE
+from preprocessing.dataset_spec import DatasetSpec
 from preprocessing.store.episode_store import (
     INSTRUCTION_SCHEMA,
     INSTRUCTIONS,
@@ -38,8 +38,7 @@ from preprocessing.store.store_manifest import (
     StoreManifest,
     StoreStatistics,
 )
-from rt_models.action_space import rt1_action_spec
-from rt_models.spec import EMBEDDING_WIDTH, ActionStatistics, Contract, DatasetContract, Identity, ImageRecipe
+from rt_models.spec import EMBEDDING_WIDTH, ActionStatistics, Contract, DatasetContract, ImageRecipe, unscaled
 
 _INSTEAD = {  # of a field that cannot be read
     "is_first": "the first step counts as first",
@@ -57,7 +56,7 @@ def write_manifest(task: ShardTask, settings: JsonObject, embed: Embed | None) -
     """
     filesystem, root = file_system_of(task.root)
     temporary = f"{root}/{PROGRESS}"
-    reports, moments = _reports(filesystem, temporary, len(task.shards))
+    reports, moments = _reports(filesystem, temporary, len(task.shards), task.spec.space.size)
     counts = _counts(reports)
     table = _instructions(filesystem, temporary, len(task.shards), embed, settings["encoder"])
     with atomic_write(filesystem, f"{root}/{INSTRUCTIONS}", temporary=temporary) as instructions:
@@ -66,8 +65,15 @@ def write_manifest(task: ShardTask, settings: JsonObject, embed: Embed | None) -
         for report in reports:
             quarantine.write("".join(to_text(record) + "\n" for record in report.quarantine).encode())
     statistics = moments.statistics()
-    contract = _contract(task, settings["encoder"], _image(task, reports), _control_hz(reports), statistics)
     spec = task.spec
+    contract = store_contract(
+        spec,
+        version=task.dataset.version,
+        encoder=settings["encoder"],
+        image=_image(task, reports),
+        control_hz=_control_hz(reports),
+        statistics=statistics,
+    )
     cameras = task.layout.cameras
     manifest = StoreManifest(
         schema_version=settings["schema_version"],
@@ -103,13 +109,13 @@ def write_manifest(task: ShardTask, settings: JsonObject, embed: Embed | None) -
     return manifest
 
 
-def _reports(filesystem: FileSystem, folder: str, count: int) -> tuple[list[ShardReport], Moments]:
+def _reports(filesystem: FileSystem, folder: str, count: int, action_size: int) -> tuple[list[ShardReport], Moments]:
     """Every shard's report without its statistics, and the statistics over all shards.
 
     Histograms are merged one shard at a time, so that those of all shards are never in memory together.
     """
     reports: list[ShardReport] = []
-    none = moments = Moments.empty(ACTION_SIZE)
+    none = moments = Moments.empty(action_size)
     for index in range(count):
         report = read_report(ShardReport, filesystem, folder, index)
         moments = moments.merged(report.moments)
@@ -193,18 +199,26 @@ def _control_hz(reports: list[ShardReport]) -> float:
     return rates_hz[0]
 
 
-def _contract(
-    task: ShardTask, encoder: str, image: ImageRecipe, control_hz: float, statistics: ActionStatistics
+def store_contract(
+    spec: DatasetSpec,
+    *,
+    version: str,
+    encoder: str,
+    image: ImageRecipe,
+    control_hz: float,
+    statistics: ActionStatistics,
 ) -> Contract:
-    spec = task.spec
-    action = rt1_action_spec().with_units(dict(zip(rt1_action_spec().names, spec.units, strict=True)))
+    """The contract of a store of this dataset, whose actions are physical."""
+    space_spec = spec.space.spec()
     dataset = DatasetContract(
         name=spec.name,
-        version=task.dataset.version,
+        version=version,
         control_hz=control_hz,
         action_mask=spec.action_mask,
         units=spec.units,
         statistics=statistics,
-        transform=Identity().fit(action, statistics),
+        transform=unscaled(space_spec.size),
+        meanings=spec.meanings(statistics.mean),
     )
+    action = space_spec.with_units(dict(zip(space_spec.names, spec.units, strict=True)))
     return Contract(action=action, encoder=encoder, image=image, datasets=(dataset,))

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from preprocessing.conversion.shard_report import QuarantinedRecord, ShardCounts, ShardReport, report_name
 from preprocessing.conversion.step_marks import STEP_MARKS, read_marks, require_one_episode
-from preprocessing.dataset_spec import ACTION_SIZE, DatasetSpec
+from preprocessing.dataset_spec import DatasetSpec
 from preprocessing.episode_source import EpisodeSource
 from preprocessing.rlds import Corrupt, Episode, SourceShard
 from preprocessing.store.episode_store import (
@@ -137,7 +137,7 @@ class _Shard:
         self._quarantine: list[QuarantinedRecord] = []
         self._frame_size: ImageSize | None = None
         self._rates_hz: set[float] = set()
-        self._moments = Moments.empty(ACTION_SIZE)
+        self._moments = Moments.empty(task.spec.space.size)
         self._recent: list[np.ndarray] = []
         self._unread: Counter[str] = Counter()
         self._odd_states: list[int] = []
@@ -243,7 +243,7 @@ class _Shard:
 
     def _count_statistics(self, table: pa.Table) -> None:
         terminal = table["is_terminal"].to_numpy()
-        action = table["action"].combine_chunks().flatten().to_numpy().reshape(-1, ACTION_SIZE)
+        action = table["action"].combine_chunks().flatten().to_numpy().reshape(-1, self._task.spec.space.size)
         self._recent.append(action[~terminal])
         if sum(map(len, self._recent)) >= _STATISTICS_ROWS:
             self._merge_recent()

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from preprocessing.arm_state import arm_columns, displacements
-from preprocessing.dataset_spec import ACTION_SIZE, GROUPS
+from preprocessing.dataset_spec import GROUPS
 from preprocessing.store.episode_store import EpisodeStore, fixed_lists
 from preprocessing.store.statistics import Moments
 
@@ -29,8 +29,13 @@ class RelabelledStore(EpisodeStore):
     @staticmethod
     def of(store: EpisodeStore) -> RelabelledStore:
         """`store` seen so. Raises ValueError if its proprioception lacks the pose of an arm that it moves."""
+        if not store.contract.action.space().is_rt1:
+            raise ValueError(
+                f"{store.root} cannot be relabelled: its actions are {store.contract.action.name}, and only the arm of "
+                f"RT-1's 11-D space is relabelled; leave {store.name} out of loader.relabel"
+            )
         dataset, known = store.dataset, arm_columns(store)
-        arm = [*range(ACTION_SIZE)[GROUPS["world_vector"]], *range(ACTION_SIZE)[GROUPS["rotation_delta"]]]
+        arm = [*_places("world_vector"), *_places("rotation_delta")]
         lacking = [store.contract.action.names[d] for d in arm if dataset.action_mask[d] and d not in known]
         if lacking or not known:
             raise ValueError(
@@ -44,10 +49,10 @@ class RelabelledStore(EpisodeStore):
 
         Raises ValueError if a state is not finite.
         """
-        moments = Moments.empty(ACTION_SIZE)
+        moments = Moments.empty(self.contract.action.size)
         for number, shard in enumerate(self.shards):
             table = self.read_shard(number, ["action", "is_terminal"])
-            action_NA = _matrix(table, "action")[~table["is_terminal"].to_numpy()]
+            action_NA = matrix(table, "action")[~table["is_terminal"].to_numpy()]
             if not np.isfinite(action_NA).all():
                 raise ValueError(
                     f"{shard.path} holds a state that is not finite and cannot be relabelled: leave "
@@ -64,22 +69,22 @@ class RelabelledStore(EpisodeStore):
         rows_N = np.arange(first, first + table.num_rows)
         last_N = np.isin(rows_N + 1, np.cumsum(self.shards[shard].episode_lengths))
         if "action" in columns and len(rows_N):
-            state_ND = _matrix(table, "proprio")
+            state_ND = matrix(table, "proprio")
             after_1D = state_ND[-1:] if last_N[-1] else self._first_state(shard, row_groups.stop)
-            action_NA = self._reached(_matrix(table, "action"), np.concatenate([state_ND, after_1D]), last_N)
-            table = _with_column(table, "action", fixed_lists(action_NA))
+            action_NA = self._reached(matrix(table, "action"), np.concatenate([state_ND, after_1D]), last_N)
+            table = with_column(table, "action", fixed_lists(action_NA))
         if "is_terminal" in columns:
-            table = _with_column(table, "is_terminal", pa.array(table["is_terminal"].to_numpy() | last_N))
+            table = with_column(table, "is_terminal", pa.array(table["is_terminal"].to_numpy() | last_N))
         return table.select(list(columns))
 
     def _first_state(self, shard: int, row_group: int) -> np.ndarray:
         """(1, P) of the first row of a row group."""
-        return _matrix(super()._read(shard, range(row_group, row_group + 1), ["proprio"]).slice(0, 1), "proprio")
+        return matrix(super()._read(shard, range(row_group, row_group + 1), ["proprio"]).slice(0, 1), "proprio")
 
     def _reached(self, action_NA: np.ndarray, state_PD: np.ndarray, last_N: np.ndarray) -> np.ndarray:
         """float32 (N, 11) from commands (N, 11) and the N + 1 states from before the first to after the last."""
         dimensions, sensed = list(self._columns), list(self._columns.values())
-        angle_D = np.isin(dimensions, np.arange(ACTION_SIZE)[GROUPS["rotation_delta"]])
+        angle_D = np.isin(dimensions, _places("rotation_delta"))
         moved = displacements(state_PD[:, sensed].astype(np.float64), angle_D)
         action = action_NA.copy()
         action[:, dimensions] = np.where(last_N[:, None], 0, moved)
@@ -90,11 +95,16 @@ class RelabelledStore(EpisodeStore):
         return arm_columns(self)
 
 
-def _matrix(table: pa.Table, column: str) -> np.ndarray:
+def _places(group: str) -> range:
+    """The dimensions of a group of RT-1's space."""
+    return range(GROUPS[group].start, GROUPS[group].stop)
+
+
+def matrix(table: pa.Table, column: str) -> np.ndarray:
     """(N, width) of a column of fixed lists."""
     flat = table[column].combine_chunks().flatten().to_numpy()
     return flat.reshape(table.num_rows, table.schema.field(column).type.list_size)
 
 
-def _with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+def with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
     return table.set_column(table.schema.get_field_index(name), name, values)

@@ -22,9 +22,14 @@ STATISTICS: tuple[Literal["mean", "std", "min", "q01", "q99", "max"], ...] = ("m
 
 
 class DimensionSummary(TypedDict):
-    """Statistics of one action dimension in `unit`; `note` says where it hardly varies."""
+    """Statistics of one action dimension in `unit`; `note` says where it hardly varies.
+
+    In a space other than RT-1's `kind` is what it commands and `state` the proprioceptive column that it moves.
+    """
 
     unit: str
+    kind: NotRequired[str]
+    state: NotRequired[str]
     mean: float
     std: float
     min: float
@@ -77,6 +82,7 @@ class StoreSummary(TypedDict):
     control_hz: float
     image: str
     resize: str
+    space: str
     gripper: str
     counts: dict[str, int]
     bytes: int
@@ -97,21 +103,6 @@ def summary(store: EpisodeStore) -> StoreSummary:
     dataset = store.dataset
     instructions, flags = usage(store)
     lengths = np.concatenate([shard.episode_lengths for shard in store.shards])
-    statistics = dataset.statistics
-    dimensions: dict[str, DimensionSummary] = {
-        name: {
-            "unit": unit,
-            "mean": statistics.mean[i],
-            "std": statistics.std[i],
-            "min": statistics.minimum[i],
-            "q01": statistics.q01[i],
-            "q99": statistics.q99[i],
-            "max": statistics.maximum[i],
-            "note": manifest.statistics.hardly_vary.get(name, ""),
-        }
-        for i, (name, unit) in enumerate(zip(store.contract.action.names, dataset.units, strict=True))
-        if dataset.action_mask[i]
-    }
     return {
         "store": store.root,
         "dataset": manifest.dataset,
@@ -122,11 +113,12 @@ def summary(store: EpisodeStore) -> StoreSummary:
         "control_hz": manifest.control_hz,
         "image": f"{store.contract.image.height}x{store.contract.image.width}",
         "resize": store.contract.image.resize,
+        "space": store.contract.action.name,
         "gripper": manifest.gripper,
         "counts": asdict(manifest.counts),
         "bytes": store.num_bytes,
         "episode_steps": {"min": int(lengths.min()), "median": float(np.median(lengths)), "max": int(lengths.max())},
-        "dimensions": dimensions,
+        "dimensions": _dimensions(store),
         "dimensions_lacking": [
             n for n, has in zip(store.contract.action.names, dataset.action_mask, strict=True) if not has
         ],
@@ -136,6 +128,29 @@ def summary(store: EpisodeStore) -> StoreSummary:
         "remarks": list(manifest.remarks),
         "notes": manifest.notes,
     }
+
+
+def _dimensions(store: EpisodeStore) -> dict[str, DimensionSummary]:
+    """Those that the dataset has."""
+    dataset, statistics = store.dataset, store.dataset.statistics
+    found: dict[str, DimensionSummary] = {}
+    for i, (name, unit) in enumerate(zip(store.contract.action.names, dataset.units, strict=True)):
+        if not dataset.action_mask[i]:
+            continue
+        found[name] = {
+            "unit": unit,
+            "mean": statistics.mean[i],
+            "std": statistics.std[i],
+            "min": statistics.minimum[i],
+            "q01": statistics.q01[i],
+            "q99": statistics.q99[i],
+            "max": statistics.maximum[i],
+            "note": store.manifest.statistics.hardly_vary.get(name, ""),
+        }
+        if dataset.meanings:
+            found[name]["kind"] = dataset.meanings[i].in_words()
+            found[name]["state"] = dataset.meanings[i].state
+    return found
 
 
 def text(summary: StoreSummary) -> str:
@@ -150,6 +165,7 @@ def text(summary: StoreSummary) -> str:
         f"frames {summary['image']} (resize {summary['resize']}), {summary['control_hz']:g} Hz, "
         f"gripper {summary['gripper']}, "
         f"{steps['min']} to {steps['max']} steps an episode (median {steps['median']:g})",
+        *_kind_lines(summary["space"], summary["dimensions"]),
         "",
         *_dimension_lines(summary["dimensions"]),
     ]
@@ -169,6 +185,17 @@ def _wrapped(line: str) -> list[str]:
     """In 80 columns; a path stays whole."""
     options = {"subsequent_indent": "    ", "break_long_words": False, "break_on_hyphens": False}
     return [line] if len(line) <= 80 else textwrap.wrap(line, 80, **options)
+
+
+def _kind_lines(space: str, dimensions: Mapping[str, DimensionSummary]) -> list[str]:
+    """What the dimensions of a space other than RT-1's command, and which state they move."""
+    by_kind: dict[str, list[str]] = {}
+    for name, row in dimensions.items():
+        state, kind = row.get("state"), row.get("kind")
+        if kind is not None:
+            by_kind.setdefault(kind, []).append(f"{name} ({state})" if state else name)
+    lines = [f"  {kind}: {', '.join(names)}" for kind, names in by_kind.items()]
+    return [f"actions in {space}, with the state that they move:", *lines] if lines else []
 
 
 def _dimension_lines(dimensions: Mapping[str, DimensionSummary]) -> list[str]:

@@ -23,15 +23,16 @@ class Action:
 
     values: np.ndarray
     """float32 (A,) or (R, A): physical values where the policy has a dataset, else model values. NaN in an absent
-    dimension that has no neutral value."""
+    dimension that has no neutral value. Of a dataset that was mapped into the model's space, in its own space."""
     tokens: np.ndarray
-    """int64, the same shape: the bins chosen."""
+    """int64 (A,) or (R, A): the bins chosen, in the model's space."""
     frames_seen: np.ndarray
     """int64 () or (R,): camera frames that the answer rests on, this one included."""
     absent: tuple[str, ...] = ()
     """Dimensions that the model was never trained on: their values are neutral, not the model's."""
     classes: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Names () or (R,) of the class dimensions, such as {"terminate_episode": "arm"}."""
+    """Names () or (R,) of the class dimensions, such as {"terminate_episode": "arm"}; not of one that is absent and has
+    no neutral class."""
 
 
 class ActionOutlet:
@@ -52,6 +53,14 @@ class ActionOutlet:
             dataset = dataset.answered_in(answered)
         self._spec, self._dataset = spec, dataset
         self._absent_A = np.zeros(spec.size, bool) if dataset is None else ~np.array(dataset.action_mask)
+        self._own = None if dataset is None else dataset.own
+        self._said, said_A = spec, ~self._absent_A  # the space of the answer, and what of it is the model's
+        if self._own is not None:
+            self._said = self._own.action
+            said_A = self._own.arrays(spec).mask_back(said_A, self._said.size)
+        self.absent = tuple(name for name, is_said in zip(self._said.names, said_A, strict=True) if not is_said)
+        """Dimensions of the answer that are not the model's."""
+        self._said_A = said_A
 
     def tokens(self, tokens_RA: Tensor) -> Tensor:
         """The tokens chosen, with the neutral value's in absent dimensions, as training shows them."""
@@ -68,11 +77,15 @@ class ActionOutlet:
         values, tokens, seen = values_RA.cpu().numpy(), tokens_RA.cpu().numpy(), frames_seen_R.cpu().numpy()
         if self._dataset is not None:
             values = self._dataset.completed(self._dataset.transform.invert(values), self._spec)
+        if self._own is not None:
+            neutral = self._own.dataset.neutral(self._said)
+            values = np.where(self._said_A, self._own.returned(values, self._spec), neutral)
         if single:
             values, tokens, seen = values[0], tokens[0], seen[0]
-        absent = tuple(name for name, is_absent in zip(self._spec.names, self._absent_A, strict=True) if is_absent)
-        return Action(values=values, tokens=tokens, frames_seen=seen, absent=absent, classes=self._classes(values))
+        classes = self._classes(values)
+        return Action(values=values, tokens=tokens, frames_seen=seen, absent=self.absent, classes=classes)
 
     def _classes(self, values_xA: np.ndarray) -> dict[str, np.ndarray]:
-        named = [(place, d) for place, d in enumerate(self._spec.dimensions) if d.class_names]
+        classes = [(place, d) for place, d in enumerate(self._said.dimensions) if d.class_names]
+        named = [(place, d) for place, d in classes if np.isfinite(values_xA[..., place]).all()]
         return {d.name: np.array(d.class_names)[values_xA[..., place].astype(np.int64)] for place, d in named}

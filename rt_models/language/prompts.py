@@ -1,6 +1,6 @@
 """RT-2's texts as tokens and back: prompts, answers, actions (arXiv 2307.15818, section 3.2).
 
-An action is text: one token for each field, in the order `terminate, position x y z, rotation x y z, gripper`, after
+An action is text: one token for each field, in RT-1's space `terminate, position x y z, rotation x y z, gripper`, after
 the prompt "Q: what action should the robot take to [instruction]? A:". A web example is a question and its answer, or a
 caption. With a plan (chain of thought) the answer is "[plan]. Action:" and then the action, after "Instruction:
 [instruction]. Plan:". Every answer ends with the end token; only answers are trained on.
@@ -15,14 +15,14 @@ Axes: A actions of the spec, K fields of the text, B rows, L tokens, V vocabular
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rt_models.action_space import ActionSpec, rt1_action_spec
+from rt_models.action_space import RT1_SPACE, ActionSpace, ActionSpec
 from rt_models.action_tokens import decode, encode
 from rt_models.config_checks import require_choices, require_sizes
 from rt_models.language.action_vocabulary import ActionVocabulary, IntegerTokens, Tokenizer
@@ -48,7 +48,8 @@ class RT2TextConfig:
     vocabulary: ActionVocabulary = field(default_factory=IntegerTokens)
     """Which token is which bin."""
     fields: tuple[str, ...] = FIELDS
-    """Dimensions of the action space that an answer spells out, in this order."""
+    """Dimensions of the action space that an answer spells out, in this order. None given: all in the space's order, in
+    RT-1's space the eight of the paper."""
     frames: int = 1
     """Consecutive camera frames that go before a robot's prompt, the newest last."""
     bins: int = 256
@@ -56,7 +57,9 @@ class RT2TextConfig:
     binning: Literal["truncate", "centre"] = "centre"
     """Which value a bin stands for: "truncate" as the official code, "centre" without its half-bin bias."""
     world_vector_limit: float = 1.0
-    """Bound of the arm's model-space displacement per step."""
+    """Bound of the arm's model-space displacement per step, in RT-1's space."""
+    action_space: ActionSpace | None = None
+    """The space it acts in; None is RT-1's own of eleven dimensions. rtp train sets that of the stores."""
     robot_prompt: str = "Q: what action should the robot take to {instruction}? A:"
     """Prompt of a robot step; {instruction} stands for its words."""
     plan_prompt: str = "Instruction: {instruction}. Plan:"
@@ -78,7 +81,7 @@ class RT2TextConfig:
         if not self.action_mark.strip():
             raise ValueError("text.action_mark is empty, and something must stand between a plan and its action")
         unknown = [name for name in self.fields if name not in self.spec().names]
-        if unknown or not self.fields or len(set(self.fields)) < len(self.fields):
+        if unknown or len(set(self.fields)) < len(self.fields):
             raise ValueError(
                 f"text.fields: needs different dimensions of {', '.join(self.spec().names)}, got {self.fields}"
             )
@@ -95,12 +98,24 @@ class RT2TextConfig:
         )
 
     def spec(self) -> ActionSpec:
-        """RT-1's 11 dimensions, binned as here; those that are no field keep their neutral value."""
-        return rt1_action_spec(bins=self.bins, world_vector_limit=self.world_vector_limit, binning=self.binning)
+        """The action space, binned as here; dimensions that are no field keep their neutral value."""
+        space = self.action_space or RT1_SPACE
+        return space.spec(bins=self.bins, world_vector_limit=self.world_vector_limit, binning=self.binning)
+
+    def said_fields(self) -> tuple[str, ...]:
+        """The dimensions that an answer spells out, in order."""
+        whole = FIELDS if self.action_space is None or self.action_space.is_rt1 else self.action_space.names
+        return self.fields or whole
 
     def answered_dims(self) -> tuple[bool, ...]:
         """Per dimension of `spec()` whether it is a field."""
-        return tuple(name in self.fields for name in self.spec().names)
+        return tuple(name in self.said_fields() for name in self.spec().names)
+
+    def in_space(self, space: ActionSpace | None) -> RT2TextConfig:
+        """The same texts in another space. Fields that it does not have give way to the whole of it."""
+        names = (space or RT1_SPACE).names
+        fields = self.fields if set(self.fields) <= set(names) else ()
+        return replace(self, action_space=space, fields=fields)
 
     def build(self, tokenizer: Tokenizer, *, max_tokens: int) -> RT2Text:
         """`max_tokens` is the longest prompt with its answer. Raises ValueError if the vocabulary has no room."""
@@ -127,10 +142,11 @@ class RT2Text:
         self.action_ids = config.vocabulary.build(tokenizer, config.bins)
         """Token id of each bin."""
         self.vocab_size = max(tokenizer.vocab_size, 1 + max(self.action_ids))
-        self.field_dims = [self.spec.names.index(name) for name in config.fields]
+        self.field_dims = [self.spec.names.index(name) for name in config.said_fields()]
         """Dimension of each field."""
         self._bin_of_id = {number: bin_ for bin_, number in enumerate(self.action_ids)}
-        self._neutral_A = torch.tensor([dimension.neutral(0.0) for dimension in self.spec.dimensions])
+        neutral_A = torch.tensor([dimension.neutral(0.0) for dimension in self.spec.dimensions])
+        self._neutral_A = neutral_A.nan_to_num(0.0)  # where no value is neutral, something must stand in the text
         self._neutral_bins_A = encode(self._neutral_A, self.spec)
         self._prompts: dict[str, tuple[int, ...]] = {}
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pipelines.training.checks import mixed_units
 from preprocessing import dataset_spec
-from rt_models.action_space import rt1_action_spec
+from rt_models.action_space import DimensionMeaning, Kind, rt1_action_spec
 from rt_models.spec import ActionStatistics, DatasetContract, Identity
 
 NAMES = rt1_action_spec().names
@@ -37,3 +39,12 @@ def test_the_same_units_and_unitless_ones_say_nothing() -> None:
 
 def test_a_dataset_without_the_dimension_says_nothing_of_it() -> None:
     assert mixed_units([contract("bc_z"), contract("metaworld_sample")], NAMES) == []
+
+
+def test_a_place_beside_a_displacement_is_named() -> None:
+    one = contract("fractal20220817_data")
+    declared: tuple[Kind, ...] = ("delta", "absolute")
+    kinds = {kind: replace(one, name=kind, meanings=(DimensionMeaning(kind=kind),) * 11) for kind in declared}
+    sentences = mixed_units(list(kinds.values()), NAMES)
+    assert any("m delta in delta, m absolute in absolute" in sentence for sentence in sentences)
+    assert mixed_units([kinds["delta"], replace(kinds["delta"], name="other")], NAMES) == []

@@ -220,7 +220,7 @@ def test_unknown_fields_are_refused() -> None:
     with pytest.raises(ValueError, match="different dimensions"):
         RT2TextConfig(fields=("elbow",))
     with pytest.raises(ValueError, match="different dimensions"):
-        replace(RT2TextConfig(), fields=())
+        replace(RT2TextConfig(), fields=(FIELDS[0], FIELDS[0]))
 
 
 def test_a_tokenizer_must_be_able_to_end() -> None:

@@ -1,0 +1,26 @@
+"""How an RT-1 is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rt_models.config_checks import require_choices
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How the numbers are computed; none of it changes what the model is."""
+
+    precision: Literal["as_is", "bf16"] = "as_is"
+    """"bf16": autocast of matrix products and convolutions; the loss stays in float32."""
+    memory_format: Literal["channels_last", "contiguous"] = "channels_last"
+    """Order in which images and kernels lie in memory. Channels last is faster on CPUs with oneDNN and on GPUs, where
+    it also runs the backbone's norms in Triton kernels of ours while training; contiguous leaves them to torch."""
+    activation_checkpointing: Literal["off", "blocks"] = "off"
+    """"blocks": the backbone's blocks are computed a second time in the backward pass, to save memory."""
+    compile: Literal["off", "inductor", "aot_eager"] = "off"
+    """torch.compile of the tokenizer and the transformer, with this backend."""
+
+    def __post_init__(self) -> None:
+        require_choices(self, "compute.")
