@@ -18,8 +18,9 @@ th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid #8884
 td.number { text-align: right; font-variant-numeric: tabular-nums }
 .absent { opacity: .55 } .error { color: #c33 } code { font-size: .95em }
 form { display: flex; flex-wrap: wrap; gap: .6rem; align-items: center }
-input[type=text] { flex: 1 1 18rem; padding: .35rem } button { padding: .4rem 1rem }
-img { max-height: 12rem; display: block; margin: .6rem 0 }
+input[type=text], input[type=password] { flex: 1 1 18rem; padding: .35rem } button { padding: .4rem 1rem }
+[hidden] { display: none !important }
+img { max-height: 12rem; margin: .6rem 0 }
 """
 
 _SCRIPT = """
@@ -30,7 +31,7 @@ async function ask(path, options) {
   const given = options || {};
   const answer = await fetch(path, {...given, headers: {...headers(), ...(given.headers || {})}});
   const content = await answer.json();
-  if (!answer.ok) throw new Error((content.field ? content.field + ": " : "") + content.error);
+  if (!answer.ok) throw new Error(content.error);
   return content;
 }
 function complain(error) { byId("error").textContent = error.message; }
@@ -87,6 +88,7 @@ byId("picture").addEventListener("change", () => {
 byId("try").addEventListener("submit", async (event) => {
   event.preventDefault();
   byId("error").textContent = "";
+  byId("answered").hidden = true;  // an earlier answer is not this one's
   try {
     const body = {image: await encoded(byId("picture").files[0]), instruction: byId("instruction").value,
                   stateless: true, dataset: byId("dataset").value};
@@ -114,7 +116,7 @@ setInterval(() => { if (told) robots(); }, 2000);
 _BODY = """
 <h1>rt-pipelines serves <code id="model"></code></h1>
 <p id="error" class="error" role="alert"></p>
-<form id="login" hidden><label>token <input type="text" id="token" autocomplete="off"></label><button>enter</button>
+<form id="login" hidden><label>token <input type="password" id="token" autocomplete="off"></label><button>enter</button>
 </form>
 <h2>Try it</h2>
 <form id="try">

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -39,7 +39,10 @@ class RunningServer:
 
 def untrained(store: EpisodeStore, recipe: str = "rt1_tiny", *, seed: int = 0) -> TrainedModel:
     """A model with random weights, the same for a seed, under the contract of `store`."""
-    experiment = resolved(load_recipe(recipe), [store])
+    experiment = load_recipe(recipe)
+    if experiment.co_fine_tuning is not None:  # there are no web data here
+        experiment = replace(experiment, co_fine_tuning=replace(experiment.co_fine_tuning, robot_share=1.0))
+    experiment = resolved(experiment, [store])
     contract = training_contract(experiment, [store])
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -44,7 +44,7 @@ def server(opened: EpisodeStore) -> Iterator[RunningServer]:
         yield started
 
 
-@pytest.mark.parametrize("recipe", ["rt1_tiny"])
+@pytest.mark.parametrize("recipe", ["rt1_tiny", "rt2_tiny"])
 def test_a_served_model_says_what_was_predicted_to_the_last_bin(
     opened: EpisodeStore, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str
 ) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import time
+import urllib.request
 from typing import Any
 
 import numpy as np
@@ -110,6 +112,16 @@ def test_the_server_says_what_it_serves_and_how_it_is(server: RunningServer) -> 
     assert get(f"{server.address}/readyz") == (200, {"ready": True})
     assert b"rtp_requests_total" in get(f"{server.address}/metrics")[1]
     assert get(f"{server.address}/nothing")[0] == 404 and get(f"{server.address}/act")[0] == 405
+
+
+def test_the_page_runs_its_own_script_and_style_and_no_other(server: RunningServer) -> None:
+    with urllib.request.urlopen(f"{server.address}/") as response:
+        page, policy = response.read().decode(), response.headers["content-security-policy"]
+    for tag, rule in (("script", "script-src"), ("style", "style-src")):
+        content = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert content and f"{rule} 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy and "http" not in page.partition("<body>")[2]
 
 
 def test_a_server_whose_model_no_longer_answers_is_not_called_alive(opened: EpisodeStore) -> None:
