@@ -1,4 +1,4 @@
-"""Where episodes come from: an RLDS dataset or a LeRobot folder, behind one protocol that conversion reads."""
+"""Where episodes come from: an RLDS dataset, a LeRobot or a V-D4RL folder, behind what conversion reads of each."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from preprocessing.lerobot.dataset import is_lerobot, open_lerobot
 from preprocessing.rlds import Corrupt, Episode, SourceShard, SplitSlice, open_dataset, open_folder
 from preprocessing.store.shard_files import reaching
 from preprocessing.tfds.features import Feature
+from preprocessing.vd4rl.dataset import is_vd4rl, open_vd4rl
 
 
 class EpisodeSource(Protocol):
@@ -49,5 +50,9 @@ def open_source(folder: str) -> EpisodeSource:
     """
     filesystem, root = open_folder(str(folder).rstrip("/"))
     with reaching(folder):
-        lerobot = is_lerobot(filesystem, root)
-    return open_lerobot(folder) if lerobot else open_dataset(folder)
+        is_rlds = filesystem.exists(f"{root}/features.json")
+        if not is_rlds and is_lerobot(filesystem, root):
+            return open_lerobot(folder)
+        if not is_rlds and is_vd4rl(filesystem, root):
+            return open_vd4rl(folder)
+    return open_dataset(folder)

@@ -147,7 +147,7 @@ class RldsDataset:
         filesystem, root = open_folder(self.folder)
         sizes = {entry["name"].rpartition("/")[2]: entry["size"] for entry in filesystem.ls(root, detail=True)}
         shards = []
-        for shard in _selected(self.splits, self.split_slice(split)):
+        for shard in selected(self.splits, self.split_slice(split)):
             if shard.name in sizes:
                 shards.append(replace(shard, num_bytes=sizes[shard.name]))
             elif (name := shard.name.replace(".tfrecord", ".array_record")) in sizes:
@@ -310,7 +310,7 @@ def _bound(text: str | None, count: int, default: int) -> int:
     return number + count if number < 0 else number
 
 
-def _selected(splits: Mapping[str, tuple[SourceShard, ...]], part: SplitSlice) -> Iterator[SourceShard]:
+def selected(splits: Mapping[str, tuple[SourceShard, ...]], part: SplitSlice) -> Iterator[SourceShard]:
     """The shards that a slice touches, each with its part."""
     if part.whole:
         yield from splits[part.split]
