@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
+from pipelines.training.checks import require_sound
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.episode_source import open_source
 from preprocessing.spec_file import draft, read_spec
@@ -101,3 +103,30 @@ def test_a_draft_says_what_the_format_records_and_asks_the_rest(tmp_path: Path) 
         "gripper_closedness_action": 6,
     }
     assert set(spec.source_actions) == {"action", "next.reward", "next.done", "grid", "counts"}
+
+
+@pytest.mark.parametrize("scale, blocked", [(1, False), (1000, True)])
+def test_the_audit_stands_between_a_wrong_unit_and_training(tmp_path: Path, scale: float, blocked: bool) -> None:
+    """Units are not in the format: what the spec says of them is measured against the state."""
+    rng = np.random.default_rng(0)
+    made = []
+    for number in range(3):
+        one = episode(number, 40)
+        moves = rng.normal(scale=0.01, size=(40, 7)).astype(np.float32)
+        one.columns["observation.state"] = (np.cumsum(moves, axis=0) - moves).astype(np.float32)
+        one.columns["action"] = (moves * scale).astype(np.float32)
+        made.append(one)
+    write_v3(tmp_path / "my_set", [made])
+    text = draft(open_source(str(tmp_path / "my_set"))).replace("gripper: '?'", "gripper: absolute")
+    spec = yaml.safe_load(text.replace("unit: '?'", "unit: unitless"))
+    spec["action"]["world_vector"]["unit"] = "m"
+    spec["proprio"][0]["units"][:3] = ["m", "m", "m"]
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
+    settings = ConvertConfig(dataset=str(tmp_path / "spec.yaml"), encoder="hash", workers=0)
+    convert(str(tmp_path / "my_set"), str(tmp_path / "out"), settings)
+    store = EpisodeStore.open(str(tmp_path / "out"))
+    if not blocked:
+        require_sound([store], accepted=())
+        return
+    with pytest.raises(ValueError, match="world_vector_unit"):
+        require_sound([store], accepted=())
