@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Mapping
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
 
+from preprocessing.lerobot.video import VideoFrames
 from preprocessing.tfds.features import Column, Feature
 
 
@@ -20,12 +23,15 @@ def column_values(feature: Feature, column: pa.ChunkedArray) -> Column:
     if feature.kind == "image":
         return _pictures(array)
     if array.null_count:
-        raise ValueError(f"{array.null_count} of {len(array)} values are missing")
+        raise ValueError(f"{array.null_count} of {len(array)} steps have no value")
     if feature.is_bytes:
         return [text.encode() for text in array.to_pylist()]
     count = len(array)
     shape = feature.fixed_shape()
-    values = _flat(array).to_numpy(zero_copy_only=False)
+    flat = _flat(array)
+    if flat.null_count:
+        raise ValueError(f"{flat.null_count} of {len(flat)} values are missing")
+    values = flat.to_numpy(zero_copy_only=False)
     if values.dtype.kind not in "biuf" or values.size != count * math.prod(shape):
         raise ValueError(f"{values.size} values in {count} steps do not fit shape {shape}")
     return np.ascontiguousarray(values.reshape(count, *shape).astype(feature.dtype, copy=False))
@@ -48,19 +54,17 @@ def _pictures(array: pa.Array) -> list[bytes]:
     return [picture for picture in pictures if picture]
 
 
-def fingerprint(table: pa.Table) -> int:
-    """CRC32 of the types and values of `table`, however the file divides them into chunks."""
+def fingerprint(steps: Mapping[str, Column]) -> int:
+    """CRC32 of the names and values of an episode's columns; of a video, of the times of its frames."""
     crc = 0
-    for column in table.columns:
-        crc = zlib.crc32(str(column.type).encode(), crc)
-        array = _flat(column.combine_chunks())
-        if pa.types.is_struct(array.type):
-            array = array.field("bytes")
-        if pa.types.is_primitive(array.type):
-            crc = zlib.crc32(array.to_numpy(zero_copy_only=False).tobytes(), crc)
-            continue
-        for value in array.to_pylist():
-            crc = zlib.crc32(value if isinstance(value, bytes) else str(value).encode(), crc)
+    for path, column in steps.items():
+        crc = zlib.crc32(path.encode(), crc)
+        if isinstance(column, np.ndarray):
+            crc = zlib.crc32(column.tobytes(), crc)
+        elif isinstance(column, VideoFrames):
+            crc = zlib.crc32(column.times_s.tobytes(), crc)
+        else:
+            crc = zlib.crc32(b"\0".join(cast(list[bytes], column)), crc)
     return crc
 
 

@@ -146,7 +146,7 @@ class LeRobotDataset:
             shard=shard.name,
             record=entry.index,
             offset=content.first_row,
-            crc=fingerprint(content.table),
+            crc=fingerprint(steps),
             num_steps=entry.length,
             steps=steps,
             metadata={},
@@ -170,6 +170,8 @@ class LeRobotDataset:
             if number not in self.task_texts:
                 raise ValueError(f"task_index {number} is no task of meta/tasks, which has {len(self.task_texts)}")
             texts[number] = self.task_texts[number].encode()
+        if len(texts) == 1:
+            return [*texts.values()] * len(numbers)
         return [texts[number] for number in numbers.tolist()]
 
 

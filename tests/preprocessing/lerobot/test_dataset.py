@@ -140,6 +140,29 @@ def test_a_damaged_row_group_costs_its_episode_alone(tmp_path: Path) -> None:
     assert isinstance(damaged, Corrupt) and "cannot be read" in damaged.reason
 
 
+def test_a_value_that_is_missing_costs_its_episode(tmp_path: Path) -> None:
+    write_v3(tmp_path / "set", [[episode(seed, 4) for seed in range(3)]])
+    path = tmp_path / "set" / DATA
+    table = pq.read_table(path)
+    actions = table["action"].to_pylist()
+    actions[5][2] = None
+    column = pa.array(actions, table.schema.field("action").type)
+    pq.write_table(table.set_column(table.schema.get_field_index("action"), "action", column), path)
+    first, missing, last = read(open_lerobot(str(tmp_path / "set")))
+    assert isinstance(first, Episode) and isinstance(last, Episode)
+    assert isinstance(missing, Corrupt) and "action: 1 of 28 values are missing" in missing.reason
+
+
+def test_the_fingerprint_follows_every_number(tmp_path: Path) -> None:
+    one = episode(0, 4)
+    write_v3(tmp_path / "a", [[one]])
+    one.columns["counts"][2, 1] += 1
+    write_v3(tmp_path / "b", [[one]])
+    (first,), (second,) = episodes_of(tmp_path / "a"), episodes_of(tmp_path / "b")
+    assert first.crc != second.crc
+    assert first.crc == episodes_of(tmp_path / "a")[0].crc
+
+
 def test_a_file_that_is_cut_costs_its_episodes_with_a_reason(tmp_path: Path) -> None:
     write_v3(tmp_path / "set", [[episode(0, 4)], [episode(1, 4)]])
     (tmp_path / "set" / DATA).write_bytes((tmp_path / "set" / DATA).read_bytes()[:-20])
