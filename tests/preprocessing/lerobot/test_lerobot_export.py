@@ -22,7 +22,7 @@ from preprocessing.rlds import Episode
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.images import decode_image, encode_png
 from tests.preprocessing.lerobot.test_convert_lerobot import converted
-from tests.preprocessing.lerobot.test_dataset import GOLDEN, episodes_of
+from tests.preprocessing.lerobot.test_lerobot_dataset import GOLDEN, episodes_of
 from tests.support.tiny_lerobot import TOP, WRIST, episode, write_v3
 from tests.support.tiny_rlds import bridge_episode, bridge_features, write_dataset
 
