@@ -1,5 +1,5 @@
-"""`rtp preprocess SOURCE OUT`: an RLDS or LeRobot dataset -> an episode store. Run again, it resumes; a finished one
-stays.
+"""`rtp preprocess SOURCE OUT`: an RLDS, LeRobot or V-D4RL dataset -> an episode store. Run again, it resumes; a
+finished one stays.
 
 With --format (vqav2, coco, jsonl, ...; rtp preprocess --format jsonl --help): image-text data -> a store of examples.
 """
@@ -30,8 +30,8 @@ class PreprocessArguments:
     """Flags of `rtp preprocess`."""
 
     source: tyro.conf.Positional[str]
-    """Version folder of a TFDS dataset (features.json, dataset_info.json, shards), or a LeRobot folder (v3.0 or v2:
-    meta/info.json), local or s3://, gs://."""
+    """Version folder of a TFDS dataset (features.json, dataset_info.json, shards), a LeRobot folder (v3.0 or v2:
+    meta/info.json) or one of V-D4RL (.hdf5 or .npz files), local or s3://, gs://."""
     out: tyro.conf.Positional[str]
     """Folder that stores are written below, local or s3://, gs://."""
     draft_spec: str | None = None

@@ -1,5 +1,4 @@
-"""RLDS or LeRobot shards -> an episode store: a Ray Data task per shard (large ones in parts), resumable, with an
-account.
+"""Episodes in shards -> an episode store: a Ray Data task per shard (large ones in parts), resumable, with an account.
 
 Every shard's Parquet file and report appear atomically, the manifest last. Killed anywhere and run again, a conversion
 does only the missing shards and ends with the same bytes; a finished store is left as it is. Another source, spec or
@@ -24,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from preprocessing import dataset_spec
 from preprocessing.conversion.embeddings import Encoder, UseEncoder, embed_texts, load_encoder
+from preprocessing.conversion.fit import require_fit
 from preprocessing.conversion.manifest import write_manifest
 from preprocessing.conversion.resume import claimed, finished, without_verdict
 from preprocessing.conversion.shard_conversion import ShardTask, convert_shard
@@ -77,7 +77,8 @@ class ConvertConfig:
     """Split to convert, as dataset_info.json names it, or a slice of its records: train[:1000], train[90%:]. The store
     of a slice is named after its records, such as train-0-1000."""
     dataset: str | None = None
-    """Name of the dataset spec, or a .yaml file with one; by default the name that dataset_info.json records."""
+    """Name of the dataset spec, or a .yaml file with one; by default the name that dataset_info.json records, for
+    V-D4RL what its format says."""
     encoder: str | None = None
     """Instruction encoder: dataset (the vectors that the episodes ship; the default if they do), use-multilingual
     (the default elsewhere), use, sentence-transformers:MODEL, or hash, which is for tests and knows no meaning."""
@@ -142,7 +143,7 @@ class Summary:
 
 
 def convert(source: str, out: str, config: ConvertConfig, reach_ray: ReachRay = own_ray) -> Summary:
-    """Convert one split of the RLDS or LeRobot dataset in folder `source` into a store below `out`; both may be URLs.
+    """Convert one split of the dataset in folder `source` into a store below `out`; both may be URLs.
 
     `reach_ray` is called if there is work for Ray. Raises ValueError or OSError, one sentence for a user to act on.
     """
@@ -150,8 +151,7 @@ def convert(source: str, out: str, config: ConvertConfig, reach_ray: ReachRay = 
     if not str(out).strip():
         raise ValueError("OUT is empty: name a folder for the store")
     dataset = open_source(source)
-    name = config.dataset or dataset.name
-    spec = read_spec(Path(name)) if name.endswith((".yaml", ".yml")) else dataset_spec.load(name)
+    spec = _spec(config.dataset, dataset)
     encoder = _encoder(config, spec, dataset)
     task = _task(dataset, spec, out, config, ships_vectors=encoder is None)
     settings = _settings(task, config, encoder.id if encoder else spec.embedding_encoder)
@@ -186,6 +186,14 @@ def convert(source: str, out: str, config: ConvertConfig, reach_ray: ReachRay = 
 # --- What to do ---
 
 
+def _spec(asked: str | None, dataset: EpisodeSource) -> DatasetSpec:
+    """The spec that is asked for by name or file, else the format's own, else that of the recorded name."""
+    if asked is None and dataset.own_spec is not None:
+        return dataset.own_spec
+    name = asked or dataset.name
+    return read_spec(Path(name)) if name.endswith((".yaml", ".yml")) else dataset_spec.load(name)
+
+
 def _encoder(config: ConvertConfig, spec: DatasetSpec, dataset: EpisodeSource) -> Encoder | None:
     """The encoder to compute vectors with, or None for those that the episodes ship."""
     lacking = why_not_kept(dataset, spec)
@@ -203,7 +211,7 @@ def _encoder(config: ConvertConfig, spec: DatasetSpec, dataset: EpisodeSource) -
 def _task(
     dataset: EpisodeSource, spec: DatasetSpec, out: str, config: ConvertConfig, *, ships_vectors: bool
 ) -> ShardTask:
-    _require_fit(dataset, spec, config.cameras)
+    require_fit(dataset, spec, config.cameras)
     fields = [(path, dataset.feature(path)) for path in spec.source_actions]
     layout = StoreLayout(
         cameras=config.cameras,
@@ -228,34 +236,6 @@ def _task(
         check_crc=config.check_crc,
         check_frames=config.check_frames,
     )
-
-
-def _require_fit(dataset: EpisodeSource, spec: DatasetSpec, cameras: tuple[str, ...]) -> None:
-    """Raise ValueError unless the dataset has what the spec reads, and has it in a form that fits."""
-    unknown = [role for role in cameras if role not in spec.cameras]
-    if unknown:
-        raise ValueError(f"{spec.name} has no camera {unknown[0]!r}: choose of {', '.join(spec.cameras)}")
-    wrong = f"spec {spec.name} does not fit {dataset.folder}"
-    absent = [path for path in spec.paths(cameras) if path not in {*dataset.step_paths, *dataset.episode_paths}]
-    if absent:
-        raise ValueError(f"{wrong}, which has no field {absent[0]!r}: give another --dataset")
-    once = [path for path in spec.step_paths(cameras) if path not in dataset.step_paths]
-    if once:
-        raise ValueError(f"{wrong}, which has {once[0]!r} once per episode: name a field of the steps")
-    if isinstance(spec.control_hz, str) and spec.control_hz in dataset.step_paths:
-        raise ValueError(f"{wrong}, which has {spec.control_hz!r} at every step: name a field of the episode")
-    for path in (spec.cameras[role] for role in cameras):
-        if not dataset.feature(path).is_picture:
-            raise ValueError(f"{wrong}: {path!r} holds no colour pictures of 8 bits: name another camera")
-    refused = [refusal for path in spec.paths(cameras) if (refusal := dataset.feature(path).refusal)]
-    if refused:
-        raise ValueError(f"{wrong}: {refused[0]}: name another field")
-    texts = [path for path in spec.number_paths() if dataset.feature(path).is_bytes]
-    if texts:
-        raise ValueError(f"{wrong}: {texts[0]!r} holds no numbers: name another field")
-    text = spec.instruction
-    if isinstance(text, dataset_spec.Text) and not dataset.feature(text.path).is_text:
-        raise ValueError(f"{wrong}: {text.path!r} holds no text: name another field for the instruction")
 
 
 def _limits(shards: tuple[SourceShard, ...], limit: int | None) -> list[int | None]:

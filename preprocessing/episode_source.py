@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Protocol
 
+from preprocessing.dataset_spec import DatasetSpec
 from preprocessing.lerobot.dataset import is_lerobot, open_lerobot
 from preprocessing.rlds import Corrupt, Episode, SourceShard, SplitSlice, open_dataset, open_folder
 from preprocessing.store.shard_files import reaching
@@ -24,6 +25,11 @@ class EpisodeSource(Protocol):
     @property
     def control_hz(self) -> float | None:
         """Steps a second, where the format records it."""
+        ...
+
+    @property
+    def own_spec(self) -> DatasetSpec | None:
+        """What the fields mean, where the format itself says it."""
         ...
 
     @property

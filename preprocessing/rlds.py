@@ -118,6 +118,10 @@ class RldsDataset:
         """The format records no rate."""
 
     @property
+    def own_spec(self) -> None:
+        """The format does not say what its fields mean."""
+
+    @property
     def step_paths(self) -> tuple[str, ...]:
         """Paths of the step columns, such as "observation/image"."""
         return tuple(key.removeprefix(_STEPS) for key in self.features if key.startswith(_STEPS))

@@ -58,6 +58,10 @@ class LeRobotDataset:
         return self.info.fps
 
     @property
+    def own_spec(self) -> None:
+        """The format does not say what its fields mean."""
+
+    @property
     def step_paths(self) -> tuple[str, ...]:
         own = (TASK, *(("reward",) if REWARD in self.info.features else ()))
         return tuple(dict.fromkeys((*self.info.features, *own)))

@@ -16,12 +16,13 @@ from itertools import groupby
 
 import numpy as np
 
+from preprocessing.dataset_spec import DatasetSpec
 from preprocessing.rlds import Corrupt, Episode, SourceShard, SplitSlice, folder_name, open_folder, selected, sliced
 from preprocessing.store.file_system import FileSystem
 from preprocessing.tfds.features import Column, Feature
 from preprocessing.vd4rl.rows import EpisodeFrames, EpisodePlace, episodes_of_hdf5, opened_hdf5, read_hdf5, read_npz
+from preprocessing.vd4rl.spec import IMAGE, TASK, task_spec
 
-IMAGE, TASK = "observation/image", "task"
 _SPLIT = "train"
 _FILES_A_SHARD = 100  # of .npz, which hold an episode each
 _PARTS = re.compile(r"walker_walk|cheetah_run|humanoid_walk|random|medium_replay|mixed|medium_expert|medium|expert")
@@ -50,6 +51,11 @@ class Vd4rlDataset:
     def control_hz(self) -> float | None:
         """Decisions a second, of a task that is known."""
         return _CONTROL_HZ.get(task_of(self.folder))
+
+    @property
+    def own_spec(self) -> DatasetSpec | None:
+        """What the format says of its fields; None for a task whose rate is not known."""
+        return None if self.control_hz is None else task_spec(self.name, self.features, self.control_hz)
 
     @property
     def step_paths(self) -> tuple[str, ...]:

@@ -197,16 +197,34 @@ def test_hand_computed_rows_in_both_conventions(name: str, data_dir: Path, tmp_p
             np.testing.assert_array_equal(kept, np.asarray(given[path]).reshape(kept.shape))
 
 
+POSES_OF_THEIR_OWN = {  # name -> values of the flat action, the gripper's place in it
+    "iamlab_cmu_pickup_insert_converted_externally_to_rlds": (8, 7),
+    "dlr_edan_shared_control_converted_externally_to_rlds": (7, 6),
+    "ucsd_kitchen_dataset_converted_externally_to_rlds": (8, 6),
+    "cmu_stretch": (8, 6),
+}
+
+
+@pytest.mark.parametrize("name", POSES_OF_THEIR_OWN)
+def test_commanded_poses_stay_what_they_are(name: str, data_dir: Path, tmp_path: Path) -> None:
+    size, gripper = POSES_OF_THEIR_OWN[name]
+    given = np.arange(3 * size, dtype=np.float32).reshape(3, size)
+    source = write_source(tmp_path / "source", name, released_schemas(data_dir)[name], {"action": given})
+    convert(str(source), str(tmp_path / "out"), ConvertConfig(workers=0))
+    store = EpisodeStore.open(str(tmp_path / "out"))
+    table = pq.read_table(store.shards[0].path)
+    np.testing.assert_array_equal(np.array(table["action"].to_pylist(), np.float32), given)
+    assert not dataset_spec.load(name).space.is_rt1
+    assert {meaning.kind for meaning in store.dataset.meanings} == {"absolute"}
+    assert store.contract.action.names[gripper].startswith("gripper_")
+
+
 def test_every_spec_has_a_case() -> None:
-    assert set(dataset_spec.names()) == set(CASES) | {"metaworld_sample"}
+    assert set(dataset_spec.names()) == set(CASES) | set(POSES_OF_THEIR_OWN) | {"metaworld_sample"}
 
 
 WITHOUT_SPEC = {  # released schemas whose actions no spec can hold, and why
     "tidybot": "its action is a text: the plan of a language model",
-    "iamlab_cmu_pickup_insert_converted_externally_to_rlds": "poses, whether places or changes is not documented",
-    "dlr_edan_shared_control_converted_externally_to_rlds": "poses, whether places or changes is not documented",
-    "ucsd_kitchen_dataset_converted_externally_to_rlds": "poses, whether places or changes is not documented",
-    "cmu_stretch": "poses, whether places or changes is not documented",
 }
 
 
@@ -220,13 +238,13 @@ def test_every_spec_names_the_source_of_its_units_and_gripper(name: str) -> None
     spec = dataset_spec.load(name)
     assert said.units and said.gripper and said.rate and said.rotation
     if "unitless" in spec.units[1:4]:
-        assert "unitless" in said.units and any("scale" in what for what in said.unknown)
+        assert "unitless" in said.units and any("scale" in what or "units" in what for what in said.unknown)
     assert (spec.gripper == "none") == any(word in said.gripper for word in ("none", "not recorded"))
-    has_rotation = any(part.group == "rotation_delta" for part in spec.action)
+    has_rotation = any(part.group.startswith(("rotation", "quaternion", "euler")) for part in spec.action)
     assert has_rotation != said.rotation.startswith("none")
 
 
-@pytest.mark.parametrize("name", sorted(set(CASES) - set(UNRELEASED)))
+@pytest.mark.parametrize("name", sorted((set(CASES) | set(POSES_OF_THEIR_OWN)) - set(UNRELEASED)))
 def test_every_path_of_a_spec_is_in_the_released_schema(name: str, data_dir: Path, tmp_path: Path) -> None:
     source = write_source(tmp_path / "s", name, released_schemas(data_dir)[name], {})
     dataset, spec = open_dataset(str(source)), dataset_spec.load(name)
@@ -238,7 +256,7 @@ def test_every_path_of_a_spec_is_in_the_released_schema(name: str, data_dir: Pat
 
 
 def test_rotations_of_two_conventions_are_not_called_the_same() -> None:
-    units = {name: dataset_spec.load(name).units[4] for name in dataset_spec.names()}
+    units = {name: dataset_spec.load(name).units[4] for name in CASES}
     assert units["bc_z"] == "difference of axis-angle components"
     assert units["bridge_dataset"] == "rad"
 
