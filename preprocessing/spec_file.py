@@ -31,6 +31,7 @@ from preprocessing.episode_source import EpisodeSource
 from preprocessing.lerobot.metadata import BOOKKEEPING, TASK
 from preprocessing.rlds import folder_name
 from preprocessing.spec_space import columns, draft_space, gripper_of, read_space
+from preprocessing.store.json_files import JsonObject
 from preprocessing.tfds.features import Feature
 
 _UNKNOWN = "?"
@@ -158,9 +159,9 @@ _HEADER = """\
 # Vectors that the episodes ship: embedding: PATH and embedding_encoder: universal-sentence-encoder-large/5.
 """
 _OWN_SPACE = """\
-# The groups above are those of RT-1's 11-D space. Joints, two arms, a walker: put their own space in place of gripper
-# and action. kind: delta, absolute, velocity or effort. state: the proprio columns that the dimensions move, which the
-# audit checks them against; q for joint_0, joint_1, ... means q_0, q_1, ...
+# Groups such as world_vector are those of RT-1's 11-D space. Joints, two arms, a walker have a space of their own in
+# place of gripper and action. kind: delta, absolute, velocity or effort. state: the proprio columns that the dimensions
+# move, which the audit checks them against; q for joint_0, joint_1, ... means q_0, q_1, ...
 """
 
 
@@ -175,7 +176,12 @@ def draft(dataset: EpisodeSource) -> str:
     action = _guess_action(
         {path: feature for path, feature in steps.items() if re.split("[/.]", path)[0].startswith("action")}
     )
-    for candidates, what in ((cameras, "camera image"), (texts, "instruction"), (action, "numeric action")):
+    own_space = _own_space(steps) if "world_vector" not in action else None
+    for candidates, what in (
+        (cameras, "camera image"),
+        (texts, "instruction"),
+        (own_space or action, "numeric action"),
+    ):
         if not candidates:
             raise ValueError(f"{dataset.folder} has no {what} that a spec could be drafted from")
     main = min(cameras, key=lambda path: (any(word in path for word in _SIDE_CAMERAS), len(path)))
@@ -185,12 +191,12 @@ def draft(dataset: EpisodeSource) -> str:
         "cameras": {"image": main, **{_role(path): path for path in cameras if path != main}},
         "instruction": min(texts, key=lambda path: ("structured" in path, path != TASK, len(path))),
         "control_hz": _UNKNOWN if known_hz is None else int(known_hz) if known_hz == int(known_hz) else known_hz,
-        "gripper": _UNKNOWN,
-        "action": action,
+        **(own_space or {"gripper": _UNKNOWN, "action": action}),
         **_kept_verbatim(steps, action),
         "proprio": [_guess_proprio(path, feature) for path, feature in steps.items() if _is_state(path, feature)],
     }
-    return _HEADER + yaml.safe_dump(data, sort_keys=False, width=120) + _in_own_space(steps)
+    below = _OWN_SPACE if own_space else _in_own_space(steps)
+    return _HEADER + yaml.safe_dump(data, sort_keys=False, width=120) + below
 
 
 def _role(path: str) -> str:
@@ -215,12 +221,22 @@ def _is_state(path: str, feature: Feature) -> bool:
     return _is_numeric(feature) and len(feature.shape) == 1 and "state" in path.rpartition("/")[2]
 
 
+def _own_space(steps: Mapping[str, Feature]) -> JsonObject | None:
+    """`space` and `action` of a flat action whose values have names, none of which is a position: joints."""
+    flat = steps.get("action")
+    if flat is None or not flat.names or not _size(flat):
+        return None
+    return draft_space("action", _size(flat), unknown=_UNKNOWN, names=flat.names)
+
+
 def _in_own_space(steps: Mapping[str, Feature]) -> str:
     """A comment: the action as a space of its own, where it is a flat vector, which may be joints or two arms."""
     flat = {path: _size(feature) for path, feature in steps.items() if path == "action"}
     if not any(flat.values()):
         return ""
-    declared = yaml.safe_dump(draft_space("action", flat["action"], unknown=_UNKNOWN), sort_keys=False, width=116)
+    names = steps["action"].names
+    own = draft_space("action", flat["action"], unknown=_UNKNOWN, names=names)
+    declared = yaml.safe_dump(own, sort_keys=False, width=116)
     lines = "".join(f"# {line}\n" for line in declared.splitlines())
     return f"{_OWN_SPACE}{lines}"
 

@@ -7,6 +7,7 @@ action:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -148,11 +149,13 @@ def gripper_of(action: Sequence[ActionPart]) -> str:
     return "none" if not kinds else "absolute" if kinds[0] == "absolute" else "relative"
 
 
-def draft_space(path: str, size: int, *, unknown: str) -> JsonObject:
+def draft_space(path: str, size: int, *, unknown: str, names: Sequence[str] = ()) -> JsonObject:
     """`space` and `action` of a draft for a flat action of `size` values: the shipped space of that size, or one to be
-    named."""
+    named, with the source's own `names` where they can be names of dimensions."""
     fitting = [space for space in SPACES.values() if space.size == size and not space.is_rt1]
-    names = [f"action_{number}" for number in range(size)]
+    own = [re.sub(r"\W+", "_", name) for name in names]
+    legal = len(set(own)) == size and all(re.fullmatch(r"[A-Za-z]\w*", name) for name in own)
+    names = own if legal else [f"action_{number}" for number in range(size)]
     space = fitting[0] if fitting else ActionSpace(name="own", dimensions=tuple(SpaceDimension(name=n) for n in names))
     action = {
         group: {"path": path, "first": place.start, "unit": unknown, "kind": unknown}

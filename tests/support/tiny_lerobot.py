@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -80,7 +80,13 @@ def brightness(seed: int, step: np.ndarray) -> np.ndarray:
     return (20 + 40 * seed + 9 * step) % 236 + 10
 
 
-def write_v3(folder: Path, files: Sequence[Sequence[TinyEpisode]], *, row_group_rows: int | None = None) -> Path:
+def write_v3(
+    folder: Path,
+    files: Sequence[Sequence[TinyEpisode]],
+    *,
+    row_group_rows: int | None = None,
+    features: Mapping[str, object] = FEATURES,
+) -> Path:
     """One data file and one video for each list of episodes; a row group an episode, or of so many rows."""
     entries = []
     first = 0
@@ -101,7 +107,7 @@ def write_v3(folder: Path, files: Sequence[Sequence[TinyEpisode]], *, row_group_
     pq.write_table(pa.Table.from_pylist(entries), meta / "episodes/chunk-000/file-000.parquet")
     tasks = pa.table({"task_index": pa.array(range(len(TASKS))), "__index_level_0__": pa.array(TASKS)})
     pq.write_table(tasks, meta / "tasks.parquet")
-    _write_info(folder, "v3.0", [one for episodes in files for one in episodes])
+    _write_info(folder, "v3.0", [one for episodes in files for one in episodes], features=features)
     return folder
 
 
@@ -136,7 +142,14 @@ def write_video(path: Path, frames_NHWC: np.ndarray, *, gop: int = 2) -> None:
         container.mux(stream.encode())
 
 
-def _write_info(folder: Path, version: str, episodes: Sequence[TinyEpisode], **more: int) -> None:
+def _write_info(
+    folder: Path,
+    version: str,
+    episodes: Sequence[TinyEpisode],
+    *,
+    features: Mapping[str, object] = FEATURES,
+    **more: int,
+) -> None:
     info = {
         "codebase_version": version,
         "robot_type": None,
@@ -144,7 +157,7 @@ def _write_info(folder: Path, version: str, episodes: Sequence[TinyEpisode], **m
         "total_frames": sum(one.length for one in episodes),
         "fps": FPS,
         "splits": {"train": f"0:{len(episodes)}"},
-        "features": FEATURES,
+        "features": features,
         **more,
     }
     (folder / "meta/info.json").write_text(json.dumps(info))

@@ -11,10 +11,13 @@ import yaml
 from pipelines.training.checks import require_sound
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.episode_source import open_source
+from preprocessing.lerobot.dataset import open_lerobot
+from preprocessing.lerobot.export import ExportConfig, export_store
+from preprocessing.rlds import Episode
 from preprocessing.spec_file import draft, read_spec
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.images import decode_image
-from tests.support.tiny_lerobot import TOP, WRIST, brightness, episode, write_v3, write_v21
+from tests.support.tiny_lerobot import FEATURES, TOP, WRIST, brightness, episode, write_v3, write_v21
 
 
 def filled_spec(source: Path, path: Path) -> Path:
@@ -103,6 +106,35 @@ def test_a_draft_says_what_the_format_records_and_asks_the_rest(tmp_path: Path) 
         "gripper_closedness_action": 6,
     }
     assert set(spec.source_actions) == {"action", "next.reward", "next.done", "grid", "counts"}
+
+
+@pytest.mark.parametrize(
+    "names, space",
+    [
+        ([f"{side}_{joint}" for side in ("left", "right") for joint in "abcdefg"], "two-arms-14d"),
+        (["shoulder_pan.pos", "shoulder_lift.pos", "elbow_flex.pos", "wrist_flex.pos", "gripper.pos"], "my-arm"),
+    ],
+)
+def test_a_set_of_joints_is_drafted_and_kept_in_its_own_space(tmp_path: Path, names: list[str], space: str) -> None:
+    rng = np.random.default_rng(0)
+    numbers = rng.normal(size=(6, len(names))).astype(np.float32)
+    one = episode(0, 6)
+    one.columns.update({"action": numbers, "observation.state": numbers})
+    vector = {"dtype": "float32", "shape": [len(names)], "names": names}
+    write_v3(tmp_path / "arms", [[one]], features=FEATURES | {"action": vector, "observation.state": vector})
+    text = draft(open_source(str(tmp_path / "arms")))
+    filled = text.replace("name: '?'", f"name: {space}").replace("unit: '?'", "unit: rad")
+    (tmp_path / "arms.yaml").write_text(filled.replace("kind: '?'", "kind: absolute"))
+    settings = ConvertConfig(dataset=str(tmp_path / "arms.yaml"), encoder="hash", workers=0)
+    convert(str(tmp_path / "arms"), str(tmp_path / "out"), settings)
+    store = EpisodeStore.open(str(tmp_path / "out"))
+    assert store.contract.action.name == space and store.contract.action.size == len(names)
+    assert np.array_equal(floats(store, 0, 0, "action"), numbers)
+    export_store(store, str(tmp_path / "back"), ExportConfig())
+    dataset = open_lerobot(str(tmp_path / "back"))
+    (back,) = dataset.read_shard(dataset.shards("train")[0])
+    assert isinstance(back, Episode) and np.array_equal(back.steps["action"], numbers)
+    assert np.array_equal(back.steps["canonical_action"], numbers)
 
 
 @pytest.mark.parametrize("scale, blocked", [(1, False), (1000, True)])
