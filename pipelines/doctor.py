@@ -10,7 +10,7 @@ import shutil
 import socket
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -27,8 +27,10 @@ from pipelines.capacity.diagnosis import (
     run_checks,
     size,
     storage_checks,
+    worker_room,
 )
 from pipelines.capacity.estimate import ResourceEstimate, estimate_resources
+from pipelines.capacity.fit import Trial, fit_check, micro_batch_sizes, run_in_process, try_sizes
 from pipelines.capacity.trial_steps import Measured, measure
 from pipelines.catalogue import recipe_names
 from pipelines.config.arguments import UsageError, absolute, parse
@@ -67,6 +69,9 @@ class RunArguments(MachineArguments):
     """YAML file laid over the recipe."""
     measure: bool = False
     """Train a few real steps of it on --data in this process, and say how long the whole run would take."""
+    fit: bool = False
+    """Train a few real steps with larger and larger micro-batches, each in a process of its own, and say which is the
+    largest that fits this machine's device, and which is the fastest."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
 
 
@@ -74,7 +79,7 @@ class RunArguments(MachineArguments):
 class Diagnosis:
     """The checks and what they rest on. machine: this one; nodes: of the cluster, if there is one.
 
-    forecast: None without a recipe, or where it cannot be made. measured: with --measure.
+    forecast: None without a recipe, or where it cannot be made. measured: with --measure. trials: with --fit.
     """
 
     checks: tuple[Check, ...]
@@ -82,6 +87,7 @@ class Diagnosis:
     nodes: tuple[Machine, ...]
     forecast: ResourceEstimate | None
     measured: Measured | None
+    trials: tuple[Trial, ...] = ()
 
     @property
     def has_failed(self) -> bool:
@@ -94,6 +100,7 @@ class Diagnosis:
             "machine": self.machine.to_json(),
             "nodes": [node.to_json() for node in self.nodes],
             "forecast": None if self.forecast is None else self.forecast.to_json(),
+            "trials": [asdict(trial) for trial in self.trials],
             "exit_code": int(self.has_failed),
         }
 
@@ -110,13 +117,13 @@ def main(arguments: list[str]) -> JsonSummary:
             prog=prog,
             default=default,
             description=__doc__ or "",
-            first=("--data", "--measure", "--output", "--address", "--config"),
+            first=("--data", "--measure", "--fit", "--output", "--address", "--config"),
             choices=class_choices(experiment),
         )
     else:
         text = f"{__doc__}\nrecipes: {', '.join(recipe_names())}"
         settings = parse(MachineArguments, arguments, prog="rtp doctor", description=text)
-    diagnosis = diagnose(settings)
+    diagnosis = diagnose(settings, arguments)
     for check in diagnosis.checks:
         _print_wrapped(f"{MARKS[check.verdict]:>4}  {check.name:13}  ", check.found)
         if check.remedy:
@@ -142,12 +149,15 @@ def _print_what_next(settings: MachineArguments, arguments: list[str], has_faile
     elif not settings.data:
         print(f"next: {command_line('rtp', 'doctor', *arguments, '--data', 'STORE', '--measure')}")
     else:
-        words = [word for word in arguments if word not in ("--measure", "--no-measure")]
+        words = [word for word in arguments if word not in ("--measure", "--no-measure", "--fit", "--no-fit")]
         print_next("train", *words, *(() if "--output" in words else ("--output", f"runs/{arguments[0]}")))
 
 
-def diagnose(settings: MachineArguments) -> Diagnosis:
-    """Examine this machine, the cluster if there is one, and the run if a recipe is given."""
+def diagnose(settings: MachineArguments, arguments: Sequence[str] = ()) -> Diagnosis:
+    """Examine this machine, the cluster if there is one, and the run if a recipe is given.
+
+    `arguments`: those that `settings` were read from; with `fit` they are given to processes of their own.
+    """
     output = absolute(settings.output)
     here = examine(output)
     address = _address(settings)
@@ -169,7 +179,37 @@ def diagnose(settings: MachineArguments) -> Diagnosis:
     if isinstance(settings, RunArguments) and settings.measure:
         measured, check = _measured(settings)
         checks.append(check)
-    return Diagnosis(checks=tuple(checks), machine=here, nodes=tuple(nodes), forecast=forecast, measured=measured)
+    trials: list[Trial] = []
+    if isinstance(settings, RunArguments) and settings.fit and forecast is not None:
+        trials, check = _fitted(settings, forecast, here, arguments)
+        checks.append(check)
+    return Diagnosis(
+        checks=tuple(checks),
+        machine=here,
+        nodes=tuple(nodes),
+        forecast=forecast,
+        measured=measured,
+        trials=tuple(trials),
+    )
+
+
+def _fitted(
+    settings: RunArguments, forecast: ResourceEstimate, here: Machine, arguments: Sequence[str]
+) -> tuple[list[Trial], Check]:
+    """Of this machine: a cluster's other nodes are not tried."""
+    if not settings.data:
+        raise UsageError("--fit trains on real data: give --data STORE")
+    experiment = settings.experiment
+    room = worker_room(experiment, forecast, [here])
+    if room is None:
+        return [], Check(name="fit", found="there is no GPU here to try sizes on", verdict="fail")
+    words = [word for word in arguments if word not in ("--fit", "--no-fit", "--measure", "--no-measure")]
+    run = run_in_process(words, experiment.launch.sizes[-1])
+    try:
+        trials = try_sizes(micro_batch_sizes(experiment), experiment.loop.micro_batch, room, run)
+    except ValueError as error:
+        return [], Check(name="fit", found=str(error), verdict="fail")
+    return trials, fit_check(trials, room, experiment.loop.micro_batch)
 
 
 def _measured(settings: RunArguments) -> tuple[Measured | None, Check]:

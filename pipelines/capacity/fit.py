@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from pipelines.capacity.diagnosis import Check, size
 from pipelines.config.experiment import Experiment
@@ -133,7 +133,3 @@ def _described(trial: Trial) -> str:
     if trial.peak_bytes is None or trial.samples_per_s is None:
         return f"{trial.micro_batch}: too large"
     return f"{trial.micro_batch}: {trial.samples_per_s:.1f} samples/s, {size(trial.peak_bytes)}"
-
-
-def to_json(trials: Sequence[Trial]) -> list[dict[str, object]]:
-    return [asdict(trial) for trial in trials]

@@ -9,16 +9,14 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-
-import torch
 
 from cluster.context import LocalContext
 from cluster.engine import DeepSpeedEngineConfig, TorchEngineConfig
 from cluster.launch import RayLaunch
+from pipelines.config.compute import num_threads
 from pipelines.config.experiment import Experiment, InProcess
 from pipelines.training.job import TrainJob
 from pipelines.training.run_files import METRICS, read_metrics
@@ -53,7 +51,7 @@ def measure(
     """Run `train`, the training loop, for `steps` steps of the resolved experiment; leaves nothing behind."""
     sizes = experiment.launch.sizes
     threads, workers = _threads(experiment), sizes[-1]
-    with tempfile.TemporaryDirectory(prefix="rtp-measure-") as folder, _num_threads(threads):
+    with tempfile.TemporaryDirectory(prefix="rtp-measure-") as folder, num_threads(threads):
         job = TrainJob(
             experiment=_of_one_worker(experiment, workers, steps),
             stores=tuple(stores),
@@ -81,7 +79,8 @@ def measure(
 def _of_one_worker(experiment: Experiment, workers: int, steps: int) -> Experiment:
     loop, engine = experiment.loop, experiment.engine
     if isinstance(engine, DeepSpeedEngineConfig):
-        shared = {field.name: getattr(engine, field.name) for field in fields(TorchEngineConfig)}
+        names = {field.name for field in fields(engine)} & {field.name for field in fields(TorchEngineConfig)}
+        shared = {name: getattr(engine, name) for name in names}
         engine = TorchEngineConfig(**shared)
     loop = replace(
         loop,
@@ -104,13 +103,3 @@ def _threads(experiment: Experiment) -> int | None:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _num_threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
