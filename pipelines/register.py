@@ -38,6 +38,13 @@ class RegisterArguments:
     too, and known by its fingerprint; nothing is judged on it."""
     split: str = "val"
     """Split of each store, where --data names a folder that holds several."""
+    env: str | None = None
+    """Simulator and tasks that the model acts in, such as metaworld:faucet-open,door-lock, for gates on success;
+    without a --gate, success>=champion: acting under the same seeds does not show that it is below."""
+    episodes: int = 20
+    """With --env, episodes of each task."""
+    workers: int = 0
+    """With --env, processes that simulate, under Ray; 0 simulates in this process."""
     compute: Annotated[Compute, tyro.conf.arg(name="")] = field(default_factory=Compute)
 
 
@@ -45,9 +52,13 @@ def main(arguments: list[str]) -> JsonSummary:
     """Parse the command line and register; exit code 1 if a gate kept the alias from moving."""
     flags = parse(RegisterArguments, arguments, prog="rtp register", description=__doc__ or "")
     from pipelines.publishing.registration import PromotionPolicy, register  # torch and MLflow: --help is at once
+    from pipelines.publishing.success_gates import Trial
 
     flags.compute.resolved()
-    guard = PromotionPolicy.of(flags.alias, flags.gate, flags.data, flags.split)
+    trial = None
+    if flags.env is not None:
+        trial = Trial(environment=flags.env, episodes=flags.episodes, workers=flags.workers)
+    guard = PromotionPolicy.of(flags.alias, flags.gate, flags.data, flags.split, trial)
     guard = replace(guard, compute=flags.compute)
     result = register(flags.model, name=flags.name, alias=flags.alias, guard=guard)
     print(f"registered {result.model_uri} (version {result.version}) at {result.tracking_uri}")

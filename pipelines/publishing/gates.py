@@ -70,7 +70,7 @@ class Gate:
         else:
             change = f"{self.bound:+g}" if self.bound else ""
             bound, meant = self._of(champion) + self.bound, f" (version {holder}{change})"
-        passed = bool(_RELATIONS[self.relation](value, bound))
+        passed = holds(self.relation, value, bound)
         text = f"{self.metric} {value:.6g} {self.relation} {bound:.6g}{meant}: {'passed' if passed else 'failed'}"
         return Verdict(passed=passed, text=text)
 
@@ -84,6 +84,11 @@ class Gate:
                 hint = did_you_mean(self.metric, [m for m in metrics if not m.endswith((".mean", ".low", ".high"))])
             raise ValueError(f"--gate: there is no metric {self.metric!r}{hint}")
         return metrics[self.metric]
+
+
+def holds(relation: str, value: float, bound: float) -> bool:
+    """`value` `relation` `bound`; NaN holds nothing."""
+    return bool(_RELATIONS[relation](value, bound))
 
 
 def metrics_of(report: EvaluationReport) -> dict[str, float]:

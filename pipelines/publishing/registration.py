@@ -25,36 +25,59 @@ from pipelines.publishing.gates import Gate, Verdict, judge_all
 from pipelines.publishing.inference import InferenceModel
 from pipelines.publishing.instructions import Instructions
 from pipelines.publishing.mlflow_model import mlflow_model, without_paths
+from pipelines.publishing.success_gates import Trial, is_of_success, judge_success
 from pipelines.publishing.trained_model import load_trained
 from pipelines.publishing.training_stores import Store, StoreReference, named_anew, open_training_store
 from pipelines.serving.request_format import ServedPolicy
 from pipelines.tracking.mlflow_run import TrainingRun, connect, explained, tracking_uri
 from preprocessing.store.web_store import open_store, robot_stores
 
-_DEFAULT_GATE = "scaled_error<=champion"
+_DEFAULT_GATE, _DEFAULT_SUCCESS_GATE = "scaled_error<=champion", "success>=champion"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromotionPolicy:
-    """What an alias's next holder must show, on which held-out stores. No gates: nothing."""
+    """What an alias's next holder must show, on which held-out stores and in which simulator. No gates: nothing."""
 
     gates: tuple[Gate, ...] = ()
     stores: tuple[str, ...] = ()
     split: str = "val"
     is_default: bool = False
     """Whether the gates are those that nobody asked for."""
+    trial: Trial | None = None
+    """Where gates on success are judged."""
     compute: Compute = field(default_factory=Compute)
-    """Where models are scored for the gates."""
+    """Where models are scored for the gates, and act."""
 
     @staticmethod
-    def of(alias: str | None, conditions: Sequence[str], stores: Sequence[str], split: str = "val") -> PromotionPolicy:
-        """Raises ValueError if conditions, stores and alias do not go together."""
-        gates = tuple(Gate.parse(text) for text in conditions or (_DEFAULT_GATE,) * bool(stores))
-        if conditions and alias is None:
-            raise ValueError("--gate and --data decide whether an alias moves: give --alias, such as champion")
-        if gates and not stores:
+    def of(
+        alias: str | None,
+        conditions: Sequence[str],
+        stores: Sequence[str],
+        split: str = "val",
+        trial: Trial | None = None,
+    ) -> PromotionPolicy:
+        """Raises ValueError if conditions, stores, simulator and alias do not go together."""
+        defaults = (_DEFAULT_GATE,) * bool(stores) + (_DEFAULT_SUCCESS_GATE,) * (trial is not None)
+        gates = tuple(Gate.parse(text) for text in conditions or defaults)
+        policy = PromotionPolicy(gates=gates, stores=tuple(stores), split=split, is_default=not conditions, trial=trial)
+        if (conditions or trial) and alias is None:
+            raise ValueError("--gate, --data and --env decide whether an alias moves: give --alias, such as champion")
+        if policy.on_stores and not stores:
             raise ValueError("--gate needs held-out episodes to be judged on: give --data STORE")
-        return PromotionPolicy(gates=gates, stores=tuple(stores), split=split, is_default=not conditions)
+        if policy.on_success and trial is None:
+            raise ValueError("--gate success is judged in a simulator: give --env metaworld:TASK,...")
+        if trial is not None and not policy.on_success:
+            raise ValueError("--env is where gates on success are judged: add --gate 'success>=champion'")
+        return policy
+
+    @property
+    def on_stores(self) -> tuple[Gate, ...]:
+        return tuple(gate for gate in self.gates if not is_of_success(gate))
+
+    @property
+    def on_success(self) -> tuple[Gate, ...]:
+        return tuple(gate for gate in self.gates if is_of_success(gate))
 
     def without(self, training: Collection[str], alias: str | None) -> PromotionPolicy:
         """Where some of the stores only say where training stores lie now. Raises ValueError as `of` does."""
@@ -64,28 +87,38 @@ class PromotionPolicy:
                 f"--data {held_out[0]} holds no training store that has moved, and held-out ones decide whether an "
                 f"alias moves: give --alias, such as champion"
             )
-        if self.gates and not self.is_default and not held_out:
+        if self.on_stores and not self.is_default and not held_out:
             raise ValueError("--gate needs held-out episodes to be judged on: give --data another STORE")
-        return replace(self, stores=held_out, gates=self.gates if held_out else ())
+        return replace(self, stores=held_out, gates=self.gates if held_out else self.on_success)
 
     def evaluations(self, trained: TrainedModel) -> dict[str, EvaluationReport]:
         """The evaluation of a model on every held-out store; its other scores only where a gate asks for them."""
-        perturbations = any(gate.metric.startswith("perturbed") for gate in self.gates)
+        perturbations = any(gate.metric.startswith("perturbed") for gate in self.on_stores)
         config = EvaluationConfig(perturbations=perturbations, compute=self.compute)
-        opened = [open_store(path, split=self.split) for path in self.stores] if self.gates else []
+        opened = [open_store(path, split=self.split) for path in self.stores] if self.on_stores else []
         return {store.root: score(trained, store, config) for store in opened}
 
-    def judge(self, name: str, trained: TrainedModel) -> Comparator:
-        """Compares `trained` with any version of `name`, evaluating each version once."""
+    def judge(self, name: str, trained: TrainedModel, model: str) -> Comparator:
+        """Compares `trained`, which was read from `model`, with any version of `name`, evaluating each version once."""
         mine = self.evaluations(trained)
 
         @cache
         def verdicts(holder: str | None) -> list[Verdict]:
-            compared = holder is not None and any(gate.against_champion for gate in self.gates)
+            compared = holder is not None and any(gate.against_champion for gate in self.on_stores)
             theirs = self._of_holder(name, holder) if compared else None
-            return judge_all(self.gates, mine, theirs, holder=holder)
+            judged = judge_all(self.on_stores, mine, theirs, holder=holder)
+            return [*judged, *self._successes(model, name, holder)]
 
         return verdicts
+
+    def _successes(self, model: str, name: str, holder: str | None) -> list[Verdict]:
+        """The gates on success: both models act, the champion only if a gate compares with it."""
+        if self.trial is None:
+            return []
+        compared = holder is not None and any(gate.against_champion for gate in self.on_success)
+        champion = f"models:/{name}/{holder}" if compared else None
+        report = self.trial.report(model, champion, self.compute)
+        return [judge_success(gate, report, holder=holder) for gate in self.on_success]
 
     def _of_holder(self, name: str, holder: str | None) -> dict[str, EvaluationReport]:
         try:
@@ -135,7 +168,7 @@ def register(
     mlflow = connect(uri)
     client = mlflow.MlflowClient()
     with explained(uri):
-        judge = policy.judge(name, trained)
+        judge = policy.judge(name, trained, checkpoint)
         if alias is not None:
             judge(holder_of(client, name, alias))  # what cannot be judged is not registered either
         run_id = _run_of(trained, uri)

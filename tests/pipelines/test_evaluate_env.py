@@ -9,14 +9,9 @@ from typing import Any
 import av
 import pytest
 
-from pipelines.catalogue import load_recipe
 from pipelines.cli import main
-from pipelines.publishing.folder import TrainedModel, write_bundle
-from pipelines.publishing.instructions import Instructions
-from pipelines.publishing.model_origin import ModelOrigin
-from pipelines.training.data import training_contract
-from preprocessing.store.episode_store import EpisodeStore
 from tests.support.html_tags import read_page
+from tests.support.untrained import write_untrained
 
 ENV = ["--env", "metaworld:button-press,drawer-close", "--episodes", "1", "--bootstrap-samples", "50"]
 
@@ -24,19 +19,7 @@ ENV = ["--env", "metaworld:button-press,drawer-close", "--episodes", "1", "--boo
 @pytest.fixture(scope="module")
 def bundle(store: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained model of the sample."""
-    recipe, opened = load_recipe("rt1_tiny"), EpisodeStore.open(store)
-    folder = tmp_path_factory.mktemp("models") / "untrained"
-    folder.mkdir()
-    trained = TrainedModel(
-        model=recipe.model.build().eval(),
-        contract=training_contract(recipe, [opened]),
-        step=0,
-        source="here",
-        origin=ModelOrigin.from_json({"stores": [store], "git_revision": "none"}),
-        instructions=Instructions.of_stores("hash-512", [opened]),
-    )
-    write_bundle(trained, folder)
-    return folder
+    return write_untrained(store, tmp_path_factory.mktemp("models") / "untrained")
 
 
 @pytest.fixture(autouse=True)
