@@ -123,6 +123,8 @@ class Columns:
     offset: float = 0.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.neutral, str):
+            object.__setattr__(self, "neutral", float(self.neutral))
         numbers = [self.scale, self.offset, *([self.neutral] if isinstance(self.neutral, float) else [])]
         if self.first < 0 or not all(map(math.isfinite, numbers)) or not self.scale:
             raise ValueError(

@@ -150,9 +150,10 @@ def gripper_of(action: Sequence[ActionPart]) -> str:
 
 
 def draft_space(path: str, size: int, *, unknown: str, names: Sequence[str] = ()) -> JsonObject:
-    """`space` and `action` of a draft for a flat action of `size` values: the shipped space of that size, or one to be
-    named, with the source's own `names` where they can be names of dimensions."""
-    fitting = [space for space in SPACES.values() if space.size == size and not space.is_rt1]
+    """`space` and `action` of a draft for a flat action of `size` values: the shipped space of that size that fits its
+    `names`, or one to be named, with the source's own names where they can be names of dimensions."""
+    shipped = [space for space in SPACES.values() if space.size == size and not space.is_rt1]
+    fitting = [space for space in shipped if not names or _are_joints_of(space, names)]
     own = [re.sub(r"\W+", "_", name) for name in names]
     legal = len(set(own)) == size and all(re.fullmatch(r"[A-Za-z]\w*", name) for name in own)
     names = own if legal else [f"action_{number}" for number in range(size)]
@@ -161,4 +162,13 @@ def draft_space(path: str, size: int, *, unknown: str, names: Sequence[str] = ()
         group: {"path": path, "first": place.start, "unit": unknown, "kind": unknown}
         for group, place in space.groups().items()
     }
-    return {"space": space.name if fitting else {"name": unknown, "dimensions": names}, "action": action}
+    gripper = {"gripper": unknown} if any("gripper" in name.lower() for name in names) else {}
+    return {"space": space.name if fitting else {"name": unknown, "dimensions": names, **gripper}, "action": action}
+
+
+def _are_joints_of(space: ActionSpace, names: Sequence[str]) -> bool:
+    """Whether values of these names, which are no poses, can be the joints (not velocities) of a shipped space, with
+    their grippers at the same places."""
+    of_joints = all(re.search("joint|gripper", name) and "velocity" not in name for name in space.names)
+    grippers = ["gripper" in name.lower() for name in names]
+    return of_joints and (not any(grippers) or grippers == ["gripper" in name for name in space.names])

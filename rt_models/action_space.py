@@ -57,7 +57,7 @@ class ActionDimension:
     @property
     def class_names(self) -> tuple[str, ...]:
         """The class of each number, of a dimension whose classes have names; else empty."""
-        return self.classes or _CLASS_NAMES.get(self.name, ())
+        return self.classes or (_CLASS_NAMES.get(self.name, ()) if self.discrete else ())
 
     def neutral(self, mean: float) -> float:
         """The physical value that commands nothing, for a dataset without this dimension, whose mean there is `mean`.
@@ -65,7 +65,7 @@ class ActionDimension:
         A displacement is 0 and an episode never ends. A gripper that was never commanded stays at the mean. NaN where
         no value is neutral, as of an absolute joint.
         """
-        if self.name in _CLASS_NAMES:
+        if self.class_names == _CLASS_NAMES["terminate_episode"]:
             return float(ARM)
         if self.name.startswith("gripper"):
             return mean

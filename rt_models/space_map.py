@@ -28,6 +28,12 @@ _LINE = re.compile(
 )
 _POSES = ("world_vector", "position_delta", "rotation_delta", "base_displacement")
 _LENGTHS, _ANGLES = ("m", "cm", "mm"), ("rad", "deg")
+_UNSAID = ("unitless", "unknown", "scaled")  # units that say nothing
+_CLOSED_AND_OPEN: dict[str, tuple[float, float]] = {  # by convention, the gripper's number closed and open
+    "+1 closes, -1 opens": (1, -1),
+    "1 is open, 0 is closed": (0, 1),
+    "1 is closed, 0 is open": (1, 0),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +79,12 @@ def _dimensions(line: str, own: ActionSpace, common: ActionSpace) -> SpaceMap:
     sources = _named(match["own"] or match["held"], own)
     if len(targets) != len(sources):
         raise ValueError(f"{line!r} maps {len(sources)} dimensions onto {len(targets)}")
+    axes, their_axes = ([name.rpartition("_")[2] for name in names] for names in (sources, targets))
+    if axes != their_axes and sorted(axes) == sorted(their_axes):
+        raise ValueError(
+            f"{line!r} would map {', '.join(sources)} onto {', '.join(targets)}: their order differs, map each by its "
+            f"own name"
+        )
     scale = float(match["scale"] or 1) * (-1 if match["minus"] else 1)
     offset = float(f"{match['sign']}{match['offset']}") if match["sign"] else 0.0
     return tuple(
@@ -104,7 +116,9 @@ def require_meaningful(
     said = dict(zip(own.names, meanings, strict=True)) if meanings else {}
     for each in mapped:
         source, target = own.dimensions[own.names.index(each.own)], common.dimensions[common.names.index(each.common)]
-        why = _obstacle(each, source.unit, said.get(each.own, DimensionMeaning()), units[each.common])
+        meaning = said.get(each.own, DimensionMeaning())
+        why = _obstacle(each, source.unit, meaning, units[each.common])
+        why = why or _gripper_obstacle(each, own.gripper, meaning, common.gripper)
         if source.class_names != target.classes or (target.classes and (each.scale, each.offset) != (1.0, 0.0)):
             why = "classes are no numbers to scale: only the same classes map onto each other, as they are"
         if each.held and own.gripper != "+1 closes, -1 opens":
@@ -120,15 +134,32 @@ def _obstacle(each: MappedDimension, unit: str, meaning: DimensionMeaning, commo
         return "between joints and poses lies the arm's kinematics, which is no affine map"
     if common_is_pose and meaning.kind not in ("", "delta"):
         return f"it is declared {meaning.kind}, and a motion a step is wanted: that takes the state, no affine map"
-    if each.common.startswith("rotation_delta") and not _is_euler(meaning.rotation):
+    if each.common.startswith("rotation_delta") and not is_euler(meaning.rotation):
         return f"its rotation is {meaning.rotation}, and no affine map makes roll, pitch and yaw of that"
     for mine, other in ((_LENGTHS, _ANGLES), (_ANGLES, _LENGTHS)):
         if unit in mine and common_unit in other:
             return f"{unit} are no {common_unit}"
+    if common_unit in (*_LENGTHS, *_ANGLES) and unit not in (common_unit, *_UNSAID) and abs(each.scale) == 1:
+        return f"its unit is {unit} and {common_unit} is wanted: give the factor between them"
     return ""
 
 
-def _is_euler(rotation: str) -> bool:
+def _gripper_obstacle(each: MappedDimension, own: str, meaning: DimensionMeaning, common: str) -> str:
+    """A place must come to the same place, open and closed; of a change or of what is not declared the sign counts."""
+    is_gripper = "gripper" in each.own and "gripper" in each.common
+    if not is_gripper or own not in _CLOSED_AND_OPEN or common not in _CLOSED_AND_OPEN:
+        return ""
+    (closed, opened), (their_closed, their_opened) = _CLOSED_AND_OPEN[own], _CLOSED_AND_OPEN[common]
+    scale = (their_closed - their_opened) / (closed - opened)
+    offset = their_closed - scale * closed
+    is_place = each.held or meaning.kind == "absolute"
+    same_place = math.isclose(each.scale, scale) and math.isclose(each.offset, offset, abs_tol=1e-9)
+    if each.scale * scale > 0 and (same_place or not is_place):
+        return ""
+    return f"there {common}, here {own}: that is {scale:g} * {each.own} {offset:+g}"
+
+
+def is_euler(rotation: str) -> bool:
     """Whether a declared convention is roll, pitch and yaw; what is not declared is taken to be."""
     return not rotation or any(word in rotation.lower() for word in ("euler", "rpy", "roll"))
 

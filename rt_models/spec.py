@@ -34,6 +34,7 @@ from rt_models.action_space import seven_d_action_spec as seven_d_action_spec
 from rt_models.space_map import MapArrays as MapArrays
 from rt_models.space_map import MappedDimension as MappedDimension
 from rt_models.space_map import SpaceMap as SpaceMap
+from rt_models.space_map import is_euler as is_euler
 from rt_models.space_map import read_map as read_map
 from rt_models.space_map import require_meaningful as require_meaningful
 

@@ -85,10 +85,10 @@ class InferenceModel:
         answered = self._family.answered_dims(self._config)
         return ActionOutlet(self._config.action_spec(), dataset, answered).absent
 
-    def spaces(self, dataset: str | None) -> list[ActionSpec]:
-        """The spaces that answers may be in: that of the data set, or those of all."""
+    def sides(self, dataset: str | None) -> list[tuple[ActionSpec, DatasetContract]]:
+        """The spaces that answers may be in, each with its data set's side: of the data set, or of all."""
         sides = self.contract.datasets if dataset is None else [self.contract.dataset(dataset)]
-        return [side.acted(self.contract.action)[0] for side in sides]
+        return [side.acted(self.contract.action) for side in sides]
 
     def begin(self) -> Callable[[DatasetContract], Policy]:
         """Move the weights to the device, fused and cast; the maker of policies. Raises ValueError without a GPU."""

@@ -13,6 +13,7 @@ from pipelines.serving.adapters.vla_eval import VlaEval
 from pipelines.serving.greeting import greeting
 from pipelines.serving.service import PolicyService
 from rt_models.action_space import ActionSpec
+from rt_models.spec import DatasetContract
 
 Protocol = Literal["openpi", "vla", "act"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
@@ -30,19 +31,24 @@ class Frontend:
 
     def __post_init__(self) -> None:
         for adapter in self.adapters.values():
-            for space in self._spaces():
+            for space, side in self._sides():
                 adapter.require_fitting(space.names)
+                if why := adapter.misread(space, side):
+                    raise ValueError(f"adapter {type(adapter).__name__} cannot speak for {side.name}: {why}")
 
     def adapter_for(self, protocol: Protocol) -> Adapter:
         """The one that was chosen; else the harness's own 7-D for vla-eval where the policy has them, and all
         dimensions of the policy elsewhere."""
         if protocol in self.adapters:
             return self.adapters[protocol]
-        has_theirs = not any(VlaEval().missing(space.names) for space in self._spaces())
-        return VlaEval() if protocol == "vla" and has_theirs else Own()
+        theirs = VlaEval()
+        has_theirs = not any(
+            theirs.missing(space.names) or theirs.misread(space, side) for space, side in self._sides()
+        )
+        return theirs if protocol == "vla" and has_theirs else Own()
 
-    def _spaces(self) -> list[ActionSpec]:
-        return self.service.model.spaces(self.service.config.dataset)
+    def _sides(self) -> list[tuple[ActionSpec, DatasetContract]]:
+        return self.service.model.sides(self.service.config.dataset)
 
     def greeting(self, protocol: Protocol) -> dict[str, object]:
         service = self.service

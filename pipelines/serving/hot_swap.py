@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from pipelines.publishing.folder import TrainedModel
 from pipelines.serving.service import PolicyService
+from rt_models.action_space import ActionSpec
 from rt_models.spec import Contract
 
 log = logging.getLogger("rtp.serve")
@@ -33,6 +34,8 @@ def require_same_meaning(served: Contract, other: Contract) -> None:
         their_space, there = theirs[dataset.name].acted(other.action)
         sides += [
             (f"dimensions of {dataset.name}", space.names, their_space.names),
+            (f"classes of {dataset.name}", _classes(space), _classes(their_space)),
+            (f"gripper convention of {dataset.name}", space.gripper, their_space.gripper),
             (f"units of {dataset.name}", here.units, there.units),
             (f"kinds of action of {dataset.name}", here.kinds, there.kinds),
             (f"dimensions that {dataset.name} has", here.action_mask, there.action_mask),
@@ -43,6 +46,10 @@ def require_same_meaning(served: Contract, other: Contract) -> None:
     for part, mine, new in sides:
         if mine != new:
             raise ValueError(f"the {part} differ: {mine} is served, the new model has {new}")
+
+
+def _classes(space: ActionSpec) -> dict[str, tuple[str, ...]]:
+    return {dimension.name: dimension.class_names for dimension in space.dimensions if dimension.discrete}
 
 
 @dataclass(frozen=True, kw_only=True)

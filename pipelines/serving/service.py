@@ -90,7 +90,7 @@ class PolicyService:
 
     def require_fitting(self, model: InferenceModel) -> None:
         """Raise ValueError where a model lacks what this server was started with."""
-        dimensions = {d.name: d for space in model.spaces(self.config.dataset) for d in space.dimensions}
+        dimensions = {d.name: d for space, _ in model.sides(self.config.dataset) for d in space.dimensions}
         classes = [dimension.name for dimension in dimensions.values() if dimension.discrete]
         self.config.action_limits.require_known(list(dimensions), classes)
         if self.config.dataset is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,9 +20,11 @@ from preprocessing.tfds.features import Frames
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
 
 _MATCH = 0.25  # of a frame's duration: frames lie one duration apart, so that none is ever taken for its neighbour
 _READ_BYTES = 4 << 20
+_FURTHER_BACK_S = (1.0, 10.0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,9 +61,8 @@ class VideoFrames(Frames):
         if stream.time_base is None:
             raise ValueError(f"{self.url} does not say when its frames are shown")
         tolerance_s = _MATCH / self.fps
-        container.seek(max(int((self.times_s[0] - tolerance_s) / stream.time_base), 0), stream=stream, backward=True)
         wanted = 0
-        for frame in container.decode(stream):
+        for frame in self._decoded(container, stream, self.times_s[0] - tolerance_s):
             if frame.time is None or frame.time < self.times_s[wanted] - tolerance_s:
                 continue
             while wanted < len(self.times_s) and abs(frame.time - self.times_s[wanted]) <= tolerance_s:
@@ -73,6 +75,18 @@ class VideoFrames(Frames):
         raise ValueError(
             f"{self.url} has no frame at {self.times_s[wanted]:.4f} s (frame {wanted} of {len(self.times_s)})"
         )
+
+    def _decoded(self, container: InputContainer, stream: VideoStream, start_s: float) -> Iterator[VideoFrame]:
+        """Frames from one that is shown at `start_s` or before. Where frames of an open group are shown before its key
+        frame, a decoder that begins there lacks them, and one begins further back."""
+        tick_s, begin_s = float(stream.time_base or 1), max(start_s, 0.0)
+        for back_s in (0.0, *_FURTHER_BACK_S, begin_s):
+            container.seek(max(int((begin_s - back_s) / tick_s), 0), stream=stream, backward=True)
+            frames = container.decode(stream)
+            first = next((frame for frame in frames if frame.time is not None), None)
+            if first is not None and first.time is not None and first.time <= begin_s + 2 * _MATCH / self.fps:
+                break
+        return chain([] if first is None else [first], frames)
 
 
 def require_av() -> Any:

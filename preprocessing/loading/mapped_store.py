@@ -23,6 +23,7 @@ from rt_models.spec import (
     Contract,
     DatasetContract,
     MapArrays,
+    MappedDimension,
     OwnSide,
     SpaceMap,
     read_map,
@@ -122,11 +123,11 @@ def _common_contract(contract: Contract, own: OwnSide, common: ActionSpec) -> Co
     mask_A[arrays.common_M] = np.array(dataset.action_mask)[arrays.own_M]
     units = [dimension.unit for dimension in common.dimensions]
     meanings = [DimensionMeaning()] * common.size
-    for own_place, place, scale in zip(arrays.own_M, arrays.common_M, arrays.scale_M, strict=True):
+    for each, own_place, place, scale in zip(own.map, arrays.own_M, arrays.common_M, arrays.scale_M, strict=True):
         unit = dataset.units[own_place]
         is_own = common.dimensions[place].bounded_by == "statistics" and scale == 1
         units[place] = unit if is_own or unit in _UNKNOWN_UNITS else units[place]
-        meanings[place] = dataset.meanings[own_place] if dataset.meanings else DimensionMeaning()
+        meanings[place] = _seen(dataset.meanings[own_place], each) if dataset.meanings else DimensionMeaning()
     seen = DatasetContract(
         name=dataset.name,
         version=dataset.version,
@@ -141,6 +142,13 @@ def _common_contract(contract: Contract, own: OwnSide, common: ActionSpec) -> Co
     )
     named = common.with_units(dict(zip(common.names, units, strict=True)))
     return replace(contract, action=named, datasets=(seen,))
+
+
+def _seen(meaning: DimensionMeaning, each: MappedDimension) -> DimensionMeaning:
+    """With its neutral value in the common space; a gripper that is held has none there."""
+    if meaning.neutral is None:
+        return meaning
+    return replace(meaning, neutral=None if each.held else meaning.neutral * each.scale + each.offset)
 
 
 def _mapped_statistics(found: ActionStatistics, arrays: MapArrays, nothing_A: np.ndarray) -> ActionStatistics:

@@ -63,14 +63,14 @@ class ActionOutlet:
         self._said_A = said_A
 
     def tokens(self, tokens_RA: Tensor) -> Tensor:
-        """The tokens chosen, with the neutral value's in absent dimensions, as training shows them."""
+        """The tokens chosen, with the neutral value's in absent dimensions, as training shows them; where no value is
+        neutral, that of the 0 that conversion writes."""
         if self._dataset is None:
             return tokens_RA
-        neutral_A = self._dataset.completed(np.full(self._spec.size, np.nan), self._spec)
-        known_A = self._absent_A & np.isfinite(neutral_A)
-        model_A = np.where(known_A, self._dataset.transform.apply(np.nan_to_num(neutral_A)), 0).astype(np.float32)
+        neutral_A = np.nan_to_num(self._dataset.completed(np.full(self._spec.size, np.nan), self._spec), nan=0.0)
+        model_A = np.where(self._absent_A, self._dataset.transform.apply(neutral_A), 0).astype(np.float32)
         neutral_tokens_A = encode(torch.from_numpy(model_A), self._spec).to(tokens_RA)
-        return torch.where(torch.from_numpy(known_A).to(tokens_RA.device), neutral_tokens_A, tokens_RA)
+        return torch.where(torch.from_numpy(self._absent_A).to(tokens_RA.device), neutral_tokens_A, tokens_RA)
 
     def action(self, values_RA: Tensor, tokens_RA: Tensor, frames_seen_R: Tensor, *, single: bool) -> Action:
         """`values_RA` are model values; `single` drops the axis of robots."""

@@ -112,9 +112,11 @@ class RT2TextConfig:
         return tuple(name in self.said_fields() for name in self.spec().names)
 
     def in_space(self, space: ActionSpace | None) -> RT2TextConfig:
-        """The same texts in another space. Fields that it does not have give way to the whole of it."""
-        names = (space or RT1_SPACE).names
-        fields = self.fields if set(self.fields) <= set(names) else ()
+        """The same texts in another space. Fields that it does not have give way to the whole of it, and so do those of
+        RT-1's space where nobody chose them for this one."""
+        target = space or RT1_SPACE
+        is_default = self.action_space is None and self.fields == FIELDS and not target.is_rt1
+        fields = self.fields if set(self.fields) <= set(target.names) and not is_default else ()
         return replace(self, action_space=space, fields=fields)
 
     def build(self, tokenizer: Tokenizer, *, max_tokens: int) -> RT2Text:

@@ -45,7 +45,13 @@ def test_neutral_values_are_those_of_the_kind(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("declared", "kind", "expected"),
-    [("by kind", "delta", 0.0), ("by kind", "effort", None), ("none", "delta", None), (0.5, "absolute", 0.5)],
+    [
+        ("by kind", "delta", 0.0),
+        ("by kind", "effort", None),
+        ("none", "delta", None),
+        (0.5, "absolute", 0.5),
+        (0, "absolute", 0.0),
+    ],
 )
 def test_a_neutral_value_can_be_declared(declared: Any, kind: Any, expected: float | None) -> None:
     part = Columns(names=("arm",), path="action", unit="rad", kind=kind, neutral=declared)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -105,3 +106,12 @@ def test_a_joint_that_never_moves_is_answered_where_it_stands(place: float) -> N
     np.testing.assert_allclose(transform.apply(np.full(7, place)), 0, atol=1e-3)
     for answered in (-1.0, 0.3, 1.0):
         np.testing.assert_allclose(transform.invert(np.full(7, answered)), place, atol=1e-5)
+
+
+def test_only_rt1_s_own_classes_have_its_neutral_class() -> None:
+    (number,) = own("terminate_episode").spec().dimensions
+    classes = SpaceDimension(name="terminate_episode", classes=("go on", "stop"))
+    (stopping,) = ActionSpace(name="own", dimensions=(classes,)).spec().dimensions
+    assert number.class_names == () and own("terminate_episode").spec().space() == own("terminate_episode")
+    assert math.isnan(number.neutral(0)) and math.isnan(stopping.neutral(0))
+    assert RT1_SPACE.spec().dimensions[0].neutral(0) == 1

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rt_models.action_space import RT1_SPACE, SPACES, ActionSpace, DimensionMeaning, SpaceDimension
+from rt_models.action_space import RT1_SPACE, SPACES, ActionSpace, ActionSpec, DimensionMeaning, SpaceDimension
 from rt_models.spec import MapArrays, MappedDimension, read_map, require_meaningful
 
 SEVEN = SPACES["end-effector-7d"]
@@ -132,3 +132,62 @@ def test_back_is_the_inverse_of_forward(order: list[int], scales: list[float], o
     assert (common_NA[:, 7] == 9).all()
     np.testing.assert_allclose(arrays.back(common_NA, np.full(7, np.nan)), own_NO, rtol=1e-5, atol=1e-5)
     assert arrays.mask_back(np.ones(8, bool), 7).all()
+
+
+def pose(unit: str, kind: str) -> tuple[ActionSpec, list[DimensionMeaning]]:
+    """The 7-D space in `unit`, whose gripper is of this kind."""
+    arm = meanings(SEVEN, kind="delta")[:6]
+    return SEVEN.spec().with_units(dict.fromkeys(SEVEN.names[:6], unit)), [*arm, *meanings(SEVEN, kind=kind)[:1]]
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "kind", "sentence"),
+    [
+        ("gripper_closedness_action = gripper_open", "m", "absolute", r"that is -2 \* gripper_open \+1"),
+        ("gripper_closedness_action = 2 * gripper_open - 1", "m", "absolute", "there .1 closes, -1 opens, here 1 is o"),
+        ("gripper_closedness_action = -gripper_open", "m", "absolute", "that is -2"),
+        ("gripper_closedness_action = gripper_open", "m", "delta", "that is -2"),
+        ("world_vector = position_delta", "mm", "absolute", "its unit is mm and m is wanted: give the factor"),
+        ("world_vector = -position_delta", "cm", "absolute", "its unit is cm and m is wanted"),
+        ("rotation_delta = rotation_delta", "deg", "absolute", "its unit is deg and rad is wanted"),
+        ("world_vector = position_delta", "m/s", "absolute", "its unit is m/s and m is wanted"),
+    ],
+)
+def test_another_sign_or_unit_is_no_map(text: str, unit: str, kind: str, sentence: str) -> None:
+    own, said = pose(unit, kind)
+    with pytest.raises(ValueError, match=sentence):
+        require_meaningful(read_map(text, own, RT1_SPACE), own, said, RT1_SPACE)
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "kind"),
+    [
+        ("gripper_closedness_action = -2 * gripper_open + 1", "m", "absolute"),
+        ("gripper_closedness_action = -gripper_open", "m", "delta"),
+        ("world_vector = 0.001 * position_delta", "mm", "absolute"),
+        ("world_vector = 35 * position_delta", "unitless", "absolute"),
+    ],
+)
+def test_the_same_sign_and_unit_are_mapped(text: str, unit: str, kind: str) -> None:
+    own, said = pose(unit, kind)
+    require_meaningful(read_map(text, own, RT1_SPACE), own, said, RT1_SPACE)
+
+
+def test_what_a_held_gripper_comes_to_is_a_place() -> None:
+    own = RT1_SPACE.spec()
+    right, wrong = (
+        read_map(f"gripper_open = {text}", own, SEVEN)
+        for text in ("-0.5 * held(gripper_closedness_action) + 0.5", "-held(gripper_closedness_action)")
+    )
+    require_meaningful(right, own, (), SEVEN)
+    with pytest.raises(ValueError, match=r"that is -0\.5 \* gripper_closedness_action \+0\.5"):
+        require_meaningful(wrong, own, (), SEVEN)
+
+
+def test_a_group_in_another_order_is_mapped_by_name_alone() -> None:
+    names = ("pos_y", "pos_x", "pos_z")
+    own = ActionSpace(name="turned", dimensions=tuple(SpaceDimension(name=name) for name in names))
+    with pytest.raises(ValueError, match="onto world_vector_x, world_vector_y, world_vector_z: their order differs"):
+        read_map("world_vector = pos", own.spec(), RT1_SPACE)
+    (one,) = read_map("world_vector_x = pos_x", own.spec(), RT1_SPACE)
+    assert one == MappedDimension(common="world_vector_x", own="pos_x")

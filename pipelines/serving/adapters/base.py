@@ -17,6 +17,8 @@ import numpy as np
 
 from pipelines.serving.observation import Observation, question
 from pipelines.serving.question import Question
+from rt_models.action_space import ActionSpec
+from rt_models.spec import DatasetContract
 
 Values = Mapping[str, float | None]
 Units = Mapping[str, str]
@@ -69,6 +71,11 @@ class Adapter(ABC):
     @abstractmethod
     def values(self, command: np.ndarray, units: Units) -> dict[str, float]:
         """The physical values that a command stands for: the inverse of `command`, where it is within limits."""
+
+    def misread(self, space: ActionSpec, side: DatasetContract) -> str:
+        """Why actions of `side` do not mean what this adapter takes their names for; empty where they do."""
+        del space, side
+        return ""
 
     def require_fitting(self, known: Sequence[str]) -> None:
         """Raise ValueError for a policy that lacks a dimension."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.serving.adapters.base import Units, Values, number
+from rt_models.action_space import ActionSpec
+from rt_models.spec import DatasetContract, is_euler
 
 _AXES = "xyz"
 _POSITIONS = ("world_vector", "position_delta")
@@ -23,14 +25,25 @@ _ROTATION = "rotation_delta"
 class _Gripper:
     """A gripper's dimension: to closedness, +1 closed to -1 open, and back."""
 
+    convention: str
     closedness: Callable[[float], float]
     value: Callable[[float], float]
 
 
 _GRIPPERS = {
-    "gripper_closedness_action": _Gripper(closedness=lambda value: value, value=lambda closed: closed),
-    "gripper_open": _Gripper(closedness=lambda value: 1 - 2 * value, value=lambda closed: (1 - closed) / 2),
-    "gripper_closed": _Gripper(closedness=lambda value: 2 * value - 1, value=lambda closed: (1 + closed) / 2),
+    "gripper_closedness_action": _Gripper(
+        convention="+1 closes, -1 opens", closedness=lambda value: value, value=lambda closed: closed
+    ),
+    "gripper_open": _Gripper(
+        convention="1 is open, 0 is closed",
+        closedness=lambda value: 1 - 2 * value,
+        value=lambda closed: (1 - closed) / 2,
+    ),
+    "gripper_closed": _Gripper(
+        convention="1 is closed, 0 is open",
+        closedness=lambda value: 2 * value - 1,
+        value=lambda closed: (1 + closed) / 2,
+    ),
 }
 
 
@@ -66,6 +79,22 @@ def missing(known: Sequence[str]) -> list[str]:
     lacking = [] if _known(known, _POSITIONS) else [f"{' or '.join(_POSITIONS)} (x, y, z)"]
     lacking += [] if f"{_ROTATION}_x" in known else [f"{_ROTATION} (x, y, z)"]
     return lacking + ([] if any(name in known for name in _GRIPPERS) else [" or ".join(_GRIPPERS)])
+
+
+def misread(space: ActionSpec, side: DatasetContract) -> str:
+    """Why the dimensions that a dataset declares in a space other than RT-1's are no motion as it is read here: a
+    displacement, roll, pitch and yaw, and a gripper that holds a place. Empty where they are."""
+    for name, meaning, is_there in zip(space.names, side.meanings, side.action_mask, strict=False):
+        is_rotation = name.startswith(_ROTATION)
+        if is_there and (is_rotation or name.startswith(_POSITIONS)) and meaning.kind not in ("", "delta"):
+            return f"{name} is declared {meaning.kind}, and it commands a displacement"
+        if is_there and is_rotation and not is_euler(meaning.rotation):
+            return f"{name} is declared {meaning.rotation}, and it takes roll, pitch and yaw"
+        if is_there and name in _GRIPPERS and meaning.kind not in ("", "absolute"):
+            return f"{name} is declared {meaning.kind}, and it commands a place to hold"
+        if is_there and name in _GRIPPERS and space.gripper not in (_GRIPPERS[name].convention, "none"):
+            return f"of {name} it takes {_GRIPPERS[name].convention}, and the space says {space.gripper}"
+    return ""
 
 
 def position_unit(units: Units) -> str:

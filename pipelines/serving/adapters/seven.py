@@ -12,6 +12,8 @@ import numpy as np
 from pipelines.serving.adapters import end_effector
 from pipelines.serving.adapters.base import Adapter, Units, Values
 from pipelines.serving.adapters.end_effector import Motion, axis_angle_to_euler, euler_to_axis_angle
+from rt_models.action_space import ActionSpec
+from rt_models.spec import DatasetContract
 
 Rotation = Literal["axis_angle", "euler_xyz"]
 
@@ -39,6 +41,9 @@ class SevenNumbers(Adapter):
 
     def missing(self, known: Sequence[str]) -> list[str]:
         return end_effector.missing(known)
+
+    def misread(self, space: ActionSpec, side: DatasetContract) -> str:
+        return end_effector.misread(space, side)
 
     def names(self, known: Sequence[str]) -> Sequence[str]:
         turned = "axis_angle" if self.rotation == "axis_angle" else "euler"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from pipelines.serving.adapters.libero import Libero
 from pipelines.serving.adapters.openvla import OpenVLA
 from pipelines.serving.adapters.simpler import GoogleRobot, WidowXBridge
 from pipelines.serving.adapters.vla_eval import VlaEval
-from rt_models.action_space import rt1_action_spec, seven_d_action_spec
+from rt_models.action_space import ActionSpec, DimensionMeaning, rt1_action_spec, seven_d_action_spec
+from rt_models.spec import ActionStatistics, DatasetContract, unscaled
 
 ELEVEN = {dimension.name: dimension.unit for dimension in rt1_action_spec().dimensions}
 SEVEN = {dimension.name: dimension.unit for dimension in seven_d_action_spec().dimensions}
@@ -140,6 +142,41 @@ def test_a_policy_that_lacks_dimensions_is_named() -> None:
             adapter(name).require_fitting(list(units))
     with pytest.raises(ValueError, match="VlaEval commands world_vector or position_delta"):
         adapter("vla-eval").require_fitting(list(DROID))
+
+
+def declared(**changed: DimensionMeaning) -> tuple[ActionSpec, DatasetContract]:
+    """A dataset of the 7-D space, its dimensions as an adapter takes them but for those of `changed`."""
+    spec = seven_d_action_spec().with_units({name: "rad" if "rot" in name else "m" for name in SEVEN})
+    kinds = {name: DimensionMeaning(kind="absolute" if name == "gripper_open" else "delta") for name in SEVEN} | changed
+    ones = (1.0,) * spec.size
+    found = ActionStatistics(count=9, mean=ones, std=ones, minimum=ones, maximum=ones, q01=ones, q99=ones)
+    side = DatasetContract(
+        name="arm",
+        version="1.0.0",
+        control_hz=10,
+        action_mask=(True,) * spec.size,
+        units=tuple(dimension.unit for dimension in spec.dimensions),
+        statistics=found,
+        transform=unscaled(spec.size),
+        meanings=tuple(kinds.values()),
+    )
+    return spec, side
+
+
+@pytest.mark.parametrize("name", sorted(set(ADAPTERS) - {"droid", "own", "lerobot", "custom"}))
+def test_what_the_contract_declares_otherwise_is_not_read_by_its_name(name: str) -> None:
+    spoken = adapter(name)
+    spec, side = declared()
+    assert spoken.misread(spec, side) == ""
+    assert spoken.misread(rt1_action_spec(), replace(side, meanings=())) == ""
+    turned = DimensionMeaning(kind="delta", rotation="axis angle")
+    assert "rotation_delta_x is declared axis angle" in spoken.misread(*declared(rotation_delta_x=turned))
+    place = DimensionMeaning(kind="absolute")
+    assert "position_delta_z is declared absolute" in spoken.misread(*declared(position_delta_z=place))
+    change = DimensionMeaning(kind="delta")
+    assert "gripper_open is declared delta" in spoken.misread(*declared(gripper_open=change))
+    other = replace(spec, gripper="1 is closed, 0 is open")
+    assert "the space says 1 is closed, 0 is open" in spoken.misread(other, side)
 
 
 OWN = """

@@ -17,6 +17,8 @@ from pipelines.serving.hot_swap import AliasFollower, require_same_meaning
 from pipelines.serving.service import PolicyService
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.images import decode_image
+from rt_models.action_space import ActionSpace, SpaceDimension
+from rt_models.spec import Contract, OwnSide
 from tests.support.policy_clients import OpenpiRobot, get
 from tests.support.policy_server import running, untrained
 
@@ -113,3 +115,24 @@ def test_what_a_robot_was_told_must_stay_true(opened: EpisodeStore) -> None:
     ):
         with pytest.raises(ValueError, match=words):
             require_same_meaning(contract, other)
+
+
+def test_a_mapped_robot_s_own_gripper_and_classes_must_stay_true(opened: EpisodeStore) -> None:
+    contract = untrained(opened).contract
+    (side,) = contract.datasets
+    dimension = SpaceDimension(name="mode", classes=("go", "stop"))
+    gripper = SpaceDimension(name="gripper")
+    own = ActionSpace(name="own", dimensions=(dimension, gripper), gripper="1 is open, 0 is closed")
+    swapped = replace(own, dimensions=(replace(dimension, classes=("stop", "go")), gripper))
+
+    def served(space: ActionSpace) -> Contract:
+        mapped = replace(side, own=OwnSide(action=space.spec(), dataset=side, map=()))
+        return replace(contract, datasets=(mapped,))
+
+    require_same_meaning(served(own), served(own))
+    for other, words in (
+        (replace(own, gripper="1 is closed, 0 is open"), "gripper convention of metaworld_sample differ"),
+        (swapped, "classes of metaworld_sample differ"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            require_same_meaning(served(own), served(other))

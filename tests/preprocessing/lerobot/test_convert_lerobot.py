@@ -15,6 +15,7 @@ from preprocessing.lerobot.dataset import open_lerobot
 from preprocessing.lerobot.export import ExportConfig, export_store
 from preprocessing.rlds import Episode
 from preprocessing.spec_file import draft, read_spec
+from preprocessing.spec_space import draft_space
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.images import decode_image
 from tests.support.tiny_lerobot import FEATURES, TOP, WRIST, brightness, episode, write_v3, write_v21
@@ -124,6 +125,7 @@ def test_a_set_of_joints_is_drafted_and_kept_in_its_own_space(tmp_path: Path, na
     write_v3(tmp_path / "arms", [[one]], features=FEATURES | {"action": vector, "observation.state": vector})
     text = draft(open_source(str(tmp_path / "arms")))
     filled = text.replace("name: '?'", f"name: {space}").replace("unit: '?'", "unit: rad")
+    filled = filled.replace("gripper: '?'", "gripper: 1 is open, 0 is closed")
     (tmp_path / "arms.yaml").write_text(filled.replace("kind: '?'", "kind: absolute"))
     settings = ConvertConfig(dataset=str(tmp_path / "arms.yaml"), encoder="hash", workers=0)
     convert(str(tmp_path / "arms"), str(tmp_path / "out"), settings)
@@ -135,6 +137,28 @@ def test_a_set_of_joints_is_drafted_and_kept_in_its_own_space(tmp_path: Path, na
     (back,) = dataset.read_shard(dataset.shards("train")[0])
     assert isinstance(back, Episode) and np.array_equal(back.steps["action"], numbers)
     assert np.array_equal(back.steps["canonical_action"], numbers)
+
+
+ARM = ["shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper"]
+
+
+@pytest.mark.parametrize(
+    "names, space",
+    [
+        (ARM, None),  # a walker's six actuators have neither these names nor a gripper
+        ([f"joint_{number}" for number in range(7)], "joints-7d"),
+        ([*(f"joint_{number}" for number in range(6)), "gripper"], None),  # no pose of seven dimensions
+        ([*(f"joint_{number}" for number in range(7)), "gripper"], None),  # places, not velocities
+    ],
+)
+def test_the_draft_of_joints_is_no_shipped_space_of_other_dimensions(names: list[str], space: str | None) -> None:
+    drafted = draft_space("action", len(names), unknown="?", names=names)
+    if space is None:
+        assert drafted["space"] == {"name": "?", "dimensions": names, "gripper": "?"}
+        assert [part["first"] for part in drafted["action"].values()][-1] == len(names) - 1
+    else:
+        assert drafted["space"] == space
+    assert draft_space("action", 7, unknown="?")["space"] == "end-effector-7d"
 
 
 @pytest.mark.parametrize("scale, blocked", [(1, False), (1000, True)])

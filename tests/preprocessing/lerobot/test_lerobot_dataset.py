@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +15,7 @@ import pytest
 
 from preprocessing.episode_source import open_source
 from preprocessing.lerobot.dataset import LeRobotDataset, open_lerobot
+from preprocessing.lerobot.video import VideoFrames
 from preprocessing.rlds import Corrupt, Episode
 from preprocessing.store.images import decode_image
 from tests.support.tiny_lerobot import TASKS, TOP, WRIST, TinyEpisode, brightness, episode, write_v3, write_v21
@@ -234,3 +237,20 @@ def test_features_of_unknown_kinds_are_in_the_way_only_where_someone_wants_them(
     (item,) = episodes_of(tmp_path / "set")
     assert "language_events" not in item.steps
     assert "neither a picture" in open_lerobot(str(tmp_path / "set")).feature("language_events").refusal
+
+
+def test_frames_shown_before_the_key_frame_of_an_open_group_are_found(tmp_path: Path) -> None:
+    """A decoder that begins at such a key frame lacks the frames shown before it, which hang on the group before."""
+    path, fps, count = tmp_path / "open.mp4", 10, 100
+    with av.open(str(path), "w") as container:
+        options = {"bf": "3", "crf": "5", "x264-params": "open-gop=1:keyint=12"}
+        stream = container.add_stream("libx264", rate=fps, options=options)
+        stream.height, stream.width, stream.pix_fmt, stream.time_base = 48, 64, "yuv420p", Fraction(1, fps)
+        for number in range(count):
+            frame = np.full((48, 64, 3), number * 7 % 250, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    for first in range(count - 2):
+        shown = np.arange(first, first + 2)
+        frames = [frame.mean() for frame in VideoFrames(url=str(path), times_s=shown / fps, fps=fps)]
+        assert np.abs(np.array(frames) - (shown * 7) % 250).max() < 5, first

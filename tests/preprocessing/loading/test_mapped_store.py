@@ -12,7 +12,7 @@ from preprocessing.loading.mapped_store import MappedStore
 from preprocessing.store.episode_store import EpisodeStore
 from rt_models.action_space import RT1_SPACE, SPACES
 from rt_models.spec import Contract, Quantiles
-from tests.support.own_robots import ELEVEN, INTO_RT1, JOINTS, SEVEN, make_store
+from tests.support.own_robots import ELEVEN, INTO_RT1, JOINTS, SEVEN, TWO_ARMS, make_store
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +71,11 @@ def test_a_mistake_names_the_dataset(tmp_path: Path) -> None:
         ValueError, match=r"mixture\.maps of seven_joints: joint_0 cannot be mapped onto world_vector_x"
     ):
         MappedStore.declared(store, "world_vector_x = joint_0", RT1_SPACE)
+
+
+def test_neutral_values_are_those_of_the_common_space(tmp_path: Path) -> None:
+    store = make_store(TWO_ARMS, tmp_path)
+    seen = MappedStore.declared(store, "gripper_closed = -left_gripper_open + 1", SPACES["joint-velocity-8d"])
+    own, common = store.dataset.meanings[6].neutral, seen.dataset.meanings[7].neutral
+    assert own is not None and common == pytest.approx(1 - own)
+    assert common == pytest.approx(seen.dataset.statistics.mean[7])

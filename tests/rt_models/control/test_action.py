@@ -10,14 +10,14 @@ import pytest
 import torch
 from test_spec import ZEROS, contract
 
-from rt_models.action_space import ARM
+from rt_models.action_space import ARM, ActionSpace, DimensionMeaning, SpaceDimension
 from rt_models.action_tokens import encode
-from rt_models.control.action import Action
+from rt_models.control.action import Action, ActionOutlet
 from rt_models.control.rt1_policy import RT1Policy
 from rt_models.control.rt2_policy import RT2Policy
 from rt_models.language.prompts import RT2TextConfig
 from rt_models.rt1 import RT1Config
-from rt_models.spec import AffineTransform, DatasetContract
+from rt_models.spec import ActionStatistics, AffineTransform, DatasetContract, Quantiles
 from tests.support.rt1_windows import stirred
 from tests.support.rt2_rows import MINIMAL
 
@@ -72,6 +72,27 @@ def test_the_history_of_actions_holds_the_neutral_one_as_training_shows_it() -> 
     action = policy.act(FRAMES[0], np.ones(512, np.float32))
     assert policy._history is not None and policy._history.action_tokens_RTA is not None
     np.testing.assert_array_equal(policy._history.action_tokens_RTA[0, -2].numpy(), action.tokens)
+
+
+def test_where_no_value_is_neutral_the_history_holds_what_conversion_writes() -> None:
+    """An absolute joint that the dataset lacks: answered as NaN, and shown to the model as the 0 of its store."""
+    space = ActionSpace(name="own", dimensions=tuple(SpaceDimension(name=f"joint_{i}") for i in range(2)))
+    spec, ends = space.spec(), (0.5, 0.0)
+    found = ActionStatistics(count=9, mean=ends, std=ends, minimum=(-0.5, 0.0), maximum=ends, q01=(-0.5, 0.0), q99=ends)
+    meanings = (DimensionMeaning(kind="absolute"), DimensionMeaning())
+    dataset = replace(
+        contract(ZEROS).datasets[0],
+        action_mask=(True, False),
+        units=("rad", "scaled"),
+        statistics=found,
+        transform=Quantiles().fit(spec, found),
+        meanings=meanings,
+    )
+    outlet, chosen = ActionOutlet(spec, dataset), torch.tensor([[3, 200]])
+    stored = encode(torch.from_numpy(dataset.transform.apply(np.zeros((1, 2)))), spec)
+    assert outlet.tokens(chosen).tolist() == [[3, int(stored[0, 1])]]
+    values = outlet.action(torch.zeros(1, 2), chosen, torch.ones(1), single=True).values
+    assert values[0] == 0 and np.isnan(values[1])
 
 
 def test_what_a_model_has_no_words_for_is_neutral_too() -> None:

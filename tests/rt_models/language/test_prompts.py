@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rt_models.action_space import ARM
+from rt_models.action_space import ARM, RT1_SPACE, ActionSpace, SpaceDimension
 from rt_models.action_tokens import decode, encode
 from rt_models.language.action_vocabulary import (
     AddedTokens,
@@ -241,3 +241,12 @@ def test_a_tokenizer_must_be_able_to_end() -> None:
 def test_templates_without_their_place_are_refused(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         RT2TextConfig(**settings)
+
+
+def test_the_fields_of_rt1_s_space_do_not_stand_for_a_larger_one() -> None:
+    torso = SpaceDimension(name="torso")
+    larger = ActionSpace(name="own", dimensions=(*RT1_SPACE.dimensions, torso), gripper=RT1_SPACE.gripper)
+    assert RT2TextConfig().in_space(larger).said_fields() == larger.names
+    chosen = RT2TextConfig(action_space=larger, fields=("torso",))
+    assert chosen.in_space(larger).said_fields() == ("torso",)
+    assert RT2TextConfig().in_space(None) == RT2TextConfig()
