@@ -4,34 +4,40 @@ from __future__ import annotations
 
 from pipelines.publishing.inference import InferenceModel
 from pipelines.serving.adapters.base import Adapter
+from rt_models.action_space import ActionSpec
 from rt_models.spec import DatasetContract
 
 HORIZON = 1  # actions of an answer: a policy here answers one step at a time
 
 
+_UNSAID: dict[str, object] = {"action_names": [], "dimensions": [], "classes": {}, "convention": {}}
+
+
 def greeting(model: InferenceModel, adapter: Adapter, dataset: str | None, source: str) -> dict[str, object]:
     """Plain data for a websocket's metadata, GET /describe and the page.
 
-    Where the policy was trained on several data sets and none was chosen, units are given for each in `datasets`.
+    Where the policy was trained on several data sets and none was chosen, units are given for each in `datasets`; and
+    names, classes and conventions too, where the data sets act in spaces of their own.
     """
     contract, sides = model.contract, model.contract.datasets
     side = contract.dataset(dataset) if dataset is not None or len(sides) == 1 else None
     units = _units(model, side or sides[0])
-    action, _ = (side or sides[0]).acted(contract.action)
-    names = list(adapter.names(action.names))
+    spaces = [each.acted(contract.action)[0] for each in ([side] if side else sides)]
+    is_one = all(space.same_space(spaces[0]) for space in spaces)
+    answered = _answered(spaces[0], adapter) if is_one else _UNSAID
     return {
         "model": source,
         "contract": contract.id,
         "adapter": type(adapter).__name__,
-        "action_names": names,
-        "units": {name: adapter.unit_of(name, units) for name in names} if side else {},
-        "dimensions": list(action.names),
-        "classes": {d.name: list(d.class_names) for d in action.dimensions if d.class_names},
-        "convention": {"action_space": action.name, "gripper": action.gripper},
+        **answered,
+        "units": {name: adapter.unit_of(name, units) for name in adapter.names(spaces[0].names)} if side else {},
         "action_horizon": HORIZON,
         "control_hz": side.control_hz if side else None,
         "absent": list(model.absent(side)) if side else [],
-        "datasets": {each.name: _of_dataset(model, each) for each in sides},
+        "datasets": {
+            each.name: _of_dataset(model, each) | ({} if is_one else _answered(each.acted(contract.action)[0], adapter))
+            for each in sides
+        },
         "encoder": contract.encoder,
         "images": [
             {
@@ -45,6 +51,16 @@ def greeting(model: InferenceModel, adapter: Adapter, dataset: str | None, sourc
         ],
         "frames": model.num_frames,
         "instructions": [text for text in model.instructions.vectors if text.strip()][:100],
+    }
+
+
+def _answered(action: ActionSpec, adapter: Adapter) -> dict[str, object]:
+    """What the numbers of an answer in this space are."""
+    return {
+        "action_names": list(adapter.names(action.names)),
+        "dimensions": list(action.names),
+        "classes": {d.name: list(d.class_names) for d in action.dimensions if d.class_names},
+        "convention": {"action_space": action.name, "gripper": action.gripper},
     }
 
 

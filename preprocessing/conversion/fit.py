@@ -21,6 +21,11 @@ def require_fit(dataset: EpisodeSource, spec: DatasetSpec, cameras: tuple[str, .
         raise ValueError(f"{wrong}, which has {once[0]!r} once per episode: name a field of the steps")
     if isinstance(spec.control_hz, str) and spec.control_hz in dataset.step_paths:
         raise ValueError(f"{wrong}, which has {spec.control_hz!r} at every step: name a field of the episode")
+    recorded_hz = dataset.control_hz
+    if recorded_hz is not None and not isinstance(spec.control_hz, str) and spec.control_hz != recorded_hz:
+        raise ValueError(
+            f"{wrong}: control_hz is {spec.control_hz:g}, and the dataset records {recorded_hz:g} frames a second"
+        )
     for path in (spec.cameras[role] for role in cameras):
         if not dataset.feature(path).is_picture:
             raise ValueError(f"{wrong}: {path!r} holds no colour pictures of 8 bits: name another camera")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,6 +59,12 @@ def test_trained_together_and_answered_apart(
     for robot, name in ((SEVEN, "position_delta_x"), (ELEVEN, "world_vector_x")):
         said = greeting(model, Own(), robot.name, "run")
         assert said["action_names"] == said["dimensions"] and name in said["units"]  # type: ignore[operator]
+    for_both: Any = greeting(model, Own(), None, "run")
+    assert for_both["action_names"] == for_both["dimensions"] == [] and for_both["convention"] == {}
+    by_set = for_both["datasets"]
+    assert by_set["seven_d"]["action_names"] == list(SEVEN.names) and len(by_set["eleven_d"]["action_names"]) == 11
+    assert by_set["seven_d"]["convention"]["gripper"] == "1 is open, 0 is closed"
+    assert by_set["eleven_d"]["convention"]["gripper"] == "+1 closes, -1 opens"
     assert main(["register", "run", "--name", "mixed", "--alias", "champion"]) == 0
     frame = np.zeros((16, 24, 3), np.uint8)
     for source in ("run", "models:/mixed@champion"):

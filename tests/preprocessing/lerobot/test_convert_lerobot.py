@@ -89,6 +89,15 @@ def test_converting_again_in_parts_gives_the_same_rows(tmp_path: Path) -> None:
     assert np.array_equal(floats(part, 0, 0, "action"), floats(whole, 0, 1, "action"))
 
 
+def test_a_rate_that_the_dataset_does_not_have_is_refused(tmp_path: Path) -> None:
+    source = tmp_path / "my_set"
+    write_v3(source, [[episode(0, 4)]])
+    spec = filled_spec(source, tmp_path / "spec.yaml")
+    spec.write_text(spec.read_text().replace("control_hz: 10\n", "control_hz: 30\n"))
+    with pytest.raises(ValueError, match="control_hz is 30, and the dataset records 10 frames a second"):
+        convert(str(source), str(tmp_path / "out"), ConvertConfig(dataset=str(spec), encoder="hash", workers=0))
+
+
 # --- The draft ---
 
 
