@@ -27,6 +27,7 @@ from pipelines.families.models import Model, family_of
 from pipelines.publishing.folder import TrainedModel
 from pipelines.terminal.progress_bar import Count, uncounted
 from pipelines.training.data import as_trained
+from preprocessing.loading.mapped_store import MappedStore
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.web_store import WebStore
 from rt_models.action_tokens import decode
@@ -78,7 +79,7 @@ def _evaluated(
     predictions = as_acted(predict_store(model, contract, store, batch=config.batch, counted=counted), outlet)
     dims = scored_dimensions(dataset, predictions)
     dims = dims[np.isfinite(answered.completed(np.zeros(model.spec.size), model.spec))[dims]]  # NaN is no answer
-    scale = ErrorScale.of(as_trained(store, contract).contract if dataset.own else store.contract)
+    scale = _error_scale(store, contract)
     lazy = {name: baseline_tokens(name, predictions, model) for name in BASELINES}
     interval = config.bootstrap().over(predictions.episode_N)
     correct = {name: correct_share(tokens, predictions, dims) for name, tokens in lazy.items()}
@@ -115,6 +116,12 @@ def _evaluated(
     )
     predicted_NA = _physical(predictions.tokens_NA, model, answered)
     return Evaluation(report=report, predictions=predictions, predicted_NA=predicted_NA)
+
+
+def _error_scale(store: EpisodeStore, contract: Contract) -> ErrorScale:
+    """From the store's own statistics, in the space that the model was trained in."""
+    seen = as_trained(store, contract) if contract.dataset(store.name).own else store
+    return ErrorScale.of((seen.with_statistics() if isinstance(seen, MappedStore) else seen).contract)
 
 
 def _decoding(predictions: Predictions) -> Decoding | None:

@@ -54,19 +54,23 @@ class MappedStore(EpisodeStore):
             require_meaningful(mapped, action, store.dataset.meanings, common)
         except ValueError as error:
             raise ValueError(f"mixture.maps of {store.name}: {error}") from None
-        seen = MappedStore.of(store, mapped, common.spec())
-        if not any(each.held for each in mapped):
-            return seen
-        dataset = replace(seen.dataset, statistics=seen.measured())
-        return replace(seen, contract=replace(seen.contract, datasets=(dataset,)))
+        return MappedStore.of(store, mapped, common.spec()).with_statistics()
 
     @staticmethod
     def of(store: EpisodeStore, mapped: SpaceMap, common: ActionSpec) -> MappedStore:
-        """`store` seen through a map that has been looked at."""
+        """`store` seen through a map that has been looked at; of a held gripper its statistics are those of the
+        commands (`with_statistics`)."""
         own = OwnSide(action=store.contract.action, dataset=store.dataset, map=mapped)
         contract = _common_contract(store.contract, own, common)
         known = {field.name: getattr(store, field.name) for field in fields(EpisodeStore)}
         return MappedStore(**{**known, "contract": contract, "inner": store, "own": own})
+
+    def with_statistics(self) -> MappedStore:
+        """The same with the statistics of what is read: where a gripper is held, one pass over all steps."""
+        if not any(each.held for each in self.own.map):
+            return self
+        dataset = replace(self.dataset, statistics=self.measured())
+        return replace(self, contract=replace(self.contract, datasets=(dataset,)))
 
     def measured(self) -> ActionStatistics:
         """Statistics of the mapped actions: one pass over all steps."""

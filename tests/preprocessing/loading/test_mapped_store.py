@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipelines.evaluation.scoring import _error_scale
 from preprocessing.conventions import held_openness
 from preprocessing.loading.mapped_store import MappedStore
 from preprocessing.store.episode_store import EpisodeStore
@@ -79,3 +81,14 @@ def test_neutral_values_are_those_of_the_common_space(tmp_path: Path) -> None:
     own, common = store.dataset.meanings[6].neutral, seen.dataset.meanings[7].neutral
     assert own is not None and common == pytest.approx(1 - own)
     assert common == pytest.approx(seen.dataset.statistics.mean[7])
+
+
+def test_errors_of_a_held_gripper_are_measured_against_the_range_that_it_is_held_in(tmp_path: Path) -> None:
+    gripper = {"path": "action", "first": 6, "scale": -6, "unit": "closedness"}  # commands of +-0.3 at most
+    robot = replace(ELEVEN, parts=ELEVEN.parts | {"gripper_closedness_action": gripper})
+    store = make_store(robot, tmp_path)
+    text = "position_delta = world_vector; gripper_open = -0.5 * held(gripper_closedness_action) + 0.5"
+    seen = MappedStore.declared(store, text, SPACES["end-effector-7d"])
+    scale = _error_scale(store, seen.contract)
+    assert set(actions(seen)[:, 6].tolist()) == {0.0, 1.0}
+    assert scale.ranges_D[list(scale.dims).index(6)] == 1.0
