@@ -134,6 +134,8 @@ def _obstacle(each: MappedDimension, unit: str, meaning: DimensionMeaning, commo
         return "between joints and poses lies the arm's kinematics, which is no affine map"
     if common_is_pose and meaning.kind not in ("", "delta"):
         return f"it is declared {meaning.kind}, and a motion a step is wanted: that takes the state, no affine map"
+    if "velocity" in each.common and meaning.kind not in ("", "velocity"):
+        return f"it is declared {meaning.kind}, and a velocity is wanted: that takes the state and the rate"
     if each.common.startswith("rotation_delta") and not is_euler(meaning.rotation):
         return f"its rotation is {meaning.rotation}, and no affine map makes roll, pitch and yaw of that"
     for mine, other in ((_LENGTHS, _ANGLES), (_ANGLES, _LENGTHS)):

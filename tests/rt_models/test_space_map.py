@@ -85,6 +85,13 @@ def meanings(space: ActionSpace, **declared: str) -> list[DimensionMeaning]:
             RT1_SPACE,
             "declared absolute, and a motion a step is wanted",
         ),
+        (
+            "joint_velocity = joint",
+            JOINTS,
+            {"kind": "absolute"},
+            SPACES["joint-velocity-8d"],
+            "declared absolute, and a velocity is wanted",
+        ),
         ("terminate_episode = gripper_open", SEVEN, {}, RT1_SPACE, "only the same classes map onto each other"),
         (
             "gripper_closedness_action = held(gripper_open)",
