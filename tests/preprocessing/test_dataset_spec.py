@@ -105,7 +105,7 @@ def test_a_spec_that_contradicts_itself_is_refused(change: dict[str, Any]) -> No
 def test_every_spec_names_itself_and_fills_the_action_space(name: str) -> None:
     spec: DatasetSpec = dataset_spec.load(name)
     assert spec.name == name
-    assert len(spec.units) == len(spec.action_mask) == rt1_action_spec().size
+    assert len(spec.units) == len(spec.action_mask) == spec.space.size
     assert {part.path for part in spec.action} <= set(spec.source_actions)
 
 

@@ -31,6 +31,8 @@ from tests.support.tiny_rlds import (
     write_dataset,
 )
 
+pytestmark = pytest.mark.loads_tensorflow  # to write a list of its own length in every step
+
 HERE = ConvertConfig(workers=0)
 Change = Callable[[int, dict[str, Any]], None]
 
