@@ -14,12 +14,6 @@ settings.register_profile("rtp", deadline=None)  # a busy machine makes any exam
 settings.load_profile("rtp")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What loads TensorFlow runs last: it brings an LLVM whose symbols OSMesa's software renderer then takes for its
-    own, and the simulator crashes when it draws in the same process."""
-    items.sort(key=lambda item: item.get_closest_marker("loads_tensorflow") is not None)
-
-
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Third-party data kept with the tests: Open-X schemas, Bridge episodes, golden logits (tests/data/NOTICE)."""

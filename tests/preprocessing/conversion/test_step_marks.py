@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,14 +26,13 @@ from preprocessing.convert import ConvertConfig, convert
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.summary import quarantine
 from preprocessing.tfds.tfrecord import read_records
+from tests.support.command_line import REPOSITORY, environment
 from tests.support.tiny_rlds import (
     bridge_episode,
     bridge_features,
     frame_record,
     write_dataset,
 )
-
-pytestmark = pytest.mark.loads_tensorflow  # to write a list of its own length in every step
 
 HERE = ConvertConfig(workers=0)
 Change = Callable[[int, dict[str, Any]], None]
@@ -174,9 +175,15 @@ READ = [
 NOT_READ = [
     ({"reward": shaped(np.float32, 2)}, given(reward=[1, 2])),
     ({"reward": tfds.Text()}, given(reward="good")),
-    ({"reward": tfds.Sequence(np.float32)}, lambda place, step: step.update(reward=[1.0] * place)),
     ({"reward": shaped(np.float32, 0)}, given(reward=[])),
 ]
+
+
+def columns_of(source: Path, out: Path, lengths: Sequence[int]) -> tuple[dict[str, list], tuple[str, ...]]:
+    summary = convert(str(source), str(out), HERE)
+    assert (summary.episodes_out, summary.quarantined) == (len(lengths), 0)
+    table = pq.read_table(EpisodeStore.open(summary.store).shards[0].path)
+    return table.slice(0, lengths[0]).to_pydict(), summary.remarks
 
 
 @pytest.fixture
@@ -184,10 +191,7 @@ def stored(tmp_path: Path) -> Callable[..., tuple[dict[str, list], tuple[str, ..
     """stored(change, **features): the columns of the first episode's rows, and the remarks; nothing is quarantined."""
 
     def columns(change: Change, *, lengths: Sequence[int] = (3,), **more: Any) -> tuple[dict[str, list], tuple]:
-        summary = convert(str(source_of(tmp_path / "source", lengths, change, **more)), str(tmp_path / "out"), HERE)
-        assert (summary.episodes_out, summary.quarantined) == (len(lengths), 0)
-        table = pq.read_table(EpisodeStore.open(summary.store).shards[0].path)
-        return table.slice(0, lengths[0]).to_pydict(), summary.remarks
+        return columns_of(source_of(tmp_path / "source", lengths, change, **more), tmp_path / "out", lengths)
 
     return columns
 
@@ -202,6 +206,25 @@ def test_a_reward_of_any_number(stored: Any, features: Any, change: Change, expe
 @pytest.mark.parametrize(("features", "change"), NOT_READ)
 def test_a_reward_of_another_form_is_left_empty(stored: Any, features: Any, change: Change) -> None:
     found, remarks = stored(change, **features)
+    assert found["reward"] == [None] * 3
+    assert remarks == ("reward is not one number per step: it is left empty",)
+
+
+def write_rewards_of_many_lengths(folder: Path) -> None:
+    """A reward of 0, 1 and 2 numbers in the three steps of an episode."""
+    reward = tfds.Sequence(np.float32)
+    source_of(folder, [3], lambda place, step: step.update(reward=[1.0] * place), reward=reward)
+
+
+def test_a_reward_of_another_length_in_every_step_is_left_empty(tmp_path: Path) -> None:
+    """TFDS loads TensorFlow to write it. That needs a process of its own: TensorFlow brings an LLVM and the simulator's
+    OSMesa another, and a process that holds both crashes."""
+    source = tmp_path / "source"
+    here = "tests.preprocessing.conversion.test_step_marks"
+    call = f"here.write_rewards_of_many_lengths(pathlib.Path({str(source)!r}))"
+    program = f"import pathlib, {here} as here; {call}"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=REPOSITORY, env=environment())
+    found, remarks = columns_of(next(source.rglob("features.json")).parent, tmp_path / "out", [3])
     assert found["reward"] == [None] * 3
     assert remarks == ("reward is not one number per step: it is left empty",)
 
