@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse
 
 from pipelines.serving import http_routes, sockets
 from pipelines.serving.frontend import Frontend
+from pipelines.serving.patience import PatientProtocol
 
 _DRAIN_S = 10.0
 _PING_TIMEOUT_S = 300.0  # a simulator between two episodes may block its own event loop for minutes
@@ -74,6 +75,7 @@ def configured(frontend: Frontend, listening: Listening) -> uvicorn.Config:
         port=listening.port,
         ssl_certfile=listening.certificate,
         ssl_keyfile=listening.key,
+        http=PatientProtocol,
         ws="websockets-sansio",
         ws_max_size=limits.message_bytes,
         ws_ping_timeout=_PING_TIMEOUT_S,

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import random
 import socket
 import time
@@ -20,7 +21,7 @@ from pipelines.serving.limits import Limits
 from pipelines.serving.service import ServiceConfig
 from preprocessing.store.episode_store import EpisodeStore
 from tests.support import hostile_messages
-from tests.support.policy_clients import OpenpiRobot, post
+from tests.support.policy_clients import OpenpiRobot, get, post
 from tests.support.policy_server import RunningServer, running, untrained
 
 MESSAGES = 150
@@ -102,3 +103,30 @@ def test_callers_that_stop_in_the_middle_hold_nobody_up(server: RunningServer, g
     time.sleep(0.3)
     for caller in sockets:
         caller.close()
+
+
+def test_a_header_that_does_not_end_takes_no_place_for_long(
+    server: RunningServer, good: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.serving.patience.HEADER_S", 0.3)
+    host, port = server.address.removeprefix("http://").split(":")
+    callers = [socket.create_connection((host, int(port)), timeout=20) for _ in range(250)]
+    for caller in callers[1:]:
+        caller.sendall(b"POST /act HTTP/1.1\r\nHost: x\r\n")
+    for caller in callers:
+        assert caller.recv(1) == b""  # closed, also the one that said nothing
+        caller.close()
+    assert get(f"{server.address}/healthz")[0] == 200
+
+
+def test_a_connection_that_goes_on_is_kept(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.serving.patience.HEADER_S", 0.2)
+    caller = http.client.HTTPConnection(server.address.removeprefix("http://"), timeout=20)
+    with OpenpiRobot(server.websocket) as robot:
+        for _ in range(3):
+            caller.request("GET", "/healthz")
+            answer = caller.getresponse()
+            assert (answer.status, answer.read()) == (200, b"OK\n")
+            time.sleep(0.4)
+        with pytest.raises(RuntimeError, match="no camera frame"):
+            robot.infer({"prompt": "x"})
