@@ -19,6 +19,8 @@ from rt_models.spec import DatasetContract, is_euler
 _AXES = "xyz"
 _POSITIONS = ("world_vector", "position_delta")
 _ROTATION = "rotation_delta"
+_LENGTHS = ("m", "unitless", "scaled", "unknown")
+"""What a displacement may be in; one without a unit is passed on as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +84,13 @@ def missing(known: Sequence[str]) -> list[str]:
 
 
 def misread(space: ActionSpec, side: DatasetContract) -> str:
-    """Why the dimensions that a dataset declares in a space other than RT-1's are no motion as it is read here: a
-    displacement, roll, pitch and yaw, and a gripper that holds a place. Empty where they are."""
+    """Why a dataset's dimensions are no motion as it is read here: a displacement, roll, pitch and yaw, and a gripper
+    that holds a place. Empty where they are."""
+    for name, unit, is_there in zip(space.names, side.units, side.action_mask, strict=True):
+        if is_there and (name.startswith(_POSITIONS) and unit not in _LENGTHS):
+            return f"{name} is in {unit}, and it commands metres"
+        if is_there and name.startswith(_ROTATION) and unit.endswith("/s"):
+            return f"{name} is in {unit}, and it commands a turn"
     for name, meaning, is_there in zip(space.names, side.meanings, side.action_mask, strict=False):
         is_rotation = name.startswith(_ROTATION)
         if is_there and (is_rotation or name.startswith(_POSITIONS)) and meaning.kind not in ("", "delta"):

@@ -175,6 +175,9 @@ def test_what_the_contract_declares_otherwise_is_not_read_by_its_name(name: str)
     assert "position_delta_z is declared absolute" in spoken.misread(*declared(position_delta_z=place))
     change = DimensionMeaning(kind="delta")
     assert "gripper_open is declared delta" in spoken.misread(*declared(gripper_open=change))
+    for unit in ("mm", "m/s"):
+        units = tuple(unit if name == "position_delta_y" else own for name, own in zip(SEVEN, side.units, strict=True))
+        assert f"position_delta_y is in {unit}" in spoken.misread(spec, replace(side, units=units))
     other = replace(spec, gripper="1 is closed, 0 is open")
     assert "the space says 1 is closed, 0 is open" in spoken.misread(other, side)
 
