@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 from pipelines.serving.frontend import Frontend
 from pipelines.serving.request_format import ServedPolicy
 from pipelines.serving.run import Listening
 
 _CLIENT = """\
+import numpy as np
 from openpi_client.websocket_client_policy import WebsocketClientPolicy  # pip install openpi-client
 
 policy = WebsocketClientPolicy("{url}")
-print(policy.get_server_metadata()["action_names"])
-answer = policy.infer({{"image": frame, "prompt": "{text}"}})  # frame: uint8 (H, W, 3), RGB
-answer["actions"][0]"""
+frame = np.full(({height}, {width}, 3), 128, np.uint8)  # the camera's newest, RGB
+answer = policy.infer({{"image": frame, "prompt": {text}}})
+print(dict(zip(policy.get_server_metadata()["action_names"], answer["actions"][0])))"""
 
 
 def announcement(frontend: Frontend, listening: Listening, source: str) -> str:
@@ -38,6 +41,11 @@ def announcement(frontend: Frontend, listening: Listening, source: str) -> str:
             "",
             "From Python:",
             "",
-            _CLIENT.format(url=listening.url("ws"), text=text.replace('"', '\\"')),
+            _CLIENT.format(
+                url=listening.url("ws"),
+                text=json.dumps(text, ensure_ascii=False),
+                height=policy.contract.image.height,
+                width=policy.contract.image.width,
+            ),
         ]
     )

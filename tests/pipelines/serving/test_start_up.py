@@ -1,0 +1,33 @@
+"""What `rtp serve` prints when it is ready can be pasted."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+
+from pipelines.serving.client import PolicyClient
+from pipelines.serving.run import Listening
+from pipelines.serving.start_up import announcement
+from tests.support.policy_server import RunningServer
+
+
+class AsOpenpis(PolicyClient):
+    """With the name that openpi's client has for the metadata."""
+
+    def get_server_metadata(self) -> object:
+        return self.metadata
+
+
+def test_the_python_client_runs_as_it_stands(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = types.ModuleType("openpi_client.websocket_client_policy")
+    theirs.WebsocketClientPolicy = AsOpenpis  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "openpi_client", types.ModuleType("openpi_client"))
+    monkeypatch.setitem(sys.modules, "openpi_client.websocket_client_policy", theirs)
+    listening = Listening(port=int(server.address.rpartition(":")[2]))
+    _, _, client = announcement(server.frontend, listening, "runs/first").partition("From Python:\n")
+    exec(compile(client, "<pasted>", "exec"), {})
+    assert "'world_vector_x': " in capsys.readouterr().out
