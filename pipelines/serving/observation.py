@@ -5,7 +5,7 @@ openpi's keys contain slashes and are flat; those of vla-eval and ALOHA hold a m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -45,8 +45,17 @@ def _frame(observation: Observation, keys: Sequence[str]) -> object:
         found = _at(observation, key)
         if found is not None:
             return _pixels(found, key)
-    there = ", ".join(sorted(f"{name:.60}" for name in observation)[:12]) or "nothing"
+    there = ", ".join(sorted(f"{name:.60}" for name in _names(observation))[:12]) or "nothing"
     raise Refusal(f"there is no camera frame: send one as {' or '.join(keys[:3])} (there is {there})", field=keys[0])
+
+
+def _names(observation: Observation) -> Iterator[str]:
+    """The fields, and of a map of cameras each camera, as an adapter's `image_keys` name it."""
+    for name, value in observation.items():
+        if isinstance(value, dict) and value:
+            yield from (f"{name}.{camera}" for camera in value)
+        else:
+            yield name
 
 
 def _at(observation: Observation, key: str) -> object:

@@ -162,3 +162,15 @@ def test_places_are_limited_and_given_back(opened: EpisodeStore) -> None:
             time.sleep(0.02)
         with OpenpiRobot(server.websocket):
             pass
+
+
+def test_of_several_cameras_the_refusal_names_each(server: RunningServer, text: str) -> None:
+    image = np.zeros((8, 8, 3), np.uint8)
+    told = r"there is images\.left, images\.right, prompt"
+    with OpenpiRobot(server.websocket) as robot, pytest.raises(RuntimeError, match=told):
+        robot.infer({"images": {"left": image, "right": image}, "prompt": text})
+
+
+def test_a_vector_that_is_none_is_blamed_itself(server: RunningServer) -> None:
+    with OpenpiRobot(server.websocket) as robot, pytest.raises(RuntimeError, match='"field": "embedding"'):
+        robot.infer({"image": np.zeros((8, 8, 3), np.uint8), "embedding": np.full(512, np.nan, np.float32)})
