@@ -167,7 +167,7 @@ class Contract:
         for dataset in self.datasets:
             if dataset.name == name:
                 return dataset
-        raise ValueError(f"dataset {name!r} is not in this contract: name one of {known}")
+        raise ValueError(f"dataset {name!r:.60} is not in this contract: name one of {known}")
 
     def trained_with(self, action: ActionSpec, scaling: Scaling) -> Contract:
         """The contract of a model with this action space, trained on these stores with this scaling."""

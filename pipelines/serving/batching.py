@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -40,7 +40,8 @@ class Job:
     instruction: Any
     reset: bool
     future: asyncio.Future[Result]
-    arrived: float = field(default_factory=time.monotonic)
+    arrived: float
+    """When the robot's message was received, by the monotonic clock."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +67,11 @@ class Batcher:
         active: Callable[[], int],
         observed: Callable[[int, float], None],
     ) -> None:
-        self._config, self._max_waiting, self._late_s = config, max_waiting, late_ms / 1000
+        self._config, self._max_waiting, self._late_ms = config, max_waiting, late_ms
         self._active, self._observed = active, observed
         self._waiting: dict[Session, Job] = {}
         self._arrived = asyncio.Event()
-        self._in_flight = 0
+        self._in_flight: Sequence[Job] = ()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
 
     @property
@@ -81,11 +82,15 @@ class Batcher:
     def is_idle(self) -> bool:
         return not self._waiting and not self._in_flight
 
+    def needs(self, model: InferenceModel) -> bool:
+        """Whether a frame that this model is to answer is still here."""
+        return any(job.model is model for job in (*self._waiting.values(), *self._in_flight))
+
     def submit(self, job: Job) -> None:
         """Let the job wait. Raises Refusal (503) where too many wait already."""
         older = self._waiting.pop(job.session, None)
         if older is not None:
-            _refuse(older, f"a newer frame of robot {job.session.name} has taken the place of this one", status=409)
+            _refuse(older, f"a newer frame of {_called(job.session)} has taken the place of this one", status=409)
         if len(self._waiting) >= self._max_waiting:
             raise Refusal(f"{len(self._waiting)} robots are waiting already: ask again later", status=503)
         self._waiting[job.session] = job
@@ -102,11 +107,11 @@ class Batcher:
             await self._gather()
             jobs = self._taken()
             if jobs:
-                self._in_flight = len(jobs)
+                self._in_flight = jobs
                 try:
                     await self._answer(jobs)
                 finally:
-                    self._in_flight = 0
+                    self._in_flight = ()
             if not self._waiting:
                 self._arrived.clear()
 
@@ -132,10 +137,12 @@ class Batcher:
         for session, job in list(self._waiting.items()):
             if job.future.done():
                 del self._waiting[session]
-            elif now - job.arrived > self._late_s:
+                continue
+            try:
+                require_timely(now - job.arrived, self._late_ms)
+            except Refusal as refusal:
                 del self._waiting[session]
-                age = f"{(now - job.arrived) * 1000:.0f} ms"
-                _refuse(job, f"this frame has waited {age}, longer than {self._late_s * 1000:g} ms", status=503)
+                job.future.set_exception(refusal)
         latest = sorted(self._waiting.values(), key=lambda job: job.arrived, reverse=True)[: self._config.max_batch]
         for job in latest:
             del self._waiting[job.session]
@@ -156,6 +163,16 @@ class Batcher:
                     job.future.set_result(Result(action=outcome, infer_ms=seconds * 1000))
                 else:
                     job.future.set_exception(outcome)
+
+
+def require_timely(age_s: float, late_ms: float) -> None:
+    """Raises Refusal (503) for a frame of this age: an action for an old frame is worse than none."""
+    if age_s * 1000 > late_ms:
+        raise Refusal(f"this frame has waited {age_s * 1000:.0f} ms, longer than {late_ms:g} ms", status=503)
+
+
+def _called(session: Session) -> str:
+    return f"robot {session.name}" if session.name else "this robot"
 
 
 def _refuse(job: Job, reason: str, *, status: int) -> None:

@@ -110,7 +110,10 @@ class _Http:
         ]
         sessions = [self._session(row.robot, row.question) for row in rows]
         answered: dict[int, Answer] = {}
-        for turn in mlflow_rows.turns(rows):
+        for turn in mlflow_rows.turns(sessions):
+            if len(rows) > 1:  # a table is no robot's newest frame: each turn begins to wait when it comes
+                begins = time.monotonic()
+                prepared = [replace(row, arrived=begins) for row in prepared]
             asked = [self._service.answer(sessions[number], prepared[number]) for number in turn]
             answered |= dict(zip(turn, await asyncio.gather(*asked), strict=True))
         predictions = [mlflow_rows.prediction(answered[number]) for number in range(len(rows))]
@@ -118,7 +121,7 @@ class _Http:
 
     def _session(self, robot: str | None, question: Question) -> Session:
         mlflow_rows.require_history(robot, question, self._frontend.frames_without_a_name())
-        if question.stateless:
+        if question.stateless or (robot is None and self._service.model.num_frames == 1):
             return self._service.sessions.alone("")
         return self._service.sessions.named(robot or "")
 

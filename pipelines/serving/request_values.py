@@ -104,7 +104,7 @@ def is_missing(value: object) -> bool:
 def flag(name: str, value: object) -> bool:
     """True or false; a cell left out is false. Raises ValueError for anything else."""
     if not is_missing(value) and not isinstance(value, bool | np.bool_):
-        raise ValueError(f"{name} must be true or false, got {value!r}")
+        raise ValueError(f"{name} must be true or false, got {value!r:.60}")
     return not is_missing(value) and bool(value)
 
 

@@ -23,12 +23,13 @@ from pipelines.config.compute import Compute
 from pipelines.publishing.folder import TrainedModel
 from pipelines.publishing.inference import InferenceModel, named
 from pipelines.serving.action_limits import ActionLimits
-from pipelines.serving.batching import Batcher, Job, Result
+from pipelines.serving.batching import Batcher, Job, Result, require_timely
 from pipelines.serving.batching_config import BatchingConfig
 from pipelines.serving.limits import Limits
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.question import Answer, Question
 from pipelines.serving.refusal import Refusal
+from pipelines.serving.request_values import is_missing
 from pipelines.serving.sessions import Session, Sessions
 from rt_models.control.control_step import CAPACITIES
 from rt_models.spec import DatasetContract
@@ -59,6 +60,8 @@ class Prepared:
     dataset: DatasetContract
     frame_HWC: np.ndarray
     instruction: Any
+    arrived: float
+    """When the question was received, by the monotonic clock: its age counts from there."""
 
 
 class PolicyService:
@@ -122,9 +125,14 @@ class PolicyService:
         """Frame and instruction as the model takes them; no history moves. Raises Refusal."""
         if self.is_stopping:
             raise Refusal("this server is stopping: connect again", status=503)
-        model = self.model
+        model, arrived = self.model, time.monotonic()
+
+        def timely() -> Prepared:
+            require_timely(time.monotonic() - arrived, self.config.limits.late_ms)  # before it costs more
+            return self._read(model, read(), arrived)
+
         with self._being_asked():
-            return await self.in_reader(lambda: self._read(model, read()))
+            return await self.in_reader(timely)
 
     async def answer(self, session: Session, prepared: Prepared) -> Answer:
         """The action for the frame, which joins the robot's history. Raises Refusal."""
@@ -132,7 +140,8 @@ class PolicyService:
         with self._being_asked():
             if prepared.model is not self.model:  # another has taken its place meanwhile
                 model, question = self.model, prepared.question
-                prepared = await self.in_reader(lambda: self._read(model, question))
+                arrived = prepared.arrived
+                prepared = await self.in_reader(lambda: self._read(model, question, arrived))
             return self._named(await self._acted(session, prepared), prepared)
 
     async def in_reader(self, work: Callable[[], Any]) -> Any:
@@ -144,15 +153,16 @@ class PolicyService:
         except (ValueError, RecursionError, OverflowError, MemoryError) as error:
             raise Refusal(" ".join(str(error).split()) or type(error).__name__) from error
 
-    def _read(self, model: InferenceModel, question: Question) -> Prepared:
+    def _read(self, model: InferenceModel, question: Question, arrived: float) -> Prepared:
         contract = model.contract
         if question.contract and question.contract != contract.id:
             raise Refusal(
-                f"contract {question.contract} was asked for, this policy has {contract.id}: load the policy that the "
-                f"robot was set up for, or set the robot up for this one",
+                f"contract {question.contract:.60} was asked for, this policy has {contract.id}: load the policy that "
+                f"the robot was set up for, or set the robot up for this one",
                 field="contract",
             )
         text, longest = question.instruction, self.config.limits.max_instruction_chars
+        told_by = "instruction" if is_missing(question.embedding) else "embedding"
         if text is not None and len(text) > longest:
             raise Refusal(f"the instruction has {len(text)} letters, at most {longest} are read", field="instruction")
         dataset = _blamed("dataset", lambda: contract.dataset(question.dataset or self.config.dataset))
@@ -161,7 +171,8 @@ class PolicyService:
             question=question,
             dataset=dataset,
             frame_HWC=_blamed("image", lambda: model.frame(question.frame)),
-            instruction=_blamed("instruction", lambda: model.instruction(text, question.embedding)),
+            instruction=_blamed(told_by, lambda: model.instruction(text, question.embedding)),
+            arrived=arrived,
         )
 
     async def _acted(self, session: Session, prepared: Prepared) -> Result:
@@ -174,6 +185,7 @@ class PolicyService:
             instruction=prepared.instruction,
             reset=question.reset,
             future=asyncio.get_running_loop().create_future(),
+            arrived=prepared.arrived,
         )
         self.batcher.submit(job)
         return await job.future
@@ -226,9 +238,11 @@ class PolicyService:
         model = InferenceModel(trained, self.config.compute)
         self.require_fitting(model)
         await asyncio.to_thread(self.warm_up, model)
-        self.model = model
+        old, self.model = self.model, model
         self.metrics.swapped()
-        await self.batcher.in_model_thread(self.sessions.forget_histories)
+        while self.batcher.needs(old):  # what it has begun rests on the histories that it has seen
+            await asyncio.sleep(0.005)
+        await self.batcher.in_model_thread(lambda: self.sessions.forget_histories(unless=model))
 
     async def drain(self, timeout_s: float) -> None:
         """Take nothing new, and answer what is there."""

@@ -39,8 +39,9 @@ class Session:
             self._model, self._dataset = model, dataset.name
         return self._policy
 
-    def forget_history(self) -> None:
-        self._policy, self._model = None, None
+    def forget_history(self, *, unless: InferenceModel) -> None:
+        if self._model is not unless:
+            self._policy, self._model = None, None
 
 
 @dataclass
@@ -95,10 +96,11 @@ class Sessions:
         since = self._clock() - within_s
         return sum(session.last_asked >= since for session in (*self._named.values(), *self._connected))
 
-    def forget_histories(self) -> None:
-        """So that nothing holds on to a model that is no longer served. It belongs into the model's thread."""
+    def forget_histories(self, *, unless: InferenceModel) -> None:
+        """But those of one model: nothing holds on to another that is no longer served. It belongs into the model's
+        thread."""
         for session in (*self._named.values(), *self._connected):
-            session.forget_history()
+            session.forget_history(unless=unless)
 
     def listed(self) -> list[dict[str, object]]:
         """The robots by name, with the seconds since each last asked."""

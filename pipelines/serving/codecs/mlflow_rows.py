@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipelines.serving.question import Answer, Question
@@ -50,13 +50,13 @@ def read(body: bytes, *, num_frames: int) -> list[Row]:
     return [_row(number, row, params, num_frames) for number, row in enumerate(table)]
 
 
-def turns(rows: Sequence[Row]) -> list[list[int]]:
-    """The numbers of the rows, in turns in which no robot has two: the first rows of all robots, the second, ..."""
+def turns(robots: Sequence[Hashable]) -> list[list[int]]:
+    """The numbers of rows of these robots, in turns in which no robot has two: all first rows, all second, ..."""
     turns: list[list[int]] = []
-    seen: Counter[str | None] = Counter()
-    for number, row in enumerate(rows):
-        turn = 0 if row.robot is None else seen[row.robot]
-        seen[row.robot] += row.robot is not None
+    seen: Counter[Hashable] = Counter()
+    for number, robot in enumerate(robots):
+        turn = seen[robot]
+        seen[robot] += 1
         turns += [[]] if turn == len(turns) else []
         turns[turn].append(number)
     return turns
@@ -127,7 +127,7 @@ def _row(number: int, row: Mapping[str, object], params: Mapping[str, str | None
         robot = robot_name(row.get("robot"))
         question = Question(
             frame=row.get("image"),
-            instruction=None if is_missing(row.get("instruction")) else str(row["instruction"]),
+            instruction=_text(row.get("instruction")),
             embedding=row.get("embedding"),
             reset=flag("reset", row.get("reset")),
             stateless=flag("stateless", row.get("stateless")),
@@ -140,10 +140,20 @@ def _row(number: int, row: Mapping[str, object], params: Mapping[str, str | None
     return Row(robot=robot, question=question)
 
 
-def robot_name(value: object) -> str | None:
-    """The name of the robot that a request continues, or None. Raises Refusal for one that is too long."""
+def _text(value: object) -> str | None:
     if is_missing(value):
         return None
+    if not isinstance(value, str):
+        raise Refusal(f"instruction must be text, got {type(value).__name__}", field="instruction")
+    return value
+
+
+def robot_name(value: object) -> str | None:
+    """The name of the robot that a request continues, or None. Raises Refusal for what is no name, or too long."""
+    if is_missing(value) or value == "":
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise Refusal(f"robot must be text, got {type(value).__name__}", field="robot")
     name = str(value)
     if len(name) > _LONGEST_NAME:
         raise Refusal(f"robot has {len(name)} letters, at most {_LONGEST_NAME} are read", field="robot")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -271,3 +272,47 @@ def test_a_batch_is_no_larger_than_a_pass_of_the_model() -> None:
             BatchingConfig(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="--max-robots 0: give a number above 0"):
         Limits(max_robots=0)
+
+
+def test_a_frame_that_has_waited_to_be_read_is_late_too(opened: EpisodeStore, frames: list[bytes], text: str) -> None:
+    def slowly() -> Question:
+        time.sleep(0.2)
+        return Question(frame=frames[0], instruction=text)
+
+    async def crowded(service: PolicyService) -> list[Any]:
+        robots = [service.sessions.named(f"robot-{number}") for number in range(24)]
+        asked = [service.ask(robot, slowly) for robot in robots]
+        started = time.monotonic()
+        told = await asyncio.gather(*asked, return_exceptions=True)
+        assert time.monotonic() - started < 3  # those that are late are not read first
+        return told
+
+    told = serve(opened, crowded, limits=Limits(late_ms=500))
+    refused = [str(answer) for answer in told if isinstance(answer, Refusal)]
+    assert refused and all(reason.startswith("this frame has waited ") for reason in refused)
+    assert len(refused) < len(told)
+
+
+def test_a_frame_that_waits_while_the_model_changes_keeps_its_history(
+    opened: EpisodeStore, frames: list[bytes], text: str
+) -> None:
+    async def swapped(service: PolicyService) -> tuple[Any, Any]:
+        robot, other = service.sessions.named("robot"), service.sessions.named("other")
+        for frame in frames[:2]:
+            await service.ask(robot, asks(frame, text))
+        with held(service):
+            asked = [asyncio.create_task(service.ask(other, asks(frames[0], text)))]
+            await asyncio.sleep(0.1)  # its pass has begun
+            asked.append(asyncio.create_task(service.ask(robot, asks(frames[2], text))))
+            await waits(service, 1)
+            swap = asyncio.create_task(service.swap(replace(untrained(opened, seed=1), source="second")))
+            while service.source != "second":
+                await asyncio.sleep(0.005)
+            await asyncio.sleep(0.05)
+        _, before = await asyncio.gather(*asked)
+        await swap
+        return before, await service.ask(robot, asks(frames[3], text))
+
+    before, after = serve(opened, swapped, limits=Limits(late_ms=30_000))
+    assert (before.model, before.action.frames_seen) == ("untrained", 3)
+    assert (after.model, after.action.frames_seen) == ("second", 1)

@@ -114,6 +114,10 @@ def test_a_row_that_is_wrong_leaves_every_history_as_it_was(
         ({"row": {"stateless": True}}, "row 0: stateless is an answer without a history"),
         ({"row": {"reset": "yes"}}, "row 0: reset must be true or false"),
         ({"row": {"instruction": "w" * 2000}}, "row 0: the instruction has 2000 letters, at most 1000 are read"),
+        ({"row": {"instruction": ["press it"]}}, "row 0: instruction must be text, got list"),
+        ({"row": {"instruction": 7}}, "row 0: instruction must be text, got int"),
+        ({"row": {"robot": ["arm-1"]}}, "row 0: robot must be text, got list"),
+        ({"row": {"robot": ""}}, "row 0: this policy looks at the last 3 frames of a robot, and the row names none"),
         ({"row": {"embedding": [1, 2]}}, "row 0: embedding must be 512 finite numbers, got int64 (2,)"),
         ({"count": MAX_ROWS + 1}, f"{MAX_ROWS + 1} rows in one request: at most {MAX_ROWS} are answered"),
     ],
@@ -172,3 +176,34 @@ def test_a_registered_bundle_still_opens_without_a_table(opened: EpisodeStore, t
 def test_the_request_format_and_the_dimensions_fit_into_80_columns(server: RunningServer) -> None:
     lines = ServedPolicy.of(server.service.model).description().splitlines()
     assert [line for line in lines if len(line) > 80 and not line.startswith("curl")] == []
+
+
+def test_what_is_sent_in_a_wrong_field_is_not_sent_back_whole(server: RunningServer, frames: list[bytes]) -> None:
+    """A picture in the place of a flag or a name would be in the log, too."""
+    (row,) = json.loads(words_of(server)[5])["dataframe_records"]
+    picture = base64.b64encode(frames[0]).decode()
+    for change in ({"reset": picture}, {"robot": picture}):
+        status, answer = ask(server, {"dataframe_records": [row | change]})
+        assert status == 400 and len(answer["message"]) < 300, change
+    for params in ({"contract": picture}, {"dataset": picture}):
+        status, answer = ask(server, {"dataframe_records": [row], "params": params})
+        assert status == 400 and len(answer["message"]) < 300, params
+
+
+def test_rows_without_a_name_follow_each_other_where_there_is_one_robot(opened: EpisodeStore) -> None:
+    with running(untrained(opened), ServiceConfig(limits=Limits(max_robots=1))) as server:
+        (row,) = json.loads(words_of(server)[5])["dataframe_records"]
+        del row["robot"]
+        status, answer = ask(server, {"dataframe_records": [row] * 3})
+        assert status == 200, answer
+        assert [row["frames_seen"] for row in answer["predictions"]] == [1, 2, 3]
+
+
+def test_a_policy_of_one_frame_answers_rows_and_robots_without_a_name(opened: EpisodeStore) -> None:
+    """They have no history to share, so none takes the place of another."""
+    with running(untrained(opened, "rt2_tiny")) as server:
+        (row,) = json.loads(words_of(server)[5])["dataframe_records"]
+        del row["robot"]
+        status, answer = ask(server, {"dataframe_records": [row] * 3})
+        assert status == 200 and len(answer["predictions"]) == 3, answer
+        assert len(server.service.sessions) == 0
