@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 
+from pipelines.serving.access import TOKEN
 from pipelines.serving.frontend import Frontend
 from pipelines.serving.request_format import ServedPolicy
 from pipelines.serving.run import Listening
 
 _CLIENT = """\
-import numpy as np
+{imports}import numpy as np
 from openpi_client.websocket_client_policy import WebsocketClientPolicy  # pip install openpi-client
 
-policy = WebsocketClientPolicy("{url}")
+policy = WebsocketClientPolicy("{url}"{key})
 frame = np.full(({height}, {width}, 3), 128, np.uint8)  # the camera's newest, RGB
 answer = policy.infer({{"image": frame, "prompt": {text}}})
 print(dict(zip(policy.get_server_metadata()["action_names"], answer["actions"][0])))"""
@@ -22,6 +23,7 @@ def announcement(frontend: Frontend, listening: Listening, source: str) -> str:
     """The text, with a curl line and a Python client for this address."""
     policy = ServedPolicy.of(frontend.service.model)
     address = listening.url()
+    wants_token = frontend.access.token is not None
     text = next(iter(policy.instructions), "open the drawer")
     return "\n".join(
         [
@@ -37,12 +39,14 @@ def announcement(frontend: Frontend, listening: Listening, source: str) -> str:
             "",
             "Try it, with a grey frame:",
             "",
-            policy.curl(address),
+            policy.curl(address) + (f' -H "Authorization: Bearer ${TOKEN}"' if wants_token else ""),
             "",
             "From Python:",
             "",
             _CLIENT.format(
                 url=listening.url("ws"),
+                key=f', api_key=os.environ["{TOKEN}"]' if wants_token else "",
+                imports="import os\n\n" if wants_token else "",
                 text=json.dumps(text, ensure_ascii=False),
                 height=policy.contract.image.height,
                 width=policy.contract.image.width,

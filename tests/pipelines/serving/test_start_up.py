@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import types
+from dataclasses import replace
 
 import pytest
 
+from pipelines.serving.access import Access
 from pipelines.serving.client import PolicyClient
 from pipelines.serving.run import Listening
 from pipelines.serving.start_up import announcement
@@ -31,3 +33,11 @@ def test_the_python_client_runs_as_it_stands(
     _, _, client = announcement(server.frontend, listening, "runs/first").partition("From Python:\n")
     exec(compile(client, "<pasted>", "exec"), {})
     assert "'world_vector_x': " in capsys.readouterr().out
+
+
+def test_with_a_token_both_send_it(server: RunningServer) -> None:
+    """From the environment, so that it stands on no screen."""
+    told = announcement(replace(server.frontend, access=Access(token="secret")), Listening(), "runs/first")
+    (curl,) = [line for line in told.splitlines() if line.startswith("curl ")]
+    assert curl.endswith(' -H "Authorization: Bearer $RTP_SERVE_TOKEN"')
+    assert ', api_key=os.environ["RTP_SERVE_TOKEN"])' in told and "secret" not in told
