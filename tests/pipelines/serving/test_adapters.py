@@ -168,7 +168,8 @@ def test_what_the_contract_declares_otherwise_is_not_read_by_its_name(name: str)
     spoken = adapter(name)
     spec, side = declared()
     assert spoken.misread(spec, side) == ""
-    assert spoken.misread(rt1_action_spec(), replace(side, meanings=())) == ""
+    eleven = replace(side, meanings=(), units=tuple(ELEVEN.values()), action_mask=(True,) * len(ELEVEN))
+    assert spoken.misread(rt1_action_spec(), eleven) == ""
     turned = DimensionMeaning(kind="delta", rotation="axis angle")
     assert "rotation_delta_x is declared axis angle" in spoken.misread(*declared(rotation_delta_x=turned))
     place = DimensionMeaning(kind="absolute")
