@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from pipelines.serving.access import Access
 from pipelines.serving.adapters.base import Adapter
+from pipelines.serving.adapters.openvla import OpenVLA
 from pipelines.serving.adapters.own import Own
 from pipelines.serving.adapters.vla_eval import VlaEval
 from pipelines.serving.greeting import greeting
@@ -36,16 +37,19 @@ class Frontend:
                 if why := adapter.misread(space, side):
                     raise ValueError(f"adapter {type(adapter).__name__} cannot speak for {side.name}: {why}")
 
-    def adapter_for(self, protocol: Protocol) -> Adapter:
-        """The one that was chosen; else the harness's own 7-D for vla-eval where the policy has them, and all
-        dimensions of the policy elsewhere."""
+    def adapter_for(self, protocol: Protocol, *, as_array: bool = False) -> Adapter:
+        """The one that was chosen; else what the protocol's own clients expect, if the policy commands it: vla-eval's
+        seven numbers, and OpenVLA's where /act answers `as_array`, which names nothing. Else all of the policy's."""
         if protocol in self.adapters:
             return self.adapters[protocol]
-        theirs = VlaEval()
-        has_theirs = not any(
-            theirs.missing(space.names) or theirs.misread(space, side) for space, side in self._sides()
-        )
-        return theirs if protocol == "vla" and has_theirs else Own()
+        if protocol == "vla" and self._fits(VlaEval()):
+            return VlaEval()
+        if protocol == "act" and as_array and self._fits(OpenVLA()):
+            return OpenVLA()
+        return Own()
+
+    def _fits(self, adapter: Adapter) -> bool:
+        return not any(adapter.missing(space.names) or adapter.misread(space, side) for space, side in self._sides())
 
     def _sides(self) -> list[tuple[ActionSpec, DatasetContract]]:
         return self.service.model.sides(self.service.config.dataset)

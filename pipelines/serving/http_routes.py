@@ -97,7 +97,7 @@ class _Http:
         prepared = await self._service.prepare(read)
         session = self._session(robot_of(seen) or given, prepared.question)
         answer = await self._service.answer(session, prepared)
-        return _act_response(seen, answer, adapter)
+        return _act_response(seen, answer, self._frontend.adapter_for("act", as_array=_wants_array(seen)))
 
     async def invocations(self, request: Request) -> Response:
         """MLflow's scoring format; rows of different robots are answered together."""
@@ -210,13 +210,18 @@ def _act_response(observation: Mapping[str, object], answer: Answer, adapter: Ad
     actions_HD = adapter.command(answer.action.values, answer.action.units)[None]
     arrays = [json_numpy.array(action_D) for action_D in actions_HD]
     content: object = plain(told)
-    if observation.get("full_image") is not None:
-        content = arrays
-    elif not isinstance(observation.get("image"), str | list) and "explain" not in observation:
-        content = arrays[0]
+    if _wants_array(observation):
+        content = arrays if observation.get("full_image") is not None else arrays[0]
     if "encoded" in observation:
         content = json.dumps(content)
     return JSONResponse(content)
+
+
+def _wants_array(observation: Mapping[str, object]) -> bool:
+    """Whether the answer is bare numbers, as OpenVLA's clients read it."""
+    if observation.get("full_image") is not None:
+        return True
+    return not isinstance(observation.get("image"), str | list) and "explain" not in observation
 
 
 def _refused(refusal: Refusal, protocol: str) -> Response:

@@ -45,13 +45,15 @@ def test_every_client_gets_the_same_action_in_its_own_form(
     status, named = act(server, image=encoded, **said)
     assert status == 200 and named["action_names"][1] == "world_vector_x" and named["units"]["world_vector_x"] == "m"
     assert named["frames_seen"] == 1 and len(named["tokens"][0]) == 11 and "rotation_delta_x" in named["absent"]
-    expected = np.array(named["actions"][0], np.float32)
+    by_name = dict(zip(named["action_names"], named["actions"][0], strict=True))
+    motion = [by_name[f"{group}_{axis}"] for group in ("world_vector", "rotation_delta") for axis in "xyz"]
+    expected = np.array([*motion, (1 - by_name["gripper_closedness_action"]) / 2], np.float32)  # 1: open
     openvla = act(server, image=pixels, **said)[1]
-    np.testing.assert_array_equal(values(openvla), expected)
+    np.testing.assert_allclose(values(openvla), expected, rtol=1e-6)
     (oft,) = act(server, full_image=pixels, **said)[1]
-    np.testing.assert_array_equal(values(oft), expected)
+    np.testing.assert_array_equal(values(oft), values(openvla))
     double = act(server, encoded=json.dumps({"image": pixels, **said}))[1]
-    np.testing.assert_array_equal(values(json.loads(double)), expected)
+    np.testing.assert_array_equal(values(json.loads(double)), values(openvla))
 
 
 def test_a_robot_has_a_history_by_its_name_or_by_its_address(
