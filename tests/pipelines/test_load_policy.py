@@ -79,6 +79,12 @@ def test_a_vector_stands_for_its_text_and_what_is_unknown_is_refused(run: str, s
         policy.act(frames[0], "sing")
 
 
+def test_a_robot_of_another_rate_is_refused(run: str) -> None:
+    assert load_policy(run, control_hz=10).dataset.control_hz == 10
+    with pytest.raises(ValueError, match=r"acts 30 times a second, and the policy learned from \w+ at 10 Hz"):
+        load_policy(run, control_hz=30)
+
+
 def test_an_export_needs_no_stores_and_a_run_without_them_says_so(
     run: str, home: Path, store: str, frames: list[bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
