@@ -55,7 +55,6 @@ class MetaWorldBenchmark(StepBenchmark):
         self._configs = {config.task: config for config in chosen}
         self._seed = FIRST_EVALUATION_SEED + seed
         self._environment: Environment | None = None
-        self._is_terminated = False
 
     @classmethod
     def configure_render(cls, mode: str) -> dict[str, str]:
@@ -67,13 +66,13 @@ class MetaWorldBenchmark(StepBenchmark):
 
     def reset(self, task: Mapping[str, Any]) -> Observation:
         self.cleanup()
-        self._environment, self._is_terminated = self._configs[task["name"]].build(), False
+        self._environment = self._configs[task["name"]].build()
         return self._environment.reset(self._seed + int(task["episode_idx"]))
 
     def step(self, action: Mapping[str, Any]) -> StepResult:
         assert self._environment is not None
-        values, self._is_terminated = read_action(action["actions"])
-        if self._is_terminated:
+        values, is_over = read_action(action["actions"])
+        if is_over:
             return StepResult(obs=self._last_result.obs, reward=0.0, done=True, info={})
         seen = self._environment.step(values)
         return StepResult(obs=seen, reward=seen.reward, done=seen.is_over, info={"success": seen.success})

@@ -30,7 +30,6 @@ class Trial:
 
     environment: str
     episodes: int = 20
-    seed: int = 0
     workers: int = 0
 
     def report(self, model: str, champion: str | None, compute: Compute) -> ClosedLoopReport:
@@ -39,7 +38,7 @@ class Trial:
         Raises ValueError if one of them does not act in what moves the simulated robot.
         """
         config = ClosedLoopConfig(env=self.environment, against=champion, baselines=(), workers=self.workers)
-        loop = prepare(model, config, episodes=self.episodes, seed=self.seed, compute=compute)
+        loop = prepare(model, config, episodes=self.episodes, seed=0, compute=compute)
         return loop.run(Bootstrap())
 
 

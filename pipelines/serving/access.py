@@ -26,7 +26,7 @@ class Access:
             raise Refusal(f"a page of {origin:.100} may not use this server", status=403)
         if self.token is None:
             return
-        scheme, _, given = headers.get("authorization", "").partition(" ")
+        scheme, _, sent_token = headers.get("authorization", "").partition(" ")
         known_scheme = scheme.lower() in ("bearer", "api-key")
-        if not known_scheme or not hmac.compare_digest(given.strip().encode(), self.token.encode()):
+        if not known_scheme or not hmac.compare_digest(sent_token.strip().encode(), self.token.encode()):
             raise Refusal("this server wants its token: send the header Authorization: Bearer TOKEN", status=401)

@@ -85,7 +85,7 @@ class _Http:
     async def act(self, request: Request) -> Response:
         """OpenVLA's and OpenVLA-OFT's /act, and our own."""
         body = await self._json_body(request)
-        adapter, given = self._frontend.adapter_for("act"), request.query_params.get("robot")
+        adapter, robot = self._frontend.adapter_for("act"), request.query_params.get("robot")
         seen: dict[str, object] = {}
 
         def read() -> Question:
@@ -95,7 +95,7 @@ class _Http:
             return replace(question, dataset=unnormalised_by) if isinstance(unnormalised_by, str) else question
 
         prepared = await self._service.prepare(read)
-        session = self._session(robot_of(seen) or given, prepared.question)
+        session = self._session(robot_of(seen) or robot, prepared.question)
         answer = await self._service.answer(session, prepared)
         return _act_response(seen, answer, self._frontend.adapter_for("act", as_array=_wants_array(seen)))
 
@@ -114,8 +114,8 @@ class _Http:
             if len(rows) > 1:  # a table is no robot's newest frame: each turn begins to wait when it comes
                 begins = time.monotonic()
                 prepared = [replace(row, arrived=begins) for row in prepared]
-            asked = [self._service.answer(sessions[number], prepared[number]) for number in turn]
-            answered |= dict(zip(turn, await asyncio.gather(*asked), strict=True))
+            pending = [self._service.answer(sessions[number], prepared[number]) for number in turn]
+            answered |= dict(zip(turn, await asyncio.gather(*pending), strict=True))
         predictions = [mlflow_rows.prediction(answered[number]) for number in range(len(rows))]
         return JSONResponse({"predictions": predictions})
 
@@ -126,10 +126,10 @@ class _Http:
         return self._service.sessions.named(robot or "")
 
     async def _json_body(self, request: Request) -> bytes:
-        told = request.headers.get("content-type", "")
-        if told.partition(";")[0].strip().lower() != "application/json":
-            given = f"the Content-Type {told!r:.60}" if told else "no Content-Type"
-            raise Refusal(f"the request has {given}: send it with Content-Type: application/json", status=415)
+        content_type = request.headers.get("content-type", "")
+        if content_type.partition(";")[0].strip().lower() != "application/json":
+            description = f"the Content-Type {content_type!r:.60}" if content_type else "no Content-Type"
+            raise Refusal(f"the request has {description}: send it with Content-Type: application/json", status=415)
         most = self._service.config.limits.message_bytes
         length = request.headers.get("content-length", "")
         parts: list[bytes] = []
@@ -206,10 +206,10 @@ def _act_response(observation: Mapping[str, object], answer: Answer, adapter: Ad
     OpenVLA sends `image` as an array and gets the action (D,) as one; OpenVLA-OFT sends `full_image` and gets a list of
     them; a request with an encoded picture gets an object that names everything.
     """
-    told = fields(answer, adapter)
+    reply = fields(answer, adapter)
     actions_HD = adapter.command(answer.action.values, answer.action.units)[None]
     arrays = [json_numpy.array(action_D) for action_D in actions_HD]
-    content: object = plain(told)
+    content: object = plain(reply)
     if _wants_array(observation):
         content = arrays if observation.get("full_image") is not None else arrays[0]
     if "encoded" in observation:
@@ -234,5 +234,5 @@ def _refused(refusal: Refusal, protocol: str) -> Response:
 
 
 def _request_id(request: Request) -> str:
-    given = request.headers.get("x-request-id", "")
-    return given if given.isascii() and given.isprintable() and 0 < len(given) <= 64 else uuid.uuid4().hex[:16]
+    sent_id = request.headers.get("x-request-id", "")
+    return sent_id if sent_id.isascii() and sent_id.isprintable() and 0 < len(sent_id) <= 64 else uuid.uuid4().hex[:16]

@@ -42,9 +42,9 @@ def robot_of(observation: Observation) -> str | None:
 
 def _frame(observation: Observation, keys: Sequence[str]) -> object:
     for key in keys:
-        found = _at(observation, key)
-        if found is not None:
-            return _pixels(found, key)
+        picture = _at(observation, key)
+        if picture is not None:
+            return _pixels(picture, key)
     there = ", ".join(sorted(f"{name:.60}" for name in _names(observation))[:12]) or "nothing"
     raise Refusal(f"there is no camera frame: send one as {' or '.join(keys[:3])} (there is {there})", field=keys[0])
 

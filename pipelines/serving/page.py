@@ -28,35 +28,35 @@ const byId = (id) => document.getElementById(id);
 const cell = (row, text, kind) => { const td = row.insertCell(); td.textContent = text; td.className = kind || ""; };
 const headers = () => byId("token").value ? {Authorization: "Bearer " + byId("token").value} : {};
 async function ask(path, options) {
-  const given = options || {};
-  const answer = await fetch(path, {...given, headers: {...headers(), ...(given.headers || {})}});
+  const settings = options || {};
+  const answer = await fetch(path, {...settings, headers: {...headers(), ...(settings.headers || {})}});
   const content = await answer.json();
   if (!answer.ok) throw new Error(content.error);
   return content;
 }
 function complain(error) { byId("error").textContent = error.message; }
-let told = null;
+let policy = null;
 async function describe() {
-  try { told = await ask("/describe"); } catch (error) {
+  try { policy = await ask("/describe"); } catch (error) {
     byId("login").hidden = false; complain(error); return;
   }
   byId("error").textContent = "";
-  byId("model").textContent = told.model;
-  document.title = told.model;
-  const facts = {
-    "contract": told.contract, "control rate": told.control_hz === null ? "by data set" : told.control_hz + " Hz",
-    "action space": told.convention.action_space, "gripper": told.convention.gripper,
-    "camera": told.images.map((i) => i.camera + ", " + i.height + "x" + i.width + " pixels").join("; "),
-    "frames looked at": told.frames, "instruction encoder": told.encoder,
-    "data sets": Object.keys(told.datasets).join(", "), "adapter": told.adapter,
+  byId("model").textContent = policy.model;
+  document.title = policy.model;
+  const about = {
+    "contract": policy.contract, "control rate": policy.control_hz === null ? "by data set" : policy.control_hz + " Hz",
+    "action space": policy.convention.action_space, "gripper": policy.convention.gripper,
+    "camera": policy.images.map((i) => i.camera + ", " + i.height + "x" + i.width + " pixels").join("; "),
+    "frames looked at": policy.frames, "instruction encoder": policy.encoder,
+    "data sets": Object.keys(policy.datasets).join(", "), "adapter": policy.adapter,
   };
-  byId("facts").replaceChildren();
-  for (const [name, value] of Object.entries(facts)) {
-    const row = byId("facts").insertRow(); cell(row, name); cell(row, String(value));
+  byId("about").replaceChildren();
+  for (const [name, value] of Object.entries(about)) {
+    const row = byId("about").insertRow(); cell(row, name); cell(row, String(value));
   }
-  byId("known").replaceChildren(...told.instructions.map((text) => new Option(text, text)));
-  if (!byId("instruction").value && told.instructions.length) byId("instruction").value = told.instructions[0];
-  const names = Object.keys(told.datasets);
+  byId("known").replaceChildren(...policy.instructions.map((text) => new Option(text, text)));
+  if (!byId("instruction").value && policy.instructions.length) byId("instruction").value = policy.instructions[0];
+  const names = Object.keys(policy.datasets);
   byId("dataset").replaceChildren(...names.map((name) => new Option(name, name)));
   byId("dataset").hidden = names.length < 2;
   robots();
@@ -110,7 +110,7 @@ byId("login").addEventListener("submit", (event) => {
   event.preventDefault(); byId("login").hidden = true; describe();
 });
 describe();
-setInterval(() => { if (told) robots(); }, 2000);
+setInterval(() => { if (policy) robots(); }, 2000);
 """
 
 _BODY = """
@@ -130,7 +130,7 @@ _BODY = """
 <div id="answered" hidden><table><thead><tr><th>dimension</th><th>value</th><th>unit or class</th><th></th></tr></thead>
 <tbody id="answer"></tbody></table></div>
 <h2>Policy</h2>
-<table><tbody id="facts"></tbody></table>
+<table><tbody id="about"></tbody></table>
 <h2>Robots</h2>
 <p id="none">none has asked yet</p>
 <table><tbody id="robots"></tbody></table>

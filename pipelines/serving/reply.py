@@ -20,7 +20,7 @@ def fields(answer: Answer, adapter: Adapter) -> dict[str, object]:
     """
     action = answer.action
     names = list(adapter.names(list(action.values)))
-    told: dict[str, object] = {
+    reply: dict[str, object] = {
         "actions": adapter.command(action.values, action.units)[None],
         "tokens": np.asarray(answer.tokens_A, np.int64)[None],
         "action_names": names,
@@ -33,7 +33,7 @@ def fields(answer: Answer, adapter: Adapter) -> dict[str, object]:
         "contract": answer.contract,
         "model": answer.model,
     }
-    return told | ({"read": dict(answer.read)} if answer.read else {})
+    return reply | ({"read": dict(answer.read)} if answer.read else {})
 
 
 def plain(value: object) -> object:

@@ -142,5 +142,5 @@ class DrainingServer(uvicorn.Server):
 
 async def _unknown(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    told = f"{request.method} {request.url.path:.100}: {error.detail}"
-    return JSONResponse({"error": told, "field": ""}, status_code=error.status_code)
+    sentence = f"{request.method} {request.url.path:.100}: {error.detail}"
+    return JSONResponse({"error": sentence, "field": ""}, status_code=error.status_code)

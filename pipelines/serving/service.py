@@ -190,9 +190,9 @@ class PolicyService:
         self.batcher.submit(job)
         return await job.future
 
-    def _named(self, result: Result, found: Prepared) -> Answer:
-        model = found.model
-        action, clipped = self.config.action_limits.applied(named(result.action, model.contract, found.dataset))
+    def _named(self, result: Result, prepared: Prepared) -> Answer:
+        model = prepared.model
+        action, clipped = self.config.action_limits.applied(named(result.action, model.contract, prepared.dataset))
         self.metrics.clipped(clipped)
         return Answer(
             action=action,
@@ -200,9 +200,9 @@ class PolicyService:
             clipped=clipped,
             contract=model.contract.id,
             model=model.source,
-            dataset=found.dataset.name,
+            dataset=prepared.dataset.name,
             infer_ms=result.infer_ms,
-            read=_checksums(found) if found.question.explain else {},
+            read=_checksums(prepared) if prepared.question.explain else {},
         )
 
     @contextmanager
@@ -276,7 +276,7 @@ def _blamed(name: str, read: Callable[[], Any]) -> Any:
         raise Refusal(" ".join(str(error).split()), field=name) from error
 
 
-def _checksums(found: Prepared) -> dict[str, int]:
-    told = found.instruction
-    content = told.encode() if isinstance(told, str) else np.asarray(told, np.float32).tobytes()
-    return {"image_crc32": zlib.crc32(found.frame_HWC.tobytes()), "instruction_crc32": zlib.crc32(content)}
+def _checksums(prepared: Prepared) -> dict[str, int]:
+    instruction = prepared.instruction
+    content = instruction.encode() if isinstance(instruction, str) else np.asarray(instruction, np.float32).tobytes()
+    return {"image_crc32": zlib.crc32(prepared.frame_HWC.tobytes()), "instruction_crc32": zlib.crc32(content)}

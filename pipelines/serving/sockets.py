@@ -78,8 +78,8 @@ class _Sockets:
             started = time.perf_counter()
             try:
                 answer = await self._answered(session, partial(_openpi_question, adapter, message))
-                told = fields(answer, adapter) | _timings(answer, started, previous_total_ms)
-                await websocket.send_bytes(openpi.pack(told))
+                reply = fields(answer, adapter) | _timings(answer, started, previous_total_ms)
+                await websocket.send_bytes(openpi.pack(reply))
                 self._count("openpi", session, started, 200)
             except Refusal as refusal:
                 await websocket.send_text(json.dumps(refusal.to_json()))
@@ -114,9 +114,9 @@ class _Sockets:
         adapter = self._frontend.adapter_for("vla")
         observation = dict(message.payload) | ({"reset": True} if begins else {})
         answer = await self._answered(session, partial(adapter.question, observation))
-        told = fields(answer, adapter)
+        reply = fields(answer, adapter)
         command = adapter.command(answer.action.values, answer.action.units)  # one action for one observation
-        payload = told | {"actions": command, "tokens": answer.tokens_A}
+        payload = reply | {"actions": command, "tokens": answer.tokens_A}
         await websocket.send_bytes(vla_eval.pack(Message(type="action", payload=payload, seq=message.seq)))
 
     def _hello(self, message: Message) -> Message:

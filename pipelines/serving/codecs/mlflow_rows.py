@@ -70,8 +70,8 @@ def prediction(answer: Answer) -> Mapping[str, object]:
     return row | ({"clipped": list(answer.clipped)} if answer.clipped else {})
 
 
-def _require(kind: str, given: Mapping[str, object], known: Sequence[str]) -> None:
-    for name in given:
+def _require(kind: str, content: Mapping[str, object], known: Sequence[str]) -> None:
+    for name in content:
         if name not in known:
             raise Refusal(f"there is no {kind} {name!r:.60}: this policy takes {', '.join(known)}", field=name[:60])
 
@@ -89,19 +89,19 @@ def _parameters(params: object) -> dict[str, str | None]:
 
 def _records(request: Mapping[str, object]) -> list[dict[str, object]]:
     (name,) = [name for name in _FORMATS if name in request]
-    given = request[name]
+    content = request[name]
     if name == "dataframe_split":
-        return _split(given)
-    if name == "inputs" and isinstance(given, dict):
-        return _of_columns(given)
-    rows = [given] if isinstance(given, dict) else given
+        return _split(content)
+    if name == "inputs" and isinstance(content, dict):
+        return _of_columns(content)
+    rows = [content] if isinstance(content, dict) else content
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise Refusal(f"{name} must be a list of rows: {_EXAMPLE}", field=name)
     return rows
 
 
-def _split(given: object) -> list[dict[str, object]]:
-    table = given if isinstance(given, dict) else {}
+def _split(content: object) -> list[dict[str, object]]:
+    table = content if isinstance(content, dict) else {}
     columns, data = table.get("columns"), table.get("data")
     if not isinstance(columns, list) or not isinstance(data, list) or not data:
         raise Refusal("dataframe_split must hold columns and data, both lists", field="dataframe_split")
@@ -112,14 +112,14 @@ def _split(given: object) -> list[dict[str, object]]:
     return [dict(zip(columns, row, strict=True)) for row in data]
 
 
-def _of_columns(given: Mapping[str, object]) -> list[dict[str, object]]:
+def _of_columns(content: Mapping[str, object]) -> list[dict[str, object]]:
     """`inputs` as a map: of one row, or of columns of equal length."""
-    lists = [value for name, value in given.items() if isinstance(value, list) and name in ("instruction", "robot")]
+    lists = [value for name, value in content.items() if isinstance(value, list) and name in ("instruction", "robot")]
     if not lists:
-        return [dict(given)]
-    if any(not isinstance(value, list) or len(value) != len(lists[0]) for value in given.values()):
+        return [dict(content)]
+    if any(not isinstance(value, list) or len(value) != len(lists[0]) for value in content.values()):
         raise Refusal("the columns of inputs must be lists of equal length", field="inputs")
-    return [{name: value[place] for name, value in given.items()} for place in range(len(lists[0]))]  # type: ignore[index]
+    return [{name: value[place] for name, value in content.items()} for place in range(len(lists[0]))]  # type: ignore[index]
 
 
 def _row(number: int, row: Mapping[str, object], params: Mapping[str, str | None], num_frames: int) -> Row:
