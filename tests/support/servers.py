@@ -49,12 +49,13 @@ def process(
             try:
                 yield started
             finally:
-                _end(psutil.Process(started.pid))
+                _end(started.pid)
 
 
-def _end(parent: psutil.Process, *, grace_s: float = 3) -> None:
+def _end(process_id: int, *, grace_s: float = 3) -> None:
     """The process and all that it has started: asked first, then killed."""
     try:
+        parent = psutil.Process(process_id)
         family = [parent, *parent.children(recursive=True)]
     except psutil.NoSuchProcess:
         return

