@@ -1,15 +1,20 @@
-# rt-pipelines on Python 3.11, for GPU and CPU nodes alike.
+# rt-pipelines on Python 3.11, for GPU and CPU nodes, and for the head, alike. In a checkout of the project:
+#     docker build --tag rt-pipelines:0.1.0 .
 #
 # No CUDA base image: torch's wheels from PyPI bring the CUDA libraries, and the optimizers are torch's own, so that
 # nothing is compiled with nvcc. A GPU node needs NVIDIA's driver and container toolkit (docker run --gpus all).
 FROM python:3.11-slim-bookworm
 
-# git for the revision of a checkout in the container; g++ for DeepSpeed's optional kernels.
-RUN apt-get update && apt-get install --yes --no-install-recommends git g++ && rm -rf /var/lib/apt/lists/*
+# git for the revision of a checkout in the container; g++ for DeepSpeed's optional kernels; wget for KubeRay's health
+# checks; rsync and ssh for `ray up`, whose head starts the other nodes. Debian keeps one version of each at a time, so
+# that a pinned one could not be installed a week later.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends git g++ openssh-client rsync wget \
+    && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /opt/rt-pipelines
-COPY constraints.txt .
-COPY pyproject.toml README.md LICENSE ./
+COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY rt_models rt_models
 COPY preprocessing preprocessing
 COPY cluster cluster
@@ -19,5 +24,5 @@ COPY examples examples
 RUN pip install --no-cache-dir --constraint constraints.txt '.[gcs]'
 
 WORKDIR /work
-ENTRYPOINT ["rtp"]
-CMD ["--help"]
+# No entry point: KubeRay, `ray up` and Slurm start `ray` and a shell in it.
+CMD ["rtp", "--help"]

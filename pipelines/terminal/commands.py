@@ -89,6 +89,11 @@ COMMANDS = {
         summary="run a command on a Ray cluster and follow it",
         example="rtp submit --address http://HEAD:8265 -- train rt1_fractal --data s3://BUCKET/STORE ...",
     ),
+    "cluster": Command(
+        summary="files that start a cluster: KubeRay, ray up, Slurm, Docker",
+        example="rtp cluster render kuberay --gpu-nodes 2 --gpus 8 --cpu-nodes 4 --output cluster",
+        module="cluster_files",  # a module called cluster would be confused with the package
+    ),
     "list": Command(
         summary="recipes, sweeps, datasets and encoders",
         example="rtp list",

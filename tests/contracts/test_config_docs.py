@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.cluster_files import KINDS
 from pipelines.config.experiment import Experiment
 from pipelines.config.serialization import members
 from tuning.sweep import Sweep
@@ -65,7 +66,7 @@ def undocumented(kind: type) -> list[str]:
 
 def config_classes() -> list[type]:
     classes: set[type] = set()
-    for root in (Experiment, Sweep, *argument_classes()):
+    for root in (Experiment, Sweep, *KINDS.values(), *argument_classes()):
         reachable(root, classes)
     return sorted(classes, key=lambda kind: (kind.__module__, kind.__qualname__))
 
