@@ -293,14 +293,15 @@ def convert_shards(
     total: int,
     workers: int | None,
     units: tuple[str, str] = ("episodes", "steps"),
+    what: str = "preprocess",
     reach_ray: ReachRay = own_ray,
 ) -> None:
-    """Convert the shards `missing` of `total` behind a progress bar; `convert_one` converts a shard."""
-    columns = (TextColumn("preprocess"), BarColumn(), MofNCompleteColumn(), TextColumn("shards"), TimeElapsedColumn())
+    """Convert the shards `missing` of `total` behind a progress bar called `what`; `convert_one` converts a shard."""
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("shards"), TimeElapsedColumn())
     rate = TextColumn("{task.fields[rate]}")
     began, episodes, steps = time.monotonic(), 0, 0
     with Progress(*columns, TimeRemainingColumn(), rate, console=Console(stderr=True)) as bar:
-        line = bar.add_task("preprocess", total=total, completed=total - len(missing), rate="")
+        line = bar.add_task(what, total=total, completed=total - len(missing), rate="")
         here = workers == 0
         for counts in map(convert_one, missing) if here else _through_ray(convert_one, missing, workers, reach_ray):
             episodes += counts.episodes

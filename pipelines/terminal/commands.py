@@ -37,6 +37,11 @@ COMMANDS = {
         summary="RLDS, LeRobot or web data -> a store; run again, it resumes",
         example="rtp preprocess examples/metaworld_sample/1.0.0 stores --split train",
     ),
+    "filter": Command(
+        summary="the best image-text pairs of a store, each once; resumes",
+        example="rtp filter stores/laion/1.0.0/train filtered --keep 0.1 --languages en und",
+        module="filter_pairs",  # a module called filter would shadow the builtin for its readers
+    ),
     "inspect": Command(
         summary="what is in a store, run, checkpoint or bundle; pictures, audit",
         example="rtp inspect stores/metaworld_sample/1.0.0/train --html store.html",

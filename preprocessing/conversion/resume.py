@@ -106,9 +106,9 @@ def _make_room(filesystem: FileSystem, root: str, settings: JsonObject, *, alone
 
 
 def _any_done(filesystem: FileSystem, progress: str) -> bool:
-    """Whether a shard's report is there."""
+    """Whether a shard's report is there, or what a filter has found out of one."""
     names = [path.rpartition("/")[2] for path in filesystem.ls(progress, detail=False)]
-    return any(name.endswith(".json") and name[:-5].isdigit() for name in names)
+    return any(name[:5].isdigit() and name[5:] in (".json", "-marks.parquet") for name in names)
 
 
 def _remove(filesystem: FileSystem, root: str) -> None:

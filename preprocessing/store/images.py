@@ -154,6 +154,19 @@ def reencode(encoded: bytes, height: int, width: int, how: Resize) -> bytes:
     return encode_jpeg(resize_image(_upright(image_HWC, header.orientation), height, width, how))
 
 
+def thumbnail(encoded: bytes, side: int) -> np.ndarray:
+    """uint8 (side, side, 3) of a picture, upright and squashed.
+
+    A large JPEG is decoded at a reduced scale, to twice the side at least: from less, cells move by up to 27 levels.
+    Raises ValueError for what `decode_image` refuses.
+    """
+    header = read_header(encoded)
+    if header.kind != "JPEG":
+        return resize_image(decode_image(encoded), side, side, "squash")
+    decoded = _decoded_jpeg(encoded, min_height=2 * side, min_width=2 * side)
+    return resize_image(_upright(decoded, header.orientation), side, side, "squash")
+
+
 def _upright_size(header: ImageHeader) -> ImageSize:
     if header.lying:
         return ImageSize(header.width, header.height)

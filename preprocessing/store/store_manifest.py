@@ -136,8 +136,26 @@ class WebShardEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FilterAccount:
+    """What `rtp filter` made of another store's examples: `filtered` and `quarantined` by reason, languages of what
+    came in and of what is kept, and the lowest score that passed."""
+
+    kept: int
+    filtered: dict[str, int]
+    quarantined: dict[str, int]
+    languages: dict[str, int]
+    languages_in: dict[str, int]
+    lowest_score: float | None
+
+    def in_words(self) -> str:
+        """What is not kept."""
+        return ", ".join(f"{n} {reason}" for part in (self.filtered, self.quarantined) for reason, n in part.items())
+
+
+@dataclass(frozen=True, kw_only=True)
 class WebManifest:
-    """`manifest.json` of a store of image-text examples: examples_in = examples_out + quarantined + duplicates.
+    """`manifest.json` of a store of image-text examples: examples_in = examples_out + quarantined + duplicates, and of
+    a filtered one + filtered.
 
     `unread` counts members of archives that nothing reads, by their extension.
     """
@@ -153,9 +171,11 @@ class WebManifest:
     row_group_rows: int
     shards: tuple[WebShardEntry, ...]
     settings: JsonObject
+    filtered: FilterAccount | None = None
 
     def to_bytes(self) -> bytes:
-        return _one_key_a_line({f.name: getattr(self, f.name) for f in fields(self)})
+        written = [f.name for f in fields(self) if f.name != "filtered" or self.filtered]
+        return _one_key_a_line({name: getattr(self, name) for name in written})
 
 
 def _one_key_a_line(values: Mapping[str, object]) -> bytes:

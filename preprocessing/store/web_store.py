@@ -23,6 +23,7 @@ from preprocessing.store.store_manifest import WebManifest
 
 WEB_SCHEMA_VERSION = 1
 KIND = "web"
+WEB_ROW_GROUP_ROWS = 16  # a photograph with its questions is some 50 KB, and many places are read from at once
 
 TEXT_COLUMNS = ("prompt", "answer", "references")
 WEB_SCHEMA = pa.schema(
@@ -34,6 +35,14 @@ WEB_SCHEMA = pa.schema(
         "references": pa.list_(pa.list_(pa.string())),
     }
 )
+EXTRA_COLUMNS = {"score": pa.list_(pa.float64()), "language": pa.list_(pa.string())}
+"""Of stores whose source says so: one value an example, null where it says nothing."""
+
+
+def web_schema(*, score: bool, language: bool) -> pa.Schema:
+    """The columns of a store."""
+    extra = [pa.field(n, EXTRA_COLUMNS[n]) for n, there in (("score", score), ("language", language)) if there]
+    return pa.schema([*WEB_SCHEMA, *extra])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,6 +104,12 @@ class WebStore:
         return self.manifest.dataset
 
     @property
+    def schema(self) -> pa.Schema:
+        """The columns of its files."""
+        settings = self.manifest.settings
+        return web_schema(score=bool(settings.get("score")), language=bool(settings.get("language")))
+
+    @property
     def num_examples(self) -> int:
         return self.index.num_rows
 
@@ -106,6 +121,10 @@ class WebStore:
     def read_rows(self, shard: int, row_group: int, columns: Sequence[str]) -> pa.Table:
         """One row group of one shard."""
         return self._files.read(shard, columns, [row_group])
+
+    def read_shard(self, shard: int, columns: Sequence[str]) -> pa.Table:
+        """Every row of one shard."""
+        return self._files.read(shard, columns)
 
     def texts(self) -> Iterator[tuple[list[str], list[str], list[list[str]]]]:
         """(prompts, answers, references) of each row's examples, in order."""

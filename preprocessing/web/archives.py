@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from preprocessing.store.file_system import FileSystem
+from preprocessing.web.extra_fields import NO_EXTRA_FIELDS, ExtraFields
 from preprocessing.web.records import IMAGE_SUFFIXES, Identities, WebExample, WebRecord, parsed_once
 from preprocessing.web.texts import NOTHING_TO_LEARN, examples_of, unusable, without_picture
 
@@ -38,7 +39,7 @@ class _Member:
     problem: str | None
 
 
-def read_tar(filesystem: FileSystem, path: str, name: str) -> Iterator[WebRecord]:
+def read_tar(filesystem: FileSystem, path: str, name: str, extra: ExtraFields = NO_EXTRA_FIELDS) -> Iterator[WebRecord]:
     """The records of an archive; those with a picture or a text alone come last, since the other may stand apart.
 
     Raises ValueError if the archive is cut or damaged.
@@ -48,7 +49,7 @@ def read_tar(filesystem: FileSystem, path: str, name: str) -> Iterator[WebRecord
     incomplete = list[tuple[str, WebRecord]]()
     for members in _runs(_members(filesystem, path)):
         key = members[0].key
-        record = _record(f"{name}:{key}", members)
+        record = _record(f"{name}:{key}", members, extra)
         runs[key] += 1
         if not _is_complete(record):
             incomplete.append((key, replace(record, image=None)))
@@ -81,7 +82,7 @@ def _is_complete(record: WebRecord) -> bool:
 # --- A record ---
 
 
-def _record(place: str, members: Sequence[_Member]) -> WebRecord:
+def _record(place: str, members: Sequence[_Member], extra: ExtraFields) -> WebRecord:
     pictures = _chosen(members, IMAGE_SUFFIXES)
     texts = [*_chosen(members, (".json",)), *_chosen(members, (".txt",))]
     used = [*pictures, *texts]
@@ -90,7 +91,7 @@ def _record(place: str, members: Sequence[_Member]) -> WebRecord:
         problem = f"it has {len(pictures)} pictures, and an example has one"
     unreadable = any(member.problem for member in texts)
     others = () if pictures else [m.extension for m in members if f".{m.extension}".endswith(_OTHER_PICTURES)]
-    examples = None if unreadable else _examples(texts, has_picture=bool(pictures), others=others)
+    examples = None if unreadable else _examples(texts, extra, has_picture=bool(pictures), others=others)
     return WebRecord(
         place=place,
         image=pictures[0].data if pictures and problem is None else None,
@@ -107,7 +108,9 @@ def _chosen(members: Sequence[_Member], suffixes: tuple[str, ...]) -> list[_Memb
     return exact if len(exact) == 1 else candidates
 
 
-def _examples(texts: Sequence[_Member], *, has_picture: bool, others: Sequence[str]) -> tuple[WebExample, ...] | None:
+def _examples(
+    texts: Sequence[_Member], extra: ExtraFields, *, has_picture: bool, others: Sequence[str]
+) -> tuple[WebExample, ...] | None:
     """What JSON members say, and captions in text members that they do not say too; None if one cannot be read.
     `others` are the extensions of pictures of kinds that are not read."""
     fields: dict[str, object] = {}
@@ -127,7 +130,7 @@ def _examples(texts: Sequence[_Member], *, has_picture: bool, others: Sequence[s
     if captions:
         examples = [example for example in examples if example.problem != NOTHING_TO_LEARN]
     examples += [example for text in captions if text not in answers for example in examples_of({"caption": text})]
-    examples = examples or [unusable(NOTHING_TO_LEARN)]
+    examples = list(extra.added(examples or [unusable(NOTHING_TO_LEARN)], fields))
     if has_picture:
         return tuple(examples)
     lost = f"its picture is a .{others[0]}, which is not read: pack it as JPEG, PNG or WebP" if others else None

@@ -37,12 +37,11 @@ from preprocessing.store.images import image_size, require_whole_image
 from preprocessing.store.json_files import JsonObject
 from preprocessing.store.json_records import to_text
 from preprocessing.store.store_manifest import WebCounts, WebManifest
-from preprocessing.store.web_store import KIND, WEB_SCHEMA, WEB_SCHEMA_VERSION
+from preprocessing.store.web_store import EXTRA_COLUMNS, KIND, WEB_ROW_GROUP_ROWS, WEB_SCHEMA_VERSION, web_schema
+from preprocessing.web.extra_fields import ExtraFields
 from preprocessing.web.records import WebExample, WebRecord
-from preprocessing.web.sources import Format, Piece, WebSource
+from preprocessing.web.sources import WITH_EXTRA_FIELDS, Format, Piece, WebSource
 from preprocessing.web.texts import PLACEHOLDER
-
-_ROW_GROUP_ROWS = 16  # images; a photograph with its questions is some 50 KB, and many places are read from at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +65,11 @@ class WebConvertConfig:
     """Largest side of an image in pixels."""
     max_characters: int = 1000
     """Longest question or answer."""
+    score: str = ""
+    """Field of the source with the similarity of picture and text (jsonl, llava, webdataset, parquet), a number: it
+    goes into the store's column score, which rtp filter reads."""
+    language: str = ""
+    """Field of the source with the language of the text; it goes into the store's column language."""
     workers: int | None = None
     """Shards converted at once; by default as many as Ray has CPUs, 0 converts in this process without Ray."""
 
@@ -76,6 +80,10 @@ class WebConvertConfig:
             raise ValueError(f"--max-characters must be at least 1, got {self.max_characters}")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"--workers must be 0 or more, got {self.workers}")
+        if (self.score or self.language) and self.format not in WITH_EXTRA_FIELDS:
+            raise ValueError(
+                f"--score and --language are for {', '.join(WITH_EXTRA_FIELDS)}: {self.format} has no such field"
+            )
         for flag, name in (("split", self.split), ("dataset", self.dataset), ("version", self.version)):
             if name is not None and not re.fullmatch(r"[^\W_][\w.+-]*", name):
                 raise ValueError(f"--{flag} {name!r} must be letters, digits and . _ + -: it names a folder")
@@ -109,6 +117,9 @@ class _Task:
     root: str
     pieces: tuple[Piece, ...]
 
+    def schema(self) -> pa.Schema:
+        return web_schema(score=bool(self.config.score), language=bool(self.config.language))
+
     def shard_file(self, index: int) -> str:
         return f"shard-{index:05d}-of-{len(self.pieces):05d}.parquet"
 
@@ -122,7 +133,9 @@ def convert_web(source: str, out: str, config: WebConvertConfig, reach_ray: Reac
     began = time.monotonic()
     name = config.dataset or Path(_absolute(source)).name
     images = _absolute(config.images) if config.images else ""
-    opened = WebSource(folder=_absolute(source), format=config.format, split=config.split, images=images)
+    opened = WebSource(
+        folder=_absolute(source), format=config.format, split=config.split, images=images, extra=_extra(config)
+    )
     root = _absolute(f"{str(out).rstrip('/')}/{name}/{config.version}/{config.split}")
     task = _Task(source=opened, config=config, root=root, pieces=opened.pieces())
     settings = _settings(task, name)
@@ -154,6 +167,10 @@ def convert_web(source: str, out: str, config: WebConvertConfig, reach_ray: Reac
     )
 
 
+def _extra(config: WebConvertConfig) -> ExtraFields:
+    return ExtraFields(score=config.score, language=config.language)
+
+
 def _absolute(path: str) -> str:
     """A local path made absolute, since workers run in other folders."""
     return path if "://" in path else str(Path(path).absolute())
@@ -165,12 +182,14 @@ def _settings(task: _Task, name: str) -> JsonObject:
     return {
         "schema_version": WEB_SCHEMA_VERSION,
         "kind": KIND,
-        "row_group_rows": _ROW_GROUP_ROWS,
+        "row_group_rows": WEB_ROW_GROUP_ROWS,
         "dataset": name,
         "version": config.version,
         "split": config.split,
         "format": config.format,
         "images": config.images,
+        **({"score": config.score} if config.score else {}),
+        **({"language": config.language} if config.language else {}),
         "limits": [config.min_side, config.max_side, config.max_characters],
         "source": [[piece.name, piece.num_bytes, piece.start, piece.stop] for piece in task.pieces],
     }
@@ -183,10 +202,10 @@ def _convert_piece(task: _Task, index: int) -> ShardCounts:
     """Write shard `index` and, last, its report."""
     filesystem, root = file_system_of(task.root)
     progress = f"{root}/{PROGRESS}"
-    account = _Account(task.config)
+    account = _Account(task.config, task.schema())
     with (
         atomic_write(filesystem, f"{root}/{task.shard_file(index)}", temporary=progress) as file,
-        ShardWriter(file, WEB_SCHEMA, row_group_rows=_ROW_GROUP_ROWS) as writer,
+        ShardWriter(file, task.schema(), row_group_rows=WEB_ROW_GROUP_ROWS) as writer,
     ):
         for record in task.source.read(task.pieces[index]):
             table = account.take(record)
@@ -213,8 +232,9 @@ def _convert_piece(task: _Task, index: int) -> ShardCounts:
 class _Account:
     """What accumulates over the records of one piece."""
 
-    def __init__(self, config: WebConvertConfig) -> None:
+    def __init__(self, config: WebConvertConfig, schema: pa.Schema) -> None:
         self._config = config
+        self._schema = schema
         self._records = 0
         self.counts: list[int] = []
         self.examples_in = self.images = self.duplicates = 0
@@ -241,7 +261,10 @@ class _Account:
             "answer": [example.answer.strip() for example in kept],
             "references": [[text.strip() for text in example.references if text.strip()] for example in kept],
         }
-        return pa.Table.from_pylist([row], schema=WEB_SCHEMA)
+        row |= {
+            name: [getattr(example, name) for example in kept] for name in EXTRA_COLUMNS if name in self._schema.names
+        }
+        return pa.Table.from_pylist([row], schema=self._schema)
 
     def _leave_out(self, record: WebRecord, problems: list[str | None]) -> None:
         """`example` counts the examples of one place."""
@@ -315,7 +338,7 @@ def _write_manifest(task: _Task, settings: JsonObject) -> WebManifest:
         counts=counts,
         duplicates=sum(report.duplicates for report in reports),
         unread=dict(sum((Counter(report.unread) for report in reports), Counter())),
-        row_group_rows=_ROW_GROUP_ROWS,
+        row_group_rows=WEB_ROW_GROUP_ROWS,
         shards=tuple(report.entry() for report in reports),
         settings=settings,
     )

@@ -16,6 +16,7 @@ from functools import partial
 from itertools import chain, count
 from typing import TypeVar
 
+from preprocessing.web.extra_fields import ExtraFields
 from preprocessing.web.records import Identities, WebExample, not_its_own, parsed, parsed_once
 from preprocessing.web.source_files import Folder, Pictures, below, beside, elsewhere, json_of, one_file, split_files
 from preprocessing.web.texts import answers_of, examples_of, question_id, unusable, without_picture
@@ -278,7 +279,9 @@ def _jsonl(folder: Folder) -> list[Entry]:
     path = one_file(folder, "*.jsonl")
     lines = folder.filesystem.cat_file(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
     name = path.rpartition("/")[2]
-    items = (_line(line, f"{name}:{number}") for number, line in enumerate(lines, start=1) if line.strip())
+    items = (
+        _line(line, f"{name}:{number}", folder.extra) for number, line in enumerate(lines, start=1) if line.strip()
+    )
     return _side_by_side(items, partial(below, beside(folder, path)))
 
 
@@ -289,16 +292,16 @@ def _llava(folder: Folder) -> list[Entry]:
     name = path.rpartition("/")[2]
     if not isinstance(listed, list):
         raise TypeError(f"{name} is no list")
-    items = (_fields_item(fields, f"{name}:{number}") for number, fields in enumerate(listed, start=1))
+    items = (_fields_item(fields, f"{name}:{number}", folder.extra) for number, fields in enumerate(listed, start=1))
     return _side_by_side(items, partial(below, beside(folder, path)))
 
 
-def _line(line: bytes, place: str) -> _Item:
+def _line(line: bytes, place: str, extra: ExtraFields) -> _Item:
     try:
         fields = parsed_once(line, place)
     except ValueError as error:
         return _alone(place, f"the line {_line_problem(str(error))}")
-    return _fields_item(fields, place, what="the line")
+    return _fields_item(fields, place, extra, what="the line")
 
 
 def _line_problem(error: str) -> str:
@@ -307,10 +310,10 @@ def _line_problem(error: str) -> str:
     return "gives a field twice" if "is given twice" in error else "is no JSON object"
 
 
-def _fields_item(fields: object, place: str, *, what: str = "it") -> _Item:
+def _fields_item(fields: object, place: str, extra: ExtraFields, *, what: str = "it") -> _Item:
     if not isinstance(fields, Mapping):
         return _alone(place, f"{what} is no JSON object")
-    examples = examples_of(fields)
+    examples = extra.added(examples_of(fields), fields)
     name = fields.get("image")
     if name in (None, ""):
         return _Item(place=place, examples=without_picture(fields, examples), identity=question_id(fields))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
@@ -16,7 +16,8 @@ class WebExample:
     that people gave, the one trained on among them.
 
     What cannot be used is an example too, with a `problem`, so that every account counts it. `place` says where it
-    stands in the source, where its record's place does not say it.
+    stands in the source, where its record's place does not say it. `score` and `language` are what the source says of
+    the pair (`extra_fields`), and make no other example of it.
     """
 
     prompt: str = ""
@@ -24,6 +25,8 @@ class WebExample:
     references: tuple[str, ...] = ()
     place: str = ""
     problem: str | None = None
+    score: float | None = field(default=None, compare=False)
+    language: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,18 +11,20 @@ from typing import Any
 
 from preprocessing.store.file_system import FileSystem
 from preprocessing.store.shard_files import is_local
+from preprocessing.web.extra_fields import NO_EXTRA_FIELDS, ExtraFields
 from preprocessing.web.records import IMAGE_SUFFIXES, parsed
 from preprocessing.web.splits import files_of_split, is_of_split, shortened
 
 
 @dataclass(frozen=True, kw_only=True)
 class Folder:
-    """Where a source's annotations lie, and its images; `split` is the one asked for."""
+    """Where a source's annotations lie, and its images; `split` is the one asked for, `extra` what else is read."""
 
     filesystem: FileSystem
     root: str
     images: str
     split: str
+    extra: ExtraFields = NO_EXTRA_FIELDS
 
 
 def split_files(folder: Folder, *patterns: str, subsets: Sequence[str] = ()) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Literal
 
 from preprocessing.store.file_system import FileSystem, file_system_of
 from preprocessing.web.archives import TAR_PATTERNS, read_tar
+from preprocessing.web.extra_fields import NO_EXTRA_FIELDS, ExtraFields
 from preprocessing.web.indexes import INDEXES, Entry
 from preprocessing.web.records import WebRecord
 from preprocessing.web.source_files import Folder, missing, split_files
@@ -24,11 +25,13 @@ Format = Literal["vqav2", "okvqa", "gqa", "coco", "easy_vqa", "jsonl", "llava", 
 _RECORDS_PER_PIECE = 1024
 _NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)  # what only this image's name can be wrong in
 
-WHOLE_FILES: dict[str, tuple[tuple[str, ...], Callable[[FileSystem, str, str], Iterator[WebRecord]]]] = {
+WHOLE_FILES: dict[str, tuple[tuple[str, ...], Callable[[FileSystem, str, str, ExtraFields], Iterator[WebRecord]]]] = {
     "webdataset": (TAR_PATTERNS, read_tar),
     "parquet": (("*.parquet",), read_parquet),
 }
-"""Format to the names of its files and what reads one: (filesystem, path, name in the source) to records."""
+"""Format to the names of its files and what reads one: (filesystem, path, name in the source, what else is read) to
+records."""
+WITH_EXTRA_FIELDS = ("jsonl", "llava", *WHOLE_FILES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,8 @@ class WebSource:
     split: str
     images: str = ""
     """Folder of the images, if they do not lie below `folder`."""
+    extra: ExtraFields = NO_EXTRA_FIELDS
+    """Fields read beside texts; formats that are not in WITH_EXTRA_FIELDS have none."""
     opened_ns: int = field(default_factory=time.time_ns)
     """When it was opened: the index that a process keeps of a source is not taken for that of files changed since."""
 
@@ -72,7 +77,7 @@ class WebSource:
         filesystem, root = _root(self.folder)
         if piece.start is None:
             _, read = WHOLE_FILES[self.format]
-            yield from read(filesystem, f"{root}/{piece.name}", piece.name)
+            yield from read(filesystem, f"{root}/{piece.name}", piece.name, self.extra)
             return
         for entry in _index(self)[piece.start : piece.stop]:
             yield _with_image(filesystem, entry)
@@ -112,7 +117,7 @@ def _opened(source: WebSource) -> Folder:
     its_own, images = _root(source.images) if source.images else (filesystem, root)
     if type(its_own) is not type(filesystem):
         raise ValueError(f"--images {source.images} must lie where {source.folder} lies: copy one to the other")
-    return Folder(filesystem=filesystem, root=root, images=images, split=source.split)
+    return Folder(filesystem=filesystem, root=root, images=images, split=source.split, extra=source.extra)
 
 
 def _root(folder: str) -> tuple[FileSystem, str]:

@@ -8,23 +8,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from preprocessing.store.file_system import FileSystem
+from preprocessing.web.extra_fields import NO_EXTRA_FIELDS, ExtraFields
 from preprocessing.web.records import Identities, WebRecord, not_its_own
 from preprocessing.web.texts import TEXT_FIELDS, examples_of, question_id, without_picture
 
 _BATCH_ROWS = 128
 
 
-def read_parquet(filesystem: FileSystem, path: str, name: str) -> Iterator[WebRecord]:
+def read_parquet(
+    filesystem: FileSystem, path: str, name: str, extra: ExtraFields = NO_EXTRA_FIELDS
+) -> Iterator[WebRecord]:
     """One record per row: an `image` of {bytes, path} or plain bytes, and texts as `examples_of` reads them.
 
     A row with the question id, the image and the texts of one before it in the file is a duplicate.
     """
     known = Identities()
-    for number, fields in enumerate(_rows(filesystem, path)):
+    for number, fields in enumerate(_rows(filesystem, path, extra)):
         place = f"{name}:{number}"
         identity = question_id(fields)
         image, problem = _image(fields.get("image"))
-        examples = examples_of(fields)
+        examples = extra.added(examples_of(fields), fields)
         if image is None and problem is None:
             examples = without_picture(fields, examples)
         verdict = known.judge(identity, (image, problem, examples))
@@ -46,13 +49,15 @@ def _image(value: object) -> tuple[bytes | None, str | None]:
     return None, f"its image is a {kind}, not bytes"
 
 
-def _rows(filesystem: FileSystem, path: str) -> Iterator[dict[str, object]]:
+def _rows(filesystem: FileSystem, path: str, extra: ExtraFields) -> Iterator[dict[str, object]]:
     """The columns that are read of each row; of others that may name a picture, only that they are there."""
     try:
         with filesystem.open(path, "rb") as file:
             table = pq.ParquetFile(file)
             names = table.schema_arrow.names
-            wanted = [name for name in ("image", "question_id", *TEXT_FIELDS) if name in names]
+            wanted = [
+                name for name in dict.fromkeys(("image", "question_id", *TEXT_FIELDS, *extra.names())) if name in names
+            ]
             twice = next((name for name in wanted if names.count(name) > 1), None)
             if twice is not None:
                 raise OSError(f"it has the column {twice!r} twice")
