@@ -1,4 +1,4 @@
-"""The contracts that every room shares: action space, action transforms, image recipe, batch, contract id.
+"""The contracts that every room shares: action space, action transforms, cameras and state, batch, contract id.
 
 NumPy and the standard library only, so that a data job can import it without torch.
 
@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -31,14 +32,34 @@ from rt_models.action_space import TERMINATE as TERMINATE
 from rt_models.action_space import ActionDimension, ActionSpec, DimensionMeaning
 from rt_models.action_space import rt1_action_spec as rt1_action_spec
 from rt_models.action_space import seven_d_action_spec as seven_d_action_spec
+from rt_models.batch_fields import BATCH as BATCH
+from rt_models.batch_fields import EMBEDDING_WIDTH as EMBEDDING_WIDTH
+from rt_models.batch_fields import RT2_BATCH as RT2_BATCH
+from rt_models.batch_fields import BatchField as BatchField
+from rt_models.batch_fields import batch_fields as batch_fields
+from rt_models.batch_fields import check_batch as check_batch
+from rt_models.batch_fields import check_rt2_batch as check_rt2_batch
+from rt_models.batch_fields import rt2_batch_fields as rt2_batch_fields
+from rt_models.camera_roles import CAMERA_ALIASES as CAMERA_ALIASES
+from rt_models.camera_roles import MAIN_CAMERA as MAIN_CAMERA
+from rt_models.camera_roles import camera_role as camera_role
+from rt_models.camera_roles import frames_key as frames_key
+from rt_models.camera_roles import image_index_key as image_index_key
+from rt_models.camera_roles import index_key as index_key
+from rt_models.camera_roles import of_role as of_role
+from rt_models.camera_roles import require_cameras as require_cameras
+from rt_models.robot_inputs import ImageRecipe as ImageRecipe
+from rt_models.robot_inputs import StateColumns as StateColumns
+from rt_models.robot_inputs import StateInput as StateInput
+from rt_models.robot_inputs import StateSide as StateSide
+from rt_models.robot_inputs import StoreInputs as StoreInputs
+from rt_models.robot_inputs import union_of_states as union_of_states
 from rt_models.space_map import MapArrays as MapArrays
 from rt_models.space_map import MappedDimension as MappedDimension
 from rt_models.space_map import SpaceMap as SpaceMap
 from rt_models.space_map import is_euler as is_euler
 from rt_models.space_map import read_map as read_map
 from rt_models.space_map import require_meaningful as require_meaningful
-
-EMBEDDING_WIDTH = 512  # Universal Sentence Encoder
 
 
 class ContractMismatch(ValueError):
@@ -49,27 +70,14 @@ class ContractMismatch(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageRecipe:
-    """What was done to a camera frame before the model: "none", or a resize by "pad", "squash" or "crop"."""
-
-    camera: str
-    height: int
-    width: int
-    resize: Literal["none", "pad", "squash", "crop"] = "none"
-
-    def __str__(self) -> str:
-        resize = "as recorded" if self.resize == "none" else f"resized by {self.resize}"
-        return f"{self.height}x{self.width} of camera {self.camera}, {resize}"
-
-
-@dataclass(frozen=True, kw_only=True)
 class DatasetContract:
     """One dataset's side of the contract: which dimensions it has, their statistics and the transform applied.
 
     `arm` says what an action of the arm is: what the source commanded, or the displacement that its state then reached.
     `meanings`, one a dimension, are what the dataset's spec declares of a space other than RT-1's; they are empty in
     RT-1's, whose dimensions mean the same everywhere. `own` is where the actions came from that a declared map brought
-    into the space of this contract; None where they have been in it all along.
+    into the space of this contract; None where they have been in it all along. `without_cameras` are roles that the
+    model reads and the dataset does not have; `state` is what the model reads of the robot's state, None for nothing.
     """
 
     name: str
@@ -82,6 +90,8 @@ class DatasetContract:
     arm: Literal["commanded", "reached"] = "commanded"
     meanings: tuple[DimensionMeaning, ...] = ()
     own: OwnSide | None = None
+    without_cameras: tuple[str, ...] = ()
+    state: StateSide | None = None
 
     def acted(self, action: ActionSpec) -> tuple[ActionSpec, DatasetContract]:
         """The space that actions for this dataset's robot are in, and its side there; `action` is the contract's."""
@@ -131,20 +141,31 @@ class OwnSide:
 
 @dataclass(frozen=True, kw_only=True)
 class Contract:
-    """Everything that must agree for an action to mean the same on both sides; `id` names it."""
+    """Everything that must agree for an action to mean the same on both sides; `id` names it.
+
+    `cameras` beside the main one and the names in `state` are what a model reads; a store's contract has none of them.
+    `num_steps` and `stride` say on how many frames an answer rests, and how many control steps lie between them; they
+    are no part of the id. 0: nobody said, as in older contracts and in those of stores.
+    """
 
     action: ActionSpec
     encoder: str
     image: ImageRecipe
     datasets: tuple[DatasetContract, ...]
+    cameras: tuple[ImageRecipe, ...] = ()
+    state: tuple[str, ...] = ()
+    num_steps: int = field(default=0, compare=False)
+    stride: int = field(default=1, compare=False)
 
     @property
     def id(self) -> str:
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+        agreed = replace(self, num_steps=0, stride=1)
+        return hashlib.sha256(json.dumps(agreed.to_json(), sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data. What is as it was before there was a choice is left out: older contracts keep their id."""
         data = json.loads(json.dumps(asdict(self)))
+        _leave_out(data, cameras=[], state=[], num_steps=0, stride=1)
         _leave_out_of_sides(data["action"], data["datasets"])
         return data
 
@@ -155,6 +176,10 @@ class Contract:
             encoder=data["encoder"],
             image=ImageRecipe(**data["image"]),
             datasets=tuple(_dataset_from_json(dataset) for dataset in data["datasets"]),
+            cameras=tuple(ImageRecipe(**recipe) for recipe in data.get("cameras", ())),
+            state=tuple(data.get("state", ())),
+            num_steps=data.get("num_steps", 0),
+            stride=data.get("stride", 1),
         )
 
     def dataset(self, name: str | None = None) -> DatasetContract:
@@ -174,8 +199,45 @@ class Contract:
         datasets = tuple(replace(d, transform=scaling.fit(action, d.statistics, d.name)) for d in self.datasets)
         return replace(self, action=action, datasets=datasets)
 
-    def require_readable(self, store: Contract, *, where: str) -> None:
-        """Raise ContractMismatch unless data under the contract `store` mean what this one (a model's) expects."""
+    def reading(self, cameras: Sequence[str], state: Sequence[str], inputs: Sequence[StoreInputs]) -> Contract:
+        """The contract of a model that reads these cameras and this state; `inputs` are those of its datasets.
+
+        Raises ContractMismatch for a camera that no dataset has, or that is stored in different ways.
+        """
+        recipes: list[ImageRecipe] = []
+        for role in cameras:
+            if role == MAIN_CAMERA:
+                continue
+            of_dataset = {d.name: _recipe(each, role) for d, each in zip(self.datasets, inputs, strict=True)}
+            recipe_of = {name: recipe for name, recipe in of_dataset.items() if recipe is not None}
+            if not recipe_of:
+                raise ContractMismatch(f"the model reads camera {role}, and no store has it: leave it out of cameras")
+            (first, recipe), *others = recipe_of.items()
+            for name, other in others:
+                if other != recipe:
+                    raise ContractMismatch(
+                        f"stores cannot be mixed: camera {role} is {recipe} in {first} and {other} in {name}; "
+                        f"preprocess both with the same --image-size, --resize and --cameras"
+                    )
+            recipes.append(recipe)
+        sides = [_with_inputs(d, recipes, state, each) for d, each in zip(self.datasets, inputs, strict=True)]
+        return replace(self, datasets=tuple(sides), cameras=tuple(recipes), state=tuple(state))
+
+    def recipe(self, role: str) -> ImageRecipe:
+        """Of a camera that the model reads."""
+        return next(recipe for recipe in (*self.cameras, replace(self.image, camera=role)) if recipe.camera == role)
+
+    def state_columns(self, datasets: Sequence[str]) -> StateColumns | None:
+        """How the state of stores of these datasets is read; None where the model reads none."""
+        if not self.state:
+            return None
+        return StateColumns(names=self.state, sides=tuple(self.dataset(name).state for name in datasets))
+
+    def require_readable(self, store: Contract, *, where: str, inputs: StoreInputs | None = None) -> None:
+        """Raise ContractMismatch unless data under the contract `store` mean what this one (a model's) expects.
+
+        `inputs`: what the store has beside the main camera, needed where the model reads that.
+        """
         if not self.datasets:
             raise ContractMismatch(
                 f"the model is bound to no dataset, so what its actions mean in {where} is unknown: import its weights "
@@ -195,11 +257,44 @@ class Contract:
                 ("units", ours.units, theirs.units, ours.units == theirs.units),
                 ("kinds of action", ours.kinds, theirs.kinds, ours.kinds == theirs.kinds),
                 ("action dimensions", ours.action_mask, theirs.action_mask, ours.action_mask == theirs.action_mask),
+                ("rate", f"{ours.control_hz:g} Hz", f"{theirs.control_hz:g} Hz", same_rate(ours, theirs)),
+                *self._inputs_of(found or ours, inputs or StoreInputs()),
             ]
         wrong = [f"{part}: the model has {mine}, {where} has {other}" for part, mine, other, same in sides if not same]
         if wrong:
             sides_id = f"contract {self.id} of the model does not fit contract {store.id} of {where}"
             raise ContractMismatch(f"{sides_id}: {'; '.join(wrong)}")
+
+    def _inputs_of(self, ours: DatasetContract, inputs: StoreInputs) -> list[tuple[str, object, object, bool]]:
+        """(part, the model's, the store's, whether they agree) of what is read beside the main camera."""
+        sides: list[tuple[str, object, object, bool]] = []
+        for recipe in self.cameras:
+            mine = None if recipe.camera in ours.without_cameras else recipe
+            found = _recipe(inputs, recipe.camera)
+            sides.append((f"camera {recipe.camera}", mine or "none", found or "none", mine == found))
+        if ours.state is not None:
+            found = None if inputs.state is None else inputs.state.chosen(ours.state.names)
+            mine, theirs = ours.state.described(), "none" if found is None else found.described()
+            sides.append(("state", mine, theirs or f"none of it, only {inputs.state.described()}", mine == theirs))
+        return sides
+
+
+def same_rate(one: DatasetContract, other: DatasetContract) -> bool:
+    """Whether an action lasts as long in both, within 2 %; a rate of 0 is unknown."""
+    rates = one.control_hz, other.control_hz
+    return 0 in rates or math.isclose(*rates, rel_tol=0.02)
+
+
+def _recipe(inputs: StoreInputs, role: str) -> ImageRecipe | None:
+    return next((recipe for recipe in inputs.cameras if recipe.camera == role), None)
+
+
+def _with_inputs(
+    dataset: DatasetContract, recipes: Sequence[ImageRecipe], state: Sequence[str], inputs: StoreInputs
+) -> DatasetContract:
+    lacking = tuple(recipe.camera for recipe in recipes if _recipe(inputs, recipe.camera) is None)
+    chosen = None if inputs.state is None else inputs.state.chosen(state)
+    return replace(dataset, without_cameras=lacking, state=chosen if chosen is not None and chosen.names else None)
 
 
 def merge_contracts(contracts: Sequence[Contract]) -> Contract:
@@ -228,8 +323,15 @@ def _dataset_from_json(data: Mapping[str, Any]) -> DatasetContract:
     transform = AffineTransform(**_tuples(data["transform"]))
     meanings = tuple(DimensionMeaning(**meaning) for meaning in data.get("meanings", ()))
     own = _own_from_json(data["own"]) if "own" in data else None
-    parts = {"statistics": statistics, "transform": transform, "meanings": meanings, "own": own}
+    state = _state_from_json(data["state"]) if "state" in data else None
+    parts = {"statistics": statistics, "transform": transform, "meanings": meanings, "own": own, "state": state}
     return DatasetContract(**{**_tuples(data), **parts})
+
+
+def _state_from_json(data: Mapping[str, Any]) -> StateSide:
+    statistics = ActionStatistics(**_tuples(data["statistics"]))
+    transform = AffineTransform(**_tuples(data["transform"]))
+    return StateSide(**{**_tuples(data), "statistics": statistics, "transform": transform})
 
 
 def _own_from_json(data: Mapping[str, Any]) -> OwnSide:
@@ -249,7 +351,7 @@ def _leave_out_of_sides(action: dict[str, Any], datasets: Sequence[dict[str, Any
     for dimension in action["dimensions"]:
         _leave_out(dimension, classes=[], bounded_by="convention")
     for dataset in datasets:
-        _leave_out(dataset, arm="commanded", meanings=[], own=None)
+        _leave_out(dataset, arm="commanded", meanings=[], own=None, without_cameras=[], state=None)
         if "own" in dataset:
             _leave_out_of_sides(dataset["own"]["action"], [dataset["own"]["dataset"]])
 
@@ -263,111 +365,3 @@ def _leave_out(data: dict[str, Any], **defaults: object) -> None:
     for name, default in defaults.items():
         if data[name] == default:
             del data[name]
-
-
-# --- The batches that the loader hands out ---
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchField:
-    """One key of a batch. Axes: B windows or rows, T steps, I image places, L tokens, F frames, N distinct images, HW
-    pixels, C colours, A actions, D embedding, S a single number."""
-
-    dtype: str
-    axes: str
-    meaning: str
-    optional: bool = False
-
-
-BATCH: dict[str, BatchField] = {
-    "frames": BatchField(dtype="uint8", axes="FHWC", meaning="distinct RGB frames, 0..255, at the store's size"),
-    "frame_index": BatchField(dtype="int64", axes="BT", meaning="row of `frames` for each step; -1: padding, no frame"),
-    "step_mask": BatchField(dtype="bool", axes="BT", meaning="True: a real step; False: padding before the episode"),
-    "loss_mask": BatchField(dtype="bool", axes="BT", meaning="True: trained on (real and not terminal)"),
-    "embedding": BatchField(dtype="float32", axes="BTD", meaning="instruction embedding; zeros on padding"),
-    "action": BatchField(dtype="float32", axes="BTA", meaning="model values (after the transform); zeros on padding"),
-    "action_mask": BatchField(dtype="bool", axes="BA", meaning="True: the dimension exists in the window's dataset"),
-    "sample_id": BatchField(dtype="int64", axes="B", meaning="place in the global sample order"),
-    "crop_key": BatchField(dtype="int64", axes="B", meaning="keys random crops; equal for windows of one segment"),
-    "store": BatchField(dtype="int64", axes="B", meaning="number of the store in the mixture"),
-    "episode": BatchField(dtype="int64", axes="B", meaning="number of the episode in its store"),
-    "step": BatchField(dtype="int64", axes="B", meaning="step, from 0, at which the window ends"),
-    "object_mask": BatchField(
-        dtype="uint8",
-        axes="FHW",
-        meaning="marks the objects meant in `frames`, 0..255 (MOO); stores hold none, a reader of one's own adds it",
-        optional=True,
-    ),
-    "image_frame": BatchField(dtype="int64", axes="N", meaning="row of `frames` of each image", optional=True),
-    "image_step": BatchField(dtype="int64", axes="N", meaning="a step that shows it, counted over B, T", optional=True),
-    "image_place": BatchField(dtype="int64", axes="BT", meaning="image of each step; -1: padding", optional=True),
-    "num_images": BatchField(dtype="int32", axes="S", meaning="how many of N are real, the first", optional=True),
-}
-
-
-RT2_BATCH: dict[str, BatchField] = {
-    "frames": BatchField(dtype="uint8", axes="FHWC", meaning="distinct RGB pictures of one size, 0..255"),
-    "image_index": BatchField(dtype="int64", axes="BI", meaning="row of `frames` at each image place; -1: none"),
-    "tokens": BatchField(dtype="int64", axes="BL", meaning="prompt, answer, end token; padded at the right"),
-    "token_mask": BatchField(dtype="bool", axes="BL", meaning="True: a real token"),
-    "answer_mask": BatchField(
-        dtype="bool", axes="BL", meaning="True: a target of the loss, predicted from the place before it"
-    ),
-    "prompt_length": BatchField(dtype="int64", axes="B", meaning="tokens before the answer"),
-    "is_robot": BatchField(dtype="bool", axes="B", meaning="True: a robot step; False: an image-text example"),
-    "action": BatchField(dtype="float32", axes="BA", meaning="model values; zeros for an image-text example"),
-    "action_mask": BatchField(dtype="bool", axes="BA", meaning="True: the dimension exists in the row's dataset"),
-    "sample_id": BatchField(dtype="int64", axes="B", meaning="place in the global sample order"),
-    "crop_key": BatchField(dtype="int64", axes="B", meaning="keys random crops of a robot's frames"),
-    "store": BatchField(dtype="int64", axes="B", meaning="number of the store in the mixture"),
-    "episode": BatchField(dtype="int64", axes="B", meaning="number of the episode in its store; -1: no robot step"),
-    "step": BatchField(dtype="int64", axes="B", meaning="step of the episode, from 0; -1: no robot step"),
-    "num_images": BatchField(dtype="int32", axes="S", meaning="how many of F are real, the first", optional=True),
-    "answer_place": BatchField(
-        dtype="int64", axes="BR", meaning="places of a row's targets, in order, then -1", optional=True
-    ),
-}
-
-
-def check_batch(batch: Mapping[str, Any], *, action_size: int) -> None:
-    """Raise ValueError unless `batch` (arrays or tensors) satisfies `BATCH`; tests call it at the loader's exit."""
-    _check_fields(batch, BATCH, action_size)
-    index, real = np.asarray(batch["frame_index"]), np.asarray(batch["step_mask"])
-    if (index[real] < 0).any() or (index >= len(batch["frames"])).any() or (index[~real] != -1).any():
-        raise ValueError("batch['frame_index'] must be a row of frames on real steps and -1 on padding")
-    if np.asarray(batch["loss_mask"])[~real].any():
-        raise ValueError("batch['loss_mask'] is True on padding")
-
-
-def check_rt2_batch(batch: Mapping[str, Any], *, action_size: int) -> None:
-    """Raise ValueError unless `batch` (arrays or tensors) satisfies `RT2_BATCH`; tests call it at the loader's exit."""
-    _check_fields(batch, RT2_BATCH, action_size)
-    index, real, is_robot = (np.asarray(batch[key]) for key in ("image_index", "token_mask", "is_robot"))
-    if (index < -1).any() or (index >= len(batch["frames"])).any():
-        raise ValueError("batch['image_index'] must be a row of frames or -1")
-    if not real[:, 0].all() or (real[:, 1:] & ~real[:, :-1]).any():
-        raise ValueError("batch['token_mask']: a row begins with a real token, and its padding stands at the right")
-    prompt_BL = np.arange(real.shape[1]) < np.asarray(batch["prompt_length"])[:, None]
-    if (np.asarray(batch["answer_mask"]) & (prompt_BL | ~real)).any():
-        raise ValueError("batch['answer_mask'] is True on padding or in a prompt")
-    for key in ("episode", "step"):
-        if ((np.asarray(batch[key]) >= 0) != is_robot).any():
-            raise ValueError(f"batch[{key!r}] must be 0 or more for a robot step and -1 elsewhere")
-
-
-def _check_fields(batch: Mapping[str, Any], table: Mapping[str, BatchField], action_size: int) -> None:
-    """Raise ValueError unless keys, dtypes and axes are those of `table`, and floats are finite."""
-    needed = {key for key, field in table.items() if not field.optional}
-    missing, extra = sorted(needed - set(batch)), sorted(set(batch) - set(table))
-    if missing or extra:
-        raise ValueError(f"batch keys: missing {missing}, extra {extra}")
-    sizes = {"A": action_size, "C": 3, "D": EMBEDDING_WIDTH, "S": 1}
-    for key, field in ((key, table[key]) for key in table if key in batch):
-        dtype, shape = str(batch[key].dtype).removeprefix("torch."), tuple(batch[key].shape)
-        if dtype != field.dtype or len(shape) != len(field.axes):
-            raise ValueError(f"batch[{key!r}] is {dtype} {shape}, expected {field.dtype} with axes {field.axes}")
-        for axis, length in zip(field.axes, shape, strict=True):
-            if sizes.setdefault(axis, length) != length:
-                raise ValueError(f"batch[{key!r}] has axis {axis} = {length}, elsewhere it is {sizes[axis]}")
-        if dtype == "float32" and not np.isfinite(np.asarray(batch[key])).all():
-            raise ValueError(f"batch[{key!r}] holds values that are not finite")
