@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from rt_models.spec import BATCH, EMBEDDING_WIDTH
+from rt_models.batch_fields import EMBEDDING_WIDTH, axes_of, batch_fields
+from rt_models.camera_roles import MAIN_CAMERA, frames_key, index_key
 
 _RANGE_SLACK = 1e-3  # bilinear weights may sum to a little more than 1 in float32
-_INPUTS = ("frames", "frame_index", "step_mask", "embedding", "crop_key", "store", "episode", "step")
+_INPUTS = ("step_mask", "embedding", "crop_key", "store", "episode", "step")
 LABELS = ("loss_mask", "action", "action_mask")
 
 
@@ -46,9 +47,27 @@ def require_frames(frames: Tensor, *, channels: int) -> None:
     _require("frames", frames, "uint8", ("N", "H", "W", channels), " in 0..255")
 
 
-def require_image_tokens(tokens: Tensor, *, window: tuple[int, int, int]) -> None:
+def require_cameras_axis(image: Tensor, *, num_cameras: int) -> None:
+    """Raise ValueError unless images of several cameras have an axis of that many."""
+    fits = isinstance(image, Tensor) and image.dim() == (6 if num_cameras > 1 else 5)
+    if not fits or (num_cameras > 1 and image.shape[2] != num_cameras):
+        shape = f"(B, T, {num_cameras}, H, W, C)" if num_cameras > 1 else "(B, T, H, W, C)"
+        raise ValueError(f"image: expected float {shape}, one picture a camera, got {_described(image)}")
+
+
+def require_state(state: tuple[Tensor, Tensor] | None, *, shape: tuple[int, int, int], check_values: bool) -> None:
+    """Raise ValueError unless there is a state: finite float of this shape (windows, steps, values), and its mask."""
+    if state is None:
+        raise ValueError(f"this model reads a state: give float {shape} and its mask, bool {(shape[0], shape[2])}")
+    _require("state", state[0], "float", shape)
+    _require("state mask", state[1], "bool", (shape[0], shape[2]))
+    if check_values:
+        require_finite("state", state[0])
+
+
+def require_step_tokens(tokens: Tensor, *, window: tuple[int, int, int]) -> None:
     """Raise ValueError unless `tokens` is float (B, *window): steps, tokens of a step, width."""
-    _require("image tokens", tokens, "float", ("B", *window))
+    _require("step tokens", tokens, "float", ("B", *window))
 
 
 def require_step_mask(step_mask: Tensor, *, shape: tuple[int, int]) -> None:
@@ -66,31 +85,53 @@ def require_action_tokens(tokens: Tensor | None, *, shape: tuple[int, ...], bins
 
 
 def require_batch(
-    batch: Mapping[str, Tensor], *, num_steps: int, num_actions: int, also: Sequence[str], check_values: bool
+    batch: Mapping[str, Tensor],
+    *,
+    num_steps: int,
+    num_actions: int,
+    also: Sequence[str],
+    check_values: bool,
+    cameras: Sequence[str] = (MAIN_CAMERA,),
+    state_size: int = 0,
 ) -> None:
-    """Raise ValueError unless the inputs of `rt_models.spec.BATCH`, and the keys `also` needed, fit each other."""
-    sizes: dict[str, int] = {"T": num_steps, "C": 3, "D": EMBEDDING_WIDTH, "A": num_actions}
-    for key in (*_INPUTS, *also):
+    """Raise ValueError unless the inputs of `rt_models.spec.batch_fields`, and the keys `also` needed, fit each
+    other."""
+    sizes: dict[str, int] = {"T": num_steps, "C": 3, "D": EMBEDDING_WIDTH, "A": num_actions, "P": state_size}
+    fields = batch_fields(cameras, state=state_size > 0)
+    also = (*also, "state", "state_mask") if state_size else also
+    of_cameras = [key for role in cameras for key in (frames_key(role), index_key(role))]
+    for key in (*of_cameras, *_INPUTS, *also):
+        field = fields[key]
         if key not in batch:
-            raise ValueError(f"batch: {key!r} is missing ({BATCH[key].meaning}); rt_models.spec.BATCH lists its keys")
-        field = BATCH[key]
+            raise ValueError(f"batch: {key!r} is missing ({field.meaning}); rt_models.spec.BATCH lists its keys")
         dtype = "float" if field.dtype == "float32" else field.dtype
-        _require(f"batch[{key!r}]", batch[key], dtype, tuple(sizes.get(axis, axis) for axis in field.axes))
-        sizes |= dict(zip(field.axes, batch[key].shape, strict=True))
+        axes = axes_of(key, field, cameras)
+        shape = tuple(sizes.get(axis, axis.partition("_")[0]) for axis in axes)
+        _require(f"batch[{key!r}]", batch[key], dtype, shape)
+        sizes |= dict(zip(axes, batch[key].shape, strict=True))
     if check_values:
+        for role in cameras:
+            _require_index(batch, role)
         _require_values(batch, also)
 
 
-def _require_values(batch: Mapping[str, Tensor], also: Sequence[str]) -> None:
-    rows, real, index = len(batch["frames"]), batch["step_mask"], batch["frame_index"]
-    if ((index < 0) == real).any() or (index >= rows).any() or (index < -1).any():
+def _require_index(batch: Mapping[str, Tensor], role: str) -> None:
+    """Of the main camera every real step has a frame; of another one a dataset may have none."""
+    rows, real, key = len(batch[frames_key(role)]), batch["step_mask"], index_key(role)
+    index = batch[key]
+    wrong = (index < 0) == real if role == MAIN_CAMERA else (index >= 0) & ~real
+    if wrong.any() or (index >= rows).any() or (index < -1).any():
+        where = "where step_mask is True and -1 elsewhere"
         raise ValueError(
-            f"batch['frame_index']: expected a row of the {rows} frames where step_mask is True and -1 elsewhere, got "
+            f"batch[{key!r}]: expected a row of the {rows} {frames_key(role)} {where}, got "
             f"{int(index.min())}..{int(index.max())}"
         )
-    if "loss_mask" in also and (batch["loss_mask"] & ~real).any():
+
+
+def _require_values(batch: Mapping[str, Tensor], also: Sequence[str]) -> None:
+    if "loss_mask" in also and (batch["loss_mask"] & ~batch["step_mask"]).any():
         raise ValueError("batch['loss_mask'] is True on padding: only steps where step_mask is True can be trained on")
-    for key in {"embedding", "action"} & {"embedding", *also}:
+    for key in {"embedding", "action", "state"} & {"embedding", *also}:
         require_finite(f"batch[{key!r}]", batch[key])
 
 

@@ -156,10 +156,17 @@ class StateColumns:
     def values(self, store: int, columns: Sequence[str], recorded_NK: np.ndarray) -> np.ndarray:
         """float32 (N, P) from `recorded_NK`, all columns of store number `store`, which are called `columns`; 0 where
         the store has no such value. Raises ValueError for a value that is read and is not finite."""
-        state_NP, side = np.zeros((len(recorded_NK), len(self.names)), np.float32), self.sides[store]
+        side = self.sides[store]
+        if side is None:
+            return np.zeros((len(recorded_NK), len(self.names)), np.float32)
+        taken = [columns.index(name) for name in side.names]
+        return self.placed(side.normalised(recorded_NK[:, taken]), store)
+
+    def placed(self, normalised_NK: np.ndarray, store: int) -> np.ndarray:
+        """float32 (..., P) from the values that a store has, in its side's order; 0 where it has no such value."""
+        state_NP, side = np.zeros((*normalised_NK.shape[:-1], len(self.names)), np.float32), self.sides[store]
         if side is not None:
-            taken = [columns.index(name) for name in side.names]
-            state_NP[:, [self.names.index(name) for name in side.names]] = side.normalised(recorded_NK[:, taken])
+            state_NP[..., [self.names.index(name) for name in side.names]] = normalised_NK
         return state_NP
 
 

@@ -1,49 +1,54 @@
-"""RT-1: frames and an instruction in, logits of the next action's tokens out (arXiv 2212.06817).
+"""RT-1: frames, an instruction and maybe a state in, logits of the next action's tokens out (arXiv 2212.06817).
 
-Read in the order a window travels: config -> image tokenizer (FiLM EfficientNet, projection, TokenLearner) ->
-transformer -> loss. `RT1Config.rt1()` is the TensorFlow release, `.rt1_jax()` and `.rt1x()` are the JAX ones.
+Read in the order a window travels: config -> image tokenizer of one camera or more -> with the state, tokens of each
+step (robot_tokens.py) -> transformer -> loss. `RT1Config.rt1()` is the TensorFlow release, `.rt1_jax()` and
+`.rt1x()` are the JAX ones.
 
-Axes: B windows, T steps, N images, HWC pixels, D embedding or token width, K image tokens, A actions, V bins, P places.
+Axes: B windows, T steps, M cameras, N images, HWC pixels, D embedding or token width, K tokens of an image, P values of
+the state, J tokens of a step before its actions, A actions, V bins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias, cast
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from rt_models.action_space import RT1_SPACE, ActionSpace, ActionSpec
 from rt_models.action_tokens import encode
-from rt_models.blocks.batch_norm import BatchNormConfig
-from rt_models.blocks.linear import LecunConv1x1
 from rt_models.blocks.sequence import Layout, OutputSteps
 from rt_models.blocks.transformer import OneHotLinear, TransformerConfig
+from rt_models.camera_roles import MAIN_CAMERA, require_cameras
 from rt_models.compute_config import ComputeConfig as ComputeConfig
 from rt_models.config_checks import require_choices, require_sizes
 from rt_models.input_checks import (
     LABELS,
     require_action_tokens,
     require_batch,
+    require_cameras_axis,
     require_embeddings,
     require_frames,
-    require_image_tokens,
     require_images,
+    require_state,
     require_step_mask,
+    require_step_tokens,
 )
+from rt_models.robot_inputs import StateInput
 from rt_models.robot_model import RobotModel
+from rt_models.robot_tokens import RobotTokens, augmented_state
 from rt_models.spec import EMBEDDING_WIDTH
-from rt_models.vision.efficientnet import EfficientNetConfig, Film, Stage
-from rt_models.vision.image_inputs import PLAN, InputConfig, Pixels, prepare, resize
-from rt_models.vision.token_learner import TokenLearner
+from rt_models.vision.efficientnet import EfficientNetConfig
+from rt_models.vision.image_inputs import InputConfig, Preparation, plan_keys, prepare, resize
+from rt_models.vision.image_tokenizer import ImageTokenizer
 from rt_models.vision.vit import ViTConfig
+from rt_models.window_loss import window_losses
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+State: TypeAlias = tuple[Tensor, Tensor]
+"""float (B, T, P) normalised values, bool (B, P) True: the robot has the value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +83,17 @@ class RT1Config:
     """Which value a bin stands for: "truncate" as the official code, "centre" without its half-bin bias."""
     action_space: ActionSpace | None = None
     """The space it acts in; None is RT-1's own of eleven dimensions. rtp train sets that of the stores."""
+    cameras: tuple[str, ...] = (MAIN_CAMERA,)
+    """Cameras that it reads, by role, in the order of their tokens: image, wrist, left, right and so on."""
+    tokenizers: Literal["shared", "separate"] = "shared"
+    """Whether one image tokenizer sees all cameras, or each camera has its own."""
+    state: StateInput | None = None
+    """The robot's state as a token of each step; None: it reads none."""
 
     def __post_init__(self) -> None:
         require_sizes(self, "num_steps", "num_image_tokens", "feature_width", "bins")
         require_choices(self)
+        require_cameras(self.cameras)
         positions = self.backbone.grid(self.input.image_size) ** 2
         if not self.token_learner and self.num_image_tokens != positions:
             raise ValueError(
@@ -118,29 +130,9 @@ class RT1Config:
     @staticmethod
     def small() -> RT1Config:
         """A million parameters and images of 64 pixels: learns a thousand frames in minutes on two CPU cores."""
-        stages = (
-            Stage(expansion=1, kernel=3, stride=2, channels=24, num_blocks=1),
-            Stage(expansion=4, kernel=5, stride=2, channels=48, num_blocks=2),
-            Stage(expansion=4, kernel=3, stride=1, channels=64, num_blocks=2),
-        )
         return RT1Config(
-            backbone=EfficientNetConfig(
-                stem_channels=16,
-                stages=stages,
-                head_channels=192,
-                stochastic_depth=0.0,
-                batch_norm=BatchNormConfig(momentum=0.9),
-            ),
-            transformer=TransformerConfig(
-                num_layers=3,
-                num_heads=4,
-                key_size=32,
-                width=128,
-                hidden=128,
-                feed_forward="swiglu",
-                mask="jax",
-                dropout=0.0,
-            ),
+            backbone=EfficientNetConfig.small(),
+            transformer=TransformerConfig.small(),
             input=InputConfig(image_size=64),
             feature_width=128,
         )
@@ -148,22 +140,9 @@ class RT1Config:
     @staticmethod
     def tiny() -> RT1Config:
         """The whole architecture in milliseconds, for tests."""
-        stages = (
-            Stage(expansion=1, kernel=3, stride=1, channels=8, num_blocks=1),
-            Stage(expansion=2, kernel=5, stride=2, channels=8, num_blocks=2),
-        )
         return RT1Config(
-            backbone=EfficientNetConfig(stem_channels=8, stages=stages, head_channels=16, stochastic_depth=0.0),
-            transformer=TransformerConfig(
-                num_layers=2,
-                num_heads=2,
-                key_size=8,
-                width=16,
-                hidden=16,
-                feed_forward="swiglu",
-                mask="jax",
-                dropout=0.0,
-            ),
+            backbone=EfficientNetConfig.tiny(),
+            transformer=TransformerConfig.tiny(),
             input=InputConfig(image_size=16),
             num_steps=3,
             num_image_tokens=4,
@@ -177,9 +156,36 @@ class RT1Config:
     def num_channels(self) -> int:
         return 4 if self.image_channels == "rgb+mask" else 3
 
+    def state_size(self) -> int:
+        """Values of the state; 0 without one."""
+        return 0 if self.state is None else len(self.state.names)
+
+    def num_input_tokens(self) -> int:
+        """Tokens of a step before its actions."""
+        return len(self.cameras) * self.num_image_tokens + (self.state is not None)
+
     def layout(self) -> Layout:
         return Layout(
-            num_steps=self.num_steps, num_image_tokens=self.num_image_tokens, num_action_tokens=self.action_spec().size
+            num_steps=self.num_steps,
+            num_input_tokens=self.num_input_tokens(),
+            num_action_tokens=self.action_spec().size,
+        )
+
+    def cameras_encoded_together(self) -> list[tuple[str, ...]]:
+        """The cameras of each image tokenizer."""
+        return [self.cameras] if self.tokenizers == "shared" else [(role,) for role in self.cameras]
+
+    def build_tokenizer(self) -> ImageTokenizer:
+        """With fresh parameters."""
+        return ImageTokenizer(
+            self.backbone,
+            num_channels=self.num_channels(),
+            image_size=self.input.image_size,
+            embedding_width=EMBEDDING_WIDTH if self.conditioning == "film" else 0,
+            width=self.feature_width,
+            num_tokens=self.num_image_tokens if self.token_learner else None,
+            memory_format=self.compute.memory_format,
+            checkpoint_blocks=self.compute.activation_checkpointing == "blocks",
         )
 
     def build(self) -> RT1:
@@ -187,46 +193,6 @@ class RT1Config:
         model = RT1(self)
         model.compile_parts()
         return model
-
-
-class ImageTokenizer(nn.Module):
-    """float (N, C, H, W) normalised images (`pixels`) and (N, D) embeddings -> (N, K, D) tokens."""
-
-    def __init__(self, config: RT1Config) -> None:
-        super().__init__()
-        self.num_channels = channels = config.num_channels()
-        last = config.compute.memory_format == "channels_last"
-        self.memory_format = torch.channels_last if last else torch.contiguous_format
-        embedding_width = EMBEDDING_WIDTH if config.conditioning == "film" else 0
-        self.backbone = config.backbone.build(
-            in_channels=channels,
-            image_size=config.input.image_size,
-            embedding_width=embedding_width,
-            checkpoint_blocks=config.compute.activation_checkpointing == "blocks",
-        )
-        self.projection = LecunConv1x1(config.backbone.out_channels(), config.feature_width)
-        self.film = Film(config.feature_width, embedding_width) if embedding_width else None
-        self.learner = TokenLearner(config.feature_width, config.num_image_tokens) if config.token_learner else None
-
-    def pixels(self, wide: torch.dtype, dtype: torch.dtype | None = None) -> Pixels:
-        """What `forward` expects of its images; `dtype` of the weights if it is not given."""
-        return Pixels(
-            mean=(*IMAGENET_MEAN, 0.0)[: self.num_channels],
-            std=(*IMAGENET_STD, 1.0)[: self.num_channels],
-            wide=wide,
-            dtype=dtype or self.projection.weight.dtype,
-            memory_format=self.memory_format,
-        )
-
-    def forward(
-        self, x_NCHW: Tensor, embedding_ND: Tensor, key_N: Tensor | None = None, num_real: Tensor | None = None
-    ) -> Tensor:
-        """`key_N` int64 keys what is random in training; the first `num_real` images are real, the others pad."""
-        x_NCHW = self.projection(self.backbone(x_NCHW, embedding_ND, key_N, num_real))
-        if self.film is not None:
-            x_NCHW = self.film(x_NCHW, embedding_ND)
-        x_NPD = rearrange(x_NCHW, "n d h w -> n (h w) d")
-        return x_NPD if self.learner is None else self.learner(x_NPD)
 
 
 class RT1(RobotModel):
@@ -237,92 +203,132 @@ class RT1(RobotModel):
     def __init__(self, config: RT1Config) -> None:
         super().__init__()
         self.config, self.spec = config, config.action_spec()
-        self.tokenizer = ImageTokenizer(config)
+        if config.state is not None and not config.state.names:
+            raise ValueError("state.names is empty: name the values of the state, as rtp train reads them from stores")
+        self.tokenizer = config.build_tokenizer()
         self.transformer = config.transformer.build(config.layout(), in_width=config.feature_width, bins=config.bins)
         one_hot = config.previous_actions == "one_hot"
         self.action_embedding = OneHotLinear(config.bins, config.feature_width) if one_hot else None
+        others = config.cameras[1:] if config.tokenizers == "separate" else ()
+        self.other_tokenizers = nn.ModuleDict({role: config.build_tokenizer() for role in others}) if others else None
+        """Those of the cameras after the first, where each has its own."""
+        is_plain = config.cameras == (MAIN_CAMERA,) and config.state is None
+        sizes = (config.num_image_tokens, config.state_size(), config.feature_width)
+        self.robot_tokens = None if is_plain else RobotTokens(config.cameras, *sizes)
         self.check_inputs = False
         """Also look for values out of range off the CPU, where it makes every forward wait for the device."""
 
     def compile_parts(self) -> None:
         """torch.compile as `config.compute` says; a copy of a compiled model is not compiled."""
         if self.config.compute.compile != "off":
-            self.tokenizer.compile(backend=self.config.compute.compile)
+            for tokenizer, _ in self._cameras_of_tokenizers():
+                tokenizer.compile(backend=self.config.compute.compile)
             self.transformer.compile(backend=self.config.compute.compile)
 
     def replayable(self, batch: Mapping[str, Tensor]) -> bool:
         compute = self.config.compute
-        return PLAN[0] in batch and compute.activation_checkpointing == compute.compile == "off"
+        is_planned = all(plan_keys(cameras)[0] in batch for cameras in self.config.cameras_encoded_together())
+        return is_planned and compute.activation_checkpointing == compute.compile == "off"
 
     @property
     def dtype(self) -> torch.dtype:
         return self.transformer.output.weight.dtype
 
-    def forward(self, image_BTHWC: Tensor, embedding_BTD: Tensor, action_tokens_BTA: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        image_BTHWC: Tensor,
+        embedding_BTD: Tensor,
+        action_tokens_BTA: Tensor | None = None,
+        state: State | None = None,
+    ) -> Tensor:
         """float (B, T, A, V) logits of the actions of all steps.
 
-        `image_BTHWC` float in [0, 1] at model resolution, not cropped; `embedding_BTD` float (B, T, 512);
-        `action_tokens_BTA` int64, needed where `previous_actions` is "one_hot" (the last step's are not looked at).
-        Raises ValueError for another shape, dtype or range.
+        `image_BTHWC` float in [0, 1] at model resolution, not cropped, of several cameras (B, T, M, H, W, C);
+        `embedding_BTD` float (B, T, 512); `action_tokens_BTA` int64, needed where `previous_actions` is "one_hot" (the
+        last step's are not looked at). Raises ValueError for another shape, dtype or range.
         """
-        return self.action_logits(
-            self._image_tokens(image_BTHWC, embedding_BTD, self.config.num_steps), action_tokens_BTA
-        )
+        tokens_BTJD = self.step_tokens(image_BTHWC, embedding_BTD, state, steps=self.config.num_steps)
+        return self.action_logits(tokens_BTJD, action_tokens_BTA)
 
-    def image_tokens(self, image_BTHWC: Tensor, embedding_BTD: Tensor) -> Tensor:
-        """float (B, T, K, D) tokens of each frame, for any T; no frame's tokens depend on another (in evaluation)."""
-        return self._image_tokens(image_BTHWC, embedding_BTD, "T")
+    def step_tokens(
+        self,
+        image_BTHWC: Tensor,
+        embedding_BTD: Tensor,
+        state: State | None = None,
+        present_BTM: Tensor | None = None,
+        steps: int | str = "T",
+    ) -> Tensor:
+        """float (B, T, J, D) tokens of each step before its actions, for any T; no step's depend on another's (in
+        evaluation). Images as in `forward`; `present_BTM` bool: False where the robot has no such camera."""
+        if self.robot_tokens is None:
+            return self.image_tokens(image_BTHWC, embedding_BTD, steps=steps)
+        config, parts = self.config, []
+        require_cameras_axis(image_BTHWC, num_cameras=len(config.cameras))
+        image_BTMHWC = image_BTHWC if len(config.cameras) > 1 else image_BTHWC[:, :, None]
+        for tokenizer, roles in self._cameras_of_tokenizers():
+            places = [config.cameras.index(role) for role in roles]
+            flat = image_BTMHWC[:, :, places].flatten(1, 2), embedding_BTD.repeat_interleave(len(roles), dim=1)
+            tokens = self.image_tokens(*flat, tokenizer, steps if steps == "T" else int(steps) * len(roles))
+            parts.append(tokens.unflatten(1, (-1, len(roles))))
+        tokens_BTMKD = torch.cat(parts, dim=2)
+        if config.state is not None:
+            shape = (*tokens_BTMKD.shape[:2], config.state_size())
+            require_state(state, shape=shape, check_values=self._checks_values())
+        with self._autocast(tokens_BTMKD.device):
+            return self.robot_tokens(tokens_BTMKD, present_BTM, state)
 
-    def _image_tokens(self, image_BTHWC: Tensor, embedding_BTD: Tensor, steps: int | str) -> Tensor:
+    def image_tokens(
+        self,
+        image_BTHWC: Tensor,
+        embedding_BTD: Tensor,
+        tokenizer: ImageTokenizer | None = None,
+        steps: int | str = "T",
+    ) -> Tensor:
+        """float (B, T, K, D) tokens of each frame of a camera, the first unless `tokenizer` is another's, for any T; no
+        frame's tokens depend on another (in evaluation)."""
         size, channels = self.config.input.image_size, self.config.num_channels()
         check = self._checks_values()
         require_images(image_BTHWC, steps=steps, size=size, channels=channels, check_values=check)
         leading = tuple(image_BTHWC.shape[:2])
         require_embeddings(embedding_BTD, leading=leading, check_values=check)
-        image_NHWC = image_BTHWC.flatten(0, 1).to(self._pixel_dtype())
-        key_N = torch.randint(2**62, (len(image_NHWC),), device=image_NHWC.device) if self.training else None
-        with self._autocast(image_NHWC.device):
-            x_NCHW = self.tokenizer.pixels(image_NHWC.dtype).normalise(image_NHWC)
-            tokens_NKD = self.tokenizer(x_NCHW, embedding_BTD.flatten(0, 1).to(self.dtype), key_N)
-        return tokens_NKD.unflatten(0, leading)
+        with self._autocast(image_BTHWC.device):
+            return (tokenizer or self.tokenizer).of_steps(
+                image_BTHWC.to(self._pixel_dtype()), embedding_BTD.to(self.dtype)
+            )
+
+    def _cameras_of_tokenizers(self) -> list[tuple[ImageTokenizer, tuple[str, ...]]]:
+        """Each tokenizer with the cameras that it encodes, in the order of the cameras."""
+        others: Iterable[nn.Module] = [] if self.other_tokenizers is None else self.other_tokenizers.values()
+        tokenizers = [self.tokenizer, *(cast(ImageTokenizer, tokenizer) for tokenizer in others)]
+        return list(zip(tokenizers, self.config.cameras_encoded_together(), strict=True))
 
     def action_logits(
         self,
-        tokens_BTKD: Tensor,
+        tokens_BTJD: Tensor,
         action_tokens_BTA: Tensor | None = None,
         step_mask_BT: Tensor | None = None,
         output_steps: OutputSteps = "all",
     ) -> Tensor:
-        """float (B, T, A, V) logits, or (B, 1, A, V) of the last step, from image tokens; the transformer alone.
-
-        Steps where `step_mask_BT` is False are padding: no real step's logits depend on what they hold.
-        """
+        """float (B, T, A, V) logits, or (B, 1, A, V) of the last step, from `step_tokens`; the transformer alone. No
+        real step's logits depend on steps where `step_mask_BT` is False: they are padding."""
         config = self.config
-        require_image_tokens(tokens_BTKD, window=(config.num_steps, config.num_image_tokens, config.feature_width))
+        require_step_tokens(tokens_BTJD, window=(config.num_steps, config.num_input_tokens(), config.feature_width))
         if step_mask_BT is not None:
-            require_step_mask(step_mask_BT, shape=(len(tokens_BTKD), config.num_steps))
+            require_step_mask(step_mask_BT, shape=(len(tokens_BTJD), config.num_steps))
         if self.action_embedding is not None:
-            shape = (len(tokens_BTKD), config.num_steps, self.spec.size)
+            shape = (len(tokens_BTJD), config.num_steps, self.spec.size)
             require_action_tokens(action_tokens_BTA, shape=shape, bins=config.bins, check_values=self._checks_values())
-        with self._autocast(tokens_BTKD.device):
+        with self._autocast(tokens_BTJD.device):
             contents = self._action_contents(action_tokens_BTA)
-            return self.transformer(tokens_BTKD, contents, step_mask_BT, output_steps)
+            return self.transformer(tokens_BTJD, contents, step_mask_BT, output_steps)
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Scalar cross-entropy of a batch of `rt_models.spec.BATCH`; crops in training mode only.
 
-        Each window counts sum over (t, a) of its masked cross-entropies / (trained steps T x dimensions it has); the
-        loss is the mean over windows. The denominators do not depend on how many steps are padding, so every step
-        weighs the same and the mean of equal-sized rank batches is the loss of the whole batch.
+        It is the mean of `window_losses`, so the mean of equal-sized rank batches is the loss of the whole batch.
         """
         logits_BTAV = self._batch_logits(batch, augment=self.training, output_steps=self.config.loss_on, also=LABELS)
-        trained_steps = logits_BTAV.shape[1]
-        target_BTA = encode(batch["action"][:, -trained_steps:], self.spec)
-        wide = logits_BTAV if logits_BTAV.dtype == torch.float64 else logits_BTAV.float()
-        ce_BTA = F.cross_entropy(wide.permute(0, 3, 1, 2), target_BTA, reduction="none")
-        weight_BTA = batch["loss_mask"][:, -trained_steps:, None] & batch["action_mask"][:, None, :]
-        dims_B = batch["action_mask"].sum(dim=1).clamp(min=1)
-        loss_B = (ce_BTA * weight_BTA).sum(dim=(1, 2)) / (trained_steps * dims_B)
+        loss_B = window_losses(logits_BTAV, batch, self.spec)
         self.row_losses_B = loss_B.detach()
         return loss_B.mean()
 
@@ -348,20 +354,27 @@ class RT1(RobotModel):
             num_actions=self.spec.size,
             also=(*also, "object_mask") if masked else also,
             check_values=self._checks_values(),
+            cameras=config.cameras,
+            state_size=config.state_size(),
         )
-        in_bf16 = config.compute.precision == "bf16" and batch["frames"].is_cuda
-        pixels = self.tokenizer.pixels(self._pixel_dtype(), torch.bfloat16 if in_bf16 else None)
-        images = prepare(batch, config.input, pixels, augment=augment, object_mask=masked)
-        if not len(images.x_NCHW):
-            raise ValueError("batch: no window has a real step, so there is nothing to compute")
-        with self._autocast(images.x_NCHW.device):
-            embedding_ND = images.embedding_ND.to(self.dtype)
-            tokens_NKD = self.tokenizer(images.x_NCHW, embedding_ND, images.key_N, images.num_real)
-        # Padding has no image: it takes the row of zeros appended here, which place -1 points at.
-        with_zeros = torch.cat([tokens_NKD, tokens_NKD.new_zeros(1, *tokens_NKD.shape[1:])])
-        tokens_BTKD = with_zeros[images.place_BT]
+        in_bf16 = config.compute.precision == "bf16" and batch["step_mask"].is_cuda
+        preparation = Preparation(
+            config=config.input,
+            pixels=self.tokenizer.pixels(self._pixel_dtype(), torch.bfloat16 if in_bf16 else None),
+            augment=augment,
+            object_mask=masked,
+        )
+        images = [(each, prepare(batch, preparation, roles)) for each, roles in self._cameras_of_tokenizers()]
+        with self._autocast(batch["step_mask"].device):
+            encoded = [tokenizer.encoded(its_images) for tokenizer, its_images in images]
+            tokens, present = (torch.cat(parts, dim=2) for parts in zip(*encoded, strict=True))
+            if self.robot_tokens is None:
+                tokens_BTJD = tokens.squeeze(2)
+            else:
+                state = None if config.state is None else augmented_state(batch, config.state, augment=augment)
+                tokens_BTJD = self.robot_tokens(tokens, present, state)
         action_tokens = encode(batch["action"], self.spec) if self.action_embedding is not None else None
-        return self.action_logits(tokens_BTKD, action_tokens, batch["step_mask"], output_steps)
+        return self.action_logits(tokens_BTJD, action_tokens, batch["step_mask"], output_steps)
 
     def _action_contents(self, action_tokens_BTA: Tensor | None) -> Tensor | None:
         """The contents of action positions: the actions' embeddings, token 0's at the last step.

@@ -83,22 +83,25 @@ class BatchNorm(nn.Module):
             mean, var = self.running_mean, self.running_var
             return F.batch_norm(x_NCHW, mean, var, *self._affine(), False, 0.0, self.config.eps)
         if num_real is None and not self.is_synchronised():
-            y_NCHW, mean, var = self._local(x_NCHW)
+            y_NCHW, *found = self._local(x_NCHW)
         else:
-            y_NCHW, mean, var = self._counted(x_NCHW, num_real)
-        self.follow(mean, var)
+            y_NCHW, *found = self._counted(x_NCHW, num_real)
+        self.follow(*found)
         return y_NCHW
 
     def is_synchronised(self) -> bool:
         """Whether the statistics are those of several ranks."""
         return self.config.statistics == "synchronised" and dist.is_initialized() and dist.get_world_size() > 1
 
-    def follow(self, mean: Tensor, var: Tensor) -> None:
-        """Move the running averages towards the statistics of a batch."""
+    def follow(self, mean: Tensor, var: Tensor, count: Tensor | None = None) -> None:
+        """Move the running averages towards the statistics of a batch; of nothing, where `count` (1,) is 0, not."""
         if self.updates_averages:
+            weight = 1 - self.config.momentum
+            dtype = self.running_mean.dtype
             with torch.no_grad():
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), 1 - self.config.momentum)
-                self.running_var.lerp_(var.to(self.running_var.dtype), 1 - self.config.momentum)
+                share = weight if count is None else weight * (count > 0).to(dtype)
+                self.running_mean.lerp_(mean.to(dtype), share)
+                self.running_var.lerp_(var.to(dtype), share)
 
     def freeze(self) -> None:
         """From now on the stored averages, in training too, which no longer move."""
@@ -115,7 +118,7 @@ class BatchNorm(nn.Module):
         return y_NCHW, mean, var * ((count - 1) / count)
 
     @torch.compiler.disable()
-    def _counted(self, x_NCHW: Tensor, num_real: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _counted(self, x_NCHW: Tensor, num_real: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         arguments = (x_NCHW, self.weight, self.bias, num_real, self.config.eps, self.is_synchronised())
         return _CountedNorm.apply(*arguments)  # type: ignore[return-value]
 
@@ -129,7 +132,7 @@ class _CountedNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, num_real: Tensor | None, eps: float, synchronised: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         wide = x if x.dtype == torch.float64 else x.float()
         is_real = _is_real(wide, num_real)
         counted = wide if is_real is None else wide * is_real
@@ -137,7 +140,9 @@ class _CountedNorm(torch.autograd.Function):
         total = torch.cat([counted.sum((0, 2, 3)), count * (x.shape[2] * x.shape[3])])
         if synchronised:
             dist.all_reduce(total)
-        count, mean = total[-1], total[:-1] / total[-1]
+        seen = total[-1:]
+        count = seen.clamp(min=1)  # a batch may have no picture of a camera, on all ranks
+        mean = total[:-1] / count
         # A second round for the squares: E[x^2] - E[x]^2 in one round cancels where the mean is large.
         centred = wide - mean[:, None, None]
         square = (centred if is_real is None else centred * is_real).square().sum((0, 2, 3))
@@ -147,9 +152,9 @@ class _CountedNorm(torch.autograd.Function):
         scale = torch.rsqrt(var + eps)
         ctx.save_for_backward(x, weight, mean, scale, count, is_real)
         ctx.synchronised = synchronised
-        ctx.mark_non_differentiable(mean, var)
+        ctx.mark_non_differentiable(mean, var, seen)
         y = centred * (scale * weight)[:, None, None] + bias[:, None, None]
-        return y.to(x.dtype), mean, var
+        return y.to(x.dtype), mean, var, seen
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:

@@ -30,8 +30,8 @@ def norm_silu(norm: nn.Module, x_NCHW: Tensor, num_real: Tensor | None = None) -
     """float (N, C, H, W)"""
     if not isinstance(norm, BatchNorm) or not uses_kernels(norm, x_NCHW):
         return silu(norm(x_NCHW, num_real))
-    y_NCHW, mean, var = _NormSilu.apply(x_NCHW, norm.weight, norm.bias, _settings(norm, x_NCHW, num_real))
-    norm.follow(mean, var)
+    y_NCHW, *found = _NormSilu.apply(x_NCHW, norm.weight, norm.bias, _settings(norm, x_NCHW, num_real))
+    norm.follow(*found)
     return y_NCHW
 
 
@@ -45,8 +45,8 @@ def norm_silu_gate(
         return y_NCHW * gate_NC[:, :, None, None]
     weights = (reduce.weight, reduce.bias, expand.weight, expand.bias)
     settings = _settings(norm, x_NCHW, num_real)
-    y_NCHW, mean, var = _NormSiluGate.apply(x_NCHW, norm.weight, norm.bias, *weights, settings)
-    norm.follow(mean, var)
+    y_NCHW, *found = _NormSiluGate.apply(x_NCHW, norm.weight, norm.bias, *weights, settings)
+    norm.follow(*found)
     return y_NCHW
 
 
@@ -75,8 +75,8 @@ def norm_affine(
     kept = x_NCHW.new_ones(n, dtype=torch.float32) if kept_N is None else kept_N.float()
     scale = x_NCHW.new_ones(n, c, dtype=torch.float32) if scale_NC is None else scale_NC.float()
     add = x_NCHW.new_zeros(n, c, dtype=torch.float32) if add_NC is None else add_NC.float()
-    y_NCHW, mean, var = _NormAffine.apply(x_NCHW, residual_NCHW, norm.weight, norm.bias, scale, add, kept, settings)
-    norm.follow(mean, var)
+    y_NCHW, *found = _NormAffine.apply(x_NCHW, residual_NCHW, norm.weight, norm.bias, scale, add, kept, settings)
+    norm.follow(*found)
     return y_NCHW
 
 
@@ -126,15 +126,15 @@ def _settings(norm: BatchNorm, x_NCHW: Tensor, num_real: Tensor | None) -> _Sett
 
 class _NormSilu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, s: _Settings) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, s: _Settings) -> tuple[Tensor, ...]:
         mean, var, count = _moments(x, s)
         rstd = torch.rsqrt(var + s.eps)
         y = torch.empty_like(x)
         _on_tiles("silu_forward", x, x, y, mean, rstd, weight, bias, mean, *_sizes(x), GATED=False)
         ctx.save_for_backward(x, weight, bias, mean, rstd, count, s.num_real)
         ctx.synchronised = s.synchronised
-        ctx.mark_non_differentiable(mean, var)
-        return y, mean, var
+        ctx.mark_non_differentiable(mean, var, count)
+        return y, mean, var, count
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -153,7 +153,7 @@ class _NormSiluGate(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, s: _Settings
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         mean, var, count = _moments(x, s)
         rstd = torch.rsqrt(var + s.eps)
         pooled = _pooled(x, mean, rstd, weight, bias)
@@ -164,8 +164,8 @@ class _NormSiluGate(torch.autograd.Function):
         _on_tiles("silu_forward", x, x, y, mean, rstd, weight, bias, gate, *_sizes(x), GATED=True)
         ctx.save_for_backward(x, weight, bias, w1, w2, mean, rstd, count, s.num_real, pooled, hidden, gate)
         ctx.synchronised = s.synchronised
-        ctx.mark_non_differentiable(mean, var)
-        return y, mean, var
+        ctx.mark_non_differentiable(mean, var, count)
+        return y, mean, var, count
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -205,7 +205,7 @@ class _NormAffine(torch.autograd.Function):
         add: Tensor,
         kept: Tensor,
         s: _Settings,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         mean, var, count = _moments(x, s)
         rstd = torch.rsqrt(var + s.eps)
         if residual is not None:
@@ -215,8 +215,8 @@ class _NormAffine(torch.autograd.Function):
         _on_tiles("affine_forward", x, *arguments, RESIDUAL=residual is not None)
         ctx.save_for_backward(x, residual, weight, bias, scale, kept, mean, rstd, count, s.num_real)
         ctx.synchronised = s.synchronised
-        ctx.mark_non_differentiable(mean, var)
-        return y, mean, var
+        ctx.mark_non_differentiable(mean, var, count)
+        return y, mean, var, count
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -304,7 +304,7 @@ def _pooled(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor)
     return out.sum(1) / positions
 
 
-def _moments(x: Tensor, s: _Settings) -> tuple[Tensor, Tensor, Tensor]:
+def _moments(x: Tensor, s: _Settings) -> tuple[Tensor, ...]:
     """(mean, biased variance, count of numbers), float32, over the real images of this rank or of all."""
     positions, channels = _sizes(x)
     tile, rows = _tile_c(channels), len(x) * positions
@@ -326,8 +326,9 @@ def _over_ranks(mean: Tensor, var: Tensor, count: Tensor) -> tuple[Tensor, Tenso
     stacked = torch.stack(of_ranks)
     count_R1, mean_RC, var_RC = stacked[:, :1], *stacked[:, 1:].chunk(2, dim=1)
     total = count_R1.sum(0)
-    joint = (count_R1 * mean_RC).sum(0) / total
-    return joint, (count_R1 * (var_RC + (mean_RC - joint).square())).sum(0) / total, total
+    counted = total.clamp(min=1)  # of a camera that no rank has a picture of
+    joint = (count_R1 * mean_RC).sum(0) / counted
+    return joint, (count_R1 * (var_RC + (mean_RC - joint).square())).sum(0) / counted, total
 
 
 def _means(dz: Tensor, dzn: Tensor, count: Tensor, synchronised: bool) -> tuple[Tensor, Tensor]:
@@ -335,5 +336,5 @@ def _means(dz: Tensor, dzn: Tensor, count: Tensor, synchronised: bool) -> tuple[
     both = torch.stack([dz, dzn])
     if synchronised:
         dist.all_reduce(both)
-    first, second = both / count
+    first, second = both / count.clamp(min=1)
     return first, second

@@ -51,7 +51,7 @@ def moments(x, partial, num_real, mean, var, P, C, S: tl.constexpr, BC: tl.const
     """mean and biased var (C,) from the partial sums."""
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     in_c = c < C
-    count = tl.load(num_real).to(tl.float32) * P
+    count = tl.maximum(tl.load(num_real).to(tl.float32) * P, 1.0)
     parts = tl.arange(0, S)[:, None] * C + c[None, :]
     total = tl.sum(tl.load(partial + parts, mask=in_c[None, :], other=0.0), 0) / count
     square = tl.sum(tl.load(partial + S * C + parts, mask=in_c[None, :], other=0.0), 0) / count

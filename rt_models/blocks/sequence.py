@@ -1,8 +1,8 @@
-"""Who sees whom in RT-1's sequence [images 0, actions 0, images 1, actions 1, ...], and which rows must be computed.
+"""Who sees whom in RT-1's sequence [inputs 0, actions 0, inputs 1, actions 1, ...], and which rows must be computed.
 
-A step has K image tokens and A action positions; the logits of action k stand at the position before it, so the last
-image token answers for the first action and the last action position answers for nothing
-(google-research/robotics_transformer 4569641b `transformer_network.py:370`).
+A step has J tokens of what the robot saw and felt, those of images last, and A action positions; the logits of action k
+stand at the position before it, so the last image token answers for the first action and the last action position
+answers for nothing (google-research/robotics_transformer 4569641b `transformer_network.py:370`).
 
 - "tf": a position sees earlier ones and itself, but an action position sees no action position, itself included.
 - "jax": no position sees any action position. Action positions are pure queries: leaving out those whose output nobody
@@ -26,15 +26,15 @@ OutputSteps = Literal["all", "last"]
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """T steps of K image tokens and A action positions."""
+    """T steps of J tokens of state and images, and A action positions."""
 
     num_steps: int
-    num_image_tokens: int
+    num_input_tokens: int
     num_action_tokens: int
 
     @property
     def step_size(self) -> int:
-        return self.num_image_tokens + self.num_action_tokens
+        return self.num_input_tokens + self.num_action_tokens
 
     @property
     def size(self) -> int:
@@ -42,7 +42,7 @@ class Layout:
 
     def is_action(self) -> np.ndarray:
         """bool (N,)"""
-        return np.arange(self.size) % self.step_size >= self.num_image_tokens
+        return np.arange(self.size) % self.step_size >= self.num_input_tokens
 
     def step(self) -> np.ndarray:
         """int64 (N,): the step of each position."""
@@ -50,7 +50,7 @@ class Layout:
 
     def output_positions(self, output_steps: OutputSteps) -> np.ndarray:
         """int64: positions whose outputs are the logits of the actions of all steps, or of the last."""
-        first = self.num_image_tokens - 1
+        first = self.num_input_tokens - 1
         inside = np.arange(first, first + self.num_action_tokens)
         steps = np.arange(0 if output_steps == "all" else self.num_steps - 1, self.num_steps)
         return (steps[:, None] * self.step_size + inside).ravel()

@@ -1,10 +1,11 @@
-"""RT-1's decoder-only transformer: image tokens in, logits of the actions out (RT-1, section 5.1).
+"""RT-1's decoder-only transformer: tokens of images and state in, logits of the actions out (RT-1, section 5.1).
 
 As in google-research/robotics_transformer 4569641b `transformer.py`, and with SwiGLU as in
 google-deepmind/open_x_embodiment 9eeb68b9 `models/rt1.py`.
 Pre-norm blocks without a final norm; positions are a learned table plus a bias, for one length only.
 
-Axes: B windows, T steps, K image tokens, A actions, D width, N positions, V bins; R, S, O rows as in `sequence.py`.
+Axes: B windows, T steps, J tokens of a step before its actions, A actions, D width, N positions, V bins; R, S, O rows
+as in `sequence.py`.
 """
 
 from __future__ import annotations
@@ -51,6 +52,34 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         require_sizes(self, "num_layers", "num_heads", "key_size", "width", "hidden", part="transformer.")
         require_choices(self, "transformer.")
+
+    @staticmethod
+    def small() -> TransformerConfig:
+        """Learns a thousand frames in minutes on two CPU cores."""
+        return TransformerConfig(
+            num_layers=3,
+            num_heads=4,
+            key_size=32,
+            width=128,
+            hidden=128,
+            feed_forward="swiglu",
+            mask="jax",
+            dropout=0.0,
+        )
+
+    @staticmethod
+    def tiny() -> TransformerConfig:
+        """For tests."""
+        return TransformerConfig(
+            num_layers=2,
+            num_heads=2,
+            key_size=8,
+            width=16,
+            hidden=16,
+            feed_forward="swiglu",
+            mask="jax",
+            dropout=0.0,
+        )
 
     def build(self, layout: Layout, *, in_width: int, bins: int) -> Transformer:
         return Transformer(self, layout, in_width, bins)
@@ -139,7 +168,7 @@ class OneHotLinear(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Image (and action) token contents -> logits of the actions."""
+    """Input (and action) token contents -> logits of the actions."""
 
     def __init__(self, config: TransformerConfig, layout: Layout, in_width: int, bins: int) -> None:
         super().__init__()
@@ -153,7 +182,7 @@ class Transformer(nn.Module):
 
     def forward(
         self,
-        image_BTKD: Tensor,
+        token_BTJD: Tensor,
         action_BTAD: Tensor | None = None,
         step_mask_BT: Tensor | None = None,
         output_steps: OutputSteps = "all",
@@ -165,9 +194,9 @@ class Transformer(nn.Module):
         """
         plan = self.plan_all if output_steps == "all" else self.plan_last
         if action_BTAD is None:
-            batch, steps, _, width = image_BTKD.shape
-            action_BTAD = image_BTKD.new_zeros(batch, steps, self.layout.num_action_tokens, width)
-        content_BND = torch.cat([image_BTKD, action_BTAD], dim=2).flatten(1, 2)
+            batch, steps, _, width = token_BTJD.shape
+            action_BTAD = token_BTJD.new_zeros(batch, steps, self.layout.num_action_tokens, width)
+        content_BND = torch.cat([token_BTJD, action_BTAD], dim=2).flatten(1, 2)
         x_BRD = self.token_projection(content_BND[:, plan.rows_R]) + self.position(self._places(plan, step_mask_BT))
         mask = plan.mask_RS
         if step_mask_BT is not None:

@@ -1,17 +1,17 @@
-"""A model at work: one camera frame in, one action out, at every control step, for one robot or many.
+"""A model at work: one frame of each camera in, one action out, at every control step, for one robot or many.
 
-The policy keeps the image tokens of the last T frames, so a control step costs one pass of the tokenizer and one of the
-transformer, answering the last step only. The result is that of recomputing the whole window. An episode begins with
-padding that no real step attends to, as in training. Image tokens carry the instruction they were made with; when the
-instruction changes they are stale, and that robot's history begins anew.
+The policy keeps the tokens of images and state of the last T steps, so a control step costs one pass of the tokenizer
+and one of the transformer, answering the last step only. The result is that of recomputing the whole window. An episode
+begins with padding that no real step attends to, as in training. Image tokens carry the instruction they were made
+with; when the instruction changes they are stale, and that robot's history begins anew.
 
-Axes: R robots, T steps, K image tokens, D width, HWC pixels, A actions.
+Axes: R robots, T steps, M cameras, J tokens of a step before its actions, D width, HWC pixels, A actions.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from rt_models.action_tokens import decode
 from rt_models.control.action import Action, ActionOutlet
 from rt_models.control.constrained_decoding import choose_tokens
 from rt_models.control.control_step import ControlStep
+from rt_models.control.observation import Frame, ObservationInlet, RobotState, camera_name
 from rt_models.input_checks import require_finite
 from rt_models.rt1 import RT1
 from rt_models.spec import EMBEDDING_WIDTH, DatasetContract
@@ -33,9 +34,9 @@ Instruction = str | Sequence[str] | np.ndarray | Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """What is kept of each robot's last T frames. Image tokens lie on the model's device, the rest on the CPU."""
+    """What is kept of each robot's last T steps. Their tokens lie on the model's device, the rest on the CPU."""
 
-    tokens_RTKD: Tensor
+    tokens_RTJD: Tensor
     real_RT: Tensor
     """bool: False where the episode had not begun."""
     embedding_RD: Tensor
@@ -48,10 +49,10 @@ class History:
         config, steps = model.config, model.config.num_steps
         weight = model.transformer.output.weight
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        shape = (robots, steps, config.num_image_tokens, config.feature_width)
+        shape = (robots, steps, config.num_input_tokens(), config.feature_width)
         has_actions = config.previous_actions == "one_hot"
         return History(
-            tokens_RTKD=torch.zeros(shape, dtype=wide, device=weight.device),
+            tokens_RTJD=torch.zeros(shape, dtype=wide, device=weight.device),
             real_RT=torch.zeros(robots, steps, dtype=torch.bool),
             embedding_RD=torch.zeros(robots, EMBEDDING_WIDTH),
             action_tokens_RTA=torch.zeros(robots, steps, model.spec.size, dtype=torch.int64) if has_actions else None,
@@ -64,7 +65,7 @@ class History:
             return histories[0]
         actions = [each.action_tokens_RTA for each in histories if each.action_tokens_RTA is not None]
         return History(
-            tokens_RTKD=torch.cat([each.tokens_RTKD for each in histories]),
+            tokens_RTJD=torch.cat([each.tokens_RTJD for each in histories]),
             real_RT=torch.cat([each.real_RT for each in histories]),
             embedding_RD=torch.cat([each.embedding_RD for each in histories]),
             action_tokens_RTA=torch.cat(actions) if actions else None,
@@ -74,18 +75,64 @@ class History:
         """Of so many robots each. Copies: a view would keep the histories of all in memory."""
         if len(robots) == 1:
             return [self]
-        parts = [part.split(list(robots)) for part in (self.tokens_RTKD, self.real_RT, self.embedding_RD)]
+        parts = [part.split(list(robots)) for part in (self.tokens_RTJD, self.real_RT, self.embedding_RD)]
         actions = self.action_tokens_RTA
         split = [None] * len(robots) if actions is None else actions.split(list(robots))
         return [
             History(
-                tokens_RTKD=tokens.clone(),
+                tokens_RTJD=tokens.clone(),
                 real_RT=real.clone(),
                 embedding_RD=embedding.clone(),
                 action_tokens_RTA=None if taken is None else taken.clone(),
             )
             for tokens, real, embedding, taken in zip(*parts, split, strict=True)
         ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What robots send at one step, in pieces of `robots` robots each: of each camera the piece's frames, uint8 (R, H,
+    W, C), None where it has no such camera; and the state with its mask, (R, P), of all."""
+
+    robots: tuple[int, ...]
+    frames: Mapping[str, tuple[Tensor | None, ...]]
+    state: tuple[Tensor, Tensor] | None
+
+    @staticmethod
+    def joined(parts: Sequence[Seen]) -> Seen:
+        """Of all their robots, in order."""
+        states = [part.state for part in parts if part.state is not None]
+        return Seen(
+            robots=tuple(count for part in parts for count in part.robots),
+            frames={role: tuple(piece for part in parts for piece in part.frames[role]) for role in parts[0].frames},
+            state=(torch.cat([state for state, _ in states]), torch.cat([m for _, m in states])) if states else None,
+        )
+
+    def inputs(self, policy: RT1Policy) -> dict[str, Tensor]:
+        """Their part of `control_step.Inputs`."""
+        images = [self._images(policy, pieces) for pieces in self.frames.values()]
+        inputs = {"image_RHWC": images[0] if len(images) == 1 else torch.stack(images, dim=1)}
+        device = images[0].device
+        if policy.model.robot_tokens is not None:
+            there = [[piece is not None for piece in pieces] for pieces in self.frames.values()]
+            present_RM = torch.tensor(there).T.repeat_interleave(torch.tensor(self.robots), dim=0)
+            inputs["present_RM"] = present_RM.to(device)
+        if self.state is not None:
+            inputs |= {"state_RP": self.state[0].to(device), "state_mask_RP": self.state[1].to(device)}
+        return inputs
+
+    def _images(self, policy: RT1Policy, pieces: tuple[Tensor | None, ...]) -> Tensor:
+        """float (R, size, size, C); black where a robot has no such camera."""
+        there = [piece for piece in pieces if piece is not None]
+        if len(there) == len(pieces) and len({piece.shape[1:] for piece in there}) == 1:
+            return policy._images(torch.cat(there))
+        size, channels = policy.model.config.input.image_size, policy.model.config.num_channels()
+        black_HWC = torch.zeros(size, size, channels, dtype=torch.uint8)
+        filled = [
+            black_HWC.expand(count, -1, -1, -1) if piece is None else piece
+            for count, piece in zip(self.robots, pieces, strict=True)
+        ]
+        return torch.cat([policy._images(piece) for piece in filled])
 
 
 class RT1Policy:
@@ -110,6 +157,7 @@ class RT1Policy:
         if num_robots < 1:
             raise ValueError(f"num_robots must be at least 1, got {num_robots}")
         self._outlet = ActionOutlet(model.spec, dataset)
+        self._inlet = ObservationInlet(model.config.cameras, model.config.state, dataset)
         self.model, self.num_robots = fuse_batch_norm(model), num_robots
         if self.model is not model:
             self.model.compile_parts()
@@ -128,6 +176,7 @@ class RT1Policy:
         """A policy of the same weights, shared, that answers in the units of `dataset`, with a history of its own."""
         other = self.for_another_robot()
         other._outlet = ActionOutlet(self.model.spec, dataset)
+        other._inlet = ObservationInlet(self.model.config.cameras, self.model.config.state, dataset)
         return other
 
     def reset(self, robots: Sequence[int] | None = None) -> None:
@@ -141,20 +190,28 @@ class RT1Policy:
         if self._history is not None:
             self._history.real_RT[list(robots)] = False
 
-    def act(self, frame: np.ndarray | Tensor, instruction: Instruction) -> Action:
-        """The action for the newest frame, uint8 (H, W, C) of any size, or (R, H, W, C) for all robots at once.
+    def act(self, frame: Frame, instruction: Instruction, state: RobotState = None) -> Action:
+        """The action for the newest frame, uint8 (H, W, C) of any size, or (R, H, W, C) for all robots at once; by role
+        where the model reads several cameras.
 
-        `instruction` is a text or a float (512,) embedding for all robots, or one for each.
-        Raises ValueError for another shape or dtype.
+        `instruction` is a text or a float (512,) embedding for all robots, or one for each. `state`, where the model
+        reads one: physical values by name or in the order of the data set, of several robots (R, values).
+        Raises ValueError for another shape or dtype, and names a camera or a value that is missing.
         """
-        self._require_evaluation()
-        image_RHWC, embedding_RD = self._images(self._frames(frame)), self._embeddings(instruction)
-        ((tokens_RA, seen_R),) = _advanced([self], image_RHWC, embedding_RD)
-        return self._action(tokens_RA, seen_R, single=frame.ndim == 3)
+        seen, single = self._seen(frame, state)
+        ((tokens_RA, seen_R),) = _advanced([self], seen, self._embeddings(instruction))
+        return self._action(tokens_RA, seen_R, single=single)
 
-    def _require_evaluation(self) -> None:
+    def _seen(self, frame: Frame, state: RobotState) -> tuple[Seen, bool]:
+        """What the robots send, and whether it is of one robot without an axis of robots."""
         if self.model.training:
             raise ValueError("the policy's model is in training mode: call model.eval() before acting")
+        pictures = self._inlet.pictures(frame)
+        read = {role: self._frames(picture, camera_name(role)) for role, picture in pictures.items()}
+        single = all(getattr(picture, "ndim", 4) == 3 for picture in pictures.values())
+        frames = {role: (read.get(role),) for role in self.model.config.cameras}
+        its_state = self._inlet.state(state, num_robots=self.num_robots)
+        return Seen(robots=(self.num_robots,), frames=frames, state=its_state), single
 
     def _action(self, tokens_RA: Tensor, seen_R: Tensor, *, single: bool) -> Action:
         return self._outlet.action(decode(tokens_RA, self.model.spec), tokens_RA, seen_R, single=single)
@@ -165,16 +222,16 @@ class RT1Policy:
         frame_RHWC = frame_RHWC.to(self.model.transformer.output.weight.device)
         return resize(frame_RHWC.to(wide) / 255, self.model.config.input.image_size)
 
-    def _frames(self, frame: np.ndarray | Tensor) -> Tensor:
+    def _frames(self, frame: object, name: str) -> Tensor:
         """uint8 (R, H, W, C)"""
         channels, robots = self.model.config.num_channels(), self.num_robots
         expected = f"uint8 (H, W, {channels})" if robots == 1 else f"uint8 ({robots}, H, W, {channels})"
         if not isinstance(frame, np.ndarray | Tensor):
-            raise ValueError(f"frame: expected an array or tensor {expected}, got {type(frame).__name__}")
+            raise ValueError(f"{name}: expected an array or tensor {expected}, got {type(frame).__name__}")
         shape = (1, *frame.shape) if frame.ndim == 3 and robots == 1 else tuple(frame.shape)
         right = str(frame.dtype).removeprefix("torch.") == "uint8" and len(shape) == 4 and 0 not in shape
         if not right or (shape[0], shape[-1]) != (robots, channels):
-            raise ValueError(f"frame: expected {expected}, got {frame.dtype} {tuple(frame.shape)}")
+            raise ValueError(f"{name}: expected {expected}, got {frame.dtype} {tuple(frame.shape)}")
         if isinstance(frame, np.ndarray):  # torch takes no mirrored arrays, and warns of those it may not write
             frame = torch.from_numpy(np.require(frame, requirements=("C", "W")))
         return frame.reshape(shape)
@@ -206,48 +263,49 @@ class RT1Policy:
 
 
 def act_together(
-    policies: Sequence[RT1Policy], frames: Sequence[np.ndarray | Tensor], instructions: Sequence[Instruction]
+    policies: Sequence[RT1Policy],
+    frames: Sequence[Frame],
+    instructions: Sequence[Instruction],
+    states: Sequence[RobotState] | None = None,
 ) -> list[Action]:
-    """What each policy's `act` says to its frame (H, W, C) and instruction, from one pass for all.
+    """What each policy's `act` says to its frame (H, W, C), instruction and state, from one pass for all.
 
     They are different policies of one robot each that share their weights (`for_another_robot`). All input is looked at
     before the first history moves. Raises ValueError as `act` does.
     """
     if any(policy.model is not policies[0].model or policy.num_robots != 1 for policy in policies):
         raise ValueError("policies act together that have one robot each and share one model's weights")
-    read = []
-    for policy, frame, instruction in zip(policies, frames, instructions, strict=True):
-        policy._require_evaluation()
-        read.append((policy._frames(frame), policy._embeddings(instruction)))
+    states = [None] * len(policies) if states is None else states
+    read = [
+        (policy._seen(frame, state)[0], policy._embeddings(instruction))
+        for policy, frame, instruction, state in zip(policies, frames, instructions, states, strict=True)
+    ]
     if not read:
         return []
-    frames_1HWC, embeddings_1D = zip(*read, strict=True)
-    one_size = len({frame.shape for frame in frames_1HWC}) == 1
-    images = [torch.cat(frames_1HWC)] if one_size else frames_1HWC
-    image_RHWC = torch.cat([policies[0]._images(frame) for frame in images])
-    answers = _advanced(policies, image_RHWC, torch.cat(embeddings_1D))
+    seen, embeddings_1D = zip(*read, strict=True)
+    answers = _advanced(policies, Seen.joined(seen), torch.cat(embeddings_1D))
     return [policy._action(*answer, single=True) for policy, answer in zip(policies, answers, strict=True)]
 
 
 @torch.no_grad()
-def _advanced(policies: Sequence[RT1Policy], image_RHWC: Tensor, embedding_RD: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _advanced(policies: Sequence[RT1Policy], seen: Seen, embedding_RD: Tensor) -> list[tuple[Tensor, Tensor]]:
     """(tokens (R, A), frames seen (R,)) of the robots of each policy, whose histories move on by one frame."""
     model, robots = policies[0].model, [policy.num_robots for policy in policies]
     before = History.joined([policy._history or History.of_none(model, policy.num_robots) for policy in policies])
     changed_R = (embedding_RD != before.embedding_RD).any(dim=1)
     real_RT = _pushed(before.real_RT & ~changed_R[:, None], torch.ones_like(changed_R))
-    taken_RTA, device = before.action_tokens_RTA, image_RHWC.device
-    inputs = {"image_RHWC": image_RHWC, "embedding_RD": embedding_RD.to(device), "tokens_RTKD": before.tokens_RTKD}
-    inputs |= {"real_RT": real_RT.to(device)}
+    taken_RTA, device = before.action_tokens_RTA, before.tokens_RTJD.device
+    inputs = {"embedding_RD": embedding_RD.to(device), "tokens_RTJD": before.tokens_RTJD, "real_RT": real_RT.to(device)}
+    inputs |= seen.inputs(policies[0])
     inputs |= {} if taken_RTA is None else {"action_tokens_RTA": taken_RTA.to(device)}
-    window_RTKD, logits_RAV = policies[0]._step(inputs)
+    window_RTJD, logits_RAV = policies[0]._step(inputs)
     chosen = choose_tokens(logits_RAV.cpu(), model.spec).split(robots)  # the only wait for the device
     tokens = [policy._outlet.tokens(part) for policy, part in zip(policies, chosen, strict=True)]
     if taken_RTA is not None:
         # The window's last place is the present action, which the model never looks at: it slides in from there.
         tokens_RA = torch.cat(tokens)
         taken_RTA = torch.cat([taken_RTA[:, 1:-1], tokens_RA[:, None], torch.zeros_like(tokens_RA)[:, None]], dim=1)
-    after = History(tokens_RTKD=window_RTKD, real_RT=real_RT, embedding_RD=embedding_RD, action_tokens_RTA=taken_RTA)
+    after = History(tokens_RTJD=window_RTJD, real_RT=real_RT, embedding_RD=embedding_RD, action_tokens_RTA=taken_RTA)
     for policy, history in zip(policies, after.split(robots), strict=True):
         policy._history = history
     return list(zip(tokens, real_RT.sum(dim=1).split(robots), strict=True))

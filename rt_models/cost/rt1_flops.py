@@ -25,22 +25,24 @@ class Cost:
 
     parameters: int
     frame_flops: int
-    """One frame through the image tokenizer."""
+    """One frame through an image tokenizer."""
     window_flops: int
-    """One window's image tokens through the transformer, all steps answered."""
+    """One window's state and image tokens through the transformer, all steps answered."""
     control_flops: int
-    """The same, only the last step answered."""
+    """The same, only the last step answered, and only its state made a token."""
+    num_cameras: int
     recomputes: bool
     """Whether activation checkpointing runs the tokenizer a second time in training."""
 
     def training_flops(self, frames_per_window: float) -> float:
-        """Forward and backward of one window. Plain windows have T frames each; k that share a segment, 1 + (T-1)/k."""
+        """Forward and backward of one window. Plain windows have T frames of each camera; k that share a segment, 1 +
+        (T-1)/k."""
         frame_passes = 4 if self.recomputes else 3
         return frame_passes * frames_per_window * self.frame_flops + 3 * self.window_flops
 
     def control_step_flops(self) -> int:
         """One action with cached image tokens."""
-        return self.frame_flops + self.control_flops
+        return self.num_cameras * self.frame_flops + self.control_flops
 
 
 def cost(config: RT1Config) -> Cost:
@@ -50,8 +52,9 @@ def cost(config: RT1Config) -> Cost:
     return Cost(
         parameters=parameters,
         frame_flops=_tokenizer(config),
-        window_flops=_transformer(config, "all"),
-        control_flops=_transformer(config, "last"),
+        window_flops=_transformer(config, "all") + _state(config, config.num_steps),
+        control_flops=_transformer(config, "last") + _state(config, 1),
+        num_cameras=len(config.cameras),
         recomputes=config.compute.activation_checkpointing == "blocks",
     )
 
@@ -111,6 +114,11 @@ def _vit_stem(config: ViTConfig, size: int, in_channels: int) -> int:
         total += size**2 * 9 * in_channels * channels
         in_channels = channels
     return total + positions * in_channels * config.width
+
+
+def _state(config: RT1Config, steps: int) -> int:
+    """The state's token of each step, and once a window that of the values which are absent."""
+    return 2 * (steps + 1) * config.state_size() * config.feature_width
 
 
 def _transformer(config: RT1Config, output_steps: OutputSteps) -> int:

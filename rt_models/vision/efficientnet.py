@@ -78,6 +78,31 @@ class EfficientNetConfig:
         require_choices(self, "backbone.")
         require_share(self, "stochastic_depth", "backbone.")
 
+    @staticmethod
+    def small() -> EfficientNetConfig:
+        """For images of 64 pixels, on a CPU."""
+        stages = (
+            Stage(expansion=1, kernel=3, stride=2, channels=24, num_blocks=1),
+            Stage(expansion=4, kernel=5, stride=2, channels=48, num_blocks=2),
+            Stage(expansion=4, kernel=3, stride=1, channels=64, num_blocks=2),
+        )
+        return EfficientNetConfig(
+            stem_channels=16,
+            stages=stages,
+            head_channels=192,
+            stochastic_depth=0.0,
+            batch_norm=BatchNormConfig(momentum=0.9),
+        )
+
+    @staticmethod
+    def tiny() -> EfficientNetConfig:
+        """For tests."""
+        stages = (
+            Stage(expansion=1, kernel=3, stride=1, channels=8, num_blocks=1),
+            Stage(expansion=2, kernel=5, stride=2, channels=8, num_blocks=2),
+        )
+        return EfficientNetConfig(stem_channels=8, stages=stages, head_channels=16, stochastic_depth=0.0)
+
     def build(
         self, *, in_channels: int, image_size: int, embedding_width: int, checkpoint_blocks: bool = False
     ) -> EfficientNet:

@@ -6,13 +6,17 @@ and 50 columns for frames of 256 rows, 40 and 100 for 512; other heights have bo
 rounded to whole pixels. One offset per distinct `crop_key`, a function of the key alone. Frames that windows share
 under one crop are prepared (and encoded) once.
 
-Axes: B windows, T steps, F frames of the batch, N distinct images, HW pixels, C colours, D embedding.
+Several cameras are prepared together where one tokenizer sees them all, each from frames of its own size.
+
+Axes: B windows, T steps, M cameras (or steps that have a frame), F frames of the batch, N distinct images, HW pixels,
+C colours, D embedding.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,12 +26,14 @@ from torch import Tensor
 
 from rt_models.blocks.keyed_random import integers, mix
 from rt_models.blocks.norm_functions import runs_kernels
+from rt_models.camera_roles import MAIN_CAMERA, frames_key, index_key, of_role
 from rt_models.config_checks import require_choices
 
 PLAN = ("image_frame", "image_step", "image_place", "num_images")
 """Keys of a batch whose images were found on the host (`image_plan.py`): int64 (N,) row of `frames` of each image;
 int64 (N,) a step it stands at, counted through (B, T); int64 (B, T) the image of each step, -1 on padding; int32 (1,)
-how many of the N are real."""
+how many of the N are real. Of M cameras together steps and places are counted through (B, T, M), and the row is one of
+the camera's own frames."""
 _ROWS, _COLUMNS = 1, 2  # streams of random numbers
 
 
@@ -81,43 +87,107 @@ class Images:
     """float, normalised, at model resolution."""
     embedding_ND: Tensor
     key_N: Tensor
-    """int64: names the image by crop, store, episode and step, the same on any rank and in any batch."""
-    place_BT: Tensor
-    """int64: row of `x_NCHW` of each step; -1 on padding."""
+    """int64: names the image by crop, store, episode, step and camera, the same on any rank and in any batch."""
+    place: Tensor
+    """int64 (B, T), of several cameras (B, T, M): row of `x_NCHW` of each step; -1 on padding and without a picture."""
     num_real: Tensor | None
     """int32 (1,): so many of the images, the first, are real, the others pad; None: all are."""
 
 
-def prepare(
-    batch: Mapping[str, Tensor], config: InputConfig, pixels: Pixels, *, augment: bool, object_mask: bool = False
-) -> Images:
-    """The images of a batch of `rt_models.spec.BATCH`; `augment` crops, and then only equal crops share an image.
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """How the frames of a batch become images: all that is the same for every camera."""
 
-    With `object_mask` the batch's mask is their fourth channel, cropped and resized with them.
-    """
-    if PLAN[0] in batch:  # found on the host: nothing here waits for the device
-        frame_N, step_N, place_BT, num_real = (batch[key] for key in PLAN)
+    config: InputConfig
+    pixels: Pixels
+    augment: bool
+    """Whether images are cropped, where the config says so."""
+    object_mask: bool = False
+    """Whether the batch's mask is a fourth channel, cropped and resized with the colours; 0 for other cameras."""
+
+
+def prepare(batch: Mapping[str, Tensor], preparation: Preparation, cameras: Sequence[str] = (MAIN_CAMERA,)) -> Images:
+    """The images that these cameras, together, have in a batch of `rt_models.spec.batch_fields`."""
+    keys = plan_keys(cameras)
+    if keys[0] in batch:  # found on the host: nothing here waits for the device
+        frame_N, step_N, place, num_real = (batch[key] for key in keys)
+        camera_N, step_N = step_N % len(cameras), step_N // len(cameras)
+        x_NCHW, key_N = _images(batch, cameras[0], frame_N, step_N, preparation)
+        for number, role in enumerate(cameras[1:], start=1):
+            if len(batch[frames_key(role)]):
+                is_its_N = camera_N == number
+                its_x, its_key = _images(batch, role, frame_N * is_its_N, step_N, preparation)
+                x_NCHW = torch.where(is_its_N[:, None, None, None], its_x, x_NCHW)
+                key_N = torch.where(is_its_N, its_key, key_N)
     else:
-        frame_M, step_M, first_N, place_BT = distinct_images(batch, crops=augment)
-        frame_N, step_N, num_real = frame_M[first_N], step_M[first_N], None
-    crop_N = batch["crop_key"][step_N // batch["frame_index"].shape[1]]
-    offset_key_N = crop_N if augment and config.crop == "pad" else None
-    if runs_kernels(frame_N.device) and not object_mask and pixels.memory_format == torch.channels_last:
-        x_NCHW = _by_kernel(batch["frames"], frame_N, offset_key_N, config, pixels)
-    else:
-        frames_NHWC = batch["frames"][frame_N]
-        if object_mask:
-            frames_NHWC = torch.cat([frames_NHWC, batch["object_mask"][frame_N][..., None]], dim=-1)
-        if offset_key_N is not None:
-            frames_NHWC = pad_crop(frames_NHWC, offset_key_N, seed=config.crop_seed)
-        x_NCHW = pixels.normalise(resize(frames_NHWC.to(pixels.wide) / 255, config.image_size))
+        frame_N, step_N, place, counts = images_of(batch, cameras, crops=preparation.augment)
+        step_N, num_real = step_N // len(cameras), None
+        found = [
+            _images(batch, role, frames, steps, preparation)
+            for role, frames, steps in zip(cameras, frame_N.split(counts), step_N.split(counts), strict=True)
+        ]
+        x_NCHW, key_N = found[0] if len(found) == 1 else [torch.cat(parts) for parts in zip(*found, strict=True)]
+    if not len(x_NCHW) and MAIN_CAMERA not in cameras:  # one that does not count: its tokenizer has a gradient then
+        x_NCHW, key_N, step_N = (torch.cat([x, x.new_zeros(1, *x.shape[1:])]) for x in (x_NCHW, key_N, step_N))
+        num_real = torch.zeros(1, dtype=torch.int32, device=x_NCHW.device)
     return Images(
         x_NCHW=x_NCHW,
         embedding_ND=batch["embedding"].flatten(0, 1)[step_N],
-        key_N=mix(crop_N, _frame_keys(batch).flatten()[step_N]),
-        place_BT=place_BT,
+        key_N=key_N,
+        place=place,
         num_real=num_real,
     )
+
+
+def plan_keys(cameras: Sequence[str]) -> tuple[str, ...]:
+    """The keys of the images of these cameras together."""
+    return PLAN if len(cameras) > 1 else tuple(of_role(key, cameras[0]) for key in PLAN)
+
+
+def images_of(
+    batch: Mapping[str, Tensor], cameras: Sequence[str], *, crops: bool
+) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+    """(row of its camera's frames of each distinct image (N,), a step it stands at (N,), the image of each step, how
+    many images each camera has): one camera's images after another's, steps and places as `PLAN` says."""
+    parts = [distinct_images(batch, crops=crops, role=role) for role in cameras]
+    counts = [len(first_N) for _, _, first_N, _ in parts]
+    frames = [frame_M[first_N] for frame_M, _, first_N, _ in parts]
+    steps = [step_M[first_N] * len(cameras) + number for number, (_, step_M, first_N, _) in enumerate(parts)]
+    if len(cameras) == 1:
+        return frames[0], steps[0], parts[0][3], counts
+    offsets = [sum(counts[:number]) for number in range(len(cameras))]
+    places = [place.where(place < 0, place + offset) for (*_, place), offset in zip(parts, offsets, strict=True)]
+    return torch.cat(frames), torch.cat(steps), torch.stack(places, dim=-1), counts
+
+
+def _images(
+    batch: Mapping[str, Tensor], role: str, frame_N: Tensor, step_N: Tensor, preparation: Preparation
+) -> tuple[Tensor, Tensor]:
+    """(normalised images, their keys) of these rows of one camera's frames; `step_N` counts through (B, T)."""
+    config, pixels, frames_FHWC = preparation.config, preparation.pixels, batch[frames_key(role)]
+    crop_N = of_camera(batch["crop_key"][step_N // batch["step_mask"].shape[1]], role)
+    key_N = mix(crop_N, of_camera(_frame_keys(batch).flatten()[step_N], role))
+    offset_key_N = crop_N if preparation.augment and config.crop == "pad" else None
+    masked, last = preparation.object_mask, pixels.memory_format == torch.channels_last
+    if runs_kernels(frame_N.device) and not masked and last:
+        return _by_kernel(frames_FHWC, frame_N, offset_key_N, config, pixels), key_N
+    frames_NHWC = frames_FHWC[frame_N]
+    if masked:
+        mask_NHW = batch["object_mask"][frame_N] if role == MAIN_CAMERA else torch.zeros_like(frames_NHWC[..., 0])
+        frames_NHWC = torch.cat([frames_NHWC, mask_NHW[..., None]], dim=-1)
+    if offset_key_N is not None:
+        frames_NHWC = pad_crop(frames_NHWC, offset_key_N, seed=config.crop_seed)
+    return pixels.normalise(resize(frames_NHWC.to(pixels.wide) / 255, config.image_size)), key_N
+
+
+def of_camera(key_N: Tensor, role: str) -> Tensor:
+    """The keys of what is random, each camera's its own; the main one's are those of a model with one camera."""
+    return key_N if role == MAIN_CAMERA else mix(key_N, _role_number(role))
+
+
+@functools.cache
+def _role_number(role: str) -> int:
+    return int.from_bytes(hashlib.sha256(role.encode()).digest()[:7], "little")
 
 
 def _by_kernel(
@@ -133,13 +203,15 @@ def _by_kernel(
     return frames_to_images(frames_FHWC, frame_N, down_N, right_N, **options)
 
 
-def distinct_images(batch: Mapping[str, Tensor], *, crops: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(frame of each real step (M,), its place among all steps (M,), for each distinct image the first of those that
-    show it (N,), the image of each step (B, T) with -1 on padding), int64.
+def distinct_images(
+    batch: Mapping[str, Tensor], *, crops: bool, role: str = MAIN_CAMERA
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(frame of each step that has one (M,), its place among all steps (M,), for each distinct image the first of those
+    that show it (N,), the image of each step (B, T) with -1 where there is none), int64, of one camera.
 
     An image is a frame with an instruction and, with `crops`, the crop of its window.
     """
-    index_BT = batch["frame_index"]
+    index_BT = batch[index_key(role)]
     step_M = (index_BT.flatten() >= 0).nonzero().flatten()  # once: on a GPU every look at data waits for the device
     frame_M, embedding_MD = index_BT.flatten()[step_M], batch["embedding"].flatten(0, 1)[step_M]
     crop_M = batch["crop_key"][step_M // index_BT.shape[1]]
@@ -185,7 +257,7 @@ def resize(image_NHWC: Tensor, size: int) -> Tensor:
 
 def _frame_keys(batch: Mapping[str, Tensor]) -> Tensor:
     """int64 (B, T): names each frame by store, episode and step; windows end at batch["step"]."""
-    num_steps, end_B = batch["frame_index"].shape[1], batch["step"]
+    num_steps, end_B = batch["step_mask"].shape[1], batch["step"]
     step_BT = end_B[:, None] + torch.arange(1 - num_steps, 1, device=end_B.device)
     return mix(batch["store"][:, None], batch["episode"][:, None], step_BT)
 

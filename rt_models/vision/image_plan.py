@@ -16,20 +16,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rt_models.vision.image_inputs import PLAN, distinct_images
+from rt_models.camera_roles import MAIN_CAMERA
+from rt_models.vision.image_inputs import images_of, plan_keys
 
 
-def plan_images(batch: Mapping[str, Tensor], *, crops: bool, capacities: Sequence[int]) -> dict[str, Tensor]:
-    """The batch (of `rt_models.spec.BATCH`, on the host) with its plan: as many images as the smallest of `capacities`
-    that holds them. `crops` as in `image_inputs.prepare`. Raises ValueError if none does, or if no step is real."""
-    frame_M, step_M, first_N, place_BT = distinct_images(batch, crops=crops)
-    count = len(first_N)
-    if not count:
+def plan_images(
+    batch: Mapping[str, Tensor], *, crops: bool, capacities: Sequence[int], cameras: Sequence[str] = (MAIN_CAMERA,)
+) -> dict[str, Tensor]:
+    """The batch (of `rt_models.spec.batch_fields`, on the host) with the plan of the images that these cameras,
+    together, have: as many as the smallest of `capacities` that holds them. `crops` as in `image_inputs.prepare`.
+
+    Raises ValueError if none does.
+    """
+    frame_N, step_N, place, counts = images_of(batch, cameras, crops=crops)
+    count = sum(counts)
+    if not count and MAIN_CAMERA in cameras:
         raise ValueError("batch: no window has a real step, so there is nothing to compute")
     capacity = min((size for size in capacities if size >= count), default=None)
     if capacity is None:
         raise ValueError(f"a batch has {count} images, and the largest capacity is {max(capacities)}")
     padding = (0, capacity - count)
-    frame_N, step_N = (F.pad(places, padding) for places in (frame_M[first_N], step_M[first_N]))
-    plan = (frame_N, step_N, place_BT, torch.tensor([count], dtype=torch.int32))
-    return {**batch, **dict(zip(PLAN, plan, strict=True))}
+    plan = (F.pad(frame_N, padding), F.pad(step_N, padding), place, torch.tensor([count], dtype=torch.int32))
+    return {**batch, **dict(zip(plan_keys(cameras), plan, strict=True))}

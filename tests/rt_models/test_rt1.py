@@ -187,9 +187,11 @@ def test_padding_does_not_enter_the_batch_statistics() -> None:
     model.loss(padded)
     alone = RT1Config.tiny().build().train()
     alone.load_state_dict(TINY.build().state_dict() | dict(model.named_parameters()))
-    from rt_models.vision.image_inputs import prepare
+    from rt_models.vision.image_inputs import Preparation, prepare
 
-    prepared = prepare(padded, TINY.input, alone.tokenizer.pixels(torch.float32), augment=True)
+    prepared = prepare(
+        padded, Preparation(config=TINY.input, pixels=alone.tokenizer.pixels(torch.float32), augment=True)
+    )
     assert len(prepared.x_NCHW) == len(frames) == 1
     alone.tokenizer(prepared.x_NCHW, prepared.embedding_ND, prepared.key_N)
     torch.testing.assert_close(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rt_models.rt1 import RT1Config
-from rt_models.spec import EMBEDDING_WIDTH, check_batch
+from rt_models.spec import EMBEDDING_WIDTH, MAIN_CAMERA, check_batch, frames_key, index_key
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -23,10 +23,12 @@ def make_batch(
     frame_size: tuple[int, int] = (20, 24),
     episode_steps: int = 9,
     seed: int = 0,
+    without: Sequence[int] = (),
 ) -> dict[str, Tensor]:
-    """The windows of one random episode that end at `ends`.
+    """The windows of one random episode that end at `ends`, with what `config` reads.
 
-    There is padding before its first step, its last step is terminal, and the dataset lacks two action dimensions.
+    There is padding before its first step, its last step is terminal, and the dataset lacks two action dimensions. Each
+    camera has frames of a size of its own; the windows numbered `without` have the main camera alone, and no state.
     """
     random = np.random.default_rng(seed)
     spec, ends = config.action_spec(), np.asarray(ends, np.int64)
@@ -53,9 +55,26 @@ def make_batch(
     }
     if config.image_channels == "rgb+mask":
         arrays["object_mask"] = random.integers(0, 256, frames.shape[:3], dtype=np.uint8)
+    lacks_B1 = np.isin(np.arange(len(ends)), without)[:, None]
+    for number, role in enumerate(config.cameras, start=1):
+        if role != MAIN_CAMERA:
+            size = (frame_size[0] + 4 * number, frame_size[1], 3)
+            arrays[frames_key(role)] = random.integers(0, 256, (episode_steps, *size), dtype=np.uint8)
+            arrays[index_key(role)] = np.where(real & ~lacks_B1, step, -1)
+    if MAIN_CAMERA not in config.cameras:
+        del arrays["frames"], arrays["frame_index"]
+    if config.state_size():
+        states = random.uniform(-1, 1, (episode_steps, config.state_size())).astype(np.float32)
+        has = np.tile(np.arange(config.state_size()) < 3, (len(ends), 1)) & ~lacks_B1
+        arrays |= {"state": np.where((real[..., None] & has[:, None]), states[step], np.float32(0)), "state_mask": has}
     batch = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-    check_batch(batch, action_size=spec.size)
+    check_batch(batch, action_size=spec.size, cameras=config.cameras, state_size=config.state_size())
     return batch
+
+
+def rows_of(batch: dict[str, Tensor], rows: slice | Sequence[int]) -> dict[str, Tensor]:
+    """Some windows of a batch; its frames stay whole."""
+    return {name: value if name.startswith("frames") else value[rows] for name, value in batch.items()}
 
 
 def stirred(model: Module, scale: float = 0.1) -> Module:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from rt_models.blocks.sequence import Layout, RowPlan, attention_mask
 
 layouts = st.builds(
-    Layout, num_steps=st.integers(1, 4), num_image_tokens=st.integers(1, 4), num_action_tokens=st.integers(1, 4)
+    Layout, num_steps=st.integers(1, 4), num_input_tokens=st.integers(1, 4), num_action_tokens=st.integers(1, 4)
 )
-RT1 = Layout(num_steps=6, num_image_tokens=8, num_action_tokens=11)
+RT1 = Layout(num_steps=6, num_input_tokens=8, num_action_tokens=11)
 
 
 @given(layout=layouts, rule=st.sampled_from(["tf", "jax"]))
@@ -20,7 +20,7 @@ def test_masks_are_the_official_loops(layout: Layout, rule: str) -> None:
     mask = attention_mask(layout, rule)  # type: ignore[arg-type]
     for row in range(layout.size):
         for column in range(layout.size):
-            row_acts, column_acts = (place % layout.step_size >= layout.num_image_tokens for place in (row, column))
+            row_acts, column_acts = (place % layout.step_size >= layout.num_input_tokens for place in (row, column))
             allowed = column <= row and not (column_acts and (row_acts or rule == "jax"))
             assert mask[row, column] == allowed
 

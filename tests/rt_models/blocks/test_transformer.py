@@ -13,7 +13,7 @@ from rt_models.blocks.sequence import Layout, attention_mask
 from rt_models.blocks.transformer import Transformer, TransformerConfig
 from tests.support.rt1_windows import stirred
 
-LAYOUT = Layout(num_steps=3, num_image_tokens=4, num_action_tokens=5)
+LAYOUT = Layout(num_steps=3, num_input_tokens=4, num_action_tokens=5)
 CONFIG = TransformerConfig(num_layers=3, num_heads=2, key_size=6, width=8, hidden=10, dropout=0.0)
 CASES = [(mask, kind) for mask in ("tf", "jax") for kind in ("linear", "linear_bias", "swiglu")]
 
@@ -24,7 +24,7 @@ def build(**changes: object) -> Transformer:
 
 
 def contents(batch: int = 2) -> tuple[Tensor, Tensor]:
-    image = torch.randn(batch, LAYOUT.num_steps, LAYOUT.num_image_tokens, 7, dtype=torch.float64)
+    image = torch.randn(batch, LAYOUT.num_steps, LAYOUT.num_input_tokens, 7, dtype=torch.float64)
     action = torch.randn(batch, LAYOUT.num_steps, LAYOUT.num_action_tokens, 7, dtype=torch.float64)
     return image, action
 
@@ -56,7 +56,7 @@ def reference(
         else:
             x = x + forward.out(h)
     logits = rearrange(model.output(x), "b (t p) v -> b t p v", p=layout.step_size)
-    return logits[:, :, layout.num_image_tokens - 1 : -1]
+    return logits[:, :, layout.num_input_tokens - 1 : -1]
 
 
 @pytest.mark.parametrize(("mask", "kind"), CASES)

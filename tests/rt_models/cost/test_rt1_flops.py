@@ -9,8 +9,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from rt_models.blocks.sequence import OutputSteps
 from rt_models.cost.rt1_flops import cost
 from rt_models.rt1 import RT1, ComputeConfig, RT1Config
+from rt_models.spec import StateInput
 from rt_models.vision.vit import ViTConfig
 
 TINY = RT1Config.tiny()
@@ -23,6 +25,8 @@ CONFIGS = {
     "rt1": RT1Config.rt1(),
     "rt1_jax": RT1Config.rt1_jax(),
     "rt1x": RT1Config.rt1x(),
+    "two cameras, state": replace(TINY, cameras=("image", "wrist"), state=StateInput(names=("x", "y", "z"))),
+    "rt1x, two cameras": replace(RT1Config.rt1x(), cameras=("image", "wrist")),
 }
 
 
@@ -44,11 +48,25 @@ def test_forward_operations_and_parameters_are_those_counted(name: str) -> None:
     model, expected = on_meta(config), cost(config)
     size = config.input.image_size
     image = torch.empty(1, config.num_channels(), size, size, device="meta")
-    tokens = torch.empty(1, config.num_steps, config.num_image_tokens, config.feature_width, device="meta")
+    cameras, steps = len(config.cameras), config.num_steps
+
+    def window(steps: int, output_steps: OutputSteps) -> None:
+        shape = (1, steps, cameras, config.num_image_tokens, config.feature_width)
+        tokens = torch.empty(shape, device="meta")
+        if model.robot_tokens is None:
+            tokens = tokens[:, :, 0]
+        else:
+            size = config.state_size()
+            values = torch.empty(1, steps, size, device="meta"), torch.empty(1, size, dtype=torch.bool, device="meta")
+            tokens = model.robot_tokens(tokens, None, values)
+        rest = config.num_steps - steps
+        model.action_logits(torch.cat([tokens] + [tokens[:, :1]] * rest, dim=1), output_steps=output_steps)
+
     with torch.no_grad():
         assert counted(lambda: model.tokenizer(image, torch.empty(1, 512, device="meta"))) == expected.frame_flops
-        assert counted(lambda: model.action_logits(tokens)) == expected.window_flops
-        assert counted(lambda: model.action_logits(tokens, output_steps="last")) == expected.control_flops
+        assert counted(lambda: window(steps, "all")) == expected.window_flops
+        assert counted(lambda: window(1, "last")) == expected.control_flops
+    assert expected.control_step_flops() == cameras * expected.frame_flops + expected.control_flops
     assert sum(parameter.numel() for parameter in model.parameters()) == expected.parameters
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rt_models.rt1 import RT1Config
-from rt_models.vision.image_inputs import InputConfig, Pixels, borders, pad_crop, prepare, resize
+from rt_models.vision.image_inputs import InputConfig, Pixels, Preparation, borders, pad_crop, prepare, resize
 from tests.support.rt1_windows import make_batch
 
 CONFIG = RT1Config.tiny()
@@ -77,9 +77,9 @@ def test_resize_is_bilinear_without_antialias_and_with_half_pixel_centres() -> N
 def images_of(batch: dict[str, Tensor], **kwargs: object) -> Tensor:
     """float (B, T, H, W, C) in [0, 1]: the images put in their places, black where there is none."""
     config = kwargs.pop("config", CONFIG.input)
-    images = prepare(batch, config, PIXELS, **kwargs)  # type: ignore[arg-type]
+    images = prepare(batch, Preparation(config=config, pixels=PIXELS, **kwargs))  # type: ignore[arg-type]
     image_NHWC = images.x_NCHW.permute(0, 2, 3, 1)
-    return torch.cat([image_NHWC, torch.zeros(1, *image_NHWC.shape[1:])])[images.place_BT]
+    return torch.cat([image_NHWC, torch.zeros(1, *image_NHWC.shape[1:])])[images.place]
 
 
 def test_without_augmentation_every_step_gets_its_own_frame_resized() -> None:
@@ -96,7 +96,7 @@ def test_an_object_mask_goes_with_its_frame(augment: bool) -> None:
     batch = make_batch(CONFIG, [0, 4, 5], frame_size=(64, 80))
     batch["object_mask"] = batch["frames"][..., 0].clone()  # what the red channel then shows too
     pixels = replace(PIXELS, mean=(0.0,) * 4, std=(1.0,) * 4)
-    images = prepare(batch, CONFIG.input, pixels, augment=augment, object_mask=True).x_NCHW
+    images = prepare(batch, Preparation(config=CONFIG.input, pixels=pixels, augment=augment, object_mask=True)).x_NCHW
     assert images.shape[1] == 4 and images.std() > 0.1
     torch.testing.assert_close(images[:, 3], images[:, 0])
 
@@ -105,7 +105,7 @@ def test_frames_are_prepared_once_when_shared_and_apart_under_different_crops() 
     ends, config = [2, 3, 4, 5], replace(CONFIG.input, image_size=12)
     segment, windows = make_batch(CONFIG, ends, crop_keys=[7] * 4), make_batch(CONFIG, ends)
     count = [
-        len(prepare(batch, config, PIXELS, augment=augment).x_NCHW)
+        len(prepare(batch, Preparation(config=config, pixels=PIXELS, augment=augment)).x_NCHW)
         for batch, augment in ((segment, True), (windows, True), (windows, False))
     ]
     assert count == [6, 12, 6]  # T + k - 1; T k; no crop to tell them apart
@@ -124,12 +124,12 @@ def test_frames_are_prepared_once_when_shared_and_apart_under_different_crops() 
 
 def test_a_frame_under_two_instructions_is_two_images() -> None:
     batch = make_batch(CONFIG, [4, 4])
-    assert len(prepare(batch, CONFIG.input, PIXELS, augment=False).x_NCHW) == 3
+    assert len(prepare(batch, Preparation(config=CONFIG.input, pixels=PIXELS, augment=False)).x_NCHW) == 3
     batch["embedding"] = batch["embedding"].clone()
     batch["embedding"][1, :, 0] += 1
-    images = prepare(batch, CONFIG.input, PIXELS, augment=False)
+    images = prepare(batch, Preparation(config=CONFIG.input, pixels=PIXELS, augment=False))
     assert len(images.x_NCHW) == 6
-    torch.testing.assert_close(images.embedding_ND[images.place_BT], batch["embedding"])
+    torch.testing.assert_close(images.embedding_ND[images.place], batch["embedding"])
 
 
 def test_keys_name_the_same_image_alike_in_any_batch() -> None:
@@ -137,8 +137,8 @@ def test_keys_name_the_same_image_alike_in_any_batch() -> None:
     part = {name: value if name == "frames" else value[1:] for name, value in whole.items()}
 
     def keys(batch: dict[str, Tensor]) -> Tensor:
-        images = prepare(batch, CONFIG.input, PIXELS, augment=True)
-        return images.key_N[images.place_BT]
+        images = prepare(batch, Preparation(config=CONFIG.input, pixels=PIXELS, augment=True))
+        return images.key_N[images.place]
 
     assert torch.equal(keys(whole)[1:], keys(part))
     assert len(keys(whole).unique()) == 4 + 3
@@ -150,8 +150,8 @@ def test_other_stores_steps_and_crops_have_other_keys() -> None:
     batch = make_batch(CONFIG, [3, 4, 5], crop_keys=[7, 7, 8])
 
     def keys(changed: dict[str, Tensor]) -> Tensor:
-        images = prepare(batch | changed, CONFIG.input, PIXELS, augment=True)
-        return images.key_N[images.place_BT]
+        images = prepare(batch | changed, Preparation(config=CONFIG.input, pixels=PIXELS, augment=True))
+        return images.key_N[images.place]
 
     for name in ("store", "step", "crop_key"):
         assert not (keys({name: batch[name] + 100}) == keys({})).any()
