@@ -55,7 +55,7 @@ def require_cameras_axis(image: Tensor, *, num_cameras: int) -> None:
         raise ValueError(f"image: expected float {shape}, one picture a camera, got {_described(image)}")
 
 
-def require_state(state: tuple[Tensor, Tensor] | None, *, shape: tuple[int, int, int], check_values: bool) -> None:
+def require_state(state: tuple[Tensor, Tensor] | None, *, shape: tuple[int, ...], check_values: bool) -> None:
     """Raise ValueError unless there is a state: finite float of this shape (windows, steps, values), and its mask."""
     if state is None:
         raise ValueError(f"this model reads a state: give float {shape} and its mask, bool {(shape[0], shape[2])}")

@@ -273,9 +273,11 @@ class Contract:
             found = _recipe(inputs, recipe.camera)
             sides.append((f"camera {recipe.camera}", mine or "none", found or "none", mine == found))
         if ours.state is not None:
-            found = None if inputs.state is None else inputs.state.chosen(ours.state.names)
-            mine, theirs = ours.state.described(), "none" if found is None else found.described()
-            sides.append(("state", mine, theirs or f"none of it, only {inputs.state.described()}", mine == theirs))
+            mine, theirs = ours.state.described(), "none"
+            if inputs.state is not None:
+                theirs = inputs.state.chosen(ours.state.names).described()
+                theirs = theirs or f"none of it, only {inputs.state.described()}"
+            sides.append(("state", mine, theirs, mine == theirs))
         return sides
 
 
