@@ -129,7 +129,7 @@ class StateSide:
 
 def _odd(physical_NK: np.ndarray) -> np.ndarray:
     """bool (K,): columns that hold a value that is not finite."""
-    return ~np.isfinite(physical_NK.reshape(-1, physical_NK.shape[-1])).all(axis=0)
+    return np.asarray(~np.isfinite(physical_NK.reshape(-1, physical_NK.shape[-1])).all(axis=0))
 
 
 @dataclass(frozen=True, kw_only=True)
