@@ -33,7 +33,7 @@ from pipelines.config.serialization import did_you_mean
 from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import print_next
 from preprocessing.simulation.metaworld_rlds import INSTRUCTIONS, dataset_features, rlds_episode
-from preprocessing.simulation.metaworld_rollout import SIMULATOR_HZ, VIEWS, Camera
+from preprocessing.simulation.metaworld_rollout import SIMULATOR_HZ, VIEWS, WRIST_VIEW, Camera
 from preprocessing.simulation.parallel_rollouts import PendingRollout, StartRollout, rollouts
 from preprocessing.store.images import ImageSize
 from preprocessing.tfds.writer import RldsWriter, SplitPlan
@@ -47,6 +47,7 @@ SAMPLE_TASKS = (
     "button-press-v3",
     "assembly-v3",
 )
+CAMERAS = ("image", "wrist")
 _VAL_SEEDS = 1_000_000
 _MOST_EPISODES, _LAST_SEED = 500_000, 400_000  # no seed reaches those of evaluations, FIRST_EVALUATION_SEED and up
 _FAILURES_ALLOWED = 20  # of one task in one split
@@ -69,6 +70,11 @@ class SimulateConfig:
     """Recorded steps per second; must divide the simulator's 80."""
     image_size: str = "96x96"
     """Height x width of frames in pixels."""
+    cameras: tuple[str, ...] = ("image",)
+    """Cameras to record: image, and wrist, which moves with the hand (Meta-World's gripperPOV). The pictures of image
+    do not depend on it."""
+    wrist_size: str = "64x64"
+    """Height x width in pixels of the wrist camera's frames."""
     view: Literal["side", "front", "top"] = "side"
     """Where the camera stands."""
     jpeg_quality: int = 85
@@ -85,6 +91,9 @@ class SimulateConfig:
 
     def __post_init__(self) -> None:
         self.camera()
+        ImageSize.parse(self.wrist_size, flag="--wrist-size")
+        if "image" not in self.roles() or not set(self.roles()) <= {*CAMERAS}:
+            raise ValueError(f"--cameras must be image or image wrist, got {' '.join(self.cameras) or 'none'}")
         if not self.name.isidentifier():
             raise ValueError(f"--name must be letters, digits and underscores, as TFDS wants it, got {self.name!r}")
         if self.control_hz < 1 or SIMULATOR_HZ % self.control_hz:
@@ -107,6 +116,16 @@ class SimulateConfig:
         """Raises ValueError for an `image_size` that is none."""
         height, width = ImageSize.parse(self.image_size)
         return Camera(view=VIEWS[self.view], height=height, width=width, jpeg_quality=self.jpeg_quality)
+
+    def roles(self) -> tuple[str, ...]:
+        """The cameras, also of `image,wrist` in one word."""
+        return tuple(dict.fromkeys(role for word in self.cameras for role in word.split(",")))
+
+    def further_cameras(self) -> dict[str, Camera]:
+        """By role the cameras beside the main one."""
+        height, width = ImageSize.parse(self.wrist_size, flag="--wrist-size")
+        wrist = Camera(view=WRIST_VIEW, height=height, width=width, jpeg_quality=self.jpeg_quality)
+        return {"wrist": wrist} if "wrist" in self.roles() else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +173,11 @@ def simulate(out: Path, config: SimulateConfig) -> SimulationResult:
     writer = RldsWriter(
         name=config.name,
         version=VERSION,
-        features=dataset_features(height=camera.height, width=camera.width),
+        features=dataset_features(
+            height=camera.height,
+            width=camera.width,
+            further_sizes={role: (each.height, each.width) for role, each in config.further_cameras().items()},
+        ),
         description=f"Scripted experts of Meta-World, recorded at {config.control_hz} Hz by `rtp simulate`.",
         citation="Yu et al., Meta-World: A Benchmark and Evaluation for Multi-Task and Meta Reinforcement Learning",
         license="MIT (c) 2019 Meta-World Team: scenes, experts and simulator",
@@ -200,7 +223,12 @@ class _Split:
         """Episodes in the order of their seeds; some are simulated ahead, never more than are wanted."""
         config = self.config
         expert = functools.partial(
-            start, task, control_hz=config.control_hz, camera=config.camera(), noise=config.noise
+            start,
+            task,
+            control_hz=config.control_hz,
+            camera=config.camera(),
+            further_cameras=config.further_cameras(),
+            noise=config.noise,
         )
         started = ((seed, expert(seed=seed)) for seed in itertools.count(self.first_seed))
         ahead, wanted = 1 + config.workers // len(config.tasks), self.episodes

@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from preprocessing import dataset_spec
 from preprocessing.conversion.embeddings import Encoder, UseEncoder, embed_texts, load_encoder
 from preprocessing.conversion.fit import require_fit
+from preprocessing.conversion.frame_choice import FrameSizes, camera_names, own_roles
 from preprocessing.conversion.manifest import write_manifest
 from preprocessing.conversion.resume import claimed, finished, without_verdict
 from preprocessing.conversion.shard_conversion import ShardTask, convert_shard
@@ -42,7 +43,7 @@ from preprocessing.store.episode_store import (
     StoreLayout,
 )
 from preprocessing.store.file_system import FileSystem
-from preprocessing.store.images import ImageSize, Resize
+from preprocessing.store.images import Resize
 from preprocessing.store.json_files import JsonObject
 from preprocessing.store.shard_files import reaching
 from preprocessing.store.store_manifest import StoreManifest
@@ -85,11 +86,13 @@ class ConvertConfig:
     use_model: str | None = None
     """Folder, .tar.gz or URL of the Universal Sentence Encoder's SavedModel; by default TF-Hub's large/5."""
     image_size: str | None = None
-    """Height x width of stored frames in pixels, such as 256x320; by default frames are stored untouched."""
+    """Height x width of stored frames in pixels, such as 256x320, of each camera another with 256x320,wrist=128x128;
+    by default frames are stored untouched."""
     resize: Resize = "pad"
     """How frames of another size are resized: pad with black (RT-1-X), squash, or crop the middle."""
     cameras: tuple[str, ...] = ("image",)
-    """Roles of the cameras to store; image is the main one that the models see."""
+    """Cameras to store by role, such as image wrist; image is the main one. A policy reads those alone that are
+    stored."""
     limit: int | None = None
     """Episodes to convert at most, from the beginning of the split."""
     check_crc: bool = True
@@ -103,21 +106,16 @@ class ConvertConfig:
     """Shards converted at once; by default as many as Ray has CPUs, 0 converts in this process without Ray."""
 
     def __post_init__(self) -> None:
-        self.frame_size()
+        FrameSizes.parse(self.image_size)
+        camera_names(self.cameras)
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"--limit must be at least 1 episode, got {self.limit}")
         if self.max_shard_mb < 1:
             raise ValueError(f"--max-shard-mb must be at least 1 MiB, got {self.max_shard_mb}")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"--workers must be 0 or more, got {self.workers}")
-        if "image" not in self.cameras:
-            raise ValueError("--cameras must name image, the main camera")
         if self.resize != "pad" and self.image_size is None:
             raise ValueError(f"--resize {self.resize} is for frames of another size: add --image-size HEIGHTxWIDTH")
-
-    def frame_size(self) -> ImageSize | None:
-        """None if frames are stored untouched. Raises ValueError for text that is no size."""
-        return None if self.image_size is None else ImageSize.parse(self.image_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,10 +209,11 @@ def _encoder(config: ConvertConfig, spec: DatasetSpec, dataset: EpisodeSource) -
 def _task(
     dataset: EpisodeSource, spec: DatasetSpec, out: str, config: ConvertConfig, *, ships_vectors: bool
 ) -> ShardTask:
-    require_fit(dataset, spec, config.cameras)
+    cameras = own_roles(spec, camera_names(config.cameras))
+    require_fit(dataset, spec, cameras)
     fields = [(path, dataset.feature(path)) for path in spec.source_actions]
     layout = StoreLayout(
-        cameras=config.cameras,
+        cameras=cameras,
         action_size=spec.space.size,
         proprio_size=len(spec.proprio_names),
         source=tuple(SourceField(path=path, dtype=f.dtype, shape=f.fixed_shape()) for path, f in fields),
@@ -230,7 +229,7 @@ def _task(
         limits=tuple(limits[i] for i in used),
         root=f"{str(out).rstrip('/')}/{spec.name}/{dataset.version}/{dataset.split_slice(config.split).name}",
         layout=layout,
-        image_size=config.frame_size(),
+        image_sizes=FrameSizes.parse(config.image_size).of(spec, cameras),
         resize=config.resize,
         embedding=spec.embedding if ships_vectors else None,
         check_crc=config.check_crc,
@@ -252,6 +251,8 @@ def _limits(shards: tuple[SourceShard, ...], limit: int | None) -> list[int | No
 
 def _settings(task: ShardTask, config: ConvertConfig, encoder: str | None) -> JsonObject:
     """Everything that decides what the store's bytes will be."""
+    sizes = FrameSizes.parse(config.image_size)
+    optional = {role: path for role, path in task.spec.optional_cameras.items() if role in task.layout.cameras}
     return {
         "schema_version": SCHEMA_VERSION,
         "row_group_rows": ROW_GROUP_ROWS,
@@ -261,9 +262,11 @@ def _settings(task: ShardTask, config: ConvertConfig, encoder: str | None) -> Js
         "spec": task.spec.hash(),
         "encoder": encoder,
         "shipped_vectors": task.embedding is not None,
-        "image_size": list(task.image_size) if task.image_size else None,
-        "resize": task.resize if task.image_size else None,
-        "cameras": list(config.cameras),
+        "image_size": list(sizes.of_all) if sizes.of_all else None,
+        **({"image_sizes": {role: list(size) for role, size in sizes.by_role.items()}} if sizes.by_role else {}),
+        "resize": task.resize if config.image_size else None,
+        "cameras": list(task.layout.cameras),
+        **({"optional_cameras": optional} if optional else {}),
         "limit": config.limit,
         "check_crc": config.check_crc,
         **({} if config.check_frames else {"check_frames": False}),

@@ -27,6 +27,7 @@ from preprocessing.action_parts import Terminate as Terminate
 from preprocessing.rlds import Episode
 from preprocessing.tfds.features import naming
 from rt_models.action_space import ARM, KINDS, RT1_SPACE, ActionSpace, DimensionMeaning, SpaceDimension
+from rt_models.spec import MAIN_CAMERA, camera_role
 
 # --- Instructions ---
 
@@ -156,7 +157,8 @@ class Proprio:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
-    """One dataset. `cameras` maps a role to a path, the main camera's role is "image".
+    """One dataset. `cameras` maps a role to a path, the main camera's role is "image"; `optional_cameras` are those
+    that some recordings of it lack.
 
     `embedding` is the path of vectors that the episodes ship and `embedding_encoder` what made them. `space` is the
     action space and `action` says how its values follow; `source_actions` are the paths kept verbatim. `gripper` says
@@ -167,6 +169,7 @@ class DatasetSpec:
 
     name: str
     cameras: Mapping[str, str]
+    optional_cameras: Mapping[str, str] = field(default_factory=dict, repr=False)
     instruction: Instruction
     embedding: str | None = None
     embedding_encoder: str | None = None
@@ -181,8 +184,12 @@ class DatasetSpec:
     notes: str = ""
 
     def __post_init__(self) -> None:
-        if "image" not in self.cameras:
-            raise ValueError(f"dataset spec {self.name}: the main camera's role must be 'image'")
+        if MAIN_CAMERA not in self.cameras:
+            raise ValueError(f"dataset spec {self.name}: the main camera's role must be {MAIN_CAMERA!r}")
+        by_role = {camera_role(own): own for own in self.all_cameras}
+        same = [own for own in self.all_cameras if by_role[camera_role(own)] != own]
+        if same or {*self.cameras} & {*self.optional_cameras}:
+            raise ValueError(f"dataset spec {self.name}: two cameras are {camera_role((*same, 'one')[0])}: rename one")
         if (self.embedding is None) != (self.embedding_encoder is None):
             raise ValueError(f"dataset spec {self.name}: embedding and embedding_encoder go together")
         self._require_action()
@@ -242,6 +249,11 @@ class DatasetSpec:
         return slice(start, start + part.width)
 
     @property
+    def all_cameras(self) -> dict[str, str]:
+        """Role -> path of the cameras that a recording has or may have."""
+        return {**self.cameras, **self.optional_cameras}
+
+    @property
     def action_mask(self) -> tuple[bool, ...]:
         """(A,): True where the dataset has the dimension."""
         mask = np.zeros(self.space.size, bool)
@@ -285,7 +297,7 @@ class DatasetSpec:
 
     def step_paths(self, cameras: tuple[str, ...]) -> tuple[str, ...]:
         """Those that must be there at every step."""
-        paths = [*(self.cameras[role] for role in cameras), *self.source_actions]
+        paths = [*(self.all_cameras[role] for role in cameras), *self.source_actions]
         paths += [part.path for part in (*self.action, *self.proprio)]
         return (*paths, *(flag.path for flag in self.flags if isinstance(flag, FirstActionZero)))
 

@@ -37,7 +37,7 @@ from preprocessing.tfds.features import Feature
 _UNKNOWN = "?"
 _REQUIRED = ("name", "cameras", "instruction", "action", "control_hz")
 _OPTIONAL = ("gripper", "space", "embedding", "embedding_encoder", "source_actions", "proprio", "flags")
-_OPTIONAL += ("ignored_marks", "notes")
+_OPTIONAL += ("ignored_marks", "notes", "optional_cameras")
 _SIDE_CAMERAS = ("wrist", "hand", "gripper")
 _GRIPPERS = ("absolute", "relative", "none")
 
@@ -82,6 +82,10 @@ def _spec(data: object) -> DatasetSpec:
     return DatasetSpec(
         name=folder_name(fields["name"]),
         cameras={str(role): str(path) for role, path in cameras.items()},
+        optional_cameras={
+            str(role): str(path)
+            for role, path in _fields(fields.get("optional_cameras") or {}, "optional_cameras", (), None).items()
+        },
         instruction=Text(path=fields["instruction"]),
         embedding=fields.get("embedding"),
         embedding_encoder=fields.get("embedding_encoder"),

@@ -223,5 +223,5 @@ def _states(episodes: list[Track]) -> Verdict:
     odd = [track.odd_states for track in episodes if track.odd_states]
     if odd:
         where = f"at {sum(odd)} steps of {len(odd)} of {len(episodes)} episodes"
-        return unknown(name, f"the state is not finite {where}: training reads none, loader.relabel refuses the store")
+        return unknown(name, f"the state is not finite {where}: a model that reads it, and loader.relabel, refuse the store")
     return Verdict(name=name, finding="holds", measured=0, sentence=f"in {len(episodes)} episodes")

@@ -9,9 +9,11 @@ from preprocessing.episode_source import EpisodeSource
 
 def require_fit(dataset: EpisodeSource, spec: DatasetSpec, cameras: tuple[str, ...]) -> None:
     """Raise ValueError unless the dataset has what the spec reads, and has it in a form that fits."""
-    unknown = [role for role in cameras if role not in spec.cameras]
-    if unknown:
-        raise ValueError(f"{spec.name} has no camera {unknown[0]!r}: choose of {', '.join(spec.cameras)}")
+    unrecorded = [role for role in cameras if spec.all_cameras[role] not in dataset.step_paths]
+    if unrecorded and unrecorded[0] in spec.optional_cameras:
+        raise ValueError(
+            f"{dataset.folder} was recorded without the camera {unrecorded[0]}: leave it out of --cameras, or record it"
+        )
     wrong = f"spec {spec.name} does not fit {dataset.folder}"
     absent = [path for path in spec.paths(cameras) if path not in {*dataset.step_paths, *dataset.episode_paths}]
     if absent:
@@ -26,7 +28,7 @@ def require_fit(dataset: EpisodeSource, spec: DatasetSpec, cameras: tuple[str, .
         raise ValueError(
             f"{wrong}: control_hz is {spec.control_hz:g}, and the dataset records {recorded_hz:g} frames a second"
         )
-    for path in (spec.cameras[role] for role in cameras):
+    for path in (spec.all_cameras[role] for role in cameras):
         if not dataset.feature(path).is_picture:
             raise ValueError(f"{wrong}: {path!r} holds no colour pictures of 8 bits: name another camera")
     refused = [refusal for path in spec.paths(cameras) if (refusal := dataset.feature(path).refusal)]

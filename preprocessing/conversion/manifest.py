@@ -6,14 +6,20 @@ Everything is taken in shard order, so the bytes do not depend on which shard wa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from preprocessing.conversion.shard_conversion import ShardTask, instructions_name, size_text
+from preprocessing.conversion.shard_conversion import (
+    ShardTask,
+    frames_of,
+    instructions_name,
+    size_flag,
+    size_text,
+)
 from preprocessing.conversion.shard_report import ShardReport, read_report
 from preprocessing.dataset_spec import DatasetSpec
 from preprocessing.store.episode_store import (
@@ -38,7 +44,15 @@ from preprocessing.store.store_manifest import (
     StoreManifest,
     StoreStatistics,
 )
-from rt_models.spec import EMBEDDING_WIDTH, ActionStatistics, Contract, DatasetContract, ImageRecipe, unscaled
+from rt_models.spec import (
+    EMBEDDING_WIDTH,
+    MAIN_CAMERA,
+    ActionStatistics,
+    Contract,
+    DatasetContract,
+    ImageRecipe,
+    unscaled,
+)
 
 _INSTEAD = {  # of a field that cannot be read
     "is_first": "the first step counts as first",
@@ -56,7 +70,7 @@ def write_manifest(task: ShardTask, settings: JsonObject, embed: Embed | None) -
     """
     filesystem, root = file_system_of(task.root)
     temporary = f"{root}/{PROGRESS}"
-    reports, moments = _reports(filesystem, temporary, len(task.shards), task.spec.space.size)
+    reports, moments, state = _reports(filesystem, temporary, len(task.shards), task.spec.space.size)
     counts = _counts(reports)
     table = _instructions(filesystem, temporary, len(task.shards), embed, settings["encoder"])
     with atomic_write(filesystem, f"{root}/{INSTRUCTIONS}", temporary=temporary) as instructions:
@@ -70,7 +84,7 @@ def write_manifest(task: ShardTask, settings: JsonObject, embed: Embed | None) -
         spec,
         version=task.dataset.version,
         encoder=settings["encoder"],
-        image=_image(task, reports),
+        image=_recipe(task, MAIN_CAMERA, [report.frame_size for report in reports if report.frame_size]),
         control_hz=_control_hz(reports),
         statistics=statistics,
     )
@@ -92,10 +106,11 @@ def write_manifest(task: ShardTask, settings: JsonObject, embed: Embed | None) -
             hardly_vary=tiny_ranges(statistics, contract.action.names, spec.action_mask),
         ),
         gripper=spec.gripper,
-        cameras={role: spec.cameras[role] for role in cameras},
-        cameras_left_out=tuple(role for role in spec.cameras if role not in cameras),
+        cameras={role: spec.all_cameras[role] for role in cameras},
+        cameras_left_out=_left_out(task),
+        camera_recipes=_further_recipes(task, reports),
         flag_names=tuple(flag.name for flag in spec.flags),
-        proprio=Proprioception(names=spec.proprio_names, units=spec.proprio_units),
+        proprio=Proprioception(names=spec.proprio_names, units=spec.proprio_units, statistics=state),
         source_fields={f.path: SourceForm(dtype=f.dtype, shape=f.shape) for f in task.layout.source},
         notes=spec.notes,
         row_group_rows=settings["row_group_rows"],
@@ -109,18 +124,23 @@ def write_manifest(task: ShardTask, settings: JsonObject, embed: Embed | None) -
     return manifest
 
 
-def _reports(filesystem: FileSystem, folder: str, count: int, action_size: int) -> tuple[list[ShardReport], Moments]:
-    """Every shard's report without its statistics, and the statistics over all shards.
+def _reports(
+    filesystem: FileSystem, folder: str, count: int, action_size: int
+) -> tuple[list[ShardReport], Moments, ActionStatistics | None]:
+    """Every shard's report without its statistics, and the statistics over all shards of actions and of states; of
+    states None where there are none, or where a shard was converted before they were taken.
 
     Histograms are merged one shard at a time, so that those of all shards are never in memory together.
     """
     reports: list[ShardReport] = []
     none = moments = Moments.empty(action_size)
+    state: Moments | None = Moments.empty(0)
     for index in range(count):
         report = read_report(ShardReport, filesystem, folder, index)
         moments = moments.merged(report.moments)
-        reports.append(replace(report, moments=none))
-    return reports, moments
+        state = None if state is None or report.state_moments is None else state.merged(report.state_moments)
+        reports.append(replace(report, moments=none, state_moments=None))
+    return reports, moments, None if state is None else state.statistics()
 
 
 def _counts(reports: list[ShardReport]) -> EpisodeCounts:
@@ -155,7 +175,7 @@ def _remarks(task: ShardTask, reports: list[ShardReport], *, trained_steps: int)
     if odd:
         remarks.append(
             f"the state is not finite at {sum(odd)} steps of {len(odd)} of {total} episodes: it is kept as it is; "
-            f"training reads no state, and loader.relabel refuses this store"
+            f"models that read the state, and loader.relabel, refuse this store"
         )
     if trained_steps == 0:
         remarks.append(
@@ -179,15 +199,36 @@ def _instructions(filesystem: FileSystem, folder: str, count: int, embed: Embed 
     return pa.table([table["id"], table["text"], encoders, fixed_lists(vectors)], schema=INSTRUCTION_SCHEMA)
 
 
-def _image(task: ShardTask, reports: list[ShardReport]) -> ImageRecipe:
-    """What every stored frame of the main camera is."""
-    sizes = sorted({report.frame_size for report in reports if report.frame_size})
+def _recipe(task: ShardTask, role: str, sizes_of_shards: Sequence[tuple[int, ...]]) -> ImageRecipe:
+    """What every stored frame of a camera is."""
+    sizes = sorted(set(sizes_of_shards))
     if len(sizes) > 1:
         raise ValueError(
-            f"frames of {task.root} differ in size between shards, {size_text(sizes)}: give --image-size HxW"
+            f"{frames_of(role)} of {task.root} differ in size between shards, {size_text(sizes)}: give "
+            f"{size_flag(role)}"
         )
     height, width = sizes[0]
-    return ImageRecipe(camera="image", height=height, width=width, resize=task.resize if task.image_size else "none")
+    return ImageRecipe(
+        camera=role, height=height, width=width, resize=task.resize if task.image_sizes[role] else "none"
+    )
+
+
+def _further_recipes(task: ShardTask, reports: list[ShardReport]) -> dict[str, ImageRecipe]:
+    """By role what the frames of the cameras beside the main one are, of those whose every shard says so."""
+    with_episodes = [report for report in reports if report.episode_lengths]
+    known = [
+        role
+        for role in task.layout.cameras
+        if role != MAIN_CAMERA and all(role in report.further_frame_sizes for report in with_episodes)
+    ]
+    return {role: _recipe(task, role, [each.further_frame_sizes[role] for each in with_episodes]) for role in known}
+
+
+def _left_out(task: ShardTask) -> tuple[str, ...]:
+    """Cameras of the source that are not stored; an optional one counts where it was recorded."""
+    spec = task.spec
+    there = [role for role, path in spec.all_cameras.items() if role in spec.cameras or path in task.dataset.step_paths]
+    return tuple(role for role in there if role not in task.layout.cameras)
 
 
 def _control_hz(reports: list[ShardReport]) -> float:

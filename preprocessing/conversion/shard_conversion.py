@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import cast
@@ -47,6 +47,7 @@ from preprocessing.store.images import (
 from preprocessing.store.json_records import to_text
 from preprocessing.store.statistics import Moments
 from preprocessing.tfds.features import naming
+from rt_models.spec import MAIN_CAMERA
 
 _STATISTICS_ROWS = 8192
 
@@ -55,6 +56,7 @@ _STATISTICS_ROWS = 8192
 class ShardTask:
     """What all shards of a conversion share. `root` is the store's folder; `limits` are records to read a shard.
 
+    `image_sizes` are those that the frames of each camera are brought to, None for those that stay as recorded.
     `embedding` is the path of shipped vectors to keep, or None if an encoder computes them afterwards.
     """
 
@@ -64,7 +66,7 @@ class ShardTask:
     limits: tuple[int | None, ...]
     root: str
     layout: StoreLayout
-    image_size: ImageSize | None
+    image_sizes: Mapping[str, ImageSize | None]
     resize: Resize
     embedding: str | None
     check_crc: bool
@@ -84,7 +86,7 @@ class ShardTask:
 
     def videos(self) -> dict[str, str]:
         """Cameras whose frames are decoded from a video -> its codec."""
-        codecs = {role: self.dataset.feature(self.spec.cameras[role]).codec for role in self.layout.cameras}
+        codecs = {role: self.dataset.feature(self.spec.all_cameras[role]).codec for role in self.layout.cameras}
         return {role: codec for role, codec in codecs.items() if codec}
 
     def paths_of_other_form(self) -> tuple[str, ...]:
@@ -135,10 +137,12 @@ class _Shard:
         self._num_records = 0
         self._lengths: list[int] = []
         self._quarantine: list[QuarantinedRecord] = []
-        self._frame_size: ImageSize | None = None
+        self._frame_sizes: dict[str, ImageSize] = {}
         self._rates_hz: set[float] = set()
         self._moments = Moments.empty(task.spec.space.size)
+        self._state_moments = Moments.empty(task.layout.proprio_size)
         self._recent: list[np.ndarray] = []
+        self._recent_states: list[np.ndarray] = []
         self._unread: Counter[str] = Counter()
         self._odd_states: list[int] = []
 
@@ -152,9 +156,8 @@ class _Shard:
         try:
             with naming(str(self._task.spec.control_hz)):
                 rate_hz = self._task.spec.rate_hz(item)
-            cameras = self._task.spec.cameras
-            images = {role: _frames(self._task, cameras[role], item) for role in self._task.layout.cameras}
-            sizes = {image_size(encoded) for encoded in images["image"]}
+            images = {role: _frames(self._task, role, item) for role in self._task.layout.cameras}
+            sizes = {role: {image_size(encoded) for encoded in frames} for role, frames in images.items()}
             columns = self._columns(item) | {image_column(role): pa.array(c, pa.binary()) for role, c in images.items()}
         except ValueError as error:
             self._leave_out(item, " ".join(str(error).split()))
@@ -181,7 +184,9 @@ class _Shard:
             source_sha256_of_crcs=self._fingerprint.hexdigest(),
             episode_lengths=tuple(self._lengths),
             quarantine=tuple(self._quarantine),
-            frame_size=self._frame_size,
+            frame_size=self._frame_sizes.get(MAIN_CAMERA),
+            further_frame_sizes={role: size for role, size in self._frame_sizes.items() if role != MAIN_CAMERA},
+            state_moments=self._state_moments if self._task.layout.proprio_size else None,
             rates_hz=tuple(sorted(self._rates_hz)),
             moments=self._moments,
             unread=dict(sorted(self._unread.items())),
@@ -217,8 +222,11 @@ class _Shard:
             with naming(field.path):
                 values = np.asarray(steps[field.path])
                 columns[field.column] = fixed_lists(values) if field.shape else pa.array(values)
-        if proprio is not None and (odd := int((~np.isfinite(proprio)).any(axis=1).sum())):
-            self._odd_states.append(odd)
+        if proprio is not None:
+            finite_N = np.isfinite(proprio).all(axis=1)
+            self._recent_states.append(proprio[finite_N & ~marks["is_terminal"]])
+            if odd := int((~finite_N).sum()):
+                self._odd_states.append(odd)
         return columns
 
     def _instruction_ids(self, episode: Episode) -> np.ndarray:
@@ -232,14 +240,15 @@ class _Shard:
             vectors_ND = np.asarray(episode.steps[path], np.float32).reshape(episode.num_steps, -1)
             return self.instructions.ids(texts, vectors_ND)
 
-    def _require_one_size(self, episode: Episode, sizes: set[ImageSize]) -> None:
-        known = sizes | ({self._frame_size} if self._frame_size else set())
-        if len(known) > 1:
-            raise ValueError(
-                f"frames differ in size, {size_text(sorted(known))} in record {episode.record} of {episode.shard}: "
-                f"give --image-size HxW"
-            )
-        self._frame_size = known.pop()
+    def _require_one_size(self, episode: Episode, sizes: Mapping[str, set[ImageSize]]) -> None:
+        for role, of_role in sizes.items():
+            known = of_role | ({self._frame_sizes[role]} if role in self._frame_sizes else set())
+            if len(known) > 1:
+                raise ValueError(
+                    f"{frames_of(role)} differ in size, {size_text(sorted(known))} in record {episode.record} of "
+                    f"{episode.shard}: give {size_flag(role)}"
+                )
+            self._frame_sizes[role] = known.pop()
 
     def _count_statistics(self, table: pa.Table) -> None:
         terminal = table["is_terminal"].to_numpy()
@@ -252,6 +261,9 @@ class _Shard:
         if self._recent:
             self._moments = self._moments.merged(Moments.of(np.concatenate(self._recent)))
             self._recent = []
+        if self._recent_states:
+            self._state_moments = self._state_moments.merged(Moments.of(np.concatenate(self._recent_states)))
+            self._recent_states = []
 
 
 class _Instructions:
@@ -285,26 +297,26 @@ class _Instructions:
         return number
 
 
-def _frames(task: ShardTask, path: str, episode: Episode) -> list[bytes]:
-    """Encoded frames of the camera at `path`, whole, at the size that is asked for."""
-    frames = []
+def _frames(task: ShardTask, role: str, episode: Episode) -> list[bytes]:
+    """Encoded frames of a camera, whole, at the size that is asked for."""
+    frames, path = [], task.spec.all_cameras[role]
     of_video = bool(task.dataset.feature(path).codec)
     for step, source_frame in enumerate(cast(Iterable[bytes | np.ndarray], episode.steps[path])):
         with naming(f"{path} of step {step}"):
-            frames.append(_frame(task, source_frame, of_video=of_video))
+            frames.append(_frame(task, task.image_sizes[role], source_frame, of_video=of_video))
     return frames
 
 
-def _frame(task: ShardTask, source_frame: bytes | np.ndarray, *, of_video: bool) -> bytes:
+def _frame(task: ShardTask, size: ImageSize | None, source_frame: bytes | np.ndarray, *, of_video: bool) -> bytes:
     """A frame as its source encoded it, known to be whole, or at the asked size; one kept as numbers becomes PNG, one
     decoded from a video JPEG: its codec has lost more than JPEG of quality 95 does, and PNG takes five times the room.
     """
     if of_video and isinstance(source_frame, np.ndarray):
-        height, width = task.image_size or source_frame.shape[:2]
+        height, width = size or source_frame.shape[:2]
         return encode_jpeg(resize_image(source_frame, height, width, task.resize))
     encoded = source_frame if isinstance(source_frame, bytes) else encode_png(source_frame)
-    if task.image_size is not None:
-        resized = reencode(encoded, *task.image_size, task.resize)
+    if size is not None:
+        resized = reencode(encoded, *size, task.resize)
         if resized is not encoded:
             return resized
     if encoded is source_frame:
@@ -318,6 +330,16 @@ def _reward(column: object, count: int) -> pa.Array:
         return pa.nulls(count, pa.float32())
     with np.errstate(over="ignore"):
         return pa.array(np.asarray(column).reshape(count).astype(np.float32))
+
+
+def frames_of(role: str) -> str:
+    """The frames of a camera in words; of the main one without its name."""
+    return "frames" if role == MAIN_CAMERA else f"frames of camera {role}"
+
+
+def size_flag(role: str) -> str:
+    """The flag that brings frames of a camera to one size."""
+    return "--image-size HxW" if role == MAIN_CAMERA else f"--image-size {role}=HxW"
 
 
 def size_text(sizes: Sequence[tuple[int, ...]]) -> str:

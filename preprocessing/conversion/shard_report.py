@@ -38,9 +38,10 @@ class QuarantinedRecord:
 class ShardReport(ShardEntry):
     """The report of a shard of episodes.
 
-    `frame_size` is (height, width), None without episodes. `moments` cover the steps that are not terminal. `unread`
-    counts the episodes in which an optional field could not be read. `states_not_finite` holds the number of such steps
-    of each episode that has any.
+    `frame_size` is (height, width), None without episodes; `further_frame_sizes` those of the cameras beside the main
+    one. `moments` cover the steps that are not terminal, `state_moments` those among them whose state is finite.
+    `unread` counts the episodes in which an optional field could not be read. `states_not_finite` holds the number of
+    such steps of each episode that has any.
     """
 
     quarantine: tuple[QuarantinedRecord, ...]
@@ -49,6 +50,8 @@ class ShardReport(ShardEntry):
     moments: Moments
     unread: dict[str, int] = field(default_factory=dict)
     states_not_finite: tuple[int, ...] = ()
+    further_frame_sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    state_moments: Moments | None = None
 
     def entry(self) -> ShardEntry:
         """The part that stands in the manifest."""

@@ -10,6 +10,7 @@ from preprocessing.provenance import Provenance
 SPEC = DatasetSpec(
     name="metaworld_sample",
     cameras={"image": "observation/image"},
+    optional_cameras={"wrist": "observation/wrist_image"},
     instruction=Text(path="observation/natural_language_instruction"),
     action=(
         Terminate(path="action/terminate_episode"),

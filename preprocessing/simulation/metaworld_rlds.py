@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from tensorflow_datasets.core.features import Dataset, FeaturesDict, Image, Scalar, Tensor, Text
@@ -70,16 +71,25 @@ class Recording:
 
     `state_TS` is hand x, y, z in metres and the opening of the gripper, 0 closed to 1 open. `action_TA` is the
     simulator's own action, x, y, z and gripper in [-1, 1], averaged over the simulator steps of a recorded step.
+    `frames_T` are the main camera's, `further_frames` by role those of the others.
     """
 
     frames_T: list[bytes]
+    further_frames: Mapping[str, list[bytes]] = field(default_factory=dict)
     state_TS: np.ndarray
     action_TA: np.ndarray
     metres_per_action: float
 
 
-def dataset_features(*, height: int, width: int) -> FeaturesDict:
-    """Features of an episode whose frames have this size in pixels."""
+def picture_field(role: str) -> str:
+    """The field of an observation that holds the pictures of a camera: image, wrist_image."""
+    return "image" if role == "image" else f"{role}_image"
+
+
+def dataset_features(
+    *, height: int, width: int, further_sizes: Mapping[str, tuple[int, int]] | None = None
+) -> FeaturesDict:
+    """Features of an episode whose frames have this size in pixels, those of further cameras, by role, theirs."""
     floats = functools.partial(Tensor, dtype=np.float32)
     action = {
         "terminate_episode": Tensor(shape=(3,), dtype=np.int32, doc="one-hot: terminate, arm and gripper, base"),
@@ -91,7 +101,10 @@ def dataset_features(*, height: int, width: int) -> FeaturesDict:
         "metaworld_action": floats(shape=(4,), doc="mean of the simulator's x, y, z, gripper actions, -1 to 1"),
     }
     observation = {
-        "image": Image(shape=(height, width, 3), encoding_format="jpeg"),
+        **{
+            picture_field(role): Image(shape=(*size, 3), encoding_format="jpeg")
+            for role, size in {"image": (height, width), **(further_sizes or {})}.items()
+        },
         "state": floats(shape=(4,), doc="hand x, y, z in m, world frame; gripper opening, 0 closed to 1 open"),
         "natural_language_instruction": Text(),
     }
@@ -126,6 +139,7 @@ def _step(recording: Recording, index: int, instruction: str) -> dict[str, objec
     return {
         "observation": {
             "image": recording.frames_T[index],
+            **{picture_field(role): frames_T[index] for role, frames_T in recording.further_frames.items()},
             "state": recording.state_TS[index],
             "natural_language_instruction": instruction,
         },

@@ -14,7 +14,7 @@ import pickle
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +40,14 @@ class View:
     elevation_deg: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class MountedView:
+    """A camera that the scene itself has, by its name there."""
+
+    name: str
+
+
+WRIST_VIEW = MountedView(name="gripperPOV")  # moves with the hand and looks between its fingers
 VIEWS = {
     "side": View(look_at_m=(0.0, 0.62, 0.12), distance_m=1.0, azimuth_deg=145.0, elevation_deg=-35.0),
     "front": View(look_at_m=(0.0, 0.65, 0.12), distance_m=1.1, azimuth_deg=215.0, elevation_deg=-35.0),
@@ -48,16 +56,23 @@ VIEWS = {
 
 
 def roll_out(
-    task: str, *, seed: int, control_hz: int, camera: Camera | None = None, noise: float = 0.0
+    task: str,
+    *,
+    seed: int,
+    control_hz: int,
+    camera: Camera | None = None,
+    further_cameras: Mapping[str, Camera] | None = None,
+    noise: float = 0.0,
 ) -> Recording | None:
     """Let the expert of `task` act until it succeeds; None if it has not at the end of the task's horizon.
 
     The expert sees the state at every simulator step, not only the recorded ones. Without a camera there are no frames.
+    `further_cameras`, by role, see the same steps as `camera`, whose pictures do not change for it.
     `noise` is the standard deviation of what is added to the motion of each recorded step, in the simulator's action
     units; recorded is what the expert commanded, so that a policy learns to come back (DART, arXiv 1703.09327).
     """
     random = np.random.default_rng([seed, *task.encode()])
-    with closing(Rollout(task, seed, camera)) as rollout:
+    with closing(Rollout(task, seed, camera, further_cameras)) as rollout:
         num_steps = SIMULATOR_HZ // control_hz
         while not rollout.success:
             if rollout.env.curr_path_length + 2 * num_steps > rollout.env.max_path_length:
@@ -68,6 +83,7 @@ def roll_out(
         rollout.act(lambda _: still, num_steps)
         return Recording(
             frames_T=rollout.frames_T,
+            further_frames=rollout.further_frames,
             state_TS=np.array(rollout.state_TS, np.float32),
             action_TA=np.array([*rollout.action_TA, np.zeros(4)]),
             metres_per_action=num_steps * rollout.env.action_scale,
@@ -77,10 +93,15 @@ def roll_out(
 class Rollout:
     """One simulator, and what is observed and done in it."""
 
-    def __init__(self, task: str, seed: int, camera: Camera | None) -> None:
+    def __init__(
+        self, task: str, seed: int, camera: Camera | None, further_cameras: Mapping[str, Camera] | None = None
+    ) -> None:
         self.env, self.expert, self._observation = _make(task, seed)
         self._renderer = camera.build(self.env.model) if camera else None
+        further = further_cameras or {}
+        self._further = {role: each.build(self.env.model) for role, each in further.items()}
         self.frames_T: list[bytes] = []
+        self.further_frames: dict[str, list[bytes]] = {role: [] for role in further}
         self.state_TS: list[np.ndarray] = []
         self.action_TA: list[np.ndarray] = []
         self.success = False
@@ -108,10 +129,13 @@ class Rollout:
         self.state_TS.append(np.array([*data.body("hand").xpos, min(fingers_m / _OPEN_M, 1.0)]))
         if self._renderer:
             self.frames_T.append(self._renderer.jpeg(data))
+        for role, renderer in self._further.items():
+            self.further_frames[role].append(renderer.jpeg(data))
 
     def close(self) -> None:
-        if self._renderer:
-            self._renderer.close()
+        for renderer in (self._renderer, *self._further.values()):
+            if renderer:
+                renderer.close()
         self.env.close()
 
 
@@ -150,7 +174,7 @@ def load_simulator() -> Any:
 class Camera:
     """What takes the pictures; sizes in pixels."""
 
-    view: View
+    view: View | MountedView
     height: int
     width: int
     jpeg_quality: int
@@ -178,6 +202,10 @@ class Renderer:
         self._options = mujoco.MjvOption()
         self._options.sitegroup[:] = 0  # sites mark goals, which only the expert may see
         self._camera = mujoco.MjvCamera()
+        if isinstance(camera.view, MountedView):
+            self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+            self._camera.fixedcamid = model.camera(camera.view.name).id
+            return
         self._camera.lookat[:] = camera.view.look_at_m
         self._camera.distance = camera.view.distance_m
         self._camera.azimuth, self._camera.elevation = camera.view.azimuth_deg, camera.view.elevation_deg

@@ -37,13 +37,13 @@ class ImageSize(NamedTuple):
     width: int
 
     @staticmethod
-    def parse(text: str) -> ImageSize:
-        """The size in a flag --image-size. Raises ValueError for text that is no size, or one that is too large."""
+    def parse(text: str, *, flag: str = "--image-size") -> ImageSize:
+        """The size given with `flag`. Raises ValueError for text that is no size, or one that is too large."""
         sides = text.lower().split("x")
         numbers = [int(side) for side in sides if side.isdecimal() and 0 < int(side) <= _LONGEST_SIDE]
         if len(sides) != 2 or len(numbers) != 2 or numbers[0] * numbers[1] > MOST_PIXELS:
             raise ValueError(
-                f"--image-size must be HEIGHTxWIDTH in pixels such as 256x320, at most {_LONGEST_SIDE} a side and "
+                f"{flag} must be HEIGHTxWIDTH in pixels such as 256x320, at most {_LONGEST_SIDE} a side and "
                 f"{MOST_PIXELS} in all, got {text!r}"
             )
         return ImageSize(*numbers)

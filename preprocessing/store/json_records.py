@@ -1,7 +1,7 @@
 """Dataclasses from parsed JSON, strictly: a missing or mistyped value is an error that names its place.
 
-Fields may be str, int, float, bool, dataclasses, `tuple[X, ...]`, `dict[str, X]`, `X | None`, Any, and classes with
-`from_json`.
+Fields may be str, int, float, bool, Literal, dataclasses, `tuple[X, ...]`, `dict[str, X]`, `X | None`, Any, and classes
+with `from_json`.
 Keys that the class does not have are ignored, so that files of later versions can be read.
 """
 
@@ -11,7 +11,7 @@ import json
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import lru_cache
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -58,6 +58,10 @@ def _value(hint: Any, value: object, place: str) -> Any:
         return value
     if origin is UnionType:
         return None if value is None else _value(parts[0], value, place)
+    if origin is Literal:
+        if value not in parts:
+            raise TypeError(f"{place or 'it'} is {json.dumps(value)[:40]}, not one of {', '.join(map(str, parts))}")
+        return value
     if origin is tuple:
         items = _checked(list, value, place)
         if all(type(item) is parts[0] for item in items):

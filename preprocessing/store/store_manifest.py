@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 
 from preprocessing.store.json_files import JsonObject
 from preprocessing.store.json_records import to_text
-from rt_models.spec import ActionStatistics, Contract
+from rt_models.spec import ActionStatistics, Contract, ImageRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +37,16 @@ class StoreStatistics(ActionStatistics):
 
 @dataclass(frozen=True, kw_only=True)
 class Proprioception:
-    """Names and units of the values in column `proprio`."""
+    """Names and units of the values in column `proprio`, and their statistics over the steps that are not terminal and
+    whose state is finite: None in stores of before they were kept."""
 
     names: tuple[str, ...]
     units: tuple[str, ...]
+    statistics: ActionStatistics | None = None
+
+    def to_json(self) -> JsonObject:
+        kept = {} if self.statistics is None else {"statistics": asdict(self.statistics)}
+        return {"names": self.names, "units": self.units, **kept}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +83,11 @@ class ShardEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class StoreManifest:
-    """`manifest.json` of an episode store. `settings` is everything that decided the store's bytes."""
+    """`manifest.json` of an episode store. `settings` is everything that decided the store's bytes.
+
+    `cameras` are paths in the source by role, and `camera_recipes` what was done to the frames of those beside the main
+    one, whose recipe is in the contract; stores of before they were kept lack them.
+    """
 
     schema_version: int
     dataset: str
@@ -92,6 +102,7 @@ class StoreManifest:
     gripper: str
     cameras: dict[str, str]
     cameras_left_out: tuple[str, ...]
+    camera_recipes: dict[str, ImageRecipe] = field(default_factory=dict)
     flag_names: tuple[str, ...]
     proprio: Proprioception
     source_fields: dict[str, SourceForm]
@@ -103,7 +114,8 @@ class StoreManifest:
     remarks: tuple[str, ...] = ()
 
     def to_bytes(self) -> bytes:
-        written = [f.name for f in fields(self) if f.name != "remarks" or self.remarks]
+        optional = ("camera_recipes", "remarks")
+        written = [f.name for f in fields(self) if f.name not in optional or getattr(self, f.name)]
         return _one_key_a_line({name: getattr(self, name) for name in written})
 
 
