@@ -223,5 +223,6 @@ def _states(episodes: list[Track]) -> Verdict:
     odd = [track.odd_states for track in episodes if track.odd_states]
     if odd:
         where = f"at {sum(odd)} steps of {len(odd)} of {len(episodes)} episodes"
-        return unknown(name, f"the state is not finite {where}: a model that reads it, and loader.relabel, refuse the store")
+        sentence = f"the state is not finite {where}: models that read it, and loader.relabel, refuse the store"
+        return unknown(name, sentence)
     return Verdict(name=name, finding="holds", measured=0, sentence=f"in {len(episodes)} episodes")

@@ -47,6 +47,9 @@ class FrameCache:
         self._turn, self._active = 0, set[int]()
         self._lock = threading.Lock()
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def reserve(self, rows: np.ndarray, *, limit: int) -> SlotReservation:
         """Slots for distinct `rows` (N,), kept until `release`; at most `limit` in use, if reservations allow."""
         with self._lock:

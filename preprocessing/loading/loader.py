@@ -154,7 +154,8 @@ class Loader:
             if len(batches) < _REPEATED:
                 batch = self._read(samples)
                 if self._reader.config.mode == "synthetic":
-                    batch["frames"] = torch.randint_like(batch["frames"], 256)
+                    for key in [key for key in batch if key.startswith("frames")]:
+                        batch[key] = torch.randint_like(batch[key], 256)
                 batches.append(batch)
             yield self._handed_out(batches[number % _REPEATED], position)
 

@@ -1,31 +1,40 @@
 """Rows of episode stores in, batches of windows out: `rt_models.spec.BATCH`.
 
-Reads only the row groups and columns needed, decodes each distinct frame once, straight to where it stays, and keeps
-what it read within one memory budget. Knows nothing of order, of the model or of TensorFlow.
+Reads only the row groups and columns needed, decodes the frames of the cameras that its model reads, each once, and
+keeps what it read within one memory budget. Knows nothing of order, of the model or of TensorFlow.
 
-Axes: B windows, T steps, N distinct frames, A actions, D embedding.
+Axes: B windows, T steps, N distinct steps, A actions, P values of the state, D embedding.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import cachetools
 import numpy as np
 import pyarrow as pa
 import torch
 
-from preprocessing.loading.frame_cache import NO_SLOT, FrameBuffers, FrameCache, SlotReservation
+from preprocessing.loading.frame_reader import FrameReader, WantedFrames
 from preprocessing.loading.reader import Batch, LoaderConfig, Reader
 from preprocessing.loading.windows import PADDING, StepIndex, window_rows
-from preprocessing.store.episode_store import EpisodeStore
-from preprocessing.store.images import decode_into
-from rt_models.spec import AffineTransform, merge_contracts
+from preprocessing.store.episode_store import EpisodeStore, image_column
+from preprocessing.store.images import ImageSize
+from preprocessing.store.robot_inputs import own_camera
+from rt_models.spec import (
+    MAIN_CAMERA,
+    AffineTransform,
+    ImageRecipe,
+    StateColumns,
+    frames_key,
+    index_key,
+    merge_contracts,
+)
 
-_COLUMNS = ("image", "action", "instruction", "is_terminal", "flags")
+_COLUMNS = ("action", "instruction", "is_terminal", "flags")
 _PLANNED = 0.85  # of the budget; the rest is for what passes through: pages being read, narrow columns, the allocator
 _ENCODED_PART = 0.5  # of the budget: encoded bytes are dearer to fetch again than frames are to decode again
 _LOCKS = 64
@@ -36,18 +45,23 @@ class _Group:
     """A row group with the rows before it that its first windows reach back to."""
 
     first_row: int
-    images: pa.BinaryArray
+    images: dict[str, pa.BinaryArray]
+    """By role, of the cameras that are read and that the store has."""
     action: np.ndarray
     instruction: np.ndarray
     """int: place in the store's instruction table."""
     trained: np.ndarray
+    state: np.ndarray | None
+    """float32 (rows, P) normalised; None where none is read."""
 
 
 class WindowReader(Reader):
     """Reads windows of `num_steps` from the stores of a mixture; rows count through the stores in their order.
 
-    `transforms` (one per store) turn the store's physical actions into model values. `decodes` and `fetches` count
-    frames decoded and row groups read so far.
+    `transforms` (one per store) turn the store's physical actions into model values. Of `cameras`, by role, frames are
+    read where a store has them; `recipes` say how those beside the main one are stored. `state` is read if it is given.
+    `images_counted`: whether the images of all cameras are computed together, or those of each on their own; it sets
+    what `size` counts. `fetches` counts row groups read so far.
     """
 
     stores: Sequence[EpisodeStore]
@@ -60,8 +74,12 @@ class WindowReader(Reader):
         *,
         num_steps: int,
         config: LoaderConfig,
+        cameras: Sequence[str] = (MAIN_CAMERA,),
+        recipes: Mapping[str, ImageRecipe] | None = None,
+        state: StateColumns | None = None,
+        images_counted: Literal["together", "each"] = "together",
     ) -> None:
-        recipe = merge_contracts([store.contract for store in stores]).image  # refuses stores that cannot be mixed
+        main = merge_contracts([store.contract for store in stores]).image  # refuses stores that cannot be mixed
         self.config, self.concurrent_reads, self.num_steps = config, config.decode_threads, num_steps
         self.stores, self._transforms = stores, transforms
         self._shards = [(number, shard) for number, store in enumerate(stores) for shard in range(len(store.shards))]
@@ -74,35 +92,61 @@ class WindowReader(Reader):
         episodes = [store.num_episodes for store in stores]
         self._first_episode = np.concatenate([[0], np.cumsum(episodes)])
         self._block_starts, self._group_shard = self._row_groups()
-        self._budget_bytes = int(config.memory_mb * 2**20 * _PLANNED)
-        self._frame_bytes = recipe.height * recipe.width * 3
-        slots = min(max(self._budget_bytes // self._frame_bytes, 1), self.index.num_rows)
-        self._cache = FrameCache(slots, recipe.height, recipe.width)
-        encoded_bytes = self._budget_bytes * _ENCODED_PART
-        groups = cachetools.LRUCache[int, _Group](encoded_bytes, getsizeof=lambda group: group.images.nbytes)
+        self.cameras, self._state, self._together = tuple(cameras), state, images_counted == "together"
+        self._store_of_group = np.array([self._shards[shard][0] for shard in self._group_shard], np.int64)
+        self._camera_names = [{role: own_camera(store, role) for role in cameras} for store in stores]
+        self._has_camera = {
+            role: np.array([names[role] is not None for names in self._camera_names]) for role in cameras
+        }
+        self._columns = [
+            _columns(names, reads_state=state is not None, store=s)
+            for names, s in zip(self._camera_names, stores, strict=True)
+        ]
+        budget_bytes = int(config.memory_mb * 2**20 * _PLANNED)
+        recipe_of = {MAIN_CAMERA: main, **(recipes or {})}
+        self._frames = FrameReader(
+            {role: ImageSize(recipe_of[role].height, recipe_of[role].width) for role in cameras},
+            num_rows=self.index.num_rows,
+            config=config,
+            budget_bytes=budget_bytes * (1 - _ENCODED_PART),
+            concurrent_reads=self.concurrent_reads,
+            error=self._frame_error,
+        )
+        groups = cachetools.LRUCache[int, _Group](budget_bytes * _ENCODED_PART, getsizeof=_num_bytes)
         self._kept = cachetools.cached(groups, lock=threading.Lock())(self._fetched)
-        self._buffers = FrameBuffers()
-        self._lent: deque[int] = deque()
         self._counting = threading.Lock()
         self._fetching = [threading.Lock() for _ in range(_LOCKS)]
-        self.decodes = self.fetches = 0
+        self.fetches = 0
+
+    @property
+    def decodes(self) -> int:
+        """Frames decoded so far."""
+        return self._frames.decodes
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Of the frames that are kept decoded."""
+        return self._frames.kept_bytes
 
     def size(self, rows: np.ndarray, crop_keys: np.ndarray, *, crops: bool) -> int:
-        """Images: distinct frames, with `crops` under each crop. Where frames are not shared (`config.frames` windows),
-        every real step has its own."""
+        """Images of all cameras together, or of the one with the most: distinct frames, with `crops` under each crop.
+        Where frames are not shared (`config.frames` windows), every real step has its own."""
         rows_BT = window_rows(self.index, rows, self.num_steps)
         real_BT = rows_BT != PADDING
-        if self.config.frames == "windows":
-            return int(real_BT.sum())
         _, crop_B = np.unique(crop_keys, return_inverse=True)
         identity_BT = rows_BT + (self.index.num_rows * crop_B[:, None] if crops else 0)
-        return len(np.unique(identity_BT[real_BT]))
+        store_B, counts = self._store_of_rows(rows), []
+        for role in self.cameras:
+            seen = identity_BT[real_BT & self._has_camera[role][store_B][:, None]]
+            counts.append(len(seen) if self.config.frames == "windows" else len(np.unique(seen)))
+        return sum(counts) if self._together else max(counts)
 
     def largest_size(self, num_rows: int, segment_rows: int) -> int:
         """The windows of a segment share all frames but those that its first one reaches back to."""
+        cameras = len(self.cameras) if self._together else 1
         if self.config.frames == "windows":
-            return num_rows * self.num_steps
-        return num_rows // segment_rows * (segment_rows + self.num_steps - 1)
+            return cameras * num_rows * self.num_steps
+        return cameras * (num_rows // segment_rows * (segment_rows + self.num_steps - 1))
 
     def read(
         self,
@@ -114,22 +158,19 @@ class WindowReader(Reader):
     ) -> Batch:
         """The batch of the windows that end at `rows` (B,), named `sample_ids` (B,); a row of -1 is all padding.
 
-        With a capacity there are so many frames, of which those beyond the distinct ones hold anything.
+        With a capacity each camera has so many frames, of which those beyond the distinct ones hold anything.
         """
         rows_BT = window_rows(self.index, rows, self.num_steps)
         distinct, first, inverse = np.unique(rows_BT, return_index=True, return_inverse=True)
         padded = int(distinct[0] == PADDING)
         owner_N = self._group_of(rows)[first[padded:] // self.num_steps]  # a window's rows all come with its last row's
-        steps, frames, index_BT = self._steps(
-            distinct[padded:], owner_N, inverse.reshape(rows_BT.shape) - padded, capacity
-        )
+        steps, frames = self._steps(distinct[padded:], owner_N, inverse.reshape(rows_BT.shape) - padded, capacity)
         real_BT = rows_BT != PADDING
         place_BT = np.where(real_BT, inverse.reshape(rows_BT.shape) - padded, 0)
-        shard_B, _ = self.index.locate(rows)
-        store_B = np.array([self._shards[shard][0] for shard in shard_B])
+        store_B = self._store_of_rows(rows)
         episode_B, step_B = self.index.episodes(rows)
         batch = {
-            "frame_index": index_BT,
+            **{index_key(role): index_BT for role, (_, index_BT) in frames.items()},
             "step_mask": real_BT,
             "loss_mask": real_BT & steps["trained"][place_BT],
             "embedding": np.where(real_BT[..., None], steps["embedding"][place_BT], np.float32(0)),
@@ -141,7 +182,16 @@ class WindowReader(Reader):
             "episode": episode_B - self._first_episode[store_B],
             "step": step_B,
         }
-        return {"frames": frames} | {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in batch.items()}
+        if self._state is not None:
+            batch["state"] = np.where(real_BT[..., None], steps["state"][place_BT], np.float32(0))
+            batch["state_mask"] = self._state.mask()[store_B]
+        images = {frames_key(role): of_role for role, (of_role, _) in frames.items()}
+        return images | {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in batch.items()}
+
+    def _store_of_rows(self, rows: np.ndarray) -> np.ndarray:
+        """int64 (B,): the number of the store of each row; what padding has counts for nothing."""
+        shard_B, _ = self.index.locate(rows)
+        return np.array([self._shards[shard][0] for shard in shard_B], np.int64)
 
     @property
     def datasets(self) -> Sequence[str]:
@@ -160,11 +210,12 @@ class WindowReader(Reader):
 
     def _steps(
         self, rows: np.ndarray, owners: np.ndarray, place_BT: np.ndarray, capacity: int | None
-    ) -> tuple[dict[str, np.ndarray], torch.Tensor, np.ndarray]:
-        """(arrays over distinct rows (N,): action, embedding, trained; frames; row of `frames` of each step (B, T))."""
+    ) -> tuple[dict[str, np.ndarray], dict[str, tuple[torch.Tensor, np.ndarray]]]:
+        """(arrays over distinct rows (N,): action, embedding, trained, state; by role the frames, and the row of them
+        of each step (B, T))."""
         groups = {int(owner): self._group(int(owner)) for owner in np.unique(owners)}
-        places = [(groups[owner], row) for owner, row in zip(owners.tolist(), rows.tolist(), strict=True)]
-        frames, index_BT = self._frames(rows, [(g, row - g.first_row) for g, row in places], place_BT, capacity)
+        wanted = {role: self._wanted(role, rows, owners, groups, place_BT) for role in self.cameras}
+        frames = self._frames.read(wanted, capacity)
         order = np.argsort(owners, kind="stable")
         parts: dict[str, list[np.ndarray]] = {"action": [], "embedding": [], "trained": []}
         for owner, members in zip(np.unique(owners), _runs(order, owners[order]), strict=True):
@@ -172,90 +223,33 @@ class WindowReader(Reader):
             parts["action"].append(group.action[inside])
             parts["trained"].append(group.trained[inside])
             parts["embedding"].append(self._store_of(int(owner)).embeddings[group.instruction[inside]])
+            if group.state is not None:
+                parts.setdefault("state", []).append(group.state[inside])
         undo = np.argsort(order, kind="stable")
-        return {key: np.concatenate(pieces)[undo] for key, pieces in parts.items()}, frames, index_BT
+        return {key: np.concatenate(pieces)[undo] for key, pieces in parts.items()}, frames
 
-    def _frames(
-        self, rows: np.ndarray, encoded: list[tuple[_Group, int]], place_BT: np.ndarray, capacity: int | None
-    ) -> tuple[torch.Tensor, np.ndarray]:
-        """(frames uint8 (F, H, W, 3), row of them of each step (B, T) with -1 on padding), as `config.frames` asks."""
-        wanted = place_BT[place_BT >= 0] if self.config.frames == "windows" else np.arange(len(rows))
-        in_pool, room = self.config.frames == "pool", len(wanted) if capacity is None else capacity
-        reservation = self._cache.reserve(rows, limit=self._slots(0 if in_pool else room))
-        try:
-            direct = self._decode(reservation, encoded, in_pool=in_pool)
-        except BaseException:
-            self._cache.forget(rows, reservation)
-            self._cache.release(reservation.turn)
-            raise
-        for event in reservation.waits:
-            event.wait()
-        if in_pool:
-            self._lend(reservation.turn)
-            return torch.from_numpy(self._cache.frames), np.where(place_BT >= 0, reservation.slot_N[place_BT], PADDING)
-        out = self._buffers.take((room, *self._cache.frames.shape[1:]))
-        filled = out.numpy()[: len(wanted)]
-        np.take(self._cache.frames, reservation.slot_N[wanted], axis=0, out=filled, mode="clip")
-        self._cache.release(reservation.turn)
-        for place, frame in direct.items():
-            filled[wanted == place] = frame
-        if self.config.frames == "distinct":
-            return out, place_BT
-        index_BT = np.full(place_BT.shape, PADDING)
-        index_BT[place_BT >= 0] = np.arange(len(wanted))
-        return out, index_BT
+    def _wanted(
+        self, role: str, rows: np.ndarray, owners: np.ndarray, groups: Mapping[int, _Group], place_BT: np.ndarray
+    ) -> WantedFrames:
+        """Of the distinct rows those whose store has the camera."""
+        has_N = self._has_camera[role][self._store_of_group[owners]]
+        place_of_N = np.where(has_N, np.cumsum(has_N) - 1, PADDING)
+        found = [groups[owner] for owner in owners[has_N].tolist()]
+        encoded = [(g.images[role], row - g.first_row) for g, row in zip(found, rows[has_N].tolist(), strict=True)]
+        there_BT = np.where(place_BT >= 0, place_of_N[place_BT], PADDING) if len(rows) else place_BT
+        return WantedFrames(rows=rows[has_N], encoded=encoded, place_BT=there_BT)
 
-    def _decode(
-        self, reservation: SlotReservation, encoded: list[tuple[_Group, int]], *, in_pool: bool
-    ) -> dict[int, np.ndarray]:
-        """Decode what the reservation lacks into its slots; frames without a slot by their place."""
-        direct = {}
-        for place in reservation.missing:
-            group, inside = encoded[place]
-            slot = int(reservation.slot_N[place])
-            if slot == NO_SLOT and in_pool:
-                raise ValueError(
-                    f"loader.memory_mb {self.config.memory_mb} is too small for frames in a pool: raise it, or lower "
-                    f"loop.micro_batch"
-                )
-            frame = np.empty(self._cache.frames.shape[1:], np.uint8) if slot == NO_SLOT else self._cache.frames[slot]
-            self._decode_one(group, inside, frame)
-            if slot == NO_SLOT:
-                direct[place] = frame
-        reservation.ready.set()
-        with self._counting:
-            self.decodes += len(reservation.missing)
-        return direct
+    def _frame_error(self, row: int, role: str, problem: str) -> ValueError:
+        store, shard, episode, step = self._located(row)
+        return store.frame_error(shard, episode, step, problem, camera=role)
 
-    def _decode_one(self, group: _Group, inside: int, frame: np.ndarray) -> None:
-        """Decode into `frame` (H, W, 3). Raises ValueError naming store, shard, episode and step."""
-        try:
-            height, width = decode_into(group.images[inside].as_py(), frame)
-        except ValueError as error:
-            raise self._frame_error(group.first_row + inside, f"cannot be decoded ({error})") from error
-        if (height, width) != frame.shape[:2]:
-            expected = f"{frame.shape[0]}x{frame.shape[1]}"
-            raise self._frame_error(group.first_row + inside, f"is {height}x{width}, its manifest says {expected}")
-
-    def _frame_error(self, row: int, problem: str) -> ValueError:
+    def _located(self, row: int) -> tuple[EpisodeStore, int, int, int]:
+        """(store, shard, episode within the shard, step) of a row."""
         (shard,), (inside,) = self.index.locate(np.array([row]))
         (_,), (step,) = self.index.episodes(np.array([row]))
         number, place = self._shards[int(shard)]
         ends = np.cumsum(self.stores[number].shards[place].episode_lengths)
-        return self.stores[number].frame_error(place, int(np.searchsorted(ends, inside, "right")), int(step), problem)
-
-    def _slots(self, batch_frames: int) -> int:
-        """Frames that may stay decoded beside the encoded ones and the batches under way."""
-        in_flight = self.config.prefetch_batches + self.concurrent_reads + 1
-        left = self._budget_bytes * (1 - _ENCODED_PART) - in_flight * batch_frames * self._frame_bytes
-        return max(int(left) // self._frame_bytes, 0)
-
-    def _lend(self, turn: int) -> None:
-        """A batch that points into the pool: as many as can be waiting or in use at once keep their frames."""
-        with self._counting:
-            self._lent.append(turn)
-            if len(self._lent) > self.config.prefetch_batches + self.concurrent_reads + 2:
-                self._cache.release(self._lent.popleft())
+        return self.stores[number], place, int(np.searchsorted(ends, inside, "right")), int(step)
 
     # --- row groups ---
 
@@ -284,12 +278,13 @@ class WindowReader(Reader):
         store_number, shard = self._shards[self._group_shard[number]]
         store = self.stores[store_number]
         inside = (first - int(self.index.shard_starts[self._group_shard[number]])) // store.shards[shard].row_group_rows
-        table = store.read_rows(shard, inside, list(_COLUMNS))
+        columns = self._columns[store_number]
+        table = store.read_rows(shard, inside, columns)
         reach = min(int(self.index.episodes(np.array([first]))[1][0]), self.num_steps - 1)
         pieces = [table]
         while reach > (before := sum(piece.num_rows for piece in pieces[:-1])):
             inside -= 1
-            piece = store.read_rows(shard, inside, list(_COLUMNS))
+            piece = store.read_rows(shard, inside, columns)
             pieces.insert(0, piece.slice(max(piece.num_rows - (reach - before), 0)))
         group = self._loaded(pa.concat_tables(pieces).combine_chunks(), first - reach, store_number)
         with self._counting:
@@ -302,11 +297,43 @@ class WindowReader(Reader):
         flagged = (table["flags"].to_numpy() & self._flags[store_number]) != 0
         return _Group(
             first_row=first_row,
-            images=table["image"].chunk(0),
+            images={
+                role: table[image_column(own)].chunk(0)
+                for role, own in self._camera_names[store_number].items()
+                if own is not None
+            },
             action=self._transforms[store_number].apply(physical),
             instruction=np.searchsorted(store.instruction_ids, table["instruction"].to_numpy()),
             trained=~table["is_terminal"].to_numpy() & ~flagged,
+            state=None if self._state is None else self._state_values(table, first_row, store_number),
         )
+
+    def _state_values(self, table: pa.Table, first_row: int, store_number: int) -> np.ndarray:
+        """float32 (rows, P). Raises ValueError naming shard, episode and step of a value that is not finite."""
+        assert self._state is not None
+        names, side = self.stores[store_number].manifest.proprio.names, self._state.sides[store_number]
+        if side is None:
+            return np.zeros((table.num_rows, len(self._state.names)), np.float32)
+        recorded_NK = table["proprio"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
+        read_NK = recorded_NK[:, [names.index(name) for name in side.names]]
+        for row, place in np.argwhere(~np.isfinite(read_NK))[:1]:
+            store, shard, episode, step = self._located(first_row + int(row))
+            raise ValueError(
+                f"state {side.names[place]} is not finite at step {step} of episode {episode} of "
+                f"{store.shards[shard].path}, and the model reads it: leave it out of model.state.names"
+            )
+        return self._state.values(store_number, names, recorded_NK)
+
+
+def _columns(camera_names: Mapping[str, str | None], store: EpisodeStore, *, reads_state: bool) -> list[str]:
+    """The columns of a store that are read."""
+    pictures = [image_column(own) for own in camera_names.values() if own is not None]
+    return [*pictures, *_COLUMNS, *(["proprio"] if reads_state and store.manifest.proprio.names else [])]
+
+
+def _num_bytes(group: _Group) -> int:
+    """Of the encoded frames."""
+    return sum(images.nbytes for images in group.images.values())
 
 
 def _runs(order: np.ndarray, values: np.ndarray) -> list[np.ndarray]:

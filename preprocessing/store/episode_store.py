@@ -30,7 +30,7 @@ from preprocessing.store.json_files import JsonObject, parsed, taken_apart
 from preprocessing.store.json_records import read_record
 from preprocessing.store.shard_files import ShardFiles, is_local, reaching, with_retries
 from preprocessing.store.store_manifest import ShardEntry, StoreManifest
-from rt_models.spec import EMBEDDING_WIDTH, Contract, DatasetContract
+from rt_models.spec import EMBEDDING_WIDTH, MAIN_CAMERA, Contract, DatasetContract, of_role
 
 SCHEMA_VERSION = 1
 ROW_GROUP_ROWS = 128
@@ -99,7 +99,7 @@ class StoreLayout:
 
 def image_column(role: str) -> str:
     """The column of a camera: "image" for the main one, "image_<role>" for another."""
-    return "image" if role == "image" else f"image_{role}"
+    return of_role("image", role)
 
 
 def fixed_lists(values: np.ndarray) -> pa.FixedSizeListArray:
@@ -318,9 +318,12 @@ class EpisodeStore:
         """The rows of neighbouring row groups; all reading goes through here."""
         return self._files.read(shard, columns, row_groups)
 
-    def frame_error(self, shard: int, episode: int, step: int, problem: str) -> ValueError:
+    def frame_error(
+        self, shard: int, episode: int, step: int, problem: str, *, camera: str = MAIN_CAMERA
+    ) -> ValueError:
         """What to raise for a stored frame that cannot be used; `episode` counts within the shard, from 0."""
-        name = f"the frame at step {step} of episode {episode} of {self.shards[shard].path}"
+        taken_by = "" if camera == MAIN_CAMERA else f" of camera {camera}"
+        name = f"the frame{taken_by} at step {step} of episode {episode} of {self.shards[shard].path}"
         return ValueError(f"{name} {problem}: {_REMEDY}, which leaves out episodes with frames that cannot be read")
 
     def verify(self) -> None:

@@ -150,9 +150,8 @@ def test_with_hardly_any_memory_batches_are_the_same_and_the_budget_holds(
     with closing(WindowReader([store], [DOUBLE], num_steps=STEPS, config=config)) as small:
         for (ours, _), (theirs, _) in zip(batches(small, 40), batches(reader, 40), strict=True):
             assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-        frames = small._cache._entries
         assert small._kept.cache.currsize <= 0.5 * 2**20
-        assert len(frames) * small._frame_bytes <= 0.5 * 2**20 and small.decodes > reader.index.num_rows // 2
+        assert small.decoded_bytes <= 0.5 * 2**20 and small.decodes > reader.index.num_rows // 2
 
 
 @pytest.mark.parametrize("frames", ["windows", "pool"])
