@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import simplejpeg
 
-from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.episode_store import EpisodeStore, image_column
 from preprocessing.store.images import decode_image, image_size, resize_image
+from rt_models.spec import MAIN_CAMERA
 
 _STRIP_PICTURES, _STRIP_HEIGHT = 10, 96
 _PLAYED_FRAMES, _PLAYED_HEIGHT = 60, 192  # about 5 kB each: 12 episodes make a page of some megabytes
@@ -61,24 +62,26 @@ def spread(store: EpisodeStore, limit: int) -> list[tuple[int, int]]:
 
 
 def episode_section(store: EpisodeStore, shard: int, episode: int, curves: Curves) -> str:
-    """The HTML of one episode: instruction, player, film strip, and below it the chart that `curves` draws."""
-    table = store.read_episode(shard, episode, ["image", "action", "instruction"])
+    """The HTML of one episode: instruction, player, a film strip for each camera, and below it the chart that `curves`
+    draws."""
+    columns = {camera: image_column(camera) for camera in store.manifest.cameras}
+    table = store.read_episode(shard, episode, [*columns.values(), "action", "instruction"])
     timeline = Timeline(length=table.num_rows)
     places = np.searchsorted(store.instruction_ids, table["instruction"].to_numpy())
     instructions = {store.instruction_texts[place] for place in places}
     title = html.escape(" / ".join(sorted(instructions)) or "(no instruction)")
 
-    def drawn(steps: np.ndarray, height: int) -> str:
-        rows = [(step, table["image"][step].as_py()) for step in steps.tolist()]
-        return "".join(_picture(store, shard, episode, step, encoded, height) for step, encoded in rows)
+    def drawn(camera: str, steps: np.ndarray, height: int) -> str:
+        rows = [(step, table[columns[camera]][step].as_py()) for step in steps.tolist()]
+        return "".join(_picture(store, shard, episode, step, encoded, height, camera) for step, encoded in rows)
 
-    strip = drawn(timeline.pictures(), _STRIP_HEIGHT)
-    frames = drawn(timeline.played(), _PLAYED_HEIGHT)
+    strips = [f'<div class="strip">{drawn(camera, timeline.pictures(), _STRIP_HEIGHT)}</div>' for camera in columns]
+    frames = drawn(MAIN_CAMERA, timeline.played(), _PLAYED_HEIGHT)
     player = _player(frames, timeline, store.manifest.control_hz)
     return (
         f'<section class="episode"><div><b>{title}</b> <small>shard {shard}, episode {episode}, '
         f'{table.num_rows} steps</small></div><div class="aside">{player}'
-        f'<div class="timeline"><div class="strip">{strip}</div>{curves(table, timeline)}</div></div></section>'
+        f'<div class="timeline">{"".join(strips)}{curves(table, timeline)}</div></div></section>'
     )
 
 
@@ -94,7 +97,7 @@ def _player(frames: str, timeline: Timeline, control_hz: float) -> str:
     )
 
 
-def _picture(store: EpisodeStore, shard: int, episode: int, step: int, encoded: bytes, height: int) -> str:
+def _picture(store: EpisodeStore, shard: int, episode: int, step: int, encoded: bytes, height: int, camera: str) -> str:
     """An <img> of at most `height` pixels. Raises ValueError naming the frame that cannot be decoded."""
     try:
         own_height, own_width = image_size(encoded)
@@ -103,7 +106,7 @@ def _picture(store: EpisodeStore, shard: int, episode: int, step: int, encoded: 
             small = resize_image(decode_image(encoded), height, width, "squash")
             encoded = simplejpeg.encode_jpeg(np.ascontiguousarray(small), quality=_JPEG_QUALITY)
     except ValueError as error:
-        raise store.frame_error(shard, episode, step, f"cannot be decoded ({error})") from error
+        raise store.frame_error(shard, episode, step, f"cannot be decoded ({error})", camera=camera) from error
     kind = "png" if encoded.startswith(b"\x89PNG") else "jpeg"
     return f'<img alt="" src="data:image/{kind};base64,{base64.b64encode(encoded).decode()}">'
 

@@ -40,6 +40,7 @@ def page(store: EpisodeStore, summary: StoreSummary, *, episodes: int = 12) -> s
         html_page.table(["dimension", "unit", *STATISTICS, ""], numbers),
         html_page.note(f"not in this dataset: {', '.join(summary['dimensions_lacking']) or 'none'}"),
         _histograms(store),
+        *_cameras_and_state(summary),
         html_page.heading("Steps per episode"),
         charts.histogram(lengths, width=640),
         html_page.heading(f"{len(summary['instructions'])} distinct instructions"),
@@ -54,6 +55,23 @@ def page(store: EpisodeStore, summary: StoreSummary, *, episodes: int = 12) -> s
         film_strips(store, limit=episodes),
     ]
     return html_page.page(title, sections, style=episode_view.STYLE, script=episode_view.SCRIPT)
+
+
+def _cameras_and_state(summary: StoreSummary) -> list[str]:
+    cameras = [[own, c["role"], c["path"], c["size"], c["resize"]] for own, c in summary["cameras"].items()]
+    left_out = ", ".join(summary["cameras_left_out"]) or "none"
+    sections = [
+        html_page.heading("Cameras"),
+        html_page.table(["camera", "role", "field of the source", "size", "resize"], cameras),
+        html_page.note(f"of the source and not stored (rtp preprocess --cameras): {left_out}"),
+    ]
+    state = [
+        [name, row["unit"], *(f"{row['statistics'][key]:.4g}" if row["statistics"] else "" for key in STATISTICS)]
+        for name, row in summary["state"].items()
+    ]
+    if not state:
+        return sections
+    return [*sections, html_page.heading("State"), html_page.table(["column", "unit", *STATISTICS], state)]
 
 
 def _audited(summary: StoreSummary) -> list[str]:

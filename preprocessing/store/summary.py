@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Literal, NotRequired, TypedDict
 
@@ -17,6 +17,7 @@ from preprocessing.store.episode_store import QUARANTINE, EpisodeStore
 from preprocessing.store.file_system import file_system_of
 from preprocessing.store.integrity import Store
 from preprocessing.store.json_files import JsonObject, parsed
+from rt_models.spec import MAIN_CAMERA, ActionStatistics, camera_role
 
 STATISTICS: tuple[Literal["mean", "std", "min", "q01", "q99", "max"], ...] = ("mean", "std", "min", "q01", "q99", "max")
 
@@ -37,6 +38,23 @@ class DimensionSummary(TypedDict):
     q99: float
     max: float
     note: str
+
+
+class CameraSummary(TypedDict):
+    """One stored camera: its role to a model, its path in the source, and the size of its frames; "" where a store of
+    before sizes were kept does not say."""
+
+    role: str
+    path: str
+    size: str
+    resize: str
+
+
+class StateSummary(TypedDict):
+    """One column of the state in `unit`; without statistics in a store of before they were kept."""
+
+    unit: str
+    statistics: dict[str, float]
 
 
 class StepsSummary(TypedDict):
@@ -89,6 +107,9 @@ class StoreSummary(TypedDict):
     episode_steps: StepsSummary
     dimensions: dict[str, DimensionSummary]
     dimensions_lacking: list[str]
+    cameras: dict[str, CameraSummary]
+    cameras_left_out: list[str]
+    state: dict[str, StateSummary]
     instructions: dict[str, int]
     flags: dict[str, int]
     quarantine: dict[str, int]
@@ -122,6 +143,9 @@ def summary(store: EpisodeStore) -> StoreSummary:
         "dimensions_lacking": [
             n for n, has in zip(store.contract.action.names, dataset.action_mask, strict=True) if not has
         ],
+        "cameras": _cameras(store),
+        "cameras_left_out": list(manifest.cameras_left_out),
+        "state": _state(store),
         "instructions": instructions,
         "flags": flags,
         "quarantine": dict(Counter(line["reason"] for line in quarantine(store)).most_common()),
@@ -153,6 +177,35 @@ def _dimensions(store: EpisodeStore) -> dict[str, DimensionSummary]:
     return found
 
 
+def _cameras(store: EpisodeStore) -> dict[str, CameraSummary]:
+    recipes = {MAIN_CAMERA: store.contract.image, **store.manifest.camera_recipes}
+    found: dict[str, CameraSummary] = {}
+    for own, path in store.manifest.cameras.items():
+        recipe = recipes.get(own)
+        found[own] = {
+            "role": camera_role(own),
+            "path": path,
+            "size": f"{recipe.height}x{recipe.width}" if recipe else "",
+            "resize": recipe.resize if recipe else "",
+        }
+    return found
+
+
+def _state(store: EpisodeStore) -> dict[str, StateSummary]:
+    proprio = store.manifest.proprio
+    found: dict[str, StateSummary] = {}
+    for place, (name, unit) in enumerate(zip(proprio.names, proprio.units, strict=True)):
+        rows = _rows(proprio.statistics, place) if proprio.statistics else {}
+        found[name] = {"unit": unit, "statistics": rows}
+    return found
+
+
+def _rows(statistics: ActionStatistics, place: int) -> dict[str, float]:
+    """Of one column, keyed as the table's heads are."""
+    fields = {"min": "minimum", "max": "maximum"}
+    return {key: getattr(statistics, fields.get(key, key))[place] for key in STATISTICS}
+
+
 def text(summary: StoreSummary) -> str:
     """A summary to read in a terminal."""
     counts = summary["counts"]
@@ -165,12 +218,14 @@ def text(summary: StoreSummary) -> str:
         f"frames {summary['image']} (resize {summary['resize']}), {summary['control_hz']:g} Hz, "
         f"gripper {summary['gripper']}, "
         f"{steps['min']} to {steps['max']} steps an episode (median {steps['median']:g})",
+        *_camera_lines(summary),
         *_kind_lines(summary["space"], summary["dimensions"]),
         "",
         *_dimension_lines(summary["dimensions"]),
     ]
     if summary["dimensions_lacking"]:
         lines.append(f"not in this dataset: {', '.join(summary['dimensions_lacking'])}")
+    lines += _state_lines(summary["state"])
     lines += ["", f"{len(summary['instructions'])} distinct instructions ({summary['encoder']}), by steps:"]
     lines += [f"{count:>8}  {instruction!r}" for instruction, count in list(summary["instructions"].items())[:10]]
     lines += [f"flags: {name} {count}" for name, count in summary["flags"].items()]
@@ -187,6 +242,27 @@ def _wrapped(line: str) -> list[str]:
     return [line] if len(line) <= 80 else textwrap.wrap(line, 80, **options)
 
 
+def _camera_lines(summary: StoreSummary) -> list[str]:
+    """The cameras of a store that has more than the main one, and those of the source that it leaves out."""
+    named = []
+    for own, camera in summary["cameras"].items():
+        role = f" ({camera['role']})" if camera["role"] != own else ""
+        named.append(f"{own}{role} {camera['size'] or 'of unknown size'}")
+    lines = [f"cameras: {', '.join(named)}"] if len(named) > 1 else []
+    left_out = summary["cameras_left_out"]
+    return lines + ([f"cameras left out (rtp preprocess --cameras): {', '.join(left_out)}"] if left_out else [])
+
+
+def _state_lines(state: Mapping[str, StateSummary]) -> list[str]:
+    """The table of the state; its names alone where nothing is known of their values."""
+    if not state:
+        return []
+    if not all(row["statistics"] for row in state.values()):
+        columns = ", ".join(f"{name} ({row['unit']})" for name, row in state.items())
+        return ["", f"state: {columns}"]
+    return ["", *_table_lines("state (unit)", [(n, r["unit"], r["statistics"], "") for n, r in state.items()])]
+
+
 def _kind_lines(space: str, dimensions: Mapping[str, DimensionSummary]) -> list[str]:
     """What the dimensions of a space other than RT-1's command, and which state they move."""
     by_kind: dict[str, list[str]] = {}
@@ -199,13 +275,19 @@ def _kind_lines(space: str, dimensions: Mapping[str, DimensionSummary]) -> list[
 
 
 def _dimension_lines(dimensions: Mapping[str, DimensionSummary]) -> list[str]:
-    """The table of actions within 80 columns: a name that is too long for its line stands on one of its own."""
-    lines = [f"{'dimension (unit)':<20}" + "".join(f"{name:>10}" for name in STATISTICS)]
-    for name, row in dimensions.items():
-        head = f"{name} ({row['unit']})"
-        numbers = "".join(f"{row[key]:>10.3g}" for key in STATISTICS)
+    """The table of actions."""
+    rows = [(n, row["unit"], {key: row[key] for key in STATISTICS}, row["note"]) for n, row in dimensions.items()]
+    return _table_lines("dimension (unit)", rows)
+
+
+def _table_lines(title: str, rows: Sequence[tuple[str, str, Mapping[str, float], str]]) -> list[str]:
+    """(name, unit, statistics, note) within 80 columns: a name too long for its line stands on one of its own."""
+    lines = [f"{title:<20}" + "".join(f"{name:>10}" for name in STATISTICS)]
+    for name, unit, statistics, note in rows:
+        head = f"{name} ({unit})"
+        numbers = "".join(f"{statistics[key]:>10.3g}" for key in STATISTICS)
         lines += [head, f"{'':<20}{numbers}"] if len(head) > 20 else [f"{head:<20}{numbers}"]
-        lines += [f"    {row['note']}"] if row["note"] else []
+        lines += [f"    {note}"] if note else []
     return lines
 
 
