@@ -7,7 +7,7 @@ and refused until someone has filled it in.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from preprocessing.rlds import folder_name
 from preprocessing.spec_space import columns, draft_space, gripper_of, read_space
 from preprocessing.store.json_files import JsonObject
 from preprocessing.tfds.features import Feature
+from rt_models.spec import MAIN_CAMERA, camera_role
 
 _UNKNOWN = "?"
 _REQUIRED = ("name", "cameras", "instruction", "action", "control_hz")
@@ -192,7 +193,7 @@ def draft(dataset: EpisodeSource) -> str:
     known_hz = dataset.control_hz
     data = {
         "name": dataset.name,
-        "cameras": {"image": main, **{_role(path): path for path in cameras if path != main}},
+        "cameras": {"image": main, **_roles([path for path in cameras if path != main])},
         "instruction": min(texts, key=lambda path: ("structured" in path, path != TASK, len(path))),
         "control_hz": _UNKNOWN if known_hz is None else int(known_hz) if known_hz == int(known_hz) else known_hz,
         **(own_space or {"gripper": _UNKNOWN, "action": action}),
@@ -203,9 +204,28 @@ def draft(dataset: EpisodeSource) -> str:
     return _HEADER + yaml.safe_dump(data, sort_keys=False, width=120) + below
 
 
-def _role(path: str) -> str:
-    """The last word of a camera's path, without the prefix that all of LeRobot's have."""
+def _roles(paths: Sequence[str]) -> dict[str, str]:
+    """Role -> path of the cameras beside the main one: wrist of wrist_image and of eye_in_hand_rgb.
+
+    Where two would be of one role, each is called by the last word of its path, in letters that a role may have.
+    """
+    words = {path: re.sub(r"[^a-z0-9_]+", "_", _last_word(path).lower()) for path in paths}
+    short = {path: _role(word) for path, word in words.items()}
+    meant = [camera_role(role) for role in short.values()]
+    clear = {path: meant.count(camera_role(role)) == 1 and role != MAIN_CAMERA for path, role in short.items()}
+    return {short[path] if clear[path] else words[path]: path for path in paths}
+
+
+def _last_word(path: str) -> str:
+    """Of a camera's path, without the prefix that all of LeRobot's have."""
     return path.rpartition("/")[2].removeprefix("observation.images.").removeprefix("observation.")
+
+
+def _role(word: str) -> str:
+    """Where a camera is, of a name that also says that it takes pictures."""
+    if "wrist" in word.split("_") or "hand" in word.split("_"):
+        return "wrist"
+    return re.sub(r"_?(image|rgb|cam|camera)_?", "", word) or word
 
 
 def _is_camera(path: str, feature: Feature) -> bool:

@@ -115,7 +115,7 @@ class RT1X:
                 f"RT-1-X has no scaling that fits the actions of {dataset or 'an unnamed dataset'}: known are "
                 f"{', '.join(_RT1X)}; leave it out or choose another scaling"
             )
-        if spec.name != "rt1-11d":
+        if not spec.space().is_rt1:  # whatever it is called
             raise ValueError(f"RT-1-X acts in rt1-11d, not in {spec.name}: choose another scaling")
         numbers = {"scale": [1.0] * spec.size, "offset": [0.0] * spec.size}
         for place, dimension in enumerate(spec.dimensions):

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +27,7 @@ from preprocessing.rlds import Episode, open_folder
 from preprocessing.store.episode_store import EpisodeStore, image_column
 from preprocessing.store.images import decode_image
 from preprocessing.store.shard_files import is_local
+from rt_models.spec import camera_role
 
 _CAMERA = re.compile(r"observation\.images\.[^/]+")
 _ACTION, _CANONICAL, _STATE, _DONE = "action", "canonical_action", "observation.state", "next.done"
@@ -246,6 +247,8 @@ def _camera_name(role: str, path: str) -> str:
 def _origin(store: EpisodeStore, config: ExportConfig) -> dict[str, object]:
     """What LeRobot's files have no place for: what the numbers mean, and where they come from."""
     manifest = store.manifest
+    names = store.contract.action.names
+    meanings = {name: asdict(meaning) for name, meaning in zip(names, store.dataset.meanings, strict=False)}
     return {
         "dataset": manifest.dataset,
         "version": manifest.version,
@@ -258,6 +261,11 @@ def _origin(store: EpisodeStore, config: ExportConfig) -> dict[str, object]:
             "present": list(store.dataset.action_mask),
             "gripper_convention": store.contract.action.gripper,
             "gripper": manifest.gripper,
+            **({"meanings": meanings} if meanings else {}),
+        },
+        "cameras": {
+            _camera_name(role, path): {"role": camera_role(role), "source": path}
+            for role, path in manifest.cameras.items()
         },
         "proprio_units": list(manifest.proprio.units),
         "action": config.action,
