@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -73,21 +73,31 @@ class MixtureConfig:
     weights: dict[str, float] = field(default_factory=dict)
     """Weight by dataset name, of any scale; they are laid over those of `name`."""
     space: str = ""
-    """Common action space that datasets of different spaces train in, such as rt1-11d; needed only for such."""
+    """Common action space that datasets of different spaces train in: one that ships, such as rt1-11d, or that of one
+    of the datasets, by the name that its spec gives it; needed only for such."""
     maps: dict[str, str] = field(default_factory=dict)
     """By dataset name, the map from its own space into `space`, such as "world_vector = position_delta;
     gripper_closedness_action = -2 * gripper_open + 1"; they are laid over those of `name`."""
 
-    def common(self) -> tuple[ActionSpace | None, Mapping[str, str]]:
-        """(the common space, None without one, and the maps into it). Raises ValueError for an unknown space."""
+    def common(self, spaces: Sequence[ActionSpace] = ()) -> tuple[ActionSpace | None, Mapping[str, str]]:
+        """(the common space, None without one, and the maps into it); `spaces` are those of the datasets.
+
+        Raises ValueError for an unknown space, and for a name that two datasets give to different spaces.
+        """
         named = load(self.name) if self.name else None
         space = self.space or (named.space if named else "")
         maps = {**(named.maps if named else {}), **self.maps}
-        if space and space not in SPACES:
-            raise ValueError(f"mixture.space {space!r} is no action space: there are {', '.join(SPACES)}")
+        known: dict[str, ActionSpace] = dict(SPACES)
+        for own in spaces:
+            if own.name == space and known.setdefault(space, own).identity != own.identity:
+                raise ValueError(f"mixture.space {space!r} names different action spaces of the datasets: rename one")
+        if space and space not in known:
+            own_names = dict.fromkeys(own.name for own in spaces if own.name not in SPACES)
+            there = ", ".join([*SPACES, *own_names])
+            raise ValueError(f"mixture.space {space!r} is no action space: there are {there}")
         if maps and not space:
             raise ValueError("mixture.maps lead into a common space: name it with mixture.space")
-        return SPACES.get(space), maps
+        return known.get(space), maps
 
     def build(self) -> Mixture | None:
         """None if nothing is asked for. Raises ValueError for a mixture that does not exist or a wrong weight."""

@@ -44,6 +44,17 @@ class DimensionScores:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnSpaceErrors:
+    """Of a dataset that a map brought into the model's space: errors in the robot's own `space`, by its dimension;
+    those of "policy" and of each baseline."""
+
+    space: str
+    units: Mapping[str, str]
+    mean_absolute_error: Mapping[str, Mapping[str, float]]
+    """In the dimension's unit; of a class the share that is wrong."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Decoding:
     """RT-2: probability mass on valid action tokens, and how often the likeliest token is not one."""
 
@@ -151,6 +162,8 @@ class EpisodeReport(EvaluationReport):
     decoding: Decoding | None = None
     perturbed: Mapping[str, PerturbedScores] | None = None
     """By perturbation; None if none was asked for."""
+    own_space: OwnSpaceErrors | None = None
+    """None for a dataset that is in the model's space by itself."""
 
     def headlines(self) -> dict[str, Interval]:
         return {"scaled_error": self.scaled_error, "token_accuracy": self.token_accuracy}

@@ -10,6 +10,7 @@ import torch
 from pipelines.evaluation.baselines import BASELINES, baseline_tokens
 from pipelines.evaluation.comparison import labels_of
 from pipelines.evaluation.config import EvaluationConfig
+from pipelines.evaluation.own_space import own_space_errors
 from pipelines.evaluation.physical_error import ErrorScale
 from pipelines.evaluation.predictions import Perturbation, Predictions, predict_store
 from pipelines.evaluation.report import (
@@ -97,6 +98,8 @@ def _evaluated(
         )
 
     names = model.spec.names
+    predicted_NA = _physical(predictions.tokens_NA, model, answered)
+    answers = {"policy": predicted_NA, **{name: _physical(tokens, model, dataset) for name, tokens in lazy.items()}}
     report = EpisodeReport(
         store=store.root,
         contract=contract.id,
@@ -113,8 +116,8 @@ def _evaluated(
         per_dimension=_per_dimension(predictions, lazy, model, answered, dataset, dims),
         decoding=_decoding(predictions),
         perturbed={kind: perturbed(kind) for kind in PERTURBATIONS} if config.perturbations else None,
+        own_space=own_space_errors(dataset, model.spec, predictions.physical_NA, answers),
     )
-    predicted_NA = _physical(predictions.tokens_NA, model, answered)
     return Evaluation(report=report, predictions=predictions, predicted_NA=predicted_NA)
 
 

@@ -16,6 +16,7 @@ from pipelines.reports.run_page import (
     WEB_HEAD,
     before_rows,
     dimension_rows,
+    own_space_table,
     score_rows,
     web_rows,
 )
@@ -31,6 +32,8 @@ def print_tables(report: EvaluationReport, console: Console | None = None) -> No
         _say(console, f"{report.store}: {report.steps} steps of {report.episodes} episodes")
         _print_table(console, SCORE_HEAD, score_rows(report))
         _print_table(console, DIMENSION_HEAD, dimension_rows(report))
+        if report.own_space is not None:
+            _print_table(console, *own_space_table(report.own_space))
         if report.decoding is not None:
             mass, rate = report.decoding.valid_token_mass, report.decoding.invalid_rate_without_mask
             _say(console, f"probability of valid action tokens {mass:.4f}; invalid without the mask {100 * rate:.2f} %")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipelines.evaluation.report import EpisodeReport, EvaluationReport, WebReport
+from pipelines.evaluation.report import EpisodeReport, EvaluationReport, OwnSpaceErrors, WebReport
 from pipelines.evaluation.statistics import Interval
 from pipelines.reports import charts, episode_view, html_page
 
@@ -56,7 +56,24 @@ def _evaluated(title: str, evaluation: EvaluationReport) -> list[str]:
         html_page.note(f"{evaluation.steps} steps of {evaluation.episodes} episodes. {SCALED_ERROR}"),
         html_page.heading("Per dimension"),
         html_page.table(DIMENSION_HEAD, dimension_rows(evaluation)),
+        *_own_space(evaluation),
     ]
+
+
+def _own_space(evaluation: EpisodeReport) -> list[str]:
+    own = evaluation.own_space
+    if own is None:
+        return []
+    return [html_page.heading(f"In the robot's own space, {own.space}"), html_page.table(*own_space_table(own))]
+
+
+def own_space_table(own: OwnSpaceErrors) -> tuple[list[str], list[list[str]]]:
+    """(head, rows): the errors of each policy in the dimensions of the robot's own space."""
+    rows = [
+        [name, own.units[name], *(f"{error:.4g}" for error in errors.values())]
+        for name, errors in own.mean_absolute_error.items()
+    ]
+    return [f"dimension of\n{own.space}", "unit", *DIMENSION_HEAD[3:]], rows
 
 
 def loss_curve(metrics: Sequence[Mapping[str, float]]) -> str:

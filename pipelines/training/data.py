@@ -25,7 +25,7 @@ def resolved(experiment: Experiment, stores: Sequence[Store]) -> Experiment:
     """
     family, robots = family_of(experiment.model), robot_stores(stores)
     if robots:
-        common = [_in_common_space(store, experiment.mixture).contract for store in robots]
+        common = [_in_common_space(store, experiment.mixture, robots).contract for store in robots]
         space = merge_contracts(common).action.space()
         experiment = replace(experiment, model=family.in_space(experiment.model, space))
     return family.resolved(experiment, stores)
@@ -39,8 +39,8 @@ def training_contract(experiment: Experiment, stores: Sequence[Store]) -> Contra
     _require_known(experiment.loader, robots)
     family_of(experiment.model).sample_shares(experiment, stores)
     mixture = experiment.mixture
-    merge_contracts([_in_common_space(store, mixture).contract for store in robots])  # before states are read
-    seen = [_in_common_space(_relabelled(store, experiment.loader), mixture) for store in robots]
+    merge_contracts([_in_common_space(store, mixture, robots).contract for store in robots])  # before states are read
+    seen = [_in_common_space(_relabelled(store, experiment.loader), mixture, robots) for store in robots]
     merged = merge_contracts([store.contract for store in seen])
     empty = [dataset.name for dataset in merged.datasets if not dataset.statistics.count]
     if empty:
@@ -66,9 +66,10 @@ def _relabelled(store: EpisodeStore, config: LoaderConfig) -> EpisodeStore:
     return RelabelledStore.of(store).with_statistics() if store.name in config.relabel else store
 
 
-def _in_common_space(store: EpisodeStore, mixture: MixtureConfig) -> EpisodeStore:
-    """`store` in the common space of the mixture, or as it is where there is none or it is in it already."""
-    common, maps = mixture.common()
+def _in_common_space(store: EpisodeStore, mixture: MixtureConfig, robots: Sequence[EpisodeStore]) -> EpisodeStore:
+    """`store`, one of `robots`, in the common space of the mixture, or as it is where there is none or it is in it
+    already."""
+    common, maps = mixture.common([robot.contract.action.space() for robot in robots])
     if common is None or store.contract.action.space().identity == common.identity:
         return store
     if store.name not in maps:

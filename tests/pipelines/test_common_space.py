@@ -17,7 +17,7 @@ from pipelines.publishing.trained_model import load_trained, with_instructions
 from pipelines.serving.adapters.own import Own
 from pipelines.serving.greeting import greeting
 from preprocessing.store.episode_store import EpisodeStore
-from tests.support.own_robots import ELEVEN, INTO_RT1, JOINTS, SEVEN, make_store
+from tests.support.own_robots import ELEVEN, INTO_RT1, JOINTS, POSE, SEVEN, make_store
 
 SMALL = ["--loop.steps", "2", "--loop.global_batch", "8", "--loop.micro_batch", "4", "--scaling", "Quantiles"]
 RT2 = ["--launch", "InProcess", "--engine", "TorchEngineConfig", "--co_fine_tuning.robot_share", "1"]
@@ -54,6 +54,13 @@ def test_trained_together_and_answered_apart(
     assert main(["evaluate", "run", "--data", *both, "--json", "--no-perturbations", "--html", "page.html"]) == 0
     first, second = json.loads(capsys.readouterr().out.splitlines()[-1])["evaluations"]
     assert first["dimensions"] == second["dimensions"] and "world_vector_x" in first["dimensions"]
+    own_space, moved = first["own_space"], first["per_dimension"]["world_vector_x"]
+    assert own_space["space"] == "end-effector-7d" and "own_space" not in second
+    assert own_space["units"]["gripper_open"] == "openness" and set(own_space["mean_absolute_error"]) == {*SEVEN.names}
+    for policy in ("policy", "mean_action"):
+        error = own_space["mean_absolute_error"]["position_delta_x"][policy]
+        assert error == pytest.approx(moved[policy]["mean_absolute_error"], rel=1e-5)
+    assert "In the robot&#x27;s own space, end-effector-7d" in Path("page.html").read_text()
 
     model = InferenceModel(with_instructions(trained))
     for robot, name in ((SEVEN, "position_delta_x"), (ELEVEN, "world_vector_x")):
@@ -88,6 +95,16 @@ def test_the_same_run_in_the_space_of_the_other(stores: dict[str, str]) -> None:
     assert action.classes == {"terminate_episode": "arm"} and "base_displacement_vector_x" in action.absent
     statistics = EpisodeStore.open(stores["eleven_d"]).dataset.statistics
     assert statistics.minimum[1] <= (action.values["world_vector_x"] or 0) <= statistics.maximum[1]
+
+
+def test_a_space_of_a_lab_s_own_may_be_the_common_one(stores: dict[str, str], tmp_path: Path) -> None:
+    both = [make_store(POSE, tmp_path).root, stores["seven_d"]]
+    text = "position_delta = position_delta; rotation_delta = rotation_delta"
+    Path("m.yaml").write_text(yaml.safe_dump({"mixture": {"space": "pose-6d", "maps": {"seven_d": text}}}))
+    assert main(["train", "rt1_tiny", "--data", *both, "--output", "run", *SMALL, "--config", "m.yaml"]) == 0
+    assert load_trained("run").contract.action.names == POSE.names
+    action = load_policy("run", dataset="seven_d").act(np.zeros((16, 24, 3), np.uint8), "fold the towel")
+    assert tuple(action.values) == SEVEN.names and action.absent == ("gripper_open",)
 
 
 def test_what_cannot_be_mixed_is_named(stores: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
