@@ -16,10 +16,11 @@ import numpy as np
 from pipelines.families.models import Model, family_of
 from pipelines.terminal.progress_bar import Count, uncounted
 from pipelines.training.data import as_trained
+from preprocessing.loading.frozen_state import FrozenStateStore
 from preprocessing.store.episode_store import EpisodeStore
 from rt_models.spec import Contract
 
-Perturbation = Literal["none", "blank_images", "swapped_instructions"]
+Perturbation = Literal["none", "blank_images", "swapped_instructions", "frozen_state"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +60,11 @@ def predict_store(
     dataset = contract.dataset(store.name)
     if perturbation == "swapped_instructions":
         rewording = _swapped(store.instruction_texts)
+    seen = as_trained(store, contract)
     predicted = family_of(model).predict(
         model,
         contract,
-        as_trained(store, contract),
+        FrozenStateStore.of(seen) if perturbation == "frozen_state" else seen,
         batch=batch,
         blank_images=perturbation == "blank_images",
         rewording=rewording,

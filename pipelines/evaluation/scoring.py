@@ -36,6 +36,7 @@ from rt_models.control.action import ActionOutlet
 from rt_models.spec import Contract, DatasetContract
 
 PERTURBATIONS: tuple[Perturbation, ...] = ("blank_images", "swapped_instructions")
+_OF_THE_STATE: tuple[Perturbation, ...] = ("frozen_state",)  # of a model that reads one
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -115,10 +116,15 @@ def _evaluated(
         margin={name: interval(own - value) for name, value in correct.items()},
         per_dimension=_per_dimension(predictions, lazy, model, answered, dataset, dims),
         decoding=_decoding(predictions),
-        perturbed={kind: perturbed(kind) for kind in PERTURBATIONS} if config.perturbations else None,
+        perturbed={kind: perturbed(kind) for kind in perturbations_of(contract)} if config.perturbations else None,
         own_space=own_space_errors(dataset, model.spec, predictions.physical_NA, answers),
     )
     return Evaluation(report=report, predictions=predictions, predicted_NA=predicted_NA)
+
+
+def perturbations_of(contract: Contract) -> tuple[Perturbation, ...]:
+    """Those of the inputs that a model under this contract reads."""
+    return (*PERTURBATIONS, *(_OF_THE_STATE if contract.state else ()))
 
 
 def _error_scale(store: EpisodeStore, contract: Contract) -> ErrorScale:

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipelines.evaluation.config import EvaluationConfig
 from pipelines.evaluation.record import EvaluatedModel, file_name, home_of, keep, metrics_of
 from pipelines.evaluation.report import EpisodeReport, EvaluationReport
-from pipelines.evaluation.scoring import PERTURBATIONS, Evaluation, evaluation_of, web_report
+from pipelines.evaluation.scoring import Evaluation, evaluation_of, perturbations_of, web_report
 from pipelines.publishing.folder import TrainedModel
 from pipelines.publishing.registered import is_registered
 from pipelines.reports.prediction_view import predicted_episodes
@@ -23,17 +23,17 @@ from rt_models.spec import Contract
 
 def scored(trained: TrainedModel, store: EpisodeStore | WebStore, config: EvaluationConfig, what: str) -> Evaluation:
     """The evaluation of a model on a store of either kind, with its progress shown."""
-    with counting(what, passes(store, config)) as counted:
+    with counting(what, passes(store, config, trained.contract)) as counted:
         if isinstance(store, EpisodeStore):
             return evaluation_of(trained.model, trained.contract, store, config, counted)
         return Evaluation(report=web_report(trained, store, config, counted))
 
 
-def passes(store: EpisodeStore | WebStore, config: EvaluationConfig) -> int:
-    """Rows, or answers, that an evaluation on `store` takes."""
+def passes(store: EpisodeStore | WebStore, config: EvaluationConfig, contract: Contract) -> int:
+    """Rows, or answers, that an evaluation on `store` of a model under `contract` takes."""
     if isinstance(store, WebStore):
         return 2 * min(config.web.examples, store.num_examples)
-    return store.num_steps * (1 + len(PERTURBATIONS) * config.perturbations)
+    return store.num_steps * (1 + len(perturbations_of(contract)) * config.perturbations)
 
 
 def keep_reports(
