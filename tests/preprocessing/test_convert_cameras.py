@@ -9,13 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
+from pipelines.reports.store_page import page
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.dataset_spec import DatasetSpec
 from preprocessing.openx.metaworld_sample import SPEC as METAWORLD
+from preprocessing.rlds import open_dataset
+from preprocessing.spec_file import draft
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.images import image_size
 from preprocessing.store.robot_inputs import INPUTS, store_inputs
+from preprocessing.store.summary import summary, text
 from rt_models.spec import ImageRecipe
 from tests.support import two_cameras
 from tests.support.tiny_rlds import jpeg
@@ -166,3 +171,32 @@ def test_two_cameras_of_one_role_are_refused() -> None:
     for cameras in ({"image": "a", "hand": "b", "wrist": "c"}, {"image": "a", "gripper": "b", "hand": "c"}):
         with pytest.raises(ValueError, match="two cameras are wrist: rename one"):
             DatasetSpec(**{**settings, "cameras": cameras, "optional_cameras": {}})
+
+
+# --- What is shown ---
+
+
+def test_the_summary_and_the_page_show_cameras_with_their_sizes_and_the_state(tmp_path: Path) -> None:
+    store = two_cameras.store(tmp_path)
+    about = summary(store)
+    hand = {"role": "wrist", "path": "observation/hand_image", "size": "8x8", "resize": "none"}
+    assert about["cameras"]["hand"] == hand and about["cameras"]["image"]["size"] == "16x24"
+    assert about["state"]["state/opening"]["unit"] == "openness"
+    assert about["state"]["state/x"]["statistics"].keys() == {"mean", "std", "min", "q01", "q99", "max"}
+    said = text(about)
+    assert "cameras: image 16x24, hand (wrist) 8x8" in said and "state/opening (openness)" in said
+    assert all(len(line) <= 80 for line in said.splitlines() if str(tmp_path) not in line)
+    drawn = page(store, about, episodes=1)
+    assert drawn.count('<div class="strip">') == 2 and "observation/hand_image" in drawn and "state/opening" in drawn
+
+    alone = summary(two_cameras.store(tmp_path / "alone", cameras=("image",)))
+    assert alone["cameras_left_out"] == ["hand"]
+    assert "cameras left out (rtp preprocess --cameras): hand" in text(alone) and "cameras: " not in text(alone)
+
+
+def test_a_draft_names_cameras_by_role(tmp_path: Path) -> None:
+    drafted = yaml.safe_load(draft(open_dataset(str(two_cameras.source(tmp_path / "a")))))
+    assert drafted["cameras"] == {"image": "observation/image", "wrist": "observation/hand_image"}
+    assert drafted["proprio"][0]["path"] == "observation/state"
+    odd = yaml.safe_load(draft(open_dataset(str(two_cameras.source(tmp_path / "b", hand="left")))))
+    assert odd["cameras"]["left"] == "observation/left_image"
