@@ -9,7 +9,7 @@ A simulator is one file with a config class beside this one. The rules are the s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -27,10 +27,19 @@ class Observation:
     """float32, in the order and units of the recorded `observation/state`."""
     reward: float = 0.0
     """Of this step alone."""
+    further_frames: Mapping[str, bytes] = field(default_factory=dict)
+    """By role the pictures of the cameras beside the main one, likewise."""
+    state_names: tuple[str, ...] = ()
+    """What demonstrations call the values of `state_S`, as "state/x"."""
     success: bool = False
     """Whether the task was solved at this step or before."""
     is_over: bool = False
     """Whether no step may follow: success, or the step limit."""
+
+
+def state_of(observation: Observation) -> dict[str, float]:
+    """The state by name."""
+    return dict(zip(observation.state_names, observation.state_S.tolist(), strict=True))
 
 
 class Environment(Protocol):

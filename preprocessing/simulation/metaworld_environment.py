@@ -7,7 +7,7 @@ equal parts by the simulator's steps, as `preprocessing/simulation/metaworld_rld
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from preprocessing.simulation.metaworld_rlds import INSTRUCTIONS
 from preprocessing.simulation.metaworld_rollout import SIMULATOR_HZ, Camera, Rollout, roll_out
 
 HORIZON = 500  # simulator steps of an episode (`SawyerXYZEnv.max_path_length`, metaworld 3.1)
+STATE_NAMES = ("state/x", "state/y", "state/z", "state/gripper")  # as in preprocessing/openx/metaworld_sample.py
 MOVED_BY = ("world_vector_x", "world_vector_y", "world_vector_z", "gripper_closedness_action")
 
 
@@ -27,6 +28,8 @@ class MetaWorldConfig:
     camera: Camera | None
     control_hz: int
     """Control steps per second; must divide the simulator's 80."""
+    further_cameras: Mapping[str, Camera] = field(default_factory=dict)
+    """By role, beside the main one."""
 
     def __post_init__(self) -> None:
         if self.control_hz < 1 or SIMULATOR_HZ % self.control_hz:
@@ -45,7 +48,7 @@ class MetaWorldConfig:
         return HORIZON // (SIMULATOR_HZ // self.control_hz)
 
     def without_camera(self) -> MetaWorldConfig:
-        return replace(self, camera=None)
+        return replace(self, camera=None, further_cameras={})
 
     def build(self) -> MetaWorldEnvironment:
         return MetaWorldEnvironment(self)
@@ -64,7 +67,7 @@ class MetaWorldEnvironment:
 
     def reset(self, seed: int) -> Observation:
         self.close()
-        self._rollout = Rollout(self._config.task, seed, self._config.camera)
+        self._rollout = Rollout(self._config.task, seed, self._config.camera, self._config.further_cameras)
         return self._observation()
 
     def step(self, values: Mapping[str, float]) -> Observation:
@@ -94,6 +97,8 @@ class MetaWorldEnvironment:
         is_last = len(rollout.action_TA) >= self._config.max_steps
         return Observation(
             frame=rollout.frames_T[-1] if rollout.frames_T else b"",
+            further_frames={role: frames_T[-1] for role, frames_T in rollout.further_frames.items()},
+            state_names=STATE_NAMES,
             state_S=rollout.state_TS[-1].astype(np.float32),
             reward=float(rollout.success),
             success=rollout.success,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 
 import numpy as np
 import pytest
 
-from preprocessing.simulation.environment import Observation
+from preprocessing.openx.metaworld_sample import SPEC as METAWORLD
+from preprocessing.simulation.environment import Observation, state_of
 from preprocessing.simulation.metaworld_environment import MetaWorldConfig, MetaWorldEnvironment
-from preprocessing.simulation.metaworld_rollout import VIEWS, Camera, gl_backend, roll_out
+from preprocessing.simulation.metaworld_rollout import VIEWS, WRIST_VIEW, Camera, gl_backend, roll_out
+from preprocessing.store.images import image_size
 
 CAMERA = Camera(view=VIEWS["side"], height=32, width=40, jpeg_quality=85)
 STILL = {
@@ -70,6 +73,18 @@ def test_a_displacement_is_in_metres(environment: MetaWorldEnvironment) -> None:
     assert seen is not None
     moved = seen.state_S - before
     assert 0.05 < moved[0] < 0.09 and abs(moved[1]) < 0.02  # the hand follows its command with some delay
+
+
+def test_another_camera_sees_the_same_episode_and_the_state_has_names(environment: MetaWorldEnvironment) -> None:
+    wrist = Camera(view=WRIST_VIEW, height=64, width=64, jpeg_quality=85)
+    config = MetaWorldConfig(task="button-press-v3", camera=CAMERA, control_hz=10, further_cameras={"wrist": wrist})
+    with closing(config.build()) as other:
+        alone, both = ([env.reset(5), env.step({**STILL, "world_vector_x": 0.02})] for env in (environment, other))
+    assert [seen.frame for seen in both] == [seen.frame for seen in alone]
+    assert {image_size(seen.further_frames["wrist"]) for seen in both} == {(64, 64)} and not alone[0].further_frames
+    assert both[0].further_frames != both[1].further_frames
+    assert state_of(both[0]) == dict(zip(METAWORLD.proprio_names, both[0].state_S.tolist(), strict=True))
+    assert config.without_camera().further_cameras == {}
 
 
 def test_the_same_seed_is_the_same_episode_whatever_came_before(environment: MetaWorldEnvironment) -> None:
