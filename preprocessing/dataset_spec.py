@@ -186,10 +186,9 @@ class DatasetSpec:
     def __post_init__(self) -> None:
         if MAIN_CAMERA not in self.cameras:
             raise ValueError(f"dataset spec {self.name}: the main camera's role must be {MAIN_CAMERA!r}")
-        by_role = {camera_role(own): own for own in self.all_cameras}
-        same = [own for own in self.all_cameras if by_role[camera_role(own)] != own]
-        if same or {*self.cameras} & {*self.optional_cameras}:
-            raise ValueError(f"dataset spec {self.name}: two cameras are {camera_role((*same, 'one')[0])}: rename one")
+        roles = [camera_role(own) for own in (*self.cameras, *self.optional_cameras)]
+        if len(set(roles)) < len(roles):
+            raise ValueError(f"dataset spec {self.name}: two cameras are {max(roles, key=roles.count)}: rename one")
         if (self.embedding is None) != (self.embedding_encoder is None):
             raise ValueError(f"dataset spec {self.name}: embedding and embedding_encoder go together")
         self._require_action()
