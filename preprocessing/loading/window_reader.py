@@ -117,6 +117,8 @@ class WindowReader(Reader):
         self._counting = threading.Lock()
         self._fetching = [threading.Lock() for _ in range(_LOCKS)]
         self.fetches = 0
+        if state is not None:
+            self._require_finite_states()
 
     @property
     def decodes(self) -> int:
@@ -307,6 +309,16 @@ class WindowReader(Reader):
             trained=~table["is_terminal"].to_numpy() & ~flagged,
             state=None if self._state is None else self._state_values(table, first_row, store_number),
         )
+
+    def _require_finite_states(self) -> None:
+        """Raise ValueError now for a state that would stop a run hours later, of stores that conversion found one in."""
+        for number, store in enumerate(self.stores):
+            finite, steps = store.manifest.proprio.statistics, store.manifest.statistics.count
+            if finite is None or finite.count == steps:
+                continue
+            places = [place for place, (owner, _) in enumerate(self._shards) if owner == number]
+            for shard, place in enumerate(places):
+                self._state_values(store.read_shard(shard, ["proprio"]), int(self.index.shard_starts[place]), number)
 
     def _state_values(self, table: pa.Table, first_row: int, store_number: int) -> np.ndarray:
         """float32 (rows, P). Raises ValueError naming shard, episode and step of a value that is not finite."""

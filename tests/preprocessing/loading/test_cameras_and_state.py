@@ -214,8 +214,12 @@ def test_a_state_that_is_not_finite_is_refused_with_its_place_if_it_is_read(
     store = two_cameras.store(tmp_path)
     assert any("the state is not finite at 1 steps of 1 of 3" in remark for remark in store.manifest.remarks)
     where = r"state/y is not finite at step 1 of episode 1 of .*shard-00000-of-00002.parquet"
+    with pytest.raises(ValueError, match=where):
+        reader([store])
+    monkeypatch.setattr(WindowReader, "_require_finite_states", lambda _: None)  # of a store of before nothing is known
     with closing(reader([store])) as own, pytest.raises(ValueError, match=where):
         read_all(own)
+    monkeypatch.undo()
     side = store_inputs(store, cameras=(), state=True).state
     assert side is not None and side.statistics.count == 18
     finite = StateColumns(names=("state/z",), sides=(side.chosen(("state/z",)),))
