@@ -311,7 +311,7 @@ class WindowReader(Reader):
         )
 
     def _require_finite_states(self) -> None:
-        """Raise ValueError now for what would stop a run hours later, of stores in which conversion found such a state."""
+        """Raise ValueError now for what would stop a run hours later; of stores in which conversion found some."""
         for number, store in enumerate(self.stores):
             finite, steps = store.manifest.proprio.statistics, store.manifest.statistics.count
             if finite is None or finite.count == steps:
