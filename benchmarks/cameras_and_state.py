@@ -33,6 +33,7 @@ from pipelines.training.job import TrainJob
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.store.episode_store import EpisodeStore
 from rt_models.control.action import ActionOutlet
+from rt_models.rt1 import RT1Config
 from rt_models.spec import StateInput
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -69,6 +70,7 @@ def store_of(root: Path, split: str) -> EpisodeStore:
 def experiment_of(name: str, seed: int, steps: int) -> Experiment:
     base = load_recipe("rt1_metaworld")
     loop = replace(base.loop, steps=steps, seed=seed, checkpoint_every=steps, evaluate_every=0)
+    assert isinstance(base.model, RT1Config)
     model = replace(base.model, **VARIANTS[name])
     return replace(base, model=model, loop=loop, launch=InProcess(), engine=TorchEngineConfig(clip_norm=1.0))
 

@@ -35,7 +35,7 @@ def own_space_errors(
         difference_N = np.abs(values_NO[:, place].astype(np.float64) - recorded_NO[:, place])
         return float(np.mean(difference_N > 0.5 if is_class_O[place] else difference_N))
 
-    places = np.flatnonzero(reached_O & np.array(own.dataset.action_mask))
+    places: list[int] = np.flatnonzero(reached_O & np.array(own.dataset.action_mask)).tolist()
     return OwnSpaceErrors(
         space=own.action.name,
         units={own.action.names[place]: own.dataset.units[place] for place in places},
