@@ -1,9 +1,11 @@
 """The policy server against the bare policy: latency and throughput of 1, 8 and 32 robots, with and without batching.
 
-Robots are threads of other processes that speak openpi's protocol over loopback and ask as fast as they are answered,
-with frames of 256x320. "bare" is the policy called in this process with the same frame, which no server can beat.
+The server runs in a process of its own. Robots (`serving_robots.py`) speak openpi's protocol over loopback and ask as
+fast as they are answered, with frames of 256x320. "bare" is the policy called in this process with the same frame, for
+1 and for 32 robots at once, which no server can beat. "one by one" is the same server with --max-batch 1.
 
-    python benchmarks/serving.py --store STORE --seconds 10
+    python benchmarks/serving.py --store STORE --seconds 8 --threads 1
+    python benchmarks/serving.py --store STORE --minutes 10 --rate-hz 3     memory of the server, 32 robots
 """
 
 from __future__ import annotations
@@ -11,16 +13,16 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import statistics
-import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import psutil
+import torch
 from measure import parser, positive, print_json, start
+from serving_robots import Crew, frame
 
 from pipelines.catalogue import load_recipe
 from pipelines.publishing.folder import TrainedModel
@@ -28,10 +30,9 @@ from pipelines.publishing.inference import InferenceModel
 from pipelines.publishing.instructions import Instructions
 from pipelines.publishing.model_origin import ModelOrigin
 from pipelines.serving.batching_config import BatchingConfig
-from pipelines.serving.client import PolicyClient
 from pipelines.serving.frontend import Frontend
 from pipelines.serving.limits import Limits
-from pipelines.serving.run import Listening, free_port, in_background
+from pipelines.serving.run import Listening, free_port, serve
 from pipelines.serving.service import PolicyService, ServiceConfig
 from pipelines.training.data import training_contract
 from preprocessing.store.episode_store import EpisodeStore
@@ -39,7 +40,10 @@ from rt_models.spec import ImageRecipe
 
 HEIGHT, WIDTH = 256, 320
 ROBOTS = (1, 8, 32)
-CLIENTS = 4  # processes: one alone would be busier than the server
+CREWS = 2  # processes of robots
+_WARM_S = 1.0  # that robots ask before it counts
+SPAWN = multiprocessing.get_context("spawn")
+SIDES = (("batched", BatchingConfig()), ("one by one", BatchingConfig(max_batch=1)))
 
 
 def main() -> None:
@@ -47,22 +51,51 @@ def main() -> None:
     start(arguments)
     store = EpisodeStore.open(arguments.store, split="val")
     text = store.instruction_texts[0]
-    results: dict[str, Any] = {"bare": bare(trained(store, arguments.recipe), text, arguments.seconds)}
-    print(f"\nbare policy, one robot: p50 {results['bare']['p50_ms']:.2f} ms, p99 {results['bare']['p99_ms']:.2f} ms")
+    if arguments.minutes:
+        results = memory(arguments, text)
+    else:
+        results = speed(arguments, store, text)
+    print_json("serving", arguments, results)
+
+
+def speed(arguments: argparse.Namespace, store: EpisodeStore, text: str) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    for robots in (1, ROBOTS[-1]):
+        alone = bare(trained(store, arguments.recipe), text, robots, arguments.seconds / 2)
+        results[f"bare {robots}"] = alone
+        print(f"bare policy, {robots:2} at once: p50 {alone['p50_ms']:.2f} ms, p99 {alone['p99_ms']:.2f} ms")
     for robots in ROBOTS:
-        for name, batching in (("batched", BatchingConfig()), ("one by one", BatchingConfig(max_batch=1))):
-            model = trained(store, arguments.recipe)
-            results[f"{robots} {name}"] = found = served(model, text, robots, batching, arguments.seconds)
+        for name, batching in SIDES:
+            results[f"{robots} {name}"] = found = served(arguments, text, robots, batching)
             print(
-                f"{robots:3} robots, {name:10}: p50 {found['p50_ms']:8.2f} ms, p99 {found['p99_ms']:8.2f} ms, "
-                f"{found['actions_per_s']:7.1f} actions/s, {found['errors']} errors, {found['grown_mib']:+.1f} MiB",
+                f"{robots:3} robots, {name:10}: p50 {found['p50_ms']:7.2f} ms, p99 {found['p99_ms']:7.2f} ms, "
+                f"{found['actions_per_s']:6.1f} actions/s, server {found['server_cpu']:.2f} cores, "
+                f"{found['errors']} errors, {found['lost']} lost",
                 flush=True,
             )
     most = ROBOTS[-1]
     gain = results[f"{most} batched"]["actions_per_s"] / results[f"{most} one by one"]["actions_per_s"]
-    added = results["1 batched"]["p50_ms"] - results["bare"]["p50_ms"]
+    added = results["1 batched"]["p50_ms"] - results["bare 1"]["p50_ms"]
     print(f"added to the bare policy for one robot: {added:.2f} ms; batching {most} robots: {gain:.2f} times")
-    print_json("serving", arguments, results | {"added_p50_ms": added, "batching_gain": gain})
+    return results | {"added_p50_ms": added, "batching_gain": gain}
+
+
+def memory(arguments: argparse.Namespace, text: str) -> dict[str, Any]:
+    """RSS of the server every ten seconds while the most robots ask at `rate_hz`."""
+    samples: list[tuple[float, float]] = []
+    with server(arguments, BatchingConfig()) as (url, process):
+        crew, begins = Crew(url, text, ROBOTS[-1]), time.time()
+        crew.begin(at=begins, seconds=60 * arguments.minutes, rate_hz=arguments.rate_hz)
+        while crew.is_asking:
+            time.sleep(10)
+            samples.append((time.time() - begins, process.memory_info().rss / 2**20))
+            print(f"{samples[-1][0]:6.0f} s  {samples[-1][1]:7.1f} MiB", flush=True)
+        asked = crew.asked()
+    after_a_minute = next(rss for at, rss in samples if at >= 60)
+    print(f"{len(asked.seconds)} answers, {asked.errors} errors, {asked.lost} connections lost")
+    print(f"RSS {after_a_minute:.1f} MiB after a minute, {samples[-1][1]:.1f} MiB at the end")
+    counts = {"answers": len(asked.seconds), "errors": asked.errors, "lost": asked.lost}
+    return _percentiles(asked.seconds) | counts | {"rss": samples}
 
 
 def trained(store: EpisodeStore, recipe: str) -> TrainedModel:
@@ -80,71 +113,63 @@ def trained(store: EpisodeStore, recipe: str) -> TrainedModel:
     )
 
 
-def bare(model: TrainedModel, text: str, seconds: float) -> dict[str, float]:
+def bare(model: TrainedModel, text: str, robots: int, seconds: float) -> dict[str, float]:
     """The policy without a server."""
     inference = InferenceModel(model)
-    policy, instruction, frame = inference.episode(model.contract.datasets[0]), inference.instruction(text), _frame(0)
+    policies = [inference.episode(model.contract.datasets[0]) for _ in range(robots)]
+    frames, told = [frame(number) for number in range(robots)], [inference.instruction(text)] * robots
     times: list[float] = []
     ends = time.perf_counter() + seconds
     while time.perf_counter() < ends or len(times) < 30:
         began = time.perf_counter()
-        inference.act([policy], [frame], [instruction])
+        inference.act(policies, frames, told)
         times.append(time.perf_counter() - began)
     return _percentiles(times[10:])
 
 
-def served(model: TrainedModel, text: str, robots: int, batching: BatchingConfig, seconds: float) -> dict[str, float]:
-    """So many robots for so many seconds."""
-    limits = Limits(max_rate_hz=1e6, late_ms=60_000)
-    frontend = Frontend(service=PolicyService(model, ServiceConfig(limits=limits, batching=batching)))
-    listening = Listening(port=free_port())
-    processes = min(robots, CLIENTS)
-    shares = [len(range(number, robots, processes)) for number in range(processes)]
-    with in_background(frontend, listening):
-        before = psutil.Process().memory_info().rss
-        began = time.perf_counter()
-        with multiprocessing.get_context("spawn").Pool(processes) as pool:
-            asked = [(listening.url("ws"), text, share, seconds) for share in shares]
-            parts = pool.starmap(ask_as_robots, asked)
-        grown = psutil.Process().memory_info().rss - before
-        assert time.perf_counter() - began >= seconds
-    times = [one for part, _, _ in parts for one in part]
+def served(arguments: argparse.Namespace, text: str, robots: int, batching: BatchingConfig) -> dict[str, float]:
+    """So many robots, as fast as they are answered."""
+    shares = [len(range(number, robots, CREWS)) for number in range(min(robots, CREWS))]
+    with server(arguments, batching) as (url, process):
+        crews = [Crew(url, text, share) for share in shares]
+        begins = time.time() + _WARM_S
+        for crew in crews:
+            crew.begin(at=begins, seconds=arguments.seconds, rate_hz=0)
+        time.sleep(_WARM_S)
+        before = sum(process.cpu_times()[:2])
+        time.sleep(arguments.seconds)
+        busy = (sum(process.cpu_times()[:2]) - before) / arguments.seconds
+        parts = [crew.asked() for crew in crews]
+    times = [one for part in parts for one in part.seconds]
     return _percentiles(times) | {
-        "actions_per_s": sum(rate for _, rate, _ in parts),
-        "errors": sum(errors for _, _, errors in parts),
-        "grown_mib": grown / 2**20,
+        "actions_per_s": len(times) / arguments.seconds,
+        "errors": sum(part.errors for part in parts),
+        "lost": sum(part.lost for part in parts),
+        "server_cpu": busy,
     }
 
 
-def ask_as_robots(url: str, text: str, robots: int, seconds: float) -> tuple[list[float], float, int]:
-    """(seconds of each answer, answers per second, errors) of the robots of one process, after a second of warming."""
-    begin = threading.Barrier(robots)
-
-    def robot(number: int) -> tuple[list[float], int]:
-        times: list[float] = []
-        errors = 0
-        with PolicyClient(url) as client:
-            observation = {"image": _frame(number), "prompt": text}
-            begin.wait(120)
-            warm = time.perf_counter() + 1
-            while time.perf_counter() < warm + seconds:
-                began = time.perf_counter()
-                try:
-                    client.infer(observation)
-                except ValueError:
-                    errors += 1
-                if began >= warm:
-                    times.append(time.perf_counter() - began)
-        return times, errors
-
-    with ThreadPoolExecutor(robots) as threads:
-        parts = list(threads.map(robot, range(robots)))
-    times = [one for part, _ in parts for one in part]
-    return times, len(times) / seconds, sum(errors for _, errors in parts)
+@contextmanager
+def server(arguments: argparse.Namespace, batching: BatchingConfig) -> Iterator[tuple[str, psutil.Process]]:
+    """(address, process) of a server that is ready."""
+    port, (told, tell) = free_port(), SPAWN.Pipe(duplex=False)
+    running = SPAWN.Process(target=run_server, args=(vars(arguments), batching, port, tell))
+    running.start()
+    assert told.recv() == "ready"
+    try:
+        yield f"ws://127.0.0.1:{port}", psutil.Process(running.pid)
+    finally:
+        running.terminate()
+        running.join()
 
 
-def _frame(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+def run_server(arguments: dict[str, Any], batching: BatchingConfig, port: int, tell: Any) -> None:
+    """As `rtp serve` does it."""
+    torch.set_num_threads(arguments["threads"])
+    store = EpisodeStore.open(arguments["store"], split="val")
+    limits = Limits(max_rate_hz=1e6, late_ms=60_000)
+    service = PolicyService(trained(store, arguments["recipe"]), ServiceConfig(limits=limits, batching=batching))
+    serve(Frontend(service=service), Listening(port=port), on_ready=lambda: tell.send("ready"))
 
 
 def _percentiles(times: Sequence[float]) -> dict[str, float]:
@@ -156,7 +181,11 @@ def _arguments() -> argparse.Namespace:
     made = parser(__doc__, rounds=None)
     made.add_argument("--store", required=True, help="a store of robot episodes, for a contract and its instructions")
     made.add_argument("--recipe", default="rt1_tiny", help="recipe of the model (default: rt1_tiny)")
-    made.add_argument("--seconds", type=positive, default=10, help="of each measurement (default: 10)")
+    made.add_argument("--seconds", type=positive, default=8, help="of each measurement (default: 8)")
+    made.add_argument("--minutes", type=positive, help="watch the server's memory for so long instead")
+    made.add_argument(
+        "--rate-hz", type=float, default=3.0, help="with --minutes: actions a second of a robot (default: 3)"
+    )
     return made.parse_args()
 
 

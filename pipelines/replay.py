@@ -89,7 +89,7 @@ def _connected(flags: ReplayArguments) -> Iterator[PolicyClient]:
     from pipelines.serving.service import PolicyService, ServiceConfig
 
     if flags.is_address:
-        with PolicyClient(flags.served, token=os.environ.get(TOKEN)) as client:
+        with PolicyClient(flags.served, token=os.environ.get(TOKEN), reconnect_s=0) as client:
             yield client
         return
     unhurried = Limits(max_rate_hz=1e6, late_ms=60_000)  # nothing is late here: nobody moves
@@ -97,7 +97,10 @@ def _connected(flags: ReplayArguments) -> Iterator[PolicyClient]:
         with_instructions(load_trained(flags.served)), ServiceConfig(limits=unhurried, compute=flags.compute)
     )
     listening = Listening(port=free_port())
-    with in_background(Frontend(service=service), listening), PolicyClient(listening.url("ws")) as client:
+    with (
+        in_background(Frontend(service=service), listening),
+        PolicyClient(listening.url("ws"), reconnect_s=0) as client,
+    ):
         yield client
 
 

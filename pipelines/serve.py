@@ -21,7 +21,7 @@ import tyro
 
 from pipelines.config.arguments import parse
 from pipelines.config.compute import Compute
-from pipelines.serving.access import TOKEN, Access
+from pipelines.serving.access import TOKEN, Access, host_name
 from pipelines.serving.batching_config import BatchingConfig
 from pipelines.serving.limits import Limits
 from pipelines.serving.request_format import REQUEST
@@ -55,6 +55,9 @@ class ServeArguments:
     follow_alias: bool = False
     """With models:/NAME@ALIAS: serve another version when the alias moves. No connection ends; histories begin anew. A
     version whose actions mean something else is not taken."""
+    host_names: tuple[str, ...] = ()
+    """Names by which the server may be called beside localhost and its address. On the default --host every other name
+    is refused, so that no site that a browser here visits can reach the server by a name of its own."""
     token_file: str | None = None
     """File that holds a token which callers must send (Authorization: Bearer TOKEN); so does the environment variable
     RTP_SERVE_TOKEN."""
@@ -98,7 +101,8 @@ def main(arguments: list[str]) -> JsonSummary:
     spoken = None if given.adapter is None else adapter(given.adapter)
     service = PolicyService(_loaded(given), config)
     chosen = {} if spoken is None else dict.fromkeys(PROTOCOLS, spoken)
-    frontend = Frontend(service=service, access=Access(token=token), adapters=chosen, beside=_beside(service, given))
+    access = Access(token=token, host_names=_host_names(given))
+    frontend = Frontend(service=service, access=access, adapters=chosen, beside=_beside(service, given))
     if not _is_loopback(given.host):
         print(f"warning: {_warning(given.host, token)}", file=sys.stderr)
     log_as_json(each_request=given.log_requests)
@@ -147,6 +151,12 @@ def _token(path: str | None) -> str | None:
     if not token:
         raise ValueError(f"{path} holds no token: write one into it, or leave --token-file out")
     return token
+
+
+def _host_names(given: ServeArguments) -> tuple[str, ...] | None:
+    """In small letters, with --host; None, which is any, where other machines are let in and none is given."""
+    names = tuple(host_name(name) for name in given.host_names)
+    return (*names, given.host) if names or _is_loopback(given.host) else None
 
 
 def _is_loopback(host: str) -> bool:

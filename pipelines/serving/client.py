@@ -1,40 +1,51 @@
-"""A robot's side of openpi's protocol, for replays and benchmarks. It talks to others' servers of the protocol too."""
+"""A robot's side of openpi's protocol, for robots, replays and benchmarks. It talks to others' servers of the protocol
+too."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
-from websockets.sync.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.sync.client import ClientConnection, connect
 
 from pipelines.serving.codecs import openpi
 
 Fields = Mapping[str, object]
 
 _ANSWER_S = 120.0
+_LONGEST_PAUSE_S = 2.0
+_LOST = (OSError, ConnectionClosed, InvalidHandshake)  # what a server that is away, or comes up, answers with
+_REFUSED = (400, 401, 403, 404, 421)  # of a handshake: nothing that passes
 
 
 class PolicyClient:
-    """One robot. `metadata` is what the server said first.
+    """One robot. `metadata` is what the server said first, the last time that it was connected to.
 
-    Raises ConnectionError where there is no such server, and where it goes away.
+    Where the server goes away, `infer` connects again for up to `reconnect_s` seconds and asks once more. The new
+    connection is a new session: the robot's history begins with this frame, and `reconnects` counts it. 0 tells the
+    caller instead. Raises ConnectionError where there is no such server, and where it stays away.
     """
 
-    def __init__(self, url: str, *, token: str | None = None) -> None:
-        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    def __init__(self, url: str, *, token: str | None = None, reconnect_s: float = 60.0) -> None:
+        self._url, self._reconnect_s, self.reconnects = url, reconnect_s, 0
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         try:
-            self._socket = connect(url, compression=None, max_size=None, additional_headers=headers)
-            self.metadata: Fields = openpi.unpack(self._binary())
-        except (OSError, InvalidHandshake, InvalidURI, ConnectionClosed) as error:
+            self._connect()
+        except (*_LOST, InvalidURI) as error:
             raise ConnectionError(f"{url}: no policy server answers ({error}): start one with rtp serve") from error
 
     def infer(self, observation: Fields) -> Fields:
         """The answer. Raises ValueError with the server's words where it refuses."""
+        message = openpi.pack(observation)
         try:
-            self._socket.send(openpi.pack(observation))
-            return openpi.unpack(self._binary())
+            return self._exchanged(message)
         except (ConnectionClosed, TimeoutError) as error:
-            raise ConnectionError(f"the policy server has gone away ({error})") from error
+            self._reconnect(error)
+        try:
+            return self._exchanged(message)
+        except (ConnectionClosed, TimeoutError) as error:
+            raise ConnectionError(f"the policy server has gone away again ({error})") from error
 
     def close(self) -> None:
         self._socket.close()
@@ -44,6 +55,33 @@ class PolicyClient:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def _connect(self) -> None:
+        self._socket: ClientConnection = connect(
+            self._url, compression=None, max_size=None, additional_headers=self._headers
+        )
+        self.metadata: Fields = openpi.unpack(self._binary())
+
+    def _reconnect(self, lost: Exception) -> None:
+        """Raises ConnectionError where the server does not come back, or no longer lets this robot in."""
+        ends, pause_s = time.monotonic() + self._reconnect_s, 0.05
+        self._socket.close()
+        while time.monotonic() < ends:
+            try:
+                self._connect()
+                self.reconnects += 1
+                return
+            except _LOST as error:
+                lost = error
+                if isinstance(error, InvalidStatus) and error.response.status_code in _REFUSED:
+                    break
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        raise ConnectionError(f"the policy server has gone away ({lost})") from lost
+
+    def _exchanged(self, message: bytes) -> Fields:
+        self._socket.send(message)
+        return openpi.unpack(self._binary())
 
     def _binary(self) -> bytes:
         answer = self._socket.recv(timeout=_ANSWER_S)

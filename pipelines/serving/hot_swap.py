@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipelines.publishing.folder import TrainedModel
 from pipelines.serving.service import PolicyService
@@ -52,7 +52,7 @@ def _classes(space: ActionSpec) -> dict[str, tuple[str, ...]]:
     return {dimension.name: dimension.class_names for dimension in space.dimensions if dimension.discrete}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class AliasFollower:
     """Asks every `every_s` seconds which version the alias points at, and serves it.
 
@@ -63,10 +63,12 @@ class AliasFollower:
     version_of: Callable[[], str]
     load: Callable[[str], TrainedModel]
     every_s: float = 10.0
+    _refused: tuple[str, str] = field(default=("", ""), init=False)
 
     async def run(self) -> None:
-        """Follow until cancelled. A version that cannot be served is logged once, and the old one goes on."""
-        known = self.service.source
+        """Follow until cancelled. While a version cannot be loaded the old one goes on, and it is tried again; one
+        whose actions mean something else is not. Each reason is logged once."""
+        settled = ""
         while True:
             await asyncio.sleep(self.every_s)
             try:
@@ -74,18 +76,27 @@ class AliasFollower:
             except Exception as error:  # the registry is away: what is served is still there
                 log.warning("the registry does not answer", extra={"error": " ".join(str(error).split())})
                 continue
-            if version != known:
-                known = version
-                await self._take(version)
+            if version not in (self.service.source, settled) and await self._is_settled(version):
+                settled = version
 
-    async def _take(self, version: str) -> None:
+    async def _is_settled(self, version: str) -> bool:
+        """Whether the version is served now, or never will be."""
         try:
             trained = await asyncio.to_thread(self.load, version)
+        except Exception as error:  # the registry or its storage is away, or the version is still being written
+            self._log_once(version, error)
+            return False
+        try:
             require_same_meaning(self.service.model.contract, trained.contract)
             await self.service.swap(trained)
             log.info("another version is served", extra={"model": version, "contract": trained.contract.id})
         except Exception as error:
-            reason = " ".join(str(error).split())
-            log.exception(
-                "the new version is not served, the old one goes on", extra={"model": version, "error": reason}
-            )
+            self._log_once(version, error)
+        return True
+
+    def _log_once(self, version: str, error: Exception) -> None:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if (version, reason) != self._refused:
+            self._refused = version, reason
+            extra = {"model": version, "error": reason}
+            log.error("the new version is not served, the old one goes on", extra=extra, exc_info=error)

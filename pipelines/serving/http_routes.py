@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
@@ -22,10 +21,12 @@ from pipelines.serving.page import PAGE, PAGE_POLICY
 from pipelines.serving.question import Answer, Question
 from pipelines.serving.refusal import Refusal
 from pipelines.serving.reply import fields, plain
+from pipelines.serving.request_ids import new_request_id, own_request_id
+from pipelines.serving.server_log import ANSWERS
 from pipelines.serving.service import Prepared
 from pipelines.serving.sessions import Session
 
-log, answers = logging.getLogger("rtp.serve"), logging.getLogger("rtp.serve.answers")
+log, answers = logging.getLogger("rtp.serve"), logging.getLogger(ANSWERS)
 
 _BODY_S = 30.0  # a body that takes longer to arrive is a caller that blocks a place
 
@@ -35,7 +36,7 @@ Answering = Callable[[Request], Awaitable[Response]]
 def routes(frontend: Frontend) -> list[Route]:
     http = _Http(frontend)
     return [
-        Route("/", http.page, methods=["GET"]),
+        Route("/", http.named(http.page), methods=["GET"]),
         Route("/act", http.guarded("act", http.act), methods=["POST"]),
         Route("/invocations", http.guarded("invocations", http.invocations), methods=["POST"]),
         Route("/describe", http.guarded("describe", http.describe), methods=["GET"]),
@@ -59,7 +60,8 @@ class _Http:
         """Only for callers who may ask; refusals become short JSON, and all is counted and logged."""
 
         async def guard(request: Request) -> Response:
-            started, number = time.perf_counter(), _request_id(request)
+            started = time.perf_counter()
+            number = own_request_id(request.headers.get("x-request-id")) or new_request_id()
             try:
                 self._frontend.access.require(request.headers)
                 response = await answering(request)
@@ -77,6 +79,18 @@ class _Http:
                 answers.info("answered", extra={"request": number, "protocol": protocol, "ms": round(seconds * 1e3, 2)})
             response.headers["x-request-id"] = number
             return response
+
+        return guard
+
+    def named(self, answering: Answering) -> Answering:
+        """Only for callers that know the server by its name."""
+
+        async def guard(request: Request) -> Response:
+            try:
+                self._frontend.access.require_name(request.headers)
+            except Refusal as refusal:
+                return _refused(refusal, "page")
+            return await answering(request)
 
         return guard
 
@@ -231,8 +245,3 @@ def _refused(refusal: Refusal, protocol: str) -> Response:
         content = refusal.to_json()
     headers = {"www-authenticate": "Bearer"} if refusal.status == 401 else None
     return JSONResponse(content, status_code=refusal.status, headers=headers)
-
-
-def _request_id(request: Request) -> str:
-    sent_id = request.headers.get("x-request-id", "")
-    return sent_id if sent_id.isascii() and sent_id.isprintable() and 0 < len(sent_id) <= 64 else uuid.uuid4().hex[:16]

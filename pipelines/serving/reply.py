@@ -27,7 +27,7 @@ def fields(answer: Answer, adapter: Adapter) -> dict[str, object]:
         "units": {name: adapter.unit_of(name, action.units) for name in names},
         "classes": dict(action.classes),
         "absent": list(action.absent),
-        "clipped": list(answer.clipped),
+        "clipped": [*answer.clipped, *adapter.clipped(action.values, action.units)],
         "frames_seen": action.frames_seen,
         "dataset": answer.dataset,
         "contract": answer.contract,

@@ -51,8 +51,8 @@ def _of_numbers(image: object, recipe: ImageRecipe) -> np.ndarray:
     frame = np.zeros(0)
     if isinstance(image, np.ndarray | list | tuple):
         _require_camera(_leading_shape(image)[:2])
-        frame = numbers(image)
-    if frame.dtype.kind in "iu" and frame.size and frame.min() >= 0 and frame.max() <= 255:
+        frame = _pixels(image)
+    if frame.dtype != np.uint8 and frame.dtype.kind in "iu" and frame.size and frame.min() >= 0 and frame.max() <= 255:
         frame = frame.astype(np.uint8)
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3 or 0 in frame.shape:
         raise ValueError(
@@ -60,6 +60,13 @@ def _of_numbers(image: object, recipe: ImageRecipe) -> np.ndarray:
             f"(H, W, 3), got {described(image)}"
         )
     return frame
+
+
+def _pixels(image: object) -> np.ndarray:
+    """The array, which may be written to: torch takes no other. Of a camera's own no copy is made twice."""
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+        return numbers(image)
+    return image if image.flags.writeable else image.copy()
 
 
 def _leading_shape(value: object) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse
 
 from pipelines.serving import http_routes, sockets
 from pipelines.serving.frontend import Frontend
+from pipelines.serving.heap import keep_freed_memory
 from pipelines.serving.patience import PatientProtocol
 
 _DRAIN_S = 10.0
@@ -63,6 +64,7 @@ def application(frontend: Frontend) -> Starlette:
 
 def serve(frontend: Frontend, listening: Listening, *, on_ready: Callable[[], None]) -> None:
     """Serve until SIGTERM or Ctrl-C, which is raised again when all that was asked has been answered."""
+    keep_freed_memory()
     DrainingServer(configured(frontend, listening), frontend, on_ready).run()
 
 

@@ -163,6 +163,8 @@ class PolicyService:
             )
         text, longest = question.instruction, self.config.limits.max_instruction_chars
         told_by = "instruction" if is_missing(question.embedding) else "embedding"
+        if told_by == "embedding" and text:
+            raise Refusal("an instruction came as text and as embedding: send one of the two", field="embedding")
         if text is not None and len(text) > longest:
             raise Refusal(f"the instruction has {len(text)} letters, at most {longest} are read", field="instruction")
         dataset = _blamed("dataset", lambda: contract.dataset(question.dataset or self.config.dataset))

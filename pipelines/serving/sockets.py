@@ -10,7 +10,7 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
 from starlette.responses import JSONResponse
@@ -24,10 +24,12 @@ from pipelines.serving.frontend import Frontend, Protocol
 from pipelines.serving.question import Answer, Question
 from pipelines.serving.refusal import Refusal
 from pipelines.serving.reply import fields
+from pipelines.serving.request_ids import new_request_id, own_request_id
+from pipelines.serving.server_log import ANSWERS
 from pipelines.serving.sessions import Session
 from pipelines.serving.vla_specs import action_spec, observation_spec
 
-log, answers = logging.getLogger("rtp.serve"), logging.getLogger("rtp.serve.answers")
+log, answers = logging.getLogger("rtp.serve"), logging.getLogger(ANSWERS)
 
 Conversation = Callable[[WebSocket, Session], Awaitable[None]]
 
@@ -75,16 +77,16 @@ class _Sockets:
         previous_total_ms: float | None = None
         while True:
             message = await _received(websocket)
-            started = time.perf_counter()
+            asked = _Asked()
             try:
-                answer = await self._answered(session, partial(_openpi_question, adapter, message))
-                reply = fields(answer, adapter) | _timings(answer, started, previous_total_ms)
+                answer = await self._answered(session, partial(_openpi_question, adapter, message, asked), asked)
+                reply = fields(answer, adapter) | _timings(answer, asked.started, previous_total_ms) | asked.to_json()
                 await websocket.send_bytes(openpi.pack(reply))
-                self._count("openpi", session, started, 200)
+                self._count("openpi", session, asked, 200)
             except Refusal as refusal:
-                await websocket.send_text(json.dumps(refusal.to_json()))
-                self._count("openpi", session, started, refusal.status, refusal)
-            previous_total_ms = (time.perf_counter() - started) * 1000
+                await websocket.send_text(json.dumps(refusal.to_json() | asked.to_json()))
+                self._count("openpi", session, asked, refusal.status, refusal)
+            previous_total_ms = asked.seconds() * 1000
 
     # --- vla-eval ---
 
@@ -92,11 +94,11 @@ class _Sockets:
         begins = False
         while True:
             content = await _received(websocket)
-            started = time.perf_counter()
+            asked = _Asked()
             try:
                 message = await self._service.in_reader(partial(_vla_message, content))
                 if message.type == "observation":
-                    await self._vla_action(websocket, session, message, begins=begins)
+                    await self._vla_action(websocket, session, message, asked, begins=begins)
                     begins = False
                 elif message.type == "episode_start":
                     begins = True
@@ -104,19 +106,23 @@ class _Sockets:
                     await websocket.send_bytes(vla_eval.pack(self._hello(message)))
                 elif message.type != "episode_end":
                     raise Refusal(f"there is no message type {message.type!r:.40}", field="type")
-                self._count("vla", session, started, 200)
+                self._count("vla", session, asked, 200)
             except Refusal as refusal:
                 seq = vla_eval.sequence_number(content) if isinstance(content, bytes) else 0
-                await websocket.send_bytes(vla_eval.pack(Message(type="error", payload=refusal.to_json(), seq=seq)))
-                self._count("vla", session, started, refusal.status, refusal)
+                error = Message(type="error", payload=refusal.to_json() | asked.to_json(), seq=seq)
+                await websocket.send_bytes(vla_eval.pack(error))
+                self._count("vla", session, asked, refusal.status, refusal)
 
-    async def _vla_action(self, websocket: WebSocket, session: Session, message: Message, *, begins: bool) -> None:
+    async def _vla_action(
+        self, websocket: WebSocket, session: Session, message: Message, asked: _Asked, *, begins: bool
+    ) -> None:
         adapter = self._frontend.adapter_for("vla")
         observation = dict(message.payload) | ({"reset": True} if begins else {})
-        answer = await self._answered(session, partial(adapter.question, observation))
+        asked.named_by(observation)
+        answer = await self._answered(session, partial(adapter.question, observation), asked)
         reply = fields(answer, adapter)
         command = adapter.command(answer.action.values, answer.action.units)  # one action for one observation
-        payload = reply | {"actions": command, "tokens": answer.tokens_A}
+        payload = reply | {"actions": command, "tokens": answer.tokens_A} | asked.to_json()
         await websocket.send_bytes(vla_eval.pack(Message(type="action", payload=payload, seq=message.seq)))
 
     def _hello(self, message: Message) -> Message:
@@ -141,24 +147,40 @@ class _Sockets:
 
     # --- both ---
 
-    async def _answered(self, session: Session, read: Callable[[], Question]) -> Answer:
+    async def _answered(self, session: Session, read: Callable[[], Question], asked: _Asked) -> Answer:
         try:
             return await self._service.ask(session, read)
         except Refusal:
             raise
         except Exception:
-            log.exception("a request failed", extra={"robot": session.name})
+            log.exception("a request failed", extra={"robot": session.name, "request": asked.request_id})
             raise Refusal("the server failed: its log says why", status=500) from None
 
     def _count(
-        self, protocol: Protocol, session: Session, started: float, status: int, refusal: Refusal | None = None
+        self, protocol: Protocol, session: Session, asked: _Asked, status: int, refusal: Refusal | None = None
     ) -> None:
-        seconds = time.perf_counter() - started
+        seconds, about = asked.seconds(), {"robot": session.name, "request": asked.request_id}
         self._service.metrics.answered(protocol, status, seconds)
         if refusal is not None:
-            log.info("refused", extra={"robot": session.name, **refusal.to_json()})
+            log.info("refused", extra=about | refusal.to_json())
         else:
-            answers.info("answered", extra={"robot": session.name, "ms": round(seconds * 1e3, 2)})
+            answers.info("answered", extra=about | {"ms": round(seconds * 1e3, 2)})
+
+
+class _Asked:
+    """A robot's message: when it came, and the id that answer and log give it, its own `request_id` or a new one."""
+
+    def __init__(self) -> None:
+        self.started, self.request_id = time.perf_counter(), new_request_id()
+
+    def named_by(self, observation: Mapping[str, object]) -> None:
+        self.request_id = own_request_id(observation.get("request_id")) or self.request_id
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    def to_json(self) -> dict[str, str]:
+        return {"request_id": self.request_id}
 
 
 async def _received(websocket: WebSocket) -> bytes | str:
@@ -170,8 +192,10 @@ async def _received(websocket: WebSocket) -> bytes | str:
     return content if content is not None else message.get("text", "")
 
 
-def _openpi_question(adapter: Adapter, message: bytes | str) -> Question:
-    return adapter.question(openpi.unpack(_binary(message)))
+def _openpi_question(adapter: Adapter, message: bytes | str, asked: _Asked) -> Question:
+    observation = openpi.unpack(_binary(message))
+    asked.named_by(observation)
+    return adapter.question(observation)
 
 
 def _vla_message(message: bytes | str) -> Message:

@@ -61,31 +61,49 @@ class ActionOutlet:
         self.absent = tuple(name for name, is_said in zip(self._said.names, said_A, strict=True) if not is_said)
         """Dimensions of the answer that are not the model's."""
         self._said_A = said_A
+        named = [(place, d) for place, d in enumerate(self._said.dimensions) if d.class_names]
+        self._class_names = [(place, d.name, np.array(d.class_names)) for place, d in named]
+        self._neutral_tokens_A = None if dataset is None else self._neutral_tokens(dataset)  # once: robots share this
 
     def tokens(self, tokens_RA: Tensor) -> Tensor:
         """The tokens chosen, with the neutral value's in absent dimensions, as training shows them; where no value is
         neutral, that of the 0 that conversion writes."""
-        if self._dataset is None:
+        if self._neutral_tokens_A is None:
             return tokens_RA
-        neutral_A = np.nan_to_num(self._dataset.completed(np.full(self._spec.size, np.nan), self._spec), nan=0.0)
-        model_A = np.where(self._absent_A, self._dataset.transform.apply(neutral_A), 0).astype(np.float32)
-        neutral_tokens_A = encode(torch.from_numpy(model_A), self._spec).to(tokens_RA)
-        return torch.where(torch.from_numpy(self._absent_A).to(tokens_RA.device), neutral_tokens_A, tokens_RA)
+        absent_A = torch.from_numpy(self._absent_A).to(tokens_RA.device)
+        return torch.where(absent_A, self._neutral_tokens_A.to(tokens_RA), tokens_RA)
+
+    def _neutral_tokens(self, dataset: DatasetContract) -> Tensor:
+        """int64 (A,), of the absent dimensions."""
+        neutral_A = np.nan_to_num(dataset.completed(np.full(self._spec.size, np.nan), self._spec), nan=0.0)
+        model_A = np.where(self._absent_A, dataset.transform.apply(neutral_A), 0).astype(np.float32)
+        return encode(torch.from_numpy(model_A), self._spec)
 
     def action(self, values_RA: Tensor, tokens_RA: Tensor, frames_seen_R: Tensor, *, single: bool) -> Action:
         """`values_RA` are model values; `single` drops the axis of robots."""
-        values, tokens, seen = values_RA.cpu().numpy(), tokens_RA.cpu().numpy(), frames_seen_R.cpu().numpy()
+        values, tokens, seen = self._physical(values_RA), tokens_RA.cpu().numpy(), frames_seen_R.cpu().numpy()
+        if single:
+            values, tokens, seen = values[0], tokens[0], seen[0]
+        return self._action(values, tokens, seen)
+
+    def actions(self, values_RA: Tensor, tokens_RA: Tensor, frames_seen_R: Tensor) -> list[Action]:
+        """One for each robot, as `action` gives them singly, in the time of one."""
+        rows = zip(self._physical(values_RA), tokens_RA.cpu().numpy(), frames_seen_R.cpu().numpy(), strict=True)
+        return [self._action(*row) for row in rows]
+
+    def _physical(self, values_RA: Tensor) -> np.ndarray:
+        values = values_RA.cpu().numpy()
         if self._dataset is not None:
             values = self._dataset.completed(self._dataset.transform.invert(values), self._spec)
         if self._own is not None:
             neutral = self._own.dataset.neutral(self._said)
             values = np.where(self._said_A, self._own.returned(values, self._spec), neutral)
-        if single:
-            values, tokens, seen = values[0], tokens[0], seen[0]
+        return values
+
+    def _action(self, values: np.ndarray, tokens: np.ndarray, seen: np.ndarray) -> Action:
         classes = self._classes(values)
         return Action(values=values, tokens=tokens, frames_seen=seen, absent=self.absent, classes=classes)
 
     def _classes(self, values_xA: np.ndarray) -> dict[str, np.ndarray]:
-        classes = [(place, d) for place, d in enumerate(self._said.dimensions) if d.class_names]
-        named = [(place, d) for place, d in classes if np.isfinite(values_xA[..., place]).all()]
-        return {d.name: np.array(d.class_names)[values_xA[..., place].astype(np.int64)] for place, d in named}
+        named = [each for each in self._class_names if np.isfinite(values_xA[..., each[0]]).all()]
+        return {name: names[values_xA[..., place].astype(np.int64)] for place, name, names in named}

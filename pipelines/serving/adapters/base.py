@@ -68,6 +68,10 @@ class Adapter(ABC):
     def command(self, values: Values, units: Units) -> np.ndarray:
         """float32 (D,) from physical values by dimension."""
 
+    def clipped(self, values: Values, units: Units) -> list[str]:
+        """Which of the D numbers the adapter's own limits changed."""
+        return []
+
     @abstractmethod
     def values(self, command: np.ndarray, units: Units) -> dict[str, float]:
         """The physical values that a command stands for: the inverse of `command`, where it is within limits."""
@@ -85,6 +89,12 @@ class Adapter(ABC):
                 f"adapter {type(self).__name__} commands {', '.join(lacking)}, which the policy does not have (it has "
                 f"{', '.join(known)}): choose another --adapter"
             )
+
+
+def changed(names: Sequence[str], command: np.ndarray, free: np.ndarray) -> list[str]:
+    """The names of the numbers in which a command differs from what it is without limits."""
+    same = np.isclose(command, free, rtol=1e-6, atol=0, equal_nan=True)
+    return [name for name, is_same in zip(names, same.tolist(), strict=True) if not is_same]
 
 
 def number(values: Values, name: str) -> float:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipelines.serving.adapters.base import Adapter, Units, Values, number
+from pipelines.serving.adapters.base import Adapter, Units, Values, changed, number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,10 @@ class Custom(Adapter):
         raw = [number(values, output.dimension) * output.scale + output.offset for output in self.outputs]
         low, high = [output.low for output in self.outputs], [output.high for output in self.outputs]
         return np.clip(np.array(raw), low, high).astype(np.float32)
+
+    def clipped(self, values: Values, units: Units) -> list[str]:
+        unlimited = replace(self, outputs=tuple(replace(each, low=-math.inf, high=math.inf) for each in self.outputs))
+        return changed(self.names(()), self.command(values, units), unlimited.command(values, units))
 
     def values(self, command: np.ndarray, units: Units) -> dict[str, float]:
         pairs = zip(self.outputs, command, strict=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from pipelines.serving.adapters import end_effector
-from pipelines.serving.adapters.base import Adapter, Units, Values
+from pipelines.serving.adapters.base import Adapter, Units, Values, changed
 from pipelines.serving.adapters.end_effector import Motion, axis_angle_to_euler, euler_to_axis_angle
 from rt_models.action_space import ActionSpec
 from rt_models.spec import DatasetContract
@@ -66,6 +66,12 @@ class SevenNumbers(Adapter):
         position = np.clip(position, -self.position_limit, self.position_limit)
         turned = np.clip(turned / self._rotation_size(units), -self.rotation_limit, self.rotation_limit)
         return np.array([*position, *turned, self.gripper_of(motion.closedness)], np.float32)
+
+    def clipped(self, values: Values, units: Units) -> list[str]:
+        if min(self.position_limit, self.rotation_limit, self.euler_limit) == np.inf:
+            return []
+        unlimited = replace(self, position_limit=np.inf, rotation_limit=np.inf, euler_limit=np.inf)
+        return changed(self.names(()), self.command(values, units), unlimited.command(values, units))
 
     def values(self, command: np.ndarray, units: Units) -> dict[str, float]:
         turned = np.asarray(command[3:6], np.float64) * self._rotation_size(units)

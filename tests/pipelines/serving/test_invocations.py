@@ -118,7 +118,14 @@ def test_a_row_that_is_wrong_leaves_every_history_as_it_was(
         ({"row": {"instruction": 7}}, "row 0: instruction must be text, got int"),
         ({"row": {"robot": ["arm-1"]}}, "row 0: robot must be text, got list"),
         ({"row": {"robot": ""}}, "row 0: this policy looks at the last 3 frames of a robot, and the row names none"),
-        ({"row": {"embedding": [1, 2]}}, "row 0: embedding must be 512 finite numbers, got int64 (2,)"),
+        (
+            {"row": {"instruction": None, "embedding": [1, 2]}},
+            "row 0: embedding must be 512 finite numbers, got int64",
+        ),
+        (
+            {"row": {"embedding": [0.0] * 512}},
+            "row 0: an instruction came as text and as embedding: send one",
+        ),
         ({"count": MAX_ROWS + 1}, f"{MAX_ROWS + 1} rows in one request: at most {MAX_ROWS} are answered"),
     ],
 )
