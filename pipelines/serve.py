@@ -14,16 +14,19 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from cluster.folder_lock import exclusive_output
 from pipelines.config.arguments import parse
 from pipelines.config.compute import Compute
 from pipelines.serving.access import TOKEN, Access, host_name
 from pipelines.serving.batching_config import BatchingConfig
 from pipelines.serving.limits import Limits
+from pipelines.serving.recording.config import RecordingConfig
 from pipelines.serving.request_format import REQUEST
 from pipelines.terminal.commands import JsonSummary
 
@@ -52,6 +55,9 @@ class ServeArguments:
     action_limits: str | None = None
     """YAML file of limits in physical units, such as `world_vector_x: [-0.05, 0.05]`. Values beyond are brought within,
     and named in the answer under `clipped`."""
+    plan_tokens: int = 64
+    """Of an RT-2 that was trained with plans: tokens of the plan that it says before it acts, which the answer holds as
+    `plan`. 0 lets it act at once, as rtp evaluate does; others say none."""
     follow_alias: bool = False
     """With models:/NAME@ALIAS: serve another version when the alias moves. No connection ends; histories begin anew. A
     version whose actions mean something else is not taken."""
@@ -67,6 +73,7 @@ class ServeArguments:
     """PEM file of the certificate's private key."""
     log_requests: bool = False
     """Log every answer, as a line of JSON without pictures; refusals and errors always are."""
+    recording: Annotated[RecordingConfig, tyro.conf.arg(name="")] = field(default_factory=RecordingConfig)
     limits: Annotated[Limits, tyro.conf.arg(name="")] = field(default_factory=Limits)
     batching: Annotated[BatchingConfig, tyro.conf.arg(name="")] = field(default_factory=BatchingConfig)
     compute: Annotated[Compute, tyro.conf.arg(name="")] = field(default_factory=Compute)
@@ -74,6 +81,8 @@ class ServeArguments:
     def __post_init__(self) -> None:
         if self.follow_alias and not (self.model.startswith("models:/") and "@" in self.model):
             raise ValueError(f"--follow-alias needs an alias to follow: give models:/NAME@ALIAS, not {self.model}")
+        if self.plan_tokens < 0:
+            raise ValueError(f"--plan-tokens {self.plan_tokens}: give a number of tokens, 0 or more")
 
 
 def main(arguments: list[str]) -> JsonSummary:
@@ -94,9 +103,11 @@ def main(arguments: list[str]) -> JsonSummary:
     config = ServiceConfig(
         limits=given.limits,
         batching=given.batching,
+        recording=given.recording,
         action_limits=ActionLimits() if given.action_limits is None else ActionLimits.read(given.action_limits),
         compute=given.compute,
         dataset=given.dataset,
+        plan_tokens=given.plan_tokens,
     )
     spoken = None if given.adapter is None else adapter(given.adapter)
     service = PolicyService(_loaded(given), config)
@@ -106,8 +117,14 @@ def main(arguments: list[str]) -> JsonSummary:
     if not _is_loopback(given.host):
         print(f"warning: {_warning(given.host, token)}", file=sys.stderr)
     log_as_json(each_request=given.log_requests)
-    serve(frontend, listening, on_ready=lambda: print(announcement(frontend, listening, given.model), flush=True))
+    with _alone_in(given.recording):
+        serve(frontend, listening, on_ready=lambda: print(announcement(frontend, listening, given.model), flush=True))
     return {"exit_code": 0}
+
+
+def _alone_in(recording: RecordingConfig) -> AbstractContextManager[None]:
+    """No other server records into the folder. Raises BlockingIOError, naming it, if one does."""
+    return nullcontext() if recording.record is None else exclusive_output(recording.record)
 
 
 def _loaded(given: ServeArguments) -> TrainedModel:

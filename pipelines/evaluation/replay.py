@@ -41,7 +41,7 @@ class Difference:
     episode: int
     step: int
     cause: str
-    """contract, image, history, instruction, model, gripper, scaling or limits."""
+    """contract, image, history, instruction, plan, model, gripper, scaling or limits."""
     explanation: str
 
 
@@ -209,6 +209,11 @@ def _why_tokens(
         return "history", f"the answer rests on {seen} frames, not on {min(step.step + 1, expected.num_frames)}"
     if read.get("instruction_crc32") != step.instruction_crc32:
         return "instruction", "the server has read another vector or text for the recorded instruction"
+    if "plan" in answer:
+        return (
+            "plan",
+            "the server lets the model say a plan first, rtp evaluate does not: serve with --plan-tokens 0",
+        )
     names = [name for name, a, b in zip(contract.action.names, tokens_A, told_A, strict=True) if a != b]
     bins = int(np.abs(tokens_A - told_A).max())
     return "model", f"the same input gives other tokens in {', '.join(names)}, by {bins} bins at most"

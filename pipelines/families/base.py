@@ -223,6 +223,13 @@ class ModelFamily(ABC, Generic[ConfigT, ModelT]):
     def policies(self, model: ModelT) -> Callable[[DatasetContract], Policy]:
         """Makes policies of a model that is made ready, each for one dataset of its contract. All share its weights."""
 
+    def with_plans(self, policy: Policy, tokens: int) -> Policy:
+        """A policy of the same weights that says a plan of at most so many tokens before it acts (`Action.plans`).
+
+        Raises ValueError if such a model says none.
+        """
+        raise ValueError(f"{self.label} says no plans: leave out --plan-tokens {tokens}")
+
     def act_together(
         self, policies: Sequence[Policy], frames: Sequence[np.ndarray], instructions: Sequence[Instruction]
     ) -> list[Action]:

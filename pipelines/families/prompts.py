@@ -179,6 +179,9 @@ class PromptFamily(ModelFamily[PromptConfigT, ModelT]):
         text = cast(PromptConfig, model.config).build_text()
         return lambda dataset: RT2Policy(cast(LanguageModel, model), text, dataset=dataset)
 
+    def with_plans(self, policy: RT2Policy, tokens: int) -> RT2Policy:
+        return policy.with_plans(tokens)
+
     def act_together(
         self, policies: Sequence[RT2Policy], frames: Sequence[np.ndarray], instructions: Sequence[str]
     ) -> list[Action]:

@@ -40,6 +40,8 @@ class NamedAction:
     """Dimensions that the policy does not answer in, whose values are neutral (`ActionDimension.neutral`)."""
     frames_seen: int
     """Camera frames that the answer rests on, this one included."""
+    plan: str | None = None
+    """What the model said before the action, where it says plans."""
 
 
 def named(action: Action, contract: Contract, dataset: DatasetContract) -> NamedAction:
@@ -53,24 +55,27 @@ def named(action: Action, contract: Contract, dataset: DatasetContract) -> Named
         classes={name: str(label) for name, label in action.classes.items()},
         absent=action.absent,
         frames_seen=int(action.frames_seen),
+        plan=action.plans[0] if action.plans else None,
     )
 
 
 class InferenceModel:
     """A trained model with its instruction table: reads frames and instructions and begins episodes.
 
-    `compute`: device and precision. `begin`, or the first episode, prepares the weights once for all robots; it
+    `compute`: device and precision. `plan_tokens`: a model that was trained with plans says one of at most so many
+    tokens before it acts; 0 asks for none. `begin`, or the first episode, prepares the weights once for all robots; it
     modifies the model of `trained`. Raises ValueError for imported weights that are bound to no dataset: their actions
     have no units.
     """
 
-    def __init__(self, trained: TrainedModel, compute: Compute | None = None) -> None:
+    def __init__(self, trained: TrainedModel, compute: Compute | None = None, *, plan_tokens: int = 0) -> None:
         if not trained.contract.datasets:
             raise ValueError(f"{trained.source} is bound to no dataset: import its weights again with --data STORE")
         self.contract, self.instructions = trained.contract, trained.instructions
         self.source = trained.source
         self._family, self._config = family_of(trained.model), trained.model.config
         self._given: Model | None = trained.model  # until it is made ready; not twice in memory
+        self.plan_tokens = plan_tokens if trained.origin.document.get("plans") else 0
         self._compute, self._device = compute or Compute(), torch.device("cpu")
         self._policy_of: Callable[[DatasetContract], Policy] | None = None
         self._policies: dict[str, Policy] = {}
@@ -104,7 +109,10 @@ class InferenceModel:
     def episode(self, dataset: DatasetContract) -> Policy:
         """A policy without a history yet; all share one copy of the weights."""
         if dataset.name not in self._policies:
-            self._policies[dataset.name] = self.begin()(dataset)
+            policy = self.begin()(dataset)
+            self._policies[dataset.name] = (
+                self._family.with_plans(policy, self.plan_tokens) if self.plan_tokens else policy
+            )
         return self._policies[dataset.name].for_another_robot()
 
     def act(

@@ -50,6 +50,7 @@ def greeting(model: InferenceModel, adapter: Adapter, dataset: str | None, sourc
             }
         ],
         "frames": model.num_frames,
+        "plan_tokens": model.plan_tokens,
         "instructions": [text for text in model.instructions.vectors if text.strip()][:100],
     }
 

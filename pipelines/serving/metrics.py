@@ -24,6 +24,8 @@ class Metrics:
         self._passes = Histogram("rtp_model_seconds", "One pass of the model", buckets=_SECONDS, registry=registry)
         self._robots = Histogram("rtp_batch_robots", "Robots in a pass", buckets=_ROBOTS, registry=registry)
         self._clipped = Counter("rtp_clipped", "Values brought within limits", ["dimension"], registry=registry)
+        self._recorded = Counter("rtp_recorded_steps", "Steps handed to the recording", registry=registry)
+        self._lost = Gauge("rtp_lost_steps", "Steps that the recording was too slow for", registry=registry)
         self._swaps = Counter("rtp_model_swaps", "Models that took another's place", registry=registry)
         Gauge("rtp_robots", "Robots whose frames are remembered", registry=registry).set_function(sessions)
         Gauge("rtp_waiting", "Frames that wait for the model", registry=registry).set_function(waiting)
@@ -39,6 +41,11 @@ class Metrics:
     def clipped(self, dimensions: tuple[str, ...]) -> None:
         for dimension in dimensions:
             self._clipped.labels(dimension).inc()
+
+    def recorded(self, *, lost: int) -> None:
+        """One step more, and so many that were lost since the start."""
+        self._recorded.inc()
+        self._lost.set(lost)
 
     def swapped(self) -> None:
         self._swaps.inc()

@@ -33,7 +33,8 @@ def fields(answer: Answer, adapter: Adapter) -> dict[str, object]:
         "contract": answer.contract,
         "model": answer.model,
     }
-    return reply | ({"read": dict(answer.read)} if answer.read else {})
+    said = {} if action.plan is None else {"plan": action.plan}
+    return reply | said | ({"read": dict(answer.read)} if answer.read else {})
 
 
 def plain(value: object) -> object:

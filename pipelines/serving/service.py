@@ -28,6 +28,8 @@ from pipelines.serving.batching_config import BatchingConfig
 from pipelines.serving.limits import Limits
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.question import Answer, Question
+from pipelines.serving.recording.config import RecordingConfig
+from pipelines.serving.recording.recorder import Recorder
 from pipelines.serving.refusal import Refusal
 from pipelines.serving.request_values import is_missing
 from pipelines.serving.sessions import Session, Sessions
@@ -46,9 +48,12 @@ class ServiceConfig:
     limits: Limits = field(default_factory=Limits)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     action_limits: ActionLimits = field(default_factory=ActionLimits)
+    recording: RecordingConfig = field(default_factory=RecordingConfig)
     compute: Compute = field(default_factory=Compute)
     dataset: str | None = None
     """The data set whose units and scale an answer has where a robot names none."""
+    plan_tokens: int = 0
+    """Tokens of the plan that a model which was trained with plans says before it acts; 0 asks for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +74,8 @@ class PolicyService:
 
     def __init__(self, trained: TrainedModel, config: ServiceConfig) -> None:
         self.config = config
-        self.model = InferenceModel(trained, config.compute)
+        self._recorder = None if config.recording.record is None else Recorder(config.recording)
+        self.model = InferenceModel(trained, config.compute, plan_tokens=config.plan_tokens)
         self.require_fitting(self.model)
         self.sessions = Sessions(config.limits)
         self.batcher = Batcher(
@@ -142,7 +148,30 @@ class PolicyService:
                 model, question = self.model, prepared.question
                 arrived = prepared.arrived
                 prepared = await self.in_reader(lambda: self._read(model, question, arrived))
-            return self._named(await self._acted(session, prepared), prepared)
+            answer = self._named(await self._acted(session, prepared), prepared)
+            self._record(session, prepared, answer)
+            return answer
+
+    def _record(self, session: Session, prepared: Prepared, answer: Answer) -> None:
+        """Hand a step of a robot's episode to the recorder, which does not wait."""
+        if self._recorder is None or prepared.question.stateless or not self.sessions.holds(session):
+            return
+        self._recorder.step(
+            session,
+            prepared.question,
+            answer,
+            model=prepared.model,
+            dataset=prepared.dataset,
+            frame_HWC=prepared.frame_HWC,
+            instruction=prepared.instruction,
+        )
+        self.metrics.recorded(lost=self._recorder.lost)
+
+    def disconnected(self, session: Session) -> None:
+        """The robot has gone, and so has its place."""
+        self.sessions.disconnected(session)
+        if self._recorder is not None:
+            self._recorder.ended(session)
 
     async def in_reader(self, work: Callable[[], Any]) -> Any:
         """Run `work` off the event loop; what it finds wrong with its input comes back as a Refusal."""
@@ -223,6 +252,8 @@ class PolicyService:
         # take the precision back that the other works in.
         self._precision.enter_context(self.config.compute.applied(self.config.compute.resolved()))
         model = self.model
+        if self._recorder is not None:
+            self._recorder.start()
         await self.batcher.in_model_thread(lambda: self.warm_up(model))
         self._tasks = [asyncio.create_task(work) for work in (self.batcher.run(), self._forget_idle())]
         self.is_ready = True
@@ -237,7 +268,7 @@ class PolicyService:
 
         Raises ValueError where it lacks what this server was started with.
         """
-        model = InferenceModel(trained, self.config.compute)
+        model = InferenceModel(trained, self.config.compute, plan_tokens=self.config.plan_tokens)
         self.require_fitting(model)
         await asyncio.to_thread(self.warm_up, model)
         old, self.model = self.model, model
@@ -260,12 +291,17 @@ class PolicyService:
         self.batcher.close()
         self._precision.close()
         self._readers.shutdown(wait=False, cancel_futures=True)
+        if self._recorder is not None:
+            self._recorder.end_those_without(lambda session: False)
+            await asyncio.to_thread(self._recorder.close)
 
     async def _forget_idle(self) -> None:
         while True:
             await asyncio.sleep(min(self.config.limits.idle_s, 30.0))
             for robot in self.sessions.forget_idle():
                 log.info("forgotten: no request for a while", extra={"robot": robot})
+            if self._recorder is not None:
+                self._recorder.end_those_without(self.sessions.holds)
 
 
 def _blamed(name: str, read: Callable[[], Any]) -> Any:

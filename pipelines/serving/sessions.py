@@ -87,6 +87,10 @@ class Sessions:
             self._named[robot] = self._new(robot)
         return self._named[robot]
 
+    def holds(self, session: Session) -> bool:
+        """Whether this robot is remembered now."""
+        return session in self._connected or self._named.get(session.name) is session
+
     def alone(self, name: str) -> Session:
         """For one frame without a history: it takes no place and is not remembered."""
         return Session(name, self._clock())

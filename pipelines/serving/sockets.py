@@ -66,7 +66,7 @@ class _Sockets:
         except WebSocketDisconnect:
             pass
         finally:
-            self._service.sessions.disconnected(session)
+            self._service.disconnected(session)
             log.info("disconnected", extra={"robot": name})
 
     # --- openpi ---

@@ -74,7 +74,7 @@ class RldsWriter:
             unfinished.mkdir(parents=True)
             self.features.save_config(str(unfinished))
             infos = [self._write_split(unfinished, split, plan) for split, plan in splits.items()]
-            (unfinished / "dataset_info.json").write_text(json.dumps(self._info(infos), indent=2, sort_keys=True))
+            (unfinished / "dataset_info.json").write_text(json.dumps(self.info(infos), indent=2, sort_keys=True))
             folder.parent.mkdir(exist_ok=True)
             unfinished.rename(folder)
         except BaseException:
@@ -108,7 +108,7 @@ class RldsWriter:
             "shardLengths": [str(length) for length in lengths],
         }
 
-    def _info(self, splits: list[JsonObject]) -> JsonObject:
+    def info(self, splits: list[JsonObject]) -> JsonObject:
         """dataset_info.json, as TFDS 4.9 writes its DatasetInfo proto: 64-bit numbers are strings."""
         return {
             "citation": self.citation,

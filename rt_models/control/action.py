@@ -33,6 +33,8 @@ class Action:
     classes: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Names () or (R,) of the class dimensions, such as {"terminate_episode": "arm"}; not of one that is absent and has
     no neutral class."""
+    plans: tuple[str, ...] = ()
+    """What the model said before the action, one text a robot; empty where it was asked for none."""
 
 
 class ActionOutlet:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -57,6 +58,12 @@ class RT2Policy:
         other._begin()
         return other
 
+    def with_plans(self, tokens: int) -> RT2Policy:
+        """A policy of the same weights that lets the model say a plan of so many tokens before it acts."""
+        other = self.for_another_robot()
+        other._plan_room = tokens
+        return other
+
     def _begin(self) -> None:
         self._history: list[list[Tensor]] = [[] for _ in range(self.num_robots)]
         self._instructions = [""] * self.num_robots
@@ -79,8 +86,8 @@ class RT2Policy:
         frame_RHWC = self._frames(frame)
         self._require_size(frame_RHWC, texts)
         self._see(frame_RHWC, texts)
-        ((tokens_RA, values_RA),) = _answered([self], prompts)
-        return self._action(tokens_RA, values_RA, single=frame.ndim == 3)
+        (answer,) = _answered([self], prompts)
+        return self._action(*answer, single=frame.ndim == 3)
 
     def _prompts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         return [self.text.robot_prompt(text, with_plan=self._plan_room > 0) for text in texts]
@@ -100,9 +107,9 @@ class RT2Policy:
             history.append(frame_HWC)
             del history[: -self._num_frames]
 
-    def _action(self, tokens_RA: Tensor, values_RA: Tensor, *, single: bool) -> Action:
+    def _action(self, tokens_RA: Tensor, values_RA: Tensor, plans: tuple[str, ...], *, single: bool) -> Action:
         seen_R = torch.tensor([len(history) for history in self._history])
-        return self._outlet.action(values_RA, tokens_RA, seen_R, single=single)
+        return replace(self._outlet.action(values_RA, tokens_RA, seen_R, single=single), plans=plans)
 
     def _frames(self, frame: np.ndarray | Tensor) -> Tensor:
         frames = torch.as_tensor(frame)
@@ -141,8 +148,11 @@ def act_together(
     return [policy._action(*answer, single=True) for policy, answer in zip(policies, answers, strict=True)]
 
 
-def _answered(policies: Sequence[RT2Policy], prompts: list[tuple[int, ...]]) -> list[tuple[Tensor, Tensor]]:
-    """(tokens, values), (R, A) each, for the robots of each policy, from what they have seen and `prompts` of each."""
+def _answered(
+    policies: Sequence[RT2Policy], prompts: list[tuple[int, ...]]
+) -> list[tuple[Tensor, Tensor, tuple[str, ...]]]:
+    """(tokens, values, plans), (R, A) each and R texts or none, for the robots of each policy, from what they have seen
+    and `prompts` of each."""
     first, robots = policies[0], [policy.num_robots for policy in policies]
     device = first._device()
     batch = _images([history for policy in policies for history in policy._history], first._num_frames)
@@ -158,7 +168,10 @@ def _answered(policies: Sequence[RT2Policy], prompts: list[tuple[int, ...]]) -> 
     )
     bins, values = predicted.bins_BA.cpu().split(robots), predicted.values_BA.cpu().split(robots)
     tokens = [policy._outlet.tokens(bins_RA) for policy, bins_RA in zip(policies, bins, strict=True)]
-    return list(zip(tokens, values, strict=True))
+    said = [first.text.decode(ids).strip() for ids in predicted.plans]
+    ends = np.cumsum(robots).tolist()
+    plans = [tuple(said[end - count : end]) for end, count in zip(ends, robots, strict=True)]
+    return list(zip(tokens, values, plans, strict=True))
 
 
 def _images(histories: Sequence[Sequence[Tensor]], num_frames: int) -> dict[str, Tensor]:

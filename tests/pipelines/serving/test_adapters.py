@@ -237,3 +237,26 @@ def test_a_name_that_is_unknown_is_answered_with_the_nearest() -> None:
         adapter("libro")
     with pytest.raises(ValueError, match=r"--adapter none\.yaml: there is no such file"):
         adapter("none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("spoken", "moved", "clipped"),
+    [
+        (Libero(), [0.06, 0.01, -0.2, 0.0, 0.0, 0.0], ["delta_x", "delta_z"]),
+        (Libero(), [0.05, 0.0, 0.0, 0.0, 0.0, 0.4], []),
+        (WidowXBridge(), [0.0, 0.0, 0.0, 0.0, 0.3, 0.0], ["axis_angle_y"]),
+        (OpenVLA(), [9.0] * 3 + [0.0] * 3, []),
+    ],
+)
+def test_what_an_adapter_brings_within_its_robot_s_range_is_named(
+    spoken: Adapter, moved: list[float], clipped: list[str]
+) -> None:
+    assert spoken.clipped(values_of(ELEVEN, moved, 0.5), ELEVEN) == clipped
+
+
+def test_so_is_what_one_s_own_file_bounds(tmp_path: Path) -> None:
+    file = tmp_path / "arm.yaml"
+    file.write_text("outputs: [{dimension: world_vector_x, name: forward, scale: 1000, low: -30, high: 30}]")
+    own = adapter(str(file))
+    assert own.clipped(values_of(ELEVEN, [0.04] + [0.0] * 5, 0.5), ELEVEN) == ["forward"]
+    assert own.clipped(values_of(ELEVEN, [math.nan] + [0.0] * 5, 0.5), ELEVEN) == []

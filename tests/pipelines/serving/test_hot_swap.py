@@ -99,6 +99,29 @@ def test_a_version_that_means_something_else_is_not_served(
         assert robot.infer(seen)["model"] == three.source
 
 
+def test_a_version_that_cannot_be_loaded_yet_is_tried_again(
+    opened: EpisodeStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = version(opened, 1), version(opened, 2)
+    registry, tries = Registry(one, two), 0
+
+    def load(uri: str) -> TrainedModel:
+        nonlocal tries
+        tries += 1
+        if tries <= 4:
+            raise ConnectionError("the registry's storage does not answer")
+        return registry.models[uri]
+
+    def follower(service: PolicyService) -> AliasFollower:
+        return AliasFollower(service=service, version_of=lambda: registry.alias, load=load, every_s=0.02)
+
+    with running(one, follow=follower) as server:
+        moved(server.address, registry, two.source)
+        time.sleep(0.2)
+    assert tries == 5  # once it is served it is not read again
+    assert caplog.text.count("the new version is not served, the old one goes on") == 1
+
+
 def test_what_a_robot_was_told_must_stay_true(opened: EpisodeStore) -> None:
     contract = untrained(opened).contract
     (side,) = contract.datasets

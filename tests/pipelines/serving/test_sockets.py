@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -174,3 +175,46 @@ def test_of_several_cameras_the_refusal_names_each(server: RunningServer, text: 
 def test_a_vector_that_is_none_is_blamed_itself(server: RunningServer) -> None:
     with OpenpiRobot(server.websocket) as robot, pytest.raises(RuntimeError, match='"field": "embedding"'):
         robot.infer({"image": np.zeros((8, 8, 3), np.uint8), "embedding": np.full(512, np.nan, np.float32)})
+
+
+def test_answers_and_refusals_carry_the_id_of_their_request(
+    server: RunningServer, frames: list[bytes], text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "rtp.serve")
+    seen = {"image": frames[0], "prompt": text}
+    with OpenpiRobot(server.websocket) as robot:
+        assert robot.infer(seen | {"request_id": "mine-1"})["request_id"] == "mine-1"
+        made = [robot.infer(seen | {"request_id": bad})["request_id"] for bad in ("x" * 65, 7, "a\nb")]
+        assert len(set(made)) == 3 and all(len(each) == 16 for each in made)
+        with pytest.raises(RuntimeError, match='"request_id": "mine-2"'):
+            robot.infer({"prompt": text, "request_id": "mine-2"})
+    with HarnessRobot(f"{server.websocket}/vla") as harness:
+        observation = {"images": {"primary": frames[0]}, "task_description": text, "request_id": "mine-3"}
+        assert harness.ask("observation", observation)["payload"]["request_id"] == "mine-3"
+        refused = harness.ask("observation", {"task_description": text, "request_id": "mine-4"})
+        assert refused["type"] == "error" and refused["payload"]["request_id"] == "mine-4"
+    named = [record.request for record in caplog.records if record.getMessage() in ("answered", "refused")]  # type: ignore[attr-defined]
+    assert {"mine-2", "mine-4"} <= set(named)
+
+
+def test_an_instruction_comes_as_text_or_as_embedding(server: RunningServer, frames: list[bytes], text: str) -> None:
+    embedding = server.service.model.instructions.vectors[text]
+    with OpenpiRobot(server.websocket) as robot:
+        assert robot.infer({"image": frames[0], "prompt": "", "embedding": embedding})["frames_seen"] == 1
+        with pytest.raises(RuntimeError, match="as text and as embedding"):
+            robot.infer({"image": frames[0], "prompt": text, "embedding": embedding})
+
+
+def test_a_model_that_was_trained_with_plans_says_one(opened: EpisodeStore, frames: list[bytes], text: str) -> None:
+    trained = untrained(opened, "rt2_tiny")
+    planned = replace(trained, origin=replace(trained.origin, document={"plans": "0123"}))
+    seen = {"image": frames[0], "prompt": text}
+    for model, config, says in (
+        (planned, ServiceConfig(plan_tokens=8), True),
+        (planned, ServiceConfig(), False),
+        (trained, ServiceConfig(plan_tokens=8), False),
+    ):
+        with running(model, config) as server, OpenpiRobot(server.websocket) as robot:
+            answer = robot.infer(seen)
+            assert (isinstance(answer.get("plan"), str), robot.metadata["plan_tokens"] > 0) == (says, says)
+            assert answer["tokens"].shape == (1, 11)

@@ -1,0 +1,143 @@
+"""How recorded episodes lie in a folder: TFDS features, and the dataset spec by which `rtp preprocess` reads them.
+
+The canonical action is what the policy answered, in the robot's own space and units, so that a store made from it has
+the meanings of the store that the policy was trained on.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from tensorflow_datasets.core.features import Dataset, FeaturesDict, Image, Scalar, Tensor, Text
+
+from pipelines.serving.recording.messages import RobotLayout
+from preprocessing.tfds.growing import GrowingDataset, write_whole_bytes
+from preprocessing.tfds.writer import RldsWriter
+from rt_models.action_space import RT1_SPACE
+from rt_models.spec import EMBEDDING_WIDTH
+
+SPEC = "spec.yaml"
+_VALUES, _TERMINATE = "action/values", "action/terminate_episode"
+_TEXT, _VECTOR = "observation/natural_language_instruction", "observation/natural_language_embedding"
+_NOTES = "Recorded by rtp serve. A contract does not say whether a gripper of RT-1's space holds or changes."
+
+
+def dataset_of(root: Path, layout: RobotLayout) -> GrowingDataset:
+    """The folder of such steps below `root`: NAME/1.0.0, or where that holds others the next version."""
+    spec = yaml.safe_dump(_spec(layout), sort_keys=False, width=120).encode()
+    for number in itertools.count():
+        writer = RldsWriter(
+            name=layout.side.name,
+            version=f"1.0.{number}",
+            features=features(layout),
+            description="What robots did with a policy that rtp serve served.",
+        )
+        dataset = GrowingDataset(root=root, writer=writer)
+        written = dataset.folder / SPEC
+        if written.exists() and written.read_bytes() != spec:
+            continue
+        try:
+            dataset.begin()
+        except ValueError:  # another size of frames, or other fields
+            continue
+        write_whole_bytes(written, spec)
+        return dataset
+    raise AssertionError("there is always another version")
+
+
+def features(layout: RobotLayout) -> FeaturesDict:
+    observation = {
+        "image": Image(shape=(layout.height, layout.width, 3), encoding_format="jpeg"),
+        "natural_language_instruction": Text(),
+    }
+    if layout.encoder:
+        observation["natural_language_embedding"] = Tensor(shape=(EMBEDDING_WIDTH,), dtype=np.float32)
+    action = {"values": Tensor(shape=(layout.space.size,), dtype=np.float32, doc=", ".join(layout.space.names))}
+    if _terminates(layout):
+        action["terminate_episode"] = Tensor(shape=(3,), dtype=np.int32, doc="one-hot: terminate, arm, base")
+    step = {
+        "observation": FeaturesDict(observation),
+        "action": FeaturesDict(action),
+        "tokens": Tensor(shape=(layout.num_tokens,), dtype=np.int32, doc="the bins chosen, in the policy's space"),
+        **{name: Scalar(dtype=np.bool_) for name in ("is_first", "is_last", "is_terminal")},
+    }
+    metadata = {name: Text() for name in ("robot", "model", "contract", "began")}
+    return FeaturesDict({"steps": Dataset(step), "episode_metadata": FeaturesDict(metadata)})
+
+
+def episode(layout: RobotLayout, steps: Iterator[Mapping[str, Any]], metadata: Mapping[str, str]) -> dict[str, Any]:
+    """An episode for `features`, from steps with frame, instruction, embedding, values and tokens.
+
+    Every action in it was answered, the last one too: no step is terminal.
+    """
+    rows = [_step(layout, step) for step in steps]
+    for place, row in enumerate(rows):
+        row |= {"is_first": place == 0, "is_last": place == len(rows) - 1, "is_terminal": False}
+    return {"steps": rows, "episode_metadata": dict(metadata)}
+
+
+def _step(layout: RobotLayout, step: Mapping[str, Any]) -> dict[str, Any]:
+    values_A = np.array(step["values"], np.float32)
+    observation = {"image": step["frame"], "natural_language_instruction": step["instruction"]}
+    if layout.encoder:
+        observation["natural_language_embedding"] = np.frombuffer(step["embedding"], np.float32)
+    action: dict[str, Any] = {"values": values_A}
+    if _terminates(layout):
+        action["terminate_episode"] = np.eye(3, dtype=np.int32)[int(values_A[0])]
+    return {"observation": observation, "action": action, "tokens": np.array(step["tokens"], np.int32)}
+
+
+def _terminates(layout: RobotLayout) -> bool:
+    return _is_rt1(layout) and layout.side.action_mask[0]
+
+
+def _is_rt1(layout: RobotLayout) -> bool:
+    return layout.space.space().identity == RT1_SPACE.identity
+
+
+# --- the spec ---
+
+
+def _spec(layout: RobotLayout) -> dict[str, Any]:
+    vectors = {"embedding": _VECTOR, "embedding_encoder": layout.encoder} if layout.encoder else {}
+    return {
+        "name": layout.side.name,
+        "cameras": {"image": "observation/image"},
+        "instruction": _TEXT,
+        **vectors,
+        "control_hz": layout.side.control_hz,
+        **(_rt1_action(layout) if _is_rt1(layout) else _own_action(layout)),
+        "notes": _NOTES,
+    }
+
+
+def _rt1_action(layout: RobotLayout) -> dict[str, Any]:
+    """By RT-1's groups, of which a data set has the first dimensions or none."""
+    mask, units, action = layout.side.action_mask, layout.side.units, {}
+    for group, place in RT1_SPACE.groups().items():
+        width = sum(mask[place])
+        if group == "terminate_episode" and width:
+            action[group] = {"path": _TERMINATE}
+        elif width:
+            action[group] = {"path": _VALUES, "first": place.start, "width": width, "unit": units[place.start]}
+    return {"gripper": "absolute" if "gripper_closedness_action" in action else "none", "action": action}
+
+
+def _own_action(layout: RobotLayout) -> dict[str, Any]:
+    space, side = layout.space, layout.side
+    dimensions = [{d.name: list(d.class_names)} if d.class_names else d.name for d in space.dimensions]
+    action: dict[str, Any] = {}
+    for place, (dimension, is_there) in enumerate(zip(space.dimensions, side.action_mask, strict=True)):
+        if not is_there:
+            continue
+        action[dimension.name] = part = {"path": _VALUES, "first": place, "unit": side.units[place]}
+        if not dimension.class_names:
+            meaning = side.meanings[place]
+            part |= {"kind": meaning.kind, "frame": meaning.frame, "rotation": meaning.rotation}
+            part["neutral"] = "none" if meaning.neutral is None else meaning.neutral
+    return {"space": {"name": space.name, "dimensions": dimensions, "gripper": space.gripper}, "action": action}

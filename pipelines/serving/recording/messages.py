@@ -1,0 +1,63 @@
+"""What a server tells the process that writes its episodes.
+
+Axes: A dimensions of the robot's space, T dimensions of the policy's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rt_models.action_space import ActionSpec
+from rt_models.spec import DatasetContract
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobotLayout:
+    """What the steps of one policy and data set hold: told once, before the first of them."""
+
+    space: ActionSpec
+    side: DatasetContract
+    height: int
+    width: int
+    encoder: str
+    """Of the embeddings; empty where the policy reads text."""
+    num_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedStep:
+    """One answer. `number` counts the steps of the episode, also those that never arrive: an episode with a gap is no
+    episode."""
+
+    episode: int
+    robot: str
+    layout: int
+    number: int
+    frame: np.ndarray | bytes
+    """uint8 (H, W, 3) as the policy saw it, or the JPEG that it was decoded from."""
+    instruction: str
+    embedding: np.ndarray | None
+    values_A: tuple[float, ...]
+    """Physical, NaN in absent dimensions without a neutral value."""
+    tokens_T: np.ndarray
+    contract: str
+    model: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeEnd:
+    """The episode had so many steps."""
+
+    episode: int
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutTold:
+    number: int
+    layout: RobotLayout
+
+
+Message = RecordedStep | EpisodeEnd | LayoutTold

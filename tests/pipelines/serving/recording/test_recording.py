@@ -1,0 +1,185 @@
+"""What robots did, written as RLDS while they are served: read back, trained on, and never in a robot's way."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.cli import main
+from pipelines.serving.recording.config import RecordingConfig
+from pipelines.serving.recording.episode_writer import EpisodeWriter
+from pipelines.serving.recording.messages import EpisodeEnd, LayoutTold, RecordedStep, RobotLayout
+from pipelines.serving.recording.recorder import Recorder
+from pipelines.serving.service import ServiceConfig
+from preprocessing.convert import ConvertConfig, convert
+from preprocessing.rlds import open_dataset
+from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.images import decode_image
+from rt_models.action_space import ActionSpace, SpaceDimension
+from rt_models.spec import Contract, DimensionMeaning
+from tests.support.policy_clients import OpenpiRobot, post
+from tests.support.policy_server import running, untrained
+
+
+def test_what_robots_did_becomes_a_store_that_is_trained_on(
+    opened: EpisodeStore, frames: list[bytes], tmp_path: Path
+) -> None:
+    one, other = opened.instruction_texts[:2]
+    trained = untrained(opened)
+    config = ServiceConfig(recording=RecordingConfig(record=str(tmp_path / "recorded")))
+    with running(trained, config) as server, OpenpiRobot(server.websocket) as robot:
+        first = [robot.infer({"image": frame, "prompt": one}) for frame in frames[:5]]
+        robot.infer({"image": frames[0], "prompt": other, "stateless": True})  # of no episode
+        second = [robot.infer({"image": decode_image(frame), "prompt": other}) for frame in frames[:4]]
+        post(f"{server.address}/act", {"robot": "arm-1", "image": "!", "instruction": one})
+    folder = tmp_path / "recorded/metaworld_sample/1.0.0"
+    episodes = list(open_dataset(str(folder)).episodes("train"))
+    assert [each.num_steps for each in episodes] == [5, 4]  # type: ignore[union-attr]
+    asked = {"split": "train", "workers": 0}
+    store = EpisodeStore.open(
+        convert(str(folder), str(tmp_path / "stores"), ConvertConfig(**asked, dataset=str(folder / "spec.yaml"))).store
+    )
+    rows = store.read_rows(0, 0, ["image", "action"]).to_pydict()
+    assert rows["image"] == frames[:5]
+    np.testing.assert_array_equal(np.nan_to_num(rows["action"]), np.concatenate([a["actions"] for a in first]))
+    rows = store.read_rows(1, 0, ["action"]).to_pydict()
+    np.testing.assert_array_equal(np.nan_to_num(rows["action"]), np.concatenate([a["actions"] for a in second]))
+    assert sorted(store.instruction_texts) == sorted([one, other]) and store.contract.encoder == "hash-v1"
+    trained.contract.require_readable(store.contract, where="what was recorded")
+    train = ["train", "rt1_tiny", "--data", store.root, "--output", str(tmp_path / "run"), "--loop.steps", "2"]
+    assert main([*train, "--loop.global-batch", "4", "--loop.micro-batch", "4"]) == 0
+
+
+@pytest.fixture
+def layout(opened: EpisodeStore) -> RobotLayout:
+    contract: Contract = opened.contract
+    return RobotLayout(
+        space=contract.action, side=contract.datasets[0], height=8, width=8, encoder="", num_tokens=contract.action.size
+    )
+
+
+def step(number: int, *, episode: int = 0, size: int = 8, width: int = 11, **fields: Any) -> RecordedStep:
+    step = RecordedStep(
+        episode=episode,
+        robot="arm-1",
+        layout=0,
+        number=number,
+        frame=np.full((size, size, 3), number % 256, np.uint8),
+        instruction="press it",
+        embedding=None,
+        values_A=(1.0, *[0.5] * (width - 1)),
+        tokens_T=np.arange(11),
+        contract="c",
+        model="m",
+    )
+    return replace(step, **fields)
+
+
+def written(folder: Path, layout: RobotLayout, messages: list[Any], **config: Any) -> list[int]:
+    """Steps of each published episode."""
+    writer = EpisodeWriter(RecordingConfig(record=str(folder), **config))
+    for message in (LayoutTold(number=0, layout=layout), *messages):
+        writer.take(message)
+    writer.finish_all()
+    found = open_dataset(str(folder / layout.side.name / "1.0.0"))
+    return [each.num_steps for each in found.episodes("train")] if found.splits else []  # type: ignore[union-attr]
+
+
+def test_an_episode_with_a_gap_is_left_out(tmp_path: Path, layout: RobotLayout) -> None:
+    whole = [step(0), step(1), EpisodeEnd(episode=0, steps=2)]
+    gap = [step(0, episode=1), step(2, episode=1), step(3, episode=1), EpisodeEnd(episode=1, steps=4)]
+    cut = [step(0, episode=2), EpisodeEnd(episode=2, steps=2)]
+    headless = [step(1, episode=3), EpisodeEnd(episode=3, steps=2)]
+    damaged = [step(0, episode=4, tokens_T=np.arange(3)), EpisodeEnd(episode=4, steps=1)]
+    goes_on = [step(0, episode=5)]
+    assert written(tmp_path, layout, [*gap, *whole, *cut, *headless, *damaged, *goes_on]) == [2, 1]
+    assert not [file for file in tmp_path.rglob("*") if "partial" in file.name]
+
+
+def test_a_long_episode_is_cut_and_goes_on(
+    tmp_path: Path, layout: RobotLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.serving.recording.episode_writer.MOST_STEPS", 3)
+    assert written(tmp_path, layout, [*map(step, range(7)), EpisodeEnd(episode=0, steps=7)]) == [3, 3, 1]
+
+
+def test_recording_stops_at_its_size(tmp_path: Path, layout: RobotLayout, caplog: pytest.LogCaptureFixture) -> None:
+    messages = [m for n in range(20) for m in (step(0, episode=n), EpisodeEnd(episode=n, steps=1))]
+    kept = written(tmp_path, layout, messages, record_gib=4000 / 2**30)
+    assert 1 < len(kept) < 20 and caplog.text.count("recording has stopped") == 1
+    assert sum(file.stat().st_size for file in tmp_path.rglob("*.tfrecord-*")) < 6000
+
+
+def test_steps_of_another_form_get_a_folder_of_their_own(tmp_path: Path, layout: RobotLayout) -> None:
+    assert written(tmp_path, layout, [step(0)]) == [1]
+    assert written(tmp_path, layout, [step(0), EpisodeEnd(episode=0, steps=1)]) == [1, 1]  # the same: it goes on
+    written(tmp_path, replace(layout, height=16), [])
+    written(tmp_path, replace(layout, side=replace(layout.side, control_hz=3.0)), [])
+    assert sorted(each.name for each in (tmp_path / layout.side.name).iterdir()) == ["1.0.0", "1.0.1", "1.0.2"]
+
+
+def test_a_robot_of_joints_keeps_what_its_numbers_mean(tmp_path: Path, layout: RobotLayout) -> None:
+    dimensions = (SpaceDimension(name="joint_0"), SpaceDimension(name="mode", classes=("go", "stop")))
+    space = ActionSpace(name="two", dimensions=dimensions).spec()
+    meanings = (DimensionMeaning(kind="absolute", frame="base"), DimensionMeaning())
+    side = replace(layout.side, action_mask=(True, True), units=("rad", "class"), meanings=meanings)
+    joints = replace(layout, space=space, side=side)
+    assert written(tmp_path, joints, [step(0, width=2), step(1, width=2)]) == [2]
+    folder = tmp_path / layout.side.name / "1.0.0"
+    config = ConvertConfig(split="train", workers=0, encoder="hash", dataset=str(folder / "spec.yaml"))
+    contract = EpisodeStore.open(convert(str(folder), str(tmp_path / "stores"), config).store).contract
+    (read,) = contract.datasets
+    assert contract.action.same_space(space) and read.units == side.units and read.kinds == side.kinds
+
+
+def test_a_server_never_waits_for_its_recording(
+    opened: EpisodeStore, frames: list[bytes], text: str, tmp_path: Path
+) -> None:
+    """The writer takes nothing: the queue fills, robots are answered as before, and the loss is counted."""
+    config = ServiceConfig()
+    with running(untrained(opened), config) as server, OpenpiRobot(server.websocket) as robot:
+        recorder = Recorder(RecordingConfig(record=str(tmp_path)))
+        server.service._recorder = recorder
+        for _ in range(300):
+            robot.infer({"image": frames[0], "prompt": text})
+        assert recorder.lost >= 300 - 256 and "rtp_lost_steps" in server.service.metrics.text().decode()
+        server.service._recorder = None
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"record_gib": 0}, "--record-gib 0: give a number above 0"),
+        ({"record_jpeg_quality": 0}, "--record-jpeg-quality 0: give a number from 1 to 100"),
+        ({"record": "s3://bucket/x"}, "give a folder of this machine"),
+    ],
+)
+def test_what_cannot_be_recorded_into_is_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        RecordingConfig(**settings)
+
+
+def test_a_killed_server_leaves_whole_episodes(tmp_path: Path, layout: RobotLayout) -> None:
+    """The writer's pipe closes when the server is gone: what was open is published, nothing half."""
+    import multiprocessing
+
+    from pipelines.serving.recording.episode_writer import write_episodes
+
+    context = multiprocessing.get_context("spawn")
+    heard, told = context.Pipe(duplex=False)
+    process = context.Process(target=write_episodes, args=(heard, RecordingConfig(record=str(tmp_path))))
+    process.start()
+    heard.close()
+    for message in (LayoutTold(number=0, layout=layout), step(0), step(1)):
+        told.send(message)
+    told.close()
+    began = time.monotonic()
+    process.join(60)
+    assert process.exitcode == 0 and time.monotonic() - began < 60
+    (episode,) = open_dataset(str(tmp_path / layout.side.name / "1.0.0")).episodes("train")
+    assert episode.num_steps == 2  # type: ignore[union-attr]
