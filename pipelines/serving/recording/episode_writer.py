@@ -69,7 +69,7 @@ class EpisodeWriter:
                 self._add(message)
             else:
                 self._end(message.episode, message.steps)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of the disk, or of what TFDS makes of a step
             number = None if isinstance(message, LayoutTold) else message.episode
             if number in self._open:
                 self._open.pop(number).close()

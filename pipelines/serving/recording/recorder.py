@@ -34,6 +34,7 @@ from rt_models.spec import DatasetContract, ImageRecipe
 log = logging.getLogger("rtp.serve")
 
 _QUEUED = 256  # steps between server and writer: 63 MB of frames of 256x320
+_JPEG_IN_BASE64 = "/9j/"
 _END_S = 60.0  # for the writer to publish what is open when the server stops
 
 
@@ -169,6 +170,8 @@ class Recorder:
 
 def received_jpeg(frame: object, recipe: ImageRecipe) -> bytes | None:
     """The JPEG that a frame came as, if its size is the policy's own."""
+    if isinstance(frame, str) and not frame.startswith(_JPEG_IN_BASE64):
+        return None
     try:
         encoded = base64.b64decode(frame, validate=True) if isinstance(frame, str) else frame
         is_own = isinstance(encoded, bytes) and encoded.startswith(JPEG)

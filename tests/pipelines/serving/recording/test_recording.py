@@ -49,7 +49,7 @@ def test_what_robots_did_becomes_a_store_that_is_trained_on(
     np.testing.assert_array_equal(np.nan_to_num(rows["action"]), np.concatenate([a["actions"] for a in first]))
     rows = store.read_rows(1, 0, ["action"]).to_pydict()
     np.testing.assert_array_equal(np.nan_to_num(rows["action"]), np.concatenate([a["actions"] for a in second]))
-    assert sorted(store.instruction_texts) == sorted([one, other]) and store.contract.encoder == "hash-v1"
+    assert sorted(store.instruction_texts) == sorted([one, other])
     trained.contract.require_readable(store.contract, where="what was recorded")
     train = ["train", "rt1_tiny", "--data", store.root, "--output", str(tmp_path / "run"), "--loop.steps", "2"]
     assert main([*train, "--loop.global-batch", "4", "--loop.micro-batch", "4"]) == 0
@@ -63,16 +63,16 @@ def layout(opened: EpisodeStore) -> RobotLayout:
     )
 
 
-def step(number: int, *, episode: int = 0, size: int = 8, width: int = 11, **fields: Any) -> RecordedStep:
+def step(number: int, *, episode: int = 0, **fields: Any) -> RecordedStep:
     step = RecordedStep(
         episode=episode,
         robot="arm-1",
         layout=0,
         number=number,
-        frame=np.full((size, size, 3), number % 256, np.uint8),
+        frame=np.full((8, 8, 3), number, np.uint8),
         instruction="press it",
         embedding=None,
-        values_A=(1.0, *[0.5] * (width - 1)),
+        values_A=(1.0, *[0.5] * 10),
         tokens_T=np.arange(11),
         contract="c",
         model="m",
@@ -129,7 +129,8 @@ def test_a_robot_of_joints_keeps_what_its_numbers_mean(tmp_path: Path, layout: R
     meanings = (DimensionMeaning(kind="absolute", frame="base"), DimensionMeaning())
     side = replace(layout.side, action_mask=(True, True), units=("rad", "class"), meanings=meanings)
     joints = replace(layout, space=space, side=side)
-    assert written(tmp_path, joints, [step(0, width=2), step(1, width=2)]) == [2]
+    steps = [step(number, values_A=(0.5, 1.0)) for number in range(2)]
+    assert written(tmp_path, joints, steps) == [2]
     folder = tmp_path / layout.side.name / "1.0.0"
     config = ConvertConfig(split="train", workers=0, encoder="hash", dataset=str(folder / "spec.yaml"))
     contract = EpisodeStore.open(convert(str(folder), str(tmp_path / "stores"), config).store).contract
@@ -138,16 +139,16 @@ def test_a_robot_of_joints_keeps_what_its_numbers_mean(tmp_path: Path, layout: R
 
 
 def test_a_server_never_waits_for_its_recording(
-    opened: EpisodeStore, frames: list[bytes], text: str, tmp_path: Path
+    opened: EpisodeStore, frames: list[bytes], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The writer takes nothing: the queue fills, robots are answered as before, and the loss is counted."""
-    config = ServiceConfig()
-    with running(untrained(opened), config) as server, OpenpiRobot(server.websocket) as robot:
-        recorder = Recorder(RecordingConfig(record=str(tmp_path)))
-        server.service._recorder = recorder
-        for _ in range(300):
+    monkeypatch.setattr("pipelines.serving.recording.recorder._QUEUED", 4)
+    with running(untrained(opened)) as server, OpenpiRobot(server.websocket) as robot:
+        recorder = server.service._recorder = Recorder(RecordingConfig(record=str(tmp_path)))
+        for _ in range(10):
             robot.infer({"image": frames[0], "prompt": text})
-        assert recorder.lost >= 300 - 256 and "rtp_lost_steps" in server.service.metrics.text().decode()
+        assert recorder.lost == 10 - 3  # the first three, after what they hold
+        assert "rtp_lost_steps 7.0" in server.service.metrics.text().decode()
         server.service._recorder = None
 
 
