@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
+from websockets.exceptions import InvalidStatus
 
 from pipelines.serve import ServeArguments, _host_names
 from pipelines.serving.access import Access
@@ -38,8 +41,9 @@ def test_every_way_in_looks_at_the_name(opened: EpisodeStore) -> None:
         assert get(f"{server.address}/healthz", as_evil)[0] == 200  # a probe
         with OpenpiRobot(server.websocket) as robot:
             assert robot.metadata["contract"]
-        with pytest.raises(Exception, match="HTTP 421"):
-            OpenpiRobot(server.websocket, additional_headers=as_evil)
+        port = int(server.address.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as rebound, pytest.raises(InvalidStatus, match="HTTP 421"):
+            OpenpiRobot(f"ws://evil.example:{port}", sock=rebound)
 
 
 @pytest.mark.parametrize(
