@@ -48,12 +48,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def main() -> None:
     made = parser(__doc__, rounds=None)
     made.add_argument("root", type=Path, help="folder for stores and runs")
+    made.add_argument("--source", type=Path, default=shipped_episodes(), help="RLDS folder with a wrist camera")
     made.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     made.add_argument("--seeds", nargs="+", type=int, default=[0])
     made.add_argument("--steps", type=int, default=160, help="optimizer steps (the recipe's: 160)")
     arguments = made.parse_args()
     start(arguments)
-    stores = {split: store_of(arguments.root, split) for split in ("train", "val")}
+    stores = {split: store_of(arguments.root, arguments.source, split) for split in ("train", "val")}
     found: dict[str, dict[int, dict[str, np.ndarray]]] = {}
     for name in arguments.variants:
         for seed in arguments.seeds:
@@ -62,9 +63,9 @@ def main() -> None:
     print_json("cameras_and_state", arguments, reported(found))
 
 
-def store_of(root: Path, split: str) -> EpisodeStore:
+def store_of(root: Path, source: Path, split: str) -> EpisodeStore:
     config = ConvertConfig(split=split, encoder="hash", cameras=("image", "wrist"), workers=0)
-    return EpisodeStore.open(convert(str(shipped_episodes()), str(root / "stores"), config).store)
+    return EpisodeStore.open(convert(str(source), str(root / "stores"), config).store)
 
 
 def experiment_of(name: str, seed: int, steps: int) -> Experiment:
