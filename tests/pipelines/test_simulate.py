@@ -317,6 +317,11 @@ def test_a_wrist_camera_is_recorded_and_changes_nothing_else(tmp_path: Path) -> 
     assert len({picture.tobytes() for picture in pictures}) > len(pictures) // 2  # it moves with the hand
 
 
+def test_the_sample_has_a_wrist_camera_whose_pictures_are_small(sample: dict[str, Any]) -> None:
+    for episode in sample["val"]:
+        assert column(episode, "observation", "wrist_image").shape[1:] == (64, 64, 3)
+
+
 @pytest.mark.usefixtures("drawing")
 def test_tasks_of_one_scene_start_from_the_same_pixels() -> None:
     camera = TINY.camera()
