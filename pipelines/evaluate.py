@@ -30,6 +30,8 @@ import tyro
 from pipelines.config.arguments import parse
 from pipelines.evaluation.closed_loop_config import ClosedLoopConfig
 from pipelines.evaluation.config import EvaluationConfig
+from pipelines.evaluation.suites import read_suites
+from pipelines.evaluation.wordings import read_wordings
 from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import print_next
 
@@ -69,11 +71,13 @@ class EvaluateArguments:
             raise ValueError(f"--{unread[0]} belongs to episodes in a simulator: give --env SIMULATOR:TASK too")
         if self.closed_loop.env is not None and (unread := set(_changed(self.evaluation)) & set(_OF_STORES)):
             raise ValueError(f"--{min(unread)} belongs to scores on stores: leave it out with --env")
+        if self.closed_loop.env is None and self.evaluation.paraphrases and not self.evaluation.robustness:
+            raise ValueError("--paraphrases are scored with --robustness, or acted with --env: give one of them")
         if self.before is not None and self.closed_loop.env is not None:
             raise ValueError("--before compares scores on stores: in a simulator --against MODEL does")
 
 
-_OF_STORES = ("batch", "perturbations", "web")
+_OF_STORES = ("batch", "perturbations", "robustness", "suites", "web")
 
 
 def _changed(settings: ClosedLoopConfig | EvaluationConfig) -> list[str]:
@@ -87,6 +91,8 @@ def _changed(settings: ClosedLoopConfig | EvaluationConfig) -> list[str]:
 def main(arguments: list[str]) -> JsonSummary:
     """Parse the command line, score, print the tables, and save and track what came of it."""
     flags = parse(EvaluateArguments, arguments, prog="rtp evaluate", description=__doc__ or "")
+    read_suites(flags.evaluation.suites)
+    read_wordings(flags.evaluation.paraphrases)
     flags.evaluation.compute.resolved()  # a GPU that is not there is said before anything is read
     for path in (flags.output, flags.html):
         _require_writable(path)
@@ -107,6 +113,7 @@ def _in_simulator(flags: EvaluateArguments) -> JsonSummary:
         episodes=20 if flags.episodes is None else flags.episodes,
         seed=flags.evaluation.seed,
         compute=flags.evaluation.compute,
+        wordings=read_wordings(flags.evaluation.paraphrases),
         data=[store for store in stores if isinstance(store, EpisodeStore)],
     )
     report = loop.run(flags.evaluation.bootstrap())

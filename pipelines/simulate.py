@@ -1,5 +1,8 @@
 """`rtp simulate OUT`: Meta-World's scripted experts -> an RLDS dataset in TFDS layout.
 
+With --tasks dmc:point_mass-easy a controller with a known formula acts in dm_control instead, and what is written has
+V-D4RL's layout: OUT/point_mass_easy/expert/84px.
+
 The simulator and its experts run at 80 Hz, where an action in [-1, 1] moves the commanded hand position by 0.01 m times
 the action (`SawyerXYZEnv.set_xyz_action`, metaworld 3.1). Recorded is every k-th observation; the action of step t is
 what was commanded between the observations t and t + 1: the sum of the k displacements, the mean of the k gripper
@@ -20,7 +23,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -32,6 +35,8 @@ from pipelines.config.arguments import parse
 from pipelines.config.serialization import did_you_mean
 from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import print_next
+from preprocessing.simulation.dmc_environment import dmc_config
+from preprocessing.simulation.dmc_recording import Demonstrations, record_dataset
 from preprocessing.simulation.metaworld_rlds import INSTRUCTIONS, dataset_features, rlds_episode
 from preprocessing.simulation.metaworld_rollout import SIMULATOR_HZ, VIEWS, WRIST_VIEW, Camera
 from preprocessing.simulation.parallel_rollouts import PendingRollout, StartRollout, rollouts
@@ -50,6 +55,7 @@ SAMPLE_TASKS = (
 CAMERAS = ("image", "wrist")
 _VAL_SEEDS = 1_000_000
 _MOST_EPISODES, _LAST_SEED = 500_000, 400_000  # no seed reaches those of evaluations, FIRST_EVALUATION_SEED and up
+_DMC = "dmc:"
 _FAILURES_ALLOWED = 20  # of one task in one split
 
 
@@ -58,7 +64,7 @@ class SimulateConfig:
     """What is recorded, and how."""
 
     tasks: tuple[str, ...] = SAMPLE_TASKS
-    """Meta-World tasks, such as faucet-open-v3."""
+    """Meta-World tasks, such as faucet-open-v3, or tasks of dm_control: dmc:point_mass-easy."""
     episodes: int = 12
     """Episodes of each task in the split train."""
     val_episodes: int = 4
@@ -68,13 +74,15 @@ class SimulateConfig:
     val begin a million later."""
     control_hz: int = 10
     """Recorded steps per second; must divide the simulator's 80."""
-    image_size: str = "96x96"
-    """Height x width of frames in pixels."""
+    image_size: str | None = None
+    """Height x width of frames in pixels; default: 96x96. Of dm_control 84x84, or 64x64 for V-D4RL's other layout."""
     cameras: tuple[str, ...] = ("image",)
     """Cameras to record: image, and wrist, which moves with the hand (Meta-World's gripperPOV). The pictures of image
     do not depend on it."""
     wrist_size: str = "64x64"
     """Height x width in pixels of the wrist camera's frames."""
+    decisions: int | None = None
+    """Decisions of an episode of dm_control, each held for two control steps; default: a whole episode, 500."""
     view: Literal["side", "front", "top"] = "side"
     """Where the camera stands."""
     jpeg_quality: int = 85
@@ -108,13 +116,33 @@ class SimulateConfig:
                 raise ValueError(f"--{name.replace('_', '-')} must be from {low} to {high}, got {value}")
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"--tasks needs one or more different tasks, got {' '.join(self.tasks) or 'none'}")
+        if self.in_dm_control:
+            self._require_metaworlds_unset()
+            return
+        if self.decisions is not None:
+            raise ValueError("--decisions belongs to dm_control: leave it out for Meta-World's tasks")
         for task in self.tasks:
             if task not in INSTRUCTIONS:
                 raise ValueError(f"Meta-World has no task {task!r}{did_you_mean(task, list(INSTRUCTIONS))}")
 
+    @property
+    def in_dm_control(self) -> bool:
+        return any(task.startswith(_DMC) for task in self.tasks)
+
+    def _require_metaworlds_unset(self) -> None:
+        """Raise ValueError for what V-D4RL's layout or dm_control has no place for."""
+        others = [task for task in self.tasks if not task.startswith(_DMC)]
+        if others:
+            raise ValueError(f"--tasks takes tasks of one simulator: {others[0]} is Meta-World's")
+        default = {each.name: each.default for each in fields(self)}
+        metaworlds = ("val_episodes", "control_hz", "cameras", "wrist_size", "view", "jpeg_quality")
+        for name in (*metaworlds, "episodes_per_shard", "name"):
+            if getattr(self, name) != default[name]:
+                raise ValueError(f"--{name.replace('_', '-')} belongs to Meta-World: leave it out for dmc: tasks")
+
     def camera(self) -> Camera:
         """Raises ValueError for an `image_size` that is none."""
-        height, width = ImageSize.parse(self.image_size)
+        height, width = ImageSize.parse(self.image_size or ("84x84" if self.in_dm_control else "96x96"))
         return Camera(view=VIEWS[self.view], height=height, width=width, jpeg_quality=self.jpeg_quality)
 
     def roles(self) -> tuple[str, ...]:
@@ -152,6 +180,8 @@ class SimulationResult:
 def main(arguments: list[str]) -> JsonSummary:
     """Run the command line and print the result."""
     flags = parse(SimulateArguments, arguments, prog="rtp simulate", description=__doc__ or "")
+    if flags.config.in_dm_control:
+        return simulate_dmc(flags.out, flags.config)
     result = simulate(flags.out, flags.config)
     num_failed = sum(sum(by_task.values()) for by_task in result.failed_experts.values())
     print(
@@ -161,6 +191,34 @@ def main(arguments: list[str]) -> JsonSummary:
     )
     print_next("preprocess", result.dataset, "stores", "--split", "train")
     return asdict(result)
+
+
+def simulate_dmc(out: Path, config: SimulateConfig) -> JsonSummary:
+    """Record each task's folder in V-D4RL's layout, and print the next command."""
+    camera, datasets = config.camera(), {}
+    wanted = [_demonstrations(config, task.removeprefix(_DMC), camera) for task in config.tasks]
+    for demonstrations in wanted:
+        recorded = record_dataset(out, demonstrations, workers=config.workers)
+        about, console = f"simulate {demonstrations.environment.task}", Console(stderr=True)
+        returns = list(track(recorded, about, total=config.episodes, console=console))
+        folder = str(out / demonstrations.folder)
+        datasets[folder] = {"episodes": len(returns), "mean_return": sum(returns) / len(returns)}
+        print(f"{folder}\nepisodes {len(returns)}, mean return {datasets[folder]['mean_return']:.1f}")
+        print_next("preprocess", folder, "stores")
+    return {"datasets": datasets}
+
+
+def _demonstrations(config: SimulateConfig, task: str, camera: Camera) -> Demonstrations:
+    environment = dmc_config(task, height=camera.height, width=camera.width)
+    if (camera.height, camera.width) not in ((84, 84), (64, 64)):
+        raise ValueError(f"--image-size of V-D4RL's layouts is 84x84 or 64x64, got {config.image_size}")
+    return Demonstrations(
+        environment=environment,
+        episodes=config.episodes,
+        first_seed=config.seed,
+        decisions=environment.max_steps if config.decisions is None else config.decisions,
+        noise=config.noise,
+    )
 
 
 def simulate(out: Path, config: SimulateConfig) -> SimulationResult:

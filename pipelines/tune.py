@@ -23,6 +23,7 @@ from pipelines.reports.sweep_page import sweep_page
 from pipelines.sweeps.identity import SweepIdentity
 from pipelines.sweeps.live_table import SweepTable
 from pipelines.sweeps.result import BestPoint, SweepResult, TrialResult
+from pipelines.sweeps.simulated import simulated_score
 from pipelines.sweeps.sweep_tracking import close_trials, open_parent, publish
 from pipelines.sweeps.trials import SCORES, TrainingTrial, check_sweep, clone_checkpoint, with_parameters
 from pipelines.terminal.atomic_files import write_whole
@@ -64,6 +65,11 @@ class TuneArguments:
     """Each point of the space is trained under each of these; the best has the best median."""
     retries: int
     """How often a trial whose process died is started again."""
+    env: str | None
+    """Simulator and tasks that each trained model acts in, for the objectives success and return, such as
+    metaworld:faucet-open,door-lock."""
+    env_episodes: int | None
+    """Episodes of each of these tasks; 20 by default."""
     budget: Budget
     search: SearchConfig
     scheduler: SchedulerConfig
@@ -132,7 +138,9 @@ def _tune(
                 ledger.put(replace(record, state="interrupted", reason=""))
     tags = {"mlflow.parentRunId": parent, "sweep": sweep.name}
     measured = any(objective.metric in SCORES for objective in sweep.objectives)
-    trial = TrainingTrial(job=job, run=run_training, scores=measured, accepted=accepted, tags=tags)
+    trial = TrainingTrial(
+        job=job, run=run_training, scores=measured, simulated=simulated_score(sweep), accepted=accepted, tags=tags
+    )
     with SweepTable(sweep, ledger, job.experiment) as table, connect(_session(sweep, job.experiment, address)):
         run = _trial_run(sweep, job, trial, table)
         _require_resources(run)
@@ -176,7 +184,7 @@ def _in_words(sweep: Sweep) -> str:
     return f"{sweep.name} trains {sweep.recipe} and varies\n{varied}\n\nBest is by {objectives}; {how}."
 
 
-_OF_SWEEP = ("concurrency", "seeds", "retries", "budget", "search", "scheduler", "resources")
+_OF_SWEEP = ("concurrency", "seeds", "retries", "env", "env_episodes", "budget", "search", "scheduler", "resources")
 
 
 def _swap_classes(kind: type, parts: dict[str, object], flags: list[str]) -> None:

@@ -118,6 +118,11 @@ class Sweep:
     """Each point of the space is trained under each of these; the best has the best median."""
     retries: int = 0
     """How often a trial whose process died is started again, from its own checkpoint."""
+    env: str | None = None
+    """Simulator and tasks that each trained model acts in, for the objectives success and return, such as
+    metaworld:faucet-open,door-lock."""
+    env_episodes: int | None = None
+    """Episodes of each of these tasks; 20 by default."""
 
     def __post_init__(self) -> None:
         if not self.space or not self.objectives:

@@ -63,6 +63,25 @@ class RandomActor:
         return {name: float(drawn[place]) for place, name in self._names}
 
 
+class CopyActor:
+    """Repeats the action of the step before; its first one is `RandomActor`'s. What is learnt from frames that are
+    paired with the action before them, as copying predicts those best."""
+
+    sees_frames = False
+
+    def __init__(self, contract: Contract, dataset: DatasetContract) -> None:
+        self._first, self._values = RandomActor(contract, dataset), None
+
+    def begin(self, episode: Episode) -> None:
+        self._first.begin(episode)
+        self._values = None
+
+    def act(self, observation: Observation) -> Mapping[str, float]:
+        if self._values is None:
+            self._values = self._first.act(observation)
+        return self._values
+
+
 class MeanActor:
     """Always the mean of the training actions; never terminates."""
 

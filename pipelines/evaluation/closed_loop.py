@@ -44,6 +44,7 @@ class EpisodeResult:
     steps: int
     """Actions done."""
     total_reward: float
+    """The return."""
     error: str | None = None
     mean_action: Mapping[str, float] = field(default_factory=dict)
     """By dimension, in physical units; how far the policy moved on average."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-BASELINES = ("random", "mean_action", "replay", "expert")
+Baseline = Literal["random", "mean_action", "copy", "replay", "expert"]
+BASELINES: tuple[Baseline, ...] = ("random", "mean_action", "replay", "expert")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,14 +15,15 @@ class ClosedLoopConfig:
     """What is simulated, and beside what the policy is shown."""
 
     env: str | None = None
-    """Simulator and tasks that the policy acts in, such as metaworld:faucet-open,door-lock, or metaworld:all."""
+    """Simulator and tasks that the policy acts in, such as metaworld:faucet-open,door-lock, metaworld:all or
+    dmc:walker-walk. Meta-World's are measured by success, dm_control's by return."""
     against: str | None = None
     """Another model, acting under the same seeds: which is better, by a paired test."""
     dataset: str | None = None
     """Dataset in whose units and scale the policy acts, where it was trained on several."""
-    baselines: tuple[Literal["random", "mean_action", "replay", "expert"], ...] = BASELINES
-    """Shown beside the policy: random actions, the mean action, one demonstration replayed blindly, and the scripted
-    expert, which is the upper bound."""
+    baselines: tuple[Baseline, ...] = BASELINES
+    """Shown beside the policy: random actions, the mean action, copy (a random action, then always the one before), one
+    demonstration replayed blindly, and the scripted expert where there is one, which is the upper bound."""
     swap_instructions: bool = False
     """Also act with the instruction of another of the tasks."""
     blank_images: bool = False
@@ -33,7 +35,7 @@ class ClosedLoopConfig:
     view: Literal["side", "front", "top"] = "side"
     """Where Meta-World's camera stands: as in the demonstrations."""
     jpeg_quality: int = 85
-    """Quality of the frames that the policy sees, 1 to 100: as in the demonstrations."""
+    """Quality of Meta-World's frames that the policy sees, 1 to 100: as in the demonstrations."""
 
     def __post_init__(self) -> None:
         if self.workers < 0:
@@ -45,3 +47,11 @@ class ClosedLoopConfig:
         simulator, colon, tasks = self.env.partition(":")
         if not (simulator and colon and tasks):
             raise ValueError(f"--env names a simulator and tasks, such as metaworld:faucet-open, got {self.env!r}")
+        if simulator == "dmc":
+            self._require_metaworlds_unset()
+
+    def _require_metaworlds_unset(self) -> None:
+        for name, default in (("view", "side"), ("jpeg_quality", 85), ("swap_instructions", False)):
+            if getattr(self, name) != default:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} belongs to Meta-World: leave it out with --env {self.env}")

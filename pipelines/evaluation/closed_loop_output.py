@@ -43,12 +43,15 @@ def keep_report(loop: ClosedLoop, report: ClosedLoopReport, model: str, output: 
 
 
 def metrics_of(report: ClosedLoopReport) -> dict[str, float]:
-    """Success over all tasks and in each, by names that say in which simulator."""
+    """Success, or return, over all tasks and in each, by names that say in which simulator."""
     simulator, policy = report.environment.partition(":")[0], report.actors[POLICY]
-    rates = {task: success.rate.mean for task, success in policy.tasks.items()}
+    if report.measure == "return":
+        whole, by_task = policy.returns.mean, {task: each.returns.mean for task, each in policy.tasks.items()}
+    else:
+        whole, by_task = policy.rate.mean, {task: each.rate.mean for task, each in policy.tasks.items()}
     return {
-        f"evaluation/{simulator}/success": policy.rate.mean,
-        **{f"evaluation/{simulator}/{task}/success": rate for task, rate in rates.items()},
+        f"evaluation/{simulator}/{report.measure}": whole,
+        **{f"evaluation/{simulator}/{task}/{report.measure}": value for task, value in by_task.items()},
     }
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from cluster.session import RaySession, connect
 from pipelines.config.compute import Compute, num_threads
-from pipelines.evaluation.actors import MeanActor, PolicyActor, RandomActor, ReplayActor
+from pipelines.evaluation.actors import CopyActor, MeanActor, PolicyActor, RandomActor, ReplayActor
 from pipelines.evaluation.closed_loop import Actor, Episode, EpisodeResult, run_episodes
 from pipelines.evaluation.closed_loop_config import ClosedLoopConfig
 from pipelines.evaluation.closed_loop_report import (
     AGAINST,
     BLANK,
     POLICY,
+    REWORDED,
     SWAPPED,
     ClosedLoopReport,
     closed_loop_report,
@@ -26,6 +27,7 @@ from pipelines.evaluation.episode_ledger import EpisodeLedger, fingerprint
 from pipelines.evaluation.record import FOLDER
 from pipelines.evaluation.simulator_pool import LocalPool, RayPool
 from pipelines.evaluation.statistics import Bootstrap
+from pipelines.evaluation.wordings import Wordings, reworded
 from pipelines.publishing.folder import TrainedModel
 from pipelines.publishing.inference import InferenceModel
 from pipelines.publishing.trained_model import with_instructions
@@ -53,6 +55,7 @@ class ClosedLoop:
     demonstrations: Mapping[str, Demonstration]
     home: str
     compute: Compute
+    wordings: Wordings = field(default_factory=dict)
 
     def episodes(self, instructions: Mapping[str, str] | None = None) -> list[Episode]:
         """A task's episodes follow one another: a simulator changes its scene seldom."""
@@ -88,6 +91,7 @@ class ClosedLoop:
             seeds=self.seeds,
             max_steps=self.environments[0].max_steps,
             control_hz=self.dataset.control_hz,
+            measure=self.environments[0].measure,
             bootstrap=bootstrap,
         )
         ledger.delete()
@@ -107,19 +111,36 @@ class ClosedLoop:
         if config.swap_instructions:
             swapped = other_instructions([environment.task for environment in self.environments])
             actors[SWAPPED] = (lambda: PolicyActor(policy, self.dataset), self.episodes(swapped))
+        if self.wordings:
+            actors[REWORDED] = (lambda: PolicyActor(policy, self.dataset), self._reworded())
         if config.blank_images:
             actors[BLANK] = (lambda: PolicyActor(policy, self.dataset, blank_images=True), episodes)
         makers: dict[str, Callable[[], Actor] | None] = {
             "random": lambda: RandomActor(contract, self.dataset),
             "mean_action": lambda: MeanActor(contract, self.dataset),
+            "copy": lambda: CopyActor(contract, self.dataset),
             "replay": lambda: ReplayActor(self.demonstrations),
             "expert": None,
         }
         for name in config.baselines:
-            shown = [e for e in episodes if name != "replay" or e.task in self.demonstrations]
+            shown = [e for e in episodes if self._has(name, e)]
             if shown:
                 actors[name.replace("_", " ")] = (makers[name], shown)
         return actors
+
+    def _reworded(self) -> list[Episode]:
+        """Of the tasks that have other words; each seed takes the next wording."""
+        return [
+            replace(episode, instruction=reworded(self.wordings, self.seeds.index(episode.seed))[episode.instruction])
+            for episode in self.episodes()
+            if episode.instruction in self.wordings
+        ]
+
+    def _has(self, baseline: str, episode: Episode) -> bool:
+        """Whether there is a demonstration to replay, or an expert."""
+        if baseline == "expert":
+            return episode.environment.has_expert
+        return baseline != "replay" or episode.task in self.demonstrations
 
     def _act(
         self,
@@ -172,12 +193,12 @@ def _expert_results(pool: Pool, episodes: Sequence[Episode]) -> Iterator[Episode
     """A few at a time, so that progress shows."""
     for first in range(0, len(episodes), pool.size):
         some = list(episodes[first : first + pool.size])
-        for episode, steps in zip(some, pool.expert_steps(some), strict=True):
+        for episode, expert in zip(some, pool.expert_episodes(some), strict=True):
             yield EpisodeResult(
                 task=episode.task,
                 seed=episode.seed,
                 instruction=episode.instruction,
-                ending="step limit" if steps is None else "success",
-                steps=episode.environment.max_steps if steps is None else steps,
-                total_reward=float(steps is not None),
+                ending="success" if expert.success else "step limit",
+                steps=expert.steps,
+                total_reward=expert.total_reward,
             )

@@ -9,6 +9,7 @@ from pipelines.evaluation.closed_loop_config import ClosedLoopConfig
 from pipelines.evaluation.closed_loop_run import ClosedLoop
 from pipelines.evaluation.demonstrations import Demonstration, first_demonstrations
 from pipelines.evaluation.record import home_of
+from pipelines.evaluation.wordings import Wordings, require_known
 from pipelines.publishing.folder import TrainedModel
 from pipelines.publishing.trained_model import load_trained
 from pipelines.publishing.training_stores import open_training_store
@@ -16,7 +17,7 @@ from preprocessing.simulation.choice import choose_environments
 from preprocessing.simulation.environment import FIRST_EVALUATION_SEED, EnvironmentConfig
 from preprocessing.simulation.metaworld_rollout import VIEWS, Camera
 from preprocessing.store.episode_store import EpisodeStore
-from rt_models.spec import Contract, DatasetContract
+from rt_models.spec import Contract, DatasetContract, ImageRecipe
 
 
 def prepare(
@@ -27,8 +28,10 @@ def prepare(
     seed: int,
     data: Sequence[EpisodeStore] = (),
     compute: Compute | None = None,
+    wordings: Wordings | None = None,
 ) -> ClosedLoop:
     """Load and check everything. `data`: stores with demonstrations; by default those that the model was trained on.
+    `wordings`: the policy also acts told them.
 
     Seeds begin at `FIRST_EVALUATION_SEED` + `seed`: no demonstration of rtp simulate has one of them. Raises ValueError
     if the policy does not act in what moves the simulated robot.
@@ -39,8 +42,10 @@ def prepare(
     against = None if config.against is None else load_trained(config.against)
     dataset = trained.contract.dataset(config.dataset)
     environments = _environments(config, trained.contract, dataset)
+    require_known(wordings or {}, [environment.instruction for environment in environments], str(config.env))
     for policy in [trained] if against is None else [trained, against]:
-        _require_fit(policy, policy.contract.dataset(config.dataset), environments[0])
+        for environment in environments:
+            _require_fit(policy, policy.contract.dataset(config.dataset), environment)
     return ClosedLoop(
         trained=trained,
         against=against,
@@ -51,13 +56,18 @@ def prepare(
         demonstrations=_demonstrations(trained, data, environments) if "replay" in config.baselines else {},
         home=home_of(model),
         compute=compute or Compute(),
+        wordings=wordings or {},
     )
 
 
 def _environments(config: ClosedLoopConfig, contract: Contract, dataset: DatasetContract) -> list[EnvironmentConfig]:
-    image = contract.image
-    camera = Camera(view=VIEWS[config.view], height=image.height, width=image.width, jpeg_quality=config.jpeg_quality)
+    camera = camera_of(config, contract.image)
     return list(choose_environments(str(config.env), camera=camera, control_hz=dataset.control_hz))
+
+
+def camera_of(config: ClosedLoopConfig, image: ImageRecipe) -> Camera:
+    """The camera of demonstrations with pictures of this size."""
+    return Camera(view=VIEWS[config.view], height=image.height, width=image.width, jpeg_quality=config.jpeg_quality)
 
 
 def _require_fit(policy: TrainedModel, dataset: DatasetContract, environment: EnvironmentConfig) -> None:

@@ -31,6 +31,14 @@ class EvaluationConfig:
     """Resamples of the episodes behind each 95 % interval."""
     perturbations: bool = True
     """Also score with blank images and with swapped instructions, to show what the policy looks at."""
+    robustness: bool = False
+    """Also score with frames blurred, darkened, covered and cropped, each in three strengths, and --paraphrases."""
+    paraphrases: str | None = None
+    """YAML file of instructions in other words, INSTRUCTION: [OTHER WORDS, ...]. With --robustness the policy is scored
+    with them too; with --env it also acts with them."""
+    suites: str | None = None
+    """YAML file of suites, NAME: {instructions: [...], stores: [...]}, that scores are given for, such as seen tasks
+    and unseen objects."""
     seed: int = 0
     """Seed of the bootstrap resamples."""
     web: WebScoreConfig = field(default_factory=WebScoreConfig)

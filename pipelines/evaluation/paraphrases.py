@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.evaluation.config import EvaluationConfig
-from pipelines.evaluation.predictions import Predictions, predict_store
+from pipelines.evaluation.predictions import Predictions, instructions_of, predict_store
 from pipelines.evaluation.scoring import correct_share, scored_dimensions
 from pipelines.evaluation.statistics import Interval
 from pipelines.publishing.folder import TrainedModel
@@ -92,7 +92,7 @@ def score_paraphrases(trained: TrainedModel, store: EpisodeStore, config: Evalua
     own_N = correct_share(plain.tokens_NA, plain, dims)
     paraphrased_RN = [correct_share(predict(rewording).tokens_NA, plain, dims) for rewording in rewordings]
     opposite_N = correct_share(predict(OPPOSITES).tokens_NA, plain, dims)
-    text_N = np.array(_texts(store))[plain.episode_N]
+    text_N = np.array(instructions_of(store))[plain.episode_N]
     has_opposite_N = np.isin(text_N, list(OPPOSITES))
     all_steps = config.bootstrap().over(plain.episode_N)
     some_steps = config.bootstrap().over(plain.episode_N[has_opposite_N])
@@ -108,13 +108,3 @@ def score_paraphrases(trained: TrainedModel, store: EpisodeStore, config: Evalua
         opposite_instruction=some_steps(opposite_N[has_opposite_N]),
         per_task=per_task,
     )
-
-
-def _texts(store: EpisodeStore) -> list[str]:
-    """The instruction of each episode, in the store's order."""
-    text_of = dict(zip(store.instruction_ids.tolist(), store.instruction_texts, strict=True))
-    texts: list[str] = []
-    for number, shard in enumerate(store.shards):
-        ids = store.read_shard(number, ["instruction"])["instruction"].to_numpy()
-        texts += [text_of[ids[end - 1]] for end in np.cumsum(shard.episode_lengths)]
-    return texts

@@ -13,6 +13,8 @@ from typing import Literal
 
 import numpy as np
 
+from pipelines.evaluation.perturbations import blank
+from pipelines.families.base import ChangeFrames
 from pipelines.families.models import Model, family_of
 from pipelines.terminal.progress_bar import Count, uncounted
 from pipelines.training.data import as_trained
@@ -35,6 +37,9 @@ class Predictions:
     tokens_NA: np.ndarray
     valid_mass_NK: np.ndarray | None = None
     invalid_NK: np.ndarray | None = None
+    log_likelihood_NAJ: np.ndarray | None = None
+    """Of the recorded token, at each of `TEMPERATURES`; None for models that answer in text."""
+    confidence_NAJ: np.ndarray | None = None
 
     @property
     def first_N(self) -> np.ndarray:
@@ -49,6 +54,7 @@ def predict_store(
     *,
     batch: int,
     perturbation: Perturbation = "none",
+    change_frames: ChangeFrames | None = None,
     rewording: Mapping[str, str] | None = None,
     counted: Count = uncounted,
 ) -> Predictions:
@@ -61,12 +67,14 @@ def predict_store(
     if perturbation == "swapped_instructions":
         rewording = _swapped(store.instruction_texts)
     seen = as_trained(store, contract)
+    if perturbation == "blank_images":
+        change_frames = blank
     predicted = family_of(model).predict(
         model,
         contract,
         FrozenStateStore.of(seen) if perturbation == "frozen_state" else seen,
         batch=batch,
-        blank_images=perturbation == "blank_images",
+        change_frames=change_frames,
         rewording=rewording,
     )
     parts, left = [], store.num_steps
@@ -80,7 +88,7 @@ def predict_store(
     def joined(column: str) -> np.ndarray:
         return np.concatenate([getattr(part, column) for part in parts])
 
-    in_text = parts[0].valid_mass_BK is not None
+    in_text, in_one_pass = parts[0].valid_mass_BK is not None, parts[0].log_likelihood_BAJ is not None
     return Predictions(
         episode_N=joined("episode_B"),
         step_N=joined("step_B"),
@@ -89,7 +97,19 @@ def predict_store(
         tokens_NA=joined("tokens_BA"),
         valid_mass_NK=joined("valid_mass_BK") if in_text else None,
         invalid_NK=joined("invalid_BK") if in_text else None,
+        log_likelihood_NAJ=joined("log_likelihood_BAJ") if in_one_pass else None,
+        confidence_NAJ=joined("confidence_BAJ") if in_one_pass else None,
     )
+
+
+def instructions_of(store: EpisodeStore) -> list[str]:
+    """The instruction of each episode, in the store's order."""
+    text_of = dict(zip(store.instruction_ids.tolist(), store.instruction_texts, strict=True))
+    texts: list[str] = []
+    for number, shard in enumerate(store.shards):
+        ids = store.read_shard(number, ["instruction"])["instruction"].to_numpy()
+        texts += [text_of[ids[end - 1]] for end in np.cumsum(shard.episode_lengths)]
+    return texts
 
 
 def _swapped(texts: Sequence[str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 
+from pipelines.evaluation.diagnosis import Diagnosis
 from pipelines.evaluation.statistics import Interval
 
 
@@ -68,6 +69,16 @@ class PerturbedScores:
 
     token_accuracy: Interval
     fall: Interval
+    scaled_error: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteScores:
+    """The model on the episodes of a suite."""
+
+    episodes: int
+    steps: int
+    token_accuracy: Interval
     scaled_error: Interval
 
 
@@ -164,6 +175,13 @@ class EpisodeReport(EvaluationReport):
     """By perturbation; None if none was asked for."""
     own_space: OwnSpaceErrors | None = None
     """None for a dataset that is in the model's space by itself."""
+    negative_log_likelihood: Interval | None = None
+    """Of the recorded bins, in nats, mean over scored dimensions; None for models that answer in text."""
+    diagnosis: Diagnosis | None = None
+    robustness: Mapping[str, Mapping[str, PerturbedScores]] | None = None
+    """By kind of perturbation, then by strength, "1" the weakest; None if it was not asked for."""
+    suites: Mapping[str, SuiteScores] | None = None
+    """By declared suite; None without any."""
 
     def headlines(self) -> dict[str, Interval]:
         return {"scaled_error": self.scaled_error, "token_accuracy": self.token_accuracy}

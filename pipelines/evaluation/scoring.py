@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,9 +12,11 @@ import torch
 from pipelines.evaluation.baselines import BASELINES, baseline_tokens
 from pipelines.evaluation.comparison import labels_of
 from pipelines.evaluation.config import EvaluationConfig
+from pipelines.evaluation.diagnosis import diagnose
 from pipelines.evaluation.own_space import own_space_errors
+from pipelines.evaluation.perturbations import GRADED
 from pipelines.evaluation.physical_error import ErrorScale
-from pipelines.evaluation.predictions import Perturbation, Predictions, predict_store
+from pipelines.evaluation.predictions import Perturbation, Predictions, instructions_of, predict_store
 from pipelines.evaluation.report import (
     ActionScore,
     Decoding,
@@ -20,10 +24,14 @@ from pipelines.evaluation.report import (
     EpisodeReport,
     EvaluationReport,
     PerturbedScores,
+    SuiteScores,
     WebReport,
 )
 from pipelines.evaluation.statistics import Interval
+from pipelines.evaluation.suites import members, read_suites
 from pipelines.evaluation.web_scores import score_web
+from pipelines.evaluation.wordings import most_wordings, read_wordings, require_known, reworded
+from pipelines.families.base import TEMPERATURES, ChangeFrames
 from pipelines.families.models import Model, family_of
 from pipelines.publishing.folder import TrainedModel
 from pipelines.terminal.progress_bar import Count, uncounted
@@ -34,6 +42,8 @@ from preprocessing.store.web_store import WebStore
 from rt_models.action_tokens import decode
 from rt_models.control.action import ActionOutlet
 from rt_models.spec import Contract, DatasetContract
+
+log = logging.getLogger(__name__)
 
 PERTURBATIONS: tuple[Perturbation, ...] = ("blank_images", "swapped_instructions")
 _OF_THE_STATE: tuple[Perturbation, ...] = ("frozen_state",)  # of a model that reads one
@@ -74,32 +84,14 @@ def evaluation_of(
 def _evaluated(
     model: Model, contract: Contract, store: EpisodeStore, config: EvaluationConfig, counted: Count
 ) -> Evaluation:
-    dataset = contract.dataset(store.name)
-    answered_dims = family_of(model).answered_dims(model.config)
-    answered = dataset.answered_in(answered_dims)  # the policy's side; the baselines answer in all of the dataset's
-    outlet = ActionOutlet(model.spec, dataset, answered_dims)
-    predictions = as_acted(predict_store(model, contract, store, batch=config.batch, counted=counted), outlet)
-    dims = scored_dimensions(dataset, predictions)
-    dims = dims[np.isfinite(answered.completed(np.zeros(model.spec.size), model.spec))[dims]]  # NaN is no answer
-    scale = _error_scale(store, contract)
+    steps = _ScoredSteps.of(model, contract, store, config, counted)
+    predictions, dims, dataset, interval = steps.predictions, steps.dims, steps.dataset, steps.interval
     lazy = {name: baseline_tokens(name, predictions, model) for name in BASELINES}
-    interval = config.bootstrap().over(predictions.episode_N)
     correct = {name: correct_share(tokens, predictions, dims) for name, tokens in lazy.items()}
     own = correct_share(predictions.tokens_NA, predictions, dims)
-
-    def scaled_error(tokens_NA: np.ndarray, side: DatasetContract = answered) -> Interval:
-        return interval(scale.errors(_physical(tokens_NA, model, side), predictions.physical_NA))
-
-    def perturbed(kind: Perturbation) -> PerturbedScores:
-        other = predict_store(model, contract, store, batch=config.batch, perturbation=kind, counted=counted)
-        other = as_acted(other, outlet)
-        right = correct_share(other.tokens_NA, predictions, dims)
-        return PerturbedScores(
-            token_accuracy=interval(right), fall=interval(own - right), scaled_error=scaled_error(other.tokens_NA)
-        )
-
-    names = model.spec.names
-    predicted_NA = _physical(predictions.tokens_NA, model, answered)
+    names, scale = model.spec.names, steps.scale
+    predicted_NA = _physical(predictions.tokens_NA, model, steps.answered)
+    asked = perturbations_of(contract) if config.perturbations else None
     answers = {"policy": predicted_NA, **{name: _physical(tokens, model, dataset) for name, tokens in lazy.items()}}
     report = EpisodeReport(
         store=store.root,
@@ -109,15 +101,19 @@ def _evaluated(
         dimensions=tuple(names[dim] for dim in dims),
         labels=labels_of(model.spec, dataset, dims.tolist()),
         token_accuracy=interval(own),
-        scaled_error=scaled_error(predictions.tokens_NA),
-        scaled_error_lazy={name: scaled_error(tokens, dataset) for name, tokens in lazy.items()},
+        scaled_error=interval(steps.errors(predictions.tokens_NA)),
+        scaled_error_lazy={name: interval(steps.errors(tokens, dataset)) for name, tokens in lazy.items()},
         ranges={names[dim]: float(width) for dim, width in zip(scale.dims, scale.ranges_D, strict=True)},
         lazy={name: interval(value) for name, value in correct.items()},
         margin={name: interval(own - value) for name, value in correct.items()},
-        per_dimension=_per_dimension(predictions, lazy, model, answered, dataset, dims),
+        per_dimension=_per_dimension(predictions, lazy, model, steps.answered, dataset, dims),
         decoding=_decoding(predictions),
-        perturbed={kind: perturbed(kind) for kind in perturbations_of(contract)} if config.perturbations else None,
+        perturbed=None if asked is None else {kind: steps.perturbed(kind) for kind in asked},
         own_space=own_space_errors(dataset, model.spec, predictions.physical_NA, answers),
+        negative_log_likelihood=_likelihood(predictions, dims, interval),
+        diagnosis=diagnose(predictions, predicted_NA, model.spec, dims),
+        robustness=steps.robustness() if config.robustness else None,
+        suites=steps.suites() if config.suites else None,
     )
     return Evaluation(report=report, predictions=predictions, predicted_NA=predicted_NA)
 
@@ -127,10 +123,125 @@ def perturbations_of(contract: Contract) -> tuple[Perturbation, ...]:
     return (*PERTURBATIONS, *(_OF_THE_STATE if contract.state else ()))
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _ScoredSteps:
+    """A model's predictions on a store, and what scores them. `answered` is the policy's side of the dataset; the
+    baselines answer in all of the dataset's dimensions."""
+
+    model: Model
+    contract: Contract
+    store: EpisodeStore
+    config: EvaluationConfig
+    counted: Count
+    dataset: DatasetContract
+    answered: DatasetContract
+    outlet: ActionOutlet
+    predictions: Predictions
+    dims: np.ndarray
+    scale: ErrorScale
+    interval: Callable[[np.ndarray], Interval]
+
+    @staticmethod
+    def of(
+        model: Model, contract: Contract, store: EpisodeStore, config: EvaluationConfig, counted: Count
+    ) -> _ScoredSteps:
+        dataset, answered_dims = contract.dataset(store.name), family_of(model).answered_dims(model.config)
+        answered, outlet = dataset.answered_in(answered_dims), ActionOutlet(model.spec, dataset, answered_dims)
+        predictions = as_acted(predict_store(model, contract, store, batch=config.batch, counted=counted), outlet)
+        dims = scored_dimensions(dataset, predictions)
+        is_answered_A = np.isfinite(answered.completed(np.zeros(model.spec.size), model.spec))  # NaN is no answer
+        return _ScoredSteps(
+            model=model,
+            contract=contract,
+            store=store,
+            config=config,
+            counted=counted,
+            dataset=dataset,
+            answered=answered,
+            outlet=outlet,
+            predictions=predictions,
+            dims=dims[is_answered_A[dims]],
+            scale=_error_scale(store, contract),
+            interval=config.bootstrap().over(predictions.episode_N),
+        )
+
+    def errors(self, tokens_NA: np.ndarray, side: DatasetContract | None = None) -> np.ndarray:
+        """float64 (N,): the scaled error of each step, answered by the policy or by `side`."""
+        return self.scale.errors(_physical(tokens_NA, self.model, side or self.answered), self.predictions.physical_NA)
+
+    def perturbed(
+        self,
+        kind: Perturbation = "none",
+        *,
+        change_frames: ChangeFrames | None = None,
+        rewording: Mapping[str, str] | None = None,
+    ) -> PerturbedScores:
+        other = predict_store(
+            self.model,
+            self.contract,
+            self.store,
+            batch=self.config.batch,
+            perturbation=kind,
+            change_frames=change_frames,
+            rewording=rewording,
+            counted=self.counted,
+        )
+        tokens_NA = as_acted(other, self.outlet).tokens_NA
+        own = correct_share(self.predictions.tokens_NA, self.predictions, self.dims)
+        right = correct_share(tokens_NA, self.predictions, self.dims)
+        return PerturbedScores(
+            token_accuracy=self.interval(right),
+            fall=self.interval(own - right),
+            scaled_error=self.interval(self.errors(tokens_NA)),
+        )
+
+    def robustness(self) -> dict[str, dict[str, PerturbedScores]]:
+        """By kind of perturbation and strength, then by the number of the other words."""
+        graded = {
+            kind: {str(strength): self.perturbed(change_frames=change) for strength, change in enumerate(changes, 1)}
+            for kind, changes in GRADED.items()
+        }
+        wordings = read_wordings(self.config.paraphrases)
+        require_known(wordings, list(self.store.instruction_texts), f"the instructions of {self.store.root}")
+        if wordings:
+            numbers = range(most_wordings(wordings))
+            graded["paraphrase"] = {str(n + 1): self.perturbed(rewording=reworded(wordings, n)) for n in numbers}
+        return graded
+
+    def suites(self) -> dict[str, SuiteScores]:
+        tokens_NA, bootstrap = self.predictions.tokens_NA, self.config.bootstrap()
+        right_N, error_N = correct_share(tokens_NA, self.predictions, self.dims), self.errors(tokens_NA)
+        found = {}
+        suites = read_suites(self.config.suites)
+        declared = members(suites, instructions_of(self.store), self.store.name)
+        for name, member_E in declared.items():
+            member_N = member_E[self.predictions.episode_N]
+            episode_M = self.predictions.episode_N[member_N]
+            if not len(episode_M):  # all of their steps are terminal
+                continue
+            interval = bootstrap.over(episode_M)
+            found[name] = SuiteScores(
+                episodes=len(np.unique(episode_M)),
+                steps=len(episode_M),
+                token_accuracy=interval(right_N[member_N]),
+                scaled_error=interval(error_N[member_N]),
+            )
+        for name in suites.keys() - found.keys():
+            log.warning("no scored episode of %s belongs to the suite %r", self.store.root, name)
+        return found
+
+
 def _error_scale(store: EpisodeStore, contract: Contract) -> ErrorScale:
     """From the store's own statistics, in the space that the model was trained in."""
     seen = as_trained(store, contract) if contract.dataset(store.name).own else store
     return ErrorScale.of((seen.with_statistics() if isinstance(seen, MappedStore) else seen).contract)
+
+
+def _likelihood(
+    predictions: Predictions, dims: np.ndarray, interval: Callable[[np.ndarray], Interval]
+) -> Interval | None:
+    likelihood_NAJ = predictions.log_likelihood_NAJ
+    return None if likelihood_NAJ is None else interval(-likelihood_NAJ[:, dims, TEMPERATURES.index(1.0)].mean(axis=1))
 
 
 def _decoding(predictions: Predictions) -> Decoding | None:

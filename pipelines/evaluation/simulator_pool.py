@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from pipelines.evaluation.closed_loop import Episode
-from preprocessing.simulation.environment import Environment, EnvironmentConfig, Observation
+from preprocessing.simulation.environment import Environment, EnvironmentConfig, ExpertEpisode, Observation
 
 
 class Simulator:
@@ -28,8 +28,8 @@ class Simulator:
         assert self._environment is not None
         return self._environment.step(values)
 
-    def expert_steps(self, config: EnvironmentConfig, seed: int) -> int | None:
-        return config.build().expert_steps(seed)
+    def expert_episode(self, config: EnvironmentConfig, seed: int) -> ExpertEpisode:
+        return config.without_camera().build().expert_episode(seed)
 
     def close(self) -> None:
         if self._environment is not None:
@@ -55,8 +55,8 @@ class LocalPool:
     def next(self) -> tuple[int, Observation | Exception]:
         return 0, self._answers.popleft()
 
-    def expert_steps(self, episodes: list[Episode]) -> list[int | None]:
-        return [self._simulator.expert_steps(episode.environment, episode.seed) for episode in episodes]
+    def expert_episodes(self, episodes: list[Episode]) -> list[ExpertEpisode]:
+        return [self._simulator.expert_episode(episode.environment, episode.seed) for episode in episodes]
 
     def close(self) -> None:
         self._simulator.close()
@@ -106,11 +106,11 @@ class RayPool:
             self._simulators[simulator] = self._actor_class.remote()
             return simulator, ChildProcessError(f"the simulator's process died: {str(error).splitlines()[0]}")
 
-    def expert_steps(self, episodes: list[Episode]) -> list[int | None]:
+    def expert_episodes(self, episodes: list[Episode]) -> list[ExpertEpisode]:
         import ray
 
         pending = [
-            self._simulators[place % self.size].expert_steps.remote(episode.environment, episode.seed)
+            self._simulators[place % self.size].expert_episode.remote(episode.environment, episode.seed)
             for place, episode in enumerate(episodes)
         ]
         return ray.get(pending)

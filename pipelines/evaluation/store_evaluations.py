@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.evaluation.config import EvaluationConfig
+from pipelines.evaluation.perturbations import GRADED
 from pipelines.evaluation.record import EvaluatedModel, file_name, home_of, keep, metrics_of
 from pipelines.evaluation.report import EpisodeReport, EvaluationReport
 from pipelines.evaluation.scoring import Evaluation, evaluation_of, perturbations_of, web_report
+from pipelines.evaluation.wordings import most_wordings, read_wordings
 from pipelines.publishing.folder import TrainedModel
 from pipelines.publishing.registered import is_registered
-from pipelines.reports.prediction_view import predicted_episodes
+from pipelines.reports.prediction_view import bin_confusions, predicted_episodes
 from pipelines.reports.run_page import evaluation_page
 from pipelines.terminal.atomic_files import write_whole
 from pipelines.terminal.progress_bar import counting
@@ -33,7 +35,10 @@ def passes(store: EpisodeStore | WebStore, config: EvaluationConfig, contract: C
     """Rows, or answers, that an evaluation on `store` of a model under `contract` takes."""
     if isinstance(store, WebStore):
         return 2 * min(config.web.examples, store.num_examples)
-    return store.num_steps * (1 + len(perturbations_of(contract)) * config.perturbations)
+    graded, wordings = sum(map(len, GRADED.values())), read_wordings(config.paraphrases)
+    others = graded + (most_wordings(wordings) if wordings else 0)
+    perturbed = len(perturbations_of(contract))
+    return store.num_steps * (1 + perturbed * config.perturbations + others * config.robustness)
 
 
 def keep_reports(
@@ -80,7 +85,8 @@ def pictures(evaluation: Evaluation, store: EpisodeStore | WebStore, *, limit: i
     if predictions is None or predicted_NA is None:
         return ""
     assert isinstance(store, EpisodeStore) and isinstance(report, EpisodeReport)
-    return predicted_episodes(store, predictions, predicted_NA, report.dimensions, limit=limit)
+    episodes = predicted_episodes(store, predictions, predicted_NA, report.dimensions, limit=limit)
+    return bin_confusions(predictions, store.contract.action, report.dimensions, report.labels.bins) + episodes
 
 
 def next_command(model: str, trained: TrainedModel, reports: Sequence[EvaluationReport]) -> list[str]:

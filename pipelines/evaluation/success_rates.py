@@ -14,8 +14,8 @@ import numpy as np
 
 from pipelines.evaluation.statistics import Bootstrap, Interval
 
-_Z_95 = 1.959963984540054
-_Z_80 = 0.8416212335729143  # power of 80 %
+Z_95 = 1.959963984540054
+Z_80 = 0.8416212335729143  # power of 80 %
 
 
 def wilson(successes: int, trials: int) -> Interval:
@@ -23,9 +23,9 @@ def wilson(successes: int, trials: int) -> Interval:
     if not 0 <= successes <= trials or trials == 0:
         raise ValueError(f"a success rate needs 0 <= successes <= trials and a trial, got {successes} of {trials}")
     rate = successes / trials
-    spread = 1 + _Z_95**2 / trials
-    centre = (rate + _Z_95**2 / (2 * trials)) / spread
-    half = _Z_95 * math.sqrt(rate * (1 - rate) / trials + _Z_95**2 / (4 * trials**2)) / spread
+    spread = 1 + Z_95**2 / trials
+    centre = (rate + Z_95**2 / (2 * trials)) / spread
+    half = Z_95 * math.sqrt(rate * (1 - rate) / trials + Z_95**2 / (4 * trials**2)) / spread
     return Interval(mean=rate, low=max(centre - half, 0.0), high=min(centre + half, 1.0))
 
 
@@ -105,7 +105,7 @@ def episodes_to_decide(only_first: float, only_second: float) -> int | None:
     difference, discordant = only_first - only_second, only_first + only_second
     if difference == 0:
         return None
-    spread = _Z_95 * math.sqrt(discordant) + _Z_80 * math.sqrt(max(discordant - difference**2, 0.0))
+    spread = Z_95 * math.sqrt(discordant) + Z_80 * math.sqrt(max(discordant - difference**2, 0.0))
     return math.ceil((spread / difference) ** 2)
 
 

@@ -85,6 +85,16 @@ class PredictedSteps:
     valid_mass_BK: np.ndarray | None = None
     """Of models that answer in text: see `rt_models.language.generation.PredictedActions`."""
     invalid_BK: np.ndarray | None = None
+    log_likelihood_BAJ: np.ndarray | None = None
+    """Of models that answer in one pass: the recorded token's log-probability at each of `TEMPERATURES`."""
+    confidence_BAJ: np.ndarray | None = None
+    """The largest probability, in the same way."""
+
+
+ChangeFrames = Callable[[Tensor], Tensor]
+"""From uint8 frames (F, H, W, 3) to others of the same shape."""
+TEMPERATURES = (0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 2.8, 4.0)
+"""What logits are divided by."""
 
 
 class WebAnswers(Protocol):
@@ -191,12 +201,12 @@ class ModelFamily(ABC, Generic[ConfigT, ModelT]):
         store: EpisodeStore,
         *,
         batch: int,
-        blank_images: bool,
+        change_frames: ChangeFrames | None,
         rewording: Mapping[str, str] | None,
     ) -> Iterator[PredictedSteps]:
         """Predictions for the steps of `store` that are trained on, one item for every `batch` rows of it.
 
-        `rewording` gives instructions other words; those it does not name stay. `blank_images`: all frames are black.
+        `rewording` gives instructions other words; those it does not name stay. `change_frames` is applied to frames.
         """
 
     def web_answers(self, model: ModelT, contract: Contract, store: WebStore) -> WebAnswers:
@@ -271,6 +281,11 @@ def row_pieces(num_rows: int, size: int) -> Iterator[np.ndarray]:
     """int64: the numbers of all rows, `size` at a time."""
     rows = np.arange(num_rows)
     return (rows[first : first + size] for first in range(0, num_rows, size))
+
+
+def changed_frames(batch: Batch, change: ChangeFrames) -> Batch:
+    """The frames of every camera, changed, by key."""
+    return {key: change(value) for key, value in batch.items() if key.partition("_")[0] == "frames"}
 
 
 def selected(columns: Mapping[str, Tensor], rows_B: Tensor) -> PredictedSteps:

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from pipelines.families.base import (
+    ChangeFrames,
     ModelFamily,
     ModelT,
     PredictedSteps,
     RunT,
     TrainingRun,
+    changed_frames,
     chosen_space,
     encoded_frames,
     row_pieces,
@@ -137,7 +139,7 @@ class PromptFamily(ModelFamily[PromptConfigT, ModelT]):
         store: EpisodeStore,
         *,
         batch: int,
-        blank_images: bool,
+        change_frames: ChangeFrames | None,
         rewording: Mapping[str, str] | None,
     ) -> Iterator[PredictedSteps]:
         text, reader = _read_alone(model, contract, store)
@@ -145,8 +147,8 @@ class PromptFamily(ModelFamily[PromptConfigT, ModelT]):
         device = next(model.parameters()).device
         for rows in row_pieces(sum(reader.store_rows), batch):
             read = reader.read(rows, rows)
-            if blank_images:
-                read["frames"] = torch.zeros_like(read["frames"])
+            if change_frames is not None:
+                read |= changed_frames(read, change_frames)
             instructions = [others.get(line, line) for line in reader.instructions(rows)]
             prompts = text.collate_prompts([text.robot_prompt(line or NO_INSTRUCTION) for line in instructions])
             prompted = {key: read[key].to(device) for key in ("frames", "image_index")}

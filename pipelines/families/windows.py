@@ -18,11 +18,14 @@ import torch
 from torch import Tensor
 
 from pipelines.families.base import (
+    TEMPERATURES,
+    ChangeFrames,
     ModelFamily,
     ModelT,
     PredictedSteps,
     RunT,
     TrainingRun,
+    changed_frames,
     encoded_frames,
     row_pieces,
     selected,
@@ -114,7 +117,7 @@ class WindowFamily(ModelFamily[WindowConfigT, ModelT]):
         store: EpisodeStore,
         *,
         batch: int,
-        blank_images: bool,
+        change_frames: ChangeFrames | None,
         rewording: Mapping[str, str] | None,
     ) -> Iterator[PredictedSteps]:
         reader = _reader([store], contract, self.num_frames(cast(WindowConfigT, model.config)), LoaderConfig())
@@ -126,8 +129,8 @@ class WindowFamily(ModelFamily[WindowConfigT, ModelT]):
         for rows in pieces:
             loaded = reader.read(rows, rows) if shapes is None else shapes.read_filled(rows, len(pieces[0]))
             read = {key: value.to(device) for key, value in loaded.items()}
-            if blank_images:
-                read["frames"] = torch.zeros_like(read["frames"])
+            if change_frames is not None:
+                read |= changed_frames(read, change_frames)
             if swap is not None:
                 read["embedding"] = _swap_embeddings(read["embedding"], *swap)
             yield self._predicted(model, read, len(rows))
@@ -139,15 +142,29 @@ class WindowFamily(ModelFamily[WindowConfigT, ModelT]):
     @torch.no_grad()
     def _predicted(self, model: ModelT, batch: Batch, num_rows: int) -> PredictedSteps:
         """Of the first `num_rows` rows."""
+        logits_BAV, target_BA = self.last_logits(model, batch), encode(batch["action"][:, -1], model.spec)
+        log_likelihood_BAJ, confidence_BAJ = _at_temperatures(logits_BAV, target_BA)
         columns = {
             "episode_B": batch["episode"],
             "step_B": batch["step"],
             "action_BA": batch["action"][:, -1],
-            "target_tokens_BA": encode(batch["action"][:, -1], model.spec),
-            "tokens_BA": choose_tokens(self.last_logits(model, batch), model.spec),
+            "target_tokens_BA": target_BA,
+            "tokens_BA": choose_tokens(logits_BAV, model.spec),
+            "log_likelihood_BAJ": log_likelihood_BAJ,
+            "confidence_BAJ": confidence_BAJ,
         }
         asked_B = torch.arange(len(batch["step"]), device=batch["step"].device) < num_rows
         return selected(columns, batch["loss_mask"][:, -1] & asked_B)
+
+
+def _at_temperatures(logits_BAV: Tensor, target_BA: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 (B, A, J): the target's log-probability, and the largest probability, at each temperature."""
+    likelihoods, confidences = [], []
+    for temperature in TEMPERATURES:
+        log_p_BAV = torch.log_softmax(logits_BAV.float() / temperature, dim=-1)
+        likelihoods.append(log_p_BAV.gather(-1, target_BA[..., None])[..., 0])
+        confidences.append(log_p_BAV.amax(dim=-1).exp())
+    return torch.stack(likelihoods, dim=-1), torch.stack(confidences, dim=-1)
 
 
 def _reader(stores: Sequence[EpisodeStore], contract: Contract, num_steps: int, config: LoaderConfig) -> WindowReader:

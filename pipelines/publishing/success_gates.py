@@ -39,6 +39,10 @@ class Trial:
         """
         config = ClosedLoopConfig(env=self.environment, against=champion, baselines=(), workers=self.workers)
         loop = prepare(model, config, episodes=self.episodes, seed=0, compute=compute)
+        if loop.environments[0].measure != SUCCESS:
+            raise ValueError(
+                f"{self.environment} is measured by return, and gates are of success: use Meta-World's tasks"
+            )
         return loop.run(Bootstrap())
 
 

@@ -84,6 +84,23 @@ def histogram(values: np.ndarray, *, bins: int = 40, width: int = 300, height: i
     return _svg(width, height, bars) + _legend([f"{edges[0]:.4g} .. {edges[-1]:.4g}"])
 
 
+def heat_map(counts_RC: np.ndarray, *, x_title: str, y_title: str, cell: int = 10) -> str:
+    """Squares, darker for more, each row over its own sum; the first row lies at the bottom."""
+    rows, columns = counts_RC.shape
+    share_RC = counts_RC / np.maximum(counts_RC.sum(axis=1, keepdims=True), 1)
+    left, below = 18, 18
+    squares = [
+        f'<rect x="{left + column * cell}" y="{(rows - 1 - row) * cell}" width="{cell}" height="{cell}" '
+        f'fill="{BLUE}" fill-opacity="{share_RC[row, column]:.2f}"/>'
+        for row, column in zip(*np.nonzero(counts_RC), strict=True)
+    ]
+    width, height = columns * cell, rows * cell
+    frame = f'<rect x="{left}" y="0" width="{width}" height="{height}" fill="none" stroke="{GREY}"/>'
+    titles = _text(left + width / 2, height + below - 4, x_title, "middle")
+    titles += _text(12, height / 2, y_title, "middle", turn=f' transform="rotate(-90 12 {height / 2:g})"')
+    return _svg(left + width, height + below, frame + "".join(squares) + titles)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Series:
     """Points of `plot`. `labels` are written beside the points; a series without a name is not in the legend."""

@@ -12,8 +12,10 @@ from pipelines.evaluation.predictions import Predictions
 from pipelines.reports import charts, episode_view
 from pipelines.reports.episode_view import Curves, Timeline
 from preprocessing.store.episode_store import EpisodeStore
+from rt_models.action_space import ActionSpec
 
 _CURVE_HEIGHT = 64
+_CELLS = 16
 
 
 def predicted_episodes(
@@ -37,6 +39,21 @@ def predicted_episodes(
         )
         sections.append(episode_view.episode_section(store, shard, episode, curves))
     return "".join(sections)
+
+
+def bin_confusions(predictions: Predictions, action: ActionSpec, names: Sequence[str], bins: int) -> str:
+    """HTML: for each of the dimensions `names`, recorded against predicted bins in groups; the diagonal is right."""
+    figures = []
+    for name in names:
+        dim = action.names.index(name)
+        count = action.dimensions[dim].num_classes or bins
+        cells = min(count, _CELLS)
+        groups = [tokens[:, dim] * cells // count for tokens in (predictions.target_tokens_NA, predictions.tokens_NA)]
+        counts_RC = np.zeros((cells, cells), np.int64)
+        np.add.at(counts_RC, (groups[0].clip(0, cells - 1), groups[1].clip(0, cells - 1)), 1)
+        chart = charts.heat_map(counts_RC, x_title="predicted bin", y_title="recorded", cell=160 // cells)
+        figures.append(f"<div>{html.escape(name)}<br>{chart}</div>")
+    return f'<div style="display: flex; flex-wrap: wrap; gap: 1rem">{"".join(figures)}</div>'
 
 
 def _curves(titles: Sequence[str], steps: np.ndarray, recorded_MD: np.ndarray, predicted_MD: np.ndarray) -> Curves:

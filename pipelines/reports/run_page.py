@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from pipelines.evaluation.diagnosis import EVENT_TOLERANCE, WITHIN, Diagnosis
 from pipelines.evaluation.report import EpisodeReport, EvaluationReport, OwnSpaceErrors, WebReport
 from pipelines.evaluation.statistics import Interval
 from pipelines.reports import charts, episode_view, html_page
@@ -57,6 +58,7 @@ def _evaluated(title: str, evaluation: EvaluationReport) -> list[str]:
         html_page.heading("Per dimension"),
         html_page.table(DIMENSION_HEAD, dimension_rows(evaluation)),
         *_own_space(evaluation),
+        *_diagnosed(evaluation),
     ]
 
 
@@ -74,6 +76,61 @@ def own_space_table(own: OwnSpaceErrors) -> tuple[list[str], list[list[str]]]:
         for name, errors in own.mean_absolute_error.items()
     ]
     return [f"dimension of\n{own.space}", "unit", *DIMENSION_HEAD[3:]], rows
+
+
+def _diagnosed(evaluation: EpisodeReport) -> list[str]:
+    if evaluation.diagnosis is None:
+        return []
+    found = detections(evaluation.diagnosis)
+    tables = [html_page.table(head, rows) for head, rows in further_tables(evaluation)]
+    return [*tables, *map(html_page.note, found)]
+
+
+def further_tables(evaluation: EpisodeReport) -> list[tuple[list[str], list[list[str]]]]:
+    """(head, rows) of what was measured beyond the scores: diagnosis, robustness, suites."""
+    tables = []
+    if evaluation.diagnosis is not None:
+        tables.append((DIAGNOSIS_HEAD, diagnosis_rows(evaluation.diagnosis)))
+    if evaluation.robustness:
+        rows = [
+            [f"{kind} {strength}", percent(own.token_accuracy), percent(own.fall), f"{own.scaled_error.mean:.4f}"]
+            for kind, by_strength in evaluation.robustness.items()
+            for strength, own in by_strength.items()
+        ]
+        tables.append((["perturbed", "token accuracy [95 %]", "fall", "scaled\nerror"], rows))
+    if evaluation.suites is not None:
+        rows = [
+            [name, str(suite.episodes), percent(suite.token_accuracy), f"{suite.scaled_error.mean:.4f}"]
+            for name, suite in evaluation.suites.items()
+        ]
+        tables.append((["suite", "episodes", "token accuracy [95 %]", "scaled\nerror"], rows))
+    return tables
+
+
+def diagnosis_rows(diagnosis: Diagnosis) -> list[list[str]]:
+    """[dimension, within 1, 2 and 4 bins, negative log-likelihood, calibration error, temperature]."""
+    rows = []
+    for name, own in diagnosis.dimensions.items():
+        near = [f"{100 * share:.1f} %" for share in own.within_bins.values()]
+        sure = own.calibration
+        numbers = [sure.negative_log_likelihood, sure.calibration_error, sure.temperature] if sure else []
+        rows.append([name, *near, *(f"{number:.3g}" for number in numbers), *[""] * (3 - len(numbers))])
+    return rows
+
+
+def detections(diagnosis: Diagnosis) -> list[str]:
+    """Sentences about gripper events and ends of episodes, where there are any."""
+    whats = {
+        f"gripper turns (within {EVENT_TOLERANCE} steps)": diagnosis.gripper_events,
+        "steps that end an episode": diagnosis.terminate,
+    }
+    sentences = []
+    for what, found in whats.items():
+        if found is not None and found.f1 is not None:
+            scores = {"precision": found.precision, "recall": found.recall, "F1": found.f1}
+            told = ", ".join(f"{name} {value:.2f}" for name, value in scores.items() if value is not None)
+            sentences.append(f"{what}: {found.recorded} recorded, {found.predicted} predicted; {told}")
+    return sentences
 
 
 def loss_curve(metrics: Sequence[Mapping[str, float]]) -> str:
@@ -154,6 +211,8 @@ def plain(interval: Interval) -> str:
 
 
 WEB_HEAD = ["", "score [95 %]", "model is above by"]
+_PROBABILITIES = ["log-loss\n[nats]", "calibration\nerror", "temper-\nature"]
+DIAGNOSIS_HEAD = ["", *(f"within\n{k} bins" for k in WITHIN), *_PROBABILITIES]
 SCORE_HEAD = ["", "token accuracy [95 %]", "policy is above by", "scaled\nerror"]
 DIMENSION_HEAD = [
     "dimension",

@@ -25,6 +25,7 @@ from pipelines.evaluation.comparison import require_comparable
 from pipelines.evaluation.config import EvaluationConfig
 from pipelines.evaluation.scoring import score
 from pipelines.publishing.trained_model import load_trained
+from pipelines.sweeps.simulated import SIMULATED, SimulatedScore, check_simulated
 from pipelines.tracking.mlflow_run import RunMetrics
 from pipelines.training.checkpoint_metadata import CheckpointMetadata
 from pipelines.training.checks import check_job
@@ -44,7 +45,8 @@ from tuning.tuner import Report, TrialTask
 if TYPE_CHECKING:
     from ray.train import UserCallback
 
-SCORES = {"token_accuracy", "scaled_error", "vqa_accuracy"}  # objectives that an evaluation after the training measures
+# Objectives that an evaluation after the training measures, those in a simulator last.
+SCORES = {"token_accuracy", "scaled_error", "vqa_accuracy", *SIMULATED}
 
 RunTraining = Callable[..., TrainingResult]  # pipelines.train.run_training
 
@@ -55,11 +57,13 @@ class TrainingTrial:
 
     run: what runs a training (`pipelines.train.run_training`).
     scores: whether to evaluate the trained model on the validation stores, for objectives that only that measures.
+    simulated: where the trained model acts, for objectives that a simulator measures.
     """
 
     job: TrainJob
     run: RunTraining
     scores: bool = False
+    simulated: SimulatedScore | None = None
     accepted: tuple[str, ...] = ()
     tags: Mapping[str, str]
 
@@ -80,11 +84,12 @@ class TrainingTrial:
         if result.stopped is not None:
             raise RuntimeError(f"{result.stopped}; rtp tune --resume --retry-failed continues it")
         metrics = {key: value for key, value in result.metrics.items() if isinstance(value, float)}
-        return {**metrics, **(_scored(job) if self.scores else {}), "step": result.steps}
+        return {**metrics, **(_scored(job, self.simulated) if self.scores else {}), "step": result.steps}
 
 
-def scores(job: TrainJob) -> dict[str, float]:
-    """The headline scores of the trained model on the validation stores, means over stores of a kind; in MLflow too."""
+def scores(job: TrainJob, simulated: SimulatedScore | None) -> dict[str, float]:
+    """The headline scores of the trained model on the validation stores, means over stores of a kind, and its success
+    in a simulator; in MLflow too."""
     config = EvaluationConfig(bootstrap_samples=100, perturbations=False)
     by_metric: dict[str, list[float]] = {}
     trained = load_trained(job.output)
@@ -94,21 +99,23 @@ def scores(job: TrainJob) -> dict[str, float]:
             if name in SCORES:
                 by_metric.setdefault(name, []).append(interval.mean)
     means = {name: float(np.mean(values)) for name, values in by_metric.items()}
+    if simulated is not None:
+        means |= simulated.of(job.output)
     record = RunMetrics(uri=job.tracking_uri, run_id=known_run(job.output) or "", output=job.output)
     record.add(means, trained.step)
     record.close()
     return means
 
 
-def _scored(job: TrainJob) -> dict[str, float]:
+def _scored(job: TrainJob, simulated: SimulatedScore | None) -> dict[str, float]:
     """The scores, computed where the training ran: a trial whose Ray workers had the GPUs asks for one of its own."""
     launch = job.experiment.launch
     if not (isinstance(launch, RayLaunch) and launch.use_gpu):
-        return scores(job)
+        return scores(job, simulated)
     import ray
 
     with_a_gpu = ray.remote(num_cpus=0, num_gpus=1, scheduling_strategy="DEFAULT")  # not of what the trial reserves
-    return ray.get(with_a_gpu(scores).remote(job))
+    return ray.get(with_a_gpu(scores).remote(job, simulated))
 
 
 class _ReportingContext(LocalContext):
@@ -171,6 +178,8 @@ def check_sweep(sweep: Sweep, job: TrainJob, accepted: Collection[str] = ()) -> 
             _check_validation(sweep, experiment, job)
         elif isinstance(sweep.scheduler, Asha) and objective.metric == "loss":
             _require_divides(experiment.loop.log_every, sweep.scheduler.grace_steps, "log_every", "grace_steps")
+    stores = [open_store(path, split="train") for path in job.stores]
+    check_simulated(sweep, next((store for store in stores if isinstance(store, EpisodeStore)), None))
     _check_stores(sweep.space, job, accepted)
 
 
@@ -201,6 +210,8 @@ def _check_stores(space: Space, job: TrainJob, accepted: Collection[str]) -> Non
 def _check_scores(sweep: Sweep, metric: str, job: TrainJob) -> None:
     if not isinstance(sweep.scheduler, ToTheEnd):
         raise ValueError(f"{metric} is measured once, after a training, so its sweep needs the scheduler ToTheEnd")
+    if metric in SIMULATED:
+        return
     kinds = {type(open_store(path, split="val")) for path in job.validation}
     wanted = WebStore if metric == "vqa_accuracy" else EpisodeStore
     if wanted not in kinds:

@@ -30,7 +30,7 @@ COMMANDS = {
         example="rtp demo --output runs/demo",
     ),
     "simulate": Command(
-        summary="Meta-World's scripted experts -> an RLDS dataset",
+        summary="experts of Meta-World or dm_control -> episodes",
         example="rtp simulate data --tasks drawer-open-v3 faucet-open-v3 --episodes 50",
     ),
     "preprocess": Command(
@@ -73,6 +73,10 @@ COMMANDS = {
     "evaluate": Command(
         summary="score a model on held-out episodes or in a simulator",
         example="rtp evaluate runs/first --data stores/metaworld_sample/1.0.0/val",
+    ),
+    "agreement": Command(
+        summary="whether offline scores rank checkpoints as success does",
+        example="rtp agreement runs/first/evaluations",
     ),
     "register": Command(
         summary="a checkpoint -> the MLflow registry; gates guard an alias",

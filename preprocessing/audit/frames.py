@@ -33,18 +33,24 @@ def colours(store: EpisodeStore, role: str, reference: EpisodeStore | None) -> V
 
     Without one only the extreme can be told. Real scenes are mixed: wood, skin and cardboard outweigh blue (55 to 70 %
     warm on Bridge's cameras and on photographs), so that hardly any warm colour at all speaks against RGB; nothing
-    speaks for it.
+    speaks for it. dm_control's scenes (V-D4RL) are blue all over, so that there it is no sign.
     """
     name = f"colours_of_camera_{role}"
     seen = _palette(store, role)
     if reference is not None and role in reference.manifest.cameras:
         return _against(name, seen, _palette(reference, role), reference)
     sentence = f"{100 * seen.warm_share:.0f} % of the colour is warm (red over blue)"
-    if seen.colourful > _COLOURFUL and seen.warm_share < _COLD:
+    if seen.colourful > _COLOURFUL and seen.warm_share < _COLD and not _is_rendered(store):
         wrong = f"{sentence}, as where red and blue are exchanged"
         return Verdict(name=name, finding="contradicted", measured=seen.warm_share, sentence=wrong)
     sentence += "; only a reference tells: a store of this camera whose colours are known to be right"
     return Verdict(name=name, finding="unknown", measured=seen.warm_share, sentence=sentence)
+
+
+def _is_rendered(store: EpisodeStore) -> bool:
+    """Whether every dimension is the effort of an actuator, as in a simulator."""
+    kinds = {meaning.kind for meaning in store.dataset.meanings}
+    return kinds == {"effort"}
 
 
 def _against(name: str, seen: _Palette, known: _Palette, reference: EpisodeStore) -> Verdict:

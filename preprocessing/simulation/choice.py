@@ -1,28 +1,42 @@
-"""From `metaworld:faucet-open,door-lock` to environments."""
+"""From `metaworld:faucet-open,door-lock` or `dmc:walker-walk` to environments."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 
+from preprocessing.simulation.dmc_environment import dmc_config
+from preprocessing.simulation.environment import EnvironmentConfig
 from preprocessing.simulation.metaworld_environment import MetaWorldConfig
 from preprocessing.simulation.metaworld_rlds import INSTRUCTIONS
 from preprocessing.simulation.metaworld_rollout import SCENE_OF, Camera
 
-SIMULATORS = ("metaworld",)
+SIMULATORS = ("metaworld", "dmc")
 _VERSION = "-v3"
 
 
-def choose_environments(env: str, *, camera: Camera, control_hz: float) -> list[MetaWorldConfig]:
-    """The environments of SIMULATOR:TASK,TASK or SIMULATOR:all. Raises ValueError for an unknown one."""
+def choose_environments(env: str, *, camera: Camera, control_hz: float) -> Sequence[EnvironmentConfig]:
+    """The environments of SIMULATOR:TASK,TASK or metaworld:all. Raises ValueError for an unknown one.
+
+    dm_control's have a camera and a picture format of their own: of `camera` they take the size.
+    """
     simulator, _, tasks = env.partition(":")
     if simulator not in SIMULATORS:
-        raise ValueError(f"there is no simulator {simulator!r}: --env takes {', '.join(SIMULATORS)}:TASK,TASK")
+        raise ValueError(f"there is no simulator {simulator!r}: --env takes {' or '.join(SIMULATORS)}:TASK,TASK")
+    given = [name.strip() for name in tasks.split(",")]
+    if len(set(map(_without_version, given))) < len(given):
+        raise ValueError(f"--env {env} names a task twice")
+    if simulator == "dmc":
+        size = {"height": camera.height, "width": camera.width}
+        return [dmc_config(name, **size, control_hz=control_hz) for name in given]
     if control_hz != int(control_hz):
         raise ValueError(f"Meta-World acts at a whole number of steps per second, the policy at {control_hz}")
-    names = list(INSTRUCTIONS) if tasks == "all" else [_task(name.strip()) for name in tasks.split(",")]
-    if len(set(names)) < len(names):
-        raise ValueError(f"--env {env} names a task twice")
+    names = list(INSTRUCTIONS) if tasks == "all" else [_task(name) for name in given]
     return [MetaWorldConfig(task=name, camera=camera, control_hz=int(control_hz)) for name in names]
+
+
+def _without_version(name: str) -> str:
+    return name.removesuffix(_VERSION)
 
 
 def _task(name: str) -> str:

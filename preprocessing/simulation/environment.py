@@ -2,7 +2,8 @@
 
 A simulator is one file with a config class beside this one. The rules are the same for all of them:
 
-- success is the simulator's own signal at any of its steps; an episode ends with it
+- success is the simulator's own signal at any of its steps; an episode ends with it. A simulator without such a signal
+  is measured by return, the sum of an episode's rewards
 - seeds from `FIRST_EVALUATION_SEED` up are for evaluation, seeds below it for demonstrations
 """
 
@@ -10,11 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
 FIRST_EVALUATION_SEED = 2_000_000
+
+Measure = Literal["success", "return"]
+"""What an episode is worth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +26,7 @@ class Observation:
     """What there is after a step. S numbers of state."""
 
     frame: bytes
-    """The camera's picture as JPEG, as demonstrations store it; empty without a camera."""
+    """The camera's picture, encoded as demonstrations store it; empty without a camera."""
     state_S: np.ndarray
     """float32, in the order and units of the recorded `observation/state`."""
     reward: float = 0.0
@@ -42,6 +46,16 @@ def state_of(observation: Observation) -> dict[str, float]:
     return dict(zip(observation.state_names, observation.state_S.tolist(), strict=True))
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExpertEpisode:
+    """What the simulator's own expert makes of an episode."""
+
+    success: bool
+    steps: int
+    """Control steps until it succeeds or the episode ends."""
+    total_reward: float
+
+
 class Environment(Protocol):
     """One simulated robot with one task."""
 
@@ -59,8 +73,8 @@ class Environment(Protocol):
         """
         ...
 
-    def expert_steps(self, seed: int) -> int | None:
-        """Control steps that the simulator's own expert takes to success; None if it fails or there is no expert."""
+    def expert_episode(self, seed: int) -> ExpertEpisode:
+        """The expert in the episode that `seed` draws. Raises ValueError if there is no expert."""
         ...
 
     def close(self) -> None: ...
@@ -83,6 +97,13 @@ class EnvironmentConfig(Protocol):
     @property
     def max_steps(self) -> int:
         """Control steps of an episode at most."""
+        ...
+
+    @property
+    def measure(self) -> Measure: ...
+    @property
+    def has_expert(self) -> bool:
+        """Whether the simulator has an expert for this task."""
         ...
 
     def without_camera(self) -> EnvironmentConfig:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from preprocessing.simulation.environment import Observation
+from preprocessing.simulation.environment import ExpertEpisode, Measure, Observation
 from preprocessing.simulation.metaworld_rlds import INSTRUCTIONS
 from preprocessing.simulation.metaworld_rollout import SIMULATOR_HZ, Camera, Rollout, roll_out
 
@@ -46,6 +46,14 @@ class MetaWorldConfig:
     @property
     def max_steps(self) -> int:
         return HORIZON // (SIMULATOR_HZ // self.control_hz)
+
+    @property
+    def measure(self) -> Measure:
+        return "success"
+
+    @property
+    def has_expert(self) -> bool:
+        return True
 
     def without_camera(self) -> MetaWorldConfig:
         return replace(self, camera=None, further_cameras={})
@@ -82,9 +90,12 @@ class MetaWorldEnvironment:
         self._rollout.act(lambda _: command, num_steps)
         return self._observation()
 
-    def expert_steps(self, seed: int) -> int | None:
+    def expert_episode(self, seed: int) -> ExpertEpisode:
         recording = roll_out(self._config.task, seed=seed, control_hz=self._config.control_hz)
-        return None if recording is None else len(recording.action_TA) - 2  # without the step that declares the end
+        if recording is None:
+            return ExpertEpisode(success=False, steps=self._config.max_steps, total_reward=0.0)
+        steps = len(recording.action_TA) - 2  # without the step that declares the end
+        return ExpertEpisode(success=True, steps=steps, total_reward=1.0)
 
     def close(self) -> None:
         if self._rollout is not None:

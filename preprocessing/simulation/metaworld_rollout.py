@@ -8,11 +8,7 @@ commands.
 
 from __future__ import annotations
 
-import functools
-import os
 import pickle
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -21,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from preprocessing.simulation.gl_backend import choose_gl_backend, require_gl_backend
 from preprocessing.simulation.metaworld_rlds import Recording
 from preprocessing.store.images import encode_jpeg
 
@@ -159,7 +156,7 @@ def _make(task: str, seed: int) -> tuple[Any, Any, np.ndarray]:
 
 def load_simulator() -> Any:
     """Meta-World's MuJoCo, set to draw without a screen. Raises ImportError with the remedy if it does not load."""
-    os.environ["MUJOCO_GL"] = gl_backend() or "disable"  # MuJoCo reads it once, when it is imported
+    choose_gl_backend()
     try:
         import metaworld  # noqa: F401
         import mujoco
@@ -181,11 +178,7 @@ class Camera:
 
     def build(self, model: Any) -> Renderer:
         """A renderer for one simulator. Raises OSError if nothing can draw."""
-        if gl_backend() is None:
-            raise OSError(
-                "no OpenGL draws without a screen here (MUJOCO_GL, else egl and osmesa, were tried): "
-                "install libosmesa6, or libegl1 with a GPU driver"
-            )
+        require_gl_backend()
         return Renderer(model, self)
 
 
@@ -217,18 +210,3 @@ class Renderer:
 
     def close(self) -> None:
         self._renderer.close()
-
-
-@functools.cache
-def gl_backend() -> str | None:
-    """The backend that draws without a screen here: MUJOCO_GL if it is set, else egl or osmesa; None if all fail.
-
-    Each is tried in a process of its own, because a failed attempt leaves PyOpenGL bound to its platform.
-    """
-    chosen = os.environ.get("MUJOCO_GL")
-    for backend in [chosen] if chosen else ["egl", "osmesa"]:
-        command = [sys.executable, "-c", "import mujoco; mujoco.GLContext(8, 8).make_current()"]
-        attempt = subprocess.run(command, env={**os.environ, "MUJOCO_GL": backend}, capture_output=True, check=False)
-        if attempt.returncode == 0:
-            return backend
-    return None

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
+from preprocessing.simulation.gl_backend import gl_backend
 from preprocessing.simulation.metaworld_rlds import Recording
-from preprocessing.simulation.metaworld_rollout import gl_backend, roll_out
+from preprocessing.simulation.metaworld_rollout import roll_out
 
 PendingRollout = Callable[[], Recording | None]
 """Waits for the recording; None if the expert failed."""

@@ -25,9 +25,10 @@ from preprocessing.vd4rl.spec import IMAGE, TASK, task_spec
 
 _SPLIT = "train"
 _FILES_A_SHARD = 100  # of .npz, which hold an episode each
-_PARTS = re.compile(r"walker_walk|cheetah_run|humanoid_walk|random|medium_replay|mixed|medium_expert|medium|expert")
-# dm_control's control steps a second, halved: every action is repeated once, rewards are summed over the two
-_CONTROL_HZ = {"walker_walk": 20.0, "cheetah_run": 50.0, "humanoid_walk": 20.0}
+# dm_control's control steps a second, halved: every action is repeated once, rewards are summed over the two.
+# The first three are V-D4RL's tasks, the last one's demonstrations are made by rtp simulate.
+_CONTROL_HZ = {"walker_walk": 20.0, "cheetah_run": 50.0, "humanoid_walk": 20.0, "point_mass_easy": 25.0}
+_PARTS = re.compile("|".join([*_CONTROL_HZ, "random|medium_replay|mixed|medium_expert|medium|expert"]))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

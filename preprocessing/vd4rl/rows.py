@@ -20,7 +20,7 @@ from preprocessing.rlds import open_folder
 from preprocessing.store.shard_files import is_local, open_patiently, with_retries
 
 _MOST_BYTES = 1 << 30  # of an unpacked .npz: an episode of V-D4RL has 6 MB
-_FIRST, _MID, _LAST = 0, 1, 2  # dm_env's StepType
+FIRST, MID, LAST = 0, 1, 2  # dm_env's StepType
 _NOT_STATE = ("action", "reward", "discount", "step_type", "is_first", "is_last", "is_terminal")
 
 
@@ -52,7 +52,7 @@ def episodes_of_hdf5(url: str, file: str) -> tuple[EpisodePlace, ...]:
     with opened_hdf5(url) as data:
         require(url, data, ("observation", "action", "reward", "step_type"))
         step_type_N = np.asarray(data["step_type"]).reshape(-1)
-        starts = np.flatnonzero(step_type_N == _FIRST).tolist()
+        starts = np.flatnonzero(step_type_N == FIRST).tolist()
         if not starts or starts[0] != 0:
             raise ValueError(f"{url}: its first row does not begin an episode (step_type {step_type_N[:1]})")
         stops = [*starts[1:], len(step_type_N)]
@@ -64,7 +64,7 @@ def read_hdf5(data: Any, url: str, place: EpisodePlace) -> EpisodeFrames:
     with _named(url):
         columns = {name: np.asarray(data[name][place.start : place.stop]) for name in data}
     step_type_N = columns["step_type"].reshape(-1)
-    if step_type_N[-1] != _LAST or (step_type_N[1:-1] != _MID).any():
+    if step_type_N[-1] != LAST or (step_type_N[1:-1] != MID).any():
         raise ValueError(f"rows {place.start} to {place.stop} of {url} are no whole episode: step_type {step_type_N}")
     frames = columns["observation"]
     if frames.ndim != 4 or frames.shape[1] != 3 or frames.dtype != np.uint8:

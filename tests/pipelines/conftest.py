@@ -32,7 +32,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def drawing() -> None:
     """The test draws a simulator's frames."""
-    from preprocessing.simulation.metaworld_rollout import gl_backend
+    from preprocessing.simulation.gl_backend import gl_backend
 
     if gl_backend() is None:
         pytest.skip("no OpenGL draws without a screen here")

@@ -29,7 +29,7 @@ def test_shortfalls_name_what_was_not_shown() -> None:
 
 
 def test_a_demo_that_learnt_nothing_says_so_and_fails(tmp_path: Path) -> None:
-    command = rtp_command("demo", "--output", "demo", "--source", SAMPLE, "--steps", 2, "--json")
+    command = rtp_command("demo", "--output", "demo", "--source", SAMPLE, "--steps", 2, "--rollouts", 0, "--json")
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stdout + done.stderr
     result = json.loads(done.stdout.splitlines()[-1])

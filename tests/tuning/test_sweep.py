@@ -54,7 +54,7 @@ def test_a_grid_is_not_larger_than_it_is() -> None:
 
 
 def test_shipped_sweeps_carry_the_name_of_their_file() -> None:
-    assert sweep_names() == ["rt1_lr_wd", "rt1_mixture_weights", "rt1_pbt", "rt2_robot_share"]
+    assert sweep_names() == ["rt1_lr_wd", "rt1_mixture_weights", "rt1_pbt", "rt1_success", "rt2_robot_share"]
     assert [load_sweep(name).name for name in sweep_names()] == sweep_names()
 
 

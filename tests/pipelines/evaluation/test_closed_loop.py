@@ -8,6 +8,8 @@ import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,13 +19,15 @@ from rich.console import Console
 from cluster.session import RaySession, connect
 from pipelines.evaluation.actors import ReplayActor
 from pipelines.evaluation.closed_loop import Actor, Episode, EpisodeResult, run_episodes
+from pipelines.evaluation.closed_loop_config import ClosedLoopConfig
 from pipelines.evaluation.closed_loop_report import BLANK, POLICY, SWAPPED, actor_report, closed_loop_report, verdict
+from pipelines.evaluation.closed_loop_run import ClosedLoop
 from pipelines.evaluation.episode_ledger import EpisodeLedger, fingerprint
 from pipelines.evaluation.simulator_pool import LocalPool, RayPool
 from pipelines.evaluation.statistics import Bootstrap
 from pipelines.evaluation.tables import print_rows
 from pipelines.reports.rollout_page import success_rows
-from preprocessing.simulation.environment import Observation
+from preprocessing.simulation.environment import ExpertEpisode, Measure, Observation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,8 @@ class LineConfig:
     max_steps: int = 8
     moved_by: tuple[str, ...] = ("x",)
     draws: bool = True
+    measure: Measure = "success"
+    has_expert: bool = True
 
     def without_camera(self) -> LineConfig:
         return replace(self, draws=False)
@@ -72,8 +78,8 @@ class LineEnvironment:
             is_over=success or self._steps >= self._config.max_steps,
         )
 
-    def expert_steps(self, seed: int) -> int | None:
-        return None
+    def expert_episode(self, seed: int) -> ExpertEpisode:
+        return ExpertEpisode(success=False, steps=8, total_reward=0.5)
 
     def close(self) -> None:
         pass
@@ -106,7 +112,7 @@ def acted(pool: LocalPool | RayPool, actor: Actor, *seeds: int) -> dict[int, Epi
 
 @pytest.fixture(scope="module")
 def on_ray() -> Iterator[None]:
-    with connect(RaySession(num_cpus=3)):
+    with connect(RaySession(num_cpus=4)):
         yield
 
 
@@ -154,7 +160,7 @@ def test_actions_are_counted_in_physical_units() -> None:
 
 def test_results_do_not_depend_on_the_number_of_simulators(on_ray: None) -> None:
     seeds, alone = range(9), acted(LocalPool(), Walker(), *range(9))
-    for size in (1, 3):
+    for size in (1, 4):
         pool = RayPool(size)
         together = {result.seed: result for result, _ in run_episodes(pool, Walker, episodes(*seeds))}
         pool.close()
@@ -188,6 +194,40 @@ def test_a_killed_evaluation_goes_on_where_it_was(tmp_path: Path) -> None:
     assert len(EpisodeLedger(path)) == 3
     again.delete()
     assert not path.exists()
+
+
+def test_an_interrupted_evaluation_acts_what_is_missing_and_comes_to_the_same(tmp_path: Path) -> None:
+    class Dies(LocalPool):
+        """Ctrl-C in the third episode."""
+
+        begun = 0
+
+        def reset(self, simulator: int, episode: Episode) -> None:
+            self.begun += 1
+            if self.begun == 3:
+                raise KeyboardInterrupt
+            super().reset(simulator, episode)
+
+    class Counts(LocalPool):
+        seeds: tuple[int, ...] = ()
+
+        def reset(self, simulator: int, episode: Episode) -> None:
+            self.seeds += (episode.seed,)
+            super().reset(simulator, episode)
+
+    loop: Any = SimpleNamespace(config=ClosedLoopConfig(env="line:line"))
+
+    def act(pool: LocalPool, path: Path) -> list[EpisodeResult]:
+        return ClosedLoop._act(
+            loop, POLICY, Walker, episodes(1, 2, 3, 4), pool, EpisodeLedger(path), lambda count: None
+        )
+
+    whole = act(LocalPool(), tmp_path / "whole.jsonl")
+    with pytest.raises(KeyboardInterrupt):
+        act(Dies(), tmp_path / "killed.jsonl")
+    again = Counts()
+    assert act(again, tmp_path / "killed.jsonl") == whole
+    assert again.seeds == (3, 4)
 
 
 def test_an_episode_with_other_words_is_another_one(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from preprocessing.openx.metaworld_sample import SPEC as METAWORLD
 from preprocessing.simulation.environment import Observation, state_of
+from preprocessing.simulation.gl_backend import gl_backend
 from preprocessing.simulation.metaworld_environment import MetaWorldConfig, MetaWorldEnvironment
-from preprocessing.simulation.metaworld_rollout import VIEWS, WRIST_VIEW, Camera, gl_backend, roll_out
+from preprocessing.simulation.metaworld_rollout import VIEWS, WRIST_VIEW, Camera, roll_out
 from preprocessing.store.images import image_size
 
 CAMERA = Camera(view=VIEWS["side"], height=32, width=40, jpeg_quality=85)
@@ -53,7 +54,7 @@ def test_the_experts_recorded_actions_solve_the_task_they_were_recorded_in(envir
         if seen.is_over:
             break
     assert seen.success
-    assert environment.expert_steps(5) == len(recording.action_TA) - 2
+    assert environment.expert_episode(5).steps == len(recording.action_TA) - 2
     assert abs(steps - (len(recording.action_TA) - 2)) <= 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 
 from preprocessing.audit.store_audit import audit, blocking
 from preprocessing.convert import ConvertConfig, convert
+from preprocessing.loading.loader import Loader, LoaderConfig, WindowReader
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.images import decode_image
+from rt_models.spec import AffineTransform
 from tests.support.tiny_vd4rl import HDF5, NPZ, SIDES, Recorded, drawn, recorded, write
 
 
@@ -44,6 +47,25 @@ def assert_holds(store: EpisodeStore, number: int, original: Recorded, side: int
     frames = [decode_image(frame) for frame in table["image"].to_pylist()]
     assert np.array_equal(frames, drawn(original, side)[:-1])
     assert not any(table["is_terminal"].to_pylist())  # the time was up: the last action is trained on
+
+
+def test_training_samples_are_not_in_the_order_of_the_files(tmp_path: Path) -> None:
+    """Neighbouring frames look alike: a batch of them is worth little more than one."""
+    store = converted(
+        write(tmp_path / "walker_walk/expert/64px", NPZ, [recorded(s, 20) for s in range(6)]), tmp_path / "o"
+    )
+    identity = AffineTransform(name="identity", scale=(1.0,) * 6, offset=(0.0,) * 6)
+    with closing(WindowReader([store], [identity], num_steps=4, config=LoaderConfig())) as reader:
+        loader = Loader(reader, seed=0, lanes=6, global_batch=24, micro_batch=24)
+        with closing(iter(loader)) as stream:  # type: ignore[type-var]
+            batch = next(stream)
+    places = batch["episode"] * 20 + batch["step"]
+    assert len(batch["episode"].unique()) >= 4
+    assert (places.diff() == 1).float().mean() < 0.2
+    action = np.stack(
+        [floats(store, int(e), "action")[int(s)] for e, s in zip(batch["episode"], batch["step"], strict=True)]
+    )
+    np.testing.assert_array_equal(batch["action"][:, -1], action)
 
 
 def test_the_audit_has_nothing_against_it(tmp_path: Path) -> None:
