@@ -34,9 +34,10 @@ PATIENCE_S = 180
 
 @dataclass(kw_only=True)
 class Nodes:
-    """Two nodes of a Ray cluster with one CPU each; the head is never killed."""
+    """Two nodes of a Ray cluster, with so many CPUs each."""
 
     scratch: Path
+    cpus: int = 1
     port: int = 0
     token: str = field(default_factory=lambda: secrets.token_hex(16))
     head: subprocess.Popen[bytes] | None = None
@@ -51,8 +52,13 @@ class Nodes:
         quiet = {"OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": f"sqlite:///{self.scratch}/mlflow.db"}
         return {**os.environ, **ours, **quiet, "PYTHONPATH": str(REPOSITORY)}
 
+    def answers(self) -> bool:
+        """Whether somebody listens at the head's port."""
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
     def start_head(self) -> None:
-        self.port = _free_port()
+        self.port = self.port or _free_port()
         self.head = self._start("--head", f"--port={self.port}", "--include-dashboard=false")
 
     def start_second(self) -> None:
@@ -60,7 +66,7 @@ class Nodes:
 
     def _start(self, *where: str) -> subprocess.Popen[bytes]:
         ports = [f"--dashboard-agent-listen-port={_free_port()}", f"--metrics-export-port={_free_port()}"]
-        size = ["--num-cpus=1", "--object-store-memory=100000000", f"--temp-dir={self.scratch}/ray"]
+        size = [f"--num-cpus={self.cpus}", "--object-store-memory=100000000", f"--temp-dir={self.scratch}/ray"]
         command = [
             str(Path(sys.executable).parent / "ray"),
             "start",
@@ -79,6 +85,14 @@ class Nodes:
                 process.send_signal(signal.SIGKILL)
         self.second.wait(timeout=PATIENCE_S)  # `ray start --block` sees it and clears up
 
+    def kill_head(self) -> None:
+        """SIGKILL to every process of the head."""
+        assert self.head is not None
+        for process in _family(self.head.pid):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.head.wait(timeout=PATIENCE_S)
+
     def workers(self) -> list[psutil.Process]:
         """The processes that train."""
         started = [node.pid for node in (self.head, self.second) if node is not None]
@@ -92,19 +106,19 @@ class Nodes:
 
 
 @contextmanager
-def running_nodes(scratch: Path, count: int) -> Iterator[Nodes]:
+def running_nodes(scratch: Path, count: int, cpus: int = 1) -> Iterator[Nodes]:
     """A cluster of one or two nodes for the block. Its processes, and only they, are ended afterwards."""
-    nodes = Nodes(scratch=scratch)
+    nodes = Nodes(scratch=scratch, cpus=cpus)
     nodes.start_head()
     try:
-        until(lambda: _answers(nodes.port), "Ray's head does not answer")
+        until(nodes.answers, "Ray's head does not answer")
         if count == 2:
             nodes.start_second()
         os.environ.update(nodes.environment())
         import ray  # not before: it reads the token as it is imported
 
         with connect(RaySession(address=nodes.address, log_to_driver=False)):
-            until(lambda: ray.cluster_resources().get("CPU") == count, "a node does not join")
+            until(lambda: ray.cluster_resources().get("CPU") == count * cpus, "a node does not join")
         yield nodes
     finally:
         nodes.stop()
@@ -136,7 +150,11 @@ class Training:
             *("--launch", "RayLaunch", "--launch.storage_path", f"{nodes.scratch}/ray-train"),
             *(word for name, value in launch.items() for word in (f"--launch.{name}", *str(value).split())),
         ]
-        self._driver = self._run()
+        self.driver = self._run()
+
+    def resume(self) -> None:
+        """The same command with --resume, after the driver has ended."""
+        self.driver = self._run("--resume")
 
     def _run(self, *more: str) -> subprocess.Popen[bytes]:
         with Path(f"{self._output}.log").open("ab") as log:
@@ -152,16 +170,16 @@ class Training:
             self._nodes.kill_second()
             self._nodes.start_second()
         elif victim == "driver":
-            self._driver.kill()
-            self._driver.wait()
-            self._driver = self._run("--resume")
+            self.driver.kill()
+            self.driver.wait()
+            self.resume()
         until(lambda: not any(map(_alive, before)), f"workers outlived the {victim}")
 
     def last_step(self) -> int:
         return max((line["step"] for line in read_metrics(self._output / METRICS)), default=0)
 
     def wait_for_step(self, step: int) -> None:
-        until(lambda: self.last_step() >= step, f"step {step} is not reached", self._driver)
+        until(lambda: self.last_step() >= step, f"step {step} is not reached", self.driver)
 
     def wait_for_moment(self, moment: str) -> bool:
         """Whether it came; a training that is being started again may not reach it soon."""
@@ -195,11 +213,11 @@ class Training:
             ]
             return bool(fresh)
 
-        until(seen, "training does not go on", self._driver)
+        until(seen, "training does not go on", self.driver)
         return fresh[0]
 
     def finish(self) -> None:
-        if self._driver.wait(timeout=20 * PATIENCE_S) != 0:
+        if self.driver.wait(timeout=20 * PATIENCE_S) != 0:
             raise SystemExit(f"the training failed: {_tail(Path(f'{self._output}.log'))}")
 
 
@@ -240,11 +258,6 @@ def _command(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return ""
-
-
-def _answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _free_port() -> int:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 import torch
 
 from cluster.context import RayContext, WorkerContext
+from cluster.placement import Actors, Demand, require_room
 from cluster.session import RaySession, connect
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ FAST_START = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
+NO_ACTORS = Actors()
 SMALL = 16  # workers; a larger group is polled at Ray's own pace
 
 
@@ -64,6 +66,9 @@ class RayLaunch:
     """Seconds without a micro-batch or an agreement after which a worker is ended as hung."""
     resize_check_s: float = 60
     """Seconds between checks for nodes that have joined, if num_workers is LEAST MOST."""
+    wait_for_nodes_s: float | None = None
+    """Seconds to wait for the nodes of an autoscaler, if the cluster has no room for the workers yet; default:
+    RTP_WAIT_FOR_NODES_S, which the files of rtp cluster render set, else 0."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.most or self.cpus_per_worker < 1:
@@ -73,6 +78,8 @@ class RayLaunch:
             )
         if self.max_failures < -1:
             raise ValueError(f"max_failures = {self.max_failures}: must be at least 0, or -1 for no limit")
+        if self.wait_for_nodes_s is not None and not 0 <= self.wait_for_nodes_s < math.inf:
+            raise ValueError(f"wait_for_nodes_s = {self.wait_for_nodes_s}: must be finite and at least 0 seconds")
         for name in ("collective_timeout_s", "hang_timeout_s", "resize_check_s"):
             if not 1 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be finite and at least 1 second")
@@ -90,13 +97,19 @@ class RayLaunch:
         """Every number of workers that the training may have at some time."""
         return range(self.least, self.most + 1)
 
+    def demand(self, actors: Actors) -> Demand:
+        """The least that the cluster must have."""
+        gpus = 1 if self.use_gpu else 0
+        return Demand(workers=self.least, cpus=self.cpus_per_worker, gpus=gpus, actors=actors)
+
     @contextmanager
-    def connected(self) -> Iterator[None]:
-        """Be connected to the Ray that the workers run on."""
+    def connected(self, actors: Actors = NO_ACTORS) -> Iterator[None]:
+        """Be connected to the Ray that the workers run on, and the actors that each of them starts."""
         if self.most <= SMALL:
             for name, value in FAST_START.items():
                 os.environ.setdefault(name, value)
-        num_cpus = max(os.cpu_count() or 1, self.most * self.cpus_per_worker)
+        cpus = self.cpus_per_worker + actors.per_worker * actors.cpus
+        num_cpus = max(os.cpu_count() or 1, self.most * cpus)
         with connect(RaySession(address=self.address, num_cpus=num_cpus)):
             yield
 
@@ -115,15 +128,17 @@ def launch(
     train_config: Config,
     launch: RayLaunch,
     *,
+    actors: Actors = NO_ACTORS,
     callbacks: Sequence[UserCallback] = (),
 ) -> dict[str, Value | float]:
     """Run train_function(context, train_config) on every worker; returns rank 0's last reported metrics and result.
 
     Raises the worker's own ValueError, OSError or ArithmeticError if that ended the training, else ChildProcessError
-    with Ray's reason. callbacks: Ray Train's, such as the one that passes rank 0's reports on to Ray Tune.
+    with Ray's reason. actors: what each worker starts beside itself, for which there must be room. callbacks: Ray
+    Train's, such as the one that passes rank 0's reports on to Ray Tune.
     """
-    with launch.connected(), tempfile.TemporaryDirectory() as scratch:
-        _require_resources(launch)
+    with launch.connected(actors), tempfile.TemporaryDirectory() as scratch:
+        require_room(launch.demand(actors), wait_s=launch.wait_for_nodes_s)
         task = _Task(function=train_function, config=train_config, launch=launch)
         return _fit(task, launch.storage_path or scratch, callbacks)
 
@@ -204,17 +219,3 @@ def _cause(error: Exception) -> Exception:
     reason = lines[-1] if "Traceback" in str(error) else lines[0]
     remedy = "--resume continues it, and with launch.max_failures Ray starts such workers again"
     return ChildProcessError(f"{who} failed, and with it the training: {reason.rstrip('.')}; {remedy}")
-
-
-def _require_resources(launch: RayLaunch) -> None:
-    """Raise ValueError if the cluster cannot hold the least number of workers: Ray would wait for ever."""
-    import ray
-
-    there = ray.cluster_resources()
-    wanted = {"CPU": launch.least * launch.cpus_per_worker, "GPU": launch.least if launch.use_gpu else 0}
-    for kind, count in wanted.items():
-        if there.get(kind, 0) < count:
-            raise ValueError(
-                f"{launch.least} workers need {count} {kind}s and Ray has {there.get(kind, 0):.0f}: "
-                f"lower num_workers or cpus_per_worker{', or leave out use_gpu' if kind == 'GPU' else ''}"
-            )

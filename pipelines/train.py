@@ -38,6 +38,7 @@ from pipelines.training.initial_weights import located
 from pipelines.training.job import PreparedJob, TrainJob
 from pipelines.training.preparation import prepared
 from pipelines.training.progress import packed, progress_bar
+from pipelines.training.remote_reader import reader_actors
 from pipelines.training.result import Ending, TrainingResult
 from pipelines.training.run_files import METRICS, read_metrics
 from pipelines.training.run_logger import finish_run, open_run, write_config
@@ -107,8 +108,9 @@ def _run_loop(job: TrainJob, stop: StopFile, context: LocalContext, callbacks: S
     if isinstance(settings, InProcess):
         with stopping_on_signals(stop):
             return Ending.of(train(context, job))
-    with settings.connected(), stopping_on_signals(stop):
-        returned = launch(train_worker, {"job": job}, settings, callbacks=callbacks)
+    actors = reader_actors(job.experiment.loader)
+    with settings.connected(actors), stopping_on_signals(stop):
+        returned = launch(train_worker, {"job": job}, settings, actors=actors, callbacks=callbacks)
     error = stop.left()
     if error is not None:
         raise error

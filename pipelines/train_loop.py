@@ -28,6 +28,7 @@ from pipelines.training.initial_weights import model_factory
 from pipelines.training.job import PreparedJob, TrainJob
 from pipelines.training.optimizer_step import OptimizerStep
 from pipelines.training.preparation import open_stores, prepared
+from pipelines.training.remote_reader import reading_remotely
 from pipelines.training.result import Ending
 from pipelines.training.run_files import SampleLog
 from pipelines.training.run_logger import RunLogger
@@ -69,6 +70,8 @@ def _open_loop(context: WorkerContext, job: PreparedJob, parts: ExitStack) -> Tr
         held_out = [open_store(path, split="val") for path in job.validation]
         validation_reader = parts.enter_context(closing(open_reader(experiment, held_out, job.contract)))
         validator = Validator(experiment, context, validation_reader)
+    if experiment.loader.where == "remote":
+        reader = parts.enter_context(closing(reading_remotely(reader, job, context)))
     loader = build_loader(experiment, reader, context, start.position)
     loader.shapes = training_shapes(experiment, context, reader, loader)
     samples = SampleLog(job.output, context) if experiment.loop.log_samples else None

@@ -26,7 +26,8 @@ import pytest
 from pipelines import cli
 from tests.support.command_line import REPOSITORY, environment
 
-PAGES = ("README.md", *(f"docs/{name}.md" for name in ("own_dataset", "own_robot", "serving", "training", "extending")))
+_FOLLOWED = ("own_dataset", "own_robot", "serving", "training", "extending", "laptop", "ray_up", "kubernetes", "slurm")
+PAGES = ("README.md", *(f"docs/{name}.md" for name in _FOLLOWED))
 TEXTS = sorted(
     path.relative_to(REPOSITORY)
     for path in (*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md"), *REPOSITORY.glob("*/README.md"))

@@ -151,7 +151,6 @@ class KubeRay(NodeGroups):
     def _redis(self) -> dict[str, Any]:
         password = {"valueFrom": {"secretKeyRef": {"name": self.redis_secret, "key": "password"}}}
         return {
-            "backend": "redis",
             "redisAddress": self.redis,
             **({"redisPassword": password} if self.redis_secret else {}),
         }

@@ -57,7 +57,7 @@ trap 'asked=yes; [ -z "$command" ] || kill -TERM "$command" 2> /dev/null || true
 {run}rtp "$@" &
 command=$!
 while true; do  # a signal ends `wait` before the command has ended
-    asked= code=0
+    asked='' code=0
     wait "$command" || code=$?
     [ -n "$asked" ] || break
 done

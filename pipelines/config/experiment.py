@@ -109,6 +109,8 @@ class Experiment:
     def require_sizes(self) -> None:
         """Raise ValueError unless batch and lanes divide evenly among every number of workers the run may have."""
         loop = self.loop
+        if self.loader.where == "remote" and isinstance(self.launch, InProcess):
+            raise ValueError("loader.where remote reads on other nodes of a Ray cluster: train with --launch RayLaunch")
         if loop.micro_batch % loop.segment_windows:
             raise ValueError(
                 f"loop.micro_batch {loop.micro_batch} is not a whole number of segments of loop.segment_windows "

@@ -12,6 +12,7 @@ from preprocessing.store.web_store import open_store
 from tuning.sweep import Sweep
 
 _FREE = ("budget", "concurrency", "retries", "resources")  # of a sweep that is resumed
+_FREE_SETTINGS = ("loader.where", "loader.remote_readers", "launch.wait_for_nodes_s")  # of its experiment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,7 @@ class SweepIdentity:
     def require_same(self, earlier: SweepIdentity, output: str) -> None:
         """Raise ValueError unless the `earlier` sweep in `output` may be continued as this one."""
         free = ("fingerprints", *(f"sweep.{name}" for name in _FREE))
+        free += tuple(f"experiment.{name}" for name in _FREE_SETTINGS)
         if earlier.fingerprints is not None:  # the same stores may lie elsewhere by now
             self._require_same_stores(earlier, output)
             free += ("stores", "validation")

@@ -31,6 +31,12 @@ class LoaderConfig:
     mode: Literal["read", "cached", "synthetic"] = "read"
     """Where batches come from: the stores; the first micro-batches over and over; or the same with frames of noise.
     The last two tell a run that waits for its data from one that waits for its model."""
+    where: Literal["local", "remote"] = "local"
+    """Where batches are read and decoded: in the process that trains, or by Ray actors on nodes without GPUs, for a GPU
+    node whose own cores do not suffice. The batches are the same."""
+    remote_readers: int = 1
+    """Such actors for each worker, of decode_threads CPU cores and memory_mb each. Frames that neighbouring windows
+    share are decoded once by each of them."""
     mask_flags: tuple[str, ...] = ()
     """Names of step flags of the stores (such as first_zero_action) whose steps are not trained on."""
     relabel: tuple[str, ...] = ()
@@ -38,9 +44,13 @@ class LoaderConfig:
     next step, as Octo trains on them, instead of the source's commands."""
 
     def __post_init__(self) -> None:
-        for name in ("memory_mb", "decode_threads", "prefetch_batches"):
+        for name in ("memory_mb", "decode_threads", "prefetch_batches", "remote_readers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"loader: {name} must be at least 1, got {getattr(self, name)}")
+        if self.where == "remote" and self.frames == "pool":
+            raise ValueError(
+                "loader.where remote: the frames of a pool stay where they are; use loader.frames distinct"
+            )
 
 
 class Reader(ABC):

@@ -17,6 +17,7 @@ import torch
 from cluster.context import LocalContext, WorkerContext
 from cluster.engine import DeepSpeedEngineConfig, TorchEngineConfig
 from cluster.launch import RayLaunch
+from cluster.placement import Actors
 from cluster.storage import CheckpointFolder
 from cluster.zero import ZeroConfig
 from pipelines.catalogue import load_recipe
@@ -26,6 +27,7 @@ from pipelines.train import run_training
 from pipelines.train_loop import train
 from pipelines.training.job import TrainJob
 from pipelines.training.run_files import METRICS, final_samples, read_metrics
+from preprocessing.loading.reader import LoaderConfig
 from tests.support.ranks import run_ranks
 
 STEPS, HALFWAY = 30, 10
@@ -142,7 +144,7 @@ def test_continued_on_another_world_size_it_sees_the_same_samples(root: Path, re
 def ray() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        with RayLaunch(num_workers=2).connected():
+        with RayLaunch(num_workers=2).connected(Actors(per_worker=1, cpus=1)):
             yield
 
 
@@ -164,10 +166,11 @@ def interrupt_after(output: Path, steps: int) -> None:
 
 @pytest.mark.usefixtures("ray")
 def test_two_ray_workers_train_as_plain_torch_until_sigterm(root: Path, store: str, reference: list[float]) -> None:
-    """With a checkpoint where they stopped, and the reason."""
+    """With a checkpoint where they stopped, and the reason. An actor reads for each of them."""
     output = root / "ray-2"
     interrupt_after(output, STEPS)
-    result = run_training(with_ray(job(root, store, "ray-2", "zero-1", world_size=2, steps=10**6), 2))
+    loader = LoaderConfig(where="remote", decode_threads=1)
+    result = run_training(with_ray(job(root, store, "ray-2", "zero-1", world_size=2, steps=10**6), 2, loader=loader))
     latest = CheckpointFolder(output / "checkpoints").latest()
     assert latest is not None and latest.step == result.steps < 10**6
     assert f"SIGTERM: stopped at step {latest.step}" in str(result.stopped) and not (output / "STOP").exists()
