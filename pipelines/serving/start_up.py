@@ -6,6 +6,7 @@ import json
 
 from pipelines.serving.access import TOKEN
 from pipelines.serving.frontend import Frontend
+from pipelines.serving.recording.config import RecordingConfig
 from pipelines.serving.request_format import ServedPolicy
 from pipelines.serving.run import Listening
 
@@ -17,6 +18,8 @@ policy = WebsocketClientPolicy("{url}"{key})
 frame = np.full(({height}, {width}, 3), 128, np.uint8)  # the camera's newest, RGB
 answer = policy.infer({{"image": frame, "prompt": {text}}})
 print(dict(zip(policy.get_server_metadata()["action_names"], answer["actions"][0])))"""
+
+_PREPROCESS = "rtp preprocess NAME/VERSION STORES --dataset NAME/VERSION/spec.yaml --split train"
 
 
 def announcement(frontend: Frontend, listening: Listening, source: str) -> str:
@@ -36,6 +39,7 @@ def announcement(frontend: Frontend, listening: Listening, source: str) -> str:
             f"  {address}/healthz, /readyz, /metrics",
             "",
             *policy.own_part(),
+            *_recording(frontend.service.config.recording),
             "",
             "Try it, with a grey frame:",
             "",
@@ -53,3 +57,9 @@ def announcement(frontend: Frontend, listening: Listening, source: str) -> str:
             ),
         ]
     )
+
+
+def _recording(config: RecordingConfig) -> list[str]:
+    if config.record is None:
+        return []
+    return ["", f"Episodes are recorded in {config.record}; NAME/VERSION of a data set there is read with", _PREPROCESS]

@@ -10,6 +10,7 @@ import pytest
 
 from pipelines.serving.access import Access
 from pipelines.serving.client import PolicyClient
+from pipelines.serving.recording.config import RecordingConfig
 from pipelines.serving.run import Listening
 from pipelines.serving.start_up import announcement
 from tests.support.policy_server import RunningServer
@@ -41,3 +42,12 @@ def test_with_a_token_both_send_it(server: RunningServer) -> None:
     (curl,) = [line for line in told.splitlines() if line.startswith("curl ")]
     assert curl.endswith(' -H "Authorization: Bearer $RTP_SERVE_TOKEN"')
     assert ', api_key=os.environ["RTP_SERVE_TOKEN"])' in told and "secret" not in told
+
+
+def test_a_server_that_records_says_how_it_is_read(server: RunningServer) -> None:
+    assert "rtp preprocess" not in announcement(server.frontend, Listening(), "runs/first")
+    config = replace(server.service.config, recording=RecordingConfig(record="recorded"))
+    server.service.config, before = config, server.service.config
+    told = announcement(server.frontend, Listening(), "runs/first")
+    server.service.config = before
+    assert "Episodes are recorded in recorded;" in told and "--dataset NAME/VERSION/spec.yaml" in told
