@@ -162,7 +162,7 @@ class PolicyService:
             answer,
             model=prepared.model,
             dataset=prepared.dataset,
-            frame_HWC=prepared.frame_HWC,
+            frames={"image": prepared.frame_HWC},
             instruction=prepared.instruction,
         )
         self.metrics.recorded(lost=self._recorder.lost)

@@ -51,10 +51,10 @@ def dataset_of(root: Path, layout: RobotLayout) -> GrowingDataset:
 
 
 def features(layout: RobotLayout) -> FeaturesDict:
-    observation = {
-        "image": Image(shape=(layout.height, layout.width, 3), encoding_format="jpeg"),
-        "natural_language_instruction": Text(),
+    observation: dict[str, Any] = {
+        role: Image(shape=(height, width, 3), encoding_format="jpeg") for role, height, width in layout.cameras
     }
+    observation["natural_language_instruction"] = Text()
     if layout.encoder:
         observation["natural_language_embedding"] = Tensor(shape=(EMBEDDING_WIDTH,), dtype=np.float32)
     action = {"values": Tensor(shape=(layout.space.size,), dtype=np.float32, doc=", ".join(layout.space.names))}
@@ -71,7 +71,7 @@ def features(layout: RobotLayout) -> FeaturesDict:
 
 
 def episode(layout: RobotLayout, steps: Iterator[Mapping[str, Any]], metadata: Mapping[str, str]) -> dict[str, Any]:
-    """An episode for `features`, from steps with frame, instruction, embedding, values and tokens.
+    """An episode for `features`, from steps with frames, instruction, embedding, values and tokens.
 
     Every action in it was answered, the last one too: no step is terminal.
     """
@@ -83,7 +83,7 @@ def episode(layout: RobotLayout, steps: Iterator[Mapping[str, Any]], metadata: M
 
 def _step(layout: RobotLayout, step: Mapping[str, Any]) -> dict[str, Any]:
     values_A = np.array(step["values"], np.float32)
-    observation = {"image": step["frame"], "natural_language_instruction": step["instruction"]}
+    observation = {**step["frames"], "natural_language_instruction": step["instruction"]}
     if layout.encoder:
         observation["natural_language_embedding"] = np.frombuffer(step["embedding"], np.float32)
     action: dict[str, Any] = {"values": values_A}
@@ -107,7 +107,7 @@ def _spec(layout: RobotLayout) -> dict[str, Any]:
     vectors = {"embedding": _VECTOR, "embedding_encoder": layout.encoder} if layout.encoder else {}
     return {
         "name": layout.side.name,
-        "cameras": {"image": "observation/image"},
+        "cameras": {role: f"observation/{role}" for role, _, _ in layout.cameras},
         "instruction": _TEXT,
         **vectors,
         "control_hz": layout.side.control_hz,

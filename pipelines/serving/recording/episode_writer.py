@@ -138,9 +138,8 @@ class _Spool:
         self._file = tempfile.TemporaryFile(dir=root)  # noqa: SIM115, it is open for as long as the episode
 
     def add(self, step: RecordedStep, quality: int) -> None:
-        frame = step.frame if isinstance(step.frame, bytes) else encode_jpeg(step.frame, quality=quality)
         row = {
-            "frame": frame,
+            "frames": {role: _encoded(frame, quality) for role, frame in step.frames.items()},
             "instruction": step.instruction,
             "embedding": None if step.embedding is None else np.asarray(step.embedding, np.float32).tobytes(),
             "values": step.values_A,
@@ -164,3 +163,7 @@ class _Spool:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _encoded(frame: np.ndarray | bytes, quality: int) -> bytes:
+    return frame if isinstance(frame, bytes) else encode_jpeg(frame, quality=quality)

@@ -5,6 +5,7 @@ Axes: A dimensions of the robot's space, T dimensions of the policy's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +20,8 @@ class RobotLayout:
 
     space: ActionSpec
     side: DatasetContract
-    height: int
-    width: int
+    cameras: tuple[tuple[str, int, int], ...]
+    """Role, height and width of each, the main camera's role is "image"."""
     encoder: str
     """Of the embeddings; empty where the policy reads text."""
     num_tokens: int
@@ -35,8 +36,8 @@ class RecordedStep:
     robot: str
     layout: int
     number: int
-    frame: np.ndarray | bytes
-    """uint8 (H, W, 3) as the policy saw it, or the JPEG that it was decoded from."""
+    frames: Mapping[str, np.ndarray | bytes]
+    """By role: uint8 (H, W, 3) as the policy saw it, or the JPEG that it was decoded from."""
     instruction: str
     embedding: np.ndarray | None
     values_A: tuple[float, ...]

@@ -7,7 +7,6 @@ out the episodes that they belong to.
 from __future__ import annotations
 
 import base64
-import binascii
 import itertools
 import logging
 import math
@@ -15,7 +14,7 @@ import multiprocessing
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -29,7 +28,7 @@ from pipelines.serving.recording.messages import EpisodeEnd, LayoutTold, Message
 from pipelines.serving.sessions import Session
 from preprocessing.store.image_header import JPEG
 from preprocessing.store.images import image_size
-from rt_models.spec import DatasetContract, ImageRecipe
+from rt_models.spec import DatasetContract
 
 log = logging.getLogger("rtp.serve")
 
@@ -82,15 +81,15 @@ class Recorder:
         *,
         model: InferenceModel,
         dataset: DatasetContract,
-        frame_HWC: np.ndarray,
+        frames: Mapping[str, np.ndarray],
         instruction: str | np.ndarray,
     ) -> None:
-        """One answer of a robot that has a history. Of an instruction that came as a vector alone nothing is kept: a
-        store needs its words."""
+        """One answer of a robot that has a history, which saw `frames`, by role. Of an instruction that came as a
+        vector alone nothing is kept: a store needs its words."""
         if not question.instruction:
             return
         self._put_ends()
-        layout = self._layout(model, dataset, instruction)
+        layout = self._layout(model, dataset, instruction, frames)
         episode = self._open.get(session)
         about = (question.instruction, layout, answer.model)
         if episode is None or question.reset or about != (episode.instruction, episode.layout, episode.model):
@@ -103,7 +102,7 @@ class Recorder:
                 robot=session.name,
                 layout=layout,
                 number=episode.steps,
-                frame=received_jpeg(question.frame, model.contract.image) or frame_HWC,
+                frames={role: _received(question.frame, role, frame) or frame for role, frame in frames.items()},
                 instruction=question.instruction,
                 embedding=None if isinstance(instruction, str) else instruction,
                 values_A=tuple(math.nan if value is None else value for value in values),
@@ -137,15 +136,20 @@ class Recorder:
             log.warning("recording has not ended in time: episodes that went on are lost")
             self._writer.kill()
 
-    def _layout(self, model: InferenceModel, dataset: DatasetContract, instruction: str | np.ndarray) -> int:
+    def _layout(
+        self,
+        model: InferenceModel,
+        dataset: DatasetContract,
+        instruction: str | np.ndarray,
+        frames: Mapping[str, np.ndarray],
+    ) -> int:
         key = model.contract.id, dataset.name
         if key not in self._layouts:
             space, side = dataset.acted(model.contract.action)
             layout = RobotLayout(
                 space=space,
                 side=side,
-                height=model.contract.image.height,
-                width=model.contract.image.width,
+                cameras=tuple((role, frame.shape[0], frame.shape[1]) for role, frame in frames.items()),
                 encoder="" if isinstance(instruction, str) else model.contract.encoder,
                 num_tokens=model.contract.action.size,
             )
@@ -168,16 +172,16 @@ class Recorder:
         return True
 
 
-def received_jpeg(frame: object, recipe: ImageRecipe) -> bytes | None:
-    """The JPEG that a frame came as, if its size is the policy's own."""
-    if isinstance(frame, str) and not frame.startswith(_JPEG_IN_BASE64):
+def _received(sent: object, role: str, frame_HWC: np.ndarray) -> bytes | None:
+    """The JPEG that a camera's frame came as, if it has the size that the policy saw."""
+    picture = sent.get(role) if isinstance(sent, Mapping) else sent
+    if isinstance(picture, str) and not picture.startswith(_JPEG_IN_BASE64):
         return None
     try:
-        encoded = base64.b64decode(frame, validate=True) if isinstance(frame, str) else frame
-        is_own = isinstance(encoded, bytes) and encoded.startswith(JPEG)
-        if isinstance(encoded, bytes) and is_own and image_size(encoded) == (recipe.height, recipe.width):
+        encoded = base64.b64decode(picture, validate=True) if isinstance(picture, str) else picture
+        if isinstance(encoded, bytes) and encoded.startswith(JPEG) and image_size(encoded) == frame_HWC.shape[:2]:
             return encoded
-    except (ValueError, binascii.Error):
+    except ValueError:  # no base64, or a header that is not read
         pass
     return None
 

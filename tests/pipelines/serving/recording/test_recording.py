@@ -59,7 +59,11 @@ def test_what_robots_did_becomes_a_store_that_is_trained_on(
 def layout(opened: EpisodeStore) -> RobotLayout:
     contract: Contract = opened.contract
     return RobotLayout(
-        space=contract.action, side=contract.datasets[0], height=8, width=8, encoder="", num_tokens=contract.action.size
+        space=contract.action,
+        side=contract.datasets[0],
+        cameras=(("image", 8, 8),),
+        encoder="",
+        num_tokens=contract.action.size,
     )
 
 
@@ -69,7 +73,7 @@ def step(number: int, *, episode: int = 0, **fields: Any) -> RecordedStep:
         robot="arm-1",
         layout=0,
         number=number,
-        frame=np.full((8, 8, 3), number, np.uint8),
+        frames={"image": np.full((8, 8, 3), number, np.uint8)},
         instruction="press it",
         embedding=None,
         values_A=(1.0, *[0.5] * 10),
@@ -118,9 +122,22 @@ def test_recording_stops_at_its_size(tmp_path: Path, layout: RobotLayout, caplog
 def test_steps_of_another_form_get_a_folder_of_their_own(tmp_path: Path, layout: RobotLayout) -> None:
     assert written(tmp_path, layout, [step(0)]) == [1]
     assert written(tmp_path, layout, [step(0), EpisodeEnd(episode=0, steps=1)]) == [1, 1]  # the same: it goes on
-    written(tmp_path, replace(layout, height=16), [])
+    written(tmp_path, replace(layout, cameras=(("image", 16, 8),)), [])
     written(tmp_path, replace(layout, side=replace(layout.side, control_hz=3.0)), [])
     assert sorted(each.name for each in (tmp_path / layout.side.name).iterdir()) == ["1.0.0", "1.0.1", "1.0.2"]
+
+
+def test_each_camera_is_kept_under_its_role(tmp_path: Path, layout: RobotLayout) -> None:
+    both = replace(layout, cameras=(("image", 8, 8), ("wrist", 4, 6)))
+    frames = {"image": np.zeros((8, 8, 3), np.uint8), "wrist": np.full((4, 6, 3), 200, np.uint8)}
+    assert written(tmp_path, both, [step(number, frames=frames) for number in range(2)]) == [2]
+    folder = tmp_path / layout.side.name / "1.0.0"
+    config = ConvertConfig(
+        split="train", workers=0, encoder="hash", dataset=str(folder / "spec.yaml"), cameras=("image", "wrist")
+    )
+    store = EpisodeStore.open(convert(str(folder), str(tmp_path / "stores"), config).store)
+    rows = store.read_rows(0, 0, ["image", "image_wrist"]).to_pydict()
+    assert [decode_image(frame).shape for frame in rows["image_wrist"]] == [(4, 6, 3)] * 2
 
 
 def test_a_robot_of_joints_keeps_what_its_numbers_mean(tmp_path: Path, layout: RobotLayout) -> None:
