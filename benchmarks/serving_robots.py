@@ -55,18 +55,26 @@ class Robot:
         assert b" 101 " in head.split(b"\r\n")[0], head
         self._message = _masked(_BINARY, openpi.pack(observation))
         self.began = 0.0
-        while not self.answers():  # the server speaks first
-            pass
+        while not self._kinds():  # the server speaks first
+            self._receive()
 
     def ask(self) -> None:
         self.began = time.perf_counter()
         self.socket.sendall(self._message)
 
     def answers(self) -> list[int]:
-        """The kinds of the messages that have arrived in full; pings are answered."""
+        """The kinds of the messages that have arrived in full, now that there is something to read."""
+        return self._kinds() if self._receive() else [_CLOSE]
+
+    def _receive(self) -> bool:
+        """Whether the connection goes on."""
         arrived = self.socket.recv(65536)
         self._received += arrived
-        kinds = [] if arrived else [_CLOSE]
+        return bool(arrived)
+
+    def _kinds(self) -> list[int]:
+        """Of the messages that have arrived in full; pings are answered."""
+        kinds: list[int] = []
         while (found := _first_frame(self._received)) is not None:
             kind, end = found
             if kind == _PING:
