@@ -38,7 +38,7 @@ from pipelines.terminal.next_step import print_next
 from preprocessing.simulation.dmc_environment import dmc_config
 from preprocessing.simulation.dmc_recording import Demonstrations, record_dataset
 from preprocessing.simulation.metaworld_rlds import INSTRUCTIONS, dataset_features, rlds_episode
-from preprocessing.simulation.metaworld_rollout import SIMULATOR_HZ, VIEWS, WRIST_VIEW, Camera
+from preprocessing.simulation.metaworld_rollout import MOUNTED_VIEWS, SIMULATOR_HZ, VIEWS, Camera
 from preprocessing.simulation.parallel_rollouts import PendingRollout, StartRollout, rollouts
 from preprocessing.store.images import ImageSize
 from preprocessing.tfds.writer import RldsWriter, SplitPlan
@@ -152,7 +152,7 @@ class SimulateConfig:
     def further_cameras(self) -> dict[str, Camera]:
         """By role the cameras beside the main one."""
         height, width = ImageSize.parse(self.wrist_size, flag="--wrist-size")
-        wrist = Camera(view=WRIST_VIEW, height=height, width=width, jpeg_quality=self.jpeg_quality)
+        wrist = Camera(view=MOUNTED_VIEWS["wrist"], height=height, width=width, jpeg_quality=self.jpeg_quality)
         return {"wrist": wrist} if "wrist" in self.roles() else {}
 
 

@@ -15,9 +15,9 @@ from pipelines.publishing.trained_model import load_trained
 from pipelines.publishing.training_stores import open_training_store
 from preprocessing.simulation.choice import choose_environments
 from preprocessing.simulation.environment import FIRST_EVALUATION_SEED, EnvironmentConfig
-from preprocessing.simulation.metaworld_rollout import VIEWS, Camera
+from preprocessing.simulation.metaworld_rollout import MOUNTED_VIEWS, VIEWS, Camera
 from preprocessing.store.episode_store import EpisodeStore
-from rt_models.spec import Contract, DatasetContract, ImageRecipe
+from rt_models.spec import MAIN_CAMERA, Contract, DatasetContract, ImageRecipe
 
 
 def prepare(
@@ -61,13 +61,33 @@ def prepare(
 
 
 def _environments(config: ClosedLoopConfig, contract: Contract, dataset: DatasetContract) -> list[EnvironmentConfig]:
-    camera = camera_of(config, contract.image)
-    return list(choose_environments(str(config.env), camera=camera, control_hz=dataset.control_hz))
+    return list(
+        choose_environments(
+            str(config.env),
+            camera=camera_of(config, contract.image),
+            control_hz=dataset.control_hz,
+            further_cameras={
+                recipe.camera: _mounted_camera(config, recipe)
+                for recipe in contract.cameras
+                if recipe.camera not in dataset.without_cameras
+            },
+        )
+    )
 
 
 def camera_of(config: ClosedLoopConfig, image: ImageRecipe) -> Camera:
     """The camera of demonstrations with pictures of this size."""
     return Camera(view=VIEWS[config.view], height=image.height, width=image.width, jpeg_quality=config.jpeg_quality)
+
+
+def _mounted_camera(config: ClosedLoopConfig, recipe: ImageRecipe) -> Camera:
+    """One that demonstrations have beside the main camera. Raises ValueError for a role that no simulator draws."""
+    if recipe.camera not in MOUNTED_VIEWS:
+        raise ValueError(
+            f"the policy reads camera {recipe.camera}, and Meta-World has {MAIN_CAMERA} and {', '.join(MOUNTED_VIEWS)}"
+        )
+    view = MOUNTED_VIEWS[recipe.camera]
+    return Camera(view=view, height=recipe.height, width=recipe.width, jpeg_quality=config.jpeg_quality)
 
 
 def _require_fit(policy: TrainedModel, dataset: DatasetContract, environment: EnvironmentConfig) -> None:

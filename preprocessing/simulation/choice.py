@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from preprocessing.simulation.dmc_environment import dmc_config
 from preprocessing.simulation.environment import EnvironmentConfig
@@ -15,10 +15,14 @@ SIMULATORS = ("metaworld", "dmc")
 _VERSION = "-v3"
 
 
-def choose_environments(env: str, *, camera: Camera, control_hz: float) -> Sequence[EnvironmentConfig]:
-    """The environments of SIMULATOR:TASK,TASK or metaworld:all. Raises ValueError for an unknown one.
+def choose_environments(
+    env: str, *, camera: Camera, control_hz: float, further_cameras: Mapping[str, Camera] | None = None
+) -> Sequence[EnvironmentConfig]:
+    """The environments of SIMULATOR:TASK,TASK or metaworld:all. Raises ValueError for an unknown one, and for cameras
+    that the simulator lacks.
 
-    dm_control's have a camera and a picture format of their own: of `camera` they take the size.
+    dm_control's have a camera and a picture format of their own: of `camera` they take the size. `further_cameras`, by
+    role, are beside it.
     """
     simulator, _, tasks = env.partition(":")
     if simulator not in SIMULATORS:
@@ -26,13 +30,19 @@ def choose_environments(env: str, *, camera: Camera, control_hz: float) -> Seque
     given = [name.strip() for name in tasks.split(",")]
     if len(set(map(_without_version, given))) < len(given):
         raise ValueError(f"--env {env} names a task twice")
+    further = further_cameras or {}
+    if simulator == "dmc" and further:
+        raise ValueError(
+            f"the policy reads camera {next(iter(further))}, and dm_control's tasks have one camera, image"
+        )
     if simulator == "dmc":
         size = {"height": camera.height, "width": camera.width}
         return [dmc_config(name, **size, control_hz=control_hz) for name in given]
     if control_hz != int(control_hz):
         raise ValueError(f"Meta-World acts at a whole number of steps per second, the policy at {control_hz}")
     names = list(INSTRUCTIONS) if tasks == "all" else [_task(name) for name in given]
-    return [MetaWorldConfig(task=name, camera=camera, control_hz=int(control_hz)) for name in names]
+    rate_hz = int(control_hz)
+    return [MetaWorldConfig(task=n, camera=camera, control_hz=rate_hz, further_cameras=further) for n in names]
 
 
 def _without_version(name: str) -> str:

@@ -42,8 +42,9 @@ class Observation:
 
 
 def state_of(observation: Observation) -> dict[str, float]:
-    """The state by name."""
-    return dict(zip(observation.state_names, observation.state_S.tolist(), strict=True))
+    """The state by name; empty where its values have no names."""
+    names = observation.state_names
+    return dict(zip(names, observation.state_S.tolist(), strict=True)) if names else {}
 
 
 @dataclass(frozen=True, kw_only=True)

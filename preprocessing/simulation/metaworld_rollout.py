@@ -44,7 +44,7 @@ class MountedView:
     name: str
 
 
-WRIST_VIEW = MountedView(name="gripperPOV")  # moves with the hand and looks between its fingers
+MOUNTED_VIEWS = {"wrist": MountedView(name="gripperPOV")}  # moves with the hand and looks between its fingers
 VIEWS = {
     "side": View(look_at_m=(0.0, 0.62, 0.12), distance_m=1.0, azimuth_deg=145.0, elevation_deg=-35.0),
     "front": View(look_at_m=(0.0, 0.65, 0.12), distance_m=1.1, azimuth_deg=215.0, elevation_deg=-35.0),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from preprocessing.simulation.choice import choose_environments, other_instructions
+from preprocessing.simulation.metaworld_environment import MetaWorldConfig
 from preprocessing.simulation.metaworld_rlds import INSTRUCTIONS
-from preprocessing.simulation.metaworld_rollout import VIEWS, Camera
+from preprocessing.simulation.metaworld_rollout import MOUNTED_VIEWS, VIEWS, Camera
 
 CAMERA = Camera(view=VIEWS["side"], height=32, width=40, jpeg_quality=85)
 
@@ -31,6 +32,15 @@ def test_tasks_are_named_with_and_without_their_version() -> None:
 def test_what_cannot_be_simulated_is_named(env: str, control_hz: float, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         choose_environments(env, camera=CAMERA, control_hz=control_hz)
+
+
+def test_a_policy_s_other_cameras_are_drawn_where_the_simulator_has_them() -> None:
+    wrist = Camera(view=MOUNTED_VIEWS["wrist"], height=64, width=64, jpeg_quality=85)
+    further = {"wrist": wrist}
+    (chosen,) = choose_environments("metaworld:door-lock", camera=CAMERA, control_hz=10, further_cameras=further)
+    assert isinstance(chosen, MetaWorldConfig) and chosen.further_cameras == further
+    with pytest.raises(ValueError, match="reads camera wrist, and dm_control's tasks have one camera, image"):
+        choose_environments("dmc:walker-walk", camera=CAMERA, control_hz=10, further_cameras=further)
 
 
 def test_the_task_in_the_same_scene_lends_its_instruction() -> None:

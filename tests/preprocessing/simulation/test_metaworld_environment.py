@@ -12,7 +12,7 @@ from preprocessing.openx.metaworld_sample import SPEC as METAWORLD
 from preprocessing.simulation.environment import Observation, state_of
 from preprocessing.simulation.gl_backend import gl_backend
 from preprocessing.simulation.metaworld_environment import MetaWorldConfig, MetaWorldEnvironment
-from preprocessing.simulation.metaworld_rollout import VIEWS, WRIST_VIEW, Camera, roll_out
+from preprocessing.simulation.metaworld_rollout import MOUNTED_VIEWS, VIEWS, Camera, roll_out
 from preprocessing.store.images import image_size
 
 CAMERA = Camera(view=VIEWS["side"], height=32, width=40, jpeg_quality=85)
@@ -77,7 +77,7 @@ def test_a_displacement_is_in_metres(environment: MetaWorldEnvironment) -> None:
 
 
 def test_another_camera_sees_the_same_episode_and_the_state_has_names(environment: MetaWorldEnvironment) -> None:
-    wrist = Camera(view=WRIST_VIEW, height=64, width=64, jpeg_quality=85)
+    wrist = Camera(view=MOUNTED_VIEWS["wrist"], height=64, width=64, jpeg_quality=85)
     config = MetaWorldConfig(task="button-press-v3", camera=CAMERA, control_hz=10, further_cameras={"wrist": wrist})
     with closing(config.build()) as other:
         alone, both = ([env.reset(5), env.step({**STILL, "world_vector_x": 0.02})] for env in (environment, other))
