@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -49,6 +49,9 @@ class ServeArguments:
     dataset: str | None = None
     """Of a policy trained on several data sets: the one whose units and scale an answer has where a robot names
     none."""
+    other_rate: Literal["refuse", "scale"] = "refuse"
+    """What becomes of a robot that says it acts at another rate (control_hz) than was trained: an error, or its
+    displacements are scaled by the two rates; places and velocities hold."""
     adapter: str | None = None
     """How robots speak: own (every dimension of the policy), openvla, libero, droid, vla-eval, google_robot,
     widowx_bridge, lerobot, or a YAML file. By default own, and vla-eval's seven numbers at /vla."""
@@ -108,6 +111,7 @@ def main(arguments: list[str]) -> JsonSummary:
         compute=given.compute,
         dataset=given.dataset,
         plan_tokens=given.plan_tokens,
+        other_rate=given.other_rate,
     )
     spoken = None if given.adapter is None else adapter(given.adapter)
     service = PolicyService(_loaded(given), config)

@@ -64,7 +64,7 @@ def _open_loop(context: WorkerContext, job: PreparedJob, parts: ExitStack) -> Tr
     start = checkpointer.choose()
     engine, model = _build_engine(context, job, checkpointer, start)
     parts.callback(engine.close)
-    reader = parts.enter_context(closing(open_reader(experiment, stores, job.contract)))
+    reader = parts.enter_context(closing(open_reader(experiment, stores, job.contract, is_training=True)))
     validator = None
     if job.validation:
         held_out = [open_store(path, split="val") for path in job.validation]

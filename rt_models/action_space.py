@@ -28,6 +28,11 @@ Kind = Literal["delta", "absolute", "velocity", "effort"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
+def is_motion(name: str) -> bool:
+    """Whether a dimension of this name displaces something by so much a step."""
+    return name.startswith(_MOTIONS)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ActionDimension:
     """One scalar of an action.
@@ -69,7 +74,7 @@ class ActionDimension:
             return float(ARM)
         if self.name.startswith("gripper"):
             return mean
-        return 0.0 if self.name.startswith(_MOTIONS) else math.nan
+        return 0.0 if is_motion(self.name) else math.nan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rt_models.batch_fields import EMBEDDING_WIDTH, axes_of, batch_fields
-from rt_models.camera_roles import MAIN_CAMERA, frames_key, index_key
+from rt_models.camera_roles import MAIN_CAMERA, frames_key, image_index_key, index_key
 
 _RANGE_SLACK = 1e-3  # bilinear weights may sum to a little more than 1 in float32
 _INPUTS = ("step_mask", "embedding", "crop_key", "store", "episode", "step")
@@ -67,7 +67,7 @@ def require_state(state: tuple[Tensor, Tensor] | None, *, shape: tuple[int, ...]
 
 def require_step_tokens(tokens: Tensor, *, window: tuple[int, int, int]) -> None:
     """Raise ValueError unless `tokens` is float (B, *window): steps, tokens of a step, width."""
-    _require("step tokens", tokens, "float", ("B", *window))
+    _require("image tokens", tokens, "float", ("B", *window))
 
 
 def require_step_mask(step_mask: Tensor, *, shape: tuple[int, int]) -> None:
@@ -135,15 +135,22 @@ def _require_values(batch: Mapping[str, Tensor], also: Sequence[str]) -> None:
         require_finite(f"batch[{key!r}]", batch[key])
 
 
-def require_rows(batch: Mapping[str, Tensor], *, max_tokens: int, vocab_size: int) -> None:
+def require_rows(
+    batch: Mapping[str, Tensor], *, max_tokens: int, vocab_size: int, cameras: Sequence[str] = (MAIN_CAMERA,)
+) -> None:
     """Raise ValueError unless frames, image places and tokens of an RT-2 batch fit each other and the model."""
-    missing = [key for key in ("frames", "image_index", "tokens", "token_mask") if key not in batch]
+    of_cameras = [key for role in cameras for key in (frames_key(role), image_index_key(role))]
+    missing = [key for key in (*of_cameras, "tokens", "token_mask") if key not in batch]
     if missing:
         raise ValueError(f"batch: {missing[0]!r} is missing; rt_models.spec.RT2_BATCH lists the keys")
-    frames, index, tokens = batch["frames"], batch["image_index"], batch["tokens"]
-    _require("batch['frames']", frames, "uint8", ("F", "H", "W", 3), " RGB in 0..255")
-    _require("batch['image_index']", index, "int64", ("B", "I"))
-    _require("batch['tokens']", tokens, "int64", (len(index), "L"))
+    tokens = batch["tokens"]
+    for role in cameras:
+        _require(f"batch[{frames_key(role)!r}]", batch[frames_key(role)], "uint8", ("F", "H", "W", 3), " RGB in 0..255")
+        first = batch[image_index_key(cameras[0])]
+        shape = ("B", "I") if role == cameras[0] else tuple(first.shape)
+        _require(f"batch[{image_index_key(role)!r}]", batch[image_index_key(role)], "int64", shape)
+    frames = batch[frames_key(cameras[0])]
+    _require("batch['tokens']", tokens, "int64", (len(batch[image_index_key(cameras[0])]), "L"))
     if tokens.shape[1] > max_tokens:
         raise ValueError(f"batch['tokens']: rows of {tokens.shape[1]} tokens, the context holds {max_tokens}")
     _require("batch['token_mask']", batch["token_mask"], "bool", tuple(tokens.shape))
@@ -151,6 +158,8 @@ def require_rows(batch: Mapping[str, Tensor], *, max_tokens: int, vocab_size: in
         raise ValueError(f"batch: needs a row, a token and a pixel, got {_described(tokens)} and {_described(frames)}")
     if tokens.device.type == "cpu":
         _require_row_values(batch, vocab_size)
+        for role in cameras:
+            _require_picture_index(batch, role)
 
 
 def require_answers(batch: Mapping[str, Tensor]) -> None:
@@ -172,15 +181,20 @@ def require_answers(batch: Mapping[str, Tensor]) -> None:
 
 
 def _require_row_values(batch: Mapping[str, Tensor], vocab_size: int) -> None:
-    tokens, real, index, frames = batch["tokens"], batch["token_mask"], batch["image_index"], len(batch["frames"])
+    tokens, real = batch["tokens"], batch["token_mask"]
     low, high = (int(bound) for bound in tokens.aminmax())
     if low < 0 or high >= vocab_size:
         raise ValueError(f"batch['tokens']: ids {low} to {high}, the model's vocabulary has {vocab_size}")
     if not real[:, 0].all() or (real[:, 1:] & ~real[:, :-1]).any():
         raise ValueError("batch['token_mask']: a row begins with a real token, and its padding stands at the right")
+
+
+def _require_picture_index(batch: Mapping[str, Tensor], role: str) -> None:
+    index, frames = batch[image_index_key(role)], len(batch[frames_key(role)])
     if index.numel() and not -1 <= int(index.min()) <= int(index.max()) < frames:
         low, high = int(index.min()), int(index.max())
-        raise ValueError(f"batch['image_index']: expected rows of the {frames} frames, or -1, got {low} to {high}")
+        key = image_index_key(role)
+        raise ValueError(f"batch[{key!r}]: expected rows of the {frames} frames, or -1, got {low} to {high}")
 
 
 def _require(name: str, value: Tensor, dtype: str, shape: tuple[int | str, ...], bounds: str = "") -> str:

@@ -261,7 +261,8 @@ class RT1(RobotModel):
         """float (B, T, J, D) tokens of each step before its actions, for any T; no step's depend on another's (in
         evaluation). Images as in `forward`; `present_BTM` bool: False where the robot has no such camera."""
         if self.robot_tokens is None:
-            return self.image_tokens(image_BTHWC, embedding_BTD, steps=steps)
+            frames = image_BTHWC, embedding_BTD
+            return self.image_tokens(*frames) if steps == "T" else self.image_tokens(*frames, steps=steps)
         config, parts = self.config, []
         require_cameras_axis(image_BTHWC, num_cameras=len(config.cameras))
         image_BTMHWC = image_BTHWC if len(config.cameras) > 1 else image_BTHWC[:, :, None]

@@ -4,9 +4,9 @@ Read in the order a row travels: config -> vision encoder, whose patch embedding
 decoder -> loss on answers. `RT2()` builds the default; `RT2Config.tiny()` learns in minutes on two CPU cores. A
 pretrained vision-language model with the same methods is in rt2_vlm.py, decoding in rt2_decoding.py.
 
-A batch is a dict of tensors, `rt_models.spec.RT2_BATCH`. The model reads frames, image_index, tokens and token_mask;
-for a loss also answer_mask and, if it is there, prompt_length (else an answer begins at its first target); and with a
-robot_crop is_robot and crop_key, which say what frames are cropped in training, and how.
+A batch is a dict of tensors, `rt_models.spec.rt2_batch_fields`. The model reads frames, image_index (of each camera),
+tokens and token_mask; for a loss also answer_mask and, if it is there, prompt_length (else an answer begins at its
+first target); and with a robot_crop is_robot and crop_key, which say what frames are cropped in training, and how.
 
 Axes: B rows, I image places, N pictures, P patches, L tokens, S positions of a row (patches and tokens), R answered
 positions, D width, V vocabulary.
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from rt_models.action_space import ActionSpec
 from rt_models.blocks.linear import LecunLinear
+from rt_models.camera_roles import MAIN_CAMERA, require_cameras
 from rt_models.config_checks import require_choices, require_sizes
 from rt_models.input_checks import require_rows
 from rt_models.language.action_vocabulary import PlainTokenizer
@@ -31,6 +32,7 @@ from rt_models.language.answer_loss import AnswerModel, RowLosses, Targets, gath
 from rt_models.language.byte_pairs import BytePairConfig
 from rt_models.language.decoder import DecoderConfig, KeyValueCache
 from rt_models.language.prompts import FIELDS, RT2Text, RT2TextConfig
+from rt_models.robot_inputs import StateInput
 from rt_models.vision.rt2_image_inputs import PictureConfig, normalised, pictures
 from rt_models.vision.vit import ViTConfig
 
@@ -49,15 +51,21 @@ class RT2Config:
     vocab_size: int = 20_000
     """Rows of the token embedding; at least the tokens of tokenizer and action vocabulary."""
     max_tokens: int = 1024
-    """Longest prompt with its answer; patches do not count."""
+    """Longest prompt with its answer of eight fields; patches do not count. Longer answers and a state have room
+    beside it."""
     prefix: Literal["causal", "image", "prompt"] = "causal"
     """What sees all of itself: nothing, a row's patches, or its patches and prompt."""
     activation_checkpointing: Literal["off", "blocks"] = "off"
     """"blocks": blocks are computed a second time in the backward pass, to save memory."""
+    cameras: tuple[str, ...] = (MAIN_CAMERA,)
+    """Cameras that it reads, by role, in the order of their pictures: image, wrist, left, right and so on."""
+    state: StateInput | None = None
+    """The robot's state as text before the prompt; None: it reads none."""
 
     def __post_init__(self) -> None:
         require_sizes(self, "vocab_size", "max_tokens")
         require_choices(self)
+        require_cameras(self.cameras)
         self.num_patches()
 
     @staticmethod
@@ -81,7 +89,12 @@ class RT2Config:
 
     def build_text(self) -> RT2Text:
         """What turns texts and actions into this model's tokens and back."""
-        return self.text.build(self.build_tokenizer(), max_tokens=self.max_tokens)
+        tokenizer = self.build_tokenizer()
+        return self.text.build(tokenizer, max_tokens=self.max_tokens, cameras=self.cameras, state=self.state)
+
+    def longest_row(self) -> int:
+        """Tokens of the longest prompt with its answer."""
+        return self.text.longest_row(self.max_tokens, self.state)
 
     def num_patches(self) -> int:
         """Positions that one picture takes in a row."""
@@ -129,7 +142,7 @@ class RT2(AnswerModel):
         return self.config.vocab_size
 
     def forward(self, image: Tensor | None, caption_BL: Tensor) -> Tensor:
-        """float (B, L, V): logits of the token after each token of `caption_BL`, int64 with L up to `max_tokens`.
+        """float (B, L, V): logits of the token after each token of `caption_BL`, int64 with L up to the longest row.
 
         `image` float (B, 3, size, size), or (B, I, 3, size, size) for several pictures a row, or None. Pictures lie in
         [0, 1]; any other finite value is taken too and cut far outside.
@@ -171,9 +184,11 @@ class RT2(AnswerModel):
     # --- inner ---
 
     def _batch_row(self, batch: Mapping[str, Tensor], *, augment: bool) -> _Row:
-        require_rows(batch, max_tokens=self.config.max_tokens, vocab_size=self.config.vocab_size)
+        config = self.config
+        limits = {"max_tokens": config.longest_row(), "vocab_size": config.vocab_size}
+        require_rows(batch, **limits, cameras=config.cameras)
         dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
-        image_NCHW, place_BI = pictures(batch, self.config.picture, augment=augment, dtype=dtype)
+        image_NCHW, place_BI = pictures(batch, config.picture, augment=augment, dtype=dtype, cameras=config.cameras)
         is_fixed = "num_images" in batch  # one of few lengths, with the padding
         return self._row(image_NCHW, place_BI, batch["tokens"], batch["token_mask"], cut=not is_fixed)
 
@@ -208,7 +223,7 @@ class RT2(AnswerModel):
         return ends[self.config.prefix]
 
     def _checked_caption(self, caption_BL: Tensor) -> tuple[int, int]:
-        limit, vocab_size = self.config.max_tokens, self.config.vocab_size
+        limit, vocab_size = self.config.longest_row(), self.config.vocab_size
         fits = isinstance(caption_BL, Tensor) and caption_BL.dim() == 2 and caption_BL.dtype == torch.int64
         if not fits or not 0 < caption_BL.shape[1] <= limit:
             raise ValueError(f"caption: expected int64 (B, L) with 1 to {limit} tokens, got {_described(caption_BL)}")

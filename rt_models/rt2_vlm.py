@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from rt_models.action_space import ActionSpec
+from rt_models.camera_roles import MAIN_CAMERA, require_cameras
 from rt_models.config_checks import require_choices, require_share, require_sizes
 from rt_models.input_checks import require_rows
 from rt_models.language.action_vocabulary import AddedTokens, ReservedTokens, TransformersTokenizer
@@ -30,6 +31,7 @@ from rt_models.language.answer_loss import AnswerModel, RowLosses, Targets, gath
 from rt_models.language.new_token_rows import train_rows
 from rt_models.language.prompts import RT2Text, RT2TextConfig
 from rt_models.language.vlm_families import FAMILIES, Family, VlmModel
+from rt_models.robot_inputs import StateInput
 from rt_models.vision.rt2_image_inputs import PictureConfig, normalised, pictures
 
 # --- What is tuned ---
@@ -102,17 +104,23 @@ class RT2VLMConfig:
     tuning: FullTuning | FrozenVision | LoRA = field(default_factory=FullTuning)
     text: RT2TextConfig = field(default_factory=lambda: RT2TextConfig(vocabulary=ReservedTokens()))
     max_tokens: int = 128
-    """Longest prompt with its answer; patches do not count."""
+    """Longest prompt with its answer of eight fields; patches do not count. Longer answers and a state have room
+    beside it."""
     robot_crop: Literal["pad", "none"] = "none"
     """Random crop of robot frames in training: RT-1's pad-and-crop, or none."""
     crop_seed: int = 0
     """Seed of the random crops."""
     activation_checkpointing: Literal["off", "blocks"] = "off"
     """"blocks": blocks are computed a second time in the backward pass, to save memory."""
+    cameras: tuple[str, ...] = (MAIN_CAMERA,)
+    """Cameras that it reads, by role, in the order of their pictures: image, wrist, left, right and so on."""
+    state: StateInput | None = None
+    """The robot's state as text before the prompt; None: it reads none."""
 
     def __post_init__(self) -> None:
         require_sizes(self, "max_tokens")
         require_choices(self)
+        require_cameras(self.cameras)
 
     @staticmethod
     def paligemma(path: str, **settings: Any) -> RT2VLMConfig:
@@ -132,7 +140,12 @@ class RT2VLMConfig:
 
     def build_text(self) -> RT2Text:
         """What turns texts and actions into this model's tokens and back."""
-        return self.text.build(self.build_tokenizer(), max_tokens=self.max_tokens)
+        tokenizer = self.build_tokenizer()
+        return self.text.build(tokenizer, max_tokens=self.max_tokens, cameras=self.cameras, state=self.state)
+
+    def longest_row(self) -> int:
+        """Tokens of the longest prompt with its answer."""
+        return self.text.longest_row(self.max_tokens, self.state)
 
     def build(self) -> RT2VLM:
         """The model. Raises OSError if `path` is missing, ValueError for a kind of model that is not known here."""
@@ -301,8 +314,9 @@ class RT2VLM(AnswerModel):
     # --- inner ---
 
     def _batch_row(self, batch: Mapping[str, Tensor], *, augment: bool) -> _Row:
-        require_rows(batch, max_tokens=self.config.max_tokens, vocab_size=self.vocab_size)
-        image_NCHW, place_BI = pictures(batch, self.picture, augment=augment, dtype=torch.float32)
+        cameras, longest = self.config.cameras, self.config.longest_row()
+        require_rows(batch, max_tokens=longest, vocab_size=self.vocab_size, cameras=cameras)
+        image_NCHW, place_BI = pictures(batch, self.picture, augment=augment, dtype=torch.float32, cameras=cameras)
         patches_NPD, real_BI, tokens_BL = self._patches(image_NCHW), place_BI >= 0, batch["tokens"]
         ids_BS = torch.cat([self.image_ids_K.repeat(*place_BI.shape), tokens_BL], dim=1)
         real_BS = torch.cat([real_BI.repeat_interleave(len(self.image_ids), dim=1), batch["token_mask"]], dim=1)

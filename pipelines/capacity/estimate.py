@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,11 @@ from cluster.zero import STAGES, Stage, ZeroConfig, state_bytes, temporary_bytes
 from pipelines.config.experiment import Experiment
 from pipelines.families.models import family_of
 from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.robot_inputs import store_inputs
 from preprocessing.store.web_store import Store, num_samples
+from rt_models.spec import MAIN_CAMERA
+
+_ASSUMED_STATE = tuple(f"value_{number}" for number in range(8))  # as many as an arm with a gripper has
 
 FP32 = 4
 IN_PROCESS, RAY_WORKER = 640 * 10**6, 840 * 10**6
@@ -82,6 +87,10 @@ class ResourceEstimate:
 
 def estimate_resources(experiment: Experiment, stores: Sequence[Store]) -> ResourceEstimate:
     """Raises ValueError if the batch sizes do not fit the number of workers."""
+    family = family_of(experiment.model)
+    asked = family.state(experiment.model)
+    if asked is not None and not asked.names:  # without stores
+        experiment = replace(experiment, model=family.with_state(experiment.model, _ASSUMED_STATE))
     loop, sizes = experiment.loop, experiment.launch.sizes
     least, most = sizes[0], sizes[-1]
     experiment.require_sizes()
@@ -131,15 +140,17 @@ def _at(zero: ZeroConfig, stage: Stage) -> ZeroConfig:
 def loader_bytes(experiment: Experiment, stores: Sequence[Store]) -> int:
     """What one worker's loader holds: its budget, or all frames decoded beside the files where that is less."""
     budget = experiment.loader.memory_mb * 2**20
-    return min(budget, sum(map(_held_bytes, stores))) if stores else budget
+    cameras = family_of(experiment.model).cameras(experiment.model)
+    return min(budget, sum(_held_bytes(store, cameras) for store in stores)) if stores else budget
 
 
-def _held_bytes(store: Store) -> int:
+def _held_bytes(store: Store, cameras: Sequence[str]) -> int:
     files = store.num_bytes
     if not isinstance(store, EpisodeStore):
         return files
-    image = store.contract.image
-    return files + num_samples(store) * image.height * image.width * 3
+    main = [store.contract.image] if MAIN_CAMERA in cameras else []
+    recipes = [*main, *store_inputs(store, cameras=cameras, state=False).cameras]
+    return files + num_samples(store) * sum(recipe.height * recipe.width * 3 for recipe in recipes)
 
 
 def _sizes(model: nn.Module, freeze: tuple[str, ...]) -> tuple[int, int]:
@@ -166,7 +177,7 @@ def activation_bytes(experiment: Experiment) -> int | None:
     return saved // 2 if experiment.engine.precision == "bf16" else saved
 
 
-def saved_bytes(model: nn.Module, *inputs: Tensor) -> int:
+def saved_bytes(model: nn.Module, *inputs: Any) -> int:
     """Memory that the backward pass of `model(*inputs)` would need, its weights apart."""
     saved: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: (saved.append(tensor), tensor)[1], lambda kept: kept):

@@ -12,9 +12,9 @@ import numpy as np
 from pipelines.evaluation.closed_loop import Episode
 from pipelines.families.base import Instruction
 from pipelines.publishing.inference import InferenceModel, named
-from preprocessing.simulation.environment import Observation
+from preprocessing.simulation.environment import Observation, state_of
 from rt_models.action_space import ActionSpec
-from rt_models.spec import Contract, DatasetContract
+from rt_models.spec import MAIN_CAMERA, Contract, DatasetContract
 
 BLIND = ("random", "mean_action", "replay")
 
@@ -23,9 +23,9 @@ class PolicyActor:
     """A trained model for one robot. `blank_images`: it sees black frames, to measure how much it uses the image."""
 
     def __init__(self, model: InferenceModel, dataset: DatasetContract, *, blank_images: bool = False) -> None:
-        image = model.contract.image
         self._model, self._dataset, self.sees_frames = model, dataset, not blank_images
-        self._black = np.zeros((image.height, image.width, 3), np.uint8)
+        recipes = {role: model.contract.recipe(role) for role in model.cameras(dataset)}
+        self._black = {role: np.zeros((r.height, r.width, 3), np.uint8) for role, r in recipes.items()}
         self._policy = model.episode(dataset)
         self._instruction: Instruction = ""
 
@@ -34,12 +34,20 @@ class PolicyActor:
         self._instruction = self._model.instruction(episode.instruction)
 
     def act(self, observation: Observation) -> Mapping[str, float] | None:
-        frame = self._model.frame(observation.frame) if self.sees_frames else self._black
-        (acted,) = self._model.act([self._policy], [frame], [self._instruction])
+        seen = {MAIN_CAMERA: observation.frame, **observation.further_frames} if self.sees_frames else self._black
+        frames = self._model.frames(seen, self._dataset)
+        state = _read_of(self._dataset, state_of(observation)) if self._dataset.state is not None else None
+        (acted,) = self._model.act([self._policy], [frames], [self._instruction], [state])
         action = named(acted, self._model.contract, self._dataset)
         if action.classes.get("terminate_episode") == "terminate":
             return None
         return {name: value for name, value in action.values.items() if value is not None}
+
+
+def _read_of(dataset: DatasetContract, state: Mapping[str, float]) -> dict[str, float]:
+    """Those values that the policy reads; one that the simulator lacks is missed by the policy, by its name."""
+    names = () if dataset.state is None else dataset.state.names
+    return {name: state[name] for name in names if name in state}
 
 
 class RandomActor:

@@ -24,9 +24,12 @@ from pipelines.publishing.folder import TrainedModel
 from pipelines.serving.client import PolicyClient
 from pipelines.serving.request_values import camera_frame
 from pipelines.terminal.progress_bar import Count, uncounted
-from preprocessing.store.episode_store import EpisodeStore
+from pipelines.training.data import require_readable
+from preprocessing.store.episode_store import EpisodeStore, image_column
+from preprocessing.store.robot_inputs import own_camera
 from rt_models.action_tokens import decode
 from rt_models.control.action import ActionOutlet
+from rt_models.spec import MAIN_CAMERA
 
 Answer = Mapping[str, Any]
 
@@ -78,7 +81,7 @@ class Expectation:
     """What `rtp evaluate` predicts for a store."""
 
     def __init__(self, trained: TrainedModel, store: EpisodeStore, *, batch: int = 64) -> None:
-        trained.contract.require_readable(store.contract, where=store.root)
+        require_readable(trained.contract, store)
         self.trained, self.store = trained, store
         model, contract = trained.model, trained.contract
         self.dataset = contract.dataset(store.name)
@@ -89,6 +92,7 @@ class Expectation:
         self.predictions: Predictions = as_acted(predicted, self.outlet)
         self.names = self.dataset.acted(contract.action)[0].names
         self.reads_text = family.instruction == "text"
+        self.roles = family.cameras(model.config)
         self.num_frames = family.num_frames(model.config)
         places = zip(self.predictions.episode_N.tolist(), self.predictions.step_N.tolist(), strict=True)
         self.place_of = {place: number for number, place in enumerate(places)}
@@ -99,8 +103,26 @@ class Expectation:
         return None if place is None else self.predictions.tokens_NA[place]
 
     def frame(self, step: _Step) -> np.ndarray:
-        """uint8 (H, W, 3) as the model reads it."""
-        return camera_frame(step.observation["image"], self.trained.contract.image)
+        """uint8 (H, W, 3) as the model reads that of its first camera."""
+        role = self.roles[0]
+        field = "image" if role == MAIN_CAMERA else f"image_{role}"
+        return camera_frame(step.observation[field], self.trained.contract.recipe(role))
+
+    def columns(self) -> dict[str, str]:
+        """The store's column of each field that a robot sends: pictures and state."""
+        roles = [role for role in self.roles if role not in self.dataset.without_cameras]
+        own = {role: own_camera(self.store, role) or role for role in roles}
+        columns = {"image" if role == MAIN_CAMERA else f"image_{role}": image_column(own[role]) for role in roles}
+        return columns | ({"state": "proprio"} if self.dataset.state is not None else {})
+
+    def as_sent(self, sensed: Mapping[str, object]) -> dict[str, object]:
+        """Those fields as a robot sends them: of the state the values that the policy reads, by name."""
+        side = self.dataset.state
+        if side is None:
+            return dict(sensed)
+        recorded = np.asarray(sensed["state"]).tolist()
+        felt = dict(zip(self.store.manifest.proprio.names, recorded, strict=True))
+        return {**sensed, "state": {name: felt[name] for name in side.names}}
 
     def physical(self, tokens_A: np.ndarray) -> np.ndarray:
         """float32, one for each of `names`: the action that tokens (A,) stand for, in the robot's own space."""
@@ -156,23 +178,26 @@ def _steps(expected: Expectation, episodes: int | None) -> Iterator[_Step]:
         for episode in range(len(entry.episode_lengths)):
             if episodes is not None and number >= episodes:
                 return
-            table = store.read_episode(shard, episode, ["image", "instruction"])
-            columns = (table[name].to_pylist() for name in ("image", "instruction"))
-            for step, (frame, instruction) in enumerate(zip(*columns, strict=True)):
-                place = int(np.searchsorted(store.instruction_ids, instruction))
+            column_of = expected.columns()
+            rows = store.read_episode(shard, episode, [*column_of.values(), "instruction"]).to_pylist()
+            for step, row in enumerate(rows):
+                place = int(np.searchsorted(store.instruction_ids, row["instruction"]))
                 is_ambiguous = counts[store.instruction_texts[place]] > 1
-                yield _step(expected, number, step, frame, place, is_ambiguous=is_ambiguous)
+                sensed = {field: row[column] for field, column in column_of.items()}
+                yield _step(expected, number, step, expected.as_sent(sensed), place, is_ambiguous=is_ambiguous)
             number += 1
 
 
-def _step(expected: Expectation, episode: int, step: int, frame: bytes, place: int, *, is_ambiguous: bool) -> _Step:
-    """Of a text that the data set gives several vectors, and of none, the vector is sent."""
+def _step(
+    expected: Expectation, episode: int, step: int, sensed: Mapping[str, object], place: int, *, is_ambiguous: bool
+) -> _Step:
+    """`sensed`: pictures and state. The vector is sent of a text that has several, and of none."""
     store = expected.store
     text, vector = store.instruction_texts[place], np.asarray(store.embeddings[place], np.float32)
     instruction: dict[str, object] = {"prompt": text}
     if not expected.reads_text and (is_ambiguous or not text.strip()):
         instruction = {"embedding": vector}
-    observation = {"image": frame, "reset": step == 0, "explain": True, "dataset": store.name, **instruction}
+    observation = {**sensed, "reset": step == 0, "explain": True, "dataset": store.name, **instruction}
     read = text.encode() if expected.reads_text else vector.tobytes()
     return _Step(episode=episode, step=step, observation=observation, instruction_crc32=zlib.crc32(read))
 

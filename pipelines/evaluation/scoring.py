@@ -35,7 +35,7 @@ from pipelines.families.base import TEMPERATURES, ChangeFrames
 from pipelines.families.models import Model, family_of
 from pipelines.publishing.folder import TrainedModel
 from pipelines.terminal.progress_bar import Count, uncounted
-from pipelines.training.data import as_trained
+from pipelines.training.data import as_trained, require_readable
 from preprocessing.loading.mapped_store import MappedStore
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.web_store import WebStore
@@ -76,7 +76,7 @@ def evaluation_of(
 
     The model computes where `config.compute` says, and lies where it lay when this is over.
     """
-    contract.require_readable(store.contract, where=store.root)
+    require_readable(contract, store)
     with config.compute.at_work(model):
         return _evaluated(model, contract, store, config, counted)
 

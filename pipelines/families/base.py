@@ -27,8 +27,9 @@ from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.web_store import Store, WebStore
 from rt_models.action_space import ActionSpace
 from rt_models.control.action import Action
+from rt_models.control.observation import Frame, RobotState
 from rt_models.robot_model import RobotModel, RobotModelConfig
-from rt_models.spec import Contract, DatasetContract
+from rt_models.spec import MAIN_CAMERA, Contract, DatasetContract, StateInput, frames_key
 
 
 class LoopSettings(Protocol):
@@ -112,8 +113,9 @@ class WebAnswers(Protocol):
 class Policy(Protocol):
     """A model that acts for one robot and keeps its history."""
 
-    def act(self, frame: np.ndarray, instruction: Any) -> Action:
-        """The action for the newest frame, uint8 (H, W, 3). The instruction is a text or a vector, as the family says.
+    def act(self, frame: Any, instruction: Any, state: RobotState = None) -> Action:
+        """The action for the newest frame, uint8 (H, W, 3), of several cameras by role. The instruction is a text or a
+        vector, as the family says, and the state physical values of a robot whose model reads one.
 
         A new instruction begins a new episode.
         """
@@ -160,6 +162,18 @@ class ModelFamily(ABC, Generic[ConfigT, ModelT]):
             raise ValueError(f"{self.label} acts in {own.name} alone, and the stores hold {space.name}")
         return config
 
+    def cameras(self, config: ConfigT) -> tuple[str, ...]:
+        """The cameras that the model reads, by role, in its order."""
+        return (MAIN_CAMERA,)
+
+    def state(self, config: ConfigT) -> StateInput | None:
+        """What the model reads of the robot's state."""
+        return None
+
+    def with_state(self, config: ConfigT, names: tuple[str, ...]) -> ConfigT:
+        """The config of a model that reads a state, which is these values of the stores."""
+        raise ValueError(f"{self.label} reads no state, and {', '.join(names)} was asked for")
+
     def resolved(self, experiment: RunT, stores: Sequence[Store]) -> RunT:
         """The experiment with what only the stores can say. Raises ValueError if the two do not fit."""
         return experiment
@@ -173,20 +187,26 @@ class ModelFamily(ABC, Generic[ConfigT, ModelT]):
 
     @abstractmethod
     def open_reader(
-        self, experiment: TrainingRun, stores: Sequence[Store], contract: Contract, config: LoaderConfig
+        self,
+        experiment: TrainingRun,
+        stores: Sequence[Store],
+        contract: Contract,
+        config: LoaderConfig,
+        *,
+        is_training: bool,
     ) -> Reader:
-        """Reads what the model is trained on from `stores`, in model values."""
+        """Reads what the model is trained on from `stores`, in model values; what is random in it, in training."""
 
     @abstractmethod
     def batch_cost(self, config: ConfigT) -> BatchCost:
         """What the batches of such a model cost. It may draw random numbers."""
 
-    def planned(self, batch: Batch, capacity: int, *, is_training: bool) -> Batch:
+    def planned(self, config: ConfigT, batch: Batch, capacity: int, *, is_training: bool) -> Batch:
         """A batch that was read for a capacity (preprocessing/loading/fixed_shapes.py), with what else the model needs
         to compute it in shapes that follow from the capacity."""
         return batch
 
-    def sample_forward(self, config: ConfigT) -> tuple[nn.Module, tuple[Tensor, ...]] | None:
+    def sample_forward(self, config: ConfigT) -> tuple[nn.Module, tuple[Any, ...]] | None:
         """A model and its inputs for one sample, on the meta device or the CPU: the memory of a forward pass is
         estimated with them. None if that takes real data. It may draw random numbers."""
         return None
@@ -241,9 +261,13 @@ class ModelFamily(ABC, Generic[ConfigT, ModelT]):
         raise ValueError(f"{self.label} says no plans: leave out --plan-tokens {tokens}")
 
     def act_together(
-        self, policies: Sequence[Policy], frames: Sequence[np.ndarray], instructions: Sequence[Instruction]
+        self,
+        policies: Sequence[Policy],
+        frames: Sequence[Frame],
+        instructions: Sequence[Instruction],
+        states: Sequence[RobotState],
     ) -> list[Action]:
-        """The action of each policy for its frame and instruction; they are different ones of one model.
+        """The action of each policy for its frame, instruction and state; they are different ones of one model.
 
         One by one, unless the family answers them in one pass.
         """
@@ -269,12 +293,16 @@ def chosen_space(asked: ActionSpace | None, space: ActionSpace, setting: str) ->
     return asked if asked is not None else None if space.is_rt1 else space
 
 
-def encoded_frames(batch: Batch, index_BT: Tensor, is_cropped_B: Tensor) -> int:
-    """Distinct (frame, crop) pairs of a batch: in rows that are not cropped, all crops of a frame are one."""
+def encoded_frames(batch: Batch, index_of_role: Mapping[str, Tensor], is_cropped_B: Tensor) -> int:
+    """Distinct (frame, crop) pairs of the cameras of a batch, each with int64 (B, T) rows of its frames: in rows that
+    are not cropped, all crops of a frame are one."""
     _, crop_B = batch["crop_key"].unique(return_inverse=True)
     crop_B = torch.where(is_cropped_B, crop_B + 1, 0)
-    pairs_BT = crop_B[:, None] * len(batch["frames"]) + index_BT
-    return len(pairs_BT[index_BT >= 0].unique())
+    count = 0
+    for role, index_BT in index_of_role.items():
+        pairs_BT = crop_B[:, None] * len(batch[frames_key(role)]) + index_BT
+        count += len(pairs_BT[index_BT >= 0].unique())
+    return count
 
 
 def row_pieces(num_rows: int, size: int) -> Iterator[np.ndarray]:

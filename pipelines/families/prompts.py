@@ -30,21 +30,22 @@ from pipelines.families.base import (
     selected,
 )
 from pipelines.training.co_fine_tuning import CoFineTuningConfig, require_room, sample_shares, texts
-from preprocessing.loading.prompt_reader import NO_INSTRUCTION, PromptReader
+from preprocessing.loading.prompt_reader import PromptReader
 from preprocessing.loading.reader import Batch, LoaderConfig
 from preprocessing.loading.web_reader import WebText
 from preprocessing.store.episode_store import EpisodeStore
-from preprocessing.store.web_store import Store, WebStore
+from preprocessing.store.web_store import Store, WebStore, robot_stores
 from rt_models.action_space import ActionSpace
 from rt_models.action_tokens import encode
 from rt_models.control.action import Action
+from rt_models.control.observation import Frame, RobotState
 from rt_models.control.rt2_policy import RT2Policy, act_together
 from rt_models.language.action_vocabulary import LeastFrequentTokens, Tokenizer
 from rt_models.language.answer_loss import plan_answers
 from rt_models.language.generation import LanguageModel, generate, predict_actions
 from rt_models.language.prompts import RT2Text, RT2TextConfig
 from rt_models.robot_model import RobotModel, RobotModelConfig
-from rt_models.spec import Contract, DatasetContract
+from rt_models.spec import MAIN_CAMERA, Contract, DatasetContract, StateInput, frames_key, image_index_key
 
 
 class CountedCost(Protocol):
@@ -60,11 +61,13 @@ class PromptCost:
     counted: CountedCost
     random_crop: bool
     """Whether training crops robot frames at random, by each row's crop key."""
+    cameras: tuple[str, ...] = (MAIN_CAMERA,)
 
     def frames(self, batch: Batch) -> int:
         if not self.random_crop:
-            return len(batch["frames"])
-        return encoded_frames(batch, batch["image_index"], batch["is_robot"].bool())
+            return sum(len(batch[frames_key(role)]) for role in self.cameras)
+        of_role = {role: batch[image_index_key(role)] for role in self.cameras}
+        return encoded_frames(batch, of_role, batch["is_robot"].bool())
 
     def training_flops(self, batch: Batch, frames: int) -> float:
         return self.counted.training_flops(batch, frames)
@@ -80,6 +83,10 @@ class PromptConfig(RobotModelConfig, Protocol):
 
     @property
     def text(self) -> RT2TextConfig: ...
+    @property
+    def cameras(self) -> tuple[str, ...]: ...
+    @property
+    def state(self) -> StateInput | None: ...
     def build_text(self) -> RT2Text: ...
     def build_tokenizer(self) -> Tokenizer: ...
 
@@ -92,7 +99,7 @@ class PromptFamily(ModelFamily[PromptConfigT, ModelT]):
 
     instruction = "text"
 
-    def planned(self, batch: Batch, capacity: int, *, is_training: bool) -> Batch:
+    def planned(self, config: PromptConfigT, batch: Batch, capacity: int, *, is_training: bool) -> Batch:
         return plan_answers(batch)
 
     def completed(self, config: PromptConfigT, stores: Sequence[Store]) -> PromptConfigT:
@@ -119,7 +126,13 @@ class PromptFamily(ModelFamily[PromptConfigT, ModelT]):
         return sample_shares(experiment.co_fine_tuning or CoFineTuningConfig(), experiment.mixture, stores)
 
     def open_reader(
-        self, experiment: TrainingRun, stores: Sequence[Store], contract: Contract, config: LoaderConfig
+        self,
+        experiment: TrainingRun,
+        stores: Sequence[Store],
+        contract: Contract,
+        config: LoaderConfig,
+        *,
+        is_training: bool,
     ) -> PromptReader:
         mix = experiment.co_fine_tuning or CoFineTuningConfig()
         return PromptReader(
@@ -130,6 +143,8 @@ class PromptFamily(ModelFamily[PromptConfigT, ModelT]):
             plans=mix.read_plans(),
             plan_share=mix.plan_share,
             config=config,
+            perturbs_state=is_training and experiment.model.state is not None,
+            **_inputs(experiment.model, contract, stores),
         )
 
     def predict(
@@ -142,17 +157,18 @@ class PromptFamily(ModelFamily[PromptConfigT, ModelT]):
         change_frames: ChangeFrames | None,
         rewording: Mapping[str, str] | None,
     ) -> Iterator[PredictedSteps]:
-        text, reader = _read_alone(model, contract, store)
-        others = {line.strip(): other.strip() for line, other in (rewording or {}).items()}
+        others = {line.strip(): other.strip() for line, other in (rewording or {}).items() if line.strip()}
+        text, reader = _read_alone(model, contract, store, others)
+        cameras = self.cameras(cast(PromptConfigT, model.config))
         device = next(model.parameters()).device
         for rows in row_pieces(sum(reader.store_rows), batch):
             read = reader.read(rows, rows)
             if change_frames is not None:
                 read |= changed_frames(read, change_frames)
-            instructions = [others.get(line, line) for line in reader.instructions(rows)]
-            prompts = text.collate_prompts([text.robot_prompt(line or NO_INSTRUCTION) for line in instructions])
-            prompted = {key: read[key].to(device) for key in ("frames", "image_index")}
-            prompted |= {key: value.to(device) for key, value in prompts.items()}
+            told = zip(read["tokens"].tolist(), read["prompt_length"].tolist(), strict=True)
+            prompts = text.collate_prompts([ids[:length] for ids, length in told])
+            prompted = _pictures(read, cameras) | prompts
+            prompted = {key: value.to(device) for key, value in prompted.items()}
             actions = predict_actions(
                 cast(LanguageModel, model), prompted, text, action_mask_BA=read["action_mask"].to(device)
             )
@@ -171,6 +187,15 @@ class PromptFamily(ModelFamily[PromptConfigT, ModelT]):
     def web_answers(self, model: ModelT, contract: Contract, store: WebStore) -> PromptAnswers:
         return PromptAnswers(model, *_read_alone(model, contract, store))
 
+    def cameras(self, config: PromptConfigT) -> tuple[str, ...]:
+        return config.cameras
+
+    def state(self, config: PromptConfigT) -> StateInput | None:
+        return config.state
+
+    def with_state(self, config: Any, names: tuple[str, ...]) -> Any:
+        return replace(config, state=replace(config.state, names=names))
+
     def num_frames(self, config: PromptConfigT) -> int:
         return config.text.frames
 
@@ -185,9 +210,13 @@ class PromptFamily(ModelFamily[PromptConfigT, ModelT]):
         return policy.with_plans(tokens)
 
     def act_together(
-        self, policies: Sequence[RT2Policy], frames: Sequence[np.ndarray], instructions: Sequence[str]
+        self,
+        policies: Sequence[RT2Policy],
+        frames: Sequence[Frame],
+        instructions: Sequence[str],
+        states: Sequence[RobotState],
     ) -> list[Action]:
-        return act_together(policies, frames, instructions)
+        return act_together(policies, frames, instructions, states)
 
 
 class PromptAnswers:
@@ -203,8 +232,7 @@ class PromptAnswers:
     def answers(self, rows: np.ndarray, images: np.ndarray, *, max_new_tokens: int) -> list[str]:
         text, device = self._text, next(self._model.parameters()).device
         prompts = text.collate_prompts([text.web_prompt(web.prompt) for web in self.texts(rows)])
-        read = self._reader.read(images, images)
-        pictures = {key: read[key] for key in ("frames", "image_index")}
+        pictures = _pictures(self._reader.read(images, images), text.cameras)
         prompted = {key: value.to(device) for key, value in (pictures | prompts).items()}
         answers = generate(
             cast(LanguageModel, self._model), prompted, eos_id=text.tokenizer.eos_id, max_new_tokens=max_new_tokens
@@ -215,10 +243,27 @@ class PromptAnswers:
         self._reader.close()
 
 
-def _read_alone(model: RobotModel, contract: Contract, store: Store) -> tuple[RT2Text, PromptReader]:
-    """The texts of a model, and a store read as in its training but for the mixture."""
-    text = cast(PromptConfig, model.config).build_text()
-    return text, PromptReader([store], contract, text, num_frames=text.config.frames, config=LoaderConfig())
+def _read_alone(
+    model: RobotModel, contract: Contract, store: Store, rewording: Mapping[str, str] | None = None
+) -> tuple[RT2Text, PromptReader]:
+    """The texts of a model, and a store read as in its training but for the mixture and other words."""
+    config = cast(PromptConfig, model.config)
+    text, inputs = config.build_text(), _inputs(config, contract, [store])
+    plain = {"num_frames": text.config.frames, "config": LoaderConfig(), "rewording": rewording}
+    return text, PromptReader([store], contract, text, **plain, **inputs)
+
+
+def _inputs(config: PromptConfig, contract: Contract, stores: Sequence[Store]) -> dict[str, Any]:
+    """What a reader must know of cameras and state."""
+    return {
+        "cameras": config.cameras,
+        "recipes": {recipe.camera: recipe for recipe in contract.cameras},
+        "state": contract.state_columns([store.name for store in robot_stores(stores)]),
+    }
+
+
+def _pictures(batch: Batch, cameras: Sequence[str]) -> Batch:
+    return {key: batch[key] for role in cameras for key in (frames_key(role), image_index_key(role))}
 
 
 def with_vocabulary(config: PromptConfigT, stores: Sequence[Store]) -> PromptConfigT:
@@ -226,5 +271,6 @@ def with_vocabulary(config: PromptConfigT, stores: Sequence[Store]) -> PromptCon
     vocabulary = config.text.vocabulary
     if not isinstance(vocabulary, LeastFrequentTokens) or vocabulary.frequency == "rank" or vocabulary.ids:
         return config
-    counted = vocabulary.counted(config.build_tokenizer(), texts(stores, config.text), bins=config.text.bins)
+    said = texts(stores, config.text, config.cameras, config.state)
+    counted = vocabulary.counted(config.build_tokenizer(), said, bins=config.text.bins)
     return replace(config, text=replace(config.text, vocabulary=counted))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +17,11 @@ from preprocessing.loading.reader import Batch
 from preprocessing.store.web_store import Store
 from rt_models.action_space import ActionSpace
 from rt_models.control.action import Action
+from rt_models.control.observation import Frame, RobotState
 from rt_models.control.rt1_policy import RT1Policy, act_together
 from rt_models.cost.rt1_flops import cost
 from rt_models.rt1 import RT1, RT1Config
-from rt_models.spec import EMBEDDING_WIDTH, DatasetContract
+from rt_models.spec import EMBEDDING_WIDTH, DatasetContract, StateInput
 from rt_models.vision.fuse_batch_norm import fuse_batch_norm
 
 
@@ -32,6 +34,19 @@ class RT1Family(WindowFamily[RT1Config, RT1]):
 
     def in_space(self, config: RT1Config, space: ActionSpace) -> RT1Config:
         return replace(config, action_space=chosen_space(config.action_space, space, "model.action_space"))
+
+    def cameras(self, config: RT1Config) -> tuple[str, ...]:
+        return config.cameras
+
+    def cameras_encoded_together(self, config: RT1Config) -> list[tuple[str, ...]]:
+        return config.cameras_encoded_together()
+
+    def state(self, config: RT1Config) -> StateInput | None:
+        return config.state
+
+    def with_state(self, config: RT1Config, names: tuple[str, ...]) -> RT1Config:
+        assert config.state is not None
+        return replace(config, state=replace(config.state, names=names))
 
     def resolved(self, experiment: RunT, stores: Sequence[Store]) -> RunT:
         if experiment.model.image_channels == "rgb+mask":
@@ -48,15 +63,19 @@ class RT1Family(WindowFamily[RT1Config, RT1]):
             window_flops=counted.window_flops,
             random_crop=config.input.crop == "pad",
             loss_on=config.loss_on,
+            cameras=config.cameras,
         )
 
-    def sample_forward(self, config: RT1Config) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    def sample_forward(self, config: RT1Config) -> tuple[nn.Module, tuple[Any, ...]]:
         """Every frame of a window counts, also those that windows of a segment share."""
-        size, steps = config.input.image_size, config.num_steps
+        size, steps, values = config.input.image_size, config.num_steps, config.state_size()
+        cameras = (len(config.cameras),) if len(config.cameras) > 1 else ()
         with torch.device("meta"):
             model = config.build().to("meta")
-            inputs = torch.empty(1, steps, size, size, config.num_channels()), torch.empty(1, steps, EMBEDDING_WIDTH)
-        return model, inputs
+            image = torch.empty(1, steps, *cameras, size, size, config.num_channels())
+            state = (torch.empty(1, steps, values), torch.empty(1, values, dtype=torch.bool)) if values else None
+            inputs = image, torch.empty(1, steps, EMBEDDING_WIDTH), None, state
+        return model, inputs if state else inputs[:2]
 
     def last_logits(self, model: RT1, batch: Batch) -> Tensor:
         return model.predict(batch, output_steps="last")[:, -1]
@@ -71,9 +90,13 @@ class RT1Family(WindowFamily[RT1Config, RT1]):
         return RT1Policy(model, cuda_graph=wants_cuda_graph()).for_dataset
 
     def act_together(
-        self, policies: Sequence[RT1Policy], frames: Sequence[np.ndarray], instructions: Sequence[np.ndarray]
+        self,
+        policies: Sequence[RT1Policy],
+        frames: Sequence[Frame],
+        instructions: Sequence[np.ndarray],
+        states: Sequence[RobotState],
     ) -> list[Action]:
-        return act_together(policies, frames, instructions)
+        return act_together(policies, frames, instructions, states)
 
 
 FAMILY = RT1Family()

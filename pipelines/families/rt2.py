@@ -31,13 +31,15 @@ class RT2Family(PromptFamily[RT2Config, RT2]):
         return PromptCost(
             counted=cost(replace(config, activation_checkpointing="off")),
             random_crop=config.picture.robot_crop == "pad",
+            cameras=config.cameras,
         )
 
     def sample_forward(self, config: RT2Config) -> tuple[nn.Module, tuple[Tensor, ...]]:
         """A row with all the tokens it may have. Rows are laid out by what the tokens hold: they are real, on the CPU,
         which takes some seconds at most."""
         image = torch.zeros(1, 3, config.picture.image_size, config.picture.image_size)
-        return config.build(), (image, torch.zeros(1, config.max_tokens, dtype=torch.int64))
+        images = image[:, None].repeat(1, len(config.cameras) * config.text.frames, 1, 1, 1)
+        return config.build(), (images, torch.zeros(1, config.longest_row(), dtype=torch.int64))
 
 
 def with_tokenizer(config: RT2Config, stores: Sequence[Store]) -> RT2Config:
@@ -47,7 +49,7 @@ def with_tokenizer(config: RT2Config, stores: Sequence[Store]) -> RT2Config:
     """
     if config.tokenizer.merges:
         return config
-    sample = itertools.islice(texts(stores, config.text), _TEXTS_LEARNT_FROM)
+    sample = itertools.islice(texts(stores, config.text, config.cameras, config.state), _TEXTS_LEARNT_FROM)
     return replace(config, tokenizer=config.tokenizer.learnt(sample, vocab_size=config.vocab_size))
 
 

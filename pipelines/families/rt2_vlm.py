@@ -25,7 +25,7 @@ class RT2VLMFamily(PromptFamily[RT2VLMConfig, RT2VLM]):
         return config
 
     def batch_cost(self, config: RT2VLMConfig) -> PromptCost:
-        return PromptCost(counted=vlm_cost(config), random_crop=config.robot_crop == "pad")
+        return PromptCost(counted=vlm_cost(config), random_crop=config.robot_crop == "pad", cameras=config.cameras)
 
     def carry(self, config: RT2VLMConfig, folder: Path) -> RT2VLMConfig:
         """Sizes and tokenizer of the pretrained model go along; its weights do not."""

@@ -39,7 +39,7 @@ from preprocessing.store.web_store import Store, robot_stores
 from rt_models.action_tokens import encode
 from rt_models.control.constrained_decoding import choose_tokens
 from rt_models.robot_model import RobotModelConfig
-from rt_models.spec import Contract
+from rt_models.spec import MAIN_CAMERA, Contract, index_key
 from rt_models.vision.image_plan import plan_images
 
 
@@ -55,9 +55,11 @@ class WindowCost:
     """Whether training crops frames at random, by each window's crop key."""
     loss_on: Literal["all", "last"]
     """Steps of a window that are trained on."""
+    cameras: tuple[str, ...] = (MAIN_CAMERA,)
 
     def frames(self, batch: Batch) -> int:
-        return encoded_frames(batch, batch["frame_index"], torch.full_like(batch["crop_key"], self.random_crop).bool())
+        of_role = {role: batch[index_key(role)] for role in self.cameras}
+        return encoded_frames(batch, of_role, torch.full_like(batch["crop_key"], self.random_crop).bool())
 
     def training_flops(self, batch: Batch, frames: int) -> float:
         return 3.0 * (frames * self.frame_flops + len(batch["sample_id"]) * self.window_flops)
@@ -87,8 +89,14 @@ class WindowFamily(ModelFamily[WindowConfigT, ModelT]):
     def num_frames(self, config: WindowConfigT) -> int:
         return config.num_steps
 
-    def planned(self, batch: Batch, capacity: int, *, is_training: bool) -> Batch:
-        return plan_images(batch, crops=is_training, capacities=(capacity,))
+    def cameras_encoded_together(self, config: WindowConfigT) -> Sequence[tuple[str, ...]]:
+        """The cameras whose images are computed in one pass, pass by pass."""
+        return [self.cameras(config)]
+
+    def planned(self, config: WindowConfigT, batch: Batch, capacity: int, *, is_training: bool) -> Batch:
+        for cameras in self.cameras_encoded_together(config):
+            batch = plan_images(batch, crops=is_training, capacities=(capacity,), cameras=cameras)
+        return batch
 
     def resolved(self, experiment: RunT, stores: Sequence[Store]) -> RunT:
         if experiment.co_fine_tuning is not None:
@@ -106,9 +114,15 @@ class WindowFamily(ModelFamily[WindowConfigT, ModelT]):
         return None if shares is None else list(shares.values())
 
     def open_reader(
-        self, experiment: TrainingRun, stores: Sequence[Store], contract: Contract, config: LoaderConfig
+        self,
+        experiment: TrainingRun,
+        stores: Sequence[Store],
+        contract: Contract,
+        config: LoaderConfig,
+        *,
+        is_training: bool,
     ) -> WindowReader:
-        return _reader(robot_stores(stores), contract, self.num_frames(experiment.model), config)
+        return self._reader(robot_stores(stores), contract, experiment.model, config)
 
     def predict(
         self,
@@ -120,12 +134,13 @@ class WindowFamily(ModelFamily[WindowConfigT, ModelT]):
         change_frames: ChangeFrames | None,
         rewording: Mapping[str, str] | None,
     ) -> Iterator[PredictedSteps]:
-        reader = _reader([store], contract, self.num_frames(cast(WindowConfigT, model.config)), LoaderConfig())
+        config = cast(WindowConfigT, model.config)
+        reader = self._reader([store], contract, config, LoaderConfig())
         swap = None if rewording is None else _reworded_embeddings(store, contract.encoder, rewording)
         device, pieces = next(model.parameters()).device, list(row_pieces(reader.index.num_rows, batch))
         shapes = None
         if self._wants_few_shapes(device):
-            shapes = shapes_of_pieces(reader, pieces, partial(self.planned, is_training=False))
+            shapes = shapes_of_pieces(reader, pieces, partial(self.planned, config, is_training=False))
         for rows in pieces:
             loaded = reader.read(rows, rows) if shapes is None else shapes.read_filled(rows, len(pieces[0]))
             read = {key: value.to(device) for key, value in loaded.items()}
@@ -135,6 +150,20 @@ class WindowFamily(ModelFamily[WindowConfigT, ModelT]):
                 read["embedding"] = _swap_embeddings(read["embedding"], *swap)
             yield self._predicted(model, read, len(rows))
         reader.close()
+
+    def _reader(
+        self, stores: Sequence[EpisodeStore], contract: Contract, model: WindowConfigT, config: LoaderConfig
+    ) -> WindowReader:
+        return WindowReader(
+            stores,
+            [contract.dataset(store.name).transform for store in stores],
+            num_steps=self.num_frames(model),
+            config=config,
+            cameras=self.cameras(model),
+            recipes={recipe.camera: recipe for recipe in contract.cameras},
+            state=contract.state_columns([store.name for store in stores]),
+            images_counted="together" if len(self.cameras_encoded_together(model)) == 1 else "each",
+        )
 
     def _wants_few_shapes(self, device: torch.device) -> bool:
         return device.type != "cpu"
@@ -165,11 +194,6 @@ def _at_temperatures(logits_BAV: Tensor, target_BA: Tensor) -> tuple[Tensor, Ten
         likelihoods.append(log_p_BAV.gather(-1, target_BA[..., None])[..., 0])
         confidences.append(log_p_BAV.amax(dim=-1).exp())
     return torch.stack(likelihoods, dim=-1), torch.stack(confidences, dim=-1)
-
-
-def _reader(stores: Sequence[EpisodeStore], contract: Contract, num_steps: int, config: LoaderConfig) -> WindowReader:
-    transforms = [contract.dataset(store.name).transform for store in stores]
-    return WindowReader(stores, transforms, num_steps=num_steps, config=config)
 
 
 def _reworded_embeddings(store: EpisodeStore, encoder: str, rewording: Mapping[str, str]) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,8 @@ from pipelines.serving.request_values import camera_frame, described, is_missing
 from rt_models.action_space import ActionSpec
 from rt_models.blocks.cast_weights import cast_weights
 from rt_models.control.action import Action, ActionOutlet
-from rt_models.spec import EMBEDDING_WIDTH, Contract, DatasetContract
+from rt_models.control.observation import Frame, ObservationInlet, RobotState
+from rt_models.spec import EMBEDDING_WIDTH, MAIN_CAMERA, Contract, DatasetContract
 
 TOGETHER = 32
 """Robots that are answered in one pass at most: rt_models/control/control_step.py's largest graph."""
@@ -115,20 +116,60 @@ class InferenceModel:
             )
         return self._policies[dataset.name].for_another_robot()
 
+    def cameras(self, dataset: DatasetContract) -> tuple[str, ...]:
+        """The cameras, by role, that a robot of this data set must send a frame of."""
+        return self._inlet(dataset).cameras
+
+    def _inlet(self, dataset: DatasetContract) -> ObservationInlet:
+        return ObservationInlet(self._family.cameras(self._config), self._family.state(self._config), dataset)
+
     def act(
-        self, policies: Sequence[Policy], frames: Sequence[np.ndarray], instructions: Sequence[Instruction]
+        self,
+        policies: Sequence[Policy],
+        frames: Sequence[Frame],
+        instructions: Sequence[Instruction],
+        states: Sequence[RobotState] | None = None,
     ) -> list[Action]:
-        """The action of each of these different policies for its frame and instruction, several in one pass."""
+        """The action of each of these different policies for its frame, instruction and state, several in one pass."""
+        states = [None] * len(policies) if states is None else states
         actions: list[Action] = []
         with self._compute.applied(self._device):
             for first in range(0, len(policies), TOGETHER):
                 piece = slice(first, first + TOGETHER)
-                actions += self._family.act_together(policies[piece], frames[piece], instructions[piece])
+                taken = (policies[piece], frames[piece], instructions[piece], states[piece])
+                actions += self._family.act_together(*taken)
         return actions
 
     def frame(self, image: object) -> np.ndarray:
-        """uint8 (H, W, 3) as the training frames; `camera_frame` lists what `image` may be."""
+        """uint8 (H, W, 3) as the training frames of the main camera; `camera_frame` lists what `image` may be."""
         return camera_frame(image, self.contract.image)
+
+    def frames(self, images: object, dataset: DatasetContract) -> Frame:
+        """What the model reads of a robot of this data set: the only camera's frame, or each one's by its role.
+
+        `images` is a picture, or one by role. Raises ValueError naming a camera that is missing or no frame.
+        """
+        pictures = self._inlet(dataset).pictures(images)
+        if tuple(pictures) == (MAIN_CAMERA,):
+            return self.frame(pictures[MAIN_CAMERA])
+        return {role: self._frame_of(role, picture) for role, picture in pictures.items()}
+
+    def _frame_of(self, role: str, picture: object) -> np.ndarray:
+        try:
+            return camera_frame(picture, self.contract.recipe(role))
+        except ValueError as error:
+            raise ValueError(str(error) if role == MAIN_CAMERA else f"camera {role}: {error}") from error
+
+    def grey(self, dataset: DatasetContract) -> tuple[Frame, RobotState]:
+        """A frame of each camera and a mean state, for warming up."""
+        recipes = {role: self.contract.recipe(role) for role in self.cameras(dataset)}
+        pictures = {role: np.full((r.height, r.width, 3), 128, np.uint8) for role, r in recipes.items()}
+        state = None if dataset.state is None else dataset.state.statistics.mean
+        return self.frames(pictures, dataset), state
+
+    def require_state(self, state: RobotState, dataset: DatasetContract) -> None:
+        """Raise ValueError, naming the value, for a state that the policy of this data set cannot read."""
+        self._inlet(dataset).state(state, num_robots=1)
 
     def instruction(self, text: object, vector: object = None) -> Instruction:
         """What the model reads: the text, or its vector (512,). Raises ValueError if there is none."""

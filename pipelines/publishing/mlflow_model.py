@@ -30,6 +30,7 @@ from pipelines.publishing.model_origin import ModelOrigin
 from pipelines.publishing.policy_code import copy_policy_code
 from pipelines.publishing.training_stores import StoreReference
 from preprocessing.conversion.multilingual_encoder import MULTILINGUAL_ENCODER
+from rt_models.spec import Contract, ImageRecipe
 
 # What mlflow_policy.py and the files of ours that it imports need; MLflow brings pyarrow itself.
 _NEEDED = ("torch", "numpy", "pandas", "einops", "safetensors", "simplejpeg", "pillow", "pyyaml", "fsspec", "mlflow")
@@ -52,6 +53,15 @@ def signature(trained: TrainedModel) -> ModelSignature:
     datasets = trained.contract.datasets
     inputs: list[ColSpec | TensorSpec] = [
         ColSpec(AnyType(), "image"),
+        *(
+            ColSpec(AnyType(), f"image_{recipe.camera}", required=_is_everywhere(recipe.camera, trained.contract))
+            for recipe in trained.contract.cameras
+        ),
+        *(
+            [ColSpec(AnyType(), "state", required=all(d.state is not None for d in datasets))]
+            if trained.contract.state
+            else []
+        ),
         ColSpec(DataType.string, "instruction", required=False),
         ColSpec(AnyType(), "embedding", required=False),
         ColSpec(DataType.string, "robot", required=False),
@@ -72,17 +82,35 @@ def signature(trained: TrainedModel) -> ModelSignature:
     outputs += [ColSpec(Array(DataType.string), "absent"), ColSpec(DataType.long, "frames_seen")]
     # MLflow puts a default where a call has no value: of several datasets none may be guessed.
     dataset = ParamSpec("dataset", DataType.string, datasets[0].name if len(datasets) == 1 else "")
-    params = ParamSchema([dataset, ParamSpec("contract", DataType.string, "")])
+    others = [ParamSpec(name, DataType.string, "") for name in ("contract", "control_hz")]
+    params = ParamSchema([dataset, *others])
     return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs), params=params)
 
 
 def example(trained: TrainedModel) -> pd.DataFrame:
-    """One grey camera frame with the first known instruction."""
-    recipe, frame = trained.contract.image, io.BytesIO()
-    Image.new("RGB", (recipe.width, recipe.height), (128, 128, 128)).save(frame, "PNG")
-    encoded = base64.b64encode(frame.getvalue()).decode()  # as JSON carries it
+    """One grey frame of each camera, the mean state and the first known instruction."""
+    contract = trained.contract
+    first = contract.datasets[0]
+    columns: dict[str, list[object]] = {"image": [_grey(contract.image)]}
+    columns |= {
+        f"image_{recipe.camera}": [_grey(recipe)]
+        for recipe in contract.cameras
+        if recipe.camera not in first.without_cameras
+    }
+    if first.state is not None:
+        columns["state"] = [list(first.state.statistics.mean)]
     text = next(iter(trained.instructions.vectors), "open the drawer")
-    return pd.DataFrame({"image": [encoded], "instruction": [text], "robot": ["arm-1"]})
+    return pd.DataFrame({**columns, "instruction": [text], "robot": ["arm-1"]})
+
+
+def _grey(recipe: ImageRecipe) -> str:
+    frame = io.BytesIO()
+    Image.new("RGB", (recipe.width, recipe.height), (128, 128, 128)).save(frame, "PNG")
+    return base64.b64encode(frame.getvalue()).decode()  # as JSON carries it
+
+
+def _is_everywhere(role: str, contract: Contract) -> bool:
+    return all(role not in dataset.without_cameras for dataset in contract.datasets)
 
 
 def write_policy(trained: TrainedModel, scratch: Path) -> Path:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
@@ -27,12 +26,15 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 import rt_models
 from pipelines.config.compute import Compute
 from pipelines.families.base import Instruction, Policy
+from pipelines.publishing.control_rate import rate_factor
 from pipelines.publishing.folder import read_bundle
 from pipelines.publishing.inference import InferenceModel, NamedAction, named
-from pipelines.serving.request_format import COLUMNS, MAX_ROWS, PARAMETERS
+from pipelines.serving.observation import rate_of
+from pipelines.serving.request_format import COLUMNS, MAX_ROWS, PARAMETERS, is_column
 from pipelines.serving.request_values import flag, is_missing
 from rt_models.control.action import Action
-from rt_models.spec import DatasetContract
+from rt_models.control.observation import Frame, RobotState
+from rt_models.spec import MAIN_CAMERA, DatasetContract
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,8 @@ class MlflowPolicy(PythonModel):
 
     image: PNG or JPEG bytes, raw RGB bytes of the training frames' size, or a uint8 array (H, W, 3); over HTTP the
         bytes in base64, or nested lists. Another size is resized as the training frames were.
+    image_ROLE: the same of another camera that the policy reads, such as image_wrist.
+    state: of a policy that reads it, physical values by name, or in the contract's order.
     instruction: text; or for an RT-1 also embedding: 512 numbers of the policy's own encoder.
     robot: rows of one robot are successive frames of one episode, over all calls; a new instruction begins a new
         episode, and so does `reset`. Over HTTP, where any caller may use any connection, a policy with a history wants
@@ -56,7 +60,8 @@ class MlflowPolicy(PythonModel):
     rests on.
 
     Parameters: `dataset` whose units and scaling the actions have, needed where the policy was trained on several;
-    `contract`, the id that the caller was built for: another policy refuses. Others are refused.
+    `contract`, the id that the caller was built for: another policy refuses; `control_hz`, the robot's rate: another
+    than was trained is refused. Others are refused.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -78,13 +83,14 @@ class MlflowPolicy(PythonModel):
     def _answer(self, table: pd.DataFrame, params: Mapping[str, str]) -> pd.DataFrame:
         columns, parameters = _as_called(table, params)
         _require_known("parameter", parameters, PARAMETERS)
-        _require_known("column", columns, COLUMNS)
+        _require_known("column", [name for name in columns if not is_column(name)], COLUMNS)
         self._require_contract(params.get("contract"))
         if _is_served() and len(table) > MAX_ROWS:
             raise ValueError(f"{len(table)} rows in one request: at most {MAX_ROWS} are answered, send several")
         dataset = self._contract.dataset(params.get("dataset") or None)
         # All rows are read before the first moves a history: a call fails as a whole and can be sent again.
-        rows = [self._read(number, row) for number, row in enumerate(table.to_dict("records"))]
+        rate_factor(dataset, rate_of(params.get("control_hz")), "refuse")
+        rows = [self._read(number, row, dataset) for number, row in enumerate(table.to_dict("records"))]
         with self._one_call:
             actions = self._act(rows, dataset)
         return pd.DataFrame([_record(named(action, self._contract, dataset)) for action in actions])
@@ -96,10 +102,13 @@ class MlflowPolicy(PythonModel):
                 f"robot was set up for, or set the robot up for this one"
             )
 
-    def _read(self, number: int, row: Mapping[Hashable, object]) -> _Request:
+    def _read(self, number: int, row: Mapping[Hashable, object], dataset: DatasetContract) -> _Request:
         try:
+            state = None if is_missing(row.get("state")) else row["state"]
+            self._model.require_state(state, dataset)
             request = _Request(
-                frame_HWC=self._model.frame(row.get("image")),
+                frames=self._model.frames(self._pictures(row, dataset), dataset),
+                state=state,
                 instruction=self._model.instruction(row.get("instruction"), row.get("embedding")),
                 robot=None if is_missing(row.get("robot")) else str(row["robot"]),
                 reset=flag("reset", row.get("reset")),
@@ -109,6 +118,14 @@ class MlflowPolicy(PythonModel):
         except ValueError as error:
             raise ValueError(f"row {number}: {error}") from error
         return request
+
+    def _pictures(self, row: Mapping[Hashable, object], dataset: DatasetContract) -> object:
+        """The main camera's picture, or where others are read those that the row has, by role."""
+        roles = self._model.cameras(dataset)
+        if roles == (MAIN_CAMERA,):
+            return row.get("image")
+        found = {role: row.get("image" if role == MAIN_CAMERA else f"image_{role}") for role in roles}
+        return {role: picture for role, picture in found.items() if not is_missing(picture)}
 
     def _require_history(self, row: _Request) -> None:
         """Raise ValueError if the row does not say which robot's history it continues."""
@@ -126,8 +143,9 @@ class MlflowPolicy(PythonModel):
         answers: dict[int, Action] = {}
         for numbers in _turns(rows):
             policies = [self._at(rows[number], dataset) for number in numbers]
-            frames, instructions = zip(*((rows[n].frame_HWC, rows[n].instruction) for n in numbers), strict=True)
-            answers |= zip(numbers, self._model.act(policies, frames, instructions), strict=True)
+            seen = [(rows[n].frames, rows[n].instruction, rows[n].state) for n in numbers]
+            frames, instructions, states = zip(*seen, strict=True)
+            answers |= zip(numbers, self._model.act(policies, frames, instructions, states), strict=True)
         return [answers[number] for number in range(len(rows))]
 
     def _at(self, row: _Request, dataset: DatasetContract) -> Policy:
@@ -165,7 +183,8 @@ class Refused(MlflowException, ValueError):
 class _Request:
     """One row of the table, parsed."""
 
-    frame_HWC: np.ndarray
+    frames: Frame
+    state: RobotState
     instruction: Instruction
     robot: str | None
     reset: bool

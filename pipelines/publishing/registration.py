@@ -30,6 +30,7 @@ from pipelines.publishing.trained_model import load_trained
 from pipelines.publishing.training_stores import Store, StoreReference, named_anew, open_training_store
 from pipelines.serving.request_format import ServedPolicy
 from pipelines.tracking.mlflow_run import TrainingRun, connect, explained, tracking_uri
+from pipelines.training.data import require_readable
 from preprocessing.store.web_store import open_store, robot_stores
 
 _DEFAULT_GATE, _DEFAULT_SUCCESS_GATE = "scaled_error<=champion", "success>=champion"
@@ -200,7 +201,7 @@ def _training_stores(checkpoint: str, trained: TrainedModel, anew: Mapping[str, 
         raise ValueError(f"{checkpoint} is bound to no episode store: import its weights again with --data STORE")
     stores = [(each, open_training_store(each, anew.get(each.path))) for each in references]
     for store in robot_stores(store for _, store in stores if store is not None):
-        trained.contract.require_readable(store.contract, where=store.root)
+        require_readable(trained.contract, store)
     return stores
 
 

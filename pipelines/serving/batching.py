@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-import numpy as np
-
 from pipelines.families.base import Policy
 from pipelines.publishing.inference import InferenceModel
 from pipelines.serving.batching_config import BatchingConfig
 from pipelines.serving.refusal import Refusal
 from pipelines.serving.sessions import Session
 from rt_models.control.action import Action
+from rt_models.control.observation import Frame, RobotState
 from rt_models.spec import DatasetContract
 
 log = logging.getLogger("rtp.serve")
@@ -36,7 +35,9 @@ class Job:
     session: Session
     model: InferenceModel
     dataset: DatasetContract
-    frame_HWC: np.ndarray
+    frames: Frame
+    state: RobotState
+    """None where the model reads none."""
     instruction: Any
     reset: bool
     future: asyncio.Future[Result]
@@ -200,4 +201,6 @@ def _acted(jobs: Sequence[Job]) -> Iterable[Action]:
         if job.reset:
             policy.reset()
         policies.append(policy)
-    return jobs[0].model.act(policies, [job.frame_HWC for job in jobs], [job.instruction for job in jobs])
+    states = [job.state for job in jobs]
+    felt = (states,) if any(state is not None for state in states) else ()
+    return jobs[0].model.act(policies, [job.frames for job in jobs], [job.instruction for job in jobs], *felt)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pipelines.publishing.inference import InferenceModel
 from pipelines.serving.adapters.base import Adapter
+from pipelines.serving.observation import CAMERA_KEYS
 from rt_models.action_space import ActionSpec
-from rt_models.spec import DatasetContract
+from rt_models.spec import DatasetContract, ImageRecipe
 
 HORIZON = 1  # actions of an answer: a policy here answers one step at a time
 
@@ -39,16 +42,9 @@ def greeting(model: InferenceModel, adapter: Adapter, dataset: str | None, sourc
             for each in sides
         },
         "encoder": contract.encoder,
-        "images": [
-            {
-                "camera": contract.image.camera,
-                "height": contract.image.height,
-                "width": contract.image.width,
-                "layout": "rgb_hwc_uint8",
-                "resize": contract.image.resize,
-                "keys": list(adapter.image_keys),
-            }
-        ],
+        "images": [_image(contract.image, adapter.image_keys)]
+        + [_image(recipe, [key.format(recipe.camera) for key in CAMERA_KEYS]) for recipe in contract.cameras],
+        "state": _state(side),
         "frames": model.num_frames,
         "plan_tokens": model.plan_tokens,
         "instructions": [text for text in model.instructions.vectors if text.strip()][:100],
@@ -66,7 +62,29 @@ def _answered(action: ActionSpec, adapter: Adapter) -> dict[str, object]:
 
 
 def _of_dataset(model: InferenceModel, side: DatasetContract) -> dict[str, object]:
-    return {"units": _units(model, side), "control_hz": side.control_hz, "absent": list(model.absent(side))}
+    told: dict[str, object] = {"units": _units(model, side), "control_hz": side.control_hz}
+    told["absent"] = list(model.absent(side))
+    if model.contract.cameras or model.contract.state:
+        told |= {"cameras": list(model.cameras(side)), "state": _state(side)}
+    return told
+
+
+def _image(recipe: ImageRecipe, keys: Sequence[str]) -> dict[str, object]:
+    size = {"height": recipe.height, "width": recipe.width}
+    return {
+        "camera": recipe.camera,
+        **size,
+        "layout": "rgb_hwc_uint8",
+        "resize": recipe.resize,
+        "keys": list(keys),
+    }
+
+
+def _state(side: DatasetContract | None) -> list[dict[str, str]]:
+    """Names and units of the values that the policy of a data set reads, in their order."""
+    state = None if side is None else side.state
+    pairs = [] if state is None else zip(state.names, state.units, strict=True)
+    return [{"name": name, "unit": unit} for name, unit in pairs]
 
 
 def _units(model: InferenceModel, side: DatasetContract) -> dict[str, str]:

@@ -6,26 +6,46 @@ openpi's keys contain slashes and are flat; those of vla-eval and ALOHA hold a m
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
+from pipelines.publishing.robot_declaration import DECLARATIONS
 from pipelines.serving.codecs.mlflow_rows import robot_name
 from pipelines.serving.question import Question
 from pipelines.serving.refusal import Refusal
-from pipelines.serving.request_values import flag
+from pipelines.serving.request_values import flag, is_missing
+from rt_models.spec import CAMERA_ALIASES
 
 Observation = Mapping[str, object]
+
+CAMERA_KEYS = (
+    "image_{}",
+    "{}_image",
+    "observation/{}_image",
+    "observation/{}_image_left",
+    "images.{}",
+    "images.cam_{}",
+    "observation.images.{}",
+)
+"""Where the picture of a camera beside the main one may lie, {} being its role or an alias of it."""
+STATE_KEYS = ("state", "observation/state", "observation.state")
 
 
 def question(observation: Observation, *, image_keys: Sequence[str], text_keys: Sequence[str]) -> Question:
     """What an observation asks. Raises Refusal, naming the field.
 
     The picture is the first of `image_keys` that is there, the instruction the first of `text_keys`; NAME.CAMERA is the
-    camera of a map, NAME.* the only one of it. `reset`, `stateless`, `embedding`, `dataset`, `contract` and `explain`
-    are fields of our own, which clients of others do not send.
+    camera of a map, NAME.* the only one of it. Other cameras lie under their role, as `CAMERA_KEYS` say, and a state
+    under one of `STATE_KEYS`. `control_hz` and `DECLARATIONS` are what a robot says of itself. `reset`, `stateless`,
+    `embedding`, `dataset`, `contract` and `explain` are fields of our own, which clients of others do not send.
     """
     return Question(
         frame=_frame(observation, image_keys),
+        camera=partial(_camera, observation),
+        state=next((observation[key] for key in STATE_KEYS if observation.get(key) is not None), None),
+        control_hz=rate_of(observation.get("control_hz")),
+        declared={name: observation[name] for name in DECLARATIONS if observation.get(name) is not None},
         instruction=_text(observation, text_keys),
         embedding=observation.get("embedding"),
         reset=_flag(observation, "reset"),
@@ -34,6 +54,25 @@ def question(observation: Observation, *, image_keys: Sequence[str], text_keys: 
         contract=_name(observation, "contract"),
         explain=_flag(observation, "explain"),
     )
+
+
+def rate_of(value: object) -> float | None:
+    """Steps a second, where a robot says how often it acts. Raises Refusal for what is no number."""
+    if is_missing(value) or value == "":
+        return None
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise Refusal(f"control_hz must be a number of steps a second, got {value!r:.60}", field="control_hz") from None
+
+
+def _camera(observation: Observation, role: str) -> object:
+    names = [role, *(name for name, stands_for in CAMERA_ALIASES.items() if stands_for == role)]
+    for key in (pattern.format(name) for name in names for pattern in CAMERA_KEYS):
+        picture = _at(observation, key)
+        if picture is not None:
+            return _pixels(picture, key)
+    return None
 
 
 def robot_of(observation: Observation) -> str | None:

@@ -5,12 +5,19 @@ Axes: A dimensions of the policy's action.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from pipelines.publishing.inference import NamedAction
+from rt_models.spec import MAIN_CAMERA
+
+
+def no_camera(role: str) -> object:
+    """Of a robot with the main camera alone."""
+    del role
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +26,14 @@ class Question:
 
     frame: object
     """What `pipelines.serving.request_values.camera_frame` takes: encoded bytes, base64, an array or nested lists."""
+    camera: Callable[[str], object] = no_camera
+    """The picture of another camera by its role, in the same forms; None where there is none."""
+    state: object = None
+    """Physical values by name, or in the order of the data set: of a policy that reads them."""
+    control_hz: float | None = None
+    """How often a second the robot acts, where it says so."""
+    declared: Mapping[str, object] = field(default_factory=dict)
+    """What the robot says of its actions and state (`pipelines.publishing.robot_declaration`)."""
     instruction: str | None = None
     embedding: object = None
     """The instruction's vector (512,), in place of the text."""
@@ -32,6 +47,13 @@ class Question:
     """The id that the caller was built for; another policy refuses."""
     explain: bool = False
     """Whether the answer says what was read (`Answer.read`), so that a replay can name the cause of a difference."""
+
+    def pictures(self, roles: Sequence[str]) -> object:
+        """What `InferenceModel.frames` takes of these cameras: the main one's picture, or those there are by role."""
+        if tuple(roles) == (MAIN_CAMERA,):
+            return self.frame
+        found = {role: self.frame if role == MAIN_CAMERA else self.camera(role) for role in roles}
+        return {role: picture for role, picture in found.items() if picture is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:  # it imports torch, and `rtp serve --help` prints REQUEST
 
 ADDRESS = "http://127.0.0.1:5001"
 MAX_ROWS = 64
-COLUMNS = ("image", "instruction", "embedding", "robot", "reset", "stateless")
-PARAMETERS = ("dataset", "contract")
+COLUMNS = ("image", "instruction", "embedding", "robot", "reset", "stateless", "state")
+PARAMETERS = ("dataset", "contract", "control_hz")
 
 REQUEST = f"""\
 POST /invocations with Content-Type: application/json and
@@ -29,6 +29,9 @@ POST /invocations with Content-Type: application/json and
 
 A ROW (at most {MAX_ROWS} in a request) holds
   image        a PNG or JPEG in base64, or rows of [red, green, blue], 0 to 255
+  image_ROLE   the picture of another camera that the policy reads, such as
+               image_wrist
+  state        the robot's state by name, of a policy that reads it
   instruction  text; or embedding: the 512 numbers of the policy's own encoder
   robot        the name of the robot whose last frames came before this one, or
   stateless    true: an answer to this frame alone
@@ -37,11 +40,18 @@ A ROW (at most {MAX_ROWS} in a request) holds
 params, which may be left out where there is nothing to choose, holds
   dataset      the robot data set whose units and scale the actions have
   contract     the id the caller was built for; another policy refuses
+  control_hz   steps a second of the robot, as text; another rate than was
+               trained is refused
 
 The answer is {{"predictions": [ROW, ...]}}; a ROW holds the value of each action
 dimension, terminate_episode_class (terminate, arm or base), absent (dimensions
 that the data set lacks; their values command nothing) and frames_seen. A
 request that is refused is answered with status 400 and {{"message": REASON}}."""
+
+
+def is_column(name: str) -> bool:
+    """Whether a row may hold this: one of `COLUMNS`, or the picture of another camera."""
+    return name in COLUMNS or name.startswith("image_")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +76,17 @@ class ServedPolicy:
         recipe, names = self.contract.image, [dataset.name for dataset in self.contract.datasets]
         lines = [
             f"This policy was trained on frames of {recipe.height}x{recipe.width}; others are resized.",
+            f"It reads the cameras {', '.join(self._cameras())}." if self.contract.cameras else "",
+            *(f"state of {d.name}: {d.state.described()}" for d in self.contract.datasets if d.state is not None),
             f"It looks at the last {self.num_frames} frames of a robot." if self.num_frames > 1 else "",
             f"dataset must be one of {', '.join(names)}." if len(names) > 1 else "",
             *(self._dimensions(number) for number in range(len(names))),
             f"contract: {self.contract.id}",
         ]
         return [line for line in lines if line]
+
+    def _cameras(self) -> list[str]:
+        return [self.contract.image.camera, *(recipe.camera for recipe in self.contract.cameras)]
 
     def _dimensions(self, number: int) -> str:
         dataset = self.contract.datasets[number]

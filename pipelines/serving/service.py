@@ -10,7 +10,7 @@ import logging
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -20,8 +20,10 @@ import numpy as np
 import torch
 
 from pipelines.config.compute import Compute
+from pipelines.publishing.control_rate import OtherRate, at_rate, rate_factor
 from pipelines.publishing.folder import TrainedModel
 from pipelines.publishing.inference import InferenceModel, named
+from pipelines.publishing.robot_declaration import require_declared
 from pipelines.serving.action_limits import ActionLimits
 from pipelines.serving.batching import Batcher, Job, Result, require_timely
 from pipelines.serving.batching_config import BatchingConfig
@@ -34,6 +36,7 @@ from pipelines.serving.refusal import Refusal
 from pipelines.serving.request_values import is_missing
 from pipelines.serving.sessions import Session, Sessions
 from rt_models.control.control_step import CAPACITIES
+from rt_models.control.observation import Frame, RobotState
 from rt_models.spec import DatasetContract
 
 log = logging.getLogger("rtp.serve")
@@ -54,6 +57,8 @@ class ServiceConfig:
     """The data set whose units and scale an answer has where a robot names none."""
     plan_tokens: int = 0
     """Tokens of the plan that a model which was trained with plans says before it acts; 0 asks for none."""
+    other_rate: OtherRate = "refuse"
+    """What becomes of a robot that says it acts at another rate than was trained: an error, or scaled displacements."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +69,12 @@ class Prepared:
     question: Question
     dataset: DatasetContract
     frame_HWC: np.ndarray
+    """Of the first camera that is read."""
+    frames: Frame
+    """Of every camera."""
+    state: RobotState
+    rate_factor: float
+    """By what displacements are multiplied for this robot's rate."""
     instruction: Any
     arrived: float
     """When the question was received, by the monotonic clock: its age counts from there."""
@@ -111,13 +122,13 @@ class PolicyService:
         On a GPU once for each size of its CUDA graphs.
         """
         model.begin()
-        recipe, dataset = model.contract.image, model.contract.datasets[0]
-        frame = np.full((recipe.height, recipe.width, 3), 128, np.uint8)
+        dataset = model.contract.datasets[0]
+        frame, state = model.grey(dataset)
         instruction = model.any_instruction()
         on_gpu = self.config.compute.resolved().type == "cuda"
         for robots in [size for size in CAPACITIES if size == 1 or (on_gpu and size <= self.config.batching.max_batch)]:
             policies = [model.episode(dataset) for _ in range(robots)]
-            model.act(policies, [frame] * robots, [instruction] * robots)
+            model.act(policies, [frame] * robots, [instruction] * robots, [state] * robots)
         if on_gpu:
             torch.cuda.synchronize()
 
@@ -197,11 +208,19 @@ class PolicyService:
         if text is not None and len(text) > longest:
             raise Refusal(f"the instruction has {len(text)} letters, at most {longest} are read", field="instruction")
         dataset = _blamed("dataset", lambda: contract.dataset(question.dataset or self.config.dataset))
+        _blamed("state", lambda: model.require_state(question.state, dataset))
+        _blamed("declaration", lambda: require_declared(question.declared, contract, dataset))
+        frames = _blamed("image", lambda: model.frames(question.pictures(model.cameras(dataset)), dataset))
         return Prepared(
             model=model,
             question=question,
             dataset=dataset,
-            frame_HWC=_blamed("image", lambda: model.frame(question.frame)),
+            frame_HWC=next(iter(frames.values())) if isinstance(frames, Mapping) else frames,
+            frames=frames,
+            state=None if dataset.state is None else question.state,
+            rate_factor=_blamed(
+                "control_hz", lambda: rate_factor(dataset, question.control_hz, self.config.other_rate)
+            ),
             instruction=_blamed(told_by, lambda: model.instruction(text, question.embedding)),
             arrived=arrived,
         )
@@ -212,7 +231,8 @@ class PolicyService:
             session=self.sessions.alone(session.name) if question.stateless else session,
             model=prepared.model,
             dataset=prepared.dataset,
-            frame_HWC=prepared.frame_HWC,
+            frames=prepared.frames,
+            state=prepared.state,
             instruction=prepared.instruction,
             reset=question.reset,
             future=asyncio.get_running_loop().create_future(),
@@ -223,7 +243,9 @@ class PolicyService:
 
     def _named(self, result: Result, prepared: Prepared) -> Answer:
         model = prepared.model
-        action, clipped = self.config.action_limits.applied(named(result.action, model.contract, prepared.dataset))
+        space, side = prepared.dataset.acted(model.contract.action)
+        said = named(result.action, model.contract, prepared.dataset)
+        action, clipped = self.config.action_limits.applied(at_rate(said, prepared.rate_factor, space, side))
         self.metrics.clipped(clipped)
         return Answer(
             action=action,

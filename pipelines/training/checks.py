@@ -6,6 +6,7 @@ import logging
 from collections.abc import Collection, Sequence
 
 from cluster.storage import Checkpoint, CheckpointFolder
+from pipelines.training.data import require_readable
 from pipelines.training.initial_weights import require_same_run, require_trainable, require_usable
 from pipelines.training.job import PreparedJob
 from pipelines.training.step_metrics import require_reported
@@ -24,7 +25,7 @@ def check_job(job: PreparedJob, stores: Sequence[Store], accepted: Collection[st
         require_whole(store)
     require_sound(robot_stores(stores), accepted)
     for store in robot_stores(open_store(path, split="val") for path in job.validation):
-        job.contract.require_readable(store.contract, where=store.root)
+        require_readable(job.contract, store)
         require_whole(store)
     for sentence in mixed_units(job.contract.datasets, job.contract.action.names):
         logging.warning(sentence)

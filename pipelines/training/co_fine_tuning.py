@@ -21,6 +21,7 @@ from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.web_store import Store, num_samples, robot_stores
 from rt_models.config_checks import require_share
 from rt_models.language.prompts import RT2Text, RT2TextConfig
+from rt_models.spec import StateInput
 
 _INSTRUCTION_WEIGHT = 20
 
@@ -98,11 +99,13 @@ def _name(store: Store) -> str:
 # --- Texts ---
 
 
-def texts(stores: Sequence[Store], config: RT2TextConfig) -> Iterator[str]:
+def texts(
+    stores: Sequence[Store], config: RT2TextConfig, cameras: Sequence[str], state: StateInput | None
+) -> Iterator[str]:
     """Every prompt and answer as text. An instruction belongs to many steps and is repeated."""
     for store in stores:
         if isinstance(store, EpisodeStore):
-            lines = [config.robot_prompt.format(instruction=line) for line in store.instruction_texts]
+            lines = [config.prompt_text(line, cameras, state) for line in store.instruction_texts]
             yield from lines * _INSTRUCTION_WEIGHT
             continue
         for prompts, answers, _ in store.texts():
@@ -115,6 +118,7 @@ def require_room(stores: Sequence[Store], text: RT2Text, plans: Mapping[str, str
     """Raise ValueError unless every instruction, plan and example fits into the model's context, and a robot's actions
     have something to say in it."""
     nothing = np.zeros(text.spec.size, np.float32), np.ones(text.spec.size, bool)
+    longest_P = None if text.state is None else np.array([0.0] + [np.nan] * (len(text.state.names) - 1), np.float32)
     instructions = {line.strip() for store in robot_stores(stores) for line in store.instruction_texts}
     if plans and stores and not instructions.intersection(plans):
         raise ValueError(
@@ -134,7 +138,7 @@ def require_room(stores: Sequence[Store], text: RT2Text, plans: Mapping[str, str
             if empty:
                 log.warning("%s has steps without an instruction: RT-2 does not train on them", store.root)
             for instruction in set(store.instruction_texts) - set(empty):
-                text.robot(instruction, *nothing, plans.get(instruction, ""))
+                text.robot(instruction, *nothing, plans.get(instruction, ""), state=longest_P)
             continue
         for prompts, answers, _ in store.texts():
             for prompt, answer in zip(prompts, answers, strict=True):

@@ -8,14 +8,15 @@ from typing import overload
 
 from cluster.context import WorkerContext
 from pipelines.config.experiment import Experiment
-from pipelines.families.models import family_of
+from pipelines.families.models import ModelConfig, family_of
 from preprocessing.loading.loader import Loader, LoaderConfig, Reader
 from preprocessing.loading.mapped_store import MappedStore
 from preprocessing.loading.relabelling import RelabelledStore
 from preprocessing.mixture import MixtureConfig
 from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.robot_inputs import store_inputs
 from preprocessing.store.web_store import Store, robot_stores
-from rt_models.spec import Contract, merge_contracts
+from rt_models.spec import MAIN_CAMERA, Contract, merge_contracts, union_of_states
 
 
 def resolved(experiment: Experiment, stores: Sequence[Store]) -> Experiment:
@@ -27,8 +28,18 @@ def resolved(experiment: Experiment, stores: Sequence[Store]) -> Experiment:
     if robots:
         common = [_in_common_space(store, experiment.mixture, robots).contract for store in robots]
         space = merge_contracts(common).action.space()
-        experiment = replace(experiment, model=family.in_space(experiment.model, space))
+        experiment = replace(experiment, model=_with_state(family.in_space(experiment.model, space), robots))
     return family.resolved(experiment, stores)
+
+
+def _with_state(model: ModelConfig, robots: Sequence[EpisodeStore]) -> ModelConfig:
+    """The model's config with the values of the state that it reads, where it reads one."""
+    family = family_of(model)
+    asked = family.state(model)
+    if asked is None:
+        return model
+    sides = {store.name: store_inputs(store, cameras=(), state=True).state for store in robots}
+    return family.with_state(model, union_of_states(sides, asked.names))
 
 
 def training_contract(experiment: Experiment, stores: Sequence[Store]) -> Contract:
@@ -48,7 +59,28 @@ def training_contract(experiment: Experiment, stores: Sequence[Store]) -> Contra
     action = experiment.model.action_spec()
     if not action.same_space(merged.action):
         raise ValueError(f"the model acts in {action.name}, the stores hold {merged.action.name}")
-    return merged.trained_with(action, experiment.scaling)
+    contract = merged.trained_with(action, experiment.scaling)
+    return replace(
+        _reading(contract, experiment.model, robots), num_steps=family_of(experiment.model).num_frames(experiment.model)
+    )
+
+
+def _reading(contract: Contract, model: ModelConfig, robots: Sequence[EpisodeStore]) -> Contract:
+    """The contract with what the model reads of these stores beside the main camera."""
+    family = family_of(model)
+    cameras, state = family.cameras(model), family.state(model)
+    if cameras == (MAIN_CAMERA,) and state is None:
+        return contract
+    inputs = [store_inputs(store, cameras=cameras, state=state is not None) for store in robots]
+    return contract.reading(cameras, () if state is None else state.names, inputs)
+
+
+def require_readable(contract: Contract, store: EpisodeStore) -> None:
+    """Raise ContractMismatch, or ValueError for a camera that the store was made without, unless a model under this
+    contract can read the store."""
+    roles = [recipe.camera for recipe in contract.cameras]
+    inputs = store_inputs(store, cameras=roles, state=bool(contract.state)) if roles or contract.state else None
+    contract.require_readable(store.contract, where=store.root, inputs=inputs)
 
 
 def _require_known(config: LoaderConfig, robots: Sequence[EpisodeStore]) -> None:
@@ -99,17 +131,20 @@ def as_trained(store: Store, contract: Contract) -> Store:
     return MappedStore.of(seen, dataset.own.map, contract.action.space().spec())
 
 
-def open_reader(experiment: Experiment, stores: Sequence[Store], contract: Contract) -> Reader:
+def open_reader(
+    experiment: Experiment, stores: Sequence[Store], contract: Contract, *, is_training: bool = False
+) -> Reader:
     """Reads what `experiment.model` is trained on from `stores`, in model values. Raises ContractMismatch."""
     robots = robot_stores(stores)
     for store in robots:
-        contract.require_readable(store.contract, where=store.root)
+        require_readable(contract, store)
     seen = [as_trained(store, contract) for store in stores]
     flags = {flag for store in robots for flag in store.manifest.flag_names}  # validation may lack a dataset
     config = replace(
         experiment.loader, mask_flags=tuple(flag for flag in experiment.loader.mask_flags if flag in flags)
     )
-    return family_of(experiment.model).open_reader(experiment, seen, contract, config)
+    family = family_of(experiment.model)
+    return family.open_reader(experiment, seen, contract, config, is_training=is_training)
 
 
 def build_loader(

@@ -42,7 +42,7 @@ def training_shapes(
     mine = [sized.size(rows, keys, crops=True) for rows, keys in loader.first_samples(COUNTED)]
     sizes = [size for rank in context.gather(mine) for size in rank]
     largest = sized.largest_size(experiment.loop.micro_batch, experiment.loop.segment_windows)
-    plan = partial(family_of(experiment.model).planned, is_training=True)
+    plan = partial(family_of(experiment.model).planned, experiment.model, is_training=True)
     return BatchShapes(reader=sized, capacities=choose_capacities(sizes, largest), crops=True, plan=plan)
 
 
@@ -53,7 +53,8 @@ def validation_shapes(
     sized = sized_reader(experiment, context, reader)
     if sized is None:
         return None
-    return shapes_of_pieces(sized, pieces, partial(family_of(experiment.model).planned, is_training=False))
+    plan = partial(family_of(experiment.model).planned, experiment.model, is_training=False)
+    return shapes_of_pieces(sized, pieces, plan)
 
 
 def shapes_json(shapes: BatchShapes) -> dict[str, object]:

@@ -57,7 +57,7 @@ def _kind_for(reader: Reader) -> type[RemoteReader]:
 def _opened(job: PreparedJob) -> Callable[..., Arrays]:
     """In an actor: the job's reader, whose batches travel as arrays, which Ray moves without copying."""
     experiment: Experiment = replace(job.experiment, loader=replace(job.experiment.loader, where="local"))
-    reader = open_reader(experiment, open_stores(job), job.contract)
+    reader = open_reader(experiment, open_stores(job), job.contract, is_training=True)
 
     def read(*arguments: np.ndarray | None, **settings: int) -> Arrays:
         own = [array if array is None else array.copy() for array in arguments]  # Ray's cannot be written to

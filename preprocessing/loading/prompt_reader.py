@@ -1,4 +1,4 @@
-"""Reads batches of prompts and answers: robot steps and web examples side by side, each a picture and a row of tokens.
+"""Reads batches of prompts and answers: robot steps and web examples side by side, each pictures and a row of tokens.
 
 The counterpart of `WindowReader` for models that read and write text. How texts become tokens is the model's own:
 `PromptText` lists what is asked of it.
@@ -20,9 +20,10 @@ from preprocessing.loading.reader import Batch, LoaderConfig, Reader
 from preprocessing.loading.web_reader import WebReader, WebText
 from preprocessing.loading.window_reader import WindowReader
 from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.robot_inputs import own_camera
 from preprocessing.store.web_store import Store, WebStore, num_samples, robot_stores
 from rt_models.action_space import ActionSpec
-from rt_models.spec import Contract
+from rt_models.spec import MAIN_CAMERA, Contract, ImageRecipe, StateColumns, frames_key, image_index_key, index_key
 
 NO_INSTRUCTION = "nothing"  # stands in a prompt that is not trained on
 
@@ -42,12 +43,31 @@ class PromptText(Protocol):
     field_dims: list[int]
     max_tokens: int
 
-    def robot_prompt(self, instruction: str) -> Sequence[int]:
-        """Ids up to where the model must say the action."""
+    def robot_prompt(
+        self, instruction: str, *, state: np.ndarray | None = None, cameras: Sequence[str] = ()
+    ) -> Sequence[int]:
+        """Ids up to where the model must say the action.
+
+        `state` float (P,) normalised, NaN where the dataset lacks a value: their number does not depend on what is no
+        NaN. `cameras` are the roles of the pictures, of a model that reads several.
+        """
         ...
 
-    def robot(self, instruction: str, action_A: np.ndarray, mask_A: np.ndarray, plan: str = "") -> TokenRow:
+    def robot(
+        self,
+        instruction: str,
+        action_A: np.ndarray,
+        mask_A: np.ndarray,
+        plan: str = "",
+        *,
+        state: np.ndarray | None = None,
+        cameras: Sequence[str] = (),
+    ) -> TokenRow:
         """A robot's step: float (A,) model values, bool (A,) dimensions that the dataset has."""
+        ...
+
+    def perturbed(self, state: np.ndarray, *, key: int) -> np.ndarray:
+        """`state` as training shows it: with noise, or absent, as `key` draws it."""
         ...
 
     def web(self, question: str, answer: str) -> TokenRow:
@@ -65,8 +85,11 @@ class PromptText(Protocol):
 class PromptReader(Reader):
     """Reads batches of prompts and answers from robot and web stores; rows count through the stores in their order.
 
-    `num_frames` consecutive frames go before a robot's prompt. `plans` {instruction: plan}: of the steps that have one,
-    the share `plan_share` says it before the action. A batch is `rt_models.spec.RT2_BATCH`.
+    `num_frames` consecutive frames of each of `cameras` go before a robot's prompt, `recipes` say how those beside the
+    main one are stored; pictures of the web stand among the first one's. `state` is said in the prompt if it is given,
+    under `perturbs_state` as training shows it. `plans` {instruction: plan}: of the steps that have one, the share
+    `plan_share` says it before the action. `rewording` gives instructions other words. A batch is
+    `rt_models.spec.rt2_batch_fields(cameras)`.
     """
 
     counts = "tokens a row"
@@ -81,18 +104,30 @@ class PromptReader(Reader):
         config: LoaderConfig,
         plans: Mapping[str, str] | None = None,
         plan_share: float = 0.0,
+        cameras: Sequence[str] = (MAIN_CAMERA,),
+        recipes: Mapping[str, ImageRecipe] | None = None,
+        state: StateColumns | None = None,
+        perturbs_state: bool = False,
+        rewording: Mapping[str, str] | None = None,
     ) -> None:
-        self.config, self.text, self.stores = config, text, stores
+        self.config, self.text, self.stores, self.cameras = config, text, stores, tuple(cameras)
         self._num_frames, self._plans, self._plan_share = num_frames, plans or {}, plan_share
         robots, web = robot_stores(stores), [store for store in stores if isinstance(store, WebStore)]
-        self._frame_size = (contract.image.height, contract.image.width)  # web images are fitted to the robots' frames
+        recipe_of = {MAIN_CAMERA: contract.image, **(recipes or {})}
+        self._frame_sizes = {role: (recipe_of[role].height, recipe_of[role].width) for role in cameras}
         transforms = [contract.dataset(store.name).transform for store in robots]
         self._windows = None
         if robots:
             own = replace(config, frames="distinct")  # web images are put behind them
-            self._windows = WindowReader(robots, transforms, num_steps=num_frames, config=own)
-        self._instructions = _Instructions(robots)
-        self._web = WebReader(web, frame_size=self._frame_size, config=config)
+            self._windows = WindowReader(
+                robots, transforms, num_steps=num_frames, config=own, cameras=cameras, recipes=recipes, state=state
+            )
+        self._instructions = _Instructions(robots, rewording or {})
+        self._state_mask = None if state is None else state.mask()
+        self._perturbs_state = perturbs_state
+        self._seen_by = [[role for role in cameras if own_camera(store, role) is not None] for store in robots]
+        web_size = self._frame_sizes[cameras[0]]  # images of the web are fitted to the robots' frames
+        self._web = WebReader(web, frame_size=web_size, config=config)
         self._answer_tokens = len(text.field_dims) + 1
         self.store_rows = [num_samples(store) for store in stores]
         self._first_row = np.concatenate([[0], np.cumsum(self.store_rows)])
@@ -107,8 +142,11 @@ class PromptReader(Reader):
         store_B, own_B = self._locate(rows)
         lengths = np.zeros(len(rows), np.int64)
         robot_B = self._is_robot[store_B]
-        for place, instruction in zip(np.flatnonzero(robot_B), self._instructions.of(own_B[robot_B]), strict=True):
-            lengths[place] = len(self.text.robot_prompt(instruction or NO_INSTRUCTION)) + self._answer_tokens
+        places, said_of = np.flatnonzero(robot_B), [self._said(store) for store in range(len(self._seen_by))]
+        stores = self._instructions.stores(own_B[robot_B])
+        for place, store, text in zip(places, stores, self._instructions.of(own_B[robot_B]), strict=True):
+            prompt = self.text.robot_prompt(text or NO_INSTRUCTION, **said_of[store])
+            lengths[place] = len(prompt) + self._answer_tokens
         for place, web in zip(np.flatnonzero(~robot_B), self._web.texts(own_B[~robot_B]), strict=True):
             lengths[place] = len(self.text.web(web.prompt, web.answer).ids)
         return lengths
@@ -131,20 +169,19 @@ class PromptReader(Reader):
     ) -> Batch:
         """The batch of `rows` (B,), named `sample_ids` (B,).
 
-        With a capacity its rows have so many tokens, and it has a picture for every image place; "num_images" says how
-        many of them are real.
+        With a capacity its rows have so many tokens, and it has a picture for every image place of every camera;
+        "num_images" says how many of them are real.
         """
         store_B, own_B = self._locate(rows)
         robot_B = self._is_robot[store_B]
         keys_B = sample_ids if crop_keys is None else crop_keys
         examples: list[TokenRow | None] = [None] * len(rows)
-        index_BI = np.full((len(rows), self._num_frames), -1, np.int64)
-        robot = self._robot_columns(own_B, sample_ids, np.flatnonzero(robot_B), examples, index_BI)
-        frames = robot.pop("frames")
-        frames = self._web_columns(own_B, np.flatnonzero(~robot_B), examples, index_BI, frames)
+        robot = self._robot_columns(own_B, sample_ids, np.flatnonzero(robot_B), examples)
+        first, index = self.cameras[0], image_index_key(self.cameras[0])
+        robot[frames_key(first)] = self._web_columns(
+            own_B, np.flatnonzero(~robot_B), examples, robot[index], robot[frames_key(first)]
+        )
         batch = {
-            "frames": frames,
-            "image_index": index_BI,
             "store": store_B,
             "is_robot": robot_B,
             "sample_id": sample_ids,
@@ -156,8 +193,9 @@ class PromptReader(Reader):
             tokens = self.text.collate(written)
         else:
             tokens = self.text.collate(written, capacity)
-            batch["num_images"] = np.array([len(frames)], np.int32)
-            batch["frames"] = _with_room(frames, index_BI.size)
+            keys = [frames_key(role) for role in self.cameras]
+            batch["num_images"] = np.array([sum(len(robot[key]) for key in keys)], np.int32)
+            batch |= {key: _with_room(robot[key], len(rows) * self._num_frames) for key in keys}
         tokens["answer_mask"] &= torch.from_numpy(robot["trained"] | ~robot_B)[:, None]
         del batch["trained"]
         return tokens | {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in batch.items()}
@@ -188,9 +226,8 @@ class PromptReader(Reader):
         sample_ids: np.ndarray,
         places: np.ndarray,
         examples: list[TokenRow | None],
-        index_BI: np.ndarray,
     ) -> dict[str, np.ndarray]:
-        """Columns (B, ...) that robot rows fill; texts and image places are written into `examples` and `index_BI`."""
+        """Frames, and columns (B, ...) that robot rows fill; texts are written into `examples`."""
         count, actions = len(own_B), self.text.spec.size
         columns = {
             "action": np.zeros((count, actions), np.float32),
@@ -198,22 +235,38 @@ class PromptReader(Reader):
             "episode": np.full(count, -1, np.int64),
             "step": np.full(count, -1, np.int64),
             "trained": np.zeros(count, bool),
-            "frames": np.zeros((0, *self._frame_size, 3), np.uint8),
         }
+        for role, size in self._frame_sizes.items():
+            columns[frames_key(role)] = np.zeros((0, *size, 3), np.uint8)
+            columns[image_index_key(role)] = np.full((count, self._num_frames), -1, np.int64)
         if not len(places) or self._windows is None:
             return columns
         read = {key: value.numpy() for key, value in self._windows.read(places, own_B[places]).items()}
-        columns["frames"] = read["frames"]
-        index_BI[places] = read["frame_index"]
+        for role in self.cameras:
+            columns[frames_key(role)] = read[frames_key(role)]
+            columns[image_index_key(role)][places] = read[index_key(role)]
         columns["trained"][places] = read["loss_mask"][:, -1]
         columns["action"][places], columns["action_mask"][places] = read["action"][:, -1], read["action_mask"]
         columns["episode"][places], columns["step"][places] = read["episode"], read["step"]
-        for place, instruction in zip(places, self._instructions.of(own_B[places]), strict=True):
-            columns["trained"][place] &= instruction != ""
-            plan = self._plan(instruction, int(sample_ids[place]))
+        stores = self._instructions.stores(own_B[places])
+        for row, (place, text) in enumerate(zip(places, self._instructions.of(own_B[places]), strict=True)):
+            columns["trained"][place] &= text != ""
+            plan = self._plan(text, int(sample_ids[place]))
+            state_P = None if self._state_mask is None else read["state"][row, -1]
+            said = self._said(stores[row], state_P, int(sample_ids[place]))
             action_A, mask_A = columns["action"][place], columns["action_mask"][place]
-            examples[place] = self.text.robot(instruction or NO_INSTRUCTION, action_A, mask_A, plan)
+            examples[place] = self.text.robot(text or NO_INSTRUCTION, action_A, mask_A, plan, **said)
         return columns
+
+    def _said(self, store: int, state_P: np.ndarray | None = None, sample_id: int = 0) -> dict[str, Any]:
+        """What a prompt says beside the instruction, of a step of a robot store; without a state of one of its kind."""
+        said: dict[str, Any] = {}
+        if self._state_mask is not None:
+            known_P = np.zeros(self._state_mask.shape[1], np.float32) if state_P is None else state_P
+            said["state"] = np.where(self._state_mask[store], known_P, np.float32(np.nan))
+            if self._perturbs_state and state_P is not None:
+                said["state"] = self.text.perturbed(said["state"], key=sample_id)
+        return said | ({"cameras": self._seen_by[store]} if len(self.cameras) > 1 else {})
 
     def _web_columns(
         self,
@@ -248,12 +301,17 @@ def _with_room(frames: np.ndarray, count: int) -> np.ndarray:
 class _Instructions:
     """The instruction of each step of robot stores, row groups at a time."""
 
-    def __init__(self, stores: Sequence[EpisodeStore]) -> None:
-        self._stores = stores
+    def __init__(self, stores: Sequence[EpisodeStore], rewording: Mapping[str, str]) -> None:
+        self._stores, self._rewording = stores, rewording
         shards = [(number, shard) for number, store in enumerate(stores) for shard in range(len(store.shards))]
         self._shards = shards
         self._first_row = np.cumsum([0, *(stores[number].shards[shard].rows for number, shard in shards)])
         self._group = lru_cache(4096)(self._read_group)
+
+    def stores(self, rows: np.ndarray) -> list[int]:
+        """The number of the store of each row (B,)."""
+        shard_B = np.searchsorted(self._first_row, rows, side="right") - 1
+        return [self._shards[shard][0] for shard in shard_B]
 
     def of(self, rows: np.ndarray) -> list[str]:
         """The instruction of each row (B,), counted through the stores; "" for none."""
@@ -263,7 +321,8 @@ class _Instructions:
             number, own = self._shards[shard]
             store = self._stores[number]
             group, place = divmod(int(inside), store.shards[own].row_group_rows)
-            texts.append(store.instruction_texts[int(self._group(number, own, group)[place])].strip())
+            text = store.instruction_texts[int(self._group(number, own, group)[place])].strip()
+            texts.append(self._rewording.get(text, text))
         return texts
 
     def _read_group(self, number: int, shard: int, group: int) -> np.ndarray:

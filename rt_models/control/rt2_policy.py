@@ -1,4 +1,4 @@
-"""RT-2 in control: one camera frame and an instruction in, one action out, for one robot or many.
+"""RT-2 in control: a frame of each camera and an instruction in, one action out, for one robot or many.
 
 The counterpart of `rt_models.control.rt1_policy.RT1Policy`, with the same `act`. RT-2 has no history but for
 models trained on several consecutive frames (Language-Table): those keep the last frames of each robot.
@@ -9,17 +9,23 @@ Axes: R robots, T frames, HWC pixels, A actions.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rt_models.camera_roles import frames_key, image_index_key
 from rt_models.control.action import Action, ActionOutlet
+from rt_models.control.observation import Frame, ObservationInlet, RobotState, camera_name
 from rt_models.language.generation import LanguageModel, Strategy, predict_actions
 from rt_models.language.prompts import RT2Text
 from rt_models.spec import DatasetContract
+
+Pictures: TypeAlias = Mapping[str, Tensor]
+"""uint8 (H, W, 3) frames of one robot at one step, by role."""
 
 
 class RT2Policy:
@@ -46,6 +52,7 @@ class RT2Policy:
         self.model, self.text, self.num_robots = model, text, num_robots
         self._strategy, self._plan_room = strategy, plan_room
         self._outlet = ActionOutlet(text.spec, dataset, text.config.answered_dims())
+        self._inlet = ObservationInlet(text.cameras, text.state, dataset)
         self._mask_A = None if dataset is None else torch.tensor(dataset.action_mask)
         self._num_frames = num_frames
         self._begin()
@@ -65,7 +72,7 @@ class RT2Policy:
         return other
 
     def _begin(self) -> None:
-        self._history: list[list[Tensor]] = [[] for _ in range(self.num_robots)]
+        self._history: list[list[Pictures]] = [[] for _ in range(self.num_robots)]
         self._instructions = [""] * self.num_robots
 
     def reset(self, robots: Sequence[int] | None = None) -> None:
@@ -73,51 +80,66 @@ class RT2Policy:
         for robot in range(self.num_robots) if robots is None else robots:
             self._history[robot] = []
 
-    def act(self, frame: np.ndarray | Tensor, instruction: str | Sequence[str]) -> Action:
-        """The action for the newest frame, uint8 (H, W, 3) of any size, or (R, H, W, 3) for all robots at once.
+    def act(self, frame: Frame, instruction: str | Sequence[str], state: RobotState = None) -> Action:
+        """The action for the newest frame, uint8 (H, W, 3) of any size, or (R, H, W, 3) for all robots at once; by role
+        where the model reads several cameras.
 
-        `instruction` is a text for all robots, or one for each; a new one begins an episode. Raises ValueError for
-        another shape, dtype or count.
+        `instruction` is a text for all robots, or one for each; a new one begins an episode. `state`, where the model
+        reads one: physical values by name or in the order of the data set, of several robots (R, values). Raises
+        ValueError for another shape, dtype or count, and names a camera or a value that is missing.
         """
         texts = [instruction] * self.num_robots if isinstance(instruction, str) else list(instruction)
         if len(texts) != self.num_robots or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"instruction: expected a text, or {self.num_robots} texts, got {instruction!r}")
-        prompts = self._prompts(texts)
-        frame_RHWC = self._frames(frame)
-        self._require_size(frame_RHWC, texts)
-        self._see(frame_RHWC, texts)
+        prompts = self._prompts(texts, state)
+        seen = self._pictures(frame)
+        self._require_size(seen, texts)
+        self._see(seen, texts)
         (answer,) = _answered([self], prompts)
-        return self._action(*answer, single=frame.ndim == 3)
+        given = self._inlet.pictures(frame).values()
+        return self._action(*answer, single=all(getattr(picture, "ndim", 4) == 3 for picture in given))
 
-    def _prompts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        return [self.text.robot_prompt(text, with_plan=self._plan_room > 0) for text in texts]
+    def _prompts(self, texts: Sequence[str], state: RobotState) -> list[tuple[int, ...]]:
+        read = self._inlet.state(state, num_robots=self.num_robots)
+        states = [None] * len(texts) if read is None else torch.where(read[1], read[0], torch.nan).numpy()
+        return [
+            self.text.robot_prompt(text, with_plan=self._plan_room > 0, state=felt, cameras=self._inlet.cameras)
+            for text, felt in zip(texts, states, strict=True)
+        ]
 
-    def _require_size(self, frame_RHWC: Tensor, texts: Sequence[str]) -> None:
+    def _require_size(self, seen: Sequence[Pictures], texts: Sequence[str]) -> None:
         """Raise ValueError where the frames of an episode that goes on have another size than before."""
-        for history, text, previous in zip(self._history, texts, self._instructions, strict=True):
-            if history and text == previous and history[-1].shape != frame_RHWC.shape[1:]:
-                sizes = f"{tuple(frame_RHWC.shape[1:])} after {tuple(history[-1].shape)}"
-                raise ValueError(f"frame: {sizes}: reset() between")
+        for history, now, text, previous in zip(self._history, seen, texts, self._instructions, strict=True):
+            for role, frame_HWC in now.items() if history and text == previous else ():
+                if history[-1][role].shape != frame_HWC.shape:
+                    sizes = f"{tuple(frame_HWC.shape)} after {tuple(history[-1][role].shape)}"
+                    raise ValueError(f"{camera_name(role)}: {sizes}: reset() between")
 
-    def _see(self, frame_RHWC: Tensor, texts: list[str]) -> None:
-        """Remember the newest frame of each robot, whose episode begins where its instruction is new."""
+    def _see(self, seen: Sequence[Pictures], texts: list[str]) -> None:
+        """Remember the newest frames of each robot, whose episode begins where its instruction is new."""
         self.reset([robot for robot, text in enumerate(texts) if text != self._instructions[robot]])
         self._instructions = texts
-        for history, frame_HWC in zip(self._history, frame_RHWC, strict=True):
-            history.append(frame_HWC)
+        for history, pictures in zip(self._history, seen, strict=True):
+            history.append(pictures)
             del history[: -self._num_frames]
 
     def _action(self, tokens_RA: Tensor, values_RA: Tensor, plans: tuple[str, ...], *, single: bool) -> Action:
         seen_R = torch.tensor([len(history) for history in self._history])
         return replace(self._outlet.action(values_RA, tokens_RA, seen_R, single=single), plans=plans)
 
-    def _frames(self, frame: np.ndarray | Tensor) -> Tensor:
+    def _pictures(self, frame: Frame) -> list[Pictures]:
+        """Of each robot the frames (H, W, 3) of the cameras that it has."""
+        pictures = self._inlet.pictures(frame).items()
+        frames = {role: self._frames(picture, camera_name(role)) for role, picture in pictures}
+        return [{role: frame_RHWC[robot] for role, frame_RHWC in frames.items()} for robot in range(self.num_robots)]
+
+    def _frames(self, frame: object, name: str) -> Tensor:
         frames = torch.as_tensor(frame)
         expected = "uint8 RGB (H, W, 3)" if self.num_robots == 1 else f"uint8 RGB ({self.num_robots}, H, W, 3)"
         if frames.dim() == 3 and self.num_robots == 1:
             frames = frames[None]
         if frames.dtype != torch.uint8 or frames.dim() != 4 or (len(frames), frames.shape[-1]) != (self.num_robots, 3):
-            raise ValueError(f"frame: expected {expected}, got {frames.dtype} {tuple(torch.as_tensor(frame).shape)}")
+            raise ValueError(f"{name}: expected {expected}, got {frames.dtype} {tuple(torch.as_tensor(frame).shape)}")
         return frames
 
     def _device(self) -> torch.device:
@@ -125,25 +147,30 @@ class RT2Policy:
 
 
 def act_together(
-    policies: Sequence[RT2Policy], frames: Sequence[np.ndarray | Tensor], instructions: Sequence[str]
+    policies: Sequence[RT2Policy],
+    frames: Sequence[Frame],
+    instructions: Sequence[str],
+    states: Sequence[RobotState] | None = None,
 ) -> list[Action]:
-    """What each policy's `act` says to its frame (H, W, 3) and instruction, from one pass for all.
+    """What each policy's `act` says to its frame (H, W, 3), instruction and state, from one pass for all.
 
     They are different policies of one robot each that share model and text (`for_another_robot`). Frames of several
     sizes are taken one by one. All input is looked at before the first history moves. Raises ValueError as `act` does.
     """
     if any(policy.model is not policies[0].model or policy.num_robots != 1 for policy in policies):
         raise ValueError("policies act together that have one robot each and share one model's weights")
+    states = [None] * len(policies) if states is None else states
     prompts, seen = [], []
-    for policy, frame, instruction in zip(policies, frames, instructions, strict=True):
-        prompts += policy._prompts([instruction])
-        seen.append(policy._frames(frame))
+    for policy, frame, instruction, state in zip(policies, frames, instructions, states, strict=True):
+        prompts += policy._prompts([instruction], state)
+        seen.append(policy._pictures(frame))
         policy._require_size(seen[-1], [instruction])
-    if len({frame_1HWC.shape for frame_1HWC in seen}) > 1:
-        taken = zip(policies, frames, instructions, strict=True)
-        return [policy.act(frame, instruction) for policy, frame, instruction in taken]
-    for policy, frame_1HWC, instruction in zip(policies, seen, instructions, strict=True):
-        policy._see(frame_1HWC, [instruction])
+    of_role = {role: {each[role].shape for (each,) in seen if role in each} for (each,) in seen for role in each}
+    if any(len(shapes) > 1 for shapes in of_role.values()):
+        taken = zip(policies, frames, instructions, states, strict=True)
+        return [policy.act(frame, instruction, state) for policy, frame, instruction, state in taken]
+    for policy, pictures, instruction in zip(policies, seen, instructions, strict=True):
+        policy._see(pictures, [instruction])
     answers = _answered(policies, prompts) if prompts else []
     return [policy._action(*answer, single=True) for policy, answer in zip(policies, answers, strict=True)]
 
@@ -155,7 +182,8 @@ def _answered(
     and `prompts` of each."""
     first, robots = policies[0], [policy.num_robots for policy in policies]
     device = first._device()
-    batch = _images([history for policy in policies for history in policy._history], first._num_frames)
+    histories = [history for policy in policies for history in policy._history]
+    batch = _images(histories, first._num_frames, first.text.cameras)
     batch |= first.text.collate_prompts(prompts)
     masks = [policy._mask_A.expand(policy.num_robots, -1) for policy in policies if policy._mask_A is not None]
     predicted = predict_actions(
@@ -174,10 +202,17 @@ def _answered(
     return list(zip(tokens, values, plans, strict=True))
 
 
-def _images(histories: Sequence[Sequence[Tensor]], num_frames: int) -> dict[str, Tensor]:
-    """Every robot's frames, oldest first; an episode begins with fewer, and with empty places before them."""
-    index_RT, first = torch.full((len(histories), num_frames), -1), 0
-    for robot, history in enumerate(histories):
-        index_RT[robot, num_frames - len(history) :] = torch.arange(first, first + len(history))
-        first += len(history)
-    return {"frames": torch.stack([frame for history in histories for frame in history]), "image_index": index_RT}
+def _images(histories: Sequence[Sequence[Pictures]], num_frames: int, cameras: Sequence[str]) -> dict[str, Tensor]:
+    """Every robot's frames of each camera, oldest first; an episode begins with fewer, and with empty places before
+    them, as there are for a camera that a robot does not have."""
+    batch: dict[str, Tensor] = {}
+    for role in cameras:
+        index_RT, frames = torch.full((len(histories), num_frames), -1), []
+        for robot, history in enumerate(histories):
+            for place, pictures in enumerate(history, start=num_frames - len(history)):
+                if role in pictures:
+                    index_RT[robot, place] = len(frames)
+                    frames.append(pictures[role])
+        batch[frames_key(role)] = torch.stack(frames) if frames else torch.zeros(0, 1, 1, 3, dtype=torch.uint8)
+        batch[image_index_key(role)] = index_RT
+    return batch

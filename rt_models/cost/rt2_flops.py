@@ -45,25 +45,26 @@ class RT2Cost:
 
         `pictures` where crops make more of them than the batch has frames.
         """
-        pictures = len(batch["frames"]) if pictures is None else pictures
+        pictures = _num_pictures(batch) if pictures is None else pictures
         count_B = batch["answer_mask"].sum(dim=1)
         positions = _positions(batch, self.config.num_patches())
         rows = len(count_B) * self.row_flops(positions, int(count_B.max()))
         return 3.0 * (pictures * self.picture_flops + rows + int(count_B.sum()) * self.token_flops)
 
     def action_flops(self, prompt_tokens: int, *, cached: bool = True) -> int:
-        """One action after one picture: the prompt once and then a token at a time, or all of it for every token."""
-        fields = len(self.config.text.fields)
-        start = self.config.num_patches() + prompt_tokens
+        """One action after one picture of each camera: the prompt once and then a token at a time, or all of it for
+        every token."""
+        fields, cameras = len(self.config.text.said_fields()), len(self.config.cameras)
+        start = cameras * self.config.num_patches() + prompt_tokens
         if not cached:
             rows = sum(self.row_flops(start + number, 1) for number in range(fields))
-            return fields * (self.picture_flops + self.token_flops) + rows
+            return fields * (cameras * self.picture_flops + self.token_flops) + rows
         decoder = self.config.decoder
         size = start + fields
         shared = decoder.num_key_value_heads * decoder.head_width
         token = decoder.width * (2 * decoder.width + 2 * shared + 2 * size + 3 * decoder.hidden)
         steps = (fields - 1) * 2 * decoder.num_layers * token
-        return self.picture_flops + self.row_flops(start, 1) + steps + fields * self.token_flops
+        return cameras * self.picture_flops + self.row_flops(start, 1) + steps + fields * self.token_flops
 
 
 def cost(config: RT2Config) -> RT2Cost:
@@ -95,7 +96,7 @@ class VLMCost:
 
     def training_flops(self, batch: Mapping[str, Tensor], pictures: int | None = None) -> float:
         """Of a batch; `pictures` where crops make more of them than it has frames."""
-        pictures = len(batch["frames"]) if pictures is None else pictures
+        pictures = _num_pictures(batch) if pictures is None else pictures
         positions = _positions(batch, self.image_positions)
         row = positions * (self.position_flops + positions * self.pair_flops)
         answered = int(batch["answer_mask"].sum())
@@ -130,5 +131,10 @@ def _linear_flops(layer: nn.Module) -> int:
 
 def _positions(batch: Mapping[str, Tensor], image_positions: int) -> int:
     """Pictures and tokens of the longest row."""
-    pictures_B = (batch["image_index"] >= 0).sum(dim=1)
+    pictures_B = sum((batch[key] >= 0).sum(dim=1) for key in batch if key.startswith("image_index"))
     return int((pictures_B * image_positions + batch["token_mask"].sum(dim=1)).max())
+
+
+def _num_pictures(batch: Mapping[str, Tensor]) -> int:
+    """Distinct ones, of all cameras."""
+    return sum(len(batch[key]) for key in batch if key.startswith("frames"))

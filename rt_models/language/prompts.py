@@ -9,6 +9,9 @@ caption. With a plan (chain of thought) the answer is "[plan]. Action:" and then
 have a dimension, its place holds the token of the neutral value (zero motion; the arm moves on, it never terminates)
 and is not trained on, and decoding puts it there too.
 
+A prompt may name the cameras whose pictures go before it ({cameras} in a template). A state stands before the prompt as
+"State:" with one action token for each value, the bin that it falls into, and "none" for one that is not there.
+
 Axes: A actions of the spec, K fields of the text, B rows, L tokens, V vocabulary.
 """
 
@@ -24,8 +27,10 @@ from torch import Tensor
 
 from rt_models.action_space import RT1_SPACE, ActionSpace, ActionSpec
 from rt_models.action_tokens import decode, encode
+from rt_models.camera_roles import MAIN_CAMERA
 from rt_models.config_checks import require_choices, require_sizes
 from rt_models.language.action_vocabulary import ActionVocabulary, IntegerTokens, Tokenizer
+from rt_models.robot_inputs import StateInput
 
 FIELDS = (
     "terminate_episode",
@@ -36,6 +41,8 @@ FIELDS = (
 
 
 _PLACES = {"robot_prompt": "instruction", "plan_prompt": "instruction", "question_prompt": "question"}
+_STATE, _NONE = "State:", " none"
+_STATE_TOKENS, _VALUE_TOKENS = 16, 6  # at most: of the words around a state, and of a value that is not there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +68,8 @@ class RT2TextConfig:
     action_space: ActionSpace | None = None
     """The space it acts in; None is RT-1's own of eleven dimensions. rtp train sets that of the stores."""
     robot_prompt: str = "Q: what action should the robot take to {instruction}? A:"
-    """Prompt of a robot step; {instruction} stands for its words."""
+    """Prompt of a robot step; {instruction} stands for its words, and {cameras}, if it is there, for the cameras whose
+    pictures go before it."""
     plan_prompt: str = "Instruction: {instruction}. Plan:"
     """Prompt of a robot step whose answer begins with a plan."""
     action_mark: str = " Action:"
@@ -76,7 +84,9 @@ class RT2TextConfig:
         require_choices(self, "text.")
         for name, word in _PLACES.items():
             template, place = getattr(self, name), f"{{{word}}}"
-            if place not in template or set("{}").intersection(template.replace(place, "")):
+            rest = template.replace(place, "")
+            rest = rest.replace("{cameras}", "") if word == "instruction" else rest
+            if place not in template or set("{}").intersection(rest):
                 raise ValueError(f"text.{name} must hold {place} and no other braces, got {template!r}")
         if not self.action_mark.strip():
             raise ValueError("text.action_mark is empty, and something must stand between a plan and its action")
@@ -119,9 +129,28 @@ class RT2TextConfig:
         fields = self.fields if set(self.fields) <= set(target.names) and not is_default else ()
         return replace(self, action_space=space, fields=fields)
 
-    def build(self, tokenizer: Tokenizer, *, max_tokens: int) -> RT2Text:
-        """`max_tokens` is the longest prompt with its answer. Raises ValueError if the vocabulary has no room."""
-        return RT2Text(self, tokenizer, max_tokens)
+    def longest_row(self, max_tokens: int, state: StateInput | None) -> int:
+        """Tokens of the longest prompt with its answer: `max_tokens`, which is meant for RT-1's eight fields, and room
+        for more of them and for a state."""
+        fields = max(len(self.said_fields()) - len(FIELDS), 0)
+        return max_tokens + fields + (0 if state is None else _STATE_TOKENS + _VALUE_TOKENS * len(state.names))
+
+    def prompt_text(self, instruction: str, cameras: Sequence[str], state: StateInput | None) -> str:
+        """The words of a robot's prompt, with those around a state where there is one: what a tokenizer learns from."""
+        prompt = self.robot_prompt.format(instruction=instruction, cameras=", ".join(cameras))
+        return prompt if state is None else f"{_STATE}{_NONE}. {prompt}"
+
+    def build(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        max_tokens: int,
+        cameras: Sequence[str] = (MAIN_CAMERA,),
+        state: StateInput | None = None,
+    ) -> RT2Text:
+        """For a model that reads these cameras and this state; `max_tokens` as of `longest_row`. Raises ValueError if
+        the vocabulary has no room."""
+        return RT2Text(self, tokenizer, self.longest_row(max_tokens, state), cameras, state)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +167,16 @@ class TextExample:
 class RT2Text:
     """Texts of one tokenizer and action vocabulary. `spec` is the action space, `vocab_size` what a model must have."""
 
-    def __init__(self, config: RT2TextConfig, tokenizer: Tokenizer, max_tokens: int) -> None:
+    def __init__(
+        self,
+        config: RT2TextConfig,
+        tokenizer: Tokenizer,
+        max_tokens: int,
+        cameras: Sequence[str] = (MAIN_CAMERA,),
+        state: StateInput | None = None,
+    ) -> None:
         self.config, self.tokenizer, self.max_tokens = config, tokenizer, max_tokens
+        self.cameras, self.state = tuple(cameras), state
         self.spec = config.spec()
         self.action_ids = config.vocabulary.build(tokenizer, config.bins)
         """Token id of each bin."""
@@ -151,15 +188,47 @@ class RT2Text:
         self._neutral_A = neutral_A.nan_to_num(0.0)  # where no value is neutral, something must stand in the text
         self._neutral_bins_A = encode(self._neutral_A, self.spec)
         self._prompts: dict[str, tuple[int, ...]] = {}
+        self._num_bos = int(tokenizer.bos_id is not None)
 
     # --- one example ---
 
-    def robot_prompt(self, instruction: str, *, with_plan: bool = False) -> tuple[int, ...]:
-        """Ids up to where the model must say the action, or its plan."""
+    def robot_prompt(
+        self,
+        instruction: str,
+        *,
+        with_plan: bool = False,
+        state: np.ndarray | None = None,
+        cameras: Sequence[str] | None = None,
+    ) -> tuple[int, ...]:
+        """Ids up to where the model must say the action, or its plan. `state` float (P,) normalised, NaN where the
+        robot has no such value; `cameras` those whose pictures go before it, by default all."""
         if not instruction.strip():
             raise ValueError("instruction: it is empty, and a robot needs to be told what to do")
         template = self.config.plan_prompt if with_plan else self.config.robot_prompt
-        return self._prompt(template.format(instruction=instruction.strip().rstrip(".?!")))
+        named = ", ".join(self.cameras if cameras is None else cameras)
+        text = template.format(instruction=instruction.strip().rstrip(".?!"), cameras=named)
+        return self._prompt(text) if self.state is None else self._after_state(text, state)
+
+    def perturbed(self, state: np.ndarray, *, key: int) -> np.ndarray:
+        """A state (P,) as a sample of this number sees it in training: with noise, or not at all."""
+        assert self.state is not None
+        random = np.random.default_rng((key, len(state)))
+        noise_P, kept = random.standard_normal(len(state)), random.random() >= self.state.dropout
+        return (state + self.state.noise * noise_P).astype(np.float32) if kept else np.full_like(state, np.nan)
+
+    def _after_state(self, text: str, state: np.ndarray | None) -> tuple[int, ...]:
+        """Ids of a prompt behind a state; without any value only the prompt."""
+        if state is None or np.isnan(state).all():
+            return self._prompt(text)
+        bins_P = np.clip((np.nan_to_num(state) + 1) / 2 * self.config.bins, 0, self.config.bins - 1).astype(int)
+        first, none, rest = (self._prompt(part)[self._num_bos :] for part in (_STATE, _NONE, f". {text}"))
+        values = [
+            none if np.isnan(value) else (self.action_ids[place],) for value, place in zip(state, bins_P, strict=True)
+        ]
+        bos = self._prompt(text)[: self._num_bos]
+        ids = (*bos, *first, *(token for value in values for token in value), *rest)
+        self._require_room(len(ids), text)
+        return ids
 
     def web_prompt(self, question: str = "") -> tuple[int, ...]:
         """Ids up to the answer; without a question, up to a caption."""
@@ -168,17 +237,26 @@ class RT2Text:
             self.config.question_prompt.format(question=question) if question else self.config.caption_prompt
         )
 
-    def robot(self, instruction: str, action_A: np.ndarray, mask_A: np.ndarray, plan: str = "") -> TextExample:
-        """A robot's step: float (A,) model values of the spec, bool (A,) dimensions that the dataset has."""
+    def robot(
+        self,
+        instruction: str,
+        action_A: np.ndarray,
+        mask_A: np.ndarray,
+        plan: str = "",
+        *,
+        state: np.ndarray | None = None,
+        cameras: Sequence[str] | None = None,
+    ) -> TextExample:
+        """A robot's step: float (A,) model values of the spec, bool (A,) dimensions that the dataset has; state and
+        cameras as of `robot_prompt`."""
         present_A = torch.as_tensor(mask_A)
         said_A = torch.where(present_A, torch.as_tensor(action_A, dtype=torch.float32), self._neutral_A)
         ids = [self.action_ids[bin_] for bin_ in self.field_bins(said_A).tolist()]
         targets = [bool(present_A[dim]) for dim in self.field_dims]
         thought = self.plan_ids(plan) if plan.strip() else ()
         answer = (*thought, *ids, self.tokenizer.eos_id)
-        return self._example(
-            self.robot_prompt(instruction, with_plan=bool(thought)), answer, [True] * len(thought) + targets
-        )
+        prompt = self.robot_prompt(instruction, with_plan=bool(thought), state=state, cameras=cameras)
+        return self._example(prompt, answer, [True] * len(thought) + targets)
 
     def web(self, question: str, answer: str) -> TextExample:
         """A question with its answer; question "": a caption."""

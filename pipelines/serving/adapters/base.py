@@ -31,9 +31,11 @@ IMAGE_KEYS = (
     "full_image",
     "images.primary",
     "images.agentview",
+    "images.image",
     "images.cam_high",
     "images.*",
     "observation.image",
+    "observation.images.image",
     "observation.images.*",
 )
 TEXT_KEYS = ("prompt", "instruction", "task_description", "task")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipelines.serving.question import Answer, Question
 from pipelines.serving.refusal import Refusal
-from pipelines.serving.request_format import COLUMNS, MAX_ROWS, PARAMETERS
+from pipelines.serving.request_format import COLUMNS, MAX_ROWS, PARAMETERS, is_column
 from pipelines.serving.request_values import flag, is_missing
 
 _FORMATS = ("dataframe_records", "dataframe_split", "instances", "inputs")
@@ -44,7 +44,7 @@ def read(body: bytes, *, num_frames: int) -> list[Row]:
     if len(table) > MAX_ROWS:
         raise Refusal(f"{len(table)} rows in one request: at most {MAX_ROWS} are answered, send several")
     for row in table:
-        _require("column", row, COLUMNS)
+        _require("column", [name for name in row if not is_column(name)], COLUMNS)
         if "image" not in row:
             raise Refusal("Model is missing inputs ['image']: every row holds a camera frame", field="image")
     return [_row(number, row, params, num_frames) for number, row in enumerate(table)]
@@ -70,7 +70,7 @@ def prediction(answer: Answer) -> Mapping[str, object]:
     return row | ({"clipped": list(answer.clipped)} if answer.clipped else {})
 
 
-def _require(kind: str, content: Mapping[str, object], known: Sequence[str]) -> None:
+def _require(kind: str, content: Iterable[str], known: Sequence[str]) -> None:
     for name in content:
         if name not in known:
             raise Refusal(f"there is no {kind} {name!r:.60}: this policy takes {', '.join(known)}", field=name[:60])
@@ -127,6 +127,9 @@ def _row(number: int, row: Mapping[str, object], params: Mapping[str, str | None
         robot = robot_name(row.get("robot"))
         question = Question(
             frame=row.get("image"),
+            camera=lambda role: row.get(f"image_{role}"),
+            state=row.get("state"),
+            control_hz=None if params["control_hz"] is None else float(params["control_hz"]),
             instruction=_text(row.get("instruction")),
             embedding=row.get("embedding"),
             reset=flag("reset", row.get("reset")),

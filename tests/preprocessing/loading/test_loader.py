@@ -235,7 +235,7 @@ def test_a_frame_that_cannot_be_decoded_or_has_another_size_is_named(
         (broken, r"cannot be decoded \(no JPEG\)"),
         (lambda *_: (5, 7), "is 5x7, its manifest says"),
     ):
-        monkeypatch.setattr("preprocessing.loading.window_reader.decode_into", decode)
+        monkeypatch.setattr("preprocessing.loading.frame_reader.decode_into", decode)
         with (
             closing(WindowReader([store], [DOUBLE], num_steps=STEPS, config=LoaderConfig())) as reader,
             pytest.raises(ValueError, match=rf"the frame at step \d+ of episode \d+ of .*shard-.*parquet {message}"),
@@ -250,7 +250,7 @@ def test_a_damaged_frame_is_found_where_its_error_says(store: EpisodeStore, monk
     def decode(encoded: bytes, image_HWC: np.ndarray) -> tuple[int, int]:
         return decode_into(encoded[:100] if encoded == damaged else encoded, image_HWC)
 
-    monkeypatch.setattr("preprocessing.loading.window_reader.decode_into", decode)
+    monkeypatch.setattr("preprocessing.loading.frame_reader.decode_into", decode)
     named = rf"the frame at step {step} of episode {episode} of {re.escape(store.shards[shard].path)} cannot be decoded"
     with (
         closing(WindowReader([store], [DOUBLE], num_steps=STEPS, config=LoaderConfig())) as reader,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from preprocessing.convert import ConvertConfig, convert
 from preprocessing.loading.prompt_reader import NO_INSTRUCTION, PromptReader
 from preprocessing.loading.reader import LoaderConfig
 from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.robot_inputs import store_inputs
 from rt_models.action_space import ActionSpec, rt1_action_spec
-from rt_models.spec import Contract, Identity
+from rt_models.spec import Contract, Identity, StateColumns, merge_contracts, rt2_batch_fields
+from tests.support import two_cameras
 from tests.support.command_line import SAMPLE
 
 
@@ -29,17 +32,24 @@ class Row:
 
 
 class Letters:
-    """A token per byte; an answer is the sign of each field, after its plan."""
+    """A token per byte; an answer is the sign of each field, after its plan. The state is the sign of each of its
+    values, with 2 for one that is absent, and each camera its first letter."""
 
     def __init__(self, spec: ActionSpec) -> None:
         self.spec, self.field_dims = spec, [1, 2]
 
-    def robot_prompt(self, instruction: str) -> Sequence[int]:
-        return list(instruction.encode())
+    def robot_prompt(
+        self, instruction: str, *, state: np.ndarray | None = None, cameras: Sequence[str] = ()
+    ) -> Sequence[int]:
+        values = [] if state is None else [2 if np.isnan(value) else int(value > 0) for value in state]
+        return [*instruction.encode(), *values, *(ord(role[0]) for role in cameras)]
 
-    def robot(self, instruction: str, action_A: np.ndarray, mask_A: np.ndarray, plan: str = "") -> Row:
+    def robot(self, instruction: str, action_A: np.ndarray, mask_A: np.ndarray, plan: str = "", **beside: Any) -> Row:
         signs = [int(action_A[dim] > 0) for dim in self.field_dims]
-        return Row(ids=[*self.robot_prompt(instruction), *plan.encode(), *signs, 0])
+        return Row(ids=[*self.robot_prompt(instruction, **beside), *plan.encode(), *signs, 0])
+
+    def perturbed(self, state: np.ndarray, *, key: int) -> np.ndarray:
+        return -state if key % 2 else state
 
     def web(self, question: str, answer: str) -> Row:
         return Row(ids=list((question + answer).encode()))
@@ -89,3 +99,37 @@ def test_the_cost_of_a_row_is_its_length_without_a_plan(reader: PromptReader) ->
     rows = np.arange(20)
     lengths = [len(line or NO_INSTRUCTION) + len(reader.text.field_dims) + 1 for line in reader.instructions(rows)]
     assert reader.cost(rows).tolist() == lengths
+
+
+def test_rows_show_each_camera_and_say_the_state(tmp_path: Path) -> None:
+    stores = [
+        two_cameras.store(tmp_path / "full"),
+        two_cameras.store(tmp_path / "bare", name="bare", hand=None, state=False, shards=((7,),)),
+    ]
+    cameras = ("wrist", "image")
+    inputs = [store_inputs(store, cameras=cameras, state=True) for store in stores]
+    sides = tuple(each.state for each in inputs)
+    assert sides[0] is not None
+    contract = merge_contracts([store.contract for store in stores])
+    options: dict[str, Any] = {"num_frames": 2, "config": LoaderConfig(), "perturbs_state": True}
+    recipes = {recipe.camera: recipe for recipe in inputs[0].cameras}
+    columns = StateColumns(names=sides[0].names, sides=sides)
+    text, rows = Letters(contract.action), np.arange(26)
+    with closing(
+        PromptReader(stores, contract, text, cameras=cameras, recipes=recipes, state=columns, **options)
+    ) as reader:
+        batch, lines = reader.read(rows, rows), reader.instructions(rows)
+        fields = set(rt2_batch_fields(cameras)) - {"num_images", "answer_place", "prompt_length"}
+        assert set(batch) == fields
+        assert batch["frames_wrist"].shape == (19, 8, 8, 3) and batch["frames"].shape == (26, 16, 24, 3)
+        first, second = (batch[key] for key in ("image_index_wrist", "image_index"))
+        assert first[:19].tolist() == second[:19].tolist() and (first[19:] == -1).all()
+        state_NP = np.concatenate(
+            [np.stack(stores[0].read_shard(n, ["proprio"])["proprio"].to_pylist()) for n in (0, 1)]
+        )
+        for row, line in enumerate(lines):
+            ids = batch["tokens"][row][batch["token_mask"][row]].tolist()[len(line) :]
+            seen = sides[0].normalised(state_NP[row]) * (-1) ** row if row < 19 else []
+            said = [int(value > 0) for value in seen] or [2] * 4
+            assert ids[:-3] == [*said, *map(ord, "wi" if row < 19 else "i")]
+        assert reader.cost(rows).tolist() == batch["token_mask"].sum(dim=1).tolist()
