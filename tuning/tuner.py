@@ -39,6 +39,8 @@ QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the old output is silent at verbose=0, the new one is not
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # see _stopped_in_order
 }
+_PATIENCE = ("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
+"""How long a process waits for a stopped trial to end before it takes the next one; 2 s pass quickly on a busy host."""
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TuneConfig: TypeAlias = dict[str, dict[str, Any]]
 """What Ray Tune gives a trial: the fields of a `TrialTask` under "task"."""
@@ -135,14 +137,14 @@ def _stopped_in_order() -> Iterator[None]:
 
 def _tuner(sweep: Sweep, ledger: Ledger, run: TrialRun, plan: Plan, **where: Any) -> tune.Tuner:
     # A byte of memory, since Ray Tune refuses a trial that holds nothing: one whose workers are a Ray Train job.
+    suggestions = _Suggestions(plan, ledger, most=sweep.concurrency)
     held = {"cpu": run.cpus, "gpu": run.gpus, "memory": 1}
     return tune.Tuner(
         tune.with_resources(_trainable(run.function), held),
         tune_config=tune.TuneConfig(
-            search_alg=_Suggestions(plan, ledger),
+            search_alg=suggestions,
             scheduler=_scheduler(sweep, ledger, run.num_steps),
             num_samples=-1,  # until the plan is done
-            max_concurrent_trials=sweep.concurrency,
             reuse_actors=run.gpus == 0,  # the next trial in the same process: imports take longer than small trials
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
@@ -150,7 +152,7 @@ def _tuner(sweep: Sweep, ledger: Ledger, run: TrialRun, plan: Plan, **where: Any
             name="trials",
             **where,
             failure_config=tune.FailureConfig(max_failures=sweep.retries),
-            callbacks=[_Recorder(sweep, ledger, run)],
+            callbacks=[_Recorder(sweep, ledger, run), _Reassignment(suggestions)],
             verbose=0,
         ),
     )
@@ -166,6 +168,7 @@ def _trainable(function: TrialFunction) -> Callable[[TuneConfig], None]:
     """What Tune runs in a process of its own."""
 
     def trial(config: TuneConfig) -> None:
+        os.environ.setdefault(*_PATIENCE)
         try:
             last = function(TrialTask(**config["task"]), lambda metrics: tune.report(dict(metrics)))
         except Exception as error:
@@ -177,17 +180,21 @@ def _trainable(function: TrialFunction) -> Callable[[TuneConfig], None]:
 
 
 class _Suggestions(Searcher):
-    """The plan, as Tune asks for it."""
+    """The plan, as Tune asks for it; no more than `most` of its trials at a time."""
 
-    def __init__(self, plan: Plan, ledger: Ledger) -> None:
+    def __init__(self, plan: Plan, ledger: Ledger, *, most: int) -> None:
         super().__init__()
-        self._plan, self._ledger = plan, ledger
+        self._plan, self._ledger, self._most = plan, ledger, most
+        self._live: dict[str, int] = {}  # numbers of the trials that Tune has, by its own names
 
     def suggest(self, trial_id: str) -> TuneConfig | str | None:  # type: ignore[override]
+        if len(self._live) >= self._most:
+            return None
         record = self._plan.next()
         if record is None:
             return self.FINISHED if self._plan.done else None
         self._ledger.put(replace(record, state="running", attempts=record.attempts + 1))
+        self._live[trial_id] = record.number
         task = TrialTask(
             number=record.number,
             seed=record.seed,
@@ -198,7 +205,14 @@ class _Suggestions(Searcher):
         return {"task": vars(task)}
 
     def on_trial_complete(self, trial_id: str, result: TuneResult | None = None, error: bool = False) -> None:
-        pass  # the recorder has it
+        self._live.pop(trial_id, None)  # how it ended the recorder has written down
+
+    def take_back(self, trial_id: str) -> None:
+        """Tune has dropped this trial without a word: it is for another process."""
+        number = self._live.pop(trial_id, None)
+        record = None if number is None else self._ledger.trials[number]
+        if record is not None and record.state == "running":
+            self._ledger.put(replace(record, state="interrupted", attempts=record.attempts - 1))
 
     def save(self, checkpoint_path: str) -> None:
         with open(checkpoint_path, "w") as file:
@@ -258,6 +272,24 @@ class _Recorder(tune.Callback):
         reason = record.reason or "its process died: killed, or out of memory"
         self._ledger.put(replace(record, state="failed", reason=reason))
         self._changed()
+
+
+class _Reassignment(tune.Callback):
+    """Takes back the trials of processes that did not end their last one in time to be used again.
+
+    Tune puts such a trial into the state of an error and tells neither its search nor its callbacks.
+    """
+
+    def __init__(self, suggestions: _Suggestions) -> None:
+        self._suggestions = suggestions
+
+    def __getstate__(self) -> dict[str, object]:
+        return {}  # Tune pickles its callbacks and never reads ours back
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: object) -> None:
+        for trial in trials:
+            if trial.status == Trial.ERROR:
+                self._suggestions.take_back(trial.trial_id)
 
 
 class _Spent(tune.Stopper):

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from tests.support.sweeps_for_tests import NUM_STEPS, Toy, clone, loss, populati
 from tests.support.toy_sweep import SWEEPS
 from tuning.ledger import Ledger, Report, TrialRecord
 from tuning.sweep import Asha, Budget
-from tuning.tuner import TrialRun, _scheduler, run_sweep
+from tuning.tuner import TrialRun, TrialTask, _scheduler, run_sweep
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -147,6 +147,19 @@ def test_a_trial_that_never_reports_the_objective_fails_and_says_what_it_did_rep
     assert run_sweep(sweep(objectives=(objective,), budget=Budget(trials=1)), ledger, run) == "complete"
     assert ledger.trials[0].state == "failed"
     assert "never reported accuracy" in ledger.trials[0].reason and "loss" in ledger.trials[0].reason
+
+
+def test_a_process_that_is_not_done_with_its_last_trial_in_time_leaves_the_next_one_to_another(
+    connected: None, tmp_path: Path
+) -> None:
+    def impatient(task: TrialTask, report: Callable[[Mapping[str, float]], None]) -> Mapping[str, float]:
+        os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "0"  # as on a host so busy that the default is too short
+        return Toy()(task, report)
+
+    ledger = Ledger(str(tmp_path))
+    run = TrialRun(function=impatient, num_steps=NUM_STEPS, clone=clone)
+    assert run_sweep(sweep(budget=Budget(trials=3, wall_s=60)), ledger, run) == "complete"
+    assert [(r.state, r.attempts) for r in ledger.ordered()] == [("finished", 1)] * 3
 
 
 def test_a_continued_sweep_compares_with_what_earlier_attempts_reported(tmp_path: Path) -> None:
