@@ -122,8 +122,9 @@ def test_a_population_takes_over_weights_and_goes_on_with_other_parameters(
         resume=True,
     )
     clone_checkpoint(donor["output"], job.output, 2)
+    # 2e-5 apart on some processors: a trial has one thread, this process two.
     assert run_training(job).metrics["validation_loss"] == pytest.approx(
-        taker["objectives"]["validation_loss"], rel=1e-5
+        taker["objectives"]["validation_loss"], rel=1e-4
     )
 
 
