@@ -6,6 +6,7 @@ is over; the training then saves a checkpoint, ends with exit code 75, and the j
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -99,6 +100,9 @@ class Slurm(NodeGroups):
         super().__post_init__()
         if self.hours < 1:
             raise ValueError(f"--hours must be at least 1, got {self.hours}")
+        for flag, name in (("--partition", self.partition), ("--cpu-partition", self.cpu_partition)):
+            if name is not None and not re.fullmatch(r"[\w.,-]+", name):
+                raise ValueError(f"{flag} {name!r} is no name of a partition")
         if self.min_gpu_nodes or self.min_cpu_nodes:
             raise ValueError(
                 "a Slurm job has all its nodes from start to end: leave --min-gpu-nodes, --min-cpu-nodes out"

@@ -37,6 +37,8 @@ def test_nodes_are_asked_for_by_group() -> None:
 def test_what_slurm_cannot_do_is_refused() -> None:
     with pytest.raises(ValueError, match="from start to end: leave --min-gpu-nodes"):
         Slurm(min_gpu_nodes=1)
+    with pytest.raises(ValueError, match="is no name of a partition"):
+        Slurm(partition="gpu\nrm -rf x")
     with pytest.raises(ValueError, match="--hours must be at least 1"):
         Slurm(hours=0)
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
-from pathlib import Path
 
 import psutil
 import pytest
@@ -117,7 +116,3 @@ def test_what_cannot_be_read_elsewhere_is_refused() -> None:
     alone: Experiment = replace(recipe, loader=LoaderConfig(where="remote"))
     with pytest.raises(ValueError, match="train with --launch RayLaunch"):
         alone.require_sizes()
-
-
-def test_store_is_where_actors_find_it(job: PreparedJob) -> None:
-    assert all(Path(path).is_absolute() for path in job.stores)
