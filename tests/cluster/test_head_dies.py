@@ -27,27 +27,24 @@ def test_one_command_goes_on_where_the_head_died(tmp_path: Path) -> None:
     assert results["complaints"] == [] and results["driver"]["exit_code"] != 0 and results["reached"] >= 30
 
 
-class Counter:
-    """An actor with a state."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def next(self) -> int:
-        self.count += 1
-        return self.count
-
-
 @pytest.mark.slow
 def test_with_a_store_for_its_state_the_rest_of_the_cluster_outlives_the_head(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with a Redis on Kubernetes, of which Ray's RocksDB is the nearest thing here."""
     monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
     from ray_nodes import running_nodes, until
 
-    lasting = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(tmp_path / "gcs")}
-    with patch.dict(os.environ, lasting), running_nodes(tmp_path, 2) as nodes:
+    class Counter:  # in here, so that its code travels with it
+        def __init__(self) -> None:
+            self.count = 0
+
+        def next(self) -> int:
+            self.count += 1
+            return self.count
+
+    lasting = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(short_path / "gcs")}
+    with patch.dict(os.environ, lasting), running_nodes(short_path, 2) as nodes:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
