@@ -31,6 +31,8 @@ from tests.support.servers import free_ports
         (["models:/arm@champion", "--port", "{free}", "--action-limits", "none"], "No such file or directory: none"),
         (["models:/arm@champion", "--max-robots", "0"], "--max-robots 0: give a number above 0"),
         (["models:/arm@champion", "--max-batch", "99"], "--max-batch 99: give a number from 1 to 32"),
+        (["models:/arm@champion", "--record", "s3://bucket/x"], "give a folder of this machine"),
+        (["models:/arm@champion", "--plan-tokens", "-1"], "--plan-tokens -1: give a number of tokens, 0 or more"),
         (["models:/arm/3", "--follow-alias"], "--follow-alias needs an alias to follow: give models:/NAME@ALIAS"),
     ],
 )

@@ -32,7 +32,10 @@ class RecordingConfig:
         """The folder, which is there afterwards. Raises OSError where it cannot be written to."""
         assert self.record is not None
         folder = Path(self.record)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"--record {folder} cannot be made ({error.strerror}): give another folder") from error
         if not os.access(folder, os.W_OK):
             raise PermissionError(f"--record {folder} cannot be written to: give another folder")
         return folder

@@ -201,3 +201,9 @@ def test_a_killed_server_leaves_whole_episodes(tmp_path: Path, layout: RobotLayo
     assert process.exitcode == 0 and time.monotonic() - began < 60
     (episode,) = open_dataset(str(tmp_path / layout.side.name / "1.0.0")).episodes("train")
     assert episode.num_steps == 2  # type: ignore[union-attr]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"--record .*file cannot be made .*: give another folder"):
+        RecordingConfig(record=str(tmp_path / "file")).folder()
