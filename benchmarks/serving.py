@@ -84,9 +84,9 @@ def memory(arguments: argparse.Namespace, text: str) -> dict[str, Any]:
     """RSS of the server every ten seconds while the most robots ask at `rate_hz`."""
     samples: list[tuple[float, float]] = []
     with server(arguments, BatchingConfig()) as (url, process):
-        crew, begins = Crew(url, text, ROBOTS[-1]), time.time()
-        crew.begin(at=begins, seconds=60 * arguments.minutes, rate_hz=arguments.rate_hz)
-        while crew.is_asking:
+        crew, begins, seconds = Crew(url, text, ROBOTS[-1]), time.time(), 60 * arguments.minutes
+        crew.begin(at=begins, seconds=seconds, rate_hz=arguments.rate_hz)
+        while time.time() < begins + seconds:
             time.sleep(10)
             samples.append((time.time() - begins, process.memory_info().rss / 2**20))
             print(f"{samples[-1][0]:6.0f} s  {samples[-1][1]:7.1f} MiB", flush=True)

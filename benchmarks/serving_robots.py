@@ -100,10 +100,6 @@ class Crew:
         self._running.stdin.write(json.dumps({"at": at, "seconds": seconds, "rate_hz": rate_hz}) + "\n")
         self._running.stdin.flush()
 
-    @property
-    def is_asking(self) -> bool:
-        return self._running.poll() is None
-
     def asked(self) -> Asked:
         printed, _ = self._running.communicate()
         assert self._running.returncode == 0
