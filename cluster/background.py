@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from cluster.context import WorkerContext
 from cluster.manifest import Metadata
 from cluster.storage import CheckpointFolder
+
+_BEAT_S = 0.2
 
 
 class BackgroundSaver:
@@ -19,7 +22,7 @@ class BackgroundSaver:
 
     def __init__(self, folder: CheckpointFolder, context: WorkerContext) -> None:
         self._folder = folder
-        self._context = context.fork()
+        self._trainer, self._context = context, context.fork()
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
@@ -40,9 +43,15 @@ class BackgroundSaver:
         self._pending = self._pool.submit(self._folder.save, *arguments)
 
     def wait(self) -> None:
-        """Wait until the last checkpoint is published. Raises the error of a publication that failed."""
+        """Wait until the last checkpoint is published. Raises the error of a publication that failed.
+
+        However slow the disk or store, the watchdog hears that this worker is alive; what hangs is ended by the time
+        limit of the agreements between ranks, or of the store.
+        """
         pending, self._pending = self._pending, None
         if pending is not None:
+            while not futures.wait([pending], timeout=_BEAT_S).done:
+                self._trainer.beat()
             pending.result()
 
     def close(self) -> None:

@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import torch
 
+from cluster.object_store import open_files
 from cluster.session import RaySession, connect
 
 PARTS = ("torch", "ray", "deepspeed", "tensorflow-datasets", "pyarrow", "mlflow", "s3fs", "simplejpeg")
@@ -101,7 +101,7 @@ def _existing(path: Path) -> Path:
 @contextmanager
 def _left_in(output: str, marker: str) -> Iterator[None]:
     """A file in `output` for the block. If it cannot be written, every node reports it as missing."""
-    files, root = fsspec.core.url_to_fs(output)
+    files, root = open_files(output)
     made = not files.exists(root)
     with suppress(OSError):
         files.makedirs(root, exist_ok=True)
@@ -117,7 +117,7 @@ def _left_in(output: str, marker: str) -> Iterator[None]:
 
 def _sees(output: str, marker: str) -> str:
     try:
-        files, root = fsspec.core.url_to_fs(output)
+        files, root = open_files(output)
         return "" if files.exists(f"{root}/{marker}") else f"{output} is another folder here, or cannot be read"
     except Exception as error:  # an object store's library raises kinds of its own
         return f"{output} cannot be reached: {_sentence(error)}"
@@ -130,7 +130,7 @@ def _trial(output: str) -> str:
             with tempfile.TemporaryFile(dir=_existing(Path(output))) as file:
                 file.write(b"here")
             return ""
-        files, root = fsspec.core.url_to_fs(output)
+        files, root = open_files(output)
         name = f"{root}/.doctor-{uuid.uuid4().hex}"
         files.pipe_file(name, b"here")
         files.rm_file(name)

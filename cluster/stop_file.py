@@ -16,13 +16,13 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-import fsspec
-
 from cluster.context import WorkerContext
 from cluster.interrupts import TOLD_BY
+from cluster.object_store import open_files
 
 STOPPED_EXIT_CODE = 75  # sysexits.h: EX_TEMPFAIL, "try again later"
 _POLL_S = 1.0
+_CLOSE_S = 5.0  # for a file that is being written while the run ends
 _UNMENDABLE = {error.__name__: error for error in (ValueError, FloatingPointError)}
 
 
@@ -30,7 +30,7 @@ class StopFile:
     """The file STOP of one run: its text is the reason."""
 
     def __init__(self, output: str) -> None:
-        self._files, root = fsspec.core.url_to_fs(output)
+        self._files, root = open_files(output)
         self._path = f"{root.rstrip('/')}/STOP"
 
     def ask(self, reason: str) -> None:
@@ -76,7 +76,7 @@ class StopWatch:
 
     def _look(self) -> None:
         while self.reason is None and not self._done.wait(_POLL_S):
-            with contextlib.suppress(OSError):  # a store out of reach asks for nothing
+            with contextlib.suppress(OSError):  # a store that stays out of reach asks for nothing
                 self.reason = self._file.reason()
 
 
@@ -136,6 +136,7 @@ class _Asking:
         self._file = file
         self._signalled = threading.Event()
         self._by: str | None = None
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._ask, daemon=True, name="signals")
         self._thread.start()
 
@@ -146,11 +147,20 @@ class _Asking:
         self._signalled.set()
 
     def close(self) -> None:
+        self._closing.set()
         self._signalled.set()
-        self._thread.join()
+        self._thread.join(_CLOSE_S)
 
     def _ask(self) -> None:
         self._signalled.wait()
-        if self._by is not None:
-            print(f"rtp: {self._by}: stopping with a checkpoint; Ctrl-C again stops at once", file=sys.stderr)
-            self._file.ask(self._by)
+        if self._by is None:
+            return
+        print(f"rtp: {self._by}: stopping with a checkpoint; Ctrl-C again stops at once", file=sys.stderr)
+        while True:
+            try:
+                self._file.ask(self._by)
+                return
+            except OSError as error:  # a signal is not forgotten because a store is away
+                print(f"rtp: {self._by} is not passed on yet: {error}", file=sys.stderr)
+            if self._closing.wait(_POLL_S):
+                return

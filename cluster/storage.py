@@ -14,22 +14,24 @@ import logging
 import os
 import re
 import shutil
+import socket
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-
-import fsspec
 
 from cluster.agreement import on_every_rank
 from cluster.context import WorkerContext
 from cluster.manifest import MANIFEST, FileEntry, Manifest, Metadata, check_entry
+from cluster.object_store import is_local, open_files
 
 log = logging.getLogger(__name__)
 
 Write = Callable[[Path], None]
 SAVING = ".saving-"
+_DOWNLOADS = 8  # files at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +54,10 @@ class CheckpointFolder:
     """The checkpoints of one training. `root` is a path that all nodes share, or an fsspec URL."""
 
     def __init__(self, root: str | Path) -> None:
-        self._files, path = fsspec.core.url_to_fs(str(root))
-        self.is_local = "file" in (self._files.protocol if isinstance(self._files.protocol, tuple) else ())
+        self._files, path = open_files(str(root))
+        self.is_local = is_local(self._files)
         self._root = str(Path(path).resolve()) if self.is_local else path.rstrip("/")
+        self._kept_by_readers: set[str] = set()
 
     @property
     def root(self) -> str:
@@ -75,8 +78,7 @@ class CheckpointFolder:
         """The complete checkpoint of this step."""
         folder = self._folder(step)
         try:
-            with self._reached():
-                manifest = Manifest.from_bytes(self._files.cat_file(f"{folder}/{MANIFEST}"))
+            manifest = Manifest.from_bytes(self._files.cat_file(f"{folder}/{MANIFEST}"))
         except FileNotFoundError:
             return None
         except ValueError as error:
@@ -115,16 +117,29 @@ class CheckpointFolder:
 
         A rank's listing of the folder may be older than the checkpoint, on a shared disk that caches listings. If a
         rank does not find it, or finds another one of this step, every rank raises FileNotFoundError or ValueError.
+        From an object store it is copied once per node, below the `local` of one of its ranks, which must stay until
+        all have read it.
         """
-        return on_every_rank(context, self._fetch_by_name, checkpoint, local, context)[context.rank]
+        if self.is_local:
+            return on_every_rank(context, self._fetch_by_name, checkpoint, local, context)[context.rank]
+        nodes = context.gather(socket.gethostname())
+        first = nodes.index(nodes[context.rank])
+        is_first = first == context.rank
+        copies = on_every_rank(context, lambda: self._fetch_by_name(checkpoint, local, context) if is_first else local)
+        return on_every_rank(context, self._copy_of_node, checkpoint, copies[first], local, context)[context.rank]
+
+    def _copy_of_node(self, checkpoint: Checkpoint, copy: Path, local: Path, context: WorkerContext) -> Path:
+        """The copy that another rank of this node made; one of our own where two machines have the same name."""
+        if (copy / MANIFEST).is_file() and (copy / MANIFEST).read_bytes() == checkpoint.manifest.to_bytes():
+            return copy
+        return self._fetch_by_name(checkpoint, local, context)
 
     def _fetch_by_name(self, checkpoint: Checkpoint, local: Path, context: WorkerContext) -> Path:
         step = checkpoint.step
         folder = self._folder(checkpoint.step)
         remedy = "give an --output folder that all workers share, and --resume"
         try:
-            with self._reached():
-                manifest = Manifest.from_bytes(self._files.cat_file(f"{folder}/{MANIFEST}"))
+            manifest = Manifest.from_bytes(self._files.cat_file(f"{folder}/{MANIFEST}"))
         except FileNotFoundError:
             manifest = None
         names = [entry.name for entry in checkpoint.manifest.files if self.is_local]
@@ -174,7 +189,9 @@ class CheckpointFolder:
         if self.at(step) is not None:
             raise ValueError(f"{self._folder(step)} was published before: resume from it, or save in another folder")
         for leftover in self._leftovers(step):
-            self._remove(leftover)
+            self._remove_if_free(leftover)
+        self._move_aside(self._folder(step))
+        self._move_aside(str(self._saving(step)))
         if self.is_local:
             os.makedirs(self._saving(step))
         return ()
@@ -225,7 +242,7 @@ class CheckpointFolder:
             kept.add(min(scored)[1])
         for checkpoint in complete:
             if checkpoint.step not in kept:
-                self._remove(self._folder(checkpoint.step))
+                self._remove_if_free(self._folder(checkpoint.step))
         return ()
 
     # --- Places ---
@@ -243,20 +260,9 @@ class CheckpointFolder:
     def _names(self) -> list[str]:
         self._files.invalidate_cache()
         try:
-            with self._reached():
-                return sorted(PurePosixPath(path).name for path in self._files.ls(self._root, detail=False))
+            return sorted(PurePosixPath(path).name for path in self._files.ls(self._root, detail=False))
         except FileNotFoundError:
             return []
-
-    @contextmanager
-    def _reached(self) -> Iterator[None]:
-        """Converts an object store's own errors to an OSError that names the store."""
-        try:
-            yield
-        except (OSError, ValueError):
-            raise
-        except Exception as error:
-            raise ConnectionError(f"the checkpoints in {self.root} cannot be reached: {error}") from error
 
     def _steps(self) -> list[int]:
         return sorted(int(match[1]) for name in self._names() if (match := re.fullmatch(r"step-(\d{8,})", name)))
@@ -269,8 +275,7 @@ class CheckpointFolder:
 
     def _listing(self, folder: str) -> dict[str, dict[str, object]]:
         self._files.invalidate_cache()
-        with self._reached():
-            return self._files.find(folder, detail=True)  # pyright: ignore[reportReturnType]
+        return self._files.find(folder, detail=True)
 
     def _remove(self, folder: str) -> None:
         """Removes the manifest first, so that an interrupted removal leaves no checkpoint."""
@@ -279,13 +284,30 @@ class CheckpointFolder:
         if self._files.exists(folder):  # an object store has no empty folders
             self._files.rm(folder, recursive=True)
 
+    def _remove_if_free(self, folder: str) -> None:
+        """As `_remove`. What somebody reads over NFS leaves a .nfs* file until then: that must not end a training."""
+        try:
+            self._remove(folder)
+        except OSError as error:
+            if folder not in self._kept_by_readers:
+                log.warning("%s could not be removed (%s): it is tried again at the next checkpoint", folder, error)
+            self._kept_by_readers.add(folder)
+
+    def _move_aside(self, folder: str) -> None:
+        """Where a folder that could not be removed stands in the way of a new one, it is given a leftover's name."""
+        if self.is_local and os.path.exists(folder):
+            os.rename(folder, f"{self._root}/{SAVING}removed-{uuid.uuid4().hex}")
+
     def _download(self, checkpoint: Checkpoint, target: Path) -> None:
         folder = self._folder(checkpoint.step)
-        for entry in checkpoint.manifest.files:
+
+        def download(entry: FileEntry) -> None:
             (target / entry.name).parent.mkdir(parents=True, exist_ok=True)
-            with self._reached():
-                self._files.get_file(f"{folder}/{entry.name}", str(target / entry.name))
+            self._files.get_file(f"{folder}/{entry.name}", str(target / entry.name))
             check_entry(entry, target, of=checkpoint.path)
+
+        with ThreadPoolExecutor(_DOWNLOADS) as pool:
+            list(pool.map(download, checkpoint.manifest.files))
         (target / MANIFEST).write_bytes(checkpoint.manifest.to_bytes())
 
 

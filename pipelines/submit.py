@@ -32,6 +32,7 @@ from cluster.submit import Jobs, JobState
 from pipelines.cli import COMMANDS
 from pipelines.config.arguments import UsageError, parse
 from pipelines.terminal.commands import JsonSummary
+from pipelines.terminal.secret_values import holds_secret, is_secret
 
 MEGABYTE = 10**6
 PACKAGES = (pipelines, preprocessing, rt_models, cluster, tuning)
@@ -44,8 +45,6 @@ SETTINGS = re.compile(
     r"|AWS_(ENDPOINT_URL\w*|REGION|DEFAULT_REGION|RE\w+_CHECKSUM_\w+)|FSSPEC_\w+|RTP_\w+|RAY_TRAIN_\w+|OMP_NUM_THREADS"
     r"|NCCL_\w+|GLOO_SOCKET_IFNAME|TORCH_\w+|HF_HUB_OFFLINE|TFHUB_CACHE_DIR|MUJOCO_GL"
 )
-_SECRET_NAME = re.compile(r"SECRET|TOKEN(?!IZER)|PASSW|CREDENTIAL|PRIVATE|AUTH|COOKIE|_?KEY(_ID)?$", re.IGNORECASE)
-_SECRET_VALUE = re.compile(r"://[^/@\s]*:[^/\s]+@")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +97,14 @@ def submit(flags: SubmitArguments, command: Sequence[str]) -> tuple[str, Jobs]:
 
     words = entrypoint(command)
     settings = {"RTP_GIT_REVISION": git_revision(), **settings_of(os.environ, flags.env)}
-    if _SECRET_VALUE.search(" ".join(words)):
-        raise ValueError("COMMAND holds a URL with a password, and Ray shows commands to everyone: set it on the nodes")
+    if any(holds_secret(part) for word in words for part in (word, word.partition("=")[2])):
+        raise ValueError(
+            "COMMAND holds a URL with a user or password, or JSON with a key, secret, token or password, and Ray shows "
+            "commands to everyone: set it on the nodes"
+        )
+    kept = [name for name, value in sorted(os.environ.items()) if SETTINGS.fullmatch(name) and is_secret(name, value)]
+    if kept:
+        _note(f"{', '.join(kept)} may hold a secret and stays here: set it where the cluster's nodes are started")
     if "MLFLOW_TRACKING_URI" not in settings:
         _note("MLFLOW_TRACKING_URI is not set: the job's runs are recorded in its temporary folder on the cluster")
     with packed(command, limit_mb=flags.max_mb, install=flags.install) as folder:
@@ -179,11 +184,6 @@ def settings_of(environment: Mapping[str, str], extra: Sequence[str]) -> dict[st
             )
         settings[name] = value
     return settings
-
-
-def is_secret(name: str, value: str) -> bool:
-    """Whether a variable is a secret: by its name, or because its value is a URL with a password."""
-    return bool(_SECRET_NAME.search(name) or _SECRET_VALUE.search(value))
 
 
 @contextmanager

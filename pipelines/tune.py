@@ -14,6 +14,7 @@ import yaml
 
 from cluster.folder_lock import exclusive_output
 from cluster.launch import RayLaunch
+from cluster.object_store import open_files
 from cluster.session import RaySession, connect
 from pipelines.catalogue import load_recipe, require_first
 from pipelines.config.arguments import UsageError, absolute, parse, take
@@ -128,7 +129,7 @@ def _tune(
     sweep: Sweep, job: TrainJob, *, resume: bool, retry_failed: bool, address: str | None, accepted: tuple[str, ...]
 ) -> SweepResult:
     """The checked sweep, in an output folder that nobody else writes in."""
-    ledger = Ledger.load(job.output)
+    ledger = Ledger.load(job.output, open_files)
     if resume and ledger.description() is None:
         log.warning("no sweep to resume in %s: starting a new one", job.output)
     parent = _begin(sweep, job, ledger, resume=resume)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ import pyarrow.fs
 from tuning.space import Parameters
 
 JsonObject: TypeAlias = dict[str, Any]
+OpenFiles: TypeAlias = Callable[[str], tuple[Any, str]]
 
 # interrupted: by a kill or by the end of the budget; paused: a generation of its population is over.
 State = Literal["waiting", "running", "interrupted", "paused", "finished", "stopped", "failed"]
@@ -88,19 +89,24 @@ class TrialRecord:
 
 @dataclass
 class Ledger:
-    """The trials of the sweep in `root`, a folder or an fsspec URL, by number."""
+    """The trials of the sweep in `root`, a folder or an fsspec URL, by number.
+
+    open_files: (file system, path in it) of a URL; by default fsspec's own, which does not wait for a store that is
+    away.
+    """
 
     root: str
     trials: dict[int, TrialRecord] = field(default_factory=dict)
+    open_files: OpenFiles = fsspec.core.url_to_fs
 
     def __post_init__(self) -> None:
-        self._files, path = fsspec.core.url_to_fs(self.root)
+        self._files, path = self.open_files(self.root)
         self._path = path.rstrip("/")
 
     @staticmethod
-    def load(root: str) -> Ledger:
+    def load(root: str, open_files: OpenFiles = fsspec.core.url_to_fs) -> Ledger:
         """As the files have it; trials that were running when the sweep was killed are interrupted."""
-        ledger = Ledger(root)
+        ledger = Ledger(root, open_files=open_files)
         for path in sorted(ledger._files.glob(f"{glob.escape(ledger._path)}/trials/*/trial.json")):
             record = _record(_parsed(ledger._files.cat_file(path), str(path)), str(path))
             state = "interrupted" if record.state == "running" else record.state
@@ -132,7 +138,8 @@ class Ledger:
         """(path, pyarrow file system or None for this machine's) of an empty folder that all nodes of the sweep share;
         it is removed afterwards, and what a kill left of an earlier one before."""
         path = f"{self._path}/.scratch"
-        files = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self._files)) if "://" in self.root else None
+        plain = getattr(self._files, "plain", self._files)  # Ray opens files in it, for which nothing waits
+        files = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(plain)) if "://" in self.root else None
         self._remove(path)
         try:
             yield path, files

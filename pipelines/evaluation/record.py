@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import fsspec
-
+from cluster.object_store import open_files
 from pipelines.evaluation.report import EpisodeReport, EvaluationReport
 from pipelines.publishing.folder import TrainedModel
 from pipelines.publishing.training_stores import fingerprint
@@ -156,7 +155,7 @@ def _address(home: str) -> str:
 
     Raises FileNotFoundError for a database that is not there: connecting would make an empty one.
     """
-    files, root = fsspec.core.url_to_fs(home)
+    files, root = open_files(home)
     noted = []
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a bundle has no such note
         noted = [str(json.loads(files.cat_file(f"{root}/run.json"))["uri"])]

@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import fsspec
-
+from cluster.object_store import open_files
 from pipelines.publishing.folder import TrainedModel
 from pipelines.publishing.instructions import Instructions
 from pipelines.publishing.model_origin import ModelOrigin
@@ -19,7 +18,7 @@ from pipelines.publishing.trained_model import publish_bundle, require_new
 from pipelines.publishing.training_stores import StoreReference
 from pipelines.training.git_revision import git_revision
 from preprocessing.store.episode_store import EpisodeStore
-from preprocessing.store.shard_files import is_local
+from preprocessing.store.file_system import is_local
 from rt_models.action_space import ActionSpec
 from rt_models.flax_checkpoint import find_flax, read_flax
 from rt_models.rt1_weights import from_flax
@@ -116,7 +115,7 @@ def contract_of_weights(
 
 @contextmanager
 def _local(source: str) -> Iterator[Path]:
-    files, root = fsspec.core.url_to_fs(source)
+    files, root = open_files(source)
     if is_local(files):
         yield Path(root)
         return

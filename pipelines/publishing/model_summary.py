@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from typing import NotRequired, TypedDict
 
-import fsspec
-
+from cluster.object_store import open_files
 from preprocessing.store.shard_files import reaching
 from rt_models.spec import Contract
 
@@ -18,7 +17,7 @@ MODELS = tuple(_MARKS.values())
 def kind_of_model(path: str) -> str | None:
     """run, checkpoint or bundle; None if `path` holds no model."""
     with reaching(path):
-        files, root = fsspec.core.url_to_fs(path)
+        files, root = open_files(path)
         return next((kind for name, kind in _MARKS.items() if files.exists(f"{root.rstrip('/')}/{name}")), None)
 
 
@@ -83,7 +82,7 @@ def summary(path: str, kind: str) -> ModelSummary:
 
 
 def _of_bundle(path: str) -> ModelSummary:
-    files, root = fsspec.core.url_to_fs(path)
+    files, root = open_files(path)
     try:
         described = json.loads(files.cat_file(f"{root}/{_DESCRIPTION}"))
         metadata = described["metadata"]

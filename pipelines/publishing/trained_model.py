@@ -12,8 +12,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import fsspec
-
+from cluster.object_store import open_files
 from cluster.shards import read_weights
 from cluster.storage import Checkpoint, CheckpointFolder
 from pipelines.families.models import ModelConfig, model_config
@@ -25,7 +24,8 @@ from pipelines.publishing.training_stores import open_training_store
 from pipelines.training.checkpoint_metadata import CheckpointMetadata
 from pipelines.training.run_files import METRICS
 from preprocessing.store.episode_store import MANIFEST as STORE_MANIFEST
-from preprocessing.store.shard_files import is_local, reaching
+from preprocessing.store.file_system import is_local
+from preprocessing.store.shard_files import reaching
 from preprocessing.store.web_store import robot_stores
 from rt_models.spec import Contract
 
@@ -93,19 +93,19 @@ def describe_trained(source: str, *, tracking: str | None = None) -> Description
     if is_registered(source):
         described = describe_registered(source, tracking)
     else:
-        files, root = fsspec.core.url_to_fs(source)
+        files, root = open_files(source)
         described = json.loads(files.cat_file(f"{root}/{DESCRIPTION}"))
     return Description(model=model_config(described["model"]), contract=Contract.from_json(described["contract"]))
 
 
 def _is_bundle(path: str) -> bool:
     with reaching(path):
-        files, root = fsspec.core.url_to_fs(path)
+        files, root = open_files(path)
         return files.exists(f"{root.rstrip('/')}/{DESCRIPTION}")
 
 
 def _load_bundle(path: str) -> TrainedModel:
-    files, root = fsspec.core.url_to_fs(path)
+    files, root = open_files(path)
     if is_local(files):
         bundle = read_bundle(Path(root))
         return replace(bundle, origin=bundle.origin.found_from(root))
@@ -119,7 +119,7 @@ def _load_bundle(path: str) -> TrainedModel:
 def find_checkpoint(path: str) -> tuple[CheckpointFolder, Checkpoint]:
     """The newest complete checkpoint at or under `path`, and the folder it stands in. Raises FileNotFoundError."""
     with reaching(path):
-        files, place = fsspec.core.url_to_fs(path)
+        files, place = open_files(path)
         if files.isfile(place):
             raise FileNotFoundError(f"{path} is a file, not the folder of a model: give {ACCEPTED}")
     for root in (f"{path}/checkpoints", path):
@@ -138,7 +138,7 @@ def find_checkpoint(path: str) -> tuple[CheckpointFolder, Checkpoint]:
 
 def _nature(path: str) -> str:
     """What is at `path` instead of a model, as the predicate of a sentence."""
-    files, root = fsspec.core.url_to_fs(path)
+    files, root = open_files(path)
     if not files.exists(root):
         return "is not there"
     marks = {
@@ -155,14 +155,14 @@ def _nature(path: str) -> str:
 
 def require_new(out: str) -> None:
     """Raise FileExistsError if something exists at `out`, a path or URL."""
-    files, root = fsspec.core.url_to_fs(out)
+    files, root = open_files(out)
     if files.exists(root):
         raise FileExistsError(f"{out} exists: give a new folder")
 
 
 def publish_bundle(trained: TrainedModel, out: str) -> None:
     """Write a new folder, local or remote. It appears whole; in an object store its description comes last."""
-    files, root = fsspec.core.url_to_fs(out)
+    files, root = open_files(out)
     trained = replace(trained, origin=trained.origin.seen_from(root if is_local(files) else out))
     parent = Path(root).parent if is_local(files) else None
     if parent is not None:

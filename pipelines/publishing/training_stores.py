@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import fsspec
-
+from cluster.object_store import open_files
 from preprocessing.store.episode_store import MANIFEST, EpisodeStore
 from preprocessing.store.json_files import JsonObject
 from preprocessing.store.web_store import WebStore, open_store
@@ -147,7 +146,7 @@ def _root(path: str, reference: StoreReference) -> str | None:
 
 
 def _manifest(root: str) -> bytes:
-    files, path = fsspec.core.url_to_fs(root)
+    files, path = open_files(root)
     content = files.cat_file(f"{path.rstrip('/')}/{MANIFEST}")
     assert isinstance(content, bytes)
     return content

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import fsspec
 import numpy as np
 
 from cluster.context import LocalContext
 from cluster.launch import RayLaunch
 from cluster.manifest import MANIFEST, Manifest
+from cluster.object_store import open_files
 from cluster.storage import CheckpointFolder
 from pipelines.config.experiment import Experiment, InProcess
 from pipelines.config.serialization import from_plain
@@ -249,7 +249,7 @@ def clone_checkpoint(source: str, target: str, step: int) -> str:
         raise FileNotFoundError(f"{source} has no complete checkpoint of step {step} to take over")
     metadata = replace(CheckpointMetadata.of(donor), cloned_from=donor.path, mlflow_run_id=known_run(target))
     manifest = Manifest(step=step, metadata=metadata.to_json(), files=donor.manifest.files)
-    files, root = fsspec.core.url_to_fs(f"{target}/checkpoints")
+    files, root = open_files(f"{target}/checkpoints")
     with tempfile.TemporaryDirectory(prefix="clone-") as scratch:
         copied = folder.fetch(donor, Path(scratch))
         if files.exists(root):  # the taker's own weights are given up

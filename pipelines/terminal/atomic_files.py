@@ -6,15 +6,14 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
-
+from cluster.object_store import open_files
 from preprocessing.store.json_files import JsonObject
 
 
 def write_whole(path: str, text: str) -> None:
     """Write a file whole or not at all: on a file system by renaming; an upload to an object store is atomic."""
     if "://" in path:
-        files, name = fsspec.core.url_to_fs(path)
+        files, name = open_files(path)
         files.pipe_file(name, text.encode())
         return
     target = Path(path)
@@ -31,8 +30,8 @@ def write_whole(path: str, text: str) -> None:
 def whole_lines(path: str) -> Iterator[JsonObject]:
     """The lines of a file of JSON lines, local or remote, without those that a crash has cut; none without a file."""
     try:
-        with fsspec.open(path, "r") as file:
-            text = file.read()  # type: ignore[union-attr]
+        files, name = open_files(path)
+        text = files.cat_file(name).decode()
     except FileNotFoundError:
         return
     for line in text.rpartition("\n")[0].splitlines():

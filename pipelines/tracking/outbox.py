@@ -10,8 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import fsspec
-
+from cluster.object_store import open_files
 from pipelines.terminal.atomic_files import whole_lines, write_whole
 
 log = logging.getLogger(__name__)
@@ -104,7 +103,7 @@ class Outbox:
 
 
 def _write(path: str, messages: list[Message]) -> None:
-    files, name = fsspec.core.url_to_fs(path)
+    files, name = open_files(path)
     if messages:
         write_whole(path, "".join(json.dumps(message) + "\n" for message in messages))
     elif files.exists(name):

@@ -81,6 +81,7 @@ class Checkpointer:
             folder = self._folder.fetch_on_every_rank(start.checkpoint, Path(scratch), self._agreements)
             engine.load(folder / "engine")
             restore_random_state(folder, self._context)
+            self._agreements.barrier()  # the ranks of a node read one copy
 
     def save(
         self,

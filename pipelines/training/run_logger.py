@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-import fsspec
 import yaml
 
 from cluster.context import WorkerContext
+from cluster.object_store import open_files
 from pipelines.config.serialization import flatten, to_plain
 from pipelines.terminal.atomic_files import write_whole
 from pipelines.tracking.mlflow_run import RunMetrics, TrainingRun
@@ -59,7 +59,7 @@ def run_name(job: TrainJob) -> str:
 
 def known_run(output: str) -> str | None:
     """The id of the MLflow run that an earlier attempt opened. Raises ValueError if its file is not ours."""
-    files, root = fsspec.core.url_to_fs(output)
+    files, root = open_files(output)
     try:
         return str(json.loads(files.cat_file(f"{root}/{_RUN}"))["mlflow_run_id"])
     except FileNotFoundError:
@@ -71,7 +71,7 @@ def known_run(output: str) -> str | None:
 
 def finish_run(run: TrainingRun, output: str, *, failure: str | None = None) -> None:
     """End the run with what the output folder holds of it."""
-    files, root = fsspec.core.url_to_fs(output)
+    files, root = open_files(output)
     for name in ("experiment.yaml", METRICS):
         if files.exists(f"{root}/{name}"):
             with tempfile.TemporaryDirectory() as scratch:

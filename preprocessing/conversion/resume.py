@@ -24,10 +24,9 @@ from preprocessing.store.episode_store import (
     atomic_write,
     read_manifest,
 )
-from preprocessing.store.file_system import FileSystem
+from preprocessing.store.file_system import FileSystem, is_local
 from preprocessing.store.json_files import JsonObject, parsed, taken_apart
 from preprocessing.store.json_records import read_record
-from preprocessing.store.shard_files import is_local
 from preprocessing.store.store_manifest import StoreManifest, WebManifest
 
 M = TypeVar("M", StoreManifest, WebManifest)

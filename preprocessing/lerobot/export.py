@@ -25,8 +25,8 @@ from preprocessing.lerobot.video import require_av
 from preprocessing.lerobot.writer import LeRobotWriter, NumberFeature, Pictures
 from preprocessing.rlds import Episode, open_folder
 from preprocessing.store.episode_store import EpisodeStore, image_column
+from preprocessing.store.file_system import is_local
 from preprocessing.store.images import decode_image
-from preprocessing.store.shard_files import is_local
 from rt_models.spec import camera_role
 
 _CAMERA = re.compile(r"observation\.images\.[^/]+")

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from preprocessing.lerobot.metadata import EpisodeEntry
 from preprocessing.rlds import open_folder
-from preprocessing.store.shard_files import PatientFile, is_local
+from preprocessing.store.file_system import is_local
+from preprocessing.store.shard_files import PatientFile
 
 _BATCH_BYTES = 32 << 20
 _MOST_ROWS = 1 << 16

@@ -24,11 +24,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from preprocessing.store.file_system import FileSystem, file_system_of
+from preprocessing.store.file_system import FileSystem, file_system_of, is_local
 from preprocessing.store.integrity import require_whole
 from preprocessing.store.json_files import JsonObject, parsed, taken_apart
 from preprocessing.store.json_records import read_record
-from preprocessing.store.shard_files import ShardFiles, is_local, reaching, with_retries
+from preprocessing.store.shard_files import ShardFiles, reaching, with_retries
 from preprocessing.store.store_manifest import ShardEntry, StoreManifest
 from rt_models.spec import EMBEDDING_WIDTH, MAIN_CAMERA, Contract, DatasetContract, of_role
 

@@ -1,11 +1,35 @@
-"""The part of fsspec's file systems that preprocessing uses, with the types that fsspec itself does not declare."""
+"""The part of fsspec's file systems that preprocessing uses, with the types that fsspec itself does not declare.
+
+Remote ones wait for a store that is away, in reads and in writes, and whatever fails there is an OSError: botocore's
+EndpointConnectionError, for one, is none. cluster/object_store.py does the same for checkpoints and all else that a
+run writes: the two packages may not import each other.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import BinaryIO, Literal, Protocol, TypedDict, cast, overload
+import errno
+import logging
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, BinaryIO, Literal, Protocol, TypedDict, TypeVar, cast, overload
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+OUTAGE_S = 300.0
+"""A store that has answered this process before is waited for so long,"""
+FIRST_CONTACT_S = 1.0
+"""and another, whose address may be mistyped, so long."""
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
+_TOLD_AFTER_S = 3.0
+_REQUESTS = frozenset(("cat_file", "put_file", "get_file", "find", "glob", "info", "ls", "makedirs", "rm", "size"))
+_ANSWERS = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_FINAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EINVAL, errno.ENAMETOOLONG)
 
 
 class FileInfo(TypedDict):
@@ -41,7 +65,7 @@ class FileSystem(Protocol):
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None: ...
 
-    def rm(self, path: str, recursive: bool = False) -> None: ...
+    def rm(self, path: str | list[str], recursive: bool = False) -> None: ...
 
     def put_file(self, lpath: str, rpath: str) -> None: ...
 
@@ -53,4 +77,82 @@ class FileSystem(Protocol):
 def file_system_of(url: str, options: Mapping[str, str] | None = None) -> tuple[FileSystem, str]:
     """(file system, path in it) of a local path or a URL. Raises ImportError if the protocol's package is missing."""
     filesystem, path = fsspec.core.url_to_fs(url, **(options or {}))
-    return cast(FileSystem, filesystem), path
+    return cast(FileSystem, filesystem if is_local(filesystem) else PatientFileSystem(filesystem)), path
+
+
+def is_local(filesystem: object) -> bool:
+    return isinstance(filesystem, LocalFileSystem)
+
+
+class StoreAway(ConnectionError):
+    """The store has not answered within the time that it is waited for."""
+
+
+class PatientFileSystem:
+    """A remote file system whose requests, all but `open`, wait for a store that is away."""
+
+    def __init__(self, filesystem: Any) -> None:
+        self._filesystem = filesystem
+        filesystem.has_answered = getattr(filesystem, "has_answered", False)  # fsspec hands out one object per store
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_filesystem":
+            raise AttributeError(name)
+        value = getattr(self._filesystem, name)
+        return partial(self._patiently, name, value) if name in _REQUESTS else value
+
+    def __reduce__(self) -> tuple[type[PatientFileSystem], tuple[Any]]:
+        return PatientFileSystem, (self._filesystem,)
+
+    def exists(self, path: str) -> bool:
+        """Whether it is there. fsspec's own says no of a store that does not answer."""
+        try:
+            self.info(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def isdir(self, path: str) -> bool:
+        try:
+            return self.info(path)["type"] == "directory"
+        except FileNotFoundError:
+            return False
+
+    def wait_from_the_start(self) -> None:
+        """The store is known to be there: this process is patient with it before its first answer."""
+        self._filesystem.has_answered = True
+
+    def _patiently(self, name: str, request: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        path = arguments[name == "put_file"]  # there the local path comes first
+        where = self._filesystem.unstrip_protocol(path if isinstance(path, str) else path[0])
+        began, wait_s, told = time.monotonic(), _FIRST_WAIT_S, False
+        while True:
+            try:
+                answer = request(*arguments, **options)
+            except Exception as error:
+                if not _is_outage(error):
+                    self._filesystem.has_answered |= isinstance(error, _ANSWERS)
+                    raise
+                waited_s = time.monotonic() - began
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                known = self._filesystem.has_answered
+                if waited_s + wait_s > (OUTAGE_S if known else FIRST_CONTACT_S):
+                    remedy = f"it was waited for {waited_s:.0f} s" if known else "check the address and the credentials"
+                    raise StoreAway(f"{where} cannot be reached ({reason}): {remedy}") from error
+                if waited_s > _TOLD_AFTER_S and not told:
+                    told = True
+                    log.warning("%s does not answer (%s): it is waited for", where, reason)
+            else:
+                self._filesystem.has_answered = True
+                if told:
+                    log.warning("%s answers again", where)
+                return answer
+            time.sleep(wait_s)
+            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+
+def _is_outage(error: Exception) -> bool:
+    """Whether to ask again: what the store refuses, a full disk here, and mistakes of ours stay as they are."""
+    if isinstance(error, OSError):
+        return not isinstance(error, _ANSWERS) and error.errno not in _FINAL
+    return type(error).__module__ != "builtins" and not isinstance(error, ValueError)

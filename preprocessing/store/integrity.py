@@ -6,8 +6,8 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-from preprocessing.store.file_system import FileSystem, file_system_of
-from preprocessing.store.shard_files import ShardFiles, is_local, with_retries
+from preprocessing.store.file_system import FileSystem, file_system_of, is_local
+from preprocessing.store.shard_files import ShardFiles, with_retries
 from preprocessing.store.store_manifest import InstructionsFile, ShardEntry, StoreManifest, WebManifest, WebShardEntry
 
 CHECKSUM_BYTES = 2 << 30  # of local files: a second or two

@@ -1,4 +1,5 @@
-"""The Parquet files of a store. Reads are tried again: a network that fails now and then does not end a run of days."""
+"""The Parquet files of a store. Reads are tried again: a network that fails now and then does not end a run of days,
+nor does a store that is away for minutes (file_system.py)."""
 
 from __future__ import annotations
 
@@ -12,20 +13,15 @@ from typing import Any, TypeVar
 import cachetools
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 
-from preprocessing.store.file_system import FileSystem
+from preprocessing.store.file_system import FileSystem, StoreAway, is_local
 
 T = TypeVar("T")
 
 ATTEMPTS = 6
 _FIRST_WAIT_S = 0.1  # doubled from attempt to attempt: 3 seconds in all
 _OPEN_FILES = 64
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError)
-
-
-def is_local(filesystem: FileSystem) -> bool:
-    return isinstance(filesystem, LocalFileSystem)
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, StoreAway)
 
 
 @contextmanager
@@ -34,7 +30,7 @@ def reaching(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if type(error).__module__ == "builtins" or isinstance(error, ValueError):
+        if type(error).__module__ == "builtins" or isinstance(error, ValueError | ConnectionError):
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise OSError(f"{what} cannot be reached ({reason}): check the address and the credentials") from error
@@ -43,7 +39,8 @@ def reaching(what: str) -> Iterator[None]:
 def with_retries(read: Callable[[], T], *, what: str) -> T:
     """`read()`, again after a failure. Raises OSError naming `what` when the last attempt has failed too.
 
-    Any exception counts: object stores fail in the types of their own libraries.
+    Any exception counts but those of a store that has been waited for already (file_system.py): answers that are too
+    short, and a network folder's errors.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:

@@ -15,10 +15,10 @@ import pyarrow as pa
 
 from preprocessing.loading.windows import StepIndex
 from preprocessing.store.episode_store import MANIFEST, EpisodeStore, find_store, read_manifest
-from preprocessing.store.file_system import file_system_of
+from preprocessing.store.file_system import file_system_of, is_local
 from preprocessing.store.json_files import taken_apart
 from preprocessing.store.json_records import read_record
-from preprocessing.store.shard_files import ShardFiles, is_local
+from preprocessing.store.shard_files import ShardFiles
 from preprocessing.store.store_manifest import WebManifest
 
 WEB_SCHEMA_VERSION = 1

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from preprocessing.store.file_system import FileSystem
-from preprocessing.store.shard_files import is_local, with_retries
+from preprocessing.store.file_system import FileSystem, is_local
+from preprocessing.store.shard_files import with_retries
 from preprocessing.tfds.tfrecord import Damage, Record, masked_crc32c
 
 

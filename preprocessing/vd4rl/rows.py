@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from preprocessing.rlds import open_folder
-from preprocessing.store.shard_files import is_local, open_patiently, with_retries
+from preprocessing.store.file_system import is_local
+from preprocessing.store.shard_files import open_patiently, with_retries
 
 _MOST_BYTES = 1 << 30  # of an unpacked .npz: an episode of V-D4RL has 6 MB
 FIRST, MID, LAST = 0, 1, 2  # dm_env's StepType

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from preprocessing.store.file_system import FileSystem
-from preprocessing.store.shard_files import is_local
+from preprocessing.store.file_system import FileSystem, is_local
 from preprocessing.web.extra_fields import NO_EXTRA_FIELDS, ExtraFields
 from preprocessing.web.records import IMAGE_SUFFIXES, parsed
 from preprocessing.web.splits import files_of_split, is_of_split, shortened

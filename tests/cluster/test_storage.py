@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import shutil
 import signal
+import socket
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +25,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.background import BackgroundSaver
-from cluster.context import LocalContext
+from cluster.context import LocalContext, WorkerContext
 from cluster.manifest import MANIFEST, Manifest
 from cluster.storage import CheckpointFolder
+from tests.support.ranks import run_ranks
 
 HERE = LocalContext("cpu")
 EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
@@ -192,8 +199,81 @@ def test_unreachable_store_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise NoAnswer("connection refused")
 
     monkeypatch.setattr(ObjectStore, "ls", unreachable)
-    with pytest.raises(ConnectionError, match=r"objects:///.*/run cannot be reached: connection refused"):
+    monkeypatch.setattr("cluster.object_store.OUTAGE_S", 0.3)
+    with pytest.raises(ConnectionError, match=r"objects:///.*/run cannot be reached \(connection refused\)"):
         CheckpointFolder(f"objects://{tmp_path}/run").latest()
+
+
+def test_a_checkpoint_that_somebody_reads_over_nfs_is_left_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """NFS gives a removed file that is open the name .nfs..., and its folder cannot be removed before it is closed."""
+    held, remove = {1, 3}, shutil.rmtree
+
+    def rmtree(path: str, *arguments: Any, **options: Any) -> None:
+        step = re.fullmatch(r".*/step-(\d+)", str(path))
+        if step is None or int(step[1]) not in held:
+            return remove(path, *arguments, **options)
+        (Path(path) / ".nfs0001").touch()
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    folder = CheckpointFolder(tmp_path)
+    for step in (1, 2, 3):
+        folder.save(step, lambda scratch: None, HERE, {}, 1)
+    assert [checkpoint.step for checkpoint in folder.all()] == [3]
+    assert caplog.text.count("step-00000001 could not be removed") == 1
+    (tmp_path / "step-00000003" / MANIFEST).unlink()  # cut off, and still read by somebody: its step is saved anew
+    CheckpointFolder(tmp_path).save(3, lambda scratch: None, HERE, {}, 1)
+    assert [checkpoint.step for checkpoint in folder.all()] == [3]
+    held.clear()
+    folder.save(4, lambda scratch: None, HERE, {}, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000004"]
+
+
+class CountedStore(ObjectStore):
+    protocol = "counted"
+    downloads = 0
+
+    def get_file(self, *arguments: Any, **options: Any) -> None:
+        CountedStore.downloads += 1
+        super().get_file(*arguments, **options)
+
+
+def resumed_on_two_nodes(context: WorkerContext, root: str, scratch: Path) -> tuple[int, str]:
+    """Ranks 0 and 1 on one node, 2 and 3 on another; what this rank downloaded, and what it then reads."""
+    fsspec.register_implementation("counted", CountedStore, clobber=True)
+    socket.gethostname = lambda: f"node-{context.rank // 2}"
+    folder = CheckpointFolder(root)
+    checkpoint = folder.latest()
+    assert checkpoint is not None
+    copy = folder.fetch_on_every_rank(checkpoint, scratch / f"rank-{context.rank}", context)
+    if context.rank == 3:  # a machine of the same name as another, which does not see that one's disk
+        assert copy == scratch / "rank-2" / copy.name
+        elsewhere = folder._copy_of_node(checkpoint, scratch / "nowhere", scratch / "rank-3", context)
+        assert (elsewhere / "state").read_text() == "state of 2"
+    return CountedStore.downloads, (copy / "state").read_text()
+
+
+def test_ranks_of_a_node_share_one_copy_from_an_object_store(tmp_path: Path) -> None:
+    save(f"objects://{tmp_path}/bucket/run", 2)
+    found = run_ranks(resumed_on_two_nodes, 4, tmp_path / "ranks", f"counted://{tmp_path}/bucket/run", tmp_path / "a")
+    assert found == [(2, "state of 2"), (0, "state of 2"), (2, "state of 2"), (2, "state of 2")]
+
+
+def test_a_slow_checkpoint_does_not_look_like_a_hung_worker(tmp_path: Path) -> None:
+    beats = []
+
+    class Trainer(LocalContext):
+        def beat(self) -> None:
+            beats.append(time.monotonic())
+
+    saver = BackgroundSaver(CheckpointFolder(tmp_path), Trainer("cpu"))
+    saver.save(1, lambda folder: time.sleep(1.0), {}, 1)
+    began = time.monotonic()
+    saver.close()
+    gaps = [b - a for a, b in pairwise([began, *beats, time.monotonic()])]
+    assert len(beats) >= 3 and max(gaps) < 0.6
 
 
 def test_background_failure_comes_up_at_the_next_call(tmp_path: Path) -> None:

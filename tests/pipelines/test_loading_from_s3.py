@@ -71,7 +71,7 @@ def through(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
             client = {"config_kwargs": {"read_timeout": 0.5, "retries": {"max_attempts": 0}}}
             monkeypatch.setitem(fsspec.config.conf, "s3", client)
             monkeypatch.setattr(fsspec.get_filesystem_class("s3"), "retries", 1)
-            monkeypatch.setattr("preprocessing.store.shard_files._FIRST_WAIT_S", 0.0)
+            monkeypatch.setattr("preprocessing.store.file_system._FIRST_WAIT_S", 0.0)
             fsspec.filesystem("s3").clear_instance_cache()
             return proxy
 
@@ -96,10 +96,11 @@ def test_reads_that_break_five_times_in_a_row_lose_nothing(
 
 
 def test_an_object_that_breaks_every_time_is_named(
-    store: str, bucket: Path, through: Callable[[Plan], FaultyProxy]
+    store: str, bucket: Path, through: Callable[[Plan], FaultyProxy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(store, bucket / "store")
     proxy = through(lambda path, _: "reset" if "shard-" in path else None)
-    with pytest.raises(OSError, match=r"bucket/store/shard-\S+ cannot be read, 6 attempts failed, the last with"):
+    monkeypatch.setattr("preprocessing.store.file_system.OUTAGE_S", 2.0)
+    with pytest.raises(OSError, match=r"bucket/store/shard-\S+ cannot be reached .*: it was waited for"):
         batches("s3://bucket/store", 1)
     assert len(proxy.faults) >= 6

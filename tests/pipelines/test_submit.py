@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from pipelines.cli import main
 from pipelines.config.arguments import UsageError
-from pipelines.submit import entrypoint, is_secret, packed, settings_of
+from pipelines.submit import entrypoint, packed, settings_of
+from pipelines.terminal.secret_values import is_secret
 from pipelines.training.git_revision import git_revision
 from tests.support.command_line import REPOSITORY, SAMPLE, rtp_command
 from tests.support.servers import BIN, Cluster, mlflow_server, ray_cluster, s3_bucket
@@ -54,11 +55,21 @@ SECRETS = {
     "HF_TOKEN": PLANTED,
     "WANDB_API_KEY": PLANTED,
     "MLFLOW_REGISTRY_URI": f"http://me:{PLANTED}@host",
+    "MLFLOW_TRACKING_URI_2": f"https://{PLANTED}@host",
+    "RTP_URL": f"see https://{PLANTED}@host/x",
+    "RTP_SIGNED": f"https://bucket/x?X-Amz-Signature={PLANTED}",
+    "FSSPEC_S3": json.dumps({"client_kwargs": {"aws_secret_access_key": PLANTED}}),
+    "FSSPEC_S3_1": json.dumps([{"key": PLANTED}]),
+    "FSSPEC_GCS": json.dumps({"token": {"private": PLANTED}}),
+    "FSSPEC_ABFS": "{'account_key': '" + PLANTED + "'}",
+    "FSSPEC_SFTP": f"{{host: a, password: {PLANTED}}}",
+    "FSSPEC_HTTP": json.dumps({"client_kwargs": json.dumps({"headers": {"x-api-token": PLANTED}})}),
 }
 
 
 def test_settings_go_along_and_secrets_do_not() -> None:
     settings = {"MLFLOW_TRACKING_URI": "http://tracking:5000", "AWS_ENDPOINT_URL": "http://s3", "OMP_NUM_THREADS": "1"}
+    settings |= {"FSSPEC_S3_": '{"anon": true, "endpoint_url": "http://s3:9000/a@b"}', "RTP_X": "{not json"}
     assert settings_of({**settings, **SECRETS, "HOME": "/root", "PATH": "/bin"}, ["MINE=1", "HOME"]) == {
         **settings,
         "MINE": "1",
@@ -79,7 +90,8 @@ def test_a_secret_is_refused_even_where_asked_for(name: str) -> None:
 )
 def test_a_url_with_a_password_is_a_secret(name: str, user: str, word: str) -> None:
     assert is_secret(name, f"http://{user}:{word}@host/path") and is_secret(name, f"redis://:{word}@{user}@host")
-    assert not is_secret(name, f"http://{user}/{word}@host")
+    assert is_secret(name, f"https://{user}@host") and is_secret(name, json.dumps({"a": [{f"{user}_token": word}]}))
+    assert not is_secret(name, f"http://{user}/{word}@host") and not is_secret(name, json.dumps({user: word}))
 
 
 def test_code_and_named_small_files_are_packed_and_nothing_else(
@@ -133,7 +145,9 @@ def test_over_the_limit_is_one_sentence_that_names_the_largest(
         (["--status", "a", "--", "list"], "give a COMMAND after --"),
         (["--adress", "x", "--", "list"], "did you mean '--address'"),
         (["--address", "ray://head:1", "--", "list"], "is not a dashboard's"),
-        (["--", "train", "--data", "s3://me:pass@bucket/x"], "a URL with a password"),
+        (["--", "train", "--data", "s3://me:pass@bucket/x"], "a URL with a user or password"),
+        (["--", "train", "--data", "https://token@bucket/x"], "a URL with a user or password"),
+        (["--", "python", "x.py", '{"client": {"secret": "x"}}'], "JSON with a key, secret, token or password"),
         (["--env", "=1", "--", "list"], "--env '=1' names no variable"),
         (["--env", "A B=1", "--", "list"], "--env 'A B=1' names no variable"),
     ],

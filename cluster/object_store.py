@@ -1,0 +1,116 @@
+"""Files in object stores that go away and come back: reads and writes wait for them, and whatever fails is an OSError.
+
+The libraries below fsspec raise kinds of their own (botocore's EndpointConnectionError is no OSError), and an outage of
+a minute must not end a training of days at its next checkpoint. A store that has answered in this process is waited for
+OUTAGE_S seconds, one that has not (a mistyped address) FIRST_CONTACT_S. preprocessing/store/file_system.py does the
+same for stores of data: the two packages may not import each other.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import fsspec
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+OUTAGE_S, FIRST_CONTACT_S = 300.0, 1.0
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
+_TOLD_AFTER_S = 3.0
+_REQUESTS = frozenset(
+    ("cat_file", "pipe_file", "put_file", "get_file", "find", "glob", "info", "ls", "makedirs", "rm", "rm_file", "size")
+)
+_ANSWERS = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_FINAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EINVAL, errno.ENAMETOOLONG)
+
+
+class StoreAway(ConnectionError):
+    """The store has not answered within the time that it is waited for."""
+
+
+def open_files(url: str) -> tuple[Any, str]:
+    """(file system, path in it) of a local path, which is fsspec's own, or of a URL, which waits as said above."""
+    files, path = fsspec.core.url_to_fs(url)
+    return (files if is_local(files) else PatientFiles(files)), path
+
+
+def is_local(files: Any) -> bool:
+    return "file" in (files.protocol if isinstance(files.protocol, tuple) else (files.protocol,))
+
+
+class PatientFiles:
+    """A remote file system of fsspec whose requests wait for a store that is away.
+
+    `open` is left out: a file that is read bit by bit cannot be waited for.
+    """
+
+    def __init__(self, files: Any) -> None:
+        self._files = files
+        files.has_answered = getattr(files, "has_answered", False)  # fsspec hands out one object per store
+
+    @property
+    def plain(self) -> Any:
+        """fsspec's own file system."""
+        return self._files
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in ("_files", "open"):
+            raise AttributeError(name)
+        value = getattr(self._files, name)
+        return partial(self._patiently, name, value) if name in _REQUESTS else value
+
+    def __reduce__(self) -> tuple[type[PatientFiles], tuple[Any]]:
+        return PatientFiles, (self._files,)
+
+    def exists(self, path: str) -> bool:
+        """Whether it is there. fsspec's own says no of a store that does not answer."""
+        try:
+            self.info(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def isdir(self, path: str) -> bool:
+        return self.exists(path) and self.info(path)["type"] == "directory"
+
+    def _patiently(self, name: str, request: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        path = arguments[name == "put_file"]  # there the local path comes first
+        where = self._files.unstrip_protocol(str(path))
+        began, wait_s, told = time.monotonic(), _FIRST_WAIT_S, False
+        while True:
+            try:
+                answer = request(*arguments, **options)
+            except Exception as error:
+                if not _is_outage(error):
+                    self._files.has_answered |= isinstance(error, _ANSWERS)
+                    raise
+                waited_s = time.monotonic() - began
+                reason = " ".join(str(error).split()) or type(error).__name__
+                if waited_s + wait_s > (OUTAGE_S if self._files.has_answered else FIRST_CONTACT_S):
+                    known = self._files.has_answered
+                    remedy = f"it was waited for {waited_s:.0f} s" if known else "check the address and the credentials"
+                    raise StoreAway(f"{where} cannot be reached ({reason}): {remedy}") from error
+                if waited_s > _TOLD_AFTER_S and not told:
+                    told = True
+                    log.warning("%s does not answer (%s): it is waited for", where, reason)
+            else:
+                self._files.has_answered = True
+                if told:
+                    log.warning("%s answers again", where)
+                return answer
+            time.sleep(wait_s)
+            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+
+def _is_outage(error: Exception) -> bool:
+    """Whether to ask again: what the store refuses, a full disk here, and mistakes of ours stay as they are."""
+    if isinstance(error, OSError):
+        return not isinstance(error, _ANSWERS) and error.errno not in _FINAL
+    return type(error).__module__ != "builtins" and not isinstance(error, ValueError)

@@ -1,0 +1,160 @@
+"""A store that goes away for a minute: nothing that a run reads or writes there is lost, and no thread ends with it."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster import object_store
+from cluster.context import LocalContext
+from cluster.object_store import StoreAway, open_files
+from cluster.stop_file import StopFile, StopWatch, stopping_on_signals
+from cluster.storage import CheckpointFolder
+from pipelines.terminal.atomic_files import whole_lines, write_whole
+from pipelines.tracking.outbox import Message, Outbox
+from tests.support.away_files import AwayFileSystem, away_files, leave
+from tuning.ledger import Ledger, TrialRecord
+
+
+@pytest.fixture(autouse=True)
+def _store() -> Iterator[None]:
+    with away_files():
+        yield
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that only sleeping moves, so that an outage of a minute takes no time."""
+    now = [1000.0]
+
+    class Clock:
+        monotonic = staticmethod(lambda: now[0])
+        sleep = staticmethod(lambda seconds: now.__setitem__(0, now[0] + seconds))
+
+    monkeypatch.setattr(object_store, "time", Clock)
+    monkeypatch.setattr(AwayFileSystem, "clock", staticmethod(Clock.monotonic))
+    return now
+
+
+def wait_for(condition) -> None:
+    ends = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+
+
+def test_reads_and_writes_wait_for_a_minute(clock: list[float], tmp_path: Path) -> None:
+    files, root = open_files("away://bucket/run")
+    (tmp_path / "part").write_bytes(b"local")
+    files.pipe_file(f"{root}/here", b"1")
+    requests = {
+        "cat_file": lambda: files.cat_file(f"{root}/here"),
+        "pipe_file": lambda: files.pipe_file(f"{root}/there", b"2"),
+        "put_file": lambda: files.put_file(str(tmp_path / "part"), f"{root}/part"),
+        "get_file": lambda: files.get_file(f"{root}/part", str(tmp_path / "copy")),
+        "exists": lambda: files.exists(f"{root}/here"),
+        "ls": lambda: files.ls(root, detail=False),
+        "rm_file": lambda: files.rm_file(f"{root}/there"),
+    }
+    answers = {}
+    for name, request in requests.items():
+        leave(60)
+        began = clock[0]
+        answers[name] = request()
+        assert 60 <= clock[0] - began < 70, name
+    assert answers["cat_file"] == b"1" and answers["exists"] is True and len(answers["ls"]) == 3
+    assert (tmp_path / "copy").read_bytes() == b"local" and not files.exists(f"{root}/there")
+
+
+def test_a_store_that_stays_away_is_an_oserror_that_names_it(clock: list[float]) -> None:
+    files, root = open_files("away://bucket/run")
+    leave(10**6)
+    began = clock[0]
+    with pytest.raises(StoreAway, match=r"bucket/run/x cannot be reached .*http://store:9000.*check the address"):
+        files.cat_file(f"{root}/x")
+    assert clock[0] - began < 3  # it has never answered: an address may be mistyped
+    leave(0)
+    assert not files.exists(f"{root}/x")
+    leave(10**6)
+    began = clock[0]
+    with pytest.raises(OSError, match=r"it was waited for 2\d\d s"):
+        files.exists(f"{root}/x")
+    assert object_store.OUTAGE_S - 10 < clock[0] - began <= object_store.OUTAGE_S
+
+
+def test_what_the_store_answers_and_mistakes_of_ours_come_at_once(clock: list[float], tmp_path: Path) -> None:
+    files, root = open_files("away://bucket/run")
+    files.pipe_file(f"{root}/here", b"1")
+    for error, request in (
+        (FileNotFoundError, lambda: files.cat_file(f"{root}/none")),
+        (FileNotFoundError, lambda: files.put_file(str(tmp_path / "none"), f"{root}/x")),
+        (TypeError, lambda: files.cat_file(f"{root}/here", start="a")),
+    ):
+        with pytest.raises(error):
+            request()
+    assert clock[0] == 1000.0
+    assert pickle.loads(pickle.dumps(files)).exists(f"{root}/here")
+    assert type(open_files(str(tmp_path))[0]).__name__ == "LocalFileSystem"
+
+
+def test_checkpoints_metrics_and_ledger_are_written_when_it_is_back(clock: list[float]) -> None:
+    def write(folder: Path) -> None:
+        leave(60)
+        (folder / "state").write_text("trained")
+
+    folder = CheckpointFolder("away://bucket/run/checkpoints")
+    folder.save(1, write, LocalContext("cpu"), {}, 1)
+    folder.save(2, write, LocalContext("cpu"), {}, 1)
+    assert [checkpoint.step for checkpoint in folder.all()] == [2]
+    leave(60)
+    write_whole("away://bucket/run/metrics.jsonl", '{"step": 1}\n')
+    leave(60)
+    assert list(whole_lines("away://bucket/run/metrics.jsonl")) == [{"step": 1}]
+    ledger = Ledger.load("away://bucket/sweep", open_files)
+    leave(60)
+    ledger.put(TrialRecord(number=3, point=0, seed=0, parameters={}))
+    assert list(Ledger.load("away://bucket/sweep", open_files).trials) == [3]
+
+
+def test_the_watch_for_stop_outlives_an_outage() -> None:
+    file = StopFile("away://bucket/run")
+    file.clear()
+    watch = StopWatch(file)  # it looks once a second
+    leave(1.5)
+    wait_for(lambda: AwayFileSystem.refused > 0)
+    file.ask("maintenance")
+    wait_for(lambda: watch.reason == "maintenance")
+    watch.close()
+
+
+def test_a_sigterm_during_an_outage_is_passed_on_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_store, "OUTAGE_S", 0.3)  # even of one that is longer than a single write waits
+    file = StopFile("away://bucket/run")
+    file.clear()
+    leave(1.0)
+    with stopping_on_signals(file):
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_for(lambda: AwayFileSystem.clock() > AwayFileSystem.back_at and file.reason() == "SIGTERM")
+
+
+def test_metrics_are_queued_on_while_server_and_store_are_both_away() -> None:
+    sent: list[Message] = []
+
+    def deliver(messages: list[Message]) -> None:
+        if AwayFileSystem.clock() < AwayFileSystem.back_at:
+            raise ConnectionError("the tracking server does not answer")
+        sent.extend(messages)
+
+    outbox = Outbox(deliver, kept="away://bucket/run/undelivered.jsonl", retry_s=0.05)
+    leave(0.5)
+    for number in range(3):
+        outbox.put({"number": number})
+    wait_for(lambda: AwayFileSystem.refused > 0)  # while the file of undelivered ones is written
+    wait_for(lambda: len(sent) == 3)
+    assert outbox.close() == 0 and [message["number"] for message in sent] == [0, 1, 2]
