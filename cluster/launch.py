@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 import torch
 
 from cluster.context import RayContext, WorkerContext
+from cluster.interfaces import chosen, torch_config
 from cluster.placement import Actors, Demand, require_room
 from cluster.session import RaySession, connect
 
@@ -145,14 +148,14 @@ def launch(
 
 def _fit(task: _Task[Config, Value], storage_path: str, callbacks: Sequence[UserCallback]) -> dict[str, Value | float]:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     launch = task.launch
     resources = {"CPU": launch.cpus_per_worker, **({"GPU": 1} if launch.use_gpu else {})}
     trainer = TorchTrainer(
         _work,
         train_loop_config={"task": task},
-        torch_config=TorchConfig(timeout_s=int(launch.collective_timeout_s)),
+        torch_config=torch_config(timeout_s=int(launch.collective_timeout_s)),
         scaling_config=ScalingConfig(
             num_workers=launch.num_workers,
             use_gpu=launch.use_gpu,
@@ -195,6 +198,8 @@ def _work(arguments: Mapping[str, _Task[Config, Value]]) -> dict[str, Value | fl
     torch.set_num_threads(launch.cpus_per_worker)
     logging.getLogger().setLevel(logging.WARNING)  # Ray's processes are at ERROR (see session.py)
     context = RayContext(timeout_s=launch.collective_timeout_s, hang_timeout_s=launch.hang_timeout_s)
+    if context.world_size > 1 and context.local_rank == 0:  # one line per node
+        print(f"rank {context.rank} on {socket.gethostname()}: {chosen()}", file=sys.stderr, flush=True)
     try:
         returned = task.function(context, task.config)
         return {**context.metrics, **(returned or {})}

@@ -22,6 +22,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 OUTAGE_S, FIRST_CONTACT_S = 300.0, 1.0
+_first_contact_s = FIRST_CONTACT_S
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
 _TOLD_AFTER_S = 3.0
 _REQUESTS = frozenset(
@@ -39,6 +40,12 @@ def open_files(url: str) -> tuple[Any, str]:
     """(file system, path in it) of a local path, which is fsspec's own, or of a URL, which waits as said above."""
     files, path = fsspec.core.url_to_fs(url)
     return (files if is_local(files) else PatientFiles(files)), path
+
+
+def wait_from_the_start() -> None:
+    """For a process that works for another which has reached its stores: it waits for them even at first contact."""
+    global _first_contact_s
+    _first_contact_s = OUTAGE_S
 
 
 def is_local(files: Any) -> bool:
@@ -93,7 +100,7 @@ class PatientFiles:
                     raise
                 waited_s = time.monotonic() - began
                 reason = " ".join(str(error).split()) or type(error).__name__
-                if waited_s + wait_s > (OUTAGE_S if self._files.has_answered else FIRST_CONTACT_S):
+                if waited_s + wait_s > (OUTAGE_S if self._files.has_answered else _first_contact_s):
                     known = self._files.has_answered
                     remedy = f"it was waited for {waited_s:.0f} s" if known else "check the address and the credentials"
                     raise StoreAway(f"{where} cannot be reached ({reason}): {remedy}") from error

@@ -13,7 +13,7 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 
 from cluster.context import WorkerContext
@@ -51,15 +51,26 @@ class StopFile:
 
     def leave(self, error: ValueError | FloatingPointError) -> None:
         """Let every worker started from now on end with this error."""
-        kind = "FloatingPointError" if isinstance(error, FloatingPointError) else "ValueError"
-        self.ask(json.dumps({"error": kind, "message": str(error)}))
+        self.ask(json.dumps(error_as_plain(error)))
 
     def left(self) -> ValueError | FloatingPointError | None:
         """The error that a worker left."""
-        with contextlib.suppress(json.JSONDecodeError, TypeError, KeyError):
-            failure: dict[str, str] = json.loads(self.reason() or "")
-            return _UNMENDABLE[failure["error"]](failure["message"])
+        with contextlib.suppress(json.JSONDecodeError):
+            return error_of(json.loads(self.reason() or ""))
         return None
+
+
+def error_as_plain(error: ValueError | FloatingPointError) -> dict[str, str]:
+    """The error as plain data, in the file and in what a worker returns."""
+    kind = "FloatingPointError" if isinstance(error, FloatingPointError) else "ValueError"
+    return {"error": kind, "message": str(error)}
+
+
+def error_of(data: object) -> ValueError | FloatingPointError | None:
+    """The error in what `error_as_plain` made; None for other data."""
+    if not isinstance(data, Mapping) or data.get("error") not in _UNMENDABLE:
+        return None
+    return _UNMENDABLE[data["error"]](data.get("message", ""))
 
 
 class StopWatch:

@@ -34,14 +34,17 @@ class PreprocessArguments:
     meta/info.json) or one of V-D4RL (.hdf5 or .npz files), local or s3://, gs://."""
     out: tyro.conf.Positional[str]
     """Folder that stores are written below, local or s3://, gs://."""
+    address: str | None = None
+    """Ray cluster that converts, as auto or host:6379; default: RAY_ADDRESS, else this machine. Every node must see
+    SOURCE and OUT."""
     draft_spec: str | None = None
     """Write a draft of a dataset spec for SOURCE to this .yaml file and stop; filled in, it goes to --dataset."""
     config: Annotated[ConvertConfig, tyro.conf.arg(name="")]
 
 
-def preprocess(source: str, out: str, config: ConvertConfig) -> Summary:
-    """Convert, and return the closing account."""
-    with on_demand(ray_session(config.workers)) as reach_ray:
+def preprocess(source: str, out: str, config: ConvertConfig, address: str | None = None) -> Summary:
+    """Convert, on the Ray cluster at `address` if there is one, and return the closing account."""
+    with on_demand(ray_session(config.workers, address)) as reach_ray:
         return convert(source, out, config, reach_ray)
 
 
@@ -61,7 +64,7 @@ def main(arguments: list[str]) -> JsonSummary:
     flags = parse(PreprocessArguments, arguments, prog="rtp preprocess", description=__doc__ or "")
     if flags.draft_spec is not None:
         return write_draft(flags.source, Path(flags.draft_spec))
-    summary = preprocess(flags.source, flags.out, flags.config)
+    summary = preprocess(flags.source, flags.out, flags.config, flags.address)
     converted = f"{summary.shards_converted} of {summary.shards} shards converted in {summary.seconds:.1f} s"
     if not summary.shards_converted:
         converted = "nothing left to do"

@@ -11,7 +11,7 @@ from cluster.session import RaySession, on_demand
 from pipelines.config.arguments import parse
 from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import print_next
-from preprocessing.convert import OBJECT_STORE_MB
+from preprocessing.conversion.run_shards import OBJECT_STORE_MB
 from preprocessing.web.convert_web import WebConvertConfig, convert_web
 from preprocessing.web.web_summary import account
 
@@ -24,12 +24,15 @@ class PreprocessWebArguments:
     """Folder of the image-text data, local or s3://, gs://."""
     out: tyro.conf.Positional[str]
     """Folder that stores are written below, local or s3://, gs://."""
+    address: str | None = None
+    """Ray cluster that converts, as auto or host:6379; default: RAY_ADDRESS, else this machine. Every node must see
+    SOURCE and OUT."""
     config: Annotated[WebConvertConfig, tyro.conf.arg(name="")]
 
 
-def ray_session(workers: int | None) -> RaySession:
-    """The Ray that converts: a cluster where RAY_ADDRESS names one, else one of our own."""
-    return RaySession(num_cpus=workers or None, object_store_mb=OBJECT_STORE_MB, log_to_driver=False)
+def ray_session(workers: int | None, address: str | None = None) -> RaySession:
+    """The Ray that converts: a cluster where `address` or RAY_ADDRESS names one, else one of our own."""
+    return RaySession(address=address, num_cpus=workers or None, object_store_mb=OBJECT_STORE_MB, log_to_driver=False)
 
 
 def main(arguments: list[str]) -> JsonSummary:
@@ -41,7 +44,7 @@ def main(arguments: list[str]) -> JsonSummary:
         description=__doc__ or "",
         example="rtp preprocess gqa stores --format gqa --split val_balanced --images gqa/images",
     )
-    with on_demand(ray_session(flags.config.workers)) as reach_ray:
+    with on_demand(ray_session(flags.config.workers, flags.address)) as reach_ray:
         summary = convert_web(flags.source, flags.out, flags.config, reach_ray)
     converted = f"{summary.shards_converted} of {summary.shards} shards converted in {summary.seconds:.1f} s"
     print(

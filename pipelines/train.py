@@ -19,7 +19,7 @@ import tyro
 from cluster.context import LocalContext
 from cluster.folder_lock import exclusive_output
 from cluster.launch import launch
-from cluster.stop_file import STOPPED_EXIT_CODE, StopFile, stopping_on_signals
+from cluster.stop_file import STOPPED_EXIT_CODE, StopFile, error_of, stopping_on_signals
 from cluster.storage import CheckpointFolder
 from pipelines.capacity.estimate import num_samples
 from pipelines.catalogue import load_recipe, recipe_summary, require_first
@@ -111,7 +111,7 @@ def _run_loop(job: TrainJob, stop: StopFile, context: LocalContext, callbacks: S
     actors = reader_actors(job.experiment.loader)
     with settings.connected(actors), stopping_on_signals(stop):
         returned = launch(train_worker, {"job": job}, settings, actors=actors, callbacks=callbacks)
-    error = stop.left()
+    error = error_of(returned) or stop.left()
     if error is not None:
         raise error
     return Ending.of(returned)

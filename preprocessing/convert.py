@@ -7,28 +7,25 @@ setting in the same folder is refused.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import time
-from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from preprocessing import dataset_spec
+from preprocessing.audit.store_audit import AUDIT, audit, blocking, save
 from preprocessing.conversion.embeddings import Encoder, UseEncoder, embed_texts, load_encoder
 from preprocessing.conversion.fit import require_fit
 from preprocessing.conversion.frame_choice import FrameSizes, camera_names, own_roles
-from preprocessing.conversion.manifest import write_manifest
-from preprocessing.conversion.resume import claimed, finished, without_verdict
+from preprocessing.conversion.manifest import counted_steps, write_manifest
+from preprocessing.conversion.resume import claimed, finished, names_in, without_verdict
+from preprocessing.conversion.run_shards import Claim, ReachRay, convert_shards, own_ray
 from preprocessing.conversion.shard_conversion import ShardTask, convert_shard
-from preprocessing.conversion.shard_report import ShardCounts, report_name
+from preprocessing.conversion.shard_report import report_name
 from preprocessing.conversion.shipped_vectors import require_agreement, why_not_kept
 from preprocessing.dataset_spec import DatasetSpec
 from preprocessing.episode_source import EpisodeSource, open_source
@@ -39,35 +36,16 @@ from preprocessing.store.episode_store import (
     PROGRESS,
     ROW_GROUP_ROWS,
     SCHEMA_VERSION,
+    EpisodeStore,
     SourceField,
     StoreLayout,
 )
-from preprocessing.store.file_system import FileSystem
+from preprocessing.store.file_system import absolute
 from preprocessing.store.images import Resize
 from preprocessing.store.json_files import JsonObject
 from preprocessing.store.shard_files import reaching
+from preprocessing.store.step_counts import StepCounts
 from preprocessing.store.store_manifest import StoreManifest
-
-OBJECT_STORE_MB = 256  # only shard numbers and reports travel through it
-
-ReachRay = Callable[[], None]
-"""Connects this process to Ray. A cluster is joined by whoever knows how (cluster/session.py)."""
-
-
-def own_ray() -> None:
-    """Start a small Ray on this machine, unless one is connected already."""
-    import ray
-
-    if ray.is_initialized():
-        return
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else Ray writes a token that later `ray start`s lack
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        object_store_memory=OBJECT_STORE_MB << 20,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,10 +126,10 @@ def convert(source: str, out: str, config: ConvertConfig, reach_ray: ReachRay = 
     began = time.monotonic()
     if not str(out).strip():
         raise ValueError("OUT is empty: name a folder for the store")
-    dataset = open_source(source)
+    dataset = open_source(absolute(source))
     spec = _spec(config.dataset, dataset)
     encoder = _encoder(config, spec, dataset)
-    task = _task(dataset, spec, out, config, ships_vectors=encoder is None)
+    task = _task(dataset, spec, absolute(str(out)), config, ships_vectors=encoder is None)
     settings = _settings(task, config, encoder.id if encoder else spec.embedding_encoder)
     filesystem, root = open_folder(task.root)
     embed = None if encoder is None else partial(_embed, encoder, config.workers, reach_ray)
@@ -160,17 +138,32 @@ def convert(source: str, out: str, config: ConvertConfig, reach_ray: ReachRay = 
         missing = []
     if done:
         manifest = finished(filesystem, root, settings, StoreManifest)
+        if filesystem.exists(f"{root}/{PROGRESS}") and not filesystem.exists(f"{root}/{AUDIT}"):  # it was killed here
+            _save_audit(task.root, counted_steps(task))
     else:
         if encoder is not None and embed is not None:
             encoder.require()
             require_agreement(dataset, task.shards[0], spec, encoder.id, embed)
         try:
             with claimed(filesystem, root, settings):
-                missing = [i for i in range(len(task.shards)) if not _is_done(filesystem, root, task, i)]
+                files, reports = (names_in(filesystem, folder) for folder in (root, f"{root}/{PROGRESS}"))
+                missing = [
+                    number
+                    for number in range(len(task.shards))
+                    if task.shard_file(number) not in files or report_name(number) not in reports
+                ]
                 convert_one = partial(convert_shard, task)
                 total = len(task.shards)
-                convert_shards(convert_one, missing, total=total, workers=config.workers, reach_ray=reach_ray)
-                manifest = write_manifest(task, settings, embed)
+                convert_shards(
+                    convert_one,
+                    missing,
+                    total=total,
+                    workers=config.workers,
+                    reach_ray=reach_ray,
+                    claim=Claim(root=task.root, settings=settings),
+                )
+                manifest, counted = write_manifest(task, settings, embed)
+            _save_audit(task.root, counted)
         except (OSError, ValueError):
             if not filesystem.exists(f"{root}/{MANIFEST}"):
                 raise
@@ -178,7 +171,9 @@ def convert(source: str, out: str, config: ConvertConfig, reach_ray: ReachRay = 
             manifest = finished(filesystem, root, settings, StoreManifest)
     with suppress(FileNotFoundError):
         filesystem.rm(f"{root}/{PROGRESS}", recursive=True)
-    return _summary(task.root, manifest, len(missing), time.monotonic() - began)
+    asked = str(out).rstrip("/")
+    shown = f"{asked}{task.root.removeprefix(absolute(asked))}"  # under the name that the user gave
+    return _summary(shown, manifest, len(missing), time.monotonic() - began)
 
 
 # --- What to do ---
@@ -196,7 +191,8 @@ def _encoder(config: ConvertConfig, spec: DatasetSpec, dataset: EpisodeSource) -
     """The encoder to compute vectors with, or None for those that the episodes ship."""
     lacking = why_not_kept(dataset, spec)
     name = config.encoder or ("use-multilingual" if lacking else "dataset")
-    encoder = None if name == "dataset" else load_encoder(name, use_model=config.use_model)
+    use_model = absolute(config.use_model) if config.use_model else None
+    encoder = None if name == "dataset" else load_encoder(name, use_model=use_model)
     if encoder is None and lacking:
         raise ValueError(f"{dataset.folder} ships no vectors that can be kept, {lacking}: leave out --encoder dataset")
     if config.encoder is None and lacking and spec.embedding in dataset.step_paths:
@@ -227,7 +223,7 @@ def _task(
         spec=spec,
         shards=tuple(shards[i] for i in used),
         limits=tuple(limits[i] for i in used),
-        root=f"{str(out).rstrip('/')}/{spec.name}/{dataset.version}/{dataset.split_slice(config.split).name}",
+        root=f"{out.rstrip('/')}/{spec.name}/{dataset.version}/{dataset.split_slice(config.split).name}",
         layout=layout,
         image_sizes=FrameSizes.parse(config.image_size).of(spec, cameras),
         resize=config.resize,
@@ -280,72 +276,7 @@ def _described(shard: SourceShard) -> list[str | int | None]:
     return [shard.name, shard.num_bytes] + ([] if whole else [shard.first, shard.stop])
 
 
-def _is_done(filesystem: FileSystem, root: str, task: ShardTask, index: int) -> bool:
-    return filesystem.exists(f"{root}/{PROGRESS}/{report_name(index)}") and filesystem.exists(
-        f"{root}/{task.shard_file(index)}"
-    )
-
-
 # --- Doing it ---
-
-
-def convert_shards(
-    convert_one: Callable[[int], ShardCounts],
-    missing: list[int],
-    *,
-    total: int,
-    workers: int | None,
-    units: tuple[str, str] = ("episodes", "steps"),
-    what: str = "preprocess",
-    reach_ray: ReachRay = own_ray,
-) -> None:
-    """Convert the shards `missing` of `total` behind a progress bar called `what`; `convert_one` converts a shard."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("shards"), TimeElapsedColumn())
-    rate = TextColumn("{task.fields[rate]}")
-    began, episodes, steps = time.monotonic(), 0, 0
-    with Progress(*columns, TimeRemainingColumn(), rate, console=Console(stderr=True)) as bar:
-        line = bar.add_task(what, total=total, completed=total - len(missing), rate="")
-        here = workers == 0
-        for counts in map(convert_one, missing) if here else _through_ray(convert_one, missing, workers, reach_ray):
-            episodes += counts.episodes
-            steps += counts.rows
-            seconds = time.monotonic() - began
-            rates = (f"{n / seconds:.1f} {unit}/s" for n, unit in zip((episodes, steps), units, strict=True))
-            bar.update(line, advance=1, rate="  ".join(rates))
-
-
-def _through_ray(
-    convert_one: Callable[[int], ShardCounts], missing: list[int], workers: int | None, reach_ray: ReachRay
-) -> Iterator[ShardCounts]:
-    """The counts of the missing shards as they finish. What a user can mend comes back as text, not as a crash."""
-    if not missing:
-        return
-    import ray.data
-
-    without_verdict(reach_ray)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its execution plans; the bar above says what matters
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    shards = ray.data.from_items([{"index": index} for index in missing], override_num_blocks=len(missing))
-    concurrency = min(workers, len(missing)) if workers else None
-    for row in shards.map(_ShardRow(convert_one), concurrency=concurrency).iter_rows():
-        result = json.loads(row["result"])
-        if "error" in result:
-            raise (OSError if result["of_the_system"] else ValueError)(result["error"])
-        yield ShardCounts(**result)
-
-
-class _ShardRow:
-    """The function that Ray Data maps over shard numbers."""
-
-    def __init__(self, convert_one: Callable[[int], ShardCounts]) -> None:
-        self._convert_one = convert_one
-
-    def __call__(self, row: dict[str, int]) -> dict[str, str]:
-        try:
-            counts = self._convert_one(int(row["index"]))
-        except (ValueError, OSError) as error:
-            return {"result": json.dumps({"error": str(error), "of_the_system": isinstance(error, OSError)})}
-        return {"result": json.dumps(asdict(counts))}
 
 
 def _embed(encoder: Encoder, workers: int | None, reach_ray: ReachRay, texts: list[str]) -> np.ndarray:
@@ -356,6 +287,19 @@ def _embed(encoder: Encoder, workers: int | None, reach_ray: ReachRay, texts: li
 
     without_verdict(reach_ray)
     return ray.get(ray.remote(embed_texts).remote(encoder, texts))
+
+
+def _save_audit(root: str, counted: StepCounts | None) -> None:
+    """Beside the new store, so that no training needs to read all its steps for it."""
+    try:
+        store = EpisodeStore.open(root)
+        report = audit(store, counted=counted)
+        save(store, report)
+    except (OSError, ValueError) as error:
+        logging.warning("%s is finished, and its audit could not be saved: %s", root, error)
+        return
+    for sentence in blocking(report.verdicts):
+        logging.warning("%s contradicts what its spec declares, so rtp train will refuse it: %s", root, sentence)
 
 
 def _summary(root: str, manifest: StoreManifest, converted: int, seconds: float) -> Summary:

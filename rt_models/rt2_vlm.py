@@ -13,6 +13,7 @@ D width, V vocabulary.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -90,13 +91,16 @@ class LoRA:
 
 # --- The model ---
 
+_HUB = "hub:"
+_REMEDY = f"give a saved folder, or {_HUB}OWNER/MODEL for one of the hub"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RT2VLMConfig:
     """RT-2 on a pretrained model."""
 
     path: str
-    """Folder in transformers' form, or a name on the hub."""
+    """Folder in transformers' form, or hub:OWNER/MODEL; nothing else is looked for on the hub."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """"random": only the sizes are taken from `path`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -151,6 +155,26 @@ class RT2VLMConfig:
         """The model. Raises OSError if `path` is missing, ValueError for a kind of model that is not known here."""
         return RT2VLM(self)
 
+    @property
+    def is_on_hub(self) -> bool:
+        return self.path.startswith(_HUB)
+
+    def located(self) -> RT2VLMConfig:
+        """With an absolute path: workers run in other folders."""
+        return self if self.is_on_hub else replace(self, path=str(Path(self.path).expanduser().absolute()))
+
+    def source(self) -> str:
+        """What transformers is given: a folder that is there, or the name on the hub. Raises OSError for neither."""
+        if self.is_on_hub:
+            name = self.path.removeprefix(_HUB)
+            if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
+                raise OSError(f"model {self.path}: a model of the hub is named {_HUB}OWNER/MODEL")
+            return name
+        folder = Path(self.path).expanduser().absolute()
+        if not folder.is_dir():
+            raise OSError(f"model folder {self.path}: it is not there; {_REMEDY}")
+        return str(folder)
+
     def resolved(self) -> RT2VLMConfig:
         """With what is trained named: without new tokens, LoRA's "new" rows are none."""
         is_lora = isinstance(self.tuning, LoRA) and self.tuning.embeddings == "new"
@@ -164,9 +188,9 @@ class RT2VLMConfig:
 
         with torch.device("meta"):
             self.build()
-        folder = Path(self.path).expanduser()
-        if self.weights == "random" or not folder.is_dir():
+        if self.weights == "random" or self.is_on_hub:
             return
+        folder = Path(self.source())
         files = sorted(folder.glob("*.safetensors"))
         if not files and not any(folder.glob("*.bin")):
             raise OSError(f"model {self.path}: no weights are in it; --model.weights random takes only its sizes")
@@ -207,12 +231,10 @@ class RT2VLMConfig:
             import transformers
         except ImportError as error:
             raise OSError("RT-2 on a pretrained model needs transformers: pip install 'rt-pipelines[vlm]'") from error
-        local = Path(self.path).expanduser()
-        if not local.is_dir() and (self.path.startswith((".", "/", "~")) or self.path.count("/") != 1):
-            raise OSError(f"model folder {self.path}: it is not there; give a saved folder or a hub name OWNER/MODEL")
+        source = self.source()
         settings["trust_remote_code"] = False
         with self._named():
-            return getattr(transformers, kind).from_pretrained(str(local) if local.is_dir() else self.path, **settings)
+            return getattr(transformers, kind).from_pretrained(source, **settings)
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -223,7 +245,7 @@ class RT2VLMConfig:
             raise
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
-            raise OSError(f"model {self.path}: {reason} (give a saved folder or a hub name OWNER/MODEL)") from error
+            raise OSError(f"model {self.path}: {reason} ({_REMEDY})") from error
 
 
 @dataclass(kw_only=True)

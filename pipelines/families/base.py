@@ -174,6 +174,10 @@ class ModelFamily(ABC, Generic[ConfigT, ModelT]):
         """The config of a model that reads a state, which is these values of the stores."""
         raise ValueError(f"{self.label} reads no state, and {', '.join(names)} was asked for")
 
+    def folders(self, config: ConfigT) -> tuple[str, ...]:
+        """Local folders that a model of this config is built from; every node of a training must have them."""
+        return ()
+
     def resolved(self, experiment: RunT, stores: Sequence[Store]) -> RunT:
         """The experiment with what only the stores can say. Raises ValueError if the two do not fit."""
         return experiment

@@ -20,9 +20,12 @@ class RT2VLMFamily(PromptFamily[RT2VLMConfig, RT2VLM]):
     requirements = ("tokenizers", "transformers", "peft")
 
     def completed(self, config: RT2VLMConfig, stores: Sequence[Store]) -> RT2VLMConfig:
-        config = super().completed(config, stores).resolved()
+        config = super().completed(config.located(), stores).resolved()
         config.require_loadable()
         return config
+
+    def folders(self, config: RT2VLMConfig) -> tuple[str, ...]:
+        return () if config.is_on_hub else (config.path,)
 
     def batch_cost(self, config: RT2VLMConfig) -> PromptCost:
         return PromptCost(counted=vlm_cost(config), random_crop=config.robot_crop == "pad", cameras=config.cameras)
@@ -31,9 +34,8 @@ class RT2VLMFamily(PromptFamily[RT2VLMConfig, RT2VLM]):
         """Sizes and tokenizer of the pretrained model go along; its weights do not."""
         import transformers
 
-        local = Path(config.path).expanduser()
         for part in (transformers.AutoConfig, transformers.AutoTokenizer):
-            part.from_pretrained(str(local) if local.is_dir() else config.path).save_pretrained(folder / _BASE)
+            part.from_pretrained(config.source()).save_pretrained(folder / _BASE)
         return replace(config, path=_BASE, weights="random")
 
     def carried(self, config: RT2VLMConfig, folder: Path) -> RT2VLMConfig:

@@ -2,7 +2,8 @@
 
 Published are batch 2048, rate 1e-3, 270,000 steps and about 50 % robot data; the optimizer is not. With AdamW and few
 data a rate of 2e-5 and far fewer steps (`--optimizer.lr 2e-5 --loop.steps 20000`) are the safer beginning.
-`--model.path` names a folder with the weights; `--model.weights random` takes only the sizes from it.
+`--model.path` names a folder with the weights, or hub:OWNER/MODEL; `--model.weights random` takes only the sizes from
+it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def recipe() -> Experiment:
     """The experiment of this file's name."""
     return Experiment(
         name="rt2_paligemma_3b",
-        model=RT2VLMConfig.paligemma("google/paligemma-3b-pt-224", activation_checkpointing="blocks"),
+        model=RT2VLMConfig.paligemma("hub:google/paligemma-3b-pt-224", activation_checkpointing="blocks"),
         scaling=Quantiles(),
         co_fine_tuning=CoFineTuningConfig(robot_share=0.5),
         optimizer=AdamWConfig(lr=1e-3, weight_decay=0.0),

@@ -5,6 +5,7 @@ Ray Tune runs trials in processes of their own, alone (`InProcess`) or as a Ray 
 
 from __future__ import annotations
 
+import socket
 import tempfile
 from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
@@ -26,7 +27,7 @@ from pipelines.evaluation.config import EvaluationConfig
 from pipelines.evaluation.scoring import score
 from pipelines.publishing.trained_model import load_trained
 from pipelines.sweeps.simulated import SIMULATED, SimulatedScore, check_simulated
-from pipelines.tracking.mlflow_run import RunMetrics
+from pipelines.tracking.mlflow_run import RunMetrics, knows_run
 from pipelines.training.checkpoint_metadata import CheckpointMetadata
 from pipelines.training.checks import check_job
 from pipelines.training.initial_weights import FIXED
@@ -68,6 +69,7 @@ class TrainingTrial:
     tags: Mapping[str, str]
 
     def __call__(self, task: TrialTask, report: Report) -> dict[str, float]:
+        _require_shared(self.job, self.tags.get("mlflow.parentRunId"))
         tags = {"mlflow.runName": f"trial {task.number}", "trial": str(task.number), **self.tags}
         job = replace(
             self.job,
@@ -85,6 +87,21 @@ class TrainingTrial:
             raise RuntimeError(f"{result.stopped}; rtp tune --resume --retry-failed continues it")
         metrics = {key: value for key, value in result.metrics.items() if isinstance(value, float)}
         return {**metrics, **(_scored(job, self.simulated) if self.scores else {}), "step": result.steps}
+
+
+def _require_shared(job: TrainJob, parent: str | None) -> None:
+    """Raise ValueError unless this node sees what the sweep's command has written: its folder and its MLflow run."""
+    files, root = open_files(job.output)
+    if not files.exists(f"{root}/sweep.json"):
+        raise ValueError(
+            f"the node {socket.gethostname()} does not find the sweep in {job.output}: every node must see the same "
+            f"--output, so give a folder on a shared disk or a URL such as s3://BUCKET/SWEEP"
+        )
+    if parent is not None and not knows_run(job.tracking_uri, parent):
+        raise ValueError(
+            f"the node {socket.gethostname()} does not find the sweep's MLflow run in {job.tracking_uri}: start a "
+            f"server (mlflow server) that every node reaches and set MLFLOW_TRACKING_URI=http://HOST:5000"
+        )
 
 
 def scores(job: TrainJob, simulated: SimulatedScore | None) -> dict[str, float]:

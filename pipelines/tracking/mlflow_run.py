@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from pipelines.tracking.local_database import address_of, artifact_location, database_of, follow_move, made_absolute
 from pipelines.tracking.outbox import Message, Outbox, Refused
@@ -87,6 +89,25 @@ def experiment_id(mlflow: ModuleType, uri: str, name: str) -> str:
     database = database_of(uri)
     location = None if database is None else artifact_location(database)
     return mlflow.create_experiment(name, artifact_location=location)
+
+
+def knows_run(uri: str, run_id: str) -> bool:
+    """Whether the run is in the database or folder at `uri`, as seen from here; True of a server, which may be away.
+
+    Nothing is created where nothing is.
+    """
+    place = database_of(uri) or (Path(url2pathname(urlsplit(uri).path)) if uri.startswith("file:") else None)
+    if place is None:
+        return True
+    if not place.exists():
+        return False
+    mlflow = connect(uri)
+    try:
+        with explained(uri):
+            mlflow.MlflowClient().get_run(run_id)
+    except TrackingError:
+        return False
+    return True
 
 
 class TrackingError(ConnectionError):

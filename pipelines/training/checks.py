@@ -10,7 +10,7 @@ from pipelines.training.data import require_readable
 from pipelines.training.initial_weights import require_same_run, require_trainable, require_usable
 from pipelines.training.job import PreparedJob
 from pipelines.training.step_metrics import require_reported
-from preprocessing.audit.store_audit import audit, blocking, saved
+from preprocessing.audit.store_audit import blocking, saved_or_measured
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.integrity import require_whole
 from preprocessing.store.web_store import Store, open_store, robot_stores
@@ -44,7 +44,7 @@ def check_job(job: PreparedJob, stores: Sequence[Store], accepted: Collection[st
 def require_sound(stores: Sequence[EpisodeStore], accepted: Collection[str]) -> None:
     """Raise ValueError if the audit finds that a store's data contradict what its spec declares."""
     for store in stores:
-        report = saved(store) or audit(store)
+        report = saved_or_measured(store)
         refused = blocking(report.verdicts, accepted=accepted)
         if refused:
             raise ValueError(

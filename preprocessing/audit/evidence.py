@@ -9,6 +9,7 @@ import numpy as np
 
 from preprocessing.conversion.step_marks import STEP_MARKS
 from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.parallel_reads import in_parallel
 
 Finding = Literal["holds", "contradicted", "unknown"]
 FEWEST_STEPS = 50  # below, a correlation or a share says nothing
@@ -60,7 +61,8 @@ def places(store: EpisodeStore, most: int) -> list[tuple[int, int]]:
 
 def tracks(store: EpisodeStore) -> list[Track]:
     sensed = ["proprio"] if store.manifest.proprio.names else []
-    return [_track(store, *place, columns=["action", *sensed, *STEP_MARKS]) for place in places(store, _EPISODES)]
+    columns, chosen = ["action", *sensed, *STEP_MARKS], places(store, _EPISODES)
+    return list(in_parallel(lambda number: _track(store, *chosen[number], columns=columns), len(chosen)))
 
 
 def _track(store: EpisodeStore, shard: int, episode: int, *, columns: list[str]) -> Track:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 
 from preprocessing.arm_state import arm_columns
 from preprocessing.audit.evidence import FEWEST_STEPS, Finding, Verdict, by_share, places, unknown
 from preprocessing.store.episode_store import EpisodeStore, image_column
 from preprocessing.store.images import decode_image
+from preprocessing.store.parallel_reads import in_parallel
 
 _FILMED = 64  # episodes whose frames are looked at
 _REPEATED_SHARE = 0.05
@@ -64,13 +67,20 @@ def _against(name: str, seen: _Palette, known: _Palette, reference: EpisodeStore
     return Verdict(name=name, finding=finding, measured=advantage, sentence=sentence)
 
 
+def _filmed(store: EpisodeStore, columns: list[str]) -> Iterator[tuple[tuple[int, int], pa.Table]]:
+    """((shard, episode), its rows) of the episodes whose frames are looked at."""
+    chosen = places(store, _FILMED)
+    tables = in_parallel(lambda number: store.read_episode(*chosen[number], columns), len(chosen))
+    yield from zip(chosen, tables, strict=True)
+
+
 def _palette(store: EpisodeStore, role: str) -> _Palette:
     """From the first, middle and last frames of episodes."""
     counts_CB = np.zeros((3, 32))
     warm = 0
     cold = 0
-    for shard, episode in places(store, _FILMED):
-        frames = store.read_episode(shard, episode, [image_column(role)])[0]
+    for (shard, episode), table in _filmed(store, [image_column(role)]):
+        frames = table[0]
         for step in {0, len(frames) // 2, len(frames) - 1}:
             try:
                 colour_NC = decode_image(frames[step].as_py()).reshape(-1, 3)
@@ -94,8 +104,7 @@ def repeated_frames(store: EpisodeStore) -> Verdict:
     if not columns:
         return unknown(name, "the store has no pose in its proprioception")
     same, moved = [], []
-    for shard, episode in places(store, _FILMED):
-        table = store.read_episode(shard, episode, ["image", "proprio"])
+    for _, table in _filmed(store, ["image", "proprio"]):
         frames = table["image"].to_pylist()
         same += [first == second for first, second in pairwise(frames)]
         state = np.asarray(table["proprio"].combine_chunks().flatten()).reshape(table.num_rows, -1)[:, columns]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -23,7 +24,9 @@ from preprocessing.conversion.step_marks import seams
 from preprocessing.dataset_spec import GROUPS
 from preprocessing.store.episode_store import MANIFEST, EpisodeStore, atomic_write
 from preprocessing.store.json_files import JsonObject, parsed, taken_apart
-from preprocessing.store.summary import AuditSummary, VerdictRow, usage
+from preprocessing.store.parallel_reads import in_parallel
+from preprocessing.store.step_counts import StepCounts
+from preprocessing.store.summary import AuditSummary, VerdictRow
 
 AUDIT = "audit.json"
 _RULES = 2  # raised when a verdict is added: an audit saved before says nothing of it
@@ -49,10 +52,14 @@ class Audit:
         return Audit(**{**data, "verdicts": tuple(Verdict(**verdict) for verdict in data["verdicts"])})
 
 
-def audit(store: EpisodeStore, *, reference: EpisodeStore | None = None) -> Audit:
-    """Measure the conventions of `store`; colours against `reference`, a store of the same cameras known to be RGB."""
+def audit(store: EpisodeStore, *, reference: EpisodeStore | None = None, counted: StepCounts | None = None) -> Audit:
+    """Measure the conventions of `store`; colours against `reference`, a store of the same cameras known to be RGB.
+
+    counted: what this very conversion has counted, which also quarantines records of several episodes: without it,
+    every step is read.
+    """
     episodes = tracks(store)
-    steps_of_text, steps_of_flag = usage(store)
+    steps_of_text, steps_of_flag = (counted or StepCounts.of_store(store)).named(store)
     verdicts = [
         *_actions(store, episodes),
         *(colours(store, role, reference) for role in store.manifest.cameras),
@@ -60,7 +67,7 @@ def audit(store: EpisodeStore, *, reference: EpisodeStore | None = None) -> Audi
         _constants(store, episodes),
         *_instructions(steps_of_text, steps_of_flag),
         _flags(steps_of_flag, episodes),
-        _one_episode_a_record(store),
+        _one_episode_a_record(store, 0 if counted else _num_crossed(store)),
         _terminal_steps(episodes),
         _states(episodes),
     ]
@@ -105,6 +112,16 @@ def save(store: EpisodeStore, audit: Audit) -> None:
     """Write `audit` beside the store's manifest, whole or not at all."""
     with atomic_write(store.filesystem, f"{store.root}/{AUDIT}", temporary=store.root) as file:
         file.write((json.dumps(audit.to_json(), indent=1) + "\n").encode())
+
+
+def saved_or_measured(store: EpisodeStore) -> Audit:
+    """The audit that was saved, else one that is measured now, and saved where the store can be written to."""
+    if (known := saved(store)) is not None:
+        return known
+    measured = audit(store)
+    with suppress(OSError):
+        save(store, measured)
+    return measured
 
 
 def saved(store: EpisodeStore) -> Audit | None:
@@ -189,17 +206,23 @@ def _flags(steps_of_flag: dict[str, int], episodes: list[Track]) -> Verdict:
     return Verdict(name=name, finding="holds", measured=0, sentence="every flag and every step mark is set somewhere")
 
 
-def _one_episode_a_record(store: EpisodeStore) -> Verdict:
-    """Whether windows stay within one episode: over all of them, since every window counts."""
-    name = "records_hold_one_episode"
-    num_crossed = 0
-    for number, shard in enumerate(store.shards):
-        table = store.read_shard(number, ["is_first", "is_last"])
+def _num_crossed(store: EpisodeStore) -> int:
+    """Episodes with a mark in their middle: over all of them, since every window counts."""
+
+    def of_shard(number: int) -> int:
+        shard, table = store.shards[number], store.read_shard(number, ["is_first", "is_last"])
         ends_E = np.cumsum(shard.episode_lengths)
         begins_N = np.zeros(shard.rows + 1, bool)
         begins_N[[0, *ends_E]] = True
         inside_N = seams(table["is_first"].to_numpy(), table["is_last"].to_numpy(), begins_N[:-1])
-        num_crossed += len(np.unique(np.searchsorted(ends_E, np.flatnonzero(inside_N), side="right")))
+        return len(np.unique(np.searchsorted(ends_E, np.flatnonzero(inside_N), side="right")))
+
+    return sum(in_parallel(of_shard, len(store.shards)))
+
+
+def _one_episode_a_record(store: EpisodeStore, num_crossed: int) -> Verdict:
+    """Whether windows stay within one episode."""
+    name = "records_hold_one_episode"
     total = store.num_episodes
     if not num_crossed:
         return Verdict(name=name, finding="holds", measured=0, sentence=f"no mark in the middle of {total} episodes")

@@ -35,7 +35,9 @@ from preprocessing.store.file_system import FileSystem, file_system_of
 from preprocessing.store.images import JPEG_QUALITY
 from preprocessing.store.json_files import JsonObject
 from preprocessing.store.json_records import to_text
+from preprocessing.store.parallel_reads import in_parallel
 from preprocessing.store.statistics import Moments, tiny_ranges
+from preprocessing.store.step_counts import StepCounts
 from preprocessing.store.store_manifest import (
     EpisodeCounts,
     InstructionsFile,
@@ -63,8 +65,12 @@ _INSTEAD = {  # of a field that cannot be read
 Embed = Callable[[list[str]], np.ndarray]
 
 
-def write_manifest(task: ShardTask, settings: JsonObject, embed: Embed | None) -> StoreManifest:
-    """Write what follows the shards; the manifest. `embed` gives float32 (N, 512), None keeps the shipped vectors.
+def write_manifest(
+    task: ShardTask, settings: JsonObject, embed: Embed | None
+) -> tuple[StoreManifest, StepCounts | None]:
+    """Write what follows the shards; the manifest, and the counts of steps unless a shard's report lacks them.
+
+    `embed` gives float32 (N, 512), None keeps the shipped vectors.
 
     Raises ValueError if frames differ in size between shards, or if no episode is left.
     """
@@ -121,7 +127,7 @@ def write_manifest(task: ShardTask, settings: JsonObject, embed: Embed | None) -
     )
     with atomic_write(filesystem, f"{root}/{MANIFEST}", temporary=temporary) as file:
         file.write(manifest.to_bytes())
-    return manifest
+    return manifest, _step_counts(reports, len(spec.flags))
 
 
 def _reports(
@@ -130,17 +136,32 @@ def _reports(
     """Every shard's report without its statistics, and the statistics over all shards of actions and of states; of
     states None where there are none, or where a shard was converted before they were taken.
 
-    Histograms are merged one shard at a time, so that those of all shards are never in memory together.
+    Histograms are merged as they are read, so that those of all shards are never in memory together.
     """
     reports: list[ShardReport] = []
     none = moments = Moments.empty(action_size)
     state: Moments | None = Moments.empty(0)
-    for index in range(count):
-        report = read_report(ShardReport, filesystem, folder, index)
+    for report in in_parallel(lambda index: read_report(ShardReport, filesystem, folder, index), count):
         moments = moments.merged(report.moments)
         state = None if state is None or report.state_moments is None else state.merged(report.state_moments)
         reports.append(replace(report, moments=none, state_moments=None))
     return reports, moments, None if state is None else state.statistics()
+
+
+def counted_steps(task: ShardTask) -> StepCounts | None:
+    """From the reports of a conversion whose manifest is written already; None if they are not all there."""
+    filesystem, root = file_system_of(task.root)
+    try:
+        reports, *_ = _reports(filesystem, f"{root}/{PROGRESS}", len(task.shards), task.spec.space.size)
+    except FileNotFoundError:
+        return None
+    return _step_counts(reports, len(task.spec.flags))
+
+
+def _step_counts(reports: list[ShardReport], num_flags: int) -> StepCounts | None:
+    counts = [report.step_counts for report in reports]
+    known = [each for each in counts if each is not None]
+    return StepCounts.sum(known, num_flags) if len(known) == len(counts) else None
 
 
 def _counts(reports: list[ShardReport]) -> EpisodeCounts:
@@ -187,8 +208,11 @@ def _remarks(task: ShardTask, reports: list[ShardReport], *, trained_steps: int)
 
 def _instructions(filesystem: FileSystem, folder: str, count: int, embed: Embed | None, encoder_id: str) -> pa.Table:
     """One row per distinct instruction, by id, with vectors shipped or computed now."""
-    blobs = (filesystem.cat_file(f"{folder}/{instructions_name(index)}") for index in range(count))
-    table = pa.concat_tables([pq.read_table(pa.BufferReader(blob)) for blob in blobs]).sort_by("id")
+
+    def read(index: int) -> pa.Table:
+        return pq.read_table(pa.BufferReader(filesystem.cat_file(f"{folder}/{instructions_name(index)}")))
+
+    table = pa.concat_tables(list(in_parallel(read, count))).sort_by("id")
     ids = table["id"].to_numpy()
     table = table.take(np.flatnonzero(np.diff(ids, prepend=ids[:1] - 1)))
     if embed is not None:

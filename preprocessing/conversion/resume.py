@@ -11,6 +11,7 @@ import fcntl
 import json
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
@@ -24,7 +25,7 @@ from preprocessing.store.episode_store import (
     atomic_write,
     read_manifest,
 )
-from preprocessing.store.file_system import FileSystem, is_local
+from preprocessing.store.file_system import FileSystem, file_system_of, is_local
 from preprocessing.store.json_files import JsonObject, parsed, taken_apart
 from preprocessing.store.json_records import read_record
 from preprocessing.store.store_manifest import StoreManifest, WebManifest
@@ -72,6 +73,21 @@ def claimed(filesystem: FileSystem, root: str, settings: JsonObject) -> Iterator
             raise
 
 
+def require_claimed(root: str, settings: JsonObject) -> None:
+    """On a node that works for a conversion: raise OSError unless it sees the folder in which that was begun."""
+    filesystem, folder = file_system_of(root)
+    path = f"{folder}/{PROGRESS}/{_SETTINGS}"
+    try:
+        found = parsed(filesystem.cat_file(path), path, remedy="delete it and preprocess again")
+    except FileNotFoundError:
+        found = None
+    if found is None or _difference(found, json.loads(json.dumps(settings))):
+        raise OSError(
+            f"the node {socket.gethostname()} does not find the conversion that was begun in {root}: every node must "
+            f"see SOURCE and OUT, so give folders on a shared disk or URLs (s3://, gs://)"
+        )
+
+
 def without_verdict(step: Callable[[], None]) -> None:
     """A step of a conversion that says nothing of the data, such as to reach Ray: its ValueError becomes an OSError,
     which is not noted, so that the work done is continued."""
@@ -104,18 +120,24 @@ def _make_room(filesystem: FileSystem, root: str, settings: JsonObject, *, alone
     _write(filesystem, progress, _SETTINGS, settings)
 
 
+def names_in(filesystem: FileSystem, folder: str) -> set[str]:
+    """Of the files and folders in it: one request for a thousand of them."""
+    return {path.rstrip("/").rpartition("/")[2] for path in filesystem.ls(folder, detail=False)}
+
+
 def _any_done(filesystem: FileSystem, progress: str) -> bool:
     """Whether a shard's report is there, or what a filter has found out of one."""
-    names = [path.rpartition("/")[2] for path in filesystem.ls(progress, detail=False)]
+    names = names_in(filesystem, progress)
     return any(name[:5].isdigit() and name[5:] in (".json", "-marks.parquet") for name in names)
 
 
 def _remove(filesystem: FileSystem, root: str) -> None:
     """Everything that conversions write, and nothing else."""
-    for path in filesystem.ls(root, detail=False):
-        name = path.rstrip("/").rpartition("/")[2]
-        if name in (INSTRUCTIONS, QUARANTINE) or name.startswith("shard-"):
-            filesystem.rm(path)
+    ours = [
+        name for name in names_in(filesystem, root) if name in (INSTRUCTIONS, QUARANTINE) or name.startswith("shard-")
+    ]
+    if ours:
+        filesystem.rm([f"{root}/{name}" for name in ours])
     filesystem.rm(f"{root}/{PROGRESS}", recursive=True)
 
 

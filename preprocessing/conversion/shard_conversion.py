@@ -46,6 +46,7 @@ from preprocessing.store.images import (
 )
 from preprocessing.store.json_records import to_text
 from preprocessing.store.statistics import Moments
+from preprocessing.store.step_counts import StepCounts
 from preprocessing.tfds.features import naming
 from rt_models.spec import MAIN_CAMERA
 
@@ -145,6 +146,7 @@ class _Shard:
         self._recent_states: list[np.ndarray] = []
         self._unread: Counter[str] = Counter()
         self._odd_states: list[int] = []
+        self._counts: list[StepCounts] = []  # of each episode
 
     def take(self, item: Episode | Corrupt) -> pa.Table | None:
         """The rows of a record, or None if it goes to quarantine."""
@@ -168,11 +170,13 @@ class _Shard:
         table = pa.table([columns[name] for name in self._schema.names], schema=self._schema)
         self._lengths.append(item.num_steps)
         self._count_statistics(table)
+        self._counts.append(StepCounts.of(table, len(self._task.spec.flags)))
         return table
 
     def report(self, name: str, file: HashingFile, rows: int, source: SourceShard) -> ShardReport:
         """The report of shard file `name`, written as `file` with `rows` rows from `source`."""
         self._merge_recent()
+        counts = StepCounts.sum(self._counts, len(self._task.spec.flags))
         return ShardReport(
             file=name,
             rows=rows,
@@ -191,6 +195,8 @@ class _Shard:
             moments=self._moments,
             unread=dict(sorted(self._unread.items())),
             states_not_finite=tuple(self._odd_states),
+            instruction_steps={str(number): count for number, count in sorted(counts.of_instruction.items())},
+            flag_steps=counts.of_flag,
         )
 
     def _leave_out(self, item: Episode | Corrupt, reason: str) -> None:

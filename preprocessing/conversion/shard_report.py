@@ -9,6 +9,7 @@ from preprocessing.store.file_system import FileSystem
 from preprocessing.store.json_files import parsed, taken_apart
 from preprocessing.store.json_records import read_record
 from preprocessing.store.statistics import Moments
+from preprocessing.store.step_counts import StepCounts
 from preprocessing.store.store_manifest import ShardEntry, WebShardEntry
 
 R = TypeVar("R", "ShardReport", "WebShardReport")
@@ -41,7 +42,7 @@ class ShardReport(ShardEntry):
     `frame_size` is (height, width), None without episodes; `further_frame_sizes` those of the cameras beside the main
     one. `moments` cover the steps that are not terminal, `state_moments` those among them whose state is finite.
     `unread` counts the episodes in which an optional field could not be read. `states_not_finite` holds the number of
-    such steps of each episode that has any.
+    such steps of each episode that has any. `instruction_steps` (by id) and `flag_steps` count the steps of each.
     """
 
     quarantine: tuple[QuarantinedRecord, ...]
@@ -52,6 +53,16 @@ class ShardReport(ShardEntry):
     states_not_finite: tuple[int, ...] = ()
     further_frame_sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     state_moments: Moments | None = None
+    instruction_steps: dict[str, int] | None = None
+    flag_steps: tuple[int, ...] | None = None
+
+    @property
+    def step_counts(self) -> StepCounts | None:
+        """None in a report of an older version."""
+        if self.instruction_steps is None or self.flag_steps is None:
+            return None
+        of_instruction = {int(number): count for number, count in self.instruction_steps.items()}
+        return StepCounts(of_instruction=of_instruction, of_flag=self.flag_steps)
 
     def entry(self) -> ShardEntry:
         """The part that stands in the manifest."""

@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from preprocessing.conversion.resume import claimed, finished
+from preprocessing.conversion.run_shards import ReachRay, convert_shards, own_ray
 from preprocessing.conversion.shard_report import ShardCounts, WebShardReport, read_report, report_name
-from preprocessing.convert import ReachRay, convert_shards, own_ray
 from preprocessing.filtering.marks import Marks, MarkTask, mark_shard, marks_name, opened, read_marks
 from preprocessing.filtering.scorers import DualEncoder, read_scores, scorer_parts
 from preprocessing.filtering.selection import MOST_BITS, Selection, Verdict, select

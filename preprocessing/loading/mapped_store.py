@@ -16,6 +16,7 @@ from preprocessing.action_parts import GROUPS
 from preprocessing.conventions import held_openness
 from preprocessing.loading.relabelling import matrix, with_column
 from preprocessing.store.episode_store import EpisodeStore, fixed_lists
+from preprocessing.store.parallel_reads import in_parallel
 from preprocessing.store.statistics import Moments
 from rt_models.action_space import ARM, ActionSpace, ActionSpec, DimensionMeaning
 from rt_models.spec import (
@@ -74,10 +75,14 @@ class MappedStore(EpisodeStore):
 
     def measured(self) -> ActionStatistics:
         """Statistics of the mapped actions: one pass over all steps."""
-        moments = Moments.empty(self.contract.action.size)
-        for number in range(len(self.shards)):
+
+        def of_shard(number: int) -> Moments:
             table = self.read_shard(number, ["action", "is_terminal"])
-            moments = moments.merged(Moments.of(matrix(table, "action")[~table["is_terminal"].to_numpy()]))
+            return Moments.of(matrix(table, "action")[~table["is_terminal"].to_numpy()])
+
+        moments = Moments.empty(self.contract.action.size)
+        for its in in_parallel(of_shard, len(self.shards)):
+            moments = moments.merged(its)
         return moments.statistics()
 
     def _read(self, shard: int, row_groups: range, columns: Sequence[str]) -> pa.Table:

@@ -19,6 +19,7 @@ import pyarrow as pa
 from preprocessing.arm_state import arm_columns, displacements
 from preprocessing.dataset_spec import GROUPS
 from preprocessing.store.episode_store import EpisodeStore, fixed_lists
+from preprocessing.store.parallel_reads import in_parallel
 from preprocessing.store.statistics import Moments
 
 
@@ -49,16 +50,20 @@ class RelabelledStore(EpisodeStore):
 
         Raises ValueError if a state is not finite.
         """
-        moments = Moments.empty(self.contract.action.size)
-        for number, shard in enumerate(self.shards):
+
+        def of_shard(number: int) -> Moments:
             table = self.read_shard(number, ["action", "is_terminal"])
             action_NA = matrix(table, "action")[~table["is_terminal"].to_numpy()]
             if not np.isfinite(action_NA).all():
                 raise ValueError(
-                    f"{shard.path} holds a state that is not finite and cannot be relabelled: leave "
+                    f"{self.shards[number].path} holds a state that is not finite and cannot be relabelled: leave "
                     f"{self.dataset.name} out of loader.relabel"
                 )
-            moments = moments.merged(Moments.of(action_NA))
+            return Moments.of(action_NA)
+
+        moments = Moments.empty(self.contract.action.size)
+        for its in in_parallel(of_shard, len(self.shards)):
+            moments = moments.merged(its)
         dataset = replace(self.dataset, arm="reached", statistics=moments.statistics())
         return replace(self, contract=replace(self.contract, datasets=(dataset,)))
 

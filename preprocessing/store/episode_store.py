@@ -249,7 +249,11 @@ class EpisodeStore:
         """
         filesystem, root = file_system_of(str(path))
         root = find_store(filesystem, root.rstrip("/"), str(path), split)
-        data = read_manifest(filesystem, root)
+        return EpisodeStore.described(filesystem, root, read_manifest(filesystem, root), str(path))
+
+    @staticmethod
+    def described(filesystem: FileSystem, root: str, data: JsonObject, path: str) -> EpisodeStore:
+        """The store in folder `root`, whose manifest is `data`, in error messages `path`."""
         if "kind" in data:
             raise ValueError(f"{path} is a store of image-text examples, and robot episodes are needed here")
         if data.get("schema_version") != SCHEMA_VERSION:
@@ -271,7 +275,7 @@ class EpisodeStore:
             instruction_texts=table["text"].to_pylist(),
             embeddings=embedding_matrix(table),
             filesystem=filesystem,
-            _files=ShardFiles(filesystem, [shard.path for shard in shards]),
+            _files=ShardFiles(filesystem, [shard.path for shard in shards], [e.bytes for e in manifest.shards]),
         )
 
     @property
@@ -352,11 +356,11 @@ def embedding_matrix(table: pa.Table) -> np.ndarray:
 
 def find_store(filesystem: FileSystem, root: str, path: str, split: str | None) -> str:
     with reaching(path):
+        if filesystem.exists(f"{root}/{MANIFEST}"):
+            return root
         there = filesystem.exists(root)
     if not there:
         raise FileNotFoundError(f"{path} does not exist: give a folder that rtp preprocess wrote")
-    if filesystem.exists(f"{root}/{MANIFEST}"):
-        return root
     patterns = [f"{glob.escape(root)}/{'*/' * depth}" for depth in range(4)]
     candidates = [hit[: -len(MANIFEST) - 1] for p in patterns for hit in filesystem.glob(p + MANIFEST)]
     stores = [store for store in sorted(candidates) if split is None or store.rpartition("/")[2] == split]

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, TypedDict, TypeVar, cast, overload
 
 import fsspec
@@ -25,6 +26,7 @@ OUTAGE_S = 300.0
 """A store that has answered this process before is waited for so long,"""
 FIRST_CONTACT_S = 1.0
 """and another, whose address may be mistyped, so long."""
+_first_contact_s = FIRST_CONTACT_S
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
 _TOLD_AFTER_S = 3.0
 _REQUESTS = frozenset(("cat_file", "put_file", "get_file", "find", "glob", "info", "ls", "makedirs", "rm", "size"))
@@ -73,11 +75,24 @@ class FileSystem(Protocol):
 
     def unstrip_protocol(self, name: str) -> str: ...
 
+    def invalidate_cache(self) -> None: ...
+
 
 def file_system_of(url: str, options: Mapping[str, str] | None = None) -> tuple[FileSystem, str]:
     """(file system, path in it) of a local path or a URL. Raises ImportError if the protocol's package is missing."""
     filesystem, path = fsspec.core.url_to_fs(url, **(options or {}))
     return cast(FileSystem, filesystem if is_local(filesystem) else PatientFileSystem(filesystem)), path
+
+
+def absolute(path: str) -> str:
+    """A local path made absolute, since workers run in other folders."""
+    return path if "://" in path else str(Path(path).absolute())
+
+
+def wait_from_the_start() -> None:
+    """For a process that works for another which has reached its stores: it waits for them even at first contact."""
+    global _first_contact_s
+    _first_contact_s = OUTAGE_S
 
 
 def is_local(filesystem: object) -> bool:
@@ -118,10 +133,6 @@ class PatientFileSystem:
         except FileNotFoundError:
             return False
 
-    def wait_from_the_start(self) -> None:
-        """The store is known to be there: this process is patient with it before its first answer."""
-        self._filesystem.has_answered = True
-
     def _patiently(self, name: str, request: Callable[..., T], *arguments: Any, **options: Any) -> T:
         path = arguments[name == "put_file"]  # there the local path comes first
         where = self._filesystem.unstrip_protocol(path if isinstance(path, str) else path[0])
@@ -136,7 +147,7 @@ class PatientFileSystem:
                 waited_s = time.monotonic() - began
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 known = self._filesystem.has_answered
-                if waited_s + wait_s > (OUTAGE_S if known else FIRST_CONTACT_S):
+                if waited_s + wait_s > (OUTAGE_S if known else _first_contact_s):
                     remedy = f"it was waited for {waited_s:.0f} s" if known else "check the address and the credentials"
                     raise StoreAway(f"{where} cannot be reached ({reason}): {remedy}") from error
                 if waited_s > _TOLD_AFTER_S and not told:

@@ -65,15 +65,18 @@ def open_patiently(filesystem: FileSystem, path: str, *, ahead_bytes: int = 0) -
 class PatientFile:
     """A remote file, read by ranges, each of them with_retries and whole. What Arrow needs of a Python file, no more.
 
-    With `ahead_bytes` a read fetches at least so many, and what follows in them is served from memory.
+    With `ahead_bytes` a read fetches at least so many, and what follows in them is served from memory. `num_bytes`: its
+    size, if that is known.
     """
 
-    def __init__(self, filesystem: FileSystem, path: str, *, ahead_bytes: int = 0) -> None:
+    def __init__(
+        self, filesystem: FileSystem, path: str, *, ahead_bytes: int = 0, num_bytes: int | None = None
+    ) -> None:
         self._filesystem = filesystem
         self._path = path
         self._place = 0
         self.closed = False
-        self._size = with_retries(lambda: int(filesystem.size(path)), what=path)
+        self._size = with_retries(lambda: int(filesystem.size(path)), what=path) if num_bytes is None else num_bytes
         self._ahead_bytes = ahead_bytes
         self._ahead = b""
         self._ahead_from = 0
@@ -128,11 +131,14 @@ class PatientFile:
 
 
 class ShardFiles:
-    """Parquet files of a store by number: all footers are kept, at most 64 files are open. Threads may share it."""
+    """Parquet files of a store by number: all footers are kept, at most 64 files are open. Threads may share it.
 
-    def __init__(self, filesystem: FileSystem, paths: Sequence[str]) -> None:
+    num_bytes: their sizes by the manifest, which need not be asked for then.
+    """
+
+    def __init__(self, filesystem: FileSystem, paths: Sequence[str], num_bytes: Sequence[int]) -> None:
         self._filesystem = filesystem
-        self._paths = paths
+        self._paths, self._num_bytes = paths, num_bytes
         self._footers: dict[int, pq.FileMetaData] = {}
         self._files: cachetools.LRUCache[int, pq.ParquetFile] = cachetools.LRUCache(_OPEN_FILES)
         self._locks: dict[int, threading.Lock] = defaultdict(threading.Lock)
@@ -167,7 +173,9 @@ class ShardFiles:
             if number in self._files:
                 return self._files[number]
         path = self._paths[number]
-        source: Any = path if is_local(self._filesystem) else PatientFile(self._filesystem, path)
+        source: Any = path
+        if not is_local(self._filesystem):
+            source = PatientFile(self._filesystem, path, num_bytes=self._num_bytes[number])
         file = pq.ParquetFile(source, metadata=self._footers.get(number), pre_buffer=True)
         with self._opening:
             self._footers[number] = file.metadata

@@ -17,6 +17,7 @@ from preprocessing.store.episode_store import QUARANTINE, EpisodeStore
 from preprocessing.store.file_system import file_system_of
 from preprocessing.store.integrity import Store
 from preprocessing.store.json_files import JsonObject, parsed
+from preprocessing.store.step_counts import StepCounts
 from rt_models.spec import MAIN_CAMERA, ActionStatistics, camera_role
 
 STATISTICS: tuple[Literal["mean", "std", "min", "q01", "q99", "max"], ...] = ("mean", "std", "min", "q01", "q99", "max")
@@ -122,7 +123,7 @@ def summary(store: EpisodeStore) -> StoreSummary:
     """Counts, statistics with units, instructions, flags and quarantine of a store."""
     manifest = store.manifest
     dataset = store.dataset
-    instructions, flags = usage(store)
+    instructions, flags = StepCounts.of_store(store).named(store)
     lengths = np.concatenate([shard.episode_lengths for shard in store.shards])
     return {
         "store": store.root,
@@ -304,21 +305,3 @@ def quarantine(store: Store) -> list[JsonObject]:
     path = f"{root}/{QUARANTINE}"
     lines = filesystem.cat_file(path).splitlines()
     return [parsed(line, path, remedy="delete the store and preprocess again") for line in lines]
-
-
-def usage(store: EpisodeStore) -> tuple[dict[str, int], dict[str, int]]:
-    """(steps of each instruction, most used first; steps that carry each flag)."""
-    used: Counter[int] = Counter()
-    flagged = dict.fromkeys(store.manifest.flag_names, 0)
-    for shard in range(len(store.shards)):
-        table = store.read_shard(shard, ["instruction", "flags"])
-        ids, counts = np.unique(table["instruction"].to_numpy(), return_counts=True)
-        used.update(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
-        bits = table["flags"].to_numpy()
-        for number, name in enumerate(flagged):
-            flagged[name] += int(((bits >> np.uint32(number)) & 1).sum())
-    texts = dict(zip(store.instruction_ids.tolist(), store.instruction_texts, strict=True))
-    by_text: Counter[str] = Counter()
-    for number, count in used.items():  # one text may have been shipped with several vectors
-        by_text[texts[number]] += count
-    return dict(by_text.most_common()), flagged

@@ -95,7 +95,7 @@ class WebStore:
             manifest=manifest,
             shards=shards,
             index=StepIndex.from_lengths([shard.example_counts for shard in shards]),
-            _files=ShardFiles(filesystem, [shard.path for shard in shards]),
+            _files=ShardFiles(filesystem, [shard.path for shard in shards], [e.bytes for e in manifest.shards]),
         )
 
     @property
@@ -140,9 +140,11 @@ def open_store(path: str, split: str | None = None) -> Store:
     """The store at `path`, of either kind. Raises FileNotFoundError or ValueError if there is none."""
     filesystem, root = file_system_of(str(path))
     root = find_store(filesystem, root.rstrip("/"), str(path), split)
-    kind = read_manifest(filesystem, root).get("kind")
+    data = read_manifest(filesystem, root)
     location = root if is_local(filesystem) else filesystem.unstrip_protocol(root)
-    return WebStore.open(location) if kind == KIND else EpisodeStore.open(location)
+    if data.get("kind") == KIND:
+        return WebStore.open(location)
+    return EpisodeStore.described(filesystem, root, data, location)
 
 
 def robot_stores(stores: Iterable[Store]) -> list[EpisodeStore]:

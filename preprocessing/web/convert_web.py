@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from preprocessing.conversion.resume import claimed, finished
+from preprocessing.conversion.resume import claimed, finished, names_in
+from preprocessing.conversion.run_shards import Claim, ReachRay, convert_shards, own_ray
 from preprocessing.conversion.shard_report import (
     QuarantinedExample,
     ShardCounts,
@@ -24,7 +25,6 @@ from preprocessing.conversion.shard_report import (
     read_report,
     report_name,
 )
-from preprocessing.convert import ReachRay, convert_shards, own_ray
 from preprocessing.store.episode_store import (
     MANIFEST,
     PROGRESS,
@@ -32,10 +32,11 @@ from preprocessing.store.episode_store import (
     ShardWriter,
     atomic_write,
 )
-from preprocessing.store.file_system import file_system_of
+from preprocessing.store.file_system import absolute, file_system_of
 from preprocessing.store.images import image_size, require_whole_image
 from preprocessing.store.json_files import JsonObject
 from preprocessing.store.json_records import to_text
+from preprocessing.store.parallel_reads import in_parallel
 from preprocessing.store.store_manifest import WebCounts, WebManifest
 from preprocessing.store.web_store import EXTRA_COLUMNS, KIND, WEB_ROW_GROUP_ROWS, WEB_SCHEMA_VERSION, web_schema
 from preprocessing.web.extra_fields import ExtraFields
@@ -131,12 +132,12 @@ def convert_web(source: str, out: str, config: WebConvertConfig, reach_ray: Reac
     mend.
     """
     began = time.monotonic()
-    name = config.dataset or Path(_absolute(source)).name
-    images = _absolute(config.images) if config.images else ""
+    name = config.dataset or Path(absolute(source)).name
+    images = absolute(config.images) if config.images else ""
     opened = WebSource(
-        folder=_absolute(source), format=config.format, split=config.split, images=images, extra=_extra(config)
+        folder=absolute(source), format=config.format, split=config.split, images=images, extra=_extra(config)
     )
-    root = _absolute(f"{str(out).rstrip('/')}/{name}/{config.version}/{config.split}")
+    root = absolute(f"{str(out).rstrip('/')}/{name}/{config.version}/{config.split}")
     task = _Task(source=opened, config=config, root=root, pieces=opened.pieces())
     settings = _settings(task, name)
     filesystem, folder = file_system_of(root)
@@ -145,12 +146,13 @@ def convert_web(source: str, out: str, config: WebConvertConfig, reach_ray: Reac
         missing = []
     else:
         with claimed(filesystem, folder, settings):
-            done = {path.rpartition("/")[2] for path in filesystem.ls(f"{folder}/{PROGRESS}", detail=False)}
+            done = names_in(filesystem, f"{folder}/{PROGRESS}")
             missing = [i for i in range(len(task.pieces)) if report_name(i) not in done]
             convert_one = partial(_convert_piece, task)
             units = ("records", "records")
             settled = {"total": len(task.pieces), "workers": config.workers, "units": units}
-            convert_shards(convert_one, missing, reach_ray=reach_ray, **settled)
+            claim = Claim(root=root, settings=settings)
+            convert_shards(convert_one, missing, reach_ray=reach_ray, claim=claim, **settled)
             manifest = _write_manifest(task, settings)
     if filesystem.exists(f"{folder}/{PROGRESS}"):
         filesystem.rm(f"{folder}/{PROGRESS}", recursive=True)
@@ -169,11 +171,6 @@ def convert_web(source: str, out: str, config: WebConvertConfig, reach_ray: Reac
 
 def _extra(config: WebConvertConfig) -> ExtraFields:
     return ExtraFields(score=config.score, language=config.language)
-
-
-def _absolute(path: str) -> str:
-    """A local path made absolute, since workers run in other folders."""
-    return path if "://" in path else str(Path(path).absolute())
 
 
 def _settings(task: _Task, name: str) -> JsonObject:
@@ -323,7 +320,9 @@ def _write_manifest(task: _Task, settings: JsonObject) -> WebManifest:
     """Write quarantine and, last, the manifest. Raises ValueError if no example is left."""
     filesystem, root = file_system_of(task.root)
     temporary = f"{root}/{PROGRESS}"
-    reports = [read_report(WebShardReport, filesystem, temporary, index) for index in range(len(task.pieces))]
+    reports = list(
+        in_parallel(lambda index: read_report(WebShardReport, filesystem, temporary, index), len(task.pieces))
+    )
     counts = _counts(reports)
     with atomic_write(filesystem, f"{root}/{QUARANTINE}", temporary=temporary) as file:
         for report in reports:

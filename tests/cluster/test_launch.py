@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from cluster.context import WorkerContext
 from cluster.engine import DeepSpeedEngineConfig
+from cluster.interfaces import interface_of
 from cluster.launch import RayLaunch, launch
 from cluster.session import RaySession, connect
 from cluster.storage import CheckpointFolder
@@ -84,11 +85,12 @@ def ask(context: WorkerContext, config: dict[str, Any]) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "backend": dist.get_backend(),
         "device": str(context.device),
+        "interface": os.environ["GLOO_SOCKET_IFNAME"] == interface_of(ray.util.get_node_ip_address()),
     }
 
 
 def test_as_many_workers_as_there_is_room_for() -> None:
-    """Room for two of one to three; they agree with each other."""
+    """Room for two of one to three; they agree with each other, over the interface of the node's own address."""
     answer = launch(ask, {}, RayLaunch(num_workers=(1, 3), cpus_per_worker=2))
     assert answer == {
         "ranks": [0, 1],
@@ -97,6 +99,7 @@ def test_as_many_workers_as_there_is_room_for() -> None:
         "threads": 2,
         "backend": "gloo",
         "device": "cpu",
+        "interface": True,
     }
 
 

@@ -48,8 +48,9 @@ def all_cases(context: WorkerContext, folder: Path) -> list[Any]:
 
 def test_an_error_of_all_is_left_quietly_and_an_error_of_one_is_raised_once(tmp_path: Path) -> None:
     first, second = run_ranks(all_cases, 2, tmp_path / "results", tmp_path)
-    assert first == [{}, {}, "my frame is no picture", {}]
-    assert second == [{}, {}, {"loss": 1.0}, {}]
+    wrong, picture = ({"error": "ValueError", "message": m} for m in ("the flag is wrong", "my frame is no picture"))
+    assert first == [wrong, wrong, "my frame is no picture", picture]
+    assert second == [wrong, wrong, {"loss": 1.0}, picture]
     for name, words in (("failing_together", "the flag is wrong"), ("failing_alone", "my frame is no picture")):
         left = StopFile(str(tmp_path / name)).left()
         assert isinstance(left, ValueError) and str(left) == words

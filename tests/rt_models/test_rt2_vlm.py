@@ -218,11 +218,33 @@ def test_shapes_alone_read_no_weights(family: str, folders: dict[str, Path], tmp
 # --- What is refused ---
 
 
-@pytest.mark.parametrize("path", ["/nowhere/paligemma", "./nowhere", "nowhere", "a/b/c"])
-def test_a_missing_folder_is_one_sentence(path: str) -> None:
+@pytest.mark.parametrize("path", ["/nowhere/paligemma", "./nowhere", "nowhere", "a/b/c", "models/paligemma"])
+def test_a_missing_folder_is_one_sentence_and_is_not_looked_for_on_the_hub(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda name, **_: asked.append(name))
     with pytest.raises(OSError, match=f"model folder {path}: it is not there") as error:
         RT2VLMConfig(path=path).build()
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and "hub:OWNER/MODEL" in str(error.value) and not asked
+
+
+def test_a_name_on_the_hub_is_said_to_be_one(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert RT2VLMConfig(path="hub:google/paligemma-3b-pt-224").source() == "google/paligemma-3b-pt-224"
+    for name in ("hub:paligemma", "hub:../x", "hub:", "hub:a/b/c", "hub:https://host/a"):
+        with pytest.raises(OSError, match="is named hub:OWNER/MODEL"):
+            RT2VLMConfig(path=name).source()
+    monkeypatch.chdir(folders["paligemma"].parent)
+    relative = RT2VLMConfig(path=folders["paligemma"].name)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match="it is not there"):
+        relative.source()
+    monkeypatch.chdir(folders["paligemma"].parent)
+    located = relative.located()
+    monkeypatch.chdir(tmp_path)
+    assert located.source() == str(folders["paligemma"]) and not located.is_on_hub
 
 
 def test_a_folder_without_a_model_is_one_sentence(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ def plant(sample: Path, tmp_path: Path) -> Callable[[Change], EpisodeStore]:
     def planted(change: Change) -> EpisodeStore:
         shutil.rmtree(tmp_path / "planted", ignore_errors=True)
         shutil.copytree(sample / "metaworld_sample/1.0.0/train", tmp_path / "planted/train")
+        (tmp_path / "planted/train/audit.json").unlink()
         for file in sorted((tmp_path / "planted/train").glob("shard-*.parquet")):
             table = pq.read_table(file)
             starts = np.flatnonzero(np.asarray(table["is_first"])).tolist()

@@ -6,16 +6,22 @@ import errno
 import json
 import logging
 import shutil
+import socket
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 
 from pipelines.cli import main
+from preprocessing.audit.store_audit import audit, saved
 from preprocessing.conversion.resume import claimed
-from preprocessing.convert import ConvertConfig, _ShardRow, convert
+from preprocessing.conversion.run_shards import Claim, _ShardRow
+from preprocessing.conversion.shard_conversion import convert_shard
+from preprocessing.convert import ConvertConfig, convert
 from preprocessing.store.episode_store import EpisodeStore
 from tests.support.file_contents import file_contents
 
@@ -51,11 +57,11 @@ def test_parts_of_other_shards_are_not_left_behind(
         convert(str(two_sizes), str(tmp_path / "out"), HERE)
     with caplog.at_level(logging.WARNING):
         summary = convert(str(two_sizes), str(tmp_path / "out"), ConvertConfig(workers=0, split="train[:1]"))
-        assert caplog.messages == []  # another folder
+        assert "begun anew" not in caplog.text  # another folder
         summary = convert(str(two_sizes), str(tmp_path / "out"), ConvertConfig(workers=0, limit=1))
     assert "is begun anew, its unfinished conversion had another limit (null, now 1)" in caplog.text
     assert sorted(file_contents(Path(summary.store))) == [
-        *("instructions.parquet", "manifest.json", "quarantine.jsonl", "shard-00000-of-00001.parquet")
+        *("audit.json", "instructions.parquet", "manifest.json", "quarantine.jsonl", "shard-00000-of-00001.parquet")
     ]
 
 
@@ -68,6 +74,75 @@ def test_a_source_that_was_mended_is_read_again(make_bridge: Callable[..., Path]
         convert(str(source), str(tmp_path / "out"), HERE)
     file.write_bytes(whole)
     assert convert(str(source), str(tmp_path / "out"), HERE).episodes_out == 2
+
+
+def test_a_node_that_does_not_see_the_conversion_says_so_and_writes_nothing(
+    make_bridge: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where OUT is another folder on the node that converts a shard."""
+    source, task = str(make_bridge([3])), []
+
+    def elsewhere(convert_one: Callable[[int], Any], missing: list[int], *, claim: Claim, **_: Any) -> None:
+        for there in (tmp_path / "node", tmp_path / "other"):
+            moved = replace(convert_one.args[0], root=str(there))  # type: ignore[attr-defined]
+            row = _ShardRow(partial(convert_shard, moved), replace(claim, root=str(there)))
+            task.append(json.loads(row({"index": 0})["result"]))
+            assert [path.name for path in there.rglob("*")] == [] or there.name == "other"
+        gone = replace(convert_one.args[0].shards[0], path="/nowhere/x.tfrecord")  # type: ignore[attr-defined]
+        moved = replace(convert_one.args[0], shards=(gone,))  # type: ignore[attr-defined]
+        task.append(json.loads(_ShardRow(partial(convert_shard, moved), claim)({"index": 0})["result"]))
+        raise OSError(task[0]["error"])
+
+    other = tmp_path / "other/.progress"
+    other.mkdir(parents=True)
+    (other / "settings.json").write_text('{"dataset": "another"}')
+    monkeypatch.setattr("preprocessing.convert.convert_shards", elsewhere)
+    with pytest.raises(OSError, match="every node must see SOURCE and OUT"):
+        convert(source, str(tmp_path / "out"), HERE)
+    assert all(told["of_the_system"] for told in task)
+    assert "does not find the conversion that was begun in" in task[0]["error"] and task[1]["error"].count("other")
+    assert "/nowhere/x.tfrecord" in task[2]["error"] and f"on the node {socket.gethostname()}" in task[2]["error"]
+
+
+def test_workers_are_given_absolute_paths(
+    make_bridge: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task of Ray runs in a folder of its own."""
+    source = make_bridge([3])
+    monkeypatch.chdir(source.parent)
+    begun = []
+
+    def in_another_folder(convert_one: Callable[[int], Any], missing: list[int], *, claim: Claim, **_: Any) -> None:
+        begun.append(claim.root)
+        with monkeypatch.context() as there:
+            there.chdir("/")
+            for index in missing:
+                convert_one(index)
+
+    monkeypatch.setattr("preprocessing.convert.convert_shards", in_another_folder)
+    summary = convert(source.name, "out", HERE)
+    assert summary.episodes_out == 1 and summary.store == "out/bridge_dataset/1.0.0/train"  # as the user wrote it
+    assert begun == [str(source.parent / summary.store)]
+
+
+def test_a_conversion_killed_before_its_audit_has_it_at_the_next_run(
+    make_bridge: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = str(make_bridge([30, 20], [9]))
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("preprocessing.convert._save_audit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, str(tmp_path / "out"), HERE)
+    monkeypatch.undo()
+    assert convert(source, str(tmp_path / "out"), HERE).shards_converted == 0
+    convert(source, str(tmp_path / "whole"), HERE)
+    assert file_contents(tmp_path / "out") == file_contents(tmp_path / "whole")
+    store = EpisodeStore.open(str(tmp_path / "out"))
+    known = saved(store)
+    assert known is not None and known == audit(store)  # counted at conversion, or by reading every step
 
 
 def test_hours_of_work_are_not_thrown_away(
@@ -155,7 +230,7 @@ def test_a_full_disk_names_the_file(
     with pytest.raises(OSError, match="No space left") as raised:
         convert(source, str(tmp_path / "out"), HERE)
     assert raised.value.filename == str(shard)
-    told = _ShardRow(lambda _: full())({"index": 0})  # type: ignore[func-returns-value, arg-type]
+    told = _ShardRow(lambda _: full(), None)({"index": 0})  # type: ignore[func-returns-value, arg-type]
     assert json.loads(told["result"])["of_the_system"]
     monkeypatch.undo()
     assert convert(source, str(tmp_path / "out"), HERE).episodes_out == 1
