@@ -68,9 +68,8 @@ def error_as_plain(error: ValueError | FloatingPointError) -> dict[str, str]:
 
 def error_of(data: object) -> ValueError | FloatingPointError | None:
     """The error in what `error_as_plain` made; None for other data."""
-    if not isinstance(data, Mapping) or data.get("error") not in _UNMENDABLE:
-        return None
-    return _UNMENDABLE[data["error"]](data.get("message", ""))
+    kind = _UNMENDABLE.get(str(data.get("error"))) if isinstance(data, Mapping) else None
+    return None if kind is None else kind(str(data.get("message", "")))  # type: ignore[union-attr]
 
 
 class StopWatch:

@@ -94,7 +94,7 @@ def experiment_id(mlflow: ModuleType, uri: str, name: str) -> str:
 def knows_run(uri: str, run_id: str) -> bool:
     """Whether the run is in the database or folder at `uri`, as seen from here; True of a server, which may be away.
 
-    Nothing is created where nothing is.
+    Nothing is created where nothing is. Raises TrackingError if what is there cannot be asked.
     """
     place = database_of(uri) or (Path(url2pathname(urlsplit(uri).path)) if uri.startswith("file:") else None)
     if place is None:
@@ -105,7 +105,9 @@ def knows_run(uri: str, run_id: str) -> bool:
     try:
         with explained(uri):
             mlflow.MlflowClient().get_run(run_id)
-    except TrackingError:
+    except TrackingError as error:
+        if error.code != "RESOURCE_DOES_NOT_EXIST":
+            raise
         return False
     return True
 

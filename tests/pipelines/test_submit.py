@@ -213,6 +213,20 @@ def job_info(cluster: Cluster, job: str) -> str:
     return subprocess.run(command, env=cluster.environment, capture_output=True, text=True, check=True).stdout
 
 
+def test_a_cluster_converts_from_and_to_relative_folders_with_the_code_that_is_sent(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """The nodes run in other folders, and have no code of ours."""
+    shutil.copytree(SAMPLE, tmp_path / "sample/1.0.0")
+    command = rtp_command("preprocess", "sample/1.0.0", "out", "--split", "train[:20]", "--encoder", "hash", "--json")
+    at = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 120}
+    done = subprocess.run([*command, "--address", cluster.address], env=cluster.environment, **at)
+    assert done.returncode == 0, done.stdout + done.stderr
+    account = json.loads(done.stdout.splitlines()[-1])
+    assert account["episodes_out"] == 20 and account["store"] == "out/metaworld_sample/1.0.0/train-0-20"
+    assert sorted(path.name for path in (tmp_path / account["store"]).glob("shard-*"))
+
+
 def test_a_job_is_stopped_and_an_unknown_one_named(cluster: Cluster) -> None:
     script = "import time; print('begun', flush=True); time.sleep(600)"
     sent = submitted(cluster, "--detach", "--json", "--", "python", "-c", script)

@@ -16,7 +16,8 @@ _REQUESTS = ("cat_file", "pipe_file", "put_file", "get_file", "find", "info", "l
 
 
 class AwayFileSystem(MemoryFileSystem):
-    """`away://...`; every request fails until the clock shows `back_at`. `refused` counts the requests that failed."""
+    """`away://...`; every request fails until the clock shows `back_at`. `refused` counts the requests that failed, and
+    `asked` all of them."""
 
     protocol = "away"
     store: ClassVar[dict[str, Any]] = {}
@@ -24,6 +25,7 @@ class AwayFileSystem(MemoryFileSystem):
     clock = staticmethod(time.monotonic)
     back_at = 0.0
     refused = 0
+    asked = 0
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
@@ -35,6 +37,7 @@ class AwayFileSystem(MemoryFileSystem):
 
 
 def _if_there(request: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    AwayFileSystem.asked += 1
     if AwayFileSystem.clock() < AwayFileSystem.back_at:
         AwayFileSystem.refused += 1
         raise EndpointConnectionError(endpoint_url="http://store:9000")

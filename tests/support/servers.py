@@ -83,9 +83,13 @@ def wait_for(url: str, started: subprocess.Popen[bytes], log: Path, *, timeout_s
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """A running cluster; `environment` is what reaches it and what its nodes were started with."""
+    """A running cluster; `environment` is what reaches it and what its nodes were started with.
+
+    address: of its head, for processes that join it.
+    """
 
     dashboard: str
+    address: str
     environment: dict[str, str]
     sessions: Path
 
@@ -124,7 +128,12 @@ def ray_cluster(home: Path, *, nodes: int = 1, variables: Mapping[str, str] | No
             if number == 0:
                 wait_for(f"http://127.0.0.1:{dashboard}/api/version", started, log)
         client = environment | {"PYTHONPATH": str(REPOSITORY)}
-        yield Cluster(dashboard=f"http://127.0.0.1:{dashboard}", environment=client, sessions=sessions)
+        yield Cluster(
+            dashboard=f"http://127.0.0.1:{dashboard}",
+            address=f"127.0.0.1:{gcs}",
+            environment=client,
+            sessions=sessions,
+        )
 
 
 _PORTS = (
