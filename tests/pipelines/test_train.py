@@ -165,7 +165,9 @@ def test_a_store_that_contradicts_its_spec_is_not_trained_on_unasked(
     monkeypatch.chdir(tmp_path)
     opened = EpisodeStore.open(store)
     wrong = Verdict(name="gripper_sign", finding="contradicted", measured=-0.98, sentence="it opens where it closes")
-    monkeypatch.setattr("pipelines.training.checks.audit", lambda _: replace(audit(opened), verdicts=(wrong,)))
+    monkeypatch.setattr(
+        "pipelines.training.checks.saved_or_measured", lambda _: replace(audit(opened), verdicts=(wrong,))
+    )
     flags = ["train", "rt1_tiny", "--data", store, "--output", "run", "--loop.steps", "1"]
     assert main(flags) == 2
     assert "gripper_sign: it opens where it closes" in (said := capsys.readouterr().err)
