@@ -256,8 +256,7 @@ class EpisodeStore:
         """The store in folder `root`, whose manifest is `data`, in error messages `path`."""
         if "kind" in data:
             raise ValueError(f"{path} is a store of image-text examples, and robot episodes are needed here")
-        if data.get("schema_version") != SCHEMA_VERSION:
-            version = data.get("schema_version")
+        if (version := data.get("schema_version")) != SCHEMA_VERSION:
             raise ValueError(
                 f"{path} is a store of schema {version}, this code reads {SCHEMA_VERSION}: preprocess again"
             )
