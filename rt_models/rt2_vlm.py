@@ -165,15 +165,12 @@ class RT2VLMConfig:
 
     def source(self) -> str:
         """What transformers is given: a folder that is there, or the name on the hub. Raises OSError for neither."""
-        if self.is_on_hub:
-            name = self.path.removeprefix(_HUB)
-            if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
-                raise OSError(f"model {self.path}: a model of the hub is named {_HUB}OWNER/MODEL")
-            return name
-        folder = Path(self.path).expanduser().absolute()
-        if not folder.is_dir():
+        name, folder = self.path.removeprefix(_HUB), Path(self.path).expanduser().absolute()
+        if self.is_on_hub and not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
+            raise OSError(f"model {self.path}: a model of the hub is named {_HUB}OWNER/MODEL")
+        if not self.is_on_hub and not folder.is_dir():
             raise OSError(f"model folder {self.path}: it is not there; {_REMEDY}")
-        return str(folder)
+        return name if self.is_on_hub else str(folder)
 
     def resolved(self) -> RT2VLMConfig:
         """With what is trained named: without new tokens, LoRA's "new" rows are none."""
@@ -232,9 +229,8 @@ class RT2VLMConfig:
         except ImportError as error:
             raise OSError("RT-2 on a pretrained model needs transformers: pip install 'rt-pipelines[vlm]'") from error
         source = self.source()
-        settings["trust_remote_code"] = False
         with self._named():
-            return getattr(transformers, kind).from_pretrained(source, **settings)
+            return getattr(transformers, kind).from_pretrained(source, trust_remote_code=False, **settings)
 
     @contextmanager
     def _named(self) -> Iterator[None]:

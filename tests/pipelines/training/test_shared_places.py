@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cluster import object_store
 from cluster.context import LocalContext, WorkerContext
 from cluster.launch import RayLaunch
 from pipelines import train as train_command
@@ -25,6 +26,7 @@ from pipelines.training.job import PreparedJob, TrainJob
 from pipelines.training.preparation import prepared
 from pipelines.training.result import TrainingResult
 from pipelines.training.shared_places import require_shared
+from preprocessing.store import file_system
 from tests.support.ranks import run_ranks
 from tuning.tuner import TrialTask
 
@@ -34,6 +36,8 @@ Moved = Callable[[PreparedJob], PreparedJob]
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_places, "_PATIENCE_S", 0.0)
+    for module in (object_store, file_system):  # which a worker changes for good
+        monkeypatch.setattr(module, "_first_contact_s", module.FIRST_CONTACT_S)
 
 
 @pytest.fixture

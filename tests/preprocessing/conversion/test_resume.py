@@ -22,11 +22,18 @@ from preprocessing.conversion.resume import claimed
 from preprocessing.conversion.run_shards import Claim, _ShardRow
 from preprocessing.conversion.shard_conversion import convert_shard
 from preprocessing.convert import ConvertConfig, convert
+from preprocessing.store import file_system
 from preprocessing.store.episode_store import EpisodeStore
 from tests.support.file_contents import file_contents
 
 HERE = ConvertConfig(workers=0)
 LOCAL = fsspec.filesystem("file")
+
+
+@pytest.fixture(autouse=True)
+def _first_contact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker changes this for good."""
+    monkeypatch.setattr(file_system, "_first_contact_s", file_system.FIRST_CONTACT_S)
 
 
 @pytest.fixture
