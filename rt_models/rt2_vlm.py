@@ -13,7 +13,6 @@ D width, V vocabulary.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -29,6 +28,7 @@ from rt_models.config_checks import require_choices, require_share, require_size
 from rt_models.input_checks import require_rows
 from rt_models.language.action_vocabulary import AddedTokens, ReservedTokens, TransformersTokenizer
 from rt_models.language.answer_loss import AnswerModel, RowLosses, Targets, gathered, packing_order
+from rt_models.language.model_source import REMEDY, is_on_hub, source_of
 from rt_models.language.new_token_rows import train_rows
 from rt_models.language.prompts import RT2Text, RT2TextConfig
 from rt_models.language.vlm_families import FAMILIES, Family, VlmModel
@@ -91,9 +91,6 @@ class LoRA:
 
 # --- The model ---
 
-_HUB = "hub:"
-_REMEDY = f"give a saved folder, or {_HUB}OWNER/MODEL for one of the hub"
-
 
 @dataclass(frozen=True, kw_only=True)
 class RT2VLMConfig:
@@ -155,23 +152,6 @@ class RT2VLMConfig:
         """The model. Raises OSError if `path` is missing, ValueError for a kind of model that is not known here."""
         return RT2VLM(self)
 
-    @property
-    def is_on_hub(self) -> bool:
-        return self.path.startswith(_HUB)
-
-    def located(self) -> RT2VLMConfig:
-        """With an absolute path: workers run in other folders."""
-        return self if self.is_on_hub else replace(self, path=str(Path(self.path).expanduser().absolute()))
-
-    def source(self) -> str:
-        """What transformers is given: a folder that is there, or the name on the hub. Raises OSError for neither."""
-        name, folder = self.path.removeprefix(_HUB), Path(self.path).expanduser().absolute()
-        if self.is_on_hub and not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
-            raise OSError(f"model {self.path}: a model of the hub is named {_HUB}OWNER/MODEL")
-        if not self.is_on_hub and not folder.is_dir():
-            raise OSError(f"model folder {self.path}: it is not there; {_REMEDY}")
-        return name if self.is_on_hub else str(folder)
-
     def resolved(self) -> RT2VLMConfig:
         """With what is trained named: without new tokens, LoRA's "new" rows are none."""
         is_lora = isinstance(self.tuning, LoRA) and self.tuning.embeddings == "new"
@@ -185,9 +165,9 @@ class RT2VLMConfig:
 
         with torch.device("meta"):
             self.build()
-        if self.weights == "random" or self.is_on_hub:
+        if self.weights == "random" or is_on_hub(self.path):
             return
-        folder = Path(self.source())
+        folder = Path(source_of(self.path))
         files = sorted(folder.glob("*.safetensors"))
         if not files and not any(folder.glob("*.bin")):
             raise OSError(f"model {self.path}: no weights are in it; --model.weights random takes only its sizes")
@@ -228,7 +208,7 @@ class RT2VLMConfig:
             import transformers
         except ImportError as error:
             raise OSError("RT-2 on a pretrained model needs transformers: pip install 'rt-pipelines[vlm]'") from error
-        source = self.source()
+        source = source_of(self.path)
         with self._named():
             return getattr(transformers, kind).from_pretrained(source, trust_remote_code=False, **settings)
 
@@ -241,7 +221,7 @@ class RT2VLMConfig:
             raise
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
-            raise OSError(f"model {self.path}: {reason} ({_REMEDY})") from error
+            raise OSError(f"model {self.path}: {reason} ({REMEDY})") from error
 
 
 @dataclass(kw_only=True)

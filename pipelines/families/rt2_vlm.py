@@ -9,6 +9,7 @@ from pathlib import Path
 from pipelines.families.prompts import PromptCost, PromptFamily
 from preprocessing.store.web_store import Store
 from rt_models.cost.rt2_flops import vlm_cost
+from rt_models.language.model_source import is_on_hub, located, source_of
 from rt_models.rt2_vlm import RT2VLM, RT2VLMConfig
 
 _BASE = "base"  # beside the weights of a registered model: sizes and tokenizer of the pretrained one
@@ -20,12 +21,12 @@ class RT2VLMFamily(PromptFamily[RT2VLMConfig, RT2VLM]):
     requirements = ("tokenizers", "transformers", "peft")
 
     def completed(self, config: RT2VLMConfig, stores: Sequence[Store]) -> RT2VLMConfig:
-        config = super().completed(config.located(), stores).resolved()
+        config = super().completed(replace(config, path=located(config.path)), stores).resolved()
         config.require_loadable()
         return config
 
     def folders(self, config: RT2VLMConfig) -> tuple[str, ...]:
-        return () if config.is_on_hub else (config.path,)
+        return () if is_on_hub(config.path) else (config.path,)
 
     def batch_cost(self, config: RT2VLMConfig) -> PromptCost:
         return PromptCost(counted=vlm_cost(config), random_crop=config.robot_crop == "pad", cameras=config.cameras)
@@ -35,7 +36,7 @@ class RT2VLMFamily(PromptFamily[RT2VLMConfig, RT2VLM]):
         import transformers
 
         for part in (transformers.AutoConfig, transformers.AutoTokenizer):
-            part.from_pretrained(config.source()).save_pretrained(folder / _BASE)
+            part.from_pretrained(source_of(config.path)).save_pretrained(folder / _BASE)
         return replace(config, path=_BASE, weights="random")
 
     def carried(self, config: RT2VLMConfig, folder: Path) -> RT2VLMConfig:

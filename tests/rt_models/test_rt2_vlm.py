@@ -19,6 +19,7 @@ from torch import Tensor  # noqa: E402
 from rt_models.control.rt2_policy import RT2Policy  # noqa: E402
 from rt_models.language.action_vocabulary import AddedTokens, LeastFrequentTokens  # noqa: E402
 from rt_models.language.generation import generate, predict_actions  # noqa: E402
+from rt_models.language.model_source import is_on_hub, located, source_of
 from rt_models.language.prompts import RT2TextConfig  # noqa: E402
 from rt_models.rt2_vlm import RT2VLM, FrozenVision, FullTuning, LoRA, RT2VLMConfig  # noqa: E402
 from tests.support.rt2_folders import FAMILIES, save_paligemma  # noqa: E402
@@ -232,19 +233,17 @@ def test_a_missing_folder_is_one_sentence_and_is_not_looked_for_on_the_hub(
 def test_a_name_on_the_hub_is_said_to_be_one(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert RT2VLMConfig(path="hub:google/paligemma-3b-pt-224").source() == "google/paligemma-3b-pt-224"
+    assert source_of("hub:google/paligemma-3b-pt-224") == "google/paligemma-3b-pt-224"
     for name in ("hub:paligemma", "hub:../x", "hub:", "hub:a/b/c", "hub:https://host/a"):
         with pytest.raises(OSError, match="is named hub:OWNER/MODEL"):
-            RT2VLMConfig(path=name).source()
-    monkeypatch.chdir(folders["paligemma"].parent)
-    relative = RT2VLMConfig(path=folders["paligemma"].name)
-    monkeypatch.chdir(tmp_path)
+            source_of(name)
+    folder = folders["paligemma"]
+    monkeypatch.chdir(folder.parent)
+    absolute = located(folder.name)
+    monkeypatch.chdir(tmp_path)  # as a worker's folder
     with pytest.raises(OSError, match="it is not there"):
-        relative.source()
-    monkeypatch.chdir(folders["paligemma"].parent)
-    located = relative.located()
-    monkeypatch.chdir(tmp_path)
-    assert located.source() == str(folders["paligemma"]) and not located.is_on_hub
+        source_of(folder.name)
+    assert source_of(absolute) == str(folder) and not is_on_hub(absolute)
 
 
 def test_a_folder_without_a_model_is_one_sentence(tmp_path: Path) -> None:
