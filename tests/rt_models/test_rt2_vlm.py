@@ -19,7 +19,7 @@ from torch import Tensor  # noqa: E402
 from rt_models.control.rt2_policy import RT2Policy  # noqa: E402
 from rt_models.language.action_vocabulary import AddedTokens, LeastFrequentTokens  # noqa: E402
 from rt_models.language.generation import generate, predict_actions  # noqa: E402
-from rt_models.language.model_source import is_on_hub, located, source_of
+from rt_models.language.model_source import is_on_hub, located, source_of  # noqa: E402
 from rt_models.language.prompts import RT2TextConfig  # noqa: E402
 from rt_models.rt2_vlm import RT2VLM, FrozenVision, FullTuning, LoRA, RT2VLMConfig  # noqa: E402
 from tests.support.rt2_folders import FAMILIES, save_paligemma  # noqa: E402
