@@ -70,9 +70,8 @@ def write_manifest(
 ) -> tuple[StoreManifest, StepCounts | None]:
     """Write what follows the shards; the manifest, and the counts of steps unless a shard's report lacks them.
 
-    `embed` gives float32 (N, 512), None keeps the shipped vectors.
-
-    Raises ValueError if frames differ in size between shards, or if no episode is left.
+    `embed` gives float32 (N, 512), None keeps the shipped vectors. Raises ValueError if frames differ in size between
+    shards, or if no episode is left.
     """
     filesystem, root = file_system_of(task.root)
     temporary = f"{root}/{PROGRESS}"
@@ -84,8 +83,7 @@ def write_manifest(
     with atomic_write(filesystem, f"{root}/{QUARANTINE}", temporary=temporary) as quarantine:
         for report in reports:
             quarantine.write("".join(to_text(record) + "\n" for record in report.quarantine).encode())
-    statistics = moments.statistics()
-    spec = task.spec
+    statistics, spec, cameras = moments.statistics(), task.spec, task.layout.cameras
     contract = store_contract(
         spec,
         version=task.dataset.version,
@@ -94,7 +92,6 @@ def write_manifest(
         control_hz=_control_hz(reports),
         statistics=statistics,
     )
-    cameras = task.layout.cameras
     manifest = StoreManifest(
         schema_version=settings["schema_version"],
         dataset=spec.name,
