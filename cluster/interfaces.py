@@ -44,6 +44,8 @@ def torch_config(*, timeout_s: int) -> Any:
     """Ray Train's TorchConfig, whose workers choose their interface before they connect to each other."""
     from ray.train.torch import TorchConfig
 
+    from cluster.rendezvous import StoreOpened
+
     class Config(TorchConfig):
         @property
         def backend_cls(self) -> type:
@@ -52,7 +54,7 @@ def torch_config(*, timeout_s: int) -> Any:
             class Backend(backend):
                 def on_start(self, worker_group: Any, backend_config: Any) -> None:
                     worker_group.execute(_choose_on_this_node)
-                    super().on_start(worker_group, backend_config)
+                    super().on_start(StoreOpened(worker_group), backend_config)
 
             return Backend
 

@@ -83,7 +83,7 @@ def _start(session: RaySession) -> None:
     root = logging.getLogger()
     level = root.level
     handlers = root.handlers[:]
-    with _import_path_inherited(), _start_told():
+    with _import_path_inherited(), _on_loopback(), _start_told():
         ray.init(
             address="local",
             num_cpus=session.num_cpus,
@@ -97,6 +97,27 @@ def _start(session: RaySession) -> None:
         )
     root.setLevel(level)  # Ray's choice is for its own processes, not for this one
     root.handlers[:] = handlers
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Inside, Ray takes 127.0.0.1 for this machine's address, so that its processes listen there alone.
+
+    So it does by itself on a Mac and on Windows; on Linux it would listen on every interface. Ray's processes read the
+    variable when they start, this one has read it when it imported Ray.
+    """
+    from ray._private import ray_constants
+
+    name, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    variable = os.environ.get(name)
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        os.environ.pop(name)
+        if variable is not None:
+            os.environ[name] = variable
 
 
 @contextmanager

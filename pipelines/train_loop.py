@@ -190,6 +190,7 @@ class TrainingLoop:
 
     def _save(self, measured: dict[str, float]) -> None:
         self.optimizer_step.settle(self.state)
+        self.optimizer_step.publish_samples()
         self.checkpointer.save(
             self.step,
             self.engine,

@@ -90,6 +90,7 @@ def run_sweep(sweep: Sweep, ledger: Ledger, run: TrialRun) -> Outcome:
     """
     os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are in the ledger, in one sentence
+    _keep_keys_to_ourselves()
     plan, spent = make_plan(sweep, ledger, run), _Spent(sweep, ledger, run)
     with ledger.scratch() as (path, files):
         storage = {"storage_path": path, "storage_filesystem": files}
@@ -101,6 +102,14 @@ def run_sweep(sweep: Sweep, ledger: Ledger, run: TrialRun) -> Outcome:
         if record.state == "running":
             ledger.put(replace(record, state="interrupted"))
     return "budget" if spent.stop_all() else "interrupted"
+
+
+def _keep_keys_to_ourselves() -> None:
+    """Tune copies this process's keys of S3 into its trials' runtime environments, which Ray writes into its logs and
+    shows on its dashboard. The trials have those of their nodes."""
+    from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
+
+    ENV_VARS_TO_PROPAGATE.difference_update([name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")])
 
 
 @contextmanager

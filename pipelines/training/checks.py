@@ -33,8 +33,6 @@ def check_job(job: PreparedJob, stores: Sequence[Store], accepted: Collection[st
     require_reported(loop.best_by, "loop.best_by")
     if loop.patience and loop.best_by == "validation_loss" and not (job.validation and loop.evaluate_every):
         raise ValueError("loop.patience needs measurements: give --validation STORE and loop.evaluate_every")
-    if loop.log_samples and "://" in job.output:
-        raise ValueError(f"loop.log_samples appends to files, which {job.output} cannot: give a local --output")
     checkpoint = require_fresh_or_resumed(job)
     require_trainable(job.experiment, is_new=job.init is None and checkpoint is None)
     if job.init is not None and checkpoint is None:

@@ -86,6 +86,11 @@ class OptimizerStep:
                 log.warning("step %d is skipped, its gradient norm is %s; samples %s", each.step, norm, skipped)
         return self._newest_norm
 
+    def publish_samples(self) -> None:
+        """Before every checkpoint."""
+        if self._samples is not None:
+            self._samples.publish()
+
     def _micro_batch(self, batch: Batch) -> Tensor | None:
         """Forward and backward; the gradient norm if this was the last micro-batch of the step."""
         self._metrics.count(batch)

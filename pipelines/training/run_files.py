@@ -63,18 +63,22 @@ class SampleLog:
     """samples/rank-00000.jsonl, ...: what this rank trained on, step by step, as evidence that nothing was repeated.
 
     Nothing is dropped: after a crash, the lines of a later `attempt` at a step follow those of the earlier one. Each
-    line is written before its step counts as done. Local outputs only.
+    line is written before its step counts as done. An object store cannot append: there `publish`, called before every
+    checkpoint, writes the file anew, so that a crash loses the lines of steps that are trained again.
     """
 
     def __init__(self, output: str, context: WorkerContext) -> None:
-        self._folder, self._context = Path(output, "samples"), context
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._path = self._folder / f"rank-{context.rank:05d}.jsonl"
-        mine = max((line["attempt"] for line in whole_lines(str(self._path))), default=0)
+        self._context = context
+        self._path, self._is_remote = f"{output}/samples/rank-{context.rank:05d}.jsonl", "://" in output
+        before = list(whole_lines(self._path))
+        mine = max((line["attempt"] for line in before), default=0)
         self._attempt = max(context.gather(mine)) + 1
         self._rows: list[list[int]] = []
-        with self._path.open("a+b") as file:
-            _end_line(file)
+        self._lines = [json.dumps(line) + "\n" for line in before] if self._is_remote else []
+        if not self._is_remote:
+            Path(self._path).parent.mkdir(parents=True, exist_ok=True)
+            with Path(self._path).open("a+b") as file:
+                _end_line(file)
 
     def add(self, batch: Mapping[str, torch.Tensor]) -> None:
         """The samples of one micro-batch, before it goes to the device."""
@@ -82,14 +86,22 @@ class SampleLog:
         self._rows += [list(row) for row in zip(*columns, strict=True)]
 
     def end_step(self, step: int) -> None:
-        line = {"attempt": self._attempt, "step": step, "world": self._context.world_size, "samples": self._rows}
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        entry = {"attempt": self._attempt, "step": step, "world": self._context.world_size, "samples": self._rows}
+        line = json.dumps(entry) + "\n"
         self._rows = []
+        if self._is_remote:
+            self._lines.append(line)
+            return
+        with Path(self._path).open("a") as file:
+            file.write(line)
+
+    def publish(self) -> None:
+        if self._is_remote:
+            write_whole(self._path, "".join(self._lines))
 
 
 def read_samples(output: str | Path) -> list[SampleLine]:
-    """Every line of every rank's log."""
+    """Every line of every rank's log, in a local output folder."""
     lines: list[SampleLine] = []
     for path in sorted(Path(output, "samples").glob("rank-*.jsonl")):
         rank = int(path.stem.removeprefix("rank-"))

@@ -122,7 +122,9 @@ def _make_room(filesystem: FileSystem, root: str, settings: JsonObject, *, alone
 
 def names_in(filesystem: FileSystem, folder: str) -> set[str]:
     """Of the files and folders in it: one request for a thousand of them."""
-    return {path.rstrip("/").rpartition("/")[2] for path in filesystem.ls(folder, detail=False)}
+    names = {path.rstrip("/").rpartition("/")[2] for path in filesystem.ls(folder, detail=False)}
+    filesystem.invalidate_cache()  # what other nodes write there from now on is not in this listing
+    return names
 
 
 def _any_done(filesystem: FileSystem, progress: str) -> bool:

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from preprocessing.conversion.resume import claimed, finished
+from preprocessing.conversion.resume import claimed, finished, names_in
 from preprocessing.conversion.run_shards import ReachRay, convert_shards, own_ray
 from preprocessing.conversion.shard_report import ShardCounts, WebShardReport, read_report, report_name
 from preprocessing.filtering.marks import Marks, MarkTask, mark_shard, marks_name, opened, read_marks
@@ -209,7 +209,7 @@ def _filtered(
     units = {"total": total, "workers": config.workers, "units": ("examples", "rows"), "reach_ray": reach_ray}
     scorer = _with_absolute_path(config.scorer)
     marking = MarkTask(store=store.root, root=root, scorer=scorer)
-    done = _names(filesystem, progress)
+    done = names_in(filesystem, progress)
     missing = [index for index in range(total) if marks_name(index) not in done]
     convert_shards(partial(mark_shard, marking), missing, what="look", **units)
     marks = read_marks(filesystem, progress, total)
@@ -236,10 +236,6 @@ def _filtered(
 def _with_absolute_path(scorer: str) -> str:
     kind, path = scorer_parts(scorer)
     return f"{kind}:{_absolute(path)}" if path else kind
-
-
-def _names(filesystem: FileSystem, folder: str) -> set[str]:
-    return {path.rpartition("/")[2] for path in filesystem.ls(folder, detail=False)}
 
 
 # --- What was decided ---

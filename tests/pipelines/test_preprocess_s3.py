@@ -11,6 +11,7 @@ import pytest
 
 from pipelines.cli import main
 from pipelines.preprocess import main as preprocess
+from preprocessing.conversion.resume import names_in
 from tests.support.file_contents import file_contents
 from tests.support.servers import Bucket, s3_bucket
 
@@ -36,6 +37,14 @@ def test_source_and_target_on_s3(bucket: Bucket, tmp_path: Path) -> None:
     assert first["shards_converted"] > 0 and again["shards_converted"] == 0
     preprocess([str(SAMPLE), str(tmp_path / "local"), *flags])
     assert file_contents(bucket.folder / "stores") == file_contents(tmp_path / "local")
+
+
+def test_a_listing_does_not_hide_what_other_nodes_write_later(bucket: Bucket) -> None:
+    ours, theirs = fsspec.filesystem("s3"), fsspec.filesystem("s3", skip_instance_cache=True)
+    theirs.pipe_file(f"{bucket.url}/progress/00000.json", b"{}")
+    assert names_in(ours, "bucket/progress") == {"00000.json"}
+    theirs.pipe_file(f"{bucket.url}/progress/00001.json", b"{}")
+    assert ours.exists("bucket/progress/00001.json")
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,13 @@
 """A Ray cluster of three hosts, a fourth host to submit from, and a fifth with an S3 store and an MLflow server.
 
 The hosts share nothing (tests/support/hosts.py): code comes with the job, and data, checkpoints and artifacts lie on
-S3. The keys of S3 stand in the environment of the nodes, as in a real cluster; the submitter has them too where a test
-gives them.
+S3. The keys of S3 and the MLflow server's URL, with a password, stand in the environment of the nodes alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import secrets
 import shutil
 import subprocess
@@ -21,8 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.command_line import REPOSITORY
-from tests.support.hosts import Host, hosts, unavailable, until
+from tests.support.hosts import CHECKOUT, Host, hosts, unavailable, until
 from tests.support.servers import BIN, process
 
 NODES = ("node-1", "node-2", "node-3")
@@ -37,6 +34,7 @@ class Services:
     home: Path
     key: str = "test-key"
     secret: str = field(default_factory=lambda: secrets.token_hex(16))
+    password: str = field(default_factory=lambda: secrets.token_hex(16))
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     @property
@@ -51,6 +49,11 @@ class Services:
     @property
     def tracking(self) -> str:
         return f"http://{self.host.address}:{MLFLOW_PORT}"
+
+    @property
+    def tracking_with_password(self) -> str:
+        """For the nodes' environment. The server asks for no password; who shows this URL shows one."""
+        return self.tracking.replace("://", f"://robot:{self.password}@")
 
     @property
     def environment(self) -> dict[str, str]:
@@ -121,8 +124,7 @@ class HostCluster:
         return [sys.executable, "-m", "pipelines", "submit", "--address", self.dashboard, *words]
 
     def _variables(self, variables: Mapping[str, str]) -> dict[str, str]:
-        settings = {"MLFLOW_TRACKING_URI": self.services.tracking, "PYTHONPATH": "/tmp/checkout"}
-        return settings | _token(self.token) | variables
+        return {"PYTHONPATH": CHECKOUT} | _token(self.token) | variables
 
     def rtp(self, *words: object, timeout_s: float = 600, **variables: str) -> dict[str, Any]:
         """A command of rtp, submitted and followed to its end with exit code 0; its summary."""
@@ -156,6 +158,7 @@ class HostCluster:
         words = [BIN / "ray", "start", *where, "--block", "--node-ip-address", node.address]
         words += ["--num-cpus", num_cpus, "--object-store-memory", 100_000_000]
         variables = _token(self.token) | self.services.environment | {"PATH": f"{BIN}:/usr/bin:/bin"}
+        variables["MLFLOW_TRACKING_URI"] = self.services.tracking_with_password
         return stack.enter_context(
             process(node.command(*words), node.environment(**variables), self.home / f"ray-{node.name}.log")
         )
@@ -189,10 +192,14 @@ def host_cluster(home: Path, *, num_cpus: int = 1) -> Iterator[HostCluster]:
     with hosts(home, *NODES, "submitter", "services") as made, contextlib.ExitStack() as stack:
         services = Services(host=made["services"], home=home)
         stack.callback(lambda: services.stack.close())
-        _give_checkout(made["submitter"])
+        made["submitter"].give_checkout()
         nodes = tuple(made[name] for name in NODES)
         cluster = HostCluster(
-            home=home, nodes=nodes, submitter=made["submitter"], services=services, token=secrets.token_hex(32)
+            home=home,
+            nodes=nodes,
+            submitter=made["submitter"],
+            services=services,
+            token=secrets.token_hex(32),
         )
         services.start_s3()
         tracking = services.start_mlflow()
@@ -208,14 +215,3 @@ def host_cluster(home: Path, *, num_cpus: int = 1) -> Iterator[HostCluster]:
         finally:
             for host in made.values():  # all at once; one after the other they take their time to say goodbye
                 host.kill()
-
-
-def _give_checkout(submitter: Host) -> None:
-    """The project's packages as the submitter's own checkout, which no other host sees."""
-    for package in REPOSITORY.glob("*/__init__.py"):
-        if package.parent.name != "tests":
-            shutil.copytree(package.parent, submitter.tmp / "checkout" / package.parent.name, ignore=_COMPILED)
-    assert os.listdir(submitter.tmp / "checkout")
-
-
-_COMPILED = shutil.ignore_patterns("__pycache__")

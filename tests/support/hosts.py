@@ -30,6 +30,7 @@ from tests.support.command_line import REPOSITORY
 from tests.support.servers import BIN, process
 
 SUBNET = "10.77.0"
+CHECKOUT = "/tmp/checkout"
 _SLOW_LINK = Path(__file__).with_name("slow_link.py")
 _SPACES = ("--net", "--mount", "--uts", "--ipc", "--pid")
 # The first process of a process space inherits all orphans, and takes no signal that it has no handler for.
@@ -60,6 +61,8 @@ def unavailable() -> str | None:
     lacking = [tool for tool in ("unshare", "nsenter", "ip", "tc", "mount", "bash") if shutil.which(tool) is None]
     if sys.platform != "linux" or lacking:
         return f"hosts need Linux with {', '.join(lacking) or 'namespaces'}"
+    if any(path.is_relative_to("/tmp") for path in (REPOSITORY, Path(sys.prefix), Path(sys.prefix).resolve())):
+        return "hosts have a /tmp of their own, and this checkout or its Python environment lies there"
     trial = ["unshare", *_SPACES, "--fork", "--mount-proc", "ip", "link", "add", "trial", "type", "veth"]
     done = subprocess.run(trial, capture_output=True, text=True, check=False)
     return f"hosts need namespaces: {done.stderr.strip()}" if done.returncode else None
@@ -110,6 +113,13 @@ class Host:
         """What answers a GET of this URL on this host; None if nothing does."""
         done = self.run(sys.executable, "-I", "-S", "-c", _GET, url, token, timeout_s=60)
         return done.stdout if done.returncode == 0 else None
+
+    def give_checkout(self) -> None:
+        """Put the project's packages into the host's own folder CHECKOUT."""
+        for package in REPOSITORY.glob("*/__init__.py"):
+            if package.parent.name != "tests":
+                target = self.folder / CHECKOUT.lstrip("/") / package.parent.name
+                shutil.copytree(package.parent, target, ignore=shutil.ignore_patterns("__pycache__"))
 
     # --- The network ---
 

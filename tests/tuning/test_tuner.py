@@ -13,13 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 
 from cluster.session import RaySession, connect
 from tests.support.sweeps_for_tests import NUM_STEPS, Toy, clone, loss, population, sweep
 from tests.support.toy_sweep import SWEEPS
 from tuning.ledger import Ledger, Report, TrialRecord
 from tuning.sweep import Asha, Budget
-from tuning.tuner import TrialRun, TrialTask, _scheduler, run_sweep
+from tuning.tuner import TrialRun, TrialTask, _keep_keys_to_ourselves, _scheduler, run_sweep
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -175,3 +176,8 @@ def test_a_continued_sweep_compares_with_what_earlier_attempts_reported(tmp_path
         asha.on_trial_add(None, trial)  # type: ignore[arg-type]
         decisions.append(asha.on_trial_result(None, trial, {"step": 1, "loss": 0.9}))  # type: ignore[arg-type]
     assert decisions == ["STOP", "CONTINUE"]
+
+
+def test_no_key_of_s3_goes_into_what_ray_shows_of_a_trial() -> None:
+    _keep_keys_to_ourselves()
+    assert ENV_VARS_TO_PROPAGATE and not [name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")]

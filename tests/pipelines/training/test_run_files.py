@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import fsspec
@@ -92,3 +93,18 @@ def test_the_attempt_that_counts_has_every_sample_once(tmp_path_factory, crashes
     assert list(counted) == list(range(1, total + 1))
     assert [sample[0] for samples in counted.values() for sample in samples] == list(range(total * batch))
     assert counted[1][0] == [0, 0, 7, 0] and all(line["world"] == 1 for line in read_samples(output))
+
+
+def test_on_an_object_store_the_samples_are_those_up_to_the_checkpoint_and_of_every_attempt() -> None:
+    output = "memory://run-of-samples"
+    for first, published, last in ((1, 3, 5), (4, 6, 6)):  # killed after step 5, with a checkpoint of step 3
+        log = SampleLog(output, LocalContext("cpu"))
+        for step in range(first, last + 1):
+            log.add(batch_of([step]))
+            log.end_step(step)
+            if step == published:
+                log.publish()
+    files = fsspec.filesystem("memory")
+    lines = [json.loads(line) for line in files.cat_file("/run-of-samples/samples/rank-00000.jsonl").splitlines()]
+    assert [(line["attempt"], line["step"]) for line in lines] == [(1, 1), (1, 2), (1, 3), (2, 4), (2, 5), (2, 6)]
+    files.rm("/run-of-samples", recursive=True)

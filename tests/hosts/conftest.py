@@ -1,0 +1,40 @@
+"""One cluster of three hosts for the tests of a module, and the same data as a single machine's commands make them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.command_line import SAMPLE
+from tests.support.host_cluster import HostCluster, host_cluster
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostCluster]:
+    with host_cluster(tmp_path_factory.mktemp("cluster")) as running:
+        shutil.copytree(SAMPLE, running.services.objects / "source/metaworld_sample/1.0.0")
+        yield running
+
+
+@pytest.fixture(scope="module")
+def stores(cluster: HostCluster) -> tuple[str, str]:
+    """URLs of the sample's train and val splits, preprocessed on the cluster."""
+    source, out = "s3://bucket/source/metaworld_sample/1.0.0", "s3://bucket/stores"
+    for split in ("train", "val"):
+        cluster.rtp("preprocess", source, out, "--split", split, "--encoder", "hash")
+    root = f"{out}/metaworld_sample/1.0.0"
+    return f"{root}/train", f"{root}/val"
+
+
+@pytest.fixture(scope="module")
+def local_stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same splits preprocessed by one process: the folder that `stores` stands for."""
+    from preprocessing.convert import ConvertConfig, convert
+
+    out = tmp_path_factory.mktemp("local")
+    for split in ("train", "val"):
+        convert(str(SAMPLE), str(out), ConvertConfig(split=split, encoder="hash", workers=0))
+    return out
