@@ -90,6 +90,7 @@ def _measured_recipe(store: EpisodeStore, own: str) -> ImageRecipe:
 
 def _sizes(store: EpisodeStore, own: str) -> set[ImageSize]:
     """Of the frames in the first row group of each shard: a frame of another size further on stops its reader."""
+    logging.warning("%s does not say how large the frames of camera %s are: they are looked at, once", store.root, own)
     sizes = set[ImageSize]()
     for number, shard in enumerate(store.shards):
         if not shard.rows:
