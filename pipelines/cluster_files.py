@@ -6,7 +6,9 @@ docker (the image of all nodes). Nothing is started. No secret stands in a file:
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -70,8 +72,11 @@ def _kind(words: list[str]) -> str:
     """Raises UsageError unless the words begin with render KIND."""
     kinds = ", ".join(KINDS)
     if any(word in _HELP for word in words) and not set(words) & set(KINDS):
-        print(f"usage: rtp cluster render KIND [OPTIONS] [--json]\n\n{__doc__}\n{'kinds: ' + kinds}")
-        print("rtp cluster render KIND --help lists the options of a kind")
+        print("usage: rtp cluster render KIND [OPTIONS] [--json]\n")
+        width = shutil.get_terminal_size().columns
+        print(*(textwrap.fill(part, width) for part in (__doc__ or "").split("\n\n")), sep="\n\n")
+        print(f"\nkinds: {kinds}\nrtp cluster render KIND --help lists the options of a kind")
+        print("\nExample:\n  rtp cluster render kuberay --gpu-nodes 2 --gpus 8")
         raise SystemExit(0)
     if words[:1] != ["render"]:
         raise UsageError(f"rtp cluster: the one thing it does is render KIND, with one of {kinds}")

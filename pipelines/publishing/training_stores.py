@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from cluster.object_store import open_files
 from preprocessing.store.episode_store import MANIFEST, EpisodeStore
+from preprocessing.store.file_system import file_system_of
 from preprocessing.store.json_files import JsonObject
 from preprocessing.store.web_store import WebStore, open_store
 
@@ -146,7 +146,7 @@ def _root(path: str, reference: StoreReference) -> str | None:
 
 
 def _manifest(root: str) -> bytes:
-    files, path = open_files(root)
+    files, path = file_system_of(root)
     content = files.cat_file(f"{path.rstrip('/')}/{MANIFEST}")
     assert isinstance(content, bytes)
     return content

@@ -21,7 +21,7 @@ from pipelines.families.models import family_of
 from pipelines.publishing.mlflow_model import example, signature, write_policy
 from pipelines.publishing.mlflow_policy import MlflowPolicy
 from pipelines.publishing.policy import LoadedPolicy, load_policy
-from pipelines.publishing.trained_model import load_trained
+from pipelines.publishing.trained_model import load_trained, with_instructions
 from pipelines.serving.adapters.own import Own
 from pipelines.serving.greeting import greeting
 from pipelines.serving.limits import Limits
@@ -164,7 +164,10 @@ def served(run: Path, observations: Sequence[dict[str, Any]], **config: Any) -> 
     """What a server of the run answers to each observation, an Answer or a Refusal, and last its greeting."""
 
     async def started() -> list[Any]:
-        service, adapter = PolicyService(load_trained(str(run)), ServiceConfig(limits=PATIENT, **config)), Own()
+        service, adapter = (
+            PolicyService(with_instructions(load_trained(str(run))), ServiceConfig(limits=PATIENT, **config)),
+            Own(),
+        )
         await service.start()
         robot = service.sessions.named("arm")
         try:
@@ -231,7 +234,7 @@ def test_a_server_scales_displacements_where_it_is_told_to(run: Path) -> None:
 
 
 def test_the_registered_model_has_columns_for_what_it_reads(run: Path, tmp_path: Path) -> None:
-    trained = load_trained(str(run))
+    trained = with_instructions(load_trained(str(run)))
     columns = {column.name: column.required for column in signature(trained).inputs}
     assert columns["image_wrist"] and columns["state"]
     policy = MlflowPolicy()

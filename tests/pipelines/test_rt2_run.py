@@ -139,7 +139,11 @@ def test_the_rarest_tokens_of_the_stores_become_actions(store: str, web: str) ->
     model = resolved(given, stores).model
     assert isinstance(model, RT2Config) and resolved(given, stores).model == model
     text = model.build_text()
-    used = {number for line in texts(stores, model.text) for number in text.tokenizer.encode(line)}
+    used = {
+        number
+        for line in texts(stores, model.text, model.cameras, model.state)
+        for number in text.tokenizer.encode(line)
+    }
     assert len(text.action_ids) == 256 and not used.intersection(text.action_ids)
 
 

@@ -139,7 +139,7 @@ PATCHES: dict[str, Any] = {
     "hard swish": lambda: mock.patch.object(F, "silu", F.hardswish),
     "FiLM gamma for 1 + gamma": lambda: mock.patch.object(Film, "forward", film_without_one),
     "no ImageNet mean": lambda: mock.patch("rt_models.vision.image_tokenizer.IMAGENET_MEAN", (0.0,) * 3),
-    "no ImageNet std": lambda: mock.patch("rt_models.rt1.IMAGENET_STD", (1.0,) * 3),
+    "no ImageNet std": lambda: mock.patch("rt_models.vision.image_tokenizer.IMAGENET_STD", (1.0,) * 3),
     "TokenLearner softmax over tokens": lambda: mock.patch.object(Tensor, "softmax", softmax_over_tokens),
 }
 

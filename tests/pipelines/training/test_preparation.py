@@ -66,8 +66,8 @@ def test_rtp_train_prepares_the_job_that_the_workers_get(
     where: InProcess | RayLaunch, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[TrainJob] = []
-    monkeypatch.setattr(RayLaunch, "connected", lambda launch: nullcontext())
-    monkeypatch.setattr(command, "launch", lambda function, config, launch, callbacks: sent.append(config["job"]) or {})
+    monkeypatch.setattr(RayLaunch, "connected", lambda *_: nullcontext())
+    monkeypatch.setattr(command, "launch", lambda function, config, *_, **__: sent.append(config["job"]) or {})
     monkeypatch.setattr(command, "train", lambda context, job: sent.append(job) or {})
     job = job_of("rt1_tiny", store, tmp_path)
     job = replace(job, experiment=replace(job.experiment, launch=where))

@@ -25,6 +25,7 @@ def remote(store: str) -> Iterator[str]:
     with away_files():
         fsspec.filesystem("away").put(store, "/store", recursive=True)
         yield "away://store"
+        fsspec.filesystem("away").rm("/store", recursive=True)
 
 
 def asked(act: Callable[[], object]) -> int:

@@ -13,7 +13,7 @@ import pytest
 
 from cluster import object_store
 from cluster.context import LocalContext, WorkerContext
-from cluster.launch import RayLaunch
+from cluster.launch import InProcess, RayLaunch
 from pipelines import train as train_command
 from pipelines.catalogue import load_recipe
 from pipelines.sweeps.trials import TrainingTrial
@@ -56,7 +56,7 @@ def ends_on_another_node(monkeypatch: pytest.MonkeyPatch, job: TrainJob, moved: 
         return worker(LocalContext("cpu"), {"job": moved(config["job"])})
 
     monkeypatch.setattr(train_command, "launch", launched)
-    monkeypatch.setattr(RayLaunch, "connected", lambda self: LocalConnection())
+    monkeypatch.setattr(RayLaunch, "connected", lambda *_: LocalConnection())
     with pytest.raises(ValueError) as refused:
         run_training(job)
     return str(refused.value)
@@ -132,7 +132,8 @@ def test_stores_plans_and_weights_are_looked_for_too(
 
 
 def test_a_trial_on_a_node_that_does_not_see_the_sweep_says_so(job: TrainJob, tmp_path: Path) -> None:
-    sweep = replace(job, output=str(tmp_path / "sweep"))
+    experiment = replace(job.experiment, launch=InProcess())
+    sweep = replace(job, experiment=experiment, output=str(tmp_path / "sweep"))
     parent = TrainingRun(uri=job.tracking_uri, experiment="x", name="sweep", params={}, run_id=None).run_id
     tags = {"mlflow.parentRunId": parent}
     task = TrialTask(number=0, seed=0, parameters={}, output=f"{sweep.output}/trials/0000", until=None)

@@ -34,7 +34,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[WebStore]]
     made = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(web_sources, "_RECORDS_PER_PIECE", 5)
-        patch.setattr(web_data, "_ROW_GROUP_ROWS", 2)
+        patch.setattr(web_data, "WEB_ROW_GROUP_ROWS", 2)
         for name in ("first", "second"):
             folder = tmp_path_factory.mktemp(name) / name
             folder.mkdir()
