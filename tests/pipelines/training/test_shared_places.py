@@ -13,9 +13,10 @@ import pytest
 
 from cluster import object_store
 from cluster.context import LocalContext, WorkerContext
-from cluster.launch import InProcess, RayLaunch
+from cluster.launch import RayLaunch
 from pipelines import train as train_command
 from pipelines.catalogue import load_recipe
+from pipelines.config.experiment import InProcess
 from pipelines.sweeps.trials import TrainingTrial
 from pipelines.tracking.mlflow_run import TrainingRun, knows_run
 from pipelines.train import run_training
