@@ -21,7 +21,8 @@ from cluster.templates.slurm import Slurm
 from pipelines.config.arguments import UsageError, parse
 from pipelines.config.serialization import did_you_mean
 from pipelines.terminal.atomic_files import write_whole
-from pipelines.terminal.commands import JsonSummary
+from pipelines.terminal.commands import COMMANDS, JsonSummary
+from pipelines.terminal.secret_values import holds_secret
 
 KINDS: Mapping[str, type[NodeGroups]] = {
     "kuberay": KubeRay,
@@ -48,12 +49,13 @@ def main(arguments: list[str]) -> JsonSummary:
         example=f"rtp cluster render {kind}{_EXAMPLES.get(kind, ' --gpu-nodes 2 --gpus 8 --cpu-nodes 4')}",
     )
     if isinstance(groups, KubeRayJob):
+        _require_command(command)
         groups = replace(groups, command=command)
-        if command[1:] and "--resume" not in command and {"train", "tune"} & set(command[:2]):
-            _note("without --resume the command starts from the beginning, or refuses to, when it is run again")
     elif command:
         raise UsageError(f"rtp cluster render {kind} takes no command after --: kuberay-job does")
     text = groups.render()
+    if command[1:] and "--resume" not in command and {"train", "tune"} & set(command[:2]):
+        _note("without --resume the command starts from the beginning, or refuses to, when it is run again")
     if groups.output is None:
         sys.stdout.write(text)
         return {"kind": kind, "file": None, "text": text}
@@ -85,6 +87,18 @@ def _kind(words: list[str]) -> str:
     if words[1] not in KINDS:
         raise UsageError(f"there is no kind {words[1]!r}{did_you_mean(words[1], list(KINDS))}; there are {kinds}")
     return words[1]
+
+
+def _require_command(command: tuple[str, ...]) -> None:
+    """Raises UsageError where the words begin with no command of rtp, ValueError where they hold a secret."""
+    name = "".join((command[1:] if command[:1] == ("rtp",) else command)[:1])
+    if command and name not in COMMANDS:
+        raise UsageError(f"rtp has no command {name!r}{did_you_mean(name, list(COMMANDS))}")
+    if any(holds_secret(part) for word in command for part in (word, word.partition("=")[2])):
+        raise ValueError(
+            "the command has a URL with a user, password or signature, or JSON with a key, secret, token or password, "
+            "which the file would show: use --secret"
+        )
 
 
 def _written(groups: NodeGroups, text: str) -> Path:

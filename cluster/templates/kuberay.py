@@ -18,6 +18,7 @@ from cluster.templates.node_groups import IDLE_MINUTES, WAIT_S, NodeGroups, as_y
 
 _GPU_TAINT = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
 _REDIS = re.compile(r"[A-Za-z0-9.-]+:\d{1,5}")
+_OBJECT_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")  # of Kubernetes: a DNS subdomain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,16 @@ class KubeRay(NodeGroups):
             raise ValueError(f"--redis {self.redis!r} is no HOST:PORT; its password belongs into --redis-secret")
         if self.redis_secret is not None and self.redis is None:
             raise ValueError("--redis-secret is for --redis HOST:PORT, which is missing")
+        for flag, name in (
+            ("--secret", self.secret),
+            ("--service-account", self.service_account),
+            ("--redis-secret", self.redis_secret),
+        ):
+            if name is not None and not _OBJECT_NAME.fullmatch(name):
+                raise ValueError(f"{flag} {name!r} is no name in Kubernetes: give lower-case letters, digits and dashes")
+        for flag, amount in (("--head-cpus", self.head_cpus), ("--head-memory-gb", self.head_memory_gb)):
+            if amount < 1:
+                raise ValueError(f"{flag} must be at least 1, got {amount}")
         for group in ("gpu", "cpu"):
             if getattr(self, f"{group}_node_memory_gb") <= self.shared_memory_gb:
                 raise ValueError(

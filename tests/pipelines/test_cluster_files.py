@@ -47,6 +47,11 @@ def test_a_file_that_says_something_else_is_kept(tmp_path: Path, capsys: pytest.
         (["render", "slurm", "--output", "s3://bucket/x"], "no local file or folder"),
         (["render", "slurm", "--", "train"], "takes no command after --"),
         (["render", "kuberay-job", *NUMBERS], "give it after --"),
+        (["render", "kuberay-job", *NUMBERS, "--", "trian", "rt1_tiny"], "no command 'trian': did you mean 'train'?"),
+        (["render", "kuberay-job", *NUMBERS, "--", "rtp"], "rtp has no command ''"),
+        (["render", "kuberay-job", *NUMBERS, "--", "train", '{"secret": "hunter2"}'], "use --secret"),
+        (["render", "kuberay-job", *NUMBERS, "--", "train", "--data=https://host/x?sig=abc"], "use --secret"),
+        (["render", "kuberay-job", *NUMBERS, "--", "train", "--data", "https://TOKEN@host"], "use --secret"),
     ],
 )
 def test_bad_input_is_one_sentence(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

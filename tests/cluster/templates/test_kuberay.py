@@ -87,6 +87,11 @@ def test_the_head_is_replaced_only_where_a_redis_is_named() -> None:
         ({"min_gpu_nodes": 2}, "--min-gpu-nodes is above --gpu-nodes"),
         ({"shared_memory_gb": 256}, "--gpu-node-memory-gb is not above --shared-memory-gb"),
         ({"name": "Robots!"}, "lower-case letters"),
+        ({"secret": "x\nspec: mine"}, "--secret .* is no name in Kubernetes"),
+        ({"service_account": "My Robots"}, "--service-account .* is no name"),
+        ({"redis": "r:1", "redis_secret": ""}, "--redis-secret '' is no name"),
+        ({"head_cpus": 0}, "--head-cpus must be at least 1"),
+        ({"head_memory_gb": -3}, "--head-memory-gb must be at least 1"),
     ],
 )
 def test_what_cannot_work_or_would_show_a_secret_is_refused(settings: dict[str, Any], words: str) -> None:
