@@ -1,7 +1,8 @@
 """Whether a cluster has room for a training's workers and for the actors that they start, and waiting until it has.
 
-Workers lie together: Ray Train packs them onto as few nodes as hold them, and numbers the ranks node by node, on a node
-by GPU. The driver asks for no GPU, and Ray's workers without one see none (session.GPUS_HIDDEN).
+Ray Train asks for a placement group of strategy PACK, which Ray puts onto few nodes where it can, and numbers the ranks
+node by node, on a node by GPU: so says the code of Ray 2.60 (worker_group.py, _assign_worker_ranks). On several GPU
+nodes it is untested. The driver asks for no GPU, and Ray's workers without one see none (session.GPUS_HIDDEN).
 """
 
 from __future__ import annotations
