@@ -57,7 +57,9 @@ class KubeRay(NodeGroups):
             ("--redis-secret", self.redis_secret),
         ):
             if name is not None and not _OBJECT_NAME.fullmatch(name):
-                raise ValueError(f"{flag} {name!r} is no name in Kubernetes: give lower-case letters, digits and dashes")
+                raise ValueError(
+                    f"{flag} {name!r} is no name in Kubernetes: give lower-case letters, digits and dashes"
+                )
         for flag, amount in (("--head-cpus", self.head_cpus), ("--head-memory-gb", self.head_memory_gb)):
             if amount < 1:
                 raise ValueError(f"{flag} must be at least 1, got {amount}")
