@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cluster import object_store
 from cluster.context import LocalContext
 from cluster.launch import RayLaunch
 from cluster.manifest import MANIFEST, Manifest
@@ -36,6 +37,7 @@ from pipelines.training.preparation import prepared
 from pipelines.training.result import TrainingResult
 from pipelines.training.run_logger import known_run
 from pipelines.training.step_metrics import require_reported
+from preprocessing.store import file_system
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.web_store import WebStore, open_store
 from tuning.population import Population
@@ -69,6 +71,8 @@ class TrainingTrial:
     tags: Mapping[str, str]
 
     def __call__(self, task: TrialTask, report: Report) -> dict[str, float]:
+        object_store.wait_from_the_start()
+        file_system.wait_from_the_start()
         _require_shared(self.job, self.tags.get("mlflow.parentRunId"))
         tags = {"mlflow.runName": f"trial {task.number}", "trial": str(task.number), **self.tags}
         job = replace(

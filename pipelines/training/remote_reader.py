@@ -24,6 +24,7 @@ from pipelines.training.job import PreparedJob
 from pipelines.training.preparation import open_stores
 from preprocessing.loading.fixed_shapes import SizedReader, is_sized
 from preprocessing.loading.reader import Batch, LoaderConfig, Reader
+from preprocessing.store import file_system
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,6 +57,7 @@ def _kind_for(reader: Reader) -> type[RemoteReader]:
 
 def _opened(job: PreparedJob) -> Callable[..., Arrays]:
     """In an actor: the job's reader, whose batches travel as arrays, which Ray moves without copying."""
+    file_system.wait_from_the_start()
     experiment: Experiment = replace(job.experiment, loader=replace(job.experiment.loader, where="local"))
     reader = open_reader(experiment, open_stores(job), job.contract, is_training=True)
 

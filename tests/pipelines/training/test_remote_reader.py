@@ -21,8 +21,9 @@ from pipelines.training.data import build_loader, open_reader
 from pipelines.training.fixed_shapes import training_shapes
 from pipelines.training.job import PreparedJob, TrainJob
 from pipelines.training.preparation import open_stores, prepared
-from pipelines.training.remote_reader import RemoteSizedReader, reader_actors, reading_remotely
+from pipelines.training.remote_reader import RemoteSizedReader, _opened, reader_actors, reading_remotely
 from preprocessing.loading.loader import Batch, LoaderConfig
+from preprocessing.store import file_system
 
 CONTEXT = LocalContext("cpu")
 
@@ -102,6 +103,14 @@ def test_what_is_computed_from_rows_alone_is_answered_here(job: PreparedJob) -> 
             assert isinstance(reader, RemoteSizedReader) and reader.counts == "images"
             assert reader.concurrent_reads == 2 and reader.store_rows == local.store_rows
             assert list(reader.block_starts) == list(local.block_starts) and reader.datasets == local.datasets
+
+
+def test_a_reader_that_starts_anew_waits_for_a_store_that_is_away(
+    job: PreparedJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_system, "_first_contact_s", file_system.FIRST_CONTACT_S)
+    _opened(job)
+    assert file_system._first_contact_s == file_system.OUTAGE_S
 
 
 def test_what_a_worker_starts_is_counted() -> None:

@@ -153,6 +153,7 @@ def test_a_trial_on_a_node_that_does_not_see_the_sweep_says_so(job: TrainJob, tm
         TrainingTrial(job=elsewhere, run=run, tags=tags)(task, print)  # type: ignore[arg-type]
     assert not ran and not (tmp_path / "node").exists()
     assert TrainingTrial(job=sweep, run=run, tags=tags)(task, print) == {"step": 0}  # type: ignore[arg-type]
+    assert file_system._first_contact_s == object_store._first_contact_s == file_system.OUTAGE_S
 
 
 def asked(context: WorkerContext, jobs: list[PreparedJob]) -> str:
