@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from preprocessing.conversion.resume import claimed, finished, names_in
-from preprocessing.conversion.run_shards import ReachRay, convert_shards, own_ray
+from preprocessing.conversion.run_shards import Claim, ReachRay, convert_shards, own_ray
 from preprocessing.conversion.shard_report import ShardCounts, WebShardReport, read_report, report_name
 from preprocessing.filtering.marks import Marks, MarkTask, mark_shard, marks_name, opened, read_marks
 from preprocessing.filtering.scorers import DualEncoder, read_scores, scorer_parts
@@ -206,7 +206,13 @@ def _filtered(
 ) -> WebManifest:
     """Both passes, and the manifest."""
     total, progress = len(store.shards), f"{folder}/{PROGRESS}"
-    units = {"total": total, "workers": config.workers, "units": ("examples", "rows"), "reach_ray": reach_ray}
+    units = {
+        "total": total,
+        "workers": config.workers,
+        "units": ("examples", "rows"),
+        "reach_ray": reach_ray,
+        "claim": Claim(root=root, settings=settings),
+    }
     scorer = _with_absolute_path(config.scorer)
     marking = MarkTask(store=store.root, root=root, scorer=scorer)
     done = names_in(filesystem, progress)
