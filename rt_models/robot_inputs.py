@@ -108,6 +108,13 @@ class StateSide:
 
         Raises ValueError, naming the value, for one that is missing, unknown or not finite.
         """
+        return self.normalised(self._physical(values))
+
+    def physical(self, values: object) -> tuple[float, ...]:
+        """The K numbers, from what `read` takes."""
+        return tuple(self._physical(values).tolist())
+
+    def _physical(self, values: object) -> np.ndarray:
         if isinstance(values, Mapping):
             missing, unknown = [n for n in self.names if n not in values], [n for n in values if n not in self.names]
             if missing or unknown:
@@ -120,7 +127,7 @@ class StateSide:
             raise ValueError(f"state must be numbers: send {self.described()}") from None
         if physical_K.shape != (len(self.names),):
             raise ValueError(f"state has the shape {physical_K.shape}: send {self.described()}")
-        return self.normalised(physical_K)
+        return physical_K
 
     def described(self) -> str:
         """Names with units, in their order: "state/x [m], state/gripper [unknown]"."""

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ from pipelines.serving.request_values import is_missing
 from pipelines.serving.sessions import Session, Sessions
 from rt_models.control.control_step import CAPACITIES
 from rt_models.control.observation import Frame, RobotState
-from rt_models.spec import DatasetContract
+from rt_models.spec import MAIN_CAMERA, DatasetContract
 
 log = logging.getLogger("rtp.serve")
 
@@ -167,13 +167,15 @@ class PolicyService:
         """Hand a step of a robot's episode to the recorder, which does not wait."""
         if self._recorder is None or prepared.question.stateless or not self.sessions.holds(session):
             return
+        frames, dataset, hz = prepared.frames, prepared.dataset, prepared.question.control_hz
         self._recorder.step(
             session,
             prepared.question,
             answer,
             model=prepared.model,
-            dataset=prepared.dataset,
-            frames={"image": prepared.frame_HWC},
+            dataset=dataset if hz is None or prepared.rate_factor == 1.0 else replace(dataset, control_hz=hz),
+            frames=frames if isinstance(frames, Mapping) else {MAIN_CAMERA: prepared.frame_HWC},
+            state=prepared.state,
             instruction=prepared.instruction,
         )
         self.metrics.recorded(lost=self._recorder.lost)
@@ -274,9 +276,9 @@ class PolicyService:
         # take the precision back that the other works in.
         self._precision.enter_context(self.config.compute.applied(self.config.compute.resolved()))
         model = self.model
-        if self._recorder is not None:
-            self._recorder.start()
         await self.batcher.in_model_thread(lambda: self.warm_up(model))
+        if self._recorder is not None:  # not before: a process that nobody ends would keep this one from ending
+            self._recorder.start()
         self._tasks = [asyncio.create_task(work) for work in (self.batcher.run(), self._forget_idle())]
         self.is_ready = True
 

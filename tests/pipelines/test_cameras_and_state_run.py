@@ -25,9 +25,11 @@ from pipelines.publishing.trained_model import load_trained, with_instructions
 from pipelines.serving.adapters.own import Own
 from pipelines.serving.greeting import greeting
 from pipelines.serving.limits import Limits
+from pipelines.serving.recording.config import RecordingConfig
 from pipelines.serving.refusal import Refusal
 from pipelines.serving.service import PolicyService, ServiceConfig
-from pipelines.training.data import open_reader, resolved, training_contract
+from pipelines.training.data import open_reader, require_readable, resolved, training_contract
+from preprocessing.convert import ConvertConfig, convert
 from preprocessing.store.episode_store import EpisodeStore
 from rt_models.spec import ContractMismatch, StateInput, check_batch
 from tests.support import two_cameras
@@ -231,6 +233,33 @@ def test_a_server_scales_displacements_where_it_is_told_to(run: Path) -> None:
     assert fast.action.values["world_vector_x"] == pytest.approx(slow.action.values["world_vector_x"] / 2)
     closes = "gripper_closedness_action"
     assert fast.action.values[closes] == slow.action.values[closes]
+
+
+def test_a_recording_has_every_camera_the_state_and_the_rate_of_the_robot(
+    run: Path, stores: dict[str, EpisodeStore], tmp_path: Path
+) -> None:
+    table = stores["whole"].read_episode(0, 0, ["image", "image_hand", "proprio"])
+    whole = [
+        {"image": image.as_py(), "image_wrist": hand.as_py(), "state": state.as_py(), "prompt": "lift it"}
+        for image, hand, state in zip(table["image"], table["image_hand"], table["proprio"], strict=True)
+    ][:4]
+    fast = [{**each, "control_hz": 10, "reset": number == 0} for number, each in enumerate(whole[:3])]
+    answers = served(
+        run, [*whole, *fast], other_rate="scale", recording=RecordingConfig(record=str(tmp_path / "recorded"))
+    )
+    assert not [each for each in answers if isinstance(each, Refusal)]
+    for version, asked, hz in (("1.0.0", whole, 5), ("1.0.1", fast, 10)):
+        folder = tmp_path / "recorded/two_cameras" / version
+        spec, cameras = str(folder / "spec.yaml"), ("image", "wrist")
+        config = ConvertConfig(dataset=spec, split="train", workers=0, cameras=cameras, encoder="dataset")
+        store = EpisodeStore.open(convert(str(folder), str(tmp_path / "stores" / version), config).store)
+        rows = store.read_rows(0, 0, ["image", "image_wrist", "proprio"]).to_pydict()
+        assert rows["image"] == [each["image"] for each in asked]
+        assert rows["image_wrist"] == [each["image_wrist"] for each in asked]
+        assert rows["proprio"] == [each["state"] for each in asked]
+        assert store.contract.datasets[0].control_hz == hz
+        if hz == 5:
+            require_readable(load_trained(str(run)).contract, store)
 
 
 def test_the_registered_model_has_columns_for_what_it_reads(run: Path, tmp_path: Path) -> None:

@@ -57,6 +57,8 @@ def features(layout: RobotLayout) -> FeaturesDict:
     observation["natural_language_instruction"] = Text()
     if layout.encoder:
         observation["natural_language_embedding"] = Tensor(shape=(EMBEDDING_WIDTH,), dtype=np.float32)
+    for field, places in _state_fields(layout).items():
+        observation[field] = Tensor(shape=(len(places),), dtype=np.float32)
     action = {"values": Tensor(shape=(layout.space.size,), dtype=np.float32, doc=", ".join(layout.space.names))}
     if _terminates(layout):
         action["terminate_episode"] = Tensor(shape=(3,), dtype=np.int32, doc="one-hot: terminate, arm, base")
@@ -86,10 +88,20 @@ def _step(layout: RobotLayout, step: Mapping[str, Any]) -> dict[str, Any]:
     observation = {**step["frames"], "natural_language_instruction": step["instruction"]}
     if layout.encoder:
         observation["natural_language_embedding"] = np.frombuffer(step["embedding"], np.float32)
+    for field, places in _state_fields(layout).items():
+        observation[field] = np.array([step["state"][place] for place in places], np.float32)
     action: dict[str, Any] = {"values": values_A}
     if _terminates(layout):
         action["terminate_episode"] = np.eye(3, dtype=np.int32)[int(values_A[0])]
     return {"observation": observation, "action": action, "tokens": np.array(step["tokens"], np.int32)}
+
+
+def _state_fields(layout: RobotLayout) -> dict[str, list[int]]:
+    """The values of the state by the field that they lie in: a store will call the value x of the field arm "arm/x"."""
+    fields: dict[str, list[int]] = {}
+    for place, (name, _) in enumerate(layout.state):
+        fields.setdefault(name.partition("/")[0], []).append(place)
+    return fields
 
 
 def _terminates(layout: RobotLayout) -> bool:
@@ -111,9 +123,21 @@ def _spec(layout: RobotLayout) -> dict[str, Any]:
         "instruction": _TEXT,
         **vectors,
         "control_hz": layout.side.control_hz,
+        **({"proprio": _proprio(layout)} if layout.state else {}),
         **(_rt1_action(layout) if _is_rt1(layout) else _own_action(layout)),
         "notes": _NOTES,
     }
+
+
+def _proprio(layout: RobotLayout) -> list[dict[str, Any]]:
+    return [
+        {
+            "path": f"observation/{field}",
+            "names": [layout.state[place][0].partition("/")[2] for place in places],
+            "units": [layout.state[place][1] for place in places],
+        }
+        for field, places in _state_fields(layout).items()
+    ]
 
 
 def _rt1_action(layout: RobotLayout) -> dict[str, Any]:

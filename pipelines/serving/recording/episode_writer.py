@@ -143,6 +143,7 @@ class _Spool:
             "instruction": step.instruction,
             "embedding": None if step.embedding is None else np.asarray(step.embedding, np.float32).tobytes(),
             "values": step.values_A,
+            "state": step.state,
             "tokens": step.tokens_T.tolist(),
         }
         packed = msgpack.packb(row)

@@ -25,6 +25,8 @@ class RobotLayout:
     encoder: str
     """Of the embeddings; empty where the policy reads text."""
     num_tokens: int
+    state: tuple[tuple[str, str], ...] = ()
+    """Name and unit of each value of the state that the policy reads, such as ("state/x", "m")."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,8 @@ class RecordedStep:
     tokens_T: np.ndarray
     contract: str
     model: str
+    state: tuple[float, ...] = ()
+    """Physical, in the order of the layout."""
 
 
 @dataclass(frozen=True, kw_only=True)

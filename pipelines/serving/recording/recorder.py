@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -28,7 +28,8 @@ from pipelines.serving.recording.messages import EpisodeEnd, LayoutTold, Message
 from pipelines.serving.sessions import Session
 from preprocessing.store.image_header import JPEG
 from preprocessing.store.images import image_size
-from rt_models.spec import DatasetContract
+from rt_models.control.observation import RobotState
+from rt_models.spec import MAIN_CAMERA, DatasetContract
 
 log = logging.getLogger("rtp.serve")
 
@@ -56,7 +57,7 @@ class Recorder:
         self._queue: queue.Queue[Message | None] = queue.Queue(_QUEUED)
         self._open: dict[Session, _OpenEpisode] = {}
         self._ends: deque[EpisodeEnd] = deque()  # that did not fit into the queue yet
-        self._layouts: dict[tuple[str, str], int] = {}
+        self._layouts: dict[tuple[str, str, float], int] = {}
         self._numbers = itertools.count()
         self.lost = 0
         """Steps that did not fit into the queue."""
@@ -82,10 +83,12 @@ class Recorder:
         model: InferenceModel,
         dataset: DatasetContract,
         frames: Mapping[str, np.ndarray],
+        state: RobotState,
         instruction: str | np.ndarray,
     ) -> None:
-        """One answer of a robot that has a history, which saw `frames`, by role. Of an instruction that came as a
-        vector alone nothing is kept: a store needs its words."""
+        """One answer of a robot that has a history, which saw `frames`, by role, and felt `state`, if the policy reads
+        one. `dataset` has the rate at which the robot acts. Of an instruction that came as a vector alone nothing is
+        kept: a store needs its words."""
         if not question.instruction:
             return
         self._put_ends()
@@ -102,13 +105,14 @@ class Recorder:
                 robot=session.name,
                 layout=layout,
                 number=episode.steps,
-                frames={role: _received(question.frame, role, frame) or frame for role, frame in frames.items()},
+                frames={role: _received(question, role, frame) or frame for role, frame in frames.items()},
                 instruction=question.instruction,
                 embedding=None if isinstance(instruction, str) else instruction,
                 values_A=tuple(math.nan if value is None else value for value in values),
                 tokens_T=answer.tokens_A,
                 contract=answer.contract,
                 model=answer.model,
+                state=() if dataset.state is None else dataset.state.physical(state),
             )
         )
         episode.steps += 1
@@ -143,15 +147,16 @@ class Recorder:
         instruction: str | np.ndarray,
         frames: Mapping[str, np.ndarray],
     ) -> int:
-        key = model.contract.id, dataset.name
+        key = model.contract.id, dataset.name, dataset.control_hz
         if key not in self._layouts:
-            space, side = dataset.acted(model.contract.action)
+            (space, side), felt = dataset.acted(model.contract.action), dataset.state
             layout = RobotLayout(
                 space=space,
-                side=side,
+                side=replace(side, control_hz=dataset.control_hz),
                 cameras=tuple((role, frame.shape[0], frame.shape[1]) for role, frame in frames.items()),
                 encoder="" if isinstance(instruction, str) else model.contract.encoder,
                 num_tokens=model.contract.action.size,
+                state=() if felt is None else tuple(zip(felt.names, felt.units, strict=True)),
             )
             number = len(self._layouts)
             if not self._put(LayoutTold(number=number, layout=layout)):
@@ -172,9 +177,9 @@ class Recorder:
         return True
 
 
-def _received(sent: object, role: str, frame_HWC: np.ndarray) -> bytes | None:
+def _received(question: Question, role: str, frame_HWC: np.ndarray) -> bytes | None:
     """The JPEG that a camera's frame came as, if it has the size that the policy saw."""
-    picture = sent.get(role) if isinstance(sent, Mapping) else sent
+    picture = question.frame if role == MAIN_CAMERA else question.camera(role)
     if isinstance(picture, str) and not picture.startswith(_JPEG_IN_BASE64):
         return None
     try:

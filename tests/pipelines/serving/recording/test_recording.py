@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import multiprocessing
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from pipelines.serving.recording.config import RecordingConfig
 from pipelines.serving.recording.episode_writer import EpisodeWriter
 from pipelines.serving.recording.messages import EpisodeEnd, LayoutTold, RecordedStep, RobotLayout
 from pipelines.serving.recording.recorder import Recorder
-from pipelines.serving.service import ServiceConfig
+from pipelines.serving.service import PolicyService, ServiceConfig
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.rlds import open_dataset
 from preprocessing.store.episode_store import EpisodeStore
@@ -184,8 +186,6 @@ def test_what_cannot_be_recorded_into_is_refused(settings: dict[str, Any], words
 
 def test_a_killed_server_leaves_whole_episodes(tmp_path: Path, layout: RobotLayout) -> None:
     """The writer's pipe closes when the server is gone: what was open is published, nothing half."""
-    import multiprocessing
-
     from pipelines.serving.recording.episode_writer import write_episodes
 
     context = multiprocessing.get_context("spawn")
@@ -201,6 +201,22 @@ def test_a_killed_server_leaves_whole_episodes(tmp_path: Path, layout: RobotLayo
     assert process.exitcode == 0 and time.monotonic() - began < 60
     (episode,) = open_dataset(str(tmp_path / layout.side.name / "1.0.0")).episodes("train")
     assert episode.num_steps == 2  # type: ignore[union-attr]
+
+
+def test_a_model_that_cannot_be_warmed_up_leaves_no_process_behind(
+    opened: EpisodeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that nobody ends would keep the server from ending."""
+    service = PolicyService(untrained(opened), ServiceConfig(recording=RecordingConfig(record=str(tmp_path))))
+
+    def fail(model: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(service, "warm_up", fail)
+    before = multiprocessing.active_children()
+    with pytest.raises(RuntimeError, match="no memory"):
+        asyncio.run(service.start())
+    assert multiprocessing.active_children() == before
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
