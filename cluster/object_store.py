@@ -28,6 +28,7 @@ _TOLD_AFTER_S = 3.0
 _REQUESTS = frozenset(
     ("cat_file", "pipe_file", "put_file", "get_file", "find", "glob", "info", "ls", "makedirs", "rm", "rm_file", "size")
 )
+_REMOVALS = ("rm", "rm_file")
 _ANSWERS = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
 _FINAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EINVAL, errno.ENAMETOOLONG)
 
@@ -95,6 +96,8 @@ class PatientFiles:
             try:
                 answer = request(*arguments, **options)
             except Exception as error:
+                if name in _REMOVALS and wait_s > _FIRST_WAIT_S and isinstance(error, FileNotFoundError):
+                    return None  # type: ignore[return-value]  # it was removed before, and the answer was lost
                 if not _is_outage(error):
                     self._files.has_answered |= isinstance(error, _ANSWERS)
                     raise

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
 
 from cluster import object_store
 from cluster.context import LocalContext
@@ -70,6 +71,23 @@ def test_reads_and_writes_wait_for_a_minute(clock: list[float], tmp_path: Path) 
         assert 60 <= clock[0] - began < 70, name
     assert answers["cat_file"] == b"1" and answers["exists"] is True and len(answers["ls"]) == 3
     assert (tmp_path / "copy").read_bytes() == b"local" and not files.exists(f"{root}/there")
+
+
+def test_a_removal_whose_answer_was_lost_is_done(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    files, root = open_files("away://bucket/run")
+    files.pipe_file(f"{root}/x", b"1")
+    remove = files.plain.rm_file
+
+    def cut(path: str) -> None:
+        remove(path)
+        raise EndpointConnectionError(endpoint_url="http://store:9000")
+
+    monkeypatch.setattr(files.plain, "rm_file", cut)
+    files.rm_file(f"{root}/x")
+    monkeypatch.undo()
+    assert not files.exists(f"{root}/x")
+    with pytest.raises(FileNotFoundError):
+        open_files("away://bucket/run")[0].rm_file(f"{root}/x")
 
 
 def test_a_store_that_stays_away_is_an_oserror_that_names_it(clock: list[float]) -> None:
