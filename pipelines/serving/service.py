@@ -174,7 +174,9 @@ class PolicyService:
             answer,
             model=prepared.model,
             dataset=dataset if hz is None or prepared.rate_factor == 1.0 else replace(dataset, control_hz=hz),
-            frames=frames if isinstance(frames, Mapping) else {MAIN_CAMERA: prepared.frame_HWC},
+            frames={role: np.asarray(frame) for role, frame in frames.items()}
+            if isinstance(frames, Mapping)
+            else {MAIN_CAMERA: prepared.frame_HWC},
             state=prepared.state,
             instruction=prepared.instruction,
         )
