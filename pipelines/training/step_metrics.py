@@ -71,10 +71,13 @@ class StepMetrics:
 
     def count(self, batch: Batch) -> None:
         """A micro-batch on the host, on its way to the device."""
-        if "num_images" in batch:
-            frames = int(batch["num_images"])
+        counts = [int(batch[key]) for key in batch if key.startswith("num_images")]  # one for each image tokenizer
+        if counts:
+            frames = sum(counts)
             self._images += frames
-            self._image_places += len(batch["image_frame"] if "image_frame" in batch else batch["frames"])
+            planned = [key for key in batch if key.startswith("image_frame")]
+            places = planned or [key for key in batch if key.startswith("frames")]
+            self._image_places += sum(len(batch[key]) for key in places)
         else:
             frames = self._cost.frames(batch)
         self._samples += len(batch["sample_id"])

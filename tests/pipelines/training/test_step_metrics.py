@@ -114,6 +114,27 @@ def test_rates_and_waiting(store: str) -> None:
     assert "samples/arm" not in metrics
 
 
+@pytest.mark.parametrize(
+    ("planned", "frames", "padding"),
+    [
+        ({"num_images": 3, "num_images_wrist": 2, "image_frame": 4, "image_frame_wrist": 4}, 5, 3 / 8),
+        ({"num_images": 5, "frames": 4, "frames_wrist": 4}, 5, 3 / 8),
+        ({"num_images": 5, "image_frame": 8}, 5, 3 / 8),
+    ],
+    ids=["separate tokenizers", "prompts", "one tokenizer"],
+)
+def test_images_of_fixed_shapes_are_those_of_all_cameras(
+    planned: dict[str, int], frames: int, padding: float, store: str
+) -> None:
+    meter, batch = StepMetrics(experiment(), LocalContext("cpu"), ["arm"]), batch_of(store, [10, 20], [0, 1])
+    sizes = {key: torch.tensor([n]) if key.startswith("num") else torch.zeros(n) for key, n in planned.items()}
+    meter.count(batch | sizes)
+    meter.add(batch, torch.tensor(1.0), None)
+    metrics = meter.metrics(waited_s=0.0)
+    assert metrics["image_padding_share"] == pytest.approx(padding)
+    assert metrics["frames_per_s"] == pytest.approx(frames / 2 * metrics["samples_per_s"])
+
+
 def test_a_skipped_steps_loss_does_not_spoil_the_mean(store: str) -> None:
     meter = StepMetrics(experiment(), LocalContext("cpu"), ["arm"])
     batch = batch_of(store, [10], [0])
