@@ -221,7 +221,7 @@ class RT1(RobotModel):
     def compile_parts(self) -> None:
         """torch.compile as `config.compute` says; a copy of a compiled model is not compiled."""
         if self.config.compute.compile != "off":
-            for tokenizer, _ in self._cameras_of_tokenizers():
+            for tokenizer, _ in self.cameras_of_tokenizers():
                 tokenizer.compile(backend=self.config.compute.compile)
             self.transformer.compile(backend=self.config.compute.compile)
 
@@ -266,7 +266,7 @@ class RT1(RobotModel):
         config, parts = self.config, []
         require_cameras_axis(image_BTHWC, num_cameras=len(config.cameras))
         image_BTMHWC = image_BTHWC if len(config.cameras) > 1 else image_BTHWC[:, :, None]
-        for tokenizer, roles in self._cameras_of_tokenizers():
+        for tokenizer, roles in self.cameras_of_tokenizers():
             places = [config.cameras.index(role) for role in roles]
             flat = image_BTMHWC[:, :, places].flatten(1, 2), embedding_BTD.repeat_interleave(len(roles), dim=1)
             tokens = self.image_tokens(*flat, tokenizer, steps if steps == "T" else int(steps) * len(roles))
@@ -297,7 +297,7 @@ class RT1(RobotModel):
                 image_BTHWC.to(self._pixel_dtype()), embedding_BTD.to(self.dtype)
             )
 
-    def _cameras_of_tokenizers(self) -> list[tuple[ImageTokenizer, tuple[str, ...]]]:
+    def cameras_of_tokenizers(self) -> list[tuple[ImageTokenizer, tuple[str, ...]]]:
         """Each tokenizer with the cameras that it encodes, in the order of the cameras."""
         others: Iterable[nn.Module] = [] if self.other_tokenizers is None else self.other_tokenizers.values()
         tokenizers = [self.tokenizer, *(cast(ImageTokenizer, tokenizer) for tokenizer in others)]
@@ -365,7 +365,7 @@ class RT1(RobotModel):
             augment=augment,
             object_mask=masked,
         )
-        images = [(each, prepare(batch, preparation, roles)) for each, roles in self._cameras_of_tokenizers()]
+        images = [(each, prepare(batch, preparation, roles)) for each, roles in self.cameras_of_tokenizers()]
         with self._autocast(batch["step_mask"].device):
             encoded = [tokenizer.encoded(its_images) for tokenizer, its_images in images]
             tokens, present = (torch.cat(parts, dim=2) for parts in zip(*encoded, strict=True))

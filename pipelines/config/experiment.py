@@ -93,8 +93,8 @@ class Experiment:
     model: ModelConfig
     scaling: Identity | Bounds | Quantiles | RT1X = field(default_factory=Identity)
     freeze: tuple[str, ...] = ()
-    """Beginnings of the names of parameters that are not trained, such as tokenizer. for RT-1's image half; BatchNorm's
-    running averages stand still there too."""
+    """Beginnings of the names of parameters that are not trained, such as tokenizer. for RT-1's image half (and
+    other_tokenizers. where cameras have separate ones); BatchNorm's running averages stand still there too."""
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     co_fine_tuning: CoFineTuningConfig | None = None

@@ -1,5 +1,5 @@
-"""`--init imagenet:FILE`: the EfficientNet of an RT-1 starts from ImageNet weights, all else is fresh (arXiv
-2212.06817, section 5.1).
+"""`--init imagenet:FILE`: the EfficientNet of an RT-1, of each of its cameras where they have their own, starts from
+ImageNet weights, all else is fresh (arXiv 2212.06817, section 5.1).
 
 FILE is a state dict of torchvision's or timm's `efficientnet_b3` (.pth, .pt or .safetensors) that the user has fetched.
 """
@@ -33,11 +33,13 @@ def require_imagenet_usable(source: str, config: ModelConfig) -> None:
 
 
 def load_into_backbone(model: Model, source: str) -> None:
-    """Copy the weights of `source` into the backbone. Raises as `require_imagenet_usable` does."""
+    """Copy the weights of `source` into the backbone, that of each camera where they have their own. Raises as
+    `require_imagenet_usable` does."""
     path = source.removeprefix(IMAGENET)
     state = _state_dict(Path(path))
     try:
-        load_imagenet(model.tokenizer.backbone, state, model.config.backbone)  # type: ignore[union-attr]
+        for tokenizer, _ in model.cameras_of_tokenizers():  # type: ignore[union-attr]
+            load_imagenet(tokenizer.backbone, state, model.config.backbone)  # type: ignore[union-attr,arg-type]
     except ValueError as error:
         raise ValueError(
             f"{path} does not fit model.backbone ({error}): give an efficientnet_b3 of torchvision or timm, and a "

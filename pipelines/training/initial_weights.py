@@ -28,7 +28,7 @@ from rt_models.spec import Contract, ContractMismatch
 log = logging.getLogger(__name__)
 
 # Settings of a model that only training knows of: fine-tuning may choose its own.
-_TRAINING_ONLY = ("dropout", "stochastic_depth", "crop", "crop_seed", "loss_on")
+_TRAINING_ONLY = ("dropout", "noise", "stochastic_depth", "crop", "crop_seed", "loss_on")
 _TRAINING_ONLY_PARTS = ("compute", "batch_norm")
 
 

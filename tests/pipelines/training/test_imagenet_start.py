@@ -43,6 +43,14 @@ def test_the_backbone_is_theirs_and_the_rest_is_fresh(kind: str, stem: str, tmp_
     assert films and all(torch.equal(started[name], fresh[name]) for name in films)
 
 
+def test_each_camera_s_own_backbone_starts_from_them(tmp_path: Path) -> None:
+    experiment, (source, state) = load_recipe("rt1_tiny"), saved(tmp_path, "timm.safetensors")
+    two = replace(experiment.model, cameras=("image", "wrist"), tokenizers="separate")  # type: ignore[call-arg]
+    started = model_factory(replace(experiment, model=two), source)().state_dict()
+    for tokenizer in ("tokenizer", "other_tokenizers.wrist"):
+        assert torch.equal(started[f"{tokenizer}.backbone.stem.weight"], state["conv_stem.weight"]), tokenizer
+
+
 def test_rtp_train_starts_from_them(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     _, state = saved(tmp_path, "torchvision.pth")

@@ -16,14 +16,23 @@ from cluster.storage import Checkpoint
 from pipelines.catalogue import load_recipe
 from pipelines.config.experiment import Experiment
 from pipelines.config.serialization import to_plain
+from pipelines.publishing.trained_model import Description
 from pipelines.publishing.training_stores import StoreReference, references_json
 from pipelines.training.co_fine_tuning import CoFineTuningConfig, plans_fingerprint
-from pipelines.training.initial_weights import freeze, model_factory, require_same_run, require_trainable
+from pipelines.training.initial_weights import (
+    _require_same_model,
+    freeze,
+    model_factory,
+    require_same_run,
+    require_trainable,
+)
 from preprocessing.store.episode_store import EpisodeStore
 from rt_models.blocks.batch_norm import BatchNorm
 from rt_models.language.action_vocabulary import AddedTokens, LeastFrequentTokens, ReservedTokens
 from rt_models.rt1 import RT1Config
 from rt_models.rt2_vlm import FrozenVision, FullTuning, LoRA, RT2VLMConfig
+from rt_models.spec import StateInput
+from tests.rt_models.test_spec import ZEROS, contract
 from tests.support.rt2_rows import make_batch
 
 
@@ -76,6 +85,18 @@ def test_no_name_freezes_no_part() -> None:
     model = nn.Linear(1, 1)
     freeze(model, [])
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_fine_tuning_may_lean_less_on_the_same_state() -> None:
+    recipe, state = load_recipe("rt1_tiny"), StateInput(names=("x", "y"))
+
+    def reading(state: StateInput) -> Experiment:
+        return replace(recipe, model=replace(recipe.model, state=state))  # type: ignore[call-arg]
+
+    theirs = Description(model=reading(state).model, contract=contract(ZEROS))
+    _require_same_model(theirs, "there", reading(replace(state, noise=0.1, dropout=0.2)))
+    with pytest.raises(ValueError, match=r"such as model\.state\.names"):
+        _require_same_model(theirs, "there", reading(replace(state, names=("y", "x"))))
 
 
 def test_a_resumed_run_may_change_what_does_not_change_the_run(store: str) -> None:
