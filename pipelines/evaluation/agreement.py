@@ -22,6 +22,7 @@ Checkpoint = tuple[str, int]
 """Home of the model, and step."""
 _KINDS = {"closed_loop", "evaluations"}
 _LESS_IS_BETTER = ("scaled_error", "negative_log_likelihood", "calibration_error", "mean_absolute_error")
+_LITTLE_IS_GOOD = "frozen_state/fall"  # a policy that copies its state loses much; of pictures and words it should
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,8 @@ class Scores:
 
 
 def _agreement(name: str, offline: Sequence[float], measured: Sequence[float]) -> Agreement:
-    sign = -1.0 if name.rpartition("/")[2].startswith(_LESS_IS_BETTER) else 1.0
+    less_is_better = name == _LITTLE_IS_GOOD or name.rpartition("/")[2].startswith(_LESS_IS_BETTER)
+    sign = -1.0 if less_is_better else 1.0
     predicted = [sign * value for value in offline]
     return Agreement(
         score=name,

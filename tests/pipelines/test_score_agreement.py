@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli import main
+from pipelines.evaluation.agreement import Scores
 
 # RT-1 converged, RT-1 at 15 %, RT-1-X and RT-1 at its begin, picking a can: success on robots, and in SIMPLER, which
 # stands for an offline score here (arXiv 2405.05941, its tables). The two best change places.
@@ -40,6 +41,16 @@ def test_published_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert found["token_accuracy"]["checkpoints"] == 4
     assert found["scaled_error"] == {**found["token_accuracy"], "score": "scaled_error"}  # an error that falls is good
     assert "4 checkpoints" in printed and "0.034" in printed
+
+
+def test_a_policy_that_copies_its_state_is_not_the_better_one() -> None:
+    place = [(f"runs/{name}", 1) for name in "ab"]
+    offline = {"frozen_state/fall": (0.1, 0.4), "blank_images/fall": (0.4, 0.1)}
+    found = Scores(
+        offline={at: {name: falls[number] for name, falls in offline.items()} for number, at in enumerate(place)},
+        simulated={at: {"success": success} for at, success in zip(place, (0.9, 0.2), strict=True)},
+    ).agreements()
+    assert {each.score: each.mmrv for each in found} == {"frozen_state/fall": 0.0, "blank_images/fall": 0.0}
 
 
 @pytest.mark.parametrize(
