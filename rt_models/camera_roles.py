@@ -26,6 +26,9 @@ def require_cameras(cameras: Sequence[str]) -> None:
             f"cameras must be different roles such as image, wrist, left, one or more, in small letters, digits and _, "
             f"got {', '.join(map(repr, cameras)) or 'none'}"
         )
+    for name in cameras:
+        if name in CAMERA_ALIASES:
+            raise ValueError(f"cameras: {name} is another name of {camera_role(name)}: write {camera_role(name)}")
 
 
 def frames_key(role: str) -> str:

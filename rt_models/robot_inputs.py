@@ -36,6 +36,8 @@ class ImageRecipe:
 
 STATE_LIMIT = 5.0
 """Normalised values beyond it are cut: a sensor's outlier must not drown the rest."""
+_NARROW = 2.0**-8  # quantiles are known to 2^-12 of a value (preprocessing/store/statistics.py): too little for these
+_NORMAL_99 = 2.3263478740408408  # standard deviations from the mean to the 99 % quantile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +71,16 @@ class StateSide:
 
     @staticmethod
     def measured(names: Sequence[str], units: Sequence[str], statistics: ActionStatistics) -> StateSide:
-        """Normalised by these statistics: q01 becomes -1 and q99 becomes 1; what hardly varies is only centred."""
+        """Normalised by these statistics: q01 becomes -1 and q99 becomes 1; what hardly varies is only centred.
+
+        Of a narrow range far from 0, such as ticks of an encoder, the quantiles are those of a normal distribution.
+        """
         low, high = np.asarray(statistics.q01), np.asarray(statistics.q99)
+        least, most = np.asarray(statistics.minimum), np.asarray(statistics.maximum)
+        is_narrow = (most > least) & (most - least < _NARROW * np.maximum(np.abs(least), np.abs(most)))
+        reach = _NORMAL_99 * np.asarray(statistics.std)
+        low = np.where(is_narrow, np.maximum(np.asarray(statistics.mean) - reach, least), low)
+        high = np.where(is_narrow, np.minimum(np.asarray(statistics.mean) + reach, most), high)
         varies = high - low > 1e-6 * np.maximum(1.0, np.abs(high))
         scale = np.where(varies, 2 / np.where(varies, high - low, 1.0), 1.0)
         transform = AffineTransform(

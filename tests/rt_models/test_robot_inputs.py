@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from preprocessing.store.statistics import Moments
 from rt_models.spec import (
     ActionStatistics,
     Contract,
@@ -98,6 +99,8 @@ def test_cameras_that_cannot_be_read_together_are_refused() -> None:
     for wrong in ((), ("image", "image"), ("Wrist",), ("left-wrist",)):
         with pytest.raises(ValueError, match="cameras must be different roles"):
             require_cameras(wrong)
+    with pytest.raises(ValueError, match="hand is another name of wrist: write wrist"):
+        require_cameras(("image", "hand"))
 
 
 def test_a_state_is_normalised_by_its_own_quantiles_limited_and_placed_by_name() -> None:
@@ -108,6 +111,9 @@ def test_a_state_is_normalised_by_its_own_quantiles_limited_and_placed_by_name()
     assert not columns.values(1, ("z", "unread", "x"), recorded).any()
     constant = StateSide.measured(("x",), ("m",), _constant(3.0))
     np.testing.assert_allclose(constant.normalised(np.array([3.0])), [0])
+    ticks = 4e6 + 50 * np.random.default_rng(0).standard_normal((5000, 1)).astype(np.float32)
+    counted = StateSide.measured(("x",), ("ticks",), Moments.of(ticks).statistics()).normalised(ticks)
+    assert np.quantile(counted, [0.01, 0.99]) == pytest.approx([-1, 1], abs=0.05)
     with pytest.raises(ValueError, match="state x is not finite"):
         columns.values(0, ("z", "unread", "x"), np.array([[0, 0, np.nan]]))
     assert columns.values(0, ("z", "unread", "x"), np.array([[0, np.nan, 0]])).shape == (1, 3)  # what is not read
