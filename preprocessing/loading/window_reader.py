@@ -311,29 +311,39 @@ class WindowReader(Reader):
         )
 
     def _require_finite_states(self) -> None:
-        """Raise ValueError now for what would stop a run hours later; of stores in which conversion found some."""
-        for number, store in enumerate(self.stores):
-            finite, steps = store.manifest.proprio.statistics, store.manifest.statistics.count
-            if finite is None or finite.count == steps:
+        """Raise ValueError now for what would stop a run hours later: of stores in which conversion found some, or, of
+        older ones, whoever measured the state for the contract."""
+        assert self._state is not None
+        for number, (store, side) in enumerate(zip(self.stores, self._state.sides, strict=True)):
+            if side is None:
+                continue
+            counted = store.manifest.proprio.statistics or side.statistics
+            if counted.count == store.manifest.statistics.count:
                 continue
             places = [place for place, (owner, _) in enumerate(self._shards) if owner == number]
             for shard, place in enumerate(places):
-                self._state_values(store.read_shard(shard, ["proprio"]), int(self.index.shard_starts[place]), number)
+                table = store.read_shard(shard, ["proprio", "is_terminal"])
+                self._state_values(table, int(self.index.shard_starts[place]), number)
 
     def _state_values(self, table: pa.Table, first_row: int, store_number: int) -> np.ndarray:
-        """float32 (rows, P). Raises ValueError naming shard, episode and step of a value that is not finite."""
+        """float32 (rows, P). Raises ValueError naming shard, episode and step of a value that is not finite, but for
+        terminal steps: nothing is learnt at them, conversion does not count them, and there the mean stands for it."""
         assert self._state is not None
         names, side = self.stores[store_number].manifest.proprio.names, self._state.sides[store_number]
         if side is None:
             return np.zeros((table.num_rows, len(self._state.names)), np.float32)
         recorded_NK = table["proprio"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
-        read_NK = recorded_NK[:, [names.index(name) for name in side.names]]
-        for row, place in np.argwhere(~np.isfinite(read_NK))[:1]:
+        taken = [names.index(name) for name in side.names]
+        odd_NK, is_terminal_N = ~np.isfinite(recorded_NK[:, taken]), table["is_terminal"].to_numpy()
+        for row, place in np.argwhere(odd_NK & ~is_terminal_N[:, None])[:1]:
             store, shard, episode, step = self._located(first_row + int(row))
             raise ValueError(
                 f"state {side.names[place]} is not finite at step {step} of episode {episode} of "
                 f"{store.shards[shard].path}, and the model reads it: leave it out of model.state.names"
             )
+        if odd_NK.any():
+            recorded_NK = recorded_NK.copy()
+            recorded_NK[:, taken] = np.where(odd_NK, np.float32(side.statistics.mean), recorded_NK[:, taken])
         return self._state.values(store_number, names, recorded_NK)
 
 

@@ -45,6 +45,8 @@ def store_inputs(store: EpisodeStore, *, cameras: Sequence[str], state: bool) ->
 
 def own_camera(store: EpisodeStore, role: str) -> str | None:
     """What the store calls the camera of a role, None if it has none."""
+    if role in store.manifest.cameras:  # an older store may have both `image` and `side`, which now means `image`
+        return role
     return next((own for own in store.manifest.cameras if camera_role(own) == role), None)
 
 

@@ -216,16 +216,51 @@ def test_a_state_that_is_not_finite_is_refused_with_its_place_if_it_is_read(
     where = r"state/y is not finite at step 1 of episode 1 of .*shard-00000-of-00002.parquet"
     with pytest.raises(ValueError, match=where):
         reader([store])
-    monkeypatch.setattr(WindowReader, "_require_finite_states", lambda _: None)  # of a store of before nothing is known
-    with closing(reader([store])) as own, pytest.raises(ValueError, match=where):
-        read_all(own)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(WindowReader, "_require_finite_states", lambda _: None)
+        with closing(reader([store])) as own, pytest.raises(ValueError, match=where):
+            read_all(own)
     side = store_inputs(store, cameras=(), state=True).state
     assert side is not None and side.statistics.count == 18
+    silent = replace(store.manifest, proprio=replace(store.manifest.proprio, statistics=None))  # as of before
+    with pytest.raises(ValueError, match=where):
+        reader([replace(store, manifest=silent)])
     finite = StateColumns(names=("state/z",), sides=(side.chosen(("state/z",)),))
     transforms = [store.dataset.transform]
     with closing(WindowReader([store], transforms, num_steps=2, config=LoaderConfig(), state=finite)) as own:
         check_batch(read_all(own), action_size=11, state_size=1)
+
+
+def test_a_state_that_is_not_finite_at_a_terminal_step_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = two_cameras._step
+
+    def ending(random: np.random.Generator, number: int, length: int, *given: Any) -> dict[str, Any]:
+        made = step(random, number, length, *given)
+        if number == length - 1:
+            made["is_terminal"] = True
+            made["observation"]["state"][1] = np.nan
+        return made
+
+    monkeypatch.setattr(two_cameras, "_step", ending)
+    store = two_cameras.store(tmp_path)
+    with closing(reader([store])) as own:
+        batch = read_all(own)
+    check_batch(batch, action_size=11, cameras=BOTH, state_size=4)
+    side = store_inputs(store, cameras=(), state=True).state
+    assert side is not None and side.statistics.count == 16
+    mean = side.normalised(np.array(side.statistics.mean, np.float32))[1]
+    ends = np.cumsum([9, 4, 6]) - 1
+    assert not batch["loss_mask"][ends, -1].any()
+    np.testing.assert_allclose(batch["state"][ends, -1, 1], mean, atol=1e-6)
+
+
+def test_the_main_camera_is_the_one_of_its_name(stores: dict[str, EpisodeStore]) -> None:
+    """An older store may have both `image` and `side`, which now means `image`."""
+    full = stores["full"]
+    renamed = {"side": "observation/hand_image", "image": "observation/image"}
+    assert own_camera(replace(full, manifest=replace(full.manifest, cameras=renamed)), "image") == "image"
 
 
 def test_a_frame_that_cannot_be_used_is_named_with_its_camera(stores: dict[str, EpisodeStore]) -> None:
