@@ -103,8 +103,8 @@ class Expectation:
         return None if place is None else self.predictions.tokens_NA[place]
 
     def frame(self, step: _Step) -> np.ndarray:
-        """uint8 (H, W, 3) as the model reads that of its first camera."""
-        role = self.roles[0]
+        """uint8 (H, W, 3) as the model reads that of the first camera that the robot has."""
+        role = next(role for role in self.roles if role not in self.dataset.without_cameras)
         field = "image" if role == MAIN_CAMERA else f"image_{role}"
         return camera_frame(step.observation[field], self.trained.contract.recipe(role))
 

@@ -100,7 +100,12 @@ class ServedPolicy:
         frame = base64.b64encode(encode_png(np.full((16, 16, 3), 128, np.uint8))).decode()
         text = self.instructions[0] if self.instructions else "open the drawer"
         names = [dataset.name for dataset in self.contract.datasets]
-        rows = [{"image": frame, "instruction": text, "robot": "arm-1"}]
+        first = self.contract.datasets[0]
+        sent = [recipe.camera for recipe in self.contract.cameras if recipe.camera not in first.without_cameras]
+        row: dict[str, object] = {"image": frame, **{f"image_{role}": frame for role in sent}}
+        if first.state is not None:
+            row["state"] = dict(zip(first.state.names, first.state.statistics.mean, strict=True))
+        rows = [{**row, "instruction": text, "robot": "arm-1"}]
         return {"dataframe_records": rows} | ({"params": {"dataset": names[0]}} if len(names) > 1 else {})
 
     def curl(self, address: str = ADDRESS) -> str:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from pipelines.catalogue import load_recipe
@@ -27,6 +28,7 @@ from pipelines.serving.greeting import greeting
 from pipelines.serving.limits import Limits
 from pipelines.serving.recording.config import RecordingConfig
 from pipelines.serving.refusal import Refusal
+from pipelines.serving.request_format import ServedPolicy
 from pipelines.serving.service import PolicyService, ServiceConfig
 from pipelines.training.data import open_reader, require_readable, resolved, training_contract
 from preprocessing.convert import ConvertConfig, convert
@@ -270,6 +272,9 @@ def test_the_registered_model_has_columns_for_what_it_reads(run: Path, tmp_path:
     policy.load_context(SimpleNamespace(artifacts={"policy": str(write_policy(trained, tmp_path))}))
     table = example(trained).assign(instruction="lift it")
     answer = policy.predict(None, table, {"control_hz": "5"})
+    assert np.isfinite(answer["world_vector_x"][0])
+    shown = ServedPolicy(contract=trained.contract, instructions=("lift it",), num_frames=3).request()
+    answer = policy.predict(None, pd.DataFrame(shown["dataframe_records"]), {})
     assert np.isfinite(answer["world_vector_x"][0])
     for dropped, words in (("image_wrist", "camera wrist is missing"), ("state", "state: it is missing")):
         with pytest.raises(ValueError, match=words):
