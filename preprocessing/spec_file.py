@@ -207,13 +207,20 @@ def draft(dataset: EpisodeSource) -> str:
 def _roles(paths: Sequence[str]) -> dict[str, str]:
     """Role -> path of the cameras beside the main one: wrist of wrist_image and of eye_in_hand_rgb.
 
-    Where two would be of one role, each is called by the last word of its path, in letters that a role may have.
+    Where two would be of one role, or one would be the main camera, each is called by the last word of its path, and
+    where these do not tell them apart by the whole path, in letters that a role may have.
     """
-    words = {path: re.sub(r"[^a-z0-9_]+", "_", _last_word(path).lower()) for path in paths}
-    short = {path: _role(word) for path, word in words.items()}
-    meant = [camera_role(role) for role in short.values()]
-    clear = {path: meant.count(camera_role(role)) == 1 and role != MAIN_CAMERA for path, role in short.items()}
-    return {short[path] if clear[path] else words[path]: path for path in paths}
+    words = {path: _letters(_last_word(path)) for path in paths}
+    roles = {path: _role(word) for path, word in words.items()}
+    for longer in (words, {path: _letters(path) for path in paths}):
+        meant = [MAIN_CAMERA, *map(camera_role, roles.values())]
+        unclear = [path for path, role in roles.items() if meant.count(camera_role(role)) > 1]
+        roles |= {path: longer[path] for path in unclear}
+    return {role: path for path, role in roles.items()}
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9_]+", "_", name.lower())
 
 
 def _last_word(path: str) -> str:

@@ -20,7 +20,7 @@ def camera_role(name: str) -> str:
 
 def require_cameras(cameras: Sequence[str]) -> None:
     """Raise ValueError unless these are different roles, one or more, that keys of a batch can end with."""
-    wrong = [role for role in cameras if not re.fullmatch(r"[a-z][a-z0-9_]*", role)]
+    wrong = [role for role in cameras if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", role)]
     if wrong or not cameras or len(set(cameras)) < len(cameras):
         raise ValueError(
             f"cameras must be different roles such as image, wrist, left, one or more, in small letters, digits and _, "

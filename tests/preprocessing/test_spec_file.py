@@ -12,7 +12,8 @@ from preprocessing import dataset_spec
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.dataset_spec import Always, Equals, FirstActionZero
 from preprocessing.rlds import open_dataset
-from preprocessing.spec_file import draft, read_spec
+from preprocessing.spec_file import _roles, draft, read_spec
+from rt_models.spec import require_cameras
 from tests.support.tiny_rlds import released_schemas, write_source
 
 BRIDGE = """
@@ -90,6 +91,22 @@ def test_mistakes_are_named(tmp_path: Path, old: str, new: str, sentence: str) -
 def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="--draft-spec"):
         read_spec(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("cameras", "roles"),
+    [
+        (["observation/wrist_image", "observation/left_rgb"], ["wrist", "left"]),
+        (["observation/wrist_image", "observation/eye_in_hand_rgb"], ["wrist_image", "eye_in_hand_rgb"]),
+        (["a/left/rgb", "a/right/rgb"], ["a_left_rgb", "a_right_rgb"]),
+        (["observation/other/image"], ["observation_other_image"]),
+        (["observation/image_1", "observation/image_2"], ["1", "2"]),
+        (["observation/side_image", "observation/primary"], ["side_image", "observation_primary"]),
+    ],
+)
+def test_a_draft_calls_each_camera_by_a_role_of_its_own(cameras: list[str], roles: list[str]) -> None:
+    assert _roles(cameras) == dict(zip(roles, cameras, strict=True))
+    require_cameras(("image", *roles))
 
 
 def test_drafts_of_every_released_schema(data_dir: Path, tmp_path: Path) -> None:
