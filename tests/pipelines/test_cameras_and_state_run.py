@@ -27,11 +27,12 @@ from pipelines.serving.adapters.own import Own
 from pipelines.serving.greeting import greeting
 from pipelines.serving.limits import Limits
 from pipelines.serving.recording.config import RecordingConfig
+from pipelines.serving.recording.messages import LayoutTold, RecordedStep
+from pipelines.serving.recording.recorder import Recorder
 from pipelines.serving.refusal import Refusal
 from pipelines.serving.request_format import ServedPolicy
 from pipelines.serving.service import PolicyService, ServiceConfig
-from pipelines.training.data import open_reader, require_readable, resolved, training_contract
-from preprocessing.convert import ConvertConfig, convert
+from pipelines.training.data import open_reader, resolved, training_contract
 from preprocessing.store.episode_store import EpisodeStore
 from rt_models.spec import ContractMismatch, StateInput, check_batch
 from tests.support import two_cameras
@@ -168,10 +169,8 @@ def served(run: Path, observations: Sequence[dict[str, Any]], **config: Any) -> 
     """What a server of the run answers to each observation, an Answer or a Refusal, and last its greeting."""
 
     async def started() -> list[Any]:
-        service, adapter = (
-            PolicyService(with_instructions(load_trained(str(run))), ServiceConfig(limits=PATIENT, **config)),
-            Own(),
-        )
+        trained, adapter = with_instructions(load_trained(str(run))), Own()
+        service = PolicyService(trained, ServiceConfig(limits=PATIENT, **config))
         await service.start()
         robot = service.sessions.named("arm")
         try:
@@ -228,6 +227,24 @@ def test_a_server_refuses_a_robot_by_the_name_of_what_is_wrong(run: Path, change
     assert right.action.frames_seen == 1 and isinstance(wrong, Refusal) and words in str(wrong)
 
 
+def test_what_a_server_records_has_each_camera_under_its_role(
+    run: Path, stores: dict[str, EpisodeStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(Recorder, "_put", lambda _, message: told.append(message) is None)
+    for process in ("start", "close"):
+        monkeypatch.setattr(Recorder, process, lambda _: None)
+    wrist = stores["whole"].read_episode(0, 0, ["image_hand"])["image_hand"][0].as_py()
+    picture = np.full((16, 24, 3), 90, np.uint8)
+    sent = {"image": picture, "image_wrist": wrist, "state": [0.0] * 4, "prompt": "lift it"}
+    answer, _ = served(run, [sent], recording=RecordingConfig(record=str(tmp_path)))
+    assert not isinstance(answer, Refusal), answer
+    (layout,) = [each.layout for each in told if isinstance(each, LayoutTold)]
+    (step,) = [each for each in told if isinstance(each, RecordedStep)]
+    assert layout.cameras == (("image", 16, 24), ("wrist", 8, 8))
+    assert step.frames["wrist"] == wrist and np.array_equal(step.frames["image"], picture)
+
+
 def test_a_server_scales_displacements_where_it_is_told_to(run: Path) -> None:
     picture = np.full((16, 24, 3), 90, np.uint8)
     whole = {"image": picture, "image_wrist": picture, "state": [0.0] * 4, "prompt": "lift it", "reset": True}
@@ -235,33 +252,6 @@ def test_a_server_scales_displacements_where_it_is_told_to(run: Path) -> None:
     assert fast.action.values["world_vector_x"] == pytest.approx(slow.action.values["world_vector_x"] / 2)
     closes = "gripper_closedness_action"
     assert fast.action.values[closes] == slow.action.values[closes]
-
-
-def test_a_recording_has_every_camera_the_state_and_the_rate_of_the_robot(
-    run: Path, stores: dict[str, EpisodeStore], tmp_path: Path
-) -> None:
-    table = stores["whole"].read_episode(0, 0, ["image", "image_hand", "proprio"])
-    whole = [
-        {"image": image.as_py(), "image_wrist": hand.as_py(), "state": state.as_py(), "prompt": "lift it"}
-        for image, hand, state in zip(table["image"], table["image_hand"], table["proprio"], strict=True)
-    ][:4]
-    fast = [{**each, "control_hz": 10, "reset": number == 0} for number, each in enumerate(whole[:3])]
-    answers = served(
-        run, [*whole, *fast], other_rate="scale", recording=RecordingConfig(record=str(tmp_path / "recorded"))
-    )
-    assert not [each for each in answers if isinstance(each, Refusal)]
-    for version, asked, hz in (("1.0.0", whole, 5), ("1.0.1", fast, 10)):
-        folder = tmp_path / "recorded/two_cameras" / version
-        spec, cameras = str(folder / "spec.yaml"), ("image", "wrist")
-        config = ConvertConfig(dataset=spec, split="train", workers=0, cameras=cameras, encoder="dataset")
-        store = EpisodeStore.open(convert(str(folder), str(tmp_path / "stores" / version), config).store)
-        rows = store.read_rows(0, 0, ["image", "image_wrist", "proprio"]).to_pydict()
-        assert rows["image"] == [each["image"] for each in asked]
-        assert rows["image_wrist"] == [each["image_wrist"] for each in asked]
-        assert rows["proprio"] == [each["state"] for each in asked]
-        assert store.contract.datasets[0].control_hz == hz
-        if hz == 5:
-            require_readable(load_trained(str(run)).contract, store)
 
 
 def test_the_registered_model_has_columns_for_what_it_reads(run: Path, tmp_path: Path) -> None:
