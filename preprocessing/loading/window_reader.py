@@ -343,7 +343,9 @@ class WindowReader(Reader):
             )
         if odd_NK.any():
             recorded_NK = recorded_NK.copy()
-            recorded_NK[:, taken] = np.where(odd_NK, np.float32(side.statistics.mean), recorded_NK[:, taken])
+            recorded_NK[:, taken] = np.where(
+                odd_NK, np.asarray(side.statistics.mean, np.float32), recorded_NK[:, taken]
+            )
         return self._state.values(store_number, names, recorded_NK)
 
 
