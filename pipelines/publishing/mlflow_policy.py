@@ -29,7 +29,7 @@ from pipelines.families.base import Instruction, Policy
 from pipelines.publishing.control_rate import rate_factor
 from pipelines.publishing.folder import read_bundle
 from pipelines.publishing.inference import InferenceModel, NamedAction, named
-from pipelines.serving.observation import rate_of
+from pipelines.serving.codecs.mlflow_rows import rate_of
 from pipelines.serving.request_format import COLUMNS, MAX_ROWS, PARAMETERS, is_column
 from pipelines.serving.request_values import flag, is_missing
 from rt_models.control.action import Action

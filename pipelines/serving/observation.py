@@ -11,10 +11,10 @@ from functools import partial
 import numpy as np
 
 from pipelines.publishing.robot_declaration import DECLARATIONS
-from pipelines.serving.codecs.mlflow_rows import robot_name
+from pipelines.serving.codecs.mlflow_rows import rate_of, robot_name
 from pipelines.serving.question import Question
 from pipelines.serving.refusal import Refusal
-from pipelines.serving.request_values import flag, is_missing
+from pipelines.serving.request_values import flag
 from rt_models.spec import CAMERA_ALIASES
 
 Observation = Mapping[str, object]
@@ -54,16 +54,6 @@ def question(observation: Observation, *, image_keys: Sequence[str], text_keys: 
         contract=_name(observation, "contract"),
         explain=_flag(observation, "explain"),
     )
-
-
-def rate_of(value: object) -> float | None:
-    """Steps a second, where a robot says how often it acts. Raises Refusal for what is no number."""
-    if is_missing(value) or value == "":
-        return None
-    try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise Refusal(f"control_hz must be a number of steps a second, got {value!r:.60}", field="control_hz") from None
 
 
 def _camera(observation: Observation, role: str) -> object:

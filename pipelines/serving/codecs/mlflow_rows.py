@@ -129,7 +129,7 @@ def _row(number: int, row: Mapping[str, object], params: Mapping[str, str | None
             frame=row.get("image"),
             camera=lambda role: row.get(f"image_{role}"),
             state=row.get("state"),
-            control_hz=None if params["control_hz"] is None else float(params["control_hz"]),
+            control_hz=rate_of(params["control_hz"]),
             instruction=_text(row.get("instruction")),
             embedding=row.get("embedding"),
             reset=flag("reset", row.get("reset")),
@@ -149,6 +149,16 @@ def _text(value: object) -> str | None:
     if not isinstance(value, str):
         raise Refusal(f"instruction must be text, got {type(value).__name__}", field="instruction")
     return value
+
+
+def rate_of(value: object) -> float | None:
+    """Steps a second, where a robot says how often it acts. Raises Refusal for what is no number."""
+    if is_missing(value) or value == "":
+        return None
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise Refusal(f"control_hz must be a number of steps a second, got {value!r:.60}", field="control_hz") from None
 
 
 def robot_name(value: object) -> str | None:
