@@ -23,6 +23,8 @@ from pipelines.terminal.full_disk import full_disk
 # What follows "stopped" when a command is interrupted; nothing for a command that has to start over.
 _GOES_ON = {
     "preprocess": "; running the same command again continues",
+    "mask": "; running the same command again continues",
+    "store": "; running the same command again continues",
     "filter": "; running the same command again continues",
     "demo": "; running the same command again continues",
     "train": " at once; with --resume the same command goes on from the newest checkpoint, if there is one",

@@ -107,6 +107,8 @@ def print_lineage(model: ModelLineage) -> None:
         for store in version.stores:
             print(f"    store     {store.path}, fingerprint {store.fingerprint}")
             print(f"    source    {store.dataset}, {store.records} episodes or images, fingerprint {store.source}")
+            if store.licence or store.citation:
+                print(f"    rights    {store.licence or 'licence unknown'}; {' '.join(store.citation.split())[:200]}")
         print(f"    code      git {version.git_revision}")
         for key, text in version.decisions.items():
             print(f"    {key}: {text}")

@@ -42,7 +42,7 @@ from rt_models.robot_model import RobotModel
 from rt_models.robot_tokens import RobotTokens, augmented_state
 from rt_models.spec import EMBEDDING_WIDTH
 from rt_models.vision.efficientnet import EfficientNetConfig
-from rt_models.vision.image_inputs import InputConfig, Preparation, plan_keys, prepare, resize
+from rt_models.vision.image_inputs import InputConfig, Preparation, plan_keys, prepare, still_images
 from rt_models.vision.image_tokenizer import ImageTokenizer
 from rt_models.vision.vit import ViTConfig
 from rt_models.window_loss import window_losses
@@ -341,7 +341,7 @@ class RT1(RobotModel):
     def encode_frames(self, frames_NHWC: Tensor, embedding_ND: Tensor) -> Tensor:
         """float (N, K, D) tokens of uint8 frames of any size, without crop; the image half of a control step."""
         require_frames(frames_NHWC, channels=self.config.num_channels())
-        image_NHWC = resize(frames_NHWC.to(self._pixel_dtype()) / 255, self.config.input.image_size)
+        image_NHWC = still_images(frames_NHWC, self.config.input.image_size, self._pixel_dtype())
         return self.image_tokens(image_NHWC[:, None], embedding_ND[:, None])[:, 0]
 
     def _batch_logits(

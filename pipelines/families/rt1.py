@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,12 @@ from torch import Tensor, nn
 from pipelines.config.compute import wants_cuda_graph
 from pipelines.families.base import RunT, chosen_space
 from pipelines.families.windows import WindowCost, WindowFamily
+from preprocessing.loading.masked_reader import MaskedWindowReader
 from preprocessing.loading.reader import Batch
-from preprocessing.store.web_store import Store
+from preprocessing.loading.window_reader import WindowReader
+from preprocessing.masks.overlay import read_overlay
+from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.web_store import Store, robot_stores
 from rt_models.action_space import ActionSpace
 from rt_models.control.action import Action
 from rt_models.control.observation import Frame, RobotState
@@ -50,11 +55,14 @@ class RT1Family(WindowFamily[RT1Config, RT1]):
 
     def resolved(self, experiment: RunT, stores: Sequence[Store]) -> RunT:
         if experiment.model.image_channels == "rgb+mask":
-            raise ValueError(
-                "model.image_channels rgb+mask needs object masks, which episode stores do not hold: train in Python "
-                'with a reader that adds "object_mask" to each batch (rt_models.spec.BATCH), or leave it at rgb'
-            )
+            for store in robot_stores(stores):
+                read_overlay(store)
         return super().resolved(experiment, stores)
+
+    def reader_class(self, model: RT1Config, stores: Sequence[EpisodeStore]) -> Callable[..., WindowReader]:
+        if model.image_channels == "rgb":
+            return super().reader_class(model, stores)
+        return partial(MaskedWindowReader, overlays=[read_overlay(store) for store in stores])
 
     def batch_cost(self, config: RT1Config) -> WindowCost:
         counted = cost(config)

@@ -8,7 +8,7 @@ Axes: B windows, T steps, A actions, V bins, N instructions, D embedding.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Protocol, TypeVar, cast
@@ -122,7 +122,7 @@ class WindowFamily(ModelFamily[WindowConfigT, ModelT]):
         *,
         is_training: bool,
     ) -> WindowReader:
-        return self._reader(robot_stores(stores), contract, experiment.model, config)
+        return self.reader(robot_stores(stores), contract, experiment.model, config)
 
     def predict(
         self,
@@ -135,7 +135,7 @@ class WindowFamily(ModelFamily[WindowConfigT, ModelT]):
         rewording: Mapping[str, str] | None,
     ) -> Iterator[PredictedSteps]:
         config = cast(WindowConfigT, model.config)
-        reader = self._reader([store], contract, config, LoaderConfig())
+        reader = self.reader([store], contract, config, LoaderConfig())
         swap = None if rewording is None else _reworded_embeddings(store, contract.encoder, rewording)
         device, pieces = next(model.parameters()).device, list(row_pieces(reader.index.num_rows, batch))
         shapes = None
@@ -151,10 +151,11 @@ class WindowFamily(ModelFamily[WindowConfigT, ModelT]):
             yield self._predicted(model, read, len(rows))
         reader.close()
 
-    def _reader(
+    def reader(
         self, stores: Sequence[EpisodeStore], contract: Contract, model: WindowConfigT, config: LoaderConfig
     ) -> WindowReader:
-        return WindowReader(
+        """Reads the windows of such a model."""
+        return self.reader_class(model, stores)(
             stores,
             [contract.dataset(store.name).transform for store in stores],
             num_steps=self.num_frames(model),
@@ -164,6 +165,10 @@ class WindowFamily(ModelFamily[WindowConfigT, ModelT]):
             state=contract.state_columns([store.name for store in stores]),
             images_counted="together" if len(self.cameras_encoded_together(model)) == 1 else "each",
         )
+
+    def reader_class(self, model: WindowConfigT, stores: Sequence[EpisodeStore]) -> Callable[..., WindowReader]:
+        """What makes the reader of such a model, given what `WindowReader` is given."""
+        return WindowReader
 
     def _wants_few_shapes(self, device: torch.device) -> bool:
         return device.type != "cpu"

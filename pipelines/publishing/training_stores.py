@@ -32,6 +32,7 @@ class StoreReference:
 
     relative: path from the folder of the run or bundle; "" if one of the two is in an object store.
     source: fingerprint of the source's records, as `fingerprint` is of the store's files.
+    licence, citation: what the source says of itself.
     """
 
     path: str
@@ -40,12 +41,15 @@ class StoreReference:
     dataset: str = ""
     records: int = 0
     source: str = ""
+    licence: str = ""
+    citation: str = ""
 
     @staticmethod
     def of(store: Store, folder: str) -> StoreReference:
         """A reference from `folder`, the output of a run or a bundle."""
         manifest = _manifest(store.root)
-        shards = json.loads(manifest)["shards"]
+        data = json.loads(manifest)
+        shards, rights = data["shards"], data.get("rights") or {}
         records = "".join(shard.get("source_sha256_of_crcs", shard["sha256"]) for shard in shards)
         return StoreReference(
             path=store.root,
@@ -54,6 +58,8 @@ class StoreReference:
             dataset=dataset_of(store.root),
             records=sum(len(shard["episode_lengths"]) for shard in shards),
             source=_short(records.encode()),
+            licence=rights.get("licence", ""),
+            citation=rights.get("citation", ""),
         )
 
     def lineage(self) -> dict[str, object]:

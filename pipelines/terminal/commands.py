@@ -37,10 +37,18 @@ COMMANDS = {
         summary="RLDS, LeRobot or web data -> a store; run again, it resumes",
         example="rtp preprocess examples/metaworld_sample/1.0.0 stores --split train",
     ),
+    "store": Command(
+        summary="append, delete, merge, split episodes; the log of a store",
+        example="rtp store append stores/metaworld_sample/1.0.0/train more/metaworld_sample/1.0.0/train",
+    ),
     "filter": Command(
         summary="the best image-text pairs of a store, each once; resumes",
         example="rtp filter stores/laion/1.0.0/train filtered --keep 0.1 --languages en und",
         module="filter_pairs",  # a module called filter would shadow the builtin for its readers
+    ),
+    "mask": Command(
+        summary="marks of the objects meant (MOO) beside a store's frames",
+        example="rtp mask stores/metaworld_sample/1.0.0/train --detector boxes:boxes.jsonl",
     ),
     "inspect": Command(
         summary="what is in a store, run, checkpoint or bundle; pictures, audit",

@@ -22,6 +22,7 @@ from preprocessing.conversion.shard_conversion import (
 )
 from preprocessing.conversion.shard_report import ShardReport, read_report
 from preprocessing.dataset_spec import DatasetSpec
+from preprocessing.source_rights import rights_of
 from preprocessing.store.episode_store import (
     INSTRUCTION_SCHEMA,
     INSTRUCTIONS,
@@ -121,6 +122,7 @@ def write_manifest(
         shards=tuple(report.entry() for report in reports),
         settings=settings,
         remarks=tuple(_remarks(task, reports, trained_steps=statistics.count)),
+        rights=rights_of(task.dataset.folder),
     )
     with atomic_write(filesystem, f"{root}/{MANIFEST}", temporary=temporary) as file:
         file.write(manifest.to_bytes())

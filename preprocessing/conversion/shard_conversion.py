@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from preprocessing.conversion.shard_moments import ShardMoments
 from preprocessing.conversion.shard_report import QuarantinedRecord, ShardCounts, ShardReport, report_name
 from preprocessing.conversion.step_marks import STEP_MARKS, read_marks, require_one_episode
 from preprocessing.dataset_spec import DatasetSpec
@@ -45,12 +46,9 @@ from preprocessing.store.images import (
     resize_image,
 )
 from preprocessing.store.json_records import to_text
-from preprocessing.store.statistics import Moments
 from preprocessing.store.step_counts import StepCounts
 from preprocessing.tfds.features import naming
 from rt_models.spec import MAIN_CAMERA
-
-_STATISTICS_ROWS = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,10 +138,7 @@ class _Shard:
         self._quarantine: list[QuarantinedRecord] = []
         self._frame_sizes: dict[str, ImageSize] = {}
         self._rates_hz: set[float] = set()
-        self._moments = Moments.empty(task.spec.space.size)
-        self._state_moments = Moments.empty(task.layout.proprio_size)
-        self._recent: list[np.ndarray] = []
-        self._recent_states: list[np.ndarray] = []
+        self._moments = ShardMoments(task.spec.space.size, task.layout.proprio_size)
         self._unread: Counter[str] = Counter()
         self._odd_states: list[int] = []
         self._counts: list[StepCounts] = []  # of each episode
@@ -169,13 +164,13 @@ class _Shard:
         self._unread.update(item.unread)
         table = pa.table([columns[name] for name in self._schema.names], schema=self._schema)
         self._lengths.append(item.num_steps)
-        self._count_statistics(table)
+        self._moments.add(table)
         self._counts.append(StepCounts.of(table, len(self._task.spec.flags)))
         return table
 
     def report(self, name: str, file: HashingFile, rows: int, source: SourceShard) -> ShardReport:
         """The report of shard file `name`, written as `file` with `rows` rows from `source`."""
-        self._merge_recent()
+        moments, state_moments = self._moments.finish()
         counts = StepCounts.sum(self._counts, len(self._task.spec.flags))
         return ShardReport(
             file=name,
@@ -190,9 +185,9 @@ class _Shard:
             quarantine=tuple(self._quarantine),
             frame_size=self._frame_sizes.get(MAIN_CAMERA),
             further_frame_sizes={role: size for role, size in self._frame_sizes.items() if role != MAIN_CAMERA},
-            state_moments=self._state_moments if self._task.layout.proprio_size else None,
+            state_moments=state_moments,
             rates_hz=tuple(sorted(self._rates_hz)),
-            moments=self._moments,
+            moments=moments,
             unread=dict(sorted(self._unread.items())),
             states_not_finite=tuple(self._odd_states),
             instruction_steps={str(number): count for number, count in sorted(counts.of_instruction.items())},
@@ -228,11 +223,8 @@ class _Shard:
             with naming(field.path):
                 values = np.asarray(steps[field.path])
                 columns[field.column] = fixed_lists(values) if field.shape else pa.array(values)
-        if proprio is not None:
-            finite_N = np.isfinite(proprio).all(axis=1)
-            self._recent_states.append(proprio[finite_N & ~marks["is_terminal"]])
-            if odd := int((~finite_N).sum()):
-                self._odd_states.append(odd)
+        if proprio is not None and (odd := int((~np.isfinite(proprio).all(axis=1)).sum())):
+            self._odd_states.append(odd)
         return columns
 
     def _instruction_ids(self, episode: Episode) -> np.ndarray:
@@ -255,21 +247,6 @@ class _Shard:
                     f"{episode.shard}: give {size_flag(role)}"
                 )
             self._frame_sizes[role] = known.pop()
-
-    def _count_statistics(self, table: pa.Table) -> None:
-        terminal = table["is_terminal"].to_numpy()
-        action = table["action"].combine_chunks().flatten().to_numpy().reshape(-1, self._task.spec.space.size)
-        self._recent.append(action[~terminal])
-        if sum(map(len, self._recent)) >= _STATISTICS_ROWS:
-            self._merge_recent()
-
-    def _merge_recent(self) -> None:
-        if self._recent:
-            self._moments = self._moments.merged(Moments.of(np.concatenate(self._recent)))
-            self._recent = []
-        if self._recent_states:
-            self._state_moments = self._state_moments.merged(Moments.of(np.concatenate(self._recent_states)))
-            self._recent_states = []
 
 
 class _Instructions:

@@ -260,11 +260,12 @@ class EpisodeStore:
             raise ValueError(
                 f"{path} is a store of schema {version}, this code reads {SCHEMA_VERSION}: preprocess again"
             )
-        blob = with_retries(lambda: filesystem.cat_file(f"{root}/{INSTRUCTIONS}"), what=f"{root}/{INSTRUCTIONS}")
-        table = _instruction_table(blob, f"{root}/{INSTRUCTIONS}")
         with taken_apart(f"{root}/{MANIFEST}", remedy=_REMEDY):
             manifest = read_record(StoreManifest, data)
             shards = tuple(_shard(root, entry, manifest.row_group_rows) for entry in manifest.shards)
+        path_of_table = f"{root}/{manifest.instructions.file}"
+        blob = with_retries(lambda: filesystem.cat_file(path_of_table), what=path_of_table)
+        table = _instruction_table(blob, path_of_table)
         return EpisodeStore(
             root=root if is_local(filesystem) else filesystem.unstrip_protocol(root),
             manifest=manifest,

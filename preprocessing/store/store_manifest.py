@@ -82,8 +82,35 @@ class ShardEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rights:
+    """What the source says of its licence, its citation and where it is from; "" where it says nothing."""
+
+    licence: str = ""
+    citation: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParentStore:
+    """A store as it was: where it lay, and the fingerprint of its manifest."""
+
+    store: str
+    manifest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lineage:
+    """What a store was made of other than by a conversion: `change` is append, delete, merge or split."""
+
+    change: str
+    sentence: str
+    parents: tuple[ParentStore, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class StoreManifest:
-    """`manifest.json` of an episode store. `settings` is everything that decided the store's bytes.
+    """`manifest.json` of an episode store. `settings` is everything that decided the store's bytes; `lineage`
+    is None where a conversion made it.
 
     `cameras` are paths in the source by role, and `camera_recipes` what was done to the frames of those beside the main
     one, whose recipe is in the contract; stores of before they were kept lack them.
@@ -112,9 +139,11 @@ class StoreManifest:
     shards: tuple[ShardEntry, ...]
     settings: JsonObject
     remarks: tuple[str, ...] = ()
+    lineage: Lineage | None = None
+    rights: Rights | None = None
 
     def to_bytes(self) -> bytes:
-        optional = ("camera_recipes", "remarks")
+        optional = ("camera_recipes", "remarks", "lineage", "rights")
         written = [f.name for f in fields(self) if f.name not in optional or getattr(self, f.name)]
         return _one_key_a_line({name: getattr(self, name) for name in written})
 

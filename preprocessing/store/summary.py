@@ -116,6 +116,7 @@ class StoreSummary(TypedDict):
     quarantine: dict[str, int]
     remarks: list[str]
     notes: str
+    rights: NotRequired[dict[str, str]]
     audit: NotRequired[AuditSummary]
 
 
@@ -125,7 +126,7 @@ def summary(store: EpisodeStore) -> StoreSummary:
     dataset = store.dataset
     instructions, flags = StepCounts.of_store(store).named(store)
     lengths = np.concatenate([shard.episode_lengths for shard in store.shards])
-    return {
+    summary: StoreSummary = {
         "store": store.root,
         "dataset": manifest.dataset,
         "version": manifest.version,
@@ -153,6 +154,9 @@ def summary(store: EpisodeStore) -> StoreSummary:
         "remarks": list(manifest.remarks),
         "notes": manifest.notes,
     }
+    if manifest.rights is not None:
+        summary["rights"] = asdict(manifest.rights)
+    return summary
 
 
 def _dimensions(store: EpisodeStore) -> dict[str, DimensionSummary]:
@@ -234,6 +238,7 @@ def text(summary: StoreSummary) -> str:
     lines += [f"remark: {remark}" for remark in summary["remarks"]]
     lines += [f"{row['finding']:<13}{row['name']}: {row['sentence']}" for row in verdicts_of(summary)]
     lines += [f"notes: {summary['notes']}"] if summary["notes"] else []
+    lines += [f"{name}: {' '.join(words.split())}" for name, words in summary.get("rights", {}).items() if words]
     return "\n".join(part for line in lines for part in _wrapped(line))
 
 

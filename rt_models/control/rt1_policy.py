@@ -27,7 +27,7 @@ from rt_models.input_checks import require_finite
 from rt_models.rt1 import RT1
 from rt_models.spec import EMBEDDING_WIDTH, DatasetContract
 from rt_models.vision.fuse_batch_norm import fuse_batch_norm
-from rt_models.vision.image_inputs import resize
+from rt_models.vision.image_inputs import resize, still_images
 
 Instruction = str | Sequence[str] | np.ndarray | Tensor
 
@@ -219,12 +219,17 @@ class RT1Policy:
     def _images(self, frame_RHWC: Tensor) -> Tensor:
         """float (R, size, size, C) in [0, 1], on the model's device."""
         frame_RHWC = frame_RHWC.to(self.model.transformer.output.weight.device)
-        return resize(self._wide(frame_RHWC).div_(255), self.model.config.input.image_size)
+        size = self.model.config.input.image_size
+        if frame_RHWC.shape[-1] > 3:  # a mask, which is drawn
+            wide = torch.float64 if self.model.dtype == torch.float64 else torch.float32
+            return still_images(frame_RHWC, size, wide)
+        return resize(self._wide(frame_RHWC).div_(255), size)
 
     def _images_of(self, pieces: Sequence[Tensor]) -> Tensor:
         """`_images` of the frames of several robots, which have one size."""
         weight, size = self.model.transformer.output.weight, self.model.config.input.image_size
-        if weight.device.type != "cpu" or any(piece.shape != pieces[0].shape for piece in pieces):
+        shapes = {piece.shape for piece in pieces}
+        if weight.device.type != "cpu" or len(shapes) > 1 or pieces[0].shape[-1] > 3:
             return self._images(torch.cat(tuple(pieces)))
         # In one piece's place: 32 frames of 256x320 as floats are 31 MB of new pages at every step, which cost 20 ms.
         wide_RHWC = self._wide(pieces[0])

@@ -28,6 +28,7 @@ from rt_models.blocks.keyed_random import integers, mix
 from rt_models.blocks.norm_functions import runs_kernels
 from rt_models.camera_roles import MAIN_CAMERA, frames_key, index_key, of_role
 from rt_models.config_checks import require_choices
+from rt_models.vision.object_mask import drawn
 
 PLAN = ("image_frame", "image_step", "image_place", "num_images")
 """Keys of a batch whose images were found on the host (`image_plan.py`): int64 (N,) row of `frames` of each image;
@@ -103,7 +104,7 @@ class Preparation:
     augment: bool
     """Whether images are cropped, where the config says so."""
     object_mask: bool = False
-    """Whether the batch's mask is a fourth channel, cropped and resized with the colours; 0 for other cameras."""
+    """Whether the batch's mask is a fourth channel, drawn where the crop moves it; 0 for other cameras."""
 
 
 def prepare(batch: Mapping[str, Tensor], preparation: Preparation, cameras: Sequence[str] = (MAIN_CAMERA,)) -> Images:
@@ -172,12 +173,14 @@ def _images(
     if runs_kernels(frame_N.device) and not masked and last:
         return _by_kernel(frames_FHWC, frame_N, offset_key_N, config, pixels), key_N
     frames_NHWC = frames_FHWC[frame_N]
-    if masked:
-        mask_NHW = batch["object_mask"][frame_N] if role == MAIN_CAMERA else torch.zeros_like(frames_NHWC[..., 0])
-        frames_NHWC = torch.cat([frames_NHWC, mask_NHW[..., None]], dim=-1)
     if offset_key_N is not None:
         frames_NHWC = pad_crop(frames_NHWC, offset_key_N, seed=config.crop_seed)
-    return pixels.normalise(resize(frames_NHWC.to(pixels.wide) / 255, config.image_size)), key_N
+    image_NHWC = resize(frames_NHWC.to(pixels.wide) / 255, config.image_size)
+    if masked:
+        mask_NHW = batch["object_mask"][frame_N] if role == MAIN_CAMERA else torch.zeros_like(frames_NHWC[..., 0])
+        drawn_NHW = _drawn_mask(mask_NHW, offset_key_N, config, pixels.wide)
+        image_NHWC = torch.cat([image_NHWC, drawn_NHW[..., None]], dim=-1)
+    return pixels.normalise(image_NHWC), key_N
 
 
 def of_camera(key_N: Tensor, role: str) -> Tensor:
@@ -188,6 +191,21 @@ def of_camera(key_N: Tensor, role: str) -> Tensor:
 @functools.cache
 def _role_number(role: str) -> int:
     return int.from_bytes(hashlib.sha256(role.encode()).digest()[:7], "little")
+
+
+def _drawn_mask(mask_NHW: Tensor, key_N: Tensor | None, config: InputConfig, dtype: torch.dtype) -> Tensor:
+    if key_N is None:
+        return drawn(mask_NHW, config.image_size, dtype=dtype)
+    down_N, right_N = crop_offsets(mask_NHW.shape[1], key_N, seed=config.crop_seed)
+    return drawn(mask_NHW, config.image_size, dtype=dtype, down_N=down_N, right_N=right_N)
+
+
+def still_images(frame_NHWC: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """float (N, size, size, C) in [0, 1] of uint8 frames that are not cropped; a fourth channel is an object mask."""
+    image_NHWC = resize(frame_NHWC[..., :3].to(dtype) / 255, size)
+    if frame_NHWC.shape[-1] == 3:
+        return image_NHWC
+    return torch.cat([image_NHWC, drawn(frame_NHWC[..., 3], size, dtype=dtype)[..., None]], dim=-1)
 
 
 def _by_kernel(

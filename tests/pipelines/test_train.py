@@ -84,7 +84,7 @@ def test_a_model_that_reads_object_masks_is_refused_with_the_way_to_train_it(
     monkeypatch.chdir(tmp_path)
     flags = ["--data", store, "--output", "run", "--model.image_channels", "rgb+mask"]
     assert main(["train", "rt1_tiny", *flags]) == 2
-    assert 'a reader that adds "object_mask" to each batch' in capsys.readouterr().err
+    assert "has no object masks: make them with rtp mask" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

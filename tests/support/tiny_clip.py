@@ -29,12 +29,13 @@ def save_dual_encoder(folder: Path, kind: str) -> Path:
         model, processor = transformers.SiglipModel(config), transformers.SiglipImageProcessor(size=IMAGE)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    _tokenizer().save_pretrained(folder)
+    tokenizer_of(WORDS).save_pretrained(folder)
     return folder
 
 
-def _tokenizer() -> transformers.PreTrainedTokenizerFast:
-    words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
+def tokenizer_of(vocabulary: tuple[str, ...]) -> transformers.PreTrainedTokenizerFast:
+    """One token a word, an end token after the last; the first three are padding, end and unknown."""
+    words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(vocabulary)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
     words.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
         single="$A <eos>", special_tokens=[("<eos>", 1)]

@@ -93,12 +93,13 @@ def test_without_augmentation_every_step_gets_its_own_frame_resized() -> None:
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_an_object_mask_goes_with_its_frame(augment: bool) -> None:
-    batch = make_batch(CONFIG, [0, 4, 5], frame_size=(64, 80))
-    batch["object_mask"] = batch["frames"][..., 0].clone()  # what the red channel then shows too
-    pixels = replace(PIXELS, mean=(0.0,) * 4, std=(1.0,) * 4)
-    images = prepare(batch, Preparation(config=CONFIG.input, pixels=pixels, augment=augment, object_mask=True)).x_NCHW
+    batch = make_batch(CONFIG, [0, 4, 5], frame_size=(64, 64))
+    batch["object_mask"] = batch["frames"][..., 0].clone()  # what the red channel then shows too, at the frame's size
+    pixels, config = replace(PIXELS, mean=(0.0,) * 4, std=(1.0,) * 4), replace(CONFIG.input, image_size=64)
+    images = prepare(batch, Preparation(config=config, pixels=pixels, augment=augment, object_mask=True)).x_NCHW
     assert images.shape[1] == 4 and images.std() > 0.1
-    torch.testing.assert_close(images[:, 3], images[:, 0])
+    shown = (images[:, 0] > 0).flatten(1)
+    torch.testing.assert_close(images[:, 3].flatten(1)[shown], images[:, 0].flatten(1)[shown])
 
 
 def test_frames_are_prepared_once_when_shared_and_apart_under_different_crops() -> None:

@@ -1,0 +1,173 @@
+"""`rtp store append|delete|merge|split|log|prune`: a store of episodes that grows, shrinks, is joined and divided.
+
+append and delete change the store in place: new files beside the old ones and a new manifest, atomically; the manifest
+before it stays under manifests/, so that what was trained on it stays known. merge and split make new stores of links
+to the same files. Only shards that are cut are written anew. The audit has to be measured again after a change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import Progress
+
+from pipelines.config.arguments import parse
+from pipelines.terminal.commands import JsonSummary
+from pipelines.terminal.next_step import print_next
+from preprocessing.changes import store_changes
+from preprocessing.changes.assemble import Progress as ShardProgress
+from preprocessing.changes.store_changes import Changed
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppendArguments:
+    """Flags of `rtp store append`."""
+
+    store: tyro.conf.Positional[str]
+    """Store of robot episodes that grows, local or s3://, gs://."""
+    sources: tyro.conf.Positional[tuple[str, ...]]
+    """Stores whose episodes are added, of the same dataset and preprocessed alike: rtp preprocess makes them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeleteArguments:
+    """Flags of `rtp store delete`."""
+
+    store: tyro.conf.Positional[str]
+    """Store of robot episodes, local or s3://, gs://."""
+    episodes: tuple[int, ...] = ()
+    """Numbers of episodes in the store, from 0, as batches and rtp evaluate count them."""
+    flag: str | None = None
+    """Delete the episodes of which a step carries this flag (rtp inspect lists flags)."""
+    expect: str | None = None
+    """Fingerprint of the manifest that the numbers are meant for (rtp store log): another one is refused."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeArguments:
+    """Flags of `rtp store merge`."""
+
+    out: tyro.conf.Positional[str]
+    """Folder that the new store is written below, local or s3://, gs://."""
+    stores: tyro.conf.Positional[tuple[str, ...]]
+    """Stores of robot episodes, of one dataset and preprocessed alike."""
+    split: str | None = None
+    """Name of the new store's split; by default that of the first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitArguments:
+    """Flags of `rtp store split`."""
+
+    store: tyro.conf.Positional[str]
+    """Store of robot episodes, local or s3://, gs://."""
+    out: tyro.conf.Positional[str]
+    """Folder that the new stores are written below, local or s3://, gs://."""
+    shares: Annotated[dict[str, float], tyro.conf.arg(metavar="NAME SHARE ...")]
+    """Share of the episodes of each new split, such as train 0.9 val 0.1; they sum to 1."""
+    by: Literal["shards", "episodes"] = "shards"
+    """Deal out whole shards, of which one is cut at each border, or single episodes, which writes most shards anew."""
+    seed: int = 0
+    """Seed of the deal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreArguments:
+    """Flags of `rtp store log` and `rtp store prune`."""
+
+    store: tyro.conf.Positional[str]
+    """Store of robot episodes, local or s3://, gs://."""
+
+
+def main(arguments: list[str]) -> JsonSummary:
+    """Change a store and say what it is now."""
+    actions: dict[str, Callable[[list[str]], JsonSummary]] = {
+        "append": _append,
+        "delete": _delete,
+        "merge": _merge,
+        "split": _split,
+        "log": _log,
+        "prune": _prune,
+    }
+    if not arguments or arguments[0] not in actions:
+        if arguments and arguments[0] in ("-h", "--help"):
+            print(f"{__doc__ or ''}\nrtp store {'|'.join(actions)} --help has the flags of each")
+            return {}
+        given = f", not {arguments[0]!r}" if arguments else ""
+        raise ValueError(f"rtp store takes {', '.join(actions)}{given}: rtp store append --help")
+    return actions[arguments[0]](arguments[1:])
+
+
+def _parsed(kind: type[Any], action: str, arguments: list[str]) -> Any:
+    return parse(kind, arguments, prog=f"rtp store {action}", description=__doc__ or "")
+
+
+def _append(arguments: list[str]) -> JsonSummary:
+    flags = _parsed(AppendArguments, "append", arguments)
+    if not flags.sources:
+        raise ValueError("rtp store append needs the stores to add: rtp store append STORE OTHER ...")
+    with Progress(console=Console(stderr=True)) as bar:
+        return _said(store_changes.append(flags.store, flags.sources, _shown(bar, "append")))
+
+
+def _delete(arguments: list[str]) -> JsonSummary:
+    flags = _parsed(DeleteArguments, "delete", arguments)
+    if not flags.episodes and flags.flag is None:
+        raise ValueError("rtp store delete needs --episodes or --flag")
+    settings = {"episodes": flags.episodes, "flag": flags.flag, "expect": flags.expect}
+    with Progress(console=Console(stderr=True)) as bar:
+        changed = store_changes.delete(flags.store, **settings, progress=_shown(bar, "delete"))
+    summary = _said(changed)
+    print(f"files of the manifest before are still there: rtp store prune {changed.store} removes them")
+    return summary
+
+
+def _merge(arguments: list[str]) -> JsonSummary:
+    flags = _parsed(MergeArguments, "merge", arguments)
+    with Progress(console=Console(stderr=True)) as bar:
+        return _said(store_changes.merge(flags.out, flags.stores, split=flags.split, progress=_shown(bar, "merge")))
+
+
+def _split(arguments: list[str]) -> JsonSummary:
+    flags = _parsed(SplitArguments, "split", arguments)
+    settings = {"by": flags.by, "seed": flags.seed}
+    with Progress(console=Console(stderr=True)) as bar:
+        made = store_changes.split(flags.store, flags.out, flags.shares, **settings, progress=_shown(bar, "split"))
+    return {"stores": [dict(_said(changed)) for changed in made]}
+
+
+def _log(arguments: list[str]) -> JsonSummary:
+    flags = _parsed(StoreArguments, "log", arguments)
+    entries = store_changes.log(flags.store)
+    for entry in entries:
+        how = f"{entry.lineage.change}: {entry.lineage.sentence}" if entry.lineage else "conversion"
+        print(f"{entry.manifest}  {entry.episodes} episodes, {entry.steps} steps, contract {entry.contract}  {how}")
+        for parent in entry.lineage.parents if entry.lineage else ():
+            print(f"    of {parent.store}, manifest {parent.manifest}")
+    return {"manifests": [asdict(entry) for entry in entries]}
+
+
+def _prune(arguments: list[str]) -> JsonSummary:
+    flags = _parsed(StoreArguments, "prune", arguments)
+    gone = store_changes.prune(flags.store)
+    print(f"{len(gone)} files removed that the present manifest does not list")
+    return {"removed": gone}
+
+
+def _shown(bar: Progress, what: str) -> ShardProgress:
+    line = bar.add_task(what)
+    return lambda done, total: bar.update(line, completed=done, total=total)
+
+
+def _said(changed: Changed) -> JsonSummary:
+    what = "nothing to do" if changed.unchanged else f"{changed.written} shards written anew"
+    print(
+        f"{changed.store}\n{changed.episodes} episodes, {changed.steps} steps in {changed.shards} shards; {what}\n"
+        f"manifest {changed.manifest}, contract {changed.contract}"
+    )
+    print_next("inspect", changed.store, "--audit")
+    return asdict(changed)
