@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -102,12 +102,8 @@ def main(arguments: list[str]) -> JsonSummary:
     return actions[arguments[0]](arguments[1:])
 
 
-def _parsed(kind: type[Any], action: str, arguments: list[str]) -> Any:
-    return parse(kind, arguments, prog=f"rtp store {action}", description=__doc__ or "")
-
-
 def _append(arguments: list[str]) -> JsonSummary:
-    flags = _parsed(AppendArguments, "append", arguments)
+    flags = parse(AppendArguments, arguments, prog="rtp store append", description=__doc__ or "")
     if not flags.sources:
         raise ValueError("rtp store append needs the stores to add: rtp store append STORE OTHER ...")
     with Progress(console=Console(stderr=True)) as bar:
@@ -115,7 +111,7 @@ def _append(arguments: list[str]) -> JsonSummary:
 
 
 def _delete(arguments: list[str]) -> JsonSummary:
-    flags = _parsed(DeleteArguments, "delete", arguments)
+    flags = parse(DeleteArguments, arguments, prog="rtp store delete", description=__doc__ or "")
     if not flags.episodes and flags.flag is None:
         raise ValueError("rtp store delete needs --episodes or --flag")
     settings = {"episodes": flags.episodes, "flag": flags.flag, "expect": flags.expect}
@@ -127,13 +123,13 @@ def _delete(arguments: list[str]) -> JsonSummary:
 
 
 def _merge(arguments: list[str]) -> JsonSummary:
-    flags = _parsed(MergeArguments, "merge", arguments)
+    flags = parse(MergeArguments, arguments, prog="rtp store merge", description=__doc__ or "")
     with Progress(console=Console(stderr=True)) as bar:
         return _said(store_changes.merge(flags.out, flags.stores, split=flags.split, progress=_shown(bar, "merge")))
 
 
 def _split(arguments: list[str]) -> JsonSummary:
-    flags = _parsed(SplitArguments, "split", arguments)
+    flags = parse(SplitArguments, arguments, prog="rtp store split", description=__doc__ or "")
     settings = {"by": flags.by, "seed": flags.seed}
     with Progress(console=Console(stderr=True)) as bar:
         made = store_changes.split(flags.store, flags.out, flags.shares, **settings, progress=_shown(bar, "split"))
@@ -141,7 +137,7 @@ def _split(arguments: list[str]) -> JsonSummary:
 
 
 def _log(arguments: list[str]) -> JsonSummary:
-    flags = _parsed(StoreArguments, "log", arguments)
+    flags = parse(StoreArguments, arguments, prog="rtp store log", description=__doc__ or "")
     entries = store_changes.log(flags.store)
     for entry in entries:
         how = f"{entry.lineage.change}: {entry.lineage.sentence}" if entry.lineage else "conversion"
@@ -152,7 +148,7 @@ def _log(arguments: list[str]) -> JsonSummary:
 
 
 def _prune(arguments: list[str]) -> JsonSummary:
-    flags = _parsed(StoreArguments, "prune", arguments)
+    flags = parse(StoreArguments, arguments, prog="rtp store prune", description=__doc__ or "")
     gone = store_changes.prune(flags.store)
     print(f"{len(gone)} files removed that the present manifest does not list")
     return {"removed": gone}
