@@ -95,6 +95,12 @@ class RT1Family(WindowFamily[RT1Config, RT1]):
         return ready
 
     def policies(self, model: RT1) -> Callable[[DatasetContract], RT1Policy]:
+        if model.config.image_channels == "rgb+mask":
+            raise ValueError(
+                "this model reads object masks, which robots do not send: rtp serve and rtp evaluate --env do not "
+                "take it; "
+                "in Python rt_models.control.rt1_policy.RT1Policy acts on frames of four channels"
+            )
         return RT1Policy(model, cuda_graph=wants_cuda_graph()).for_dataset
 
     def act_together(

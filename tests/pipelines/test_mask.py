@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli import main
+from pipelines.publishing.policy import load_policy
 from preprocessing.store.episode_store import EpisodeStore
 
 
@@ -30,6 +31,8 @@ def test_a_store_is_marked_and_a_model_trained_and_scored_on_it(
     assert json.loads(capsys.readouterr().out.splitlines()[-1])
     assert main(["evaluate", "run", "--data", store]) == 2
     assert "has no object masks" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="rtp serve and rtp evaluate --env do not take it"):
+        load_policy("run")
 
 
 def test_bad_input_is_one_sentence(store: str, capsys: pytest.CaptureFixture[str]) -> None:
