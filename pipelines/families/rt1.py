@@ -97,9 +97,8 @@ class RT1Family(WindowFamily[RT1Config, RT1]):
     def policies(self, model: RT1) -> Callable[[DatasetContract], RT1Policy]:
         if model.config.image_channels == "rgb+mask":
             raise ValueError(
-                "this model reads object masks, which robots do not send: rtp serve and rtp evaluate --env do not "
-                "take it; "
-                "in Python rt_models.control.rt1_policy.RT1Policy acts on frames of four channels"
+                "this model reads object masks, which robots do not send: rtp serve and rtp evaluate --env do not take "
+                "it, and in Python rt_models.control.rt1_policy.RT1Policy acts on frames of four channels"
             )
         return RT1Policy(model, cuda_graph=wants_cuda_graph()).for_dataset
 

@@ -31,7 +31,7 @@ def test_a_store_is_marked_and_a_model_trained_and_scored_on_it(
     assert json.loads(capsys.readouterr().out.splitlines()[-1])
     assert main(["evaluate", "run", "--data", store]) == 2
     assert "has no object masks" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="rtp serve and rtp evaluate --env do not take it"):
+    with pytest.raises(ValueError, match="rtp serve and rtp evaluate --env do not take"):
         load_policy("run")
 
 
