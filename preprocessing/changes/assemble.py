@@ -134,33 +134,21 @@ def assemble(
             progress(len(done), len(pieces))
     table = _instruction_table(change.parents, np.unique(np.concatenate([facts.instructions for _, facts in done])))
     instructions = _write_instructions(filesystem, folder, table, in_place=in_place)
-    moments = Moments.empty(store.contract.action.size)
-    states: Moments | None = Moments.empty(0)
-    for _, facts in done:
-        moments = moments.merged(facts.moments)
-        states = None if states is None or facts.state_moments is None else states.merged(facts.state_moments)
-    state_statistics = None if states is None else states.statistics()
+    actions, states = _statistics([facts for _, facts in done], store.contract.action.size)
     entries = tuple(entry for entry, _ in done)
-    quarantined = len(quarantine)
-    episodes = sum(len(entry.episode_lengths) for entry in entries)
     manifest = _with_statistics(
         replace(
             store.manifest,
             split=split or store.manifest.split,
-            counts=EpisodeCounts(
-                episodes_in=episodes + quarantined,
-                episodes_out=episodes,
-                quarantined=quarantined,
-                steps=sum(entry.rows for entry in entries),
-            ),
-            proprio=replace(store.manifest.proprio, statistics=state_statistics),
+            counts=_counts(entries, quarantined=len(quarantine)),
+            proprio=replace(store.manifest.proprio, statistics=states),
             instructions=instructions,
             shards=entries,
             settings=_settings(store, lineage, split),
             remarks=tuple(dict.fromkeys(remark for parent in change.parents for remark in parent.manifest.remarks)),
             lineage=lineage,
         ),
-        moments.statistics(),
+        actions,
     )
     _publish(filesystem, folder, manifest, quarantine, lineage if in_place else None)
     return manifest
@@ -169,6 +157,23 @@ def assemble(
 def _file(piece: Piece, store: EpisodeStore | None) -> str:
     """The name of a piece's file; whole shards of `store` have one already."""
     return piece.entry.file if piece.store is store and piece.episodes is None else piece.own_name()
+
+
+def _statistics(facts: Sequence[PieceFacts], action_size: int) -> tuple[ActionStatistics, ActionStatistics | None]:
+    """Of the actions and of the states of all pieces, merged in their order as a conversion merges its shards."""
+    actions = Moments.empty(action_size)
+    states: Moments | None = Moments.empty(0)
+    for each in facts:
+        actions = actions.merged(each.moments)
+        states = None if states is None or each.state_moments is None else states.merged(each.state_moments)
+    return actions.statistics(), None if states is None else states.statistics()
+
+
+def _counts(entries: Sequence[ShardEntry], *, quarantined: int) -> EpisodeCounts:
+    episodes, steps = sum(len(entry.episode_lengths) for entry in entries), sum(entry.rows for entry in entries)
+    return EpisodeCounts(
+        episodes_in=episodes + quarantined, episodes_out=episodes, quarantined=quarantined, steps=steps
+    )
 
 
 def _settings(store: EpisodeStore, lineage: Lineage, split: str | None) -> JsonObject:
