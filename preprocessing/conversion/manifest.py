@@ -81,10 +81,8 @@ def write_manifest(
     table = _instructions(filesystem, temporary, len(task.shards), embed, settings["encoder"])
     with atomic_write(filesystem, f"{root}/{INSTRUCTIONS}", temporary=temporary) as instructions:
         pq.write_table(table, pa.PythonFile(instructions, mode="w"), compression="zstd")
-    with atomic_write(filesystem, f"{root}/{QUARANTINE}", temporary=temporary) as quarantine:
-        for report in reports:
-            quarantine.write("".join(to_text(record) + "\n" for record in report.quarantine).encode())
-    statistics, spec, cameras = moments.statistics(), task.spec, task.layout.cameras
+    _write_quarantine(filesystem, root, reports)
+    statistics, spec = moments.statistics(), task.spec
     contract = store_contract(
         spec,
         version=task.dataset.version,
@@ -110,7 +108,7 @@ def write_manifest(
             hardly_vary=tiny_ranges(statistics, contract.action.names, spec.action_mask),
         ),
         gripper=spec.gripper,
-        cameras={role: spec.all_cameras[role] for role in cameras},
+        cameras={role: spec.all_cameras[role] for role in task.layout.cameras},
         cameras_left_out=_left_out(task),
         camera_recipes=_further_recipes(task, reports),
         flag_names=tuple(flag.name for flag in spec.flags),
@@ -127,6 +125,12 @@ def write_manifest(
     with atomic_write(filesystem, f"{root}/{MANIFEST}", temporary=temporary) as file:
         file.write(manifest.to_bytes())
     return manifest, _step_counts(reports, len(spec.flags))
+
+
+def _write_quarantine(filesystem: FileSystem, root: str, reports: list[ShardReport]) -> None:
+    with atomic_write(filesystem, f"{root}/{QUARANTINE}", temporary=f"{root}/{PROGRESS}") as file:
+        for report in reports:
+            file.write("".join(to_text(record) + "\n" for record in report.quarantine).encode())
 
 
 def _reports(

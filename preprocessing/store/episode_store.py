@@ -263,9 +263,8 @@ class EpisodeStore:
         with taken_apart(f"{root}/{MANIFEST}", remedy=_REMEDY):
             manifest = read_record(StoreManifest, data)
             shards = tuple(_shard(root, entry, manifest.row_group_rows) for entry in manifest.shards)
-        path_of_table = f"{root}/{manifest.instructions.file}"
-        blob = with_retries(lambda: filesystem.cat_file(path_of_table), what=path_of_table)
-        table = _instruction_table(blob, path_of_table)
+        file = f"{root}/{manifest.instructions.file}"
+        table = _instruction_table(with_retries(lambda: filesystem.cat_file(file), what=file), file)
         return EpisodeStore(
             root=root if is_local(filesystem) else filesystem.unstrip_protocol(root),
             manifest=manifest,
