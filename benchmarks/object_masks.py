@@ -42,7 +42,12 @@ from rt_models.rt1 import RT1
 
 _SIDE, _HZ, _MOVES = 64, 10, 3
 # A backbone that knows places: of a mark, the place is all there is to learn.
-_BACKBONE = {"patch-size": 4, "width": 32, "num-layers": 2, "num-heads": 4, "hidden": 64}
+_OVERLAY = """\
+model:
+  image_channels: rgb+mask
+  input: {image_size: 32}
+  backbone: {type: ViTConfig, patch_size: 4, width: 32, num_layers: 2, num_heads: 4, hidden: 64}
+"""
 _TASK = "reach-v3"  # "reach the goal"
 _ABOVE_M = 0.13
 _LOOKS = ((0.9, 0.1, 0.1, 1.0), (0.1, 0.2, 0.9, 1.0))
@@ -177,21 +182,11 @@ def _pixel(point: np.ndarray) -> tuple[float, float]:
 
 
 def _train(store: EpisodeStore, output: Path, steps: int) -> None:
-    flags = ["--loop.steps", steps, "--loop.global-batch", 32, "--loop.micro-batch", 32, "--loop.log-every", 50]
-    flags += ["--loop.checkpoint-every", steps, "--optimizer.lr", "3e-3", "--model.input.image-size", 32]
-    words = [
-        "train",
-        "rt1_tiny",
-        "--data",
-        store.root,
-        "--output",
-        output,
-        "--model.image-channels",
-        "rgb+mask",
-        *flags,
-    ]
-    words += ["--model.backbone", "ViTConfig"]
-    words += [part for name, size in _BACKBONE.items() for part in (f"--model.backbone.{name}", size)]
+    overlay = output.with_suffix(".yaml")
+    overlay.write_text(_OVERLAY)
+    words = ["train", "rt1_tiny", "--data", store.root, "--output", output, "--config", overlay]
+    words += ["--loop.steps", steps, "--loop.global-batch", 32, "--loop.micro-batch", 32, "--loop.log-every", 50]
+    words += ["--loop.checkpoint-every", steps, "--optimizer.lr", "2e-3"]
     code = rtp([str(word) for word in words])
     if code:
         raise SystemExit(code)
