@@ -45,7 +45,7 @@ _SIDE, _HZ, _MOVES = 64, 10, 3
 _OVERLAY = """\
 model:
   image_channels: rgb+mask
-  input: {image_size: 32}
+  input: {image_size: 32, crop: none}
   backbone: {type: ViTConfig, patch_size: 4, width: 32, num_layers: 2, num_heads: 4, hidden: 64}
 """
 _TASK = "reach-v3"  # "reach the goal"
@@ -186,7 +186,7 @@ def _train(store: EpisodeStore, output: Path, steps: int) -> None:
     overlay.write_text(_OVERLAY)
     words = ["train", "rt1_tiny", "--data", store.root, "--output", output, "--config", overlay]
     words += ["--loop.steps", steps, "--loop.global-batch", 32, "--loop.micro-batch", 32, "--loop.log-every", 50]
-    words += ["--loop.checkpoint-every", steps, "--optimizer.lr", "2e-3"]
+    words += ["--loop.checkpoint-every", steps, "--optimizer.lr", "1e-3"]
     code = rtp([str(word) for word in words])
     if code:
         raise SystemExit(code)
