@@ -7,6 +7,8 @@ to the same files. Only shards that are cut are written anew. The audit has to b
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
@@ -95,8 +97,12 @@ def main(arguments: list[str]) -> JsonSummary:
     }
     if not arguments or arguments[0] not in actions:
         if arguments and arguments[0] in ("-h", "--help"):
-            print(f"{__doc__ or ''}\nrtp store {'|'.join(actions)} --help has the flags of each")
-            return {}
+            print(f"usage: rtp store {'|'.join(actions)} ... [--json]\n")
+            width = shutil.get_terminal_size().columns
+            print(*(textwrap.fill(part, width) for part in (__doc__ or "").split("\n\n")), sep="\n\n")
+            print("\nrtp store append --help, and so on, lists the flags of each")
+            print("\nExample:\n  rtp store append stores/mine/1.0.0/train more/mine/1.0.0/train")
+            raise SystemExit(0)
         given = f", not {arguments[0]!r}" if arguments else ""
         raise ValueError(f"rtp store takes {', '.join(actions)}{given}: rtp store append --help")
     return actions[arguments[0]](arguments[1:])

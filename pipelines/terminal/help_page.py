@@ -17,6 +17,7 @@ _INDENT, _COLUMN, _WIDEST = 2, 26, 100  # columns
 _KINDS = "kinds of component, each with the settings named after it below"
 _STORES = "STORE ..."
 _VALUES = {
+    "--detector": "owlvit:PATH|boxes:FILE",
     "--data": _STORES,
     "--validation": _STORES,
     "--output": "DIR",
