@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tests.support.servers import BIN, process
 
 NODES = ("node-1", "node-2", "node-3")
 S3_PORT, MLFLOW_PORT, RAY_PORT, DASHBOARD_PORT = 9000, 5000, 6379, 8265
+ATTEMPTS = 3
 
 
 @dataclass(kw_only=True)
@@ -150,28 +152,31 @@ class HostCluster:
         files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
         return "\n".join(path.read_text(errors="replace") for path in [*files, *self.home.glob("*.log")])
 
-    def start_node(self, node: Host, stack: contextlib.ExitStack, *, num_cpus: int = 1) -> subprocess.Popen[bytes]:
-        """`ray start` on a host."""
+    def start_node(self, node: Host, *, num_cpus: int = 1) -> None:
+        """`ray start` on a host, to its end. On a busy machine Ray gives up after 30 seconds: then once more."""
         where = ["--address", f"{self.nodes[0].address}:{RAY_PORT}"]
         if node is self.nodes[0]:
             where = ["--head", "--port", RAY_PORT, "--dashboard-host", node.address, "--include-dashboard=true"]
-        words = [BIN / "ray", "start", *where, "--block", "--node-ip-address", node.address]
+        words = [BIN / "ray", "start", *where, "--node-ip-address", node.address]
         words += ["--num-cpus", num_cpus, "--object-store-memory", 100_000_000]
         variables = _token(self.token) | self.services.environment | {"PATH": f"{BIN}:/usr/bin:/bin"}
         variables["MLFLOW_TRACKING_URI"] = self.services.tracking_with_password
-        return stack.enter_context(
-            process(node.command(*words), node.environment(**variables), self.home / f"ray-{node.name}.log")
-        )
+        log = self.home / f"ray-{node.name}.log"
+        for _ in range(ATTEMPTS):
+            with process(node.command(*words), node.environment(**variables), log) as started:
+                until(lambda run=started: run.poll() is not None, f"{node.name} has started", timeout_s=240)
+            if started.returncode == 0:
+                return
+            node.run(BIN / "ray", "stop", "--force")
+        raise AssertionError(log.read_text())
 
-    def wait_for_nodes(self, started: Mapping[str, subprocess.Popen[bytes]], *, timeout_s: float = 180) -> None:
-        """Until Ray takes every one of these hosts for alive; `started` holds their `ray start` by address."""
-
-        def settled() -> bool:
-            return set(started) <= set(self.alive()) or any(each.poll() is not None for each in started.values())
-
-        until(settled, "the nodes are alive", timeout_s=timeout_s, every_s=0.5)
-        logs = "\n".join(path.read_text() for path in self.home.glob("ray-*.log"))
-        assert all(each.poll() is None for each in started.values()), logs
+    def start_nodes(self, *, num_cpus: int = 1) -> None:
+        """All of them, the head first, until Ray takes them for alive."""
+        head, *others = self.nodes
+        self.start_node(head, num_cpus=num_cpus)
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(lambda node: self.start_node(node, num_cpus=num_cpus), others))
+        until(lambda: len(self.alive()) == len(self.nodes), "the nodes are alive", timeout_s=180, every_s=0.5)
 
 
 def summary_of(output: str) -> dict[str, Any]:
@@ -203,12 +208,7 @@ def host_cluster(home: Path, *, num_cpus: int = 1) -> Iterator[HostCluster]:
         )
         services.start_s3()
         tracking = services.start_mlflow()
-        head, *others = nodes
-        started = {head.address: cluster.start_node(head, stack, num_cpus=num_cpus)}
-        gcs = (head.address, RAY_PORT)
-        until(lambda: ("::", RAY_PORT) in head.listening() or gcs in head.listening(), "Ray's head listens")
-        started |= {node.address: cluster.start_node(node, stack, num_cpus=num_cpus) for node in others}
-        cluster.wait_for_nodes(started)
+        cluster.start_nodes(num_cpus=num_cpus)
         services.wait_for_mlflow(tracking)
         try:
             yield cluster
