@@ -51,7 +51,7 @@ def bin_confusions(predictions: Predictions, action: ActionSpec, names: Sequence
         groups = [tokens[:, dim] * cells // count for tokens in (predictions.target_tokens_NA, predictions.tokens_NA)]
         counts_RC = np.zeros((cells, cells), np.int64)
         np.add.at(counts_RC, (groups[0].clip(0, cells - 1), groups[1].clip(0, cells - 1)), 1)
-        chart = charts.heat_map(counts_RC, x_title="predicted bin", y_title="recorded", cell=160 // cells)
+        chart = charts.heat_map(counts_RC, x_title="bin predicted", y_title="bin recorded", cell=160 // cells)
         figures.append(f"<div>{html.escape(name)}<br>{chart}</div>")
     return f'<div style="display: flex; flex-wrap: wrap; gap: 1rem">{"".join(figures)}</div>'
 

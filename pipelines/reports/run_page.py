@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipelines.evaluation.diagnosis import EVENT_TOLERANCE, WITHIN, Diagnosis
+from pipelines.evaluation.diagnosis import WITHIN, Diagnosis
 from pipelines.evaluation.report import EpisodeReport, EvaluationReport, OwnSpaceErrors, WebReport
 from pipelines.evaluation.statistics import Interval
 from pipelines.reports import charts, episode_view, html_page
@@ -58,7 +58,7 @@ def _evaluated(title: str, evaluation: EvaluationReport) -> list[str]:
         html_page.heading("Per dimension"),
         html_page.table(DIMENSION_HEAD, dimension_rows(evaluation)),
         *_own_space(evaluation),
-        *_diagnosed(evaluation),
+        *(html_page.table(head, rows) for head, rows in further_tables(evaluation)),
     ]
 
 
@@ -78,19 +78,13 @@ def own_space_table(own: OwnSpaceErrors) -> tuple[list[str], list[list[str]]]:
     return [f"dimension of\n{own.space}", "unit", *DIMENSION_HEAD[3:]], rows
 
 
-def _diagnosed(evaluation: EpisodeReport) -> list[str]:
-    if evaluation.diagnosis is None:
-        return []
-    found = detections(evaluation.diagnosis)
-    tables = [html_page.table(head, rows) for head, rows in further_tables(evaluation)]
-    return [*tables, *map(html_page.note, found)]
-
-
 def further_tables(evaluation: EpisodeReport) -> list[tuple[list[str], list[list[str]]]]:
     """(head, rows) of what was measured beyond the scores: diagnosis, robustness, suites."""
     tables = []
     if evaluation.diagnosis is not None:
         tables.append((DIAGNOSIS_HEAD, diagnosis_rows(evaluation.diagnosis)))
+        if seldom := detection_rows(evaluation.diagnosis):
+            tables.append((DETECTION_HEAD, seldom))
     if evaluation.robustness:
         rows = [
             [f"{kind} {strength}", percent(own.token_accuracy), percent(own.fall), f"{own.scaled_error.mean:.4f}"]
@@ -118,19 +112,15 @@ def diagnosis_rows(diagnosis: Diagnosis) -> list[list[str]]:
     return rows
 
 
-def detections(diagnosis: Diagnosis) -> list[str]:
-    """Sentences about gripper events and ends of episodes, where there are any."""
-    whats = {
-        f"gripper turns (within {EVENT_TOLERANCE} steps)": diagnosis.gripper_events,
-        "steps that end an episode": diagnosis.terminate,
-    }
-    sentences = []
+def detection_rows(diagnosis: Diagnosis) -> list[list[str]]:
+    """[what happens seldom, recorded, predicted, precision, recall, F1], where it was recorded or predicted."""
+    whats = {"gripper turns": diagnosis.gripper_events, "ends of episodes": diagnosis.terminate}
+    rows = []
     for what, found in whats.items():
         if found is not None and found.f1 is not None:
-            scores = {"precision": found.precision, "recall": found.recall, "F1": found.f1}
-            told = ", ".join(f"{name} {value:.2f}" for name, value in scores.items() if value is not None)
-            sentences.append(f"{what}: {found.recorded} recorded, {found.predicted} predicted; {told}")
-    return sentences
+            scores = ["" if score is None else f"{score:.2f}" for score in (found.precision, found.recall, found.f1)]
+            rows.append([what, str(found.recorded), str(found.predicted), *scores])
+    return rows
 
 
 def loss_curve(metrics: Sequence[Mapping[str, float]]) -> str:
@@ -212,6 +202,7 @@ def plain(interval: Interval) -> str:
 
 WEB_HEAD = ["", "score [95 %]", "model is above by"]
 _PROBABILITIES = ["log-loss\n[nats]", "calibration\nerror", "temper-\nature"]
+DETECTION_HEAD = ["", "recorded", "predicted", "precision", "recall", "F1"]
 DIAGNOSIS_HEAD = ["", *(f"within\n{k} bins" for k in WITHIN), *_PROBABILITIES]
 SCORE_HEAD = ["", "token accuracy [95 %]", "policy is above by", "scaled\nerror"]
 DIMENSION_HEAD = [

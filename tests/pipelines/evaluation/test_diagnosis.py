@@ -14,7 +14,7 @@ from pipelines.evaluation.predictions import Predictions
 from pipelines.families.base import TEMPERATURES
 from pipelines.families.windows import _at_temperatures
 from pipelines.reports.prediction_view import bin_confusions
-from pipelines.reports.run_page import detections, diagnosis_rows
+from pipelines.reports.run_page import detection_rows, diagnosis_rows
 from rt_models.action_space import rt1_action_spec
 
 SPEC = rt1_action_spec()
@@ -49,7 +49,7 @@ def test_near_misses_ends_and_gripper_events() -> None:
     # Recorded: closes at 2, opens at 5; in the second episode closes at 3. Predicted: closes at 3; opens at 1.
     assert found.gripper_events == Detection(recorded=3, predicted=2, precision=0.5, recall=1 / 3, f1=0.4)
     assert found.dimensions["world_vector_x"].calibration is None
-    assert "recorded, 2 predicted; precision 0.50" in " ".join(detections(found))
+    assert detection_rows(found)[0] == ["gripper turns", "3", "2", "0.50", "0.33", "0.40"]
     assert diagnosis_rows(found)[1][1] == "58.3 %"
 
 

@@ -113,7 +113,7 @@ def test_the_command_scores_suites_perturbations_and_other_words(
     assert report["negative_log_likelihood"]["mean"] > 3  # untrained: near ln 256
     assert set(report["diagnosis"]["dimensions"]) == set(report["dimensions"])
     page = Path("page.html").read_text()
-    assert all(word in page for word in ("faucets", "occlusion 3", "paraphrase 2", "calibration", "predicted bin"))
+    assert all(word in page for word in ("faucets", "occlusion 3", "paraphrase 2", "calibration", "bin predicted"))
     assert "faucets" in printed and "occlusion 3" in printed
     Path("words.yaml").write_text("fly: [soar]\n")
     assert main(["evaluate", str(model), "--data", store, *words]) == 2
