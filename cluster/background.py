@@ -45,8 +45,9 @@ class BackgroundSaver:
     def wait(self) -> None:
         """Wait until the last checkpoint is published. Raises the error of a publication that failed.
 
-        However slow the disk or store, the watchdog hears that this worker is alive; what hangs is ended by the time
-        limit of the agreements between ranks, or of the store.
+        However slow the disk or store, the watchdog hears that this worker is alive: it cannot tell slow from hung. A
+        store that does not answer and ranks that wait for this one have time limits of their own; a single worker on a
+        disk that hangs has none and waits until somebody stops it.
         """
         pending, self._pending = self._pending, None
         if pending is not None:

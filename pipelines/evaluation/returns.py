@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.evaluation.statistics import Bootstrap, Interval
-from pipelines.evaluation.success_rates import Z_80, Z_95, mean_over_tasks
+from pipelines.evaluation.success_rates import Z_80, Z_95, mean_over_tasks, paired_differences
 
 _FLIPS = 10_000  # draws of all signs; up to 13 pairs all 2^n signs are counted instead
 _COUNTED = 13
@@ -43,14 +43,12 @@ def compare_returns(
 
     Raises ValueError if the two did not run the same episodes.
     """
-    if {task: len(values) for task, values in first.items()} != {task: len(values) for task, values in second.items()}:
-        raise ValueError("two policies are compared on the same episodes: give both the same tasks, seeds and number")
-    differences = {task: np.subtract(first[task], second[task], dtype=np.float64) for task in first}
-    all_N = np.concatenate(list(differences.values()))
+    differences = paired_differences(first, second)
+    all_N = np.array([value for values in differences.values() for value in values])
     needed = _episodes_to_decide(all_N)
     return PairedReturns(
         episodes=len(all_N),
-        difference=mean_over_tasks({task: values.tolist() for task, values in differences.items()}, bootstrap),
+        difference=mean_over_tasks(differences, bootstrap),
         p_value=sign_flip(all_N, bootstrap.seed),
         more_episodes=None if needed is None else max(needed - len(all_N), 0),
     )

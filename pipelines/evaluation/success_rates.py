@@ -75,9 +75,7 @@ def compare_paired(
 
     Raises ValueError if the two did not run the same episodes.
     """
-    if {task: len(values) for task, values in first.items()} != {task: len(values) for task, values in second.items()}:
-        raise ValueError("two policies are compared on the same episodes: give both the same tasks, seeds and number")
-    differences = {task: np.subtract(first[task], second[task], dtype=np.float64).tolist() for task in first}
+    differences = paired_differences(first, second)
     all_N = np.array([value for values in differences.values() for value in values])
     only_first, only_second = int((all_N > 0).sum()), int((all_N < 0).sum())
     needed = episodes_to_decide(only_first / len(all_N), only_second / len(all_N))
@@ -89,6 +87,18 @@ def compare_paired(
         p_value=mcnemar(only_first, only_second),
         more_episodes=None if needed is None else max(needed - len(all_N), 0),
     )
+
+
+def paired_differences(
+    first: Mapping[str, Sequence[float]], second: Mapping[str, Sequence[float]]
+) -> dict[str, list[float]]:
+    """By task, what each episode of `first` has more than that of `second`.
+
+    Raises ValueError if the two did not run the same episodes.
+    """
+    if {task: len(values) for task, values in first.items()} != {task: len(values) for task, values in second.items()}:
+        raise ValueError("two policies are compared on the same episodes: give both the same tasks, seeds and number")
+    return {task: np.subtract(first[task], second[task], dtype=np.float64).tolist() for task in first}
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
