@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 OUTAGE_S, FIRST_CONTACT_S = 300.0, 1.0
 _first_contact_s = FIRST_CONTACT_S
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
-_TOLD_AFTER_S = 3.0
+_WARN_AFTER_S = 3.0
 _REQUESTS = frozenset(
     ("cat_file", "pipe_file", "put_file", "get_file", "find", "glob", "info", "ls", "makedirs", "rm", "rm_file", "size")
 )
@@ -40,7 +40,7 @@ class StoreAway(ConnectionError):
 def open_files(url: str) -> tuple[Any, str]:
     """(file system, path in it) of a local path, which is fsspec's own, or of a URL, which waits as said above."""
     files, path = fsspec.core.url_to_fs(url)
-    return (files if is_local(files) else PatientFiles(files)), path
+    return (files if is_local(files) else RetryingFiles(files)), path
 
 
 def wait_from_the_start() -> None:
@@ -53,7 +53,7 @@ def is_local(files: Any) -> bool:
     return "file" in (files.protocol if isinstance(files.protocol, tuple) else (files.protocol,))
 
 
-class PatientFiles:
+class RetryingFiles:
     """A remote file system of fsspec whose requests wait for a store that is away.
 
     `open` is left out: a file that is read bit by bit cannot be waited for.
@@ -72,10 +72,10 @@ class PatientFiles:
         if name.startswith("__") or name in ("_files", "open"):
             raise AttributeError(name)
         value = getattr(self._files, name)
-        return partial(self._patiently, name, value) if name in _REQUESTS else value
+        return partial(self._with_retries, name, value) if name in _REQUESTS else value
 
-    def __reduce__(self) -> tuple[type[PatientFiles], tuple[Any]]:
-        return PatientFiles, (self._files,)
+    def __reduce__(self) -> tuple[type[RetryingFiles], tuple[Any]]:
+        return RetryingFiles, (self._files,)
 
     def exists(self, path: str) -> bool:
         """Whether it is there. fsspec's own says no of a store that does not answer."""
@@ -88,10 +88,10 @@ class PatientFiles:
     def isdir(self, path: str) -> bool:
         return self.exists(path) and self.info(path)["type"] == "directory"
 
-    def _patiently(self, name: str, request: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    def _with_retries(self, name: str, request: Callable[..., T], *arguments: Any, **options: Any) -> T:
         path = arguments[name == "put_file"]  # there the local path comes first
         where = self._files.unstrip_protocol(str(path))
-        began, wait_s, told = time.monotonic(), _FIRST_WAIT_S, False
+        began, wait_s, warned = time.monotonic(), _FIRST_WAIT_S, False
         while True:
             try:
                 answer = request(*arguments, **options)
@@ -107,12 +107,12 @@ class PatientFiles:
                     known = self._files.has_answered
                     remedy = f"it was waited for {waited_s:.0f} s" if known else "check the address and the credentials"
                     raise StoreAway(f"{where} cannot be reached ({reason}): {remedy}") from error
-                if waited_s > _TOLD_AFTER_S and not told:
-                    told = True
+                if waited_s > _WARN_AFTER_S and not warned:
+                    warned = True
                     log.warning("%s does not answer (%s): it is waited for", where, reason)
             else:
                 self._files.has_answered = True
-                if told:
+                if warned:
                     log.warning("%s answers again", where)
                 return answer
             time.sleep(wait_s)

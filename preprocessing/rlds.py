@@ -16,7 +16,7 @@ from typing import Any
 
 from preprocessing.store.file_system import FileSystem, file_system_of
 from preprocessing.store.json_files import JsonObject, parsed, taken_apart
-from preprocessing.store.shard_files import open_patiently, reaching, with_retries
+from preprocessing.store.shard_files import open_with_retries, reaching, with_retries
 from preprocessing.tfds.array_record import read_array_records
 from preprocessing.tfds.features import Column, Feature, flatten
 from preprocessing.tfds.tf_example import Example, parse
@@ -336,9 +336,9 @@ def _records(shard: SourceShard, check_crc: bool) -> Iterator[Record | Damage]:
     size = with_retries(lambda: filesystem.size(path), what=shard.path)
     start = 0
     if shard.first:
-        with open_patiently(filesystem, path) as file:
+        with open_with_retries(filesystem, path) as file:
             start = skip_records(file, size, shard.first)
-    with open_patiently(filesystem, path, ahead_bytes=_READ_BYTES) as file:
+    with open_with_retries(filesystem, path, ahead_bytes=_READ_BYTES) as file:
         count = None if shard.stop is None else shard.stop - shard.first
         yield from islice(read_records(file, size, check_crc=check_crc, start=start), count)
 

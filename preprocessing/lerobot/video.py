@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from preprocessing.store.file_system import file_system_of
-from preprocessing.store.shard_files import open_patiently
+from preprocessing.store.shard_files import open_with_retries
 from preprocessing.tfds.features import Frames
 
 if TYPE_CHECKING:
@@ -103,5 +103,5 @@ def _open(av: Any, url: str, opened: ExitStack) -> InputContainer:
     filesystem, path = file_system_of(url)
     if not filesystem.exists(path):
         raise FileNotFoundError("there is no such file")
-    file = opened.enter_context(open_patiently(filesystem, path, ahead_bytes=_READ_BYTES))
+    file = opened.enter_context(open_with_retries(filesystem, path, ahead_bytes=_READ_BYTES))
     return opened.enter_context(av.open(file))

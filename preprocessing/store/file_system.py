@@ -28,7 +28,7 @@ FIRST_CONTACT_S = 1.0
 """and another, whose address may be mistyped, so long."""
 _first_contact_s = FIRST_CONTACT_S
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
-_TOLD_AFTER_S = 3.0
+_WARN_AFTER_S = 3.0
 _REQUESTS = frozenset(("cat_file", "put_file", "get_file", "find", "glob", "info", "ls", "makedirs", "rm", "size"))
 _REMOVALS = ("rm", "rm_file")
 _ANSWERS = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
@@ -84,7 +84,7 @@ class FileSystem(Protocol):
 def file_system_of(url: str, options: Mapping[str, str] | None = None) -> tuple[FileSystem, str]:
     """(file system, path in it) of a local path or a URL. Raises ImportError if the protocol's package is missing."""
     filesystem, path = fsspec.core.url_to_fs(url, **(options or {}))
-    return cast(FileSystem, filesystem if is_local(filesystem) else PatientFileSystem(filesystem)), path
+    return cast(FileSystem, filesystem if is_local(filesystem) else RetryingFileSystem(filesystem)), path
 
 
 def absolute(path: str) -> str:
@@ -106,7 +106,7 @@ class StoreAway(ConnectionError):
     """The store has not answered within the time that it is waited for."""
 
 
-class PatientFileSystem:
+class RetryingFileSystem:
     """A remote file system whose requests, all but `open`, wait for a store that is away."""
 
     def __init__(self, filesystem: Any) -> None:
@@ -117,10 +117,10 @@ class PatientFileSystem:
         if name.startswith("__") or name == "_filesystem":
             raise AttributeError(name)
         value = getattr(self._filesystem, name)
-        return partial(self._patiently, name, value) if name in _REQUESTS else value
+        return partial(self._with_retries, name, value) if name in _REQUESTS else value
 
-    def __reduce__(self) -> tuple[type[PatientFileSystem], tuple[Any]]:
-        return PatientFileSystem, (self._filesystem,)
+    def __reduce__(self) -> tuple[type[RetryingFileSystem], tuple[Any]]:
+        return RetryingFileSystem, (self._filesystem,)
 
     def exists(self, path: str) -> bool:
         """Whether it is there. fsspec's own says no of a store that does not answer."""
@@ -136,10 +136,10 @@ class PatientFileSystem:
         except FileNotFoundError:
             return False
 
-    def _patiently(self, name: str, request: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    def _with_retries(self, name: str, request: Callable[..., T], *arguments: Any, **options: Any) -> T:
         path = arguments[name == "put_file"]  # there the local path comes first
         where = self._filesystem.unstrip_protocol(path if isinstance(path, str) else path[0])
-        began, wait_s, told = time.monotonic(), _FIRST_WAIT_S, False
+        began, wait_s, warned = time.monotonic(), _FIRST_WAIT_S, False
         while True:
             try:
                 answer = request(*arguments, **options)
@@ -155,12 +155,12 @@ class PatientFileSystem:
                 if waited_s + wait_s > (OUTAGE_S if known else _first_contact_s):
                     remedy = f"it was waited for {waited_s:.0f} s" if known else "check the address and the credentials"
                     raise StoreAway(f"{where} cannot be reached ({reason}): {remedy}") from error
-                if waited_s > _TOLD_AFTER_S and not told:
-                    told = True
+                if waited_s > _WARN_AFTER_S and not warned:
+                    warned = True
                     log.warning("%s does not answer (%s): it is waited for", where, reason)
             else:
                 self._filesystem.has_answered = True
-                if told:
+                if warned:
                     log.warning("%s answers again", where)
                 return answer
             time.sleep(wait_s)

@@ -55,7 +55,7 @@ def with_retries(read: Callable[[], T], *, what: str) -> T:
     raise AssertionError
 
 
-def open_patiently(filesystem: FileSystem, path: str, *, ahead_bytes: int = 0) -> Any:
+def open_with_retries(filesystem: FileSystem, path: str, *, ahead_bytes: int = 0) -> Any:
     """A file to read from beginning to end, as an object with read, seek and close; a remote one is a PatientFile."""
     if is_local(filesystem):
         return open(path, "rb")

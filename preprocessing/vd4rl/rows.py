@@ -18,7 +18,7 @@ import numpy as np
 
 from preprocessing.rlds import open_folder
 from preprocessing.store.file_system import is_local
-from preprocessing.store.shard_files import open_patiently, with_retries
+from preprocessing.store.shard_files import open_with_retries, with_retries
 
 _MOST_BYTES = 1 << 30  # of an unpacked .npz: an episode of V-D4RL has 6 MB
 FIRST, MID, LAST = 0, 1, 2  # dm_env's StepType
@@ -126,7 +126,7 @@ def opened_hdf5(url: str) -> Iterator[Any]:
     except ImportError as error:
         raise ImportError("V-D4RL's HDF5 files need h5py: pip install 'rt-pipelines[vd4rl]'") from error
     filesystem, path = open_folder(url)
-    with _named(url), open_patiently(filesystem, path) as file, h5py.File(file, "r") as data:
+    with _named(url), open_with_retries(filesystem, path) as file, h5py.File(file, "r") as data:
         yield data
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from preprocessing.store.file_system import PatientFileSystem
+from preprocessing.store.file_system import RetryingFileSystem
 
 
 class _Cut:
@@ -24,6 +24,6 @@ class _Cut:
 
 
 def test_a_removal_whose_answer_was_lost_is_done() -> None:
-    PatientFileSystem(_Cut(there=True)).rm("bucket/progress", recursive=True)
+    RetryingFileSystem(_Cut(there=True)).rm("bucket/progress", recursive=True)
     with pytest.raises(FileNotFoundError):
-        PatientFileSystem(_Cut(there=False)).rm("bucket/progress", recursive=True)
+        RetryingFileSystem(_Cut(there=False)).rm("bucket/progress", recursive=True)

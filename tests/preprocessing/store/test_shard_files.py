@@ -142,7 +142,7 @@ def test_reading_ahead_gives_the_bytes_of_the_file() -> None:
     blob = rng.bytes(1000)
     memory.pipe_file("/blob", blob)
     for ahead_bytes in (0, 1, 7, 100, 5000):
-        file = shard_files.open_patiently(memory, "/blob", ahead_bytes=ahead_bytes)
+        file = shard_files.open_with_retries(memory, "/blob", ahead_bytes=ahead_bytes)
         for _ in range(200):
             place, size = int(rng.integers(0, 1010)), int(rng.integers(0, 300))
             file.seek(place)
