@@ -165,7 +165,7 @@ class _Stages:
         guard = PromotionPolicy.of("champion", (), (store.root,))
         registered = register(trained_at, name=MODEL_NAME, alias="champion", guard=guard)
         for reason in registered.gates:
-            self.console.print(f"  {reason}")
+            self.console.print(f"  {reason}", markup=False)
         return registered
 
     def predict(self, model_uri: str, store: EpisodeStore) -> Prediction:
@@ -188,7 +188,7 @@ class _Stages:
         try:
             report = prepare(trained_at, config, episodes=episodes, seed=0).run(EvaluationConfig().bootstrap())
         except (ImportError, OSError) as error:  # no simulator, or nothing that draws
-            self.console.print(f"  left out: {error}", highlight=False)
+            self.console.print(f"  left out: {error}", highlight=False, markup=False)
             return None
         for name, actor in report.actors.items():
             self.console.print(f"  {name:10} {percent(actor.rate)}", highlight=False)

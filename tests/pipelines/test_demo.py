@@ -49,3 +49,14 @@ def test_a_training_that_was_stopped_is_not_judged(tmp_path: Path, monkeypatch: 
     store = SimpleNamespace(root=str(tmp_path))
     with pytest.raises(KeyboardInterrupt, match="stopped at step 3"):
         demo._Stages(tmp_path).train({"train": store, "val": store}, 4)  # type: ignore[dict-item]
+
+
+def test_without_a_simulator_the_demo_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("Meta-World does not load here: pip install 'rt-pipelines[sim]'")
+
+    monkeypatch.setattr(demo, "prepare", missing)
+    assert demo._Stages(tmp_path).act("", 2) is None
+    assert "pip install 'rt-pipelines[sim]'" in " ".join(capsys.readouterr().out.split())
