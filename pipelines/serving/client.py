@@ -24,7 +24,8 @@ class PolicyClient:
 
     Where the server goes away, `infer` connects again for up to `reconnect_s` seconds and asks once more. The new
     connection is a new session: the robot's history begins with this frame, and `reconnects` counts it. 0 tells the
-    caller instead. Raises ConnectionError where there is no such server, and where it stays away.
+    caller instead. Raises ConnectionError where there is no such server, where it stays away, and where it comes back
+    with a policy of another contract, whose actions may mean something else.
     """
 
     def __init__(self, url: str, *, token: str | None = None, reconnect_s: float = 60.0) -> None:
@@ -63,21 +64,33 @@ class PolicyClient:
         self.metadata: Fields = openpi.unpack(self._binary())
 
     def _reconnect(self, lost: Exception) -> None:
-        """Raises ConnectionError where the server does not come back, or no longer lets this robot in."""
+        """Raises ConnectionError where the server does not come back as it was, or no longer lets this robot in."""
+        known = self.metadata.get("contract")
         ends, pause_s = time.monotonic() + self._reconnect_s, 0.05
         self._socket.close()
         while time.monotonic() < ends:
             try:
                 self._connect()
-                self.reconnects += 1
-                return
             except _LOST as error:
                 lost = error
                 if isinstance(error, InvalidStatus) and error.response.status_code in _REFUSED:
                     break
+            else:
+                self._require_contract(known)
+                self.reconnects += 1
+                return
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         raise ConnectionError(f"the policy server has gone away ({lost})") from lost
+
+    def _require_contract(self, known: object) -> None:
+        found = self.metadata.get("contract")
+        if found != known:
+            self._socket.close()
+            raise ConnectionError(
+                f"the policy server has come back with contract {found}, and it was {known}: its actions may mean "
+                f"something else, so connect anew once the robot is set up for them"
+            )
 
     def _exchanged(self, message: bytes) -> Fields:
         self._socket.send(message)

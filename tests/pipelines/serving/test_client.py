@@ -58,6 +58,15 @@ def test_a_client_connects_again_and_begins_anew(opened: EpisodeStore, text: str
         client.close()
 
 
+def test_a_server_that_comes_back_with_another_contract_moves_no_robot(opened: EpisodeStore, text: str) -> None:
+    port, seen = free_port(), {"image": FRAME, "prompt": text}
+    with serving(opened, port):
+        client = PolicyClient(f"ws://127.0.0.1:{port}")
+    client.metadata = {**client.metadata, "contract": "0123456789abcdef"}
+    with serving(opened, port), pytest.raises(ConnectionError, match="and it was 0123456789abcdef"):
+        client.infer(seen)
+
+
 def test_what_does_not_come_back_is_told(opened: EpisodeStore, text: str) -> None:
     port, seen = free_port(), {"image": FRAME, "prompt": text}
     with serving(opened, port):
