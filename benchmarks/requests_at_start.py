@@ -1,8 +1,9 @@
-"""Requests that a training makes of an S3 server before its first batch, per 1,000 steps of its store.
+"""Requests that a training makes of an S3 server before its first batch: those of any store, and per 1,000 steps.
 
-A real server (`rclone serve s3`) behind a proxy that counts. The store has Bridge's proportions: 35 steps an episode,
-2,100 a shard, frames of 128x160. Start and resume of the driver, which checks the store, and of one rank, which opens
-it. REPOSITORY names another checkout to measure.
+A real server (`rclone serve s3`) behind a proxy that counts. Two stores have Bridge's proportions (35 steps an episode,
+2,100 a shard, frames of 128x160) and different numbers of shards: what the larger one costs more is the part that grows
+with the steps. Start and resume of the driver, which checks the store, and of one rank, which opens it. REPOSITORY
+names another checkout to measure.
 """
 
 from __future__ import annotations
@@ -37,8 +38,7 @@ from tests.support.faulty_proxy import _Handler, faulty_proxy
 from tests.support.servers import s3_bucket
 from tests.support.tiny_rlds import bridge_episode, bridge_features, write_dataset
 
-SHARDS, EPISODES, STEPS = 4, 60, 35
-URL = "s3://bucket/stores"
+SHARDS, EPISODES, STEPS = (2, 6), 60, 35
 
 
 @contextmanager
@@ -62,44 +62,57 @@ def counting_server(home: Path) -> Iterator[Counter[str]]:
 
 
 def opened(job: PreparedJob) -> None:
+    """What a rank does: it looks whether the stores are those of the job, opens them, and gets ready to read."""
+    assert all(reference.is_at(reference.path) for reference in job.references)
     open_reader(job.experiment, open_stores(job), job.contract).close()
+
+
+def started(job: TrainJob, accepted: list[str]) -> PreparedJob:
+    """What the driver does."""
+    stores = [open_store(path, split="train") for path in job.stores]
+    ready = prepared(job, stores)
+    check_job(ready, stores, accepted)
+    return ready
+
+
+def measured(home: Path, shards: int, counts: Counter[str]) -> dict[str, int]:
+    """Requests by what is done, for a store of so many shards."""
+    rng = np.random.default_rng(0)
+    episodes = [[bridge_episode(rng, STEPS, size=(128, 160)) for _ in range(EPISODES)] for _ in range(shards)]
+    source = write_dataset(home / f"source-{shards}", "bridge_dataset", bridge_features(), episodes)
+    found: dict[str, int] = {}
+
+    def count(name: str, act: Callable[[], Any]) -> Any:
+        fsspec.filesystem("s3").clear_instance_cache()
+        counts.clear()
+        began = time.perf_counter()
+        result = act()
+        found[name] = sum(counts.values())
+        print(f"{shards} shards, {name}: {found[name]} requests, {time.perf_counter() - began:.1f} s, {dict(counts)}")
+        return result
+
+    url = count("conversion", lambda: convert(str(source), f"s3://bucket/{shards}", ConvertConfig(workers=0))).store
+    frames_are_noise = [verdict.name for verdict in audit(EpisodeStore.open(url)).verdicts]
+    job = TrainJob(
+        experiment=load_recipe("rt1_tiny"), stores=(url,), output=str(home / "run"), tracking_uri="sqlite:///none"
+    )
+    for name in ("start", "resume"):
+        ready = count(f"{name}, driver", partial(started, job, frames_are_noise))
+        count(f"{name}, a rank", partial(opened, ready))
+    return found
 
 
 def main() -> None:
     home = Path(tempfile.mkdtemp(prefix="requests-"))
-    rng = np.random.default_rng(0)
-    episodes = [[bridge_episode(rng, STEPS, size=(128, 160)) for _ in range(EPISODES)] for _ in range(SHARDS)]
-    source = write_dataset(home / "source", "bridge_dataset", bridge_features(), episodes)
-    job = TrainJob(
-        experiment=load_recipe("rt1_tiny"), stores=(URL,), output=str(home / "run"), tracking_uri="sqlite:///none"
-    )
-    found: dict[str, Any] = {"steps": SHARDS * EPISODES * STEPS}
     with counting_server(home) as counts:
-
-        def count(name: str, act: Callable[[], Any]) -> Any:
-            fsspec.filesystem("s3").clear_instance_cache()
-            counts.clear()
-            began = time.perf_counter()
-            result = act()
-            total = sum(counts.values())
-            found[name] = {"requests": total, "per_1000_steps": round(1000 * total / found["steps"], 2)}
-            print(f"{name}: {total} requests, {found[name]['per_1000_steps']} per 1,000 steps, ", end="")
-            print(f"{time.perf_counter() - began:.1f} s, {dict(counts)}", flush=True)
-            return result
-
-        count("conversion", lambda: convert(str(source), URL, ConvertConfig(workers=0)))
-        frames_are_noise = [verdict.name for verdict in audit(EpisodeStore.open(URL)).verdicts]
-
-        def start() -> PreparedJob:
-            stores = [open_store(path, split="train") for path in job.stores]
-            ready = prepared(job, stores)
-            check_job(ready, stores, frames_are_noise)
-            return ready
-
-        for name in ("start", "resume"):
-            ready = count(f"{name}, driver", start)
-            count(f"{name}, a rank", partial(opened, ready))
-    print(json.dumps(found))
+        small, large = (measured(home, shards, counts) for shards in SHARDS)
+    steps = [shards * EPISODES * STEPS for shards in SHARDS]
+    parts: dict[str, Any] = {}
+    for name in small:
+        growth = (large[name] - small[name]) / (steps[1] - steps[0])
+        parts[name] = {"fixed": round(small[name] - growth * steps[0], 1), "per_1000_steps": round(1000 * growth, 2)}
+        print(f"{name}: {parts[name]['fixed']} of any store, {parts[name]['per_1000_steps']} per 1,000 steps")
+    print(json.dumps({"benchmark": "requests_at_start", "steps": steps, "small": small, "large": large, **parts}))
 
 
 if __name__ == "__main__":

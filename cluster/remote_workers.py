@@ -1,7 +1,7 @@
 """Actors elsewhere in the cluster that answer questions, each with what a picklable factory makes on its node.
 
 A question that is lost with its actor or node is asked again once Ray has started the actor anew, so that whoever asks
-sees a longer wait and nothing else.
+sees a longer wait and nothing else. One that ends its actor every time is given up.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ Asked = ParamSpec("Asked")
 Answer = TypeVar("Answer")
 
 WARN_S = 60.0
+RETRIES = 5  # of a question whose actor died
 log = logging.getLogger(__name__)
 
 
@@ -63,7 +64,7 @@ class RemoteWorkers(Generic[Asked, Answer]):
                 num_cpus=cpus,
                 max_concurrency=cpus,
                 max_restarts=-1,
-                max_task_retries=-1,
+                max_task_retries=RETRIES,
                 scheduling_strategy=places[(offset + number) % len(places)] if places else "DEFAULT",
             ).remote(factory)
             for number in range(count)
@@ -72,9 +73,10 @@ class RemoteWorkers(Generic[Asked, Answer]):
             each.prepare.remote()  # before the first question; an error in it meets that question too
 
     def ask(self, *arguments: Asked.args, **settings: Asked.kwargs) -> Answer:
-        """The answer of the actor that has the least to do. Raises what the function raises. Any thread may ask."""
+        """The answer of the actor that has the least to do. Raises what the function raises, and ChildProcessError if
+        the actor died of the question again and again. Any thread may ask."""
         import ray
-        from ray.exceptions import RayTaskError
+        from ray.exceptions import RayActorError, RayTaskError
 
         with self._choosing:
             chosen = self._busy.index(min(self._busy))
@@ -86,6 +88,12 @@ class RemoteWorkers(Generic[Asked, Answer]):
                 waited_s += WARN_S
                 log.warning("a remote reader has not answered for %.0f s: has its node room for it?", waited_s)
             return ray.get(question)
+        except RayActorError as error:
+            reason = " ".join(str(error).split())
+            raise ChildProcessError(
+                f"a remote reader died {RETRIES + 1} times over one batch, perhaps for lack of memory on its node "
+                f"({reason:.300}): give it less (--loader.memory-mb, --loader.decode-threads), or the node more"
+            ) from error
         except RayTaskError as error:
             raise (error.cause if isinstance(error.cause, Exception) else error) from None
         finally:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from cluster.interrupts import exit_code_of, raised_as_stopped
+from cluster.session import find_lost_nodes_sooner
 from pipelines.catalogue import require_first
 from pipelines.config.serialization import did_you_mean
 from pipelines.terminal.commands import COMMANDS, JsonSummary
@@ -77,6 +78,7 @@ def _main(words: list[str]) -> int:
     end = rest.index("--") if "--" in rest else len(rest)  # after it comes the command that rtp submit passes on
     as_json = "--json" in rest[:end]
     _set_up_logging()
+    find_lost_nodes_sooner()
     result = _run_explained(name, [word for word in rest[:end] if word != "--json"] + rest[end:])
     if isinstance(result, int):
         return result

@@ -31,18 +31,11 @@ from preprocessing.dataset_spec import DatasetSpec
 from preprocessing.episode_source import EpisodeSource, open_source
 from preprocessing.rlds import SourceShard, open_folder
 from preprocessing.spec_file import read_spec
-from preprocessing.store.episode_store import (
-    MANIFEST,
-    PROGRESS,
-    ROW_GROUP_ROWS,
-    SCHEMA_VERSION,
-    EpisodeStore,
-    SourceField,
-    StoreLayout,
-)
+from preprocessing.store.episode_store import ROW_GROUP_ROWS, SCHEMA_VERSION, EpisodeStore, SourceField, StoreLayout
 from preprocessing.store.file_system import absolute
 from preprocessing.store.images import Resize
 from preprocessing.store.json_files import JsonObject
+from preprocessing.store.manifest_file import MANIFEST, PROGRESS
 from preprocessing.store.shard_files import reaching
 from preprocessing.store.step_counts import StepCounts
 from preprocessing.store.store_manifest import StoreManifest

@@ -19,11 +19,11 @@ from typing import Literal
 from cluster.object_store import open_files
 from pipelines.evaluation.report import EpisodeReport, EvaluationReport
 from pipelines.publishing.folder import TrainedModel
-from pipelines.publishing.training_stores import fingerprint
 from pipelines.terminal.atomic_files import write_whole
 from pipelines.tracking.local_database import database_of
 from pipelines.tracking.mlflow_run import LOCAL_FOLDER, TrackingError, connect, explained, tracking_uri
 from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.lineage import fingerprint
 from preprocessing.store.web_store import WebStore
 
 log = logging.getLogger(__name__)

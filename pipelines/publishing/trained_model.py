@@ -23,8 +23,8 @@ from pipelines.publishing.registered import describe_registered, fetch_registere
 from pipelines.publishing.training_stores import open_training_store
 from pipelines.training.checkpoint_metadata import CheckpointMetadata
 from pipelines.training.run_files import METRICS
-from preprocessing.store.episode_store import MANIFEST as STORE_MANIFEST
 from preprocessing.store.file_system import is_local
+from preprocessing.store.manifest_file import MANIFEST as STORE_MANIFEST
 from preprocessing.store.shard_files import reaching
 from preprocessing.store.web_store import robot_stores
 from rt_models.spec import Contract

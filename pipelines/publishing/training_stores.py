@@ -7,16 +7,16 @@ store's manifest, which lists the SHA-256 of every file. The relative path stays
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from preprocessing.store.episode_store import MANIFEST, EpisodeStore
-from preprocessing.store.file_system import file_system_of
+from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.json_files import JsonObject
+from preprocessing.store.lineage import FINGERPRINT_DIGITS, fingerprint
+from preprocessing.store.store_manifest import Rights
 from preprocessing.store.web_store import WebStore, open_store
 
 log = logging.getLogger(__name__)
@@ -47,24 +47,26 @@ class StoreReference:
     @staticmethod
     def of(store: Store, folder: str) -> StoreReference:
         """A reference from `folder`, the output of a run or a bundle."""
-        manifest = _manifest(store.root)
-        data = json.loads(manifest)
-        shards, rights = data["shards"], data.get("rights") or {}
-        records = "".join(shard.get("source_sha256_of_crcs", shard["sha256"]) for shard in shards)
+        shards, rights = store.manifest.shards, getattr(store.manifest, "rights", None) or Rights()
+        records = "".join(getattr(shard, "source_sha256_of_crcs", shard.sha256) for shard in shards)
         return StoreReference(
             path=store.root,
             relative=_way(folder, store.root),
-            fingerprint=_short(manifest),
+            fingerprint=store.manifest_sha256[:FINGERPRINT_DIGITS],
             dataset=dataset_of(store.root),
-            records=sum(len(shard["episode_lengths"]) for shard in shards),
-            source=_short(records.encode()),
-            licence=rights.get("licence", ""),
-            citation=rights.get("citation", ""),
+            records=sum(len(shard.episode_lengths) for shard in shards),
+            source=hashlib.sha256(records.encode()).hexdigest()[:FINGERPRINT_DIGITS],
+            licence=rights.licence,
+            citation=rights.citation,
         )
 
     def lineage(self) -> dict[str, object]:
         """What a registered version says of the store."""
         return {key: value for key, value in asdict(self).items() if key != "relative"}
+
+    def is_of(self, store: Store) -> bool:
+        """Whether this is the very store; any will do where the fingerprint is not known."""
+        return store.manifest_sha256[:FINGERPRINT_DIGITS] == self.fingerprint or not self.fingerprint
 
     def is_at(self, path: str) -> bool:
         """Whether this very store lies at `path`; any store will do where the fingerprint is not known."""
@@ -72,11 +74,6 @@ class StoreReference:
             return fingerprint(path) == self.fingerprint or not self.fingerprint
         except (FileNotFoundError, NotADirectoryError):
             return False
-
-
-def fingerprint(root: str) -> str:
-    """Of the store in this very folder. Raises FileNotFoundError if there is none."""
-    return _short(_manifest(root))
 
 
 def dataset_of(path: str) -> str:
@@ -151,16 +148,5 @@ def _root(path: str, reference: StoreReference) -> str | None:
         return None
 
 
-def _manifest(root: str) -> bytes:
-    files, path = file_system_of(root)
-    content = files.cat_file(f"{path.rstrip('/')}/{MANIFEST}")
-    assert isinstance(content, bytes)
-    return content
-
-
 def _way(folder: str, path: str) -> str:
     return "" if not folder or "://" in folder or "://" in path else os.path.relpath(path, folder)
-
-
-def _short(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]

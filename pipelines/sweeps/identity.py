@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from pipelines.config.serialization import flatten, to_plain
-from pipelines.publishing.training_stores import fingerprint
 from pipelines.training.job import TrainJob
 from preprocessing.store.json_files import JsonObject
+from preprocessing.store.lineage import fingerprint
 from preprocessing.store.web_store import open_store
 from tuning.sweep import Sweep
 

@@ -30,10 +30,13 @@ def prepared(job: TrainJob, stores: Sequence[Store] | None = None) -> PreparedJo
 
 
 def open_stores(job: PreparedJob) -> list[Store]:
-    """The stores of the job on a worker. Raises ValueError for one that is not what the job was prepared with."""
-    stores = [open_store(path, split="train") for path in job.stores]
+    """The stores of the job on a worker, where the driver has found them: nothing is searched for again.
+
+    Raises ValueError for one that is not what the job was prepared with.
+    """
+    stores = [open_store(reference.path) for reference in job.references]
     for store, reference in zip(stores, job.references, strict=True):
-        if not reference.is_at(store.root):
+        if not reference.is_of(store):
             raise ValueError(
                 f"{store.root} is another store than the one that the training was prepared with: every node must see "
                 f"the same stores, and none may be changed during a training"

@@ -7,7 +7,6 @@ kept as `audit.json` beside the manifest that it belongs to.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Collection
 from contextlib import suppress
@@ -22,7 +21,7 @@ from preprocessing.audit.motion import gripper, gripper_column, motion
 from preprocessing.audit.own_dimensions import dimension_verdicts
 from preprocessing.conversion.step_marks import seams
 from preprocessing.dataset_spec import GROUPS
-from preprocessing.store.episode_store import MANIFEST, EpisodeStore, atomic_write
+from preprocessing.store.episode_store import EpisodeStore, atomic_write
 from preprocessing.store.json_files import JsonObject, parsed, taken_apart
 from preprocessing.store.parallel_reads import in_parallel
 from preprocessing.store.step_counts import StepCounts
@@ -71,8 +70,7 @@ def audit(store: EpisodeStore, *, reference: EpisodeStore | None = None, counted
         _terminal_steps(episodes),
         _states(episodes),
     ]
-    manifest = _manifest_sha256(store)
-    return Audit(manifest_sha256=manifest, episodes=len(episodes), verdicts=tuple(verdicts), rules=_RULES)
+    return Audit(manifest_sha256=store.manifest_sha256, episodes=len(episodes), verdicts=tuple(verdicts), rules=_RULES)
 
 
 def _actions(store: EpisodeStore, episodes: list[Track]) -> list[Verdict]:
@@ -135,11 +133,7 @@ def saved(store: EpisodeStore) -> Audit | None:
     data = parsed(blob, path, remedy=remedy)
     with taken_apart(path, remedy=remedy):
         audit = Audit.from_json(data)
-    return audit if (audit.manifest_sha256, audit.rules) == (_manifest_sha256(store), _RULES) else None
-
-
-def _manifest_sha256(store: EpisodeStore) -> str:
-    return hashlib.sha256(store.filesystem.cat_file(f"{store.root}/{MANIFEST}")).hexdigest()
+    return audit if (audit.manifest_sha256, audit.rules) == (store.manifest_sha256, _RULES) else None
 
 
 # --- What needs no correlation ---

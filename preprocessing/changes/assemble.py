@@ -18,18 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from preprocessing.changes.pieces import Piece, PieceFacts, facts_of, placed
-from preprocessing.store.episode_store import (
-    INSTRUCTION_SCHEMA,
-    MANIFEST,
-    PROGRESS,
-    QUARANTINE,
-    EpisodeStore,
-    atomic_write,
-    fixed_lists,
-)
+from preprocessing.store.episode_store import INSTRUCTION_SCHEMA, QUARANTINE, EpisodeStore, atomic_write, fixed_lists
 from preprocessing.store.file_system import FileSystem, file_system_of
 from preprocessing.store.json_files import JsonObject
 from preprocessing.store.lineage import fingerprint
+from preprocessing.store.manifest_file import MANIFEST, PROGRESS
 from preprocessing.store.shard_files import with_retries
 from preprocessing.store.statistics import Moments, tiny_ranges
 from preprocessing.store.store_manifest import (

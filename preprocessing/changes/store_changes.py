@@ -17,11 +17,12 @@ import numpy as np
 from preprocessing.changes.assemble import EARLIER, Change, Progress, assemble, quarantine_lines, require_alike
 from preprocessing.changes.pieces import Piece
 from preprocessing.conversion.resume import claimed, finished
-from preprocessing.store.episode_store import MANIFEST, PROGRESS, EpisodeStore
+from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.file_system import FileSystem, file_system_of
 from preprocessing.store.json_files import JsonObject, parsed
 from preprocessing.store.json_records import read_record
 from preprocessing.store.lineage import fingerprint
+from preprocessing.store.manifest_file import MANIFEST, PROGRESS
 from preprocessing.store.store_manifest import Lineage, StoreManifest
 
 

@@ -23,19 +23,12 @@ from preprocessing.conversion.shard_conversion import (
 from preprocessing.conversion.shard_report import ShardReport, read_report
 from preprocessing.dataset_spec import DatasetSpec
 from preprocessing.source_rights import rights_of
-from preprocessing.store.episode_store import (
-    INSTRUCTION_SCHEMA,
-    INSTRUCTIONS,
-    MANIFEST,
-    PROGRESS,
-    QUARANTINE,
-    atomic_write,
-    fixed_lists,
-)
+from preprocessing.store.episode_store import INSTRUCTION_SCHEMA, INSTRUCTIONS, QUARANTINE, atomic_write, fixed_lists
 from preprocessing.store.file_system import FileSystem, file_system_of
 from preprocessing.store.images import JPEG_QUALITY
 from preprocessing.store.json_files import JsonObject
 from preprocessing.store.json_records import to_text
+from preprocessing.store.manifest_file import MANIFEST, PROGRESS
 from preprocessing.store.parallel_reads import in_parallel
 from preprocessing.store.statistics import Moments, tiny_ranges
 from preprocessing.store.step_counts import StepCounts

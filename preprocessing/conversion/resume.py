@@ -16,18 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
-from preprocessing.store.episode_store import (
-    ENDED,
-    INSTRUCTIONS,
-    MANIFEST,
-    PROGRESS,
-    QUARANTINE,
-    atomic_write,
-    read_manifest,
-)
+from preprocessing.store.episode_store import INSTRUCTIONS, QUARANTINE, atomic_write
 from preprocessing.store.file_system import FileSystem, file_system_of, is_local
 from preprocessing.store.json_files import JsonObject, parsed, taken_apart
 from preprocessing.store.json_records import read_record
+from preprocessing.store.manifest_file import ENDED, MANIFEST, PROGRESS, read_manifest
 from preprocessing.store.store_manifest import StoreManifest, WebManifest
 
 M = TypeVar("M", StoreManifest, WebManifest)
@@ -37,7 +30,7 @@ _SETTINGS = "settings.json"
 
 def finished(filesystem: FileSystem, root: str, settings: JsonObject, kind: type[M]) -> M:
     """The manifest of the finished store at `root`. Raises ValueError if it is another store, or files are amiss."""
-    data = read_manifest(filesystem, root)
+    data = read_manifest(filesystem, root).data
     if difference := _difference(data.get("settings", {}), settings):
         raise ValueError(f"{root} holds a finished store made with {difference}: delete it or give another OUT")
     with taken_apart(f"{root}/{MANIFEST}", remedy=f"delete {root} and preprocess again"):

@@ -25,7 +25,6 @@ from preprocessing.dataset_spec import DatasetSpec
 from preprocessing.episode_source import EpisodeSource
 from preprocessing.rlds import Corrupt, Episode, SourceShard
 from preprocessing.store.episode_store import (
-    PROGRESS,
     HashingFile,
     ShardWriter,
     StoreLayout,
@@ -46,6 +45,7 @@ from preprocessing.store.images import (
     resize_image,
 )
 from preprocessing.store.json_records import to_text
+from preprocessing.store.manifest_file import PROGRESS
 from preprocessing.store.step_counts import StepCounts
 from preprocessing.tfds.features import naming
 from rt_models.spec import MAIN_CAMERA

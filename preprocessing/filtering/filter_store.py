@@ -27,11 +27,12 @@ from preprocessing.conversion.shard_report import ShardCounts, WebShardReport, r
 from preprocessing.filtering.marks import Marks, MarkTask, mark_shard, marks_name, opened, read_marks
 from preprocessing.filtering.scorers import DualEncoder, read_scores, scorer_parts
 from preprocessing.filtering.selection import MOST_BITS, Selection, Verdict, select
-from preprocessing.store.episode_store import MANIFEST, PROGRESS, QUARANTINE, ShardWriter, atomic_write
+from preprocessing.store.episode_store import QUARANTINE, ShardWriter, atomic_write
 from preprocessing.store.file_system import FileSystem, file_system_of
 from preprocessing.store.json_files import JsonObject
 from preprocessing.store.json_records import to_text
 from preprocessing.store.lineage import fingerprint
+from preprocessing.store.manifest_file import MANIFEST, PROGRESS
 from preprocessing.store.store_manifest import FilterAccount, WebCounts, WebManifest
 from preprocessing.store.web_store import KIND, WEB_SCHEMA_VERSION, WebStore
 

@@ -22,8 +22,9 @@ from preprocessing.filtering.languages import language_of
 from preprocessing.filtering.picture_signature import THUMBNAIL_NUMBERS, signature
 from preprocessing.filtering.scorers import DualEncoder, PairScorer, scorer_parts
 from preprocessing.filtering.selection import NO_PICTURE, Examples
-from preprocessing.store.episode_store import PROGRESS, atomic_write
+from preprocessing.store.episode_store import atomic_write
 from preprocessing.store.file_system import FileSystem, file_system_of
+from preprocessing.store.manifest_file import PROGRESS
 from preprocessing.store.shard_files import with_retries
 from preprocessing.store.web_store import WebStore
 

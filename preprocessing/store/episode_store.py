@@ -9,7 +9,6 @@ fsspec knows.
 from __future__ import annotations
 
 import errno
-import glob
 import hashlib
 import os
 import tempfile
@@ -26,17 +25,16 @@ import pyarrow.parquet as pq
 
 from preprocessing.store.file_system import FileSystem, file_system_of, is_local
 from preprocessing.store.integrity import require_whole
-from preprocessing.store.json_files import JsonObject, parsed, taken_apart
+from preprocessing.store.json_files import taken_apart
 from preprocessing.store.json_records import read_record
+from preprocessing.store.manifest_file import MANIFEST, REMEDY, ManifestFile, find_manifest
 from preprocessing.store.shard_files import ShardFiles, reaching, with_retries
 from preprocessing.store.store_manifest import ShardEntry, StoreManifest
 from rt_models.spec import EMBEDDING_WIDTH, MAIN_CAMERA, Contract, DatasetContract, of_role
 
 SCHEMA_VERSION = 1
 ROW_GROUP_ROWS = 128
-_REMEDY = "delete the store and preprocess again"
-MANIFEST, INSTRUCTIONS, QUARANTINE, PROGRESS = "manifest.json", "instructions.parquet", "quarantine.jsonl", ".progress"
-ENDED = "ended.json"  # in the progress folder: the sentence that a conversion was refused with
+INSTRUCTIONS, QUARANTINE = "instructions.parquet", "quarantine.jsonl"
 
 INSTRUCTION_SCHEMA = pa.schema(
     {
@@ -233,6 +231,7 @@ class EpisodeStore:
 
     root: str
     manifest: StoreManifest
+    manifest_sha256: str
     contract: Contract
     shards: tuple[Shard, ...]
     instruction_ids: np.ndarray
@@ -248,19 +247,20 @@ class EpisodeStore:
         Raises FileNotFoundError or ValueError with the remedy if there is none, or more than one.
         """
         filesystem, root = file_system_of(str(path))
-        root = find_store(filesystem, root.rstrip("/"), str(path), split)
-        return EpisodeStore.described(filesystem, root, read_manifest(filesystem, root), str(path))
+        found = find_manifest(filesystem, root.rstrip("/"), str(path), split)
+        return EpisodeStore.described(filesystem, found, str(path))
 
     @staticmethod
-    def described(filesystem: FileSystem, root: str, data: JsonObject, path: str) -> EpisodeStore:
-        """The store in folder `root`, whose manifest is `data`, in error messages `path`."""
+    def described(filesystem: FileSystem, found: ManifestFile, path: str) -> EpisodeStore:
+        """The store of this manifest, in error messages `path`."""
+        root, data = found.root, found.data
         if "kind" in data:
             raise ValueError(f"{path} is a store of image-text examples, and robot episodes are needed here")
         if (version := data.get("schema_version")) != SCHEMA_VERSION:
             raise ValueError(
                 f"{path} is a store of schema {version}, this code reads {SCHEMA_VERSION}: preprocess again"
             )
-        with taken_apart(f"{root}/{MANIFEST}", remedy=_REMEDY):
+        with taken_apart(f"{root}/{MANIFEST}", remedy=REMEDY):
             manifest = read_record(StoreManifest, data)
             shards = tuple(_shard(root, entry, manifest.row_group_rows) for entry in manifest.shards)
         file = f"{root}/{manifest.instructions.file}"
@@ -268,6 +268,7 @@ class EpisodeStore:
         return EpisodeStore(
             root=root if is_local(filesystem) else filesystem.unstrip_protocol(root),
             manifest=manifest,
+            manifest_sha256=found.sha256,
             contract=manifest.contract,
             shards=shards,
             instruction_ids=table["id"].to_numpy(),
@@ -327,24 +328,18 @@ class EpisodeStore:
         """What to raise for a stored frame that cannot be used; `episode` counts within the shard, from 0."""
         taken_by = "" if camera == MAIN_CAMERA else f" of camera {camera}"
         name = f"the frame{taken_by} at step {step} of episode {episode} of {self.shards[shard].path}"
-        return ValueError(f"{name} {problem}: {_REMEDY}, which leaves out episodes with frames that cannot be read")
+        return ValueError(f"{name} {problem}: {REMEDY}, which leaves out episodes with frames that cannot be read")
 
     def verify(self) -> None:
         """Read every file and compare checksums and row counts. Raises ValueError naming the first that differs."""
         require_whole(self, checksum_bytes=float("inf"))
 
 
-def read_manifest(filesystem: FileSystem, root: str) -> JsonObject:
-    """The JSON of the manifest in folder `root`, of any kind and version. Raises ValueError if it is damaged."""
-    path = f"{root}/{MANIFEST}"
-    return parsed(with_retries(lambda: filesystem.cat_file(path), what=path), path, remedy=_REMEDY)
-
-
 def _instruction_table(blob: bytes, path: str) -> pa.Table:
     try:
         return pq.read_table(pa.BufferReader(blob)).cast(INSTRUCTION_SCHEMA)
     except (OSError, ValueError) as error:  # Arrow's are both
-        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())}): {_REMEDY}") from None
+        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())}): {REMEDY}") from None
 
 
 def embedding_matrix(table: pa.Table) -> np.ndarray:
@@ -353,43 +348,12 @@ def embedding_matrix(table: pa.Table) -> np.ndarray:
     return np.array(flat, np.float32).reshape(table.num_rows, EMBEDDING_WIDTH)
 
 
-def find_store(filesystem: FileSystem, root: str, path: str, split: str | None) -> str:
-    with reaching(path):
-        if filesystem.exists(f"{root}/{MANIFEST}"):
-            return root
-        there = filesystem.exists(root)
-    if not there:
-        raise FileNotFoundError(f"{path} does not exist: give a folder that rtp preprocess wrote")
-    patterns = [f"{glob.escape(root)}/{'*/' * depth}" for depth in range(4)]
-    candidates = [hit[: -len(MANIFEST) - 1] for p in patterns for hit in filesystem.glob(p + MANIFEST)]
-    stores = [store for store in sorted(candidates) if split is None or store.rpartition("/")[2] == split]
-    if len(stores) == 1:
-        return stores[0]
-    if stores:
-        listed = ", ".join(f"{path.rstrip('/')}/{store[len(root) + 1 :]}" for store in stores)
-        raise ValueError(f"{path} holds {len(stores)} stores: give one of {listed}")
-    if begun := [hit for p in patterns for hit in filesystem.glob(p + PROGRESS)]:
-        raise ValueError(f"{path} holds an unfinished store: {_why_unfinished(filesystem, begun[0])}")
-    if candidates:
-        listed = ", ".join(store.rpartition("/")[2] for store in sorted(candidates))
-        raise ValueError(f"{path} holds no store of split {split!r}, only {listed}")
-    raise ValueError(f"{path} holds no episode store (no {MANIFEST}): make one with rtp preprocess")
-
-
-def _why_unfinished(filesystem: FileSystem, progress: str) -> str:
-    try:
-        ended = parsed(filesystem.cat_file(f"{progress}/{ENDED}"), f"{progress}/{ENDED}", remedy=_REMEDY)
-    except FileNotFoundError:
-        return "run the same rtp preprocess again to finish it"
-    return f"rtp preprocess ended with: {ended.get('error')}"
-
-
 def _shard(root: str, entry: ShardEntry, row_group_rows: int) -> Shard:
     lengths = np.array(entry.episode_lengths, np.int32)
     if lengths.sum() != entry.rows or (lengths < 1).any() or row_group_rows < 1:
         raise ValueError(
             f"{entry.file} has {entry.rows} rows in groups of {row_group_rows}, and episodes of {lengths.sum()} "
-            f"steps: {_REMEDY}"
+            f"steps: {REMEDY}"
         )
     return Shard(
         path=f"{root}/{entry.file}",

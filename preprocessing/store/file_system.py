@@ -32,6 +32,9 @@ _WARN_AFTER_S = 3.0
 _REQUESTS = frozenset(("cat_file", "put_file", "get_file", "find", "glob", "info", "ls", "makedirs", "rm", "size"))
 _REMOVALS = ("rm", "rm_file")
 _ANSWERS = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_PASSING = (408, 409, 425, 429)  # of HTTP: what passes by itself
+_BROKEN_UPLOADS = ("RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch")  # come as 400
+_REFUSED = "{where} is refused by its store ({reason}): check the bucket, its region, and what the credentials allow"
 _FINAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EINVAL, errno.ENAMETOOLONG)
 
 
@@ -106,6 +109,10 @@ class StoreAway(ConnectionError):
     """The store has not answered within the time that it is waited for."""
 
 
+class StoreRefused(PermissionError):
+    """The store has answered, and will say the same again."""
+
+
 class RetryingFileSystem:
     """A remote file system whose requests, all but `open`, wait for a store that is away."""
 
@@ -121,6 +128,12 @@ class RetryingFileSystem:
 
     def __reduce__(self) -> tuple[type[RetryingFileSystem], tuple[Any]]:
         return RetryingFileSystem, (self._filesystem,)
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        """In one request: s3fs asks for the size first, to read large files in pieces at once."""
+        is_s3 = hasattr(self._filesystem, "max_concurrency")
+        options = {"max_concurrency": 1} if is_s3 and start is None and end is None else {}
+        return self._with_retries("cat_file", self._filesystem.cat_file, path, start=start, end=end, **options)
 
     def exists(self, path: str) -> bool:
         """Whether it is there. fsspec's own says no of a store that does not answer."""
@@ -146,11 +159,13 @@ class RetryingFileSystem:
             except Exception as error:
                 if name in _REMOVALS and wait_s > _FIRST_WAIT_S and isinstance(error, FileNotFoundError):
                     return None  # type: ignore[return-value]  # it was removed before, and the answer was lost
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
                 if not _is_outage(error):
                     self._filesystem.has_answered |= isinstance(error, _ANSWERS)
+                    if _is_refusal(error):
+                        raise StoreRefused(_REFUSED.format(where=where, reason=reason)) from error
                     raise
                 waited_s = time.monotonic() - began
-                reason = " ".join(f"{type(error).__name__}: {error}".split())
                 known = self._filesystem.has_answered
                 if waited_s + wait_s > (OUTAGE_S if known else _first_contact_s):
                     remedy = f"it was waited for {waited_s:.0f} s" if known else "check the address and the credentials"
@@ -169,6 +184,22 @@ class RetryingFileSystem:
 
 def _is_outage(error: Exception) -> bool:
     """Whether to ask again: what the store refuses, a full disk here, and mistakes of ours stay as they are."""
+    if _is_refusal(error):
+        return False
     if isinstance(error, OSError):
         return not isinstance(error, _ANSWERS) and error.errno not in _FINAL
     return type(error).__module__ != "builtins" and not isinstance(error, ValueError)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the store itself says no, by the status of its answer: 3xx is another region, 4xx a matter of rights,
+    names or quotas. fsspec turns codes that it does not know into errors that look like a broken disk's."""
+    if isinstance(error, FileNotFoundError | FileExistsError):
+        return False
+    if isinstance(error, PermissionError):
+        return error.filename is None  # that of a file of this machine has a name
+    answer: Any = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    if not isinstance(answer, dict) or answer.get("Error", {}).get("Code") in _BROKEN_UPLOADS:
+        return False
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return 300 <= status < 500 and status not in _PASSING

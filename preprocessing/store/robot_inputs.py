@@ -6,14 +6,13 @@ once and kept beside the manifest as `inputs.json`.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from preprocessing.store.episode_store import MANIFEST, EpisodeStore, atomic_write, image_column
+from preprocessing.store.episode_store import EpisodeStore, atomic_write, image_column
 from preprocessing.store.images import ImageSize, image_size
 from preprocessing.store.json_files import parsed, taken_apart
 from preprocessing.store.json_records import read_record, to_text
@@ -144,8 +143,7 @@ def _measured_state(store: EpisodeStore) -> ActionStatistics:
 
 def _measured(store: EpisodeStore) -> MeasuredInputs:
     """What is kept beside this very store; nothing if there is none, or it is older than the store."""
-    blob = store.filesystem.cat_file(f"{store.root}/{MANIFEST}")
-    none = MeasuredInputs(manifest_sha256=hashlib.sha256(blob).hexdigest())
+    none = MeasuredInputs(manifest_sha256=store.manifest_sha256)
     path = f"{store.root}/{INPUTS}"
     try:
         data = parsed(store.filesystem.cat_file(path), path, remedy="delete it, and it is measured again")

@@ -21,7 +21,7 @@ T = TypeVar("T")
 ATTEMPTS = 6
 _FIRST_WAIT_S = 0.1  # doubled from attempt to attempt: 3 seconds in all
 _OPEN_FILES = 64
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, StoreAway)
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, StoreAway)
 
 
 @contextmanager
@@ -65,19 +65,25 @@ def open_with_retries(filesystem: FileSystem, path: str, *, ahead_bytes: int = 0
 class PatientFile:
     """A remote file, read by ranges, each of them with_retries and whole. What Arrow needs of a Python file, no more.
 
-    With `ahead_bytes` a read fetches at least so many, and what follows in them is served from memory. `num_bytes`: its
-    size, if that is known.
+    With `ahead_bytes` a read fetches at least so many, and what follows in them is served from memory; a read of the
+    file's end fetches the last `tail_bytes` in the same way. `num_bytes`: its size, if that is known.
     """
 
     def __init__(
-        self, filesystem: FileSystem, path: str, *, ahead_bytes: int = 0, num_bytes: int | None = None
+        self,
+        filesystem: FileSystem,
+        path: str,
+        *,
+        ahead_bytes: int = 0,
+        tail_bytes: int = 0,
+        num_bytes: int | None = None,
     ) -> None:
         self._filesystem = filesystem
         self._path = path
         self._place = 0
         self.closed = False
         self._size = with_retries(lambda: int(filesystem.size(path)), what=path) if num_bytes is None else num_bytes
-        self._ahead_bytes = ahead_bytes
+        self._ahead_bytes, self._tail_bytes = ahead_bytes, tail_bytes
         self._ahead = b""
         self._ahead_from = 0
 
@@ -88,12 +94,18 @@ class PatientFile:
         return data
 
     def _fetched(self, start: int, stop: int) -> bytes:
-        if not self._ahead_bytes:
-            return with_retries(lambda: self._range(start, stop), what=self._path)
         if not self._ahead_from <= start <= stop <= self._ahead_from + len(self._ahead):
-            further = min(max(stop, start + self._ahead_bytes), self._size)
-            self._ahead, self._ahead_from = with_retries(lambda: self._range(start, further), what=self._path), start
+            is_end = stop == self._size and self._tail_bytes > 0
+            if not is_end and not self._ahead_bytes:
+                return with_retries(lambda: self._range(start, stop), what=self._path)
+            first = max(min(start, self._size - self._tail_bytes), 0) if is_end else start
+            last = min(max(stop, start + self._ahead_bytes), self._size)
+            self._ahead, self._ahead_from = with_retries(lambda: self._range(first, last), what=self._path), first
         return self._ahead[start - self._ahead_from : stop - self._ahead_from]
+
+    def forget(self) -> None:
+        """Let go of what was read ahead."""
+        self._ahead, self._ahead_from = b"", 0
 
     def _range(self, start: int, stop: int) -> bytes:
         data = self._filesystem.cat_file(self._path, start=start, end=stop)
@@ -121,7 +133,7 @@ class PatientFile:
 
     def close(self) -> None:
         self.closed = True
-        self._ahead = b""
+        self.forget()
 
     def __enter__(self) -> PatientFile:
         return self
@@ -143,6 +155,7 @@ class ShardFiles:
         self._files: cachetools.LRUCache[int, pq.ParquetFile] = cachetools.LRUCache(_OPEN_FILES)
         self._locks: dict[int, threading.Lock] = defaultdict(threading.Lock)
         self._opening = threading.Lock()
+        self._footer_bytes = 0  # the largest seen: the next file's is asked for in one request
 
     def read(self, number: int, columns: Sequence[str], row_groups: Sequence[int] | None = None) -> pa.Table:
         """The columns of some row groups of one file, or of all, in order. Raises OSError naming the file."""
@@ -175,9 +188,14 @@ class ShardFiles:
         path = self._paths[number]
         source: Any = path
         if not is_local(self._filesystem):
-            source = PatientFile(self._filesystem, path, num_bytes=self._num_bytes[number])
+            source = PatientFile(
+                self._filesystem, path, tail_bytes=self._footer_bytes, num_bytes=self._num_bytes[number]
+            )
         file = pq.ParquetFile(source, metadata=self._footers.get(number), pre_buffer=True)
+        if isinstance(source, PatientFile):
+            source.forget()
         with self._opening:
+            self._footer_bytes = max(self._footer_bytes, file.metadata.serialized_size + 8)  # its length and a mark
             self._footers[number] = file.metadata
             self._files[number] = file
         return file

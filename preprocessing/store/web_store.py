@@ -14,10 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from preprocessing.loading.windows import StepIndex
-from preprocessing.store.episode_store import MANIFEST, EpisodeStore, find_store, read_manifest
-from preprocessing.store.file_system import file_system_of, is_local
+from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.file_system import FileSystem, file_system_of, is_local
 from preprocessing.store.json_files import taken_apart
 from preprocessing.store.json_records import read_record
+from preprocessing.store.manifest_file import MANIFEST, ManifestFile, find_manifest
 from preprocessing.store.shard_files import ShardFiles
 from preprocessing.store.store_manifest import WebManifest
 
@@ -62,6 +63,7 @@ class WebStore:
 
     root: str
     manifest: WebManifest
+    manifest_sha256: str
     shards: tuple[WebShard, ...]
     index: StepIndex = field(repr=False)
     """Where shards and rows begin among the examples: a row is to its examples what an episode is to its steps."""
@@ -71,8 +73,12 @@ class WebStore:
     def open(path: str, split: str | None = None) -> WebStore:
         """Open the store at `path`, or else the only one (of `split`, if given) below it."""
         filesystem, root = file_system_of(str(path))
-        root = find_store(filesystem, root.rstrip("/"), str(path), split)
-        data = read_manifest(filesystem, root)
+        return WebStore.described(filesystem, find_manifest(filesystem, root.rstrip("/"), str(path), split), str(path))
+
+    @staticmethod
+    def described(filesystem: FileSystem, found: ManifestFile, path: str) -> WebStore:
+        """The store of this manifest, in error messages `path`."""
+        root, data = found.root, found.data
         if data.get("kind") != KIND:
             raise ValueError(f"{path} is a store of robot episodes, not of image-text examples")
         if data.get("schema_version") != WEB_SCHEMA_VERSION:
@@ -93,6 +99,7 @@ class WebStore:
         return WebStore(
             root=root if is_local(filesystem) else filesystem.unstrip_protocol(root),
             manifest=manifest,
+            manifest_sha256=found.sha256,
             shards=shards,
             index=StepIndex.from_lengths([shard.example_counts for shard in shards]),
             _files=ShardFiles(filesystem, [shard.path for shard in shards], [e.bytes for e in manifest.shards]),
@@ -139,12 +146,11 @@ Store = EpisodeStore | WebStore
 def open_store(path: str, split: str | None = None) -> Store:
     """The store at `path`, of either kind. Raises FileNotFoundError or ValueError if there is none."""
     filesystem, root = file_system_of(str(path))
-    root = find_store(filesystem, root.rstrip("/"), str(path), split)
-    data = read_manifest(filesystem, root)
-    location = root if is_local(filesystem) else filesystem.unstrip_protocol(root)
-    if data.get("kind") == KIND:
-        return WebStore.open(location)
-    return EpisodeStore.described(filesystem, root, data, location)
+    found = find_manifest(filesystem, root.rstrip("/"), str(path), split)
+    location = found.root if is_local(filesystem) else filesystem.unstrip_protocol(found.root)
+    if found.data.get("kind") == KIND:
+        return WebStore.described(filesystem, found, location)
+    return EpisodeStore.described(filesystem, found, location)
 
 
 def robot_stores(stores: Iterable[Store]) -> list[EpisodeStore]:

@@ -25,17 +25,12 @@ from preprocessing.conversion.shard_report import (
     read_report,
     report_name,
 )
-from preprocessing.store.episode_store import (
-    MANIFEST,
-    PROGRESS,
-    QUARANTINE,
-    ShardWriter,
-    atomic_write,
-)
+from preprocessing.store.episode_store import QUARANTINE, ShardWriter, atomic_write
 from preprocessing.store.file_system import absolute, file_system_of
 from preprocessing.store.images import image_size, require_whole_image
 from preprocessing.store.json_files import JsonObject
 from preprocessing.store.json_records import to_text
+from preprocessing.store.manifest_file import MANIFEST, PROGRESS
 from preprocessing.store.parallel_reads import in_parallel
 from preprocessing.store.store_manifest import WebCounts, WebManifest
 from preprocessing.store.web_store import EXTRA_COLUMNS, KIND, WEB_ROW_GROUP_ROWS, WEB_SCHEMA_VERSION, web_schema

@@ -8,9 +8,11 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-from botocore.exceptions import EndpointConnectionError
+from botocore.exceptions import ClientError, EndpointConnectionError
+from s3fs.errors import translate_boto_error
 
 from cluster import object_store
 from cluster.context import LocalContext
@@ -19,6 +21,7 @@ from cluster.stop_file import StopFile, StopWatch, stopping_on_signals
 from cluster.storage import CheckpointFolder
 from pipelines.terminal.atomic_files import whole_lines, write_whole
 from pipelines.tracking.outbox import Message, Outbox
+from preprocessing.store import file_system
 from tests.support.away_files import AwayFileSystem, away_files, leave
 from tuning.ledger import Ledger, TrialRecord
 
@@ -176,3 +179,41 @@ def test_metrics_are_queued_on_while_server_and_store_are_both_away() -> None:
     wait_for(lambda: AwayFileSystem.refused > 0)  # while the file of undelivered ones is written
     wait_for(lambda: len(sent) == 3)
     assert outbox.close() == 0 and [message["number"] for message in sent] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("module", [object_store, file_system])
+def test_what_the_store_refuses_is_said_at_once(module: ModuleType, clock: list[float]) -> None:
+    """Codes that s3fs does not know come as an error of input and output, which an outage would be too."""
+
+    def refused(code: str, status: int) -> OSError:
+        answer = {"Error": {"Code": code, "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+        return translate_boto_error(ClientError(answer, "PutObject"))
+
+    for code, status in (("QuotaExceeded", 403), ("AccessDenied", 403), ("AuthorizationHeaderMalformed", 400)):
+        with pytest.raises(PermissionError, match=r"away://x is refused by its store .*no.*check the bucket"):
+            one_request(module, refused(code, status))
+    for error in (refused("NoSuchKey", 404), FileNotFoundError(2, "gone", "x"), PermissionError(13, "shut", "/disk")):
+        with pytest.raises(type(error)) as raised:
+            one_request(module, error)
+        assert raised.value is error
+    for code, status in (("Unheard", 500), ("SlowDown", 503), ("RequestTimeout", 400), ("OperationAborted", 409)):
+        assert one_request(module, refused(code, status)) == b"answered"
+
+
+def one_request(module: ModuleType, error: Exception) -> bytes:
+    """A read whose first request fails with the error, and whose second is answered."""
+    errors = [error]
+
+    class Store:
+        has_answered = True
+
+        def unstrip_protocol(self, path: str) -> str:
+            return f"away://{path}"
+
+        def cat_file(self, path: str, **_: object) -> bytes:
+            if errors:
+                raise errors.pop()
+            return b"answered"
+
+    kind = module.RetryingFiles if module is object_store else module.RetryingFileSystem
+    return kind(Store()).cat_file("x")

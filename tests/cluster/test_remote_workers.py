@@ -11,6 +11,7 @@ from contextlib import closing
 
 import pytest
 
+from cluster import remote_workers
 from cluster.remote_workers import RemoteWorkers
 from cluster.session import RaySession, connect
 
@@ -42,6 +43,24 @@ def test_answers_survive_the_actor_that_was_to_give_them() -> None:
         os.kill(first, signal.SIGKILL)
         square, second = answer.result(timeout=60)
         assert square == 9 and second != first
+
+
+def dies(*_: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def deadly() -> Callable[..., int]:
+    return dies
+
+
+def test_a_question_that_ends_every_actor_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_workers, "RETRIES", 1)
+    with (
+        closing(RemoteWorkers(deadly, count=1, cpus=1)) as workers,
+        pytest.raises(ChildProcessError, match=r"a remote reader died 2 times over one batch.*--loader.memory-mb"),
+    ):
+        workers.ask(1)
 
 
 def broken() -> Callable[..., int]:

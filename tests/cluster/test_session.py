@@ -6,6 +6,8 @@ import importlib.util
 import logging
 import os
 import socket
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -134,3 +136,16 @@ def test_a_process_that_asks_for_no_gpu_sees_none(monkeypatch: pytest.MonkeyPatc
         trials: list[Any] = [Trial.remote(), Trial.remote()]
         assert sorted(ray.get([trial.visible.remote() for trial in trials])) == ["4", "6"]
         assert ray.get(visible.remote()) == ""
+
+
+def test_ray_learns_of_nodes_that_vanish_in_less_than_its_seven_minutes() -> None:
+    """Ray reads its settings when it is imported; one of the user's own stays."""
+    code = (
+        "from cluster.session import find_lost_nodes_sooner; find_lost_nodes_sooner(); "
+        "from ray._raylet import Config as c; "
+        "print(c.grpc_client_keepalive_time_ms(), c.grpc_client_keepalive_timeout_ms())"
+    )
+    own = {"RAY_grpc_client_keepalive_timeout_ms": "7000"}
+    environment = {name: value for name, value in os.environ.items() if name not in session.LOST_NODES_FOUND} | own
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["65000", "7000"]

@@ -38,3 +38,10 @@ def local_stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in ("train", "val"):
         convert(str(SAMPLE), str(out), ConvertConfig(split=split, encoder="hash", workers=0))
     return out
+
+
+@pytest.fixture(scope="module")
+def uploaded(cluster: HostCluster, local_stores: Path) -> str:
+    """The URL of the train split's store, preprocessed by one process and copied to S3: the bytes are the same."""
+    shutil.copytree(local_stores, cluster.services.objects / "uploaded")
+    return "s3://bucket/uploaded/metaworld_sample/1.0.0/train"

@@ -17,15 +17,16 @@ from preprocessing.audit.store_audit import AUDIT
 from preprocessing.store.web_store import open_store
 from tests.support.away_files import AwayFileSystem, away_files
 
-OF_A_STORE = 12  # manifest (by who opens it, names it and judges it), listing, instructions, audit: not more
+OF_A_STORE = 4  # by the driver: manifest, instructions, listing, audit
+OF_A_RANK = 2  # manifest, instructions
 
 
 @pytest.fixture
 def remote(store: str) -> Iterator[str]:
     with away_files():
-        fsspec.filesystem("away").put(store, "/store", recursive=True)
-        yield "away://store"
-        fsspec.filesystem("away").rm("/store", recursive=True)
+        fsspec.filesystem("away").put(store, "/data/train", recursive=True)
+        yield "away://data/train"
+        fsspec.filesystem("away").rm("/data", recursive=True)
 
 
 def asked(act: Callable[[], object]) -> int:
@@ -50,13 +51,20 @@ def driver_started(job: TrainJob) -> PreparedJob:
 def test_a_start_reads_a_footer_per_shard_and_a_few_small_files(remote: str, tmp_path: Path) -> None:
     job = job_of(remote, tmp_path)
     shards = len(open_store(remote).shards)
-    assert asked(lambda: driver_started(job)) <= OF_A_STORE + shards
+    assert asked(lambda: driver_started(job)) == OF_A_STORE + shards
     ready = driver_started(job)
-    assert asked(lambda: open_reader(ready.experiment, open_stores(ready), ready.contract).close()) <= OF_A_STORE
+    assert asked(lambda: open_reader(ready.experiment, open_stores(ready), ready.contract).close()) == OF_A_RANK
+
+
+def test_a_store_that_was_searched_for_is_not_searched_for_again(remote: str, tmp_path: Path) -> None:
+    url = remote.rpartition("/")[0]
+    ready = driver_started(job_of(url, tmp_path))
+    assert ready.stores == (url,)
+    assert asked(lambda: open_stores(ready)) == OF_A_RANK
 
 
 def test_a_store_without_an_audit_is_measured_once(remote: str, tmp_path: Path) -> None:
     job = job_of(remote, tmp_path)
-    fsspec.filesystem("away").rm_file(f"/store/{AUDIT}")
+    fsspec.filesystem("away").rm_file(f"/data/train/{AUDIT}")
     first, second = asked(lambda: driver_started(job)), asked(lambda: driver_started(job))
     assert first > 3 * second and second <= OF_A_STORE + len(open_store(remote).shards)

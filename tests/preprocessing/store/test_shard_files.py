@@ -141,12 +141,15 @@ def test_reading_ahead_gives_the_bytes_of_the_file() -> None:
     memory, rng = fsspec.filesystem("memory"), np.random.default_rng(0)
     blob = rng.bytes(1000)
     memory.pipe_file("/blob", blob)
-    for ahead_bytes in (0, 1, 7, 100, 5000):
-        file = shard_files.open_with_retries(memory, "/blob", ahead_bytes=ahead_bytes)
+    for ahead_bytes, tail_bytes in ((0, 0), (1, 0), (7, 30), (0, 30), (100, 2000), (5000, 1)):
+        file = shard_files.PatientFile(memory, "/blob", ahead_bytes=ahead_bytes, tail_bytes=tail_bytes)
         for _ in range(200):
             place, size = int(rng.integers(0, 1010)), int(rng.integers(0, 300))
             file.seek(place)
             assert file.read(size) == blob[place : place + size] and file.tell() == min(place + size, max(1000, place))
         file.seek(-5, 2)
         assert file.read() == blob[-5:] and file.read(3) == b""
+        file.forget()
+        file.seek(-40, 2)
+        assert file.read(30) == blob[-40:-10] and file.read() == blob[-10:]
     memory.rm("/blob")
