@@ -26,6 +26,8 @@ from preprocessing.store.store_manifest import StoreManifest, WebManifest
 M = TypeVar("M", StoreManifest, WebManifest)
 
 _SETTINGS = "settings.json"
+_DECISIONS = "decisions.parquet"  # of a filter
+_FILTERED, _CHANGED = "parent", "change"  # settings that only rtp filter has, and rtp store
 
 
 def finished(filesystem: FileSystem, root: str, settings: JsonObject, kind: type[M]) -> M:
@@ -33,18 +35,20 @@ def finished(filesystem: FileSystem, root: str, settings: JsonObject, kind: type
     data = read_manifest(filesystem, root).data
     if difference := _difference(data.get("settings", {}), settings):
         raise ValueError(f"{root} holds a finished store made with {difference}: delete it or give another OUT")
-    with taken_apart(f"{root}/{MANIFEST}", remedy=f"delete {root} and preprocess again"):
+    again = f"delete {root} and run {command_of(settings)} again"
+    with taken_apart(f"{root}/{MANIFEST}", remedy=again):
         manifest = read_record(kind, data)
     sizes = {entry["name"].rpartition("/")[2]: entry["size"] for entry in filesystem.ls(root, detail=True)}
     for shard in manifest.shards:
         if sizes.get(shard.file) != shard.bytes:
-            raise ValueError(f"{root}/{shard.file} is missing or cut: delete {root} and preprocess again")
+            raise ValueError(f"{root}/{shard.file} is missing or cut: {again}")
     return manifest
 
 
 @contextmanager
 def claimed(filesystem: FileSystem, root: str, settings: JsonObject) -> Iterator[None]:
-    """Around a conversion: begin it, or continue what was begun with the same settings. A ValueError in it is noted.
+    """Around a conversion: begin it, or continue what was begun with the same settings. A ValueError in it is noted;
+    that of a filter leaves nothing behind, since whatever mends it changes what is kept.
 
     Raises ValueError if another conversion was interrupted, or is at work.
     """
@@ -62,7 +66,11 @@ def claimed(filesystem: FileSystem, root: str, settings: JsonObject) -> Iterator
             yield
         except ValueError as error:
             with suppress(OSError):
-                _write(filesystem, f"{root}/{PROGRESS}", ENDED, {"error": str(error)})
+                if _FILTERED in settings:
+                    _remove(filesystem, root)
+                    _remove_empty(filesystem, root)
+                else:
+                    _write(filesystem, f"{root}/{PROGRESS}", ENDED, {"error": str(error)})
             raise
 
 
@@ -71,7 +79,7 @@ def require_claimed(root: str, settings: JsonObject) -> None:
     filesystem, folder = file_system_of(root)
     path = f"{folder}/{PROGRESS}/{_SETTINGS}"
     try:
-        found = parsed(filesystem.cat_file(path), path, remedy="delete it and preprocess again")
+        found = parsed(filesystem.cat_file(path), path, remedy=f"delete it and run {command_of(settings)} again")
     except FileNotFoundError:
         found = None
     if found is None or _difference(found, json.loads(json.dumps(settings))):
@@ -94,11 +102,12 @@ def _make_room(filesystem: FileSystem, root: str, settings: JsonObject, *, alone
     """Leave progress of the same conversion or none. Raises ValueError if another's must not be removed."""
     progress = f"{root}/{PROGRESS}"
     if filesystem.exists(path := f"{progress}/{_SETTINGS}"):
-        before = parsed(filesystem.cat_file(path), path, remedy=f"delete {root} and preprocess again")
+        command = command_of(settings)
+        before = parsed(filesystem.cat_file(path), path, remedy=f"delete {root} and run {command} again")
         difference = _difference(before, settings)
         ended = filesystem.exists(f"{progress}/{ENDED}")
         if difference and not alone:
-            raise ValueError(f"another rtp preprocess is at work in {root}: wait for it, or give another OUT")
+            raise ValueError(f"another {command} is at work in {root}: wait for it, or give another OUT")
         if difference and not ended and _any_done(filesystem, progress):
             raise ValueError(
                 f"{root} holds an unfinished conversion begun with {difference}: finish it with the settings that it "
@@ -126,10 +135,24 @@ def _any_done(filesystem: FileSystem, progress: str) -> bool:
     return any(name[:5].isdigit() and name[5:] in (".json", "-marks.parquet") for name in names)
 
 
+def command_of(settings: JsonObject) -> str:
+    """What writes stores with such settings."""
+    return "rtp filter" if _FILTERED in settings else "rtp store" if _CHANGED in settings else "rtp preprocess"
+
+
+def _remove_empty(filesystem: FileSystem, root: str) -> None:
+    """The folder of a store, its version's and its dataset's, as far as nothing is in them. Object stores have none."""
+    if is_local(filesystem):
+        for folder in (root, os.path.dirname(root), os.path.dirname(os.path.dirname(root))):
+            os.rmdir(folder)
+
+
 def _remove(filesystem: FileSystem, root: str) -> None:
     """Everything that conversions write, and nothing else."""
     ours = [
-        name for name in names_in(filesystem, root) if name in (INSTRUCTIONS, QUARANTINE) or name.startswith("shard-")
+        name
+        for name in names_in(filesystem, root)
+        if name in (INSTRUCTIONS, QUARANTINE, _DECISIONS) or name.startswith("shard-")
     ]
     if ours:
         filesystem.rm([f"{root}/{name}" for name in ours])

@@ -65,7 +65,8 @@ class FilterConfig:
     min_score: float | None = None
     """Lowest score to keep."""
     languages: tuple[str, ...] = ()
-    """Languages to keep, such as en de; und is text that is too short to tell. By default all are kept and counted."""
+    """Languages to keep, such as en de, in any case; en takes en-US along. und is text that is too short to tell. By
+    default all are kept and counted."""
     duplicates: Literal["pictures", "pairs", "keep"] = "pictures"
     """What counts as a duplicate: an example whose picture is a copy of another row's, or only one that says the same
     of it too; of copies the one with the highest score stays. keep leaves them all in."""
@@ -84,6 +85,8 @@ class FilterConfig:
             raise ValueError(f"--min-score must be a finite number, got {self.min_score}")
         if not 0 <= self.duplicate_bits <= MOST_BITS:
             raise ValueError(f"--duplicate-bits must be 0 to {MOST_BITS}, got {self.duplicate_bits}")
+        if blank := [language for language in self.languages if not language.strip()]:
+            raise ValueError(f"--languages names {blank[0]!r}: give codes such as en de und")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"--workers must be 0 or more, got {self.workers}")
 
@@ -181,6 +184,8 @@ def _settings(store: WebStore, config: FilterConfig) -> JsonObject:
     kind, path = scorer_parts(config.scorer)
     if kind == "file":
         kept["scores"] = hashlib.sha256(read_scores(path, count=store.num_examples).tobytes()).hexdigest()[:16]
+    if kind in ("clip", "siglip"):
+        kept["scorer_files"] = DualEncoder(folder=path).fingerprint()
     return {
         "schema_version": WEB_SCHEMA_VERSION,
         "kind": KIND,

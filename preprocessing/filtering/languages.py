@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
 
 UNDETERMINED = "und"
 
@@ -54,6 +57,19 @@ _LANGUAGES_OF: dict[str, list[str]] = {}
 for _code, _text in _WORDS.items():
     for _word in _text.split():
         _LANGUAGES_OF.setdefault(_word, []).append(_code)
+
+
+def spoken(language_N: np.ndarray, asked: Sequence[str]) -> np.ndarray:
+    """bool (N,): whether a language is one of those asked for. Case and _ for - do not matter; en is en-US and en-GB
+    too, and en-US is itself alone (RFC 4647's basic filtering)."""
+    wanted = tuple(_tag(language) for language in asked)
+    given, place_N = np.unique(language_N.astype(str), return_inverse=True)
+    is_wanted = [any(f"{_tag(language)}-".startswith(f"{each}-") for each in wanted) for language in given]
+    return np.array(is_wanted, bool)[place_N]
+
+
+def _tag(language: str) -> str:
+    return language.strip().replace("_", "-").casefold()
 
 
 def language_of(text: str) -> str:

@@ -6,6 +6,7 @@ A higher score is a better fit. What the numbers are (cosines, logits) does not 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -113,6 +114,15 @@ class DualEncoder:
         if kind not in _MODEL_TYPES:
             raise ValueError(f"{self.folder} holds a model of type {kind}: give one of {', '.join(_MODEL_TYPES)}")
         _loaded(self.folder)
+
+    def fingerprint(self) -> str:
+        """Of everything in the folder, so that other weights under the same name are not taken for these."""
+        digest = hashlib.sha256()
+        for path in sorted(path for path in Path(self.folder).rglob("*") if path.is_file()):
+            digest.update(path.relative_to(self.folder).as_posix().encode() + b"\0")
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:16]
 
     def scores(self, pictures: Sequence[bytes], texts: Sequence[str]) -> list[float]:
         import torch

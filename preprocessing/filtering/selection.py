@@ -15,6 +15,7 @@ from enum import IntEnum
 
 import numpy as np
 
+from preprocessing.filtering.languages import spoken
 from preprocessing.filtering.picture_signature import are_near
 
 BANDS = 4  # of 16 bits: two hashes that differ in at most 3 bits agree in one of them
@@ -72,7 +73,7 @@ def select(
     verdict_N = np.full(len(examples.score_N), Verdict.KEPT, np.uint8)
     verdict_N[~examples.usable_N] = Verdict.QUARANTINED
     if languages:
-        spoken_N = np.isin(examples.language_N, list(languages))
+        spoken_N = spoken(examples.language_N, languages)
         verdict_N[~spoken_N & examples.usable_N] = Verdict.LANGUAGE
     passing = np.flatnonzero(verdict_N == Verdict.KEPT)
     high = _highest(examples.score_N[passing], round(keep * len(passing)))

@@ -63,5 +63,5 @@ def _why_unfinished(filesystem: FileSystem, progress: str) -> str:
     try:
         ended = parsed(filesystem.cat_file(f"{progress}/{ENDED}"), f"{progress}/{ENDED}", remedy=REMEDY)
     except FileNotFoundError:
-        return "run the same rtp preprocess again to finish it"
-    return f"rtp preprocess ended with: {ended.get('error')}"
+        return "run the same command again to finish it"
+    return f"the command ended with: {ended.get('error')}"

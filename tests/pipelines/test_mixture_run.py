@@ -137,7 +137,7 @@ def test_what_is_no_whole_store_is_told(
     shutil.copytree(other(), "half")
     Path("half/manifest.json").unlink()
     Path("half/.progress").mkdir()
-    assert "half holds an unfinished store: run the same rtp preprocess again" in refused(store, "half", capsys=capsys)
+    assert "half holds an unfinished store: run the same command again" in refused(store, "half", capsys=capsys)
 
     def lies(manifest: dict[str, Any]) -> None:
         manifest["shards"][0]["rows"] += 1

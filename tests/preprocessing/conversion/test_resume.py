@@ -51,7 +51,7 @@ def test_a_size_that_was_asked_for_may_be_given(
     words = ["preprocess", str(two_sizes), str(tmp_path / "out"), "--workers", workers]
     assert main(words) == 2 and "give --image-size HxW" in capsys.readouterr().err
     assert main(["inspect", str(tmp_path / "out")]) == 2
-    assert "unfinished store: rtp preprocess ended with: frames of" in capsys.readouterr().err
+    assert "unfinished store: the command ended with: frames of" in capsys.readouterr().err
     assert main([*words, "--image-size", "16x24"]) == 0
     convert(str(two_sizes), str(tmp_path / "at once"), ConvertConfig(workers=0, image_size="16x24"))
     assert file_contents(tmp_path / "out") == file_contents(tmp_path / "at once")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from preprocessing.filtering.languages import language_of
+from preprocessing.filtering.languages import language_of, spoken
 
 
 @pytest.mark.parametrize(
@@ -30,3 +31,19 @@ from preprocessing.filtering.languages import language_of
 )
 def test_what_a_caption_is_written_in(text: str, code: str) -> None:
     assert language_of(text) == code
+
+
+@pytest.mark.parametrize(
+    ("asked", "taken"),
+    [
+        (("en",), ["en", "EN", "en-US", "en_GB"]),
+        (("EN-us",), ["en-US"]),
+        (("zh", "und"), ["zh-Hant", "und"]),
+        (("e",), []),
+    ],
+)
+def test_a_language_is_asked_for_in_any_case_and_takes_its_regions_along(
+    asked: tuple[str, ...], taken: list[str]
+) -> None:
+    given = np.array(["en", "EN", "en-US", "en_GB", "zh-Hant", "und", "eng"], object)
+    assert given[spoken(given, asked)].tolist() == taken

@@ -47,6 +47,11 @@ def test_a_store_is_filtered_by_a_model(tmp_path: Path) -> None:
     table = pq.read_table(Path(summary.store, DECISIONS)).to_pylist()
     best = sorted(range(20), key=lambda place: (-table[place]["score"], place))[:5]
     assert [place for place in range(20) if table[place]["verdict"] == "kept"] == sorted(best)
+    assert filter_store(store, str(tmp_path / "out"), config).kept == 5
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")  # other weights under the same name
+    with pytest.raises(ValueError, match="made with another scorer_files"):
+        filter_store(store, str(tmp_path / "out"), config)
 
 
 def test_a_folder_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_several_stores_and_unfinished_ones_are_told(store: EpisodeStore, tmp_pa
         EpisodeStore.open(str(copy))
     (copy / "manifest.json").unlink()
     (copy / ".progress").mkdir()
-    with pytest.raises(ValueError, match="unfinished store: run the same rtp preprocess again"):
+    with pytest.raises(ValueError, match="unfinished store: run the same command again"):
         EpisodeStore.open(str(copy))
 
 
