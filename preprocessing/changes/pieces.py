@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from preprocessing.conversion.shard_moments import ShardMoments
 from preprocessing.store.episode_store import EpisodeStore, ShardWriter, atomic_write
-from preprocessing.store.file_system import FileSystem, file_system_of
-from preprocessing.store.shard_files import is_local, with_retries
+from preprocessing.store.file_system import FileSystem, file_system_of, is_one_store
+from preprocessing.store.shard_files import is_local
 from preprocessing.store.statistics import Moments
 from preprocessing.store.store_manifest import ShardEntry
 
@@ -104,8 +104,8 @@ def _link(source: FileSystem, path: str, filesystem: FileSystem, target: str) ->
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(partial)
-    elif type(source) is type(filesystem):
-        with_retries(lambda: filesystem.cp_file(path, target), what=target)
+    elif is_one_store(source, filesystem):
+        filesystem.cp_file(path, target)
     else:
         with source.open(path) as file, atomic_write(filesystem, target, temporary=os.path.dirname(target)) as out:
             while block := file.read(1 << 22):

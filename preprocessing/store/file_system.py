@@ -29,7 +29,9 @@ FIRST_CONTACT_S = 1.0
 _first_contact_s = FIRST_CONTACT_S
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
 _WARN_AFTER_S = 3.0
-_REQUESTS = frozenset(("cat_file", "put_file", "get_file", "find", "glob", "info", "ls", "makedirs", "rm", "size"))
+_REQUESTS = frozenset(
+    ("cat_file", "put_file", "get_file", "cp_file", "find", "glob", "info", "ls", "makedirs", "rm", "size")
+)
 _REMOVALS = ("rm", "rm_file")
 _ANSWERS = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
 _PASSING = (408, 409, 425, 429)  # of HTTP: what passes by itself
@@ -79,6 +81,8 @@ class FileSystem(Protocol):
 
     def get_file(self, rpath: str, lpath: str) -> None: ...
 
+    def get(self, rpath: str, lpath: str, recursive: bool = False) -> None: ...
+
     def unstrip_protocol(self, name: str) -> str: ...
 
     def invalidate_cache(self) -> None: ...
@@ -105,6 +109,11 @@ def is_local(filesystem: object) -> bool:
     return isinstance(filesystem, LocalFileSystem)
 
 
+def is_one_store(one: FileSystem, other: FileSystem) -> bool:
+    """Whether both are the same object store, which then copies within itself."""
+    return isinstance(one, RetryingFileSystem) and isinstance(other, RetryingFileSystem) and one.plain is other.plain
+
+
 class StoreAway(ConnectionError):
     """The store has not answered within the time that it is waited for."""
 
@@ -119,6 +128,11 @@ class RetryingFileSystem:
     def __init__(self, filesystem: Any) -> None:
         self._filesystem = filesystem
         filesystem.has_answered = getattr(filesystem, "has_answered", False)  # fsspec hands out one object per store
+
+    @property
+    def plain(self) -> Any:
+        """fsspec's own file system, one object for each store and account."""
+        return self._filesystem
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "_filesystem":
