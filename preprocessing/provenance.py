@@ -9,7 +9,9 @@ import importlib
 from dataclasses import dataclass
 
 FEATURES = "features.json of the release"
+CATALOGUE = "the catalogue of TensorFlow Datasets"
 OCTO = "octo-models/octo 241fb35, octo/data/oxe/oxe_standardization_transforms.py"
+OPENVLA = "openvla/openvla c8f03f48, prismatic/vla/datasets/rlds/oxe/transforms.py"
 NOTEBOOK = "google-deepmind/open_x_embodiment 9eeb68b9, colabs/Minimal_Training_Example.ipynb"
 SHEET = "the Open X-Embodiment table of datasets, as any4lerobot repeats it (openx2lerobot/oxe_utils/configs.py)"
 

@@ -2,7 +2,7 @@
 
 Source: octo-models/octo `octo/data/oxe/oxe_dataset_mixes.py`, where they are used with `balance_weights`. The constants
 of fractal and kuka have no published derivation (openvla/openvla issue 254). Stores that are not given leave their
-share to the others; furniture_bench has no spec here: give it a .yaml file.
+share to the others.
 """
 
 from preprocessing.mixture import Mixture

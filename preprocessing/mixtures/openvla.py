@@ -2,8 +2,8 @@
 
 Source: openvla/openvla `prismatic/vla/datasets/rlds/oxe/mixtures.py`. It is Octo's without the door opening, which is
 seen from the wrist alone, and with FMB, Dobb-E and DROID; DROID was taken out for the last third of the training. Their
-bridge_orig is bridge_dataset here. furniture_bench, fmb_dataset, dobbe and droid have no spec here: give each a .yaml
-file.
+bridge_orig is bridge_dataset here. Their fmb_dataset has the name that they gave it: a store made with the spec fmb
+needs `name: fmb_dataset` in a .yaml file of its own.
 """
 
 from preprocessing.mixture import Mixture

@@ -1,7 +1,7 @@
 """Every spec on records of its dataset's schema: hand-computed rows in both conventions, through to a store.
 
-Schemas are the released features.json; toto's and language_table's were not at hand and are written from what is known
-of them. Records are made here from the schema, because tensorflow_datasets cannot write the zlib tensors of two sets.
+Schemas are the released features.json; those under UNRELEASED were not at hand and are written from what is known of
+them. Records are made here from the schema, because tensorflow_datasets cannot write the zlib tensors of two sets.
 """
 
 from __future__ import annotations
@@ -123,6 +123,15 @@ CASES: dict[str, tuple[Mapping[str, np.ndarray], np.ndarray, list[float]]] = {
         canonical([1, 1, 0], ARM, TURN, [-1, 0, 1]),
         [1, 0.5, 0],
     ),
+    "droid": (
+        {
+            "action_dict/cartesian_velocity": np.concatenate([ARM, TURN], axis=1),
+            "action_dict/gripper_position": np.array([[1], [0], [0.25]], np.float32),
+        },
+        canonical(1, ARM, TURN, [1, -1, -0.5]),
+        [0, 1, 0.75],
+    ),
+    **dict.fromkeys(["dobbe", "fmb"], (flat(1, 0, 0.25), canonical(1, ARM, TURN, [-1, 1, 0.5]), [1, 0, 0.25])),
     "berkeley_fanuc_manipulation": (flat(), canonical(1, ARM, TURN), [1, 1, 1]),
     "bridge_data_msr": (flat(1, 0, 0.25), canonical(1, ARM, TURN, [-1, 1, 0.5]), [1, 0, 0.25]),
     "mt_opt": (
@@ -149,6 +158,40 @@ UNRELEASED = {
         "observation/effector_target_translation": 2,
         "action": 2,
     },
+    "droid": {
+        "observation/exterior_image_1_left": (180, 320),
+        "observation/exterior_image_2_left": (180, 320),
+        "observation/wrist_image_left": (180, 320),
+        "observation/cartesian_position": 6,
+        "observation/gripper_position": 1,
+        "action": 7,
+        "action_dict/cartesian_velocity": 6,
+        "action_dict/gripper_position": 1,
+        "language_instruction": "text",
+    },
+    "dobbe": {
+        "observation/wrist_image": (256, 256),
+        "observation/xyz": 3,
+        "observation/rot": 3,
+        "observation/gripper": 1,
+        "action": 7,
+        "language_instruction": "text",
+        "language_embedding": 512,
+    },
+    "fmb": {
+        **{f"observation/image_{place}": (256, 256) for place in ("side_1", "side_2", "wrist_1", "wrist_2")},
+        "observation/eef_pose": 7,
+        "observation/state_gripper_pose": 1,
+        "action": 7,
+        "language_instruction": "text",
+    },
+    f"furniture_bench{EXTERNAL}": {
+        "observation/image": (256, 256),
+        "observation/wrist_image": (256, 256),
+        "action": 8,
+        "language_instruction": "text",
+        "language_embedding": 512,
+    },
 }
 
 
@@ -159,14 +202,16 @@ def unreleased_schema(name: str) -> dict[str, Any]:
         return {"tensor": {"shape": {"dimensions": [str(n) for n in shape]}, "dtype": dtype, "encoding": "none"}}
 
     leaves: dict[str, Any] = {f: tensor([], "bool") for f in ("is_first", "is_last", "is_terminal")}
-    for path, size in UNRELEASED[name].items():
+    sizes: dict[str, Any] = UNRELEASED[name]
+    for path, size in sizes.items():
         image = {"image": {"shape": {"dimensions": ["-1", "-1", "3"]}, "dtype": "uint8", "encodingFormat": "jpeg"}}
-        leaves[path] = image if isinstance(size, tuple) else tensor([size], "float32")
+        number = tensor([], "string") if isinstance(size, str) else tensor([size], "float32")
+        leaves[path] = image if isinstance(size, tuple) else number
     if name == "toto":
         leaves |= {"action/open_gripper": tensor([], "bool"), "action/terminate_episode": tensor([], "float32")}
         leaves |= {"observation/natural_language_instruction": tensor([], "string")}
         leaves |= {"observation/natural_language_embedding": tensor([512], "float32")}
-    else:
+    elif name == "language_table":
         leaves["observation/instruction"] = tensor([512], "int32")
     steps = {"sequence": {"feature": {"featuresDict": {"features": leaves}}, "length": "-1"}}
     return {"featuresDict": {"features": {"steps": steps}}}
@@ -205,6 +250,20 @@ POSES_OF_THEIR_OWN = {  # name -> values of the flat action, the gripper's place
 }
 
 
+FURNITURE = f"furniture_bench{EXTERNAL}"
+
+
+def test_a_change_by_a_quaternion_stays_one_and_is_no_motion_where_nothing_turns(tmp_path: Path) -> None:
+    given = np.concatenate([ARM, np.tile([0, 0, 0, 1], (3, 1)), [[-1], [1], [1]]], axis=1).astype(np.float32)
+    columns = {"action": given, "is_terminal": np.zeros(3, bool)}
+    source = write_source(tmp_path / "source", FURNITURE, unreleased_schema(FURNITURE), columns)
+    convert(str(source), str(tmp_path / "out"), ConvertConfig(workers=0))
+    store = EpisodeStore.open(str(tmp_path / "out"))
+    table = pq.read_table(store.shards[0].path)
+    np.testing.assert_array_equal(np.array(table["action"].to_pylist(), np.float32), given)
+    assert [meaning.neutral for meaning in store.dataset.meanings[:7]] == [0, 0, 0, 0, 0, 0, 1]
+
+
 @pytest.mark.parametrize("name", POSES_OF_THEIR_OWN)
 def test_commanded_poses_stay_what_they_are(name: str, data_dir: Path, tmp_path: Path) -> None:
     size, gripper = POSES_OF_THEIR_OWN[name]
@@ -220,7 +279,7 @@ def test_commanded_poses_stay_what_they_are(name: str, data_dir: Path, tmp_path:
 
 
 def test_every_spec_has_a_case() -> None:
-    assert set(dataset_spec.names()) == set(CASES) | set(POSES_OF_THEIR_OWN) | {"metaworld_sample"}
+    assert set(dataset_spec.names()) == set(CASES) | set(POSES_OF_THEIR_OWN) | {"metaworld_sample", FURNITURE}
 
 
 WITHOUT_SPEC = {  # released schemas whose actions no spec can hold, and why
