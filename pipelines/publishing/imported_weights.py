@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from cluster.object_store import open_files
 from pipelines.publishing.folder import TrainedModel
 from pipelines.publishing.instructions import Instructions
 from pipelines.publishing.model_origin import ModelOrigin
 from pipelines.publishing.trained_model import publish_bundle, require_new
 from pipelines.publishing.training_stores import StoreReference
 from pipelines.training.git_revision import git_revision
+from preprocessing.rlds import open_folder
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.file_system import is_local
 from rt_models.action_space import ActionSpec
@@ -115,7 +115,7 @@ def contract_of_weights(
 
 @contextmanager
 def _local(source: str) -> Iterator[Path]:
-    files, root = open_files(source)
+    files, root = open_folder(source)  # the released weights lie in a public bucket
     if is_local(files):
         yield Path(root)
         return

@@ -24,25 +24,9 @@ from pipelines.publishing.trained_model import load_trained
 from preprocessing.conversion.embeddings import HASH_ENCODER, USE_ENCODER
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.store.episode_store import EpisodeStore
-from rt_models import rt1_weights
 from rt_models.rt1 import RT1, RT1Config
 from tests.support.command_line import SAMPLE
-
-
-def as_flax(model: RT1) -> dict[str, np.ndarray]:
-    """The flat flax tree that `from_flax` reads as this model."""
-    heads = model.config.transformer.num_heads
-    back = {
-        rt1_weights._conv: lambda value: value.transpose(2, 3, 1, 0),
-        rt1_weights._depthwise: lambda value: value.transpose(2, 3, 0, 1),
-        rt1_weights._heads_in: lambda value: value.T.reshape(value.shape[1], heads, -1),
-        rt1_weights._heads_out: lambda value: value.T.reshape(heads, -1, value.shape[0]),
-        np.transpose: np.transpose,
-    }
-    state = {name: value.numpy() for name, value in model.state_dict().items()}
-    leaves = list(rt1_weights._flax_leaves(model.config))
-    found = {leaf.theirs: back.get(leaf.turned, np.asarray)(state[leaf.ours]) for leaf in leaves}
-    return found | {leaf.theirs: found[leaf.theirs].reshape(leaf.shape) for leaf in leaves if leaf.shape}
+from tests.support.tiny_rt1x import as_flax, tiny_rt1x
 
 
 def write_flax(file: Path, leaves: dict[str, np.ndarray]) -> None:
@@ -61,22 +45,13 @@ def write_flax(file: Path, leaves: dict[str, np.ndarray]) -> None:
 
 @pytest.fixture(scope="module")
 def model() -> RT1:
-    """RT-1-X's tokenizer, which an import expects, before a narrow transformer of two steps."""
-    full = RT1Config.rt1x()
-    narrow = replace(full.transformer, num_layers=1, num_heads=2, key_size=8, width=16, hidden=16)
-    torch.manual_seed(0)
-    built = replace(full, transformer=narrow, num_steps=2, num_image_tokens=4, feature_width=16).build()
-    for name, buffer in built.named_buffers():
-        if name.endswith(("running_mean", "running_var")):
-            buffer.uniform_(0.5, 1.5)
-    return built.eval()
+    return tiny_rt1x()
 
 
 @pytest.fixture(scope="module")
 def source(model: RT1, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("rt_1_x_jax")
-    with torch.no_grad():
-        write_flax(folder / "checkpoint_900000", as_flax(model))
+    write_flax(folder / "checkpoint_900000", as_flax(model))
     return str(folder)
 
 
@@ -206,8 +181,7 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(
 
 
 def test_a_leaf_that_is_missing_is_named(model: RT1, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with torch.no_grad():
-        leaves = as_flax(model)
+    leaves = as_flax(model)
     del leaves["params/Transformer_0/Dense_0/bias"]
     write_flax(tmp_path / "checkpoint", leaves)
     assert main(["import-weights", str(tmp_path), str(tmp_path / "out")]) == 2
