@@ -1,8 +1,9 @@
-"""`rtp store append|delete|merge|split|log|prune`: a store of episodes that grows, shrinks, is joined and divided.
+"""`rtp store append|delete|merge|split|log|prune|card`: a store of episodes that grows, shrinks, is joined and divided.
 
 append and delete change the store in place: new files beside the old ones and a new manifest, atomically; the manifest
 before it stays under manifests/, so that what was trained on it stays known. merge and split make new stores of links
-to the same files. Only shards that are cut are written anew. The audit has to be measured again after a change.
+to the same files. Only shards that are cut are written anew. The audit has to be measured again after a change. card
+writes README.md, as the Hugging Face hub shows it, of a store of either kind.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from pipelines.terminal.next_step import print_next
 from preprocessing.changes import store_changes
 from preprocessing.changes.assemble import Progress as ShardProgress
 from preprocessing.changes.store_changes import Changed
+from preprocessing.store.card import write_card
+from preprocessing.store.web_store import open_store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +82,10 @@ class SplitArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class StoreArguments:
-    """Flags of `rtp store log` and `rtp store prune`."""
+    """Flags of `rtp store log`, `rtp store prune` and `rtp store card`."""
 
     store: tyro.conf.Positional[str]
-    """Store of robot episodes, local or s3://, gs://."""
+    """Store of robot episodes (card: or of image-text examples), local or s3://, gs://."""
 
 
 def main(arguments: list[str]) -> JsonSummary:
@@ -94,6 +97,7 @@ def main(arguments: list[str]) -> JsonSummary:
         "split": _split,
         "log": _log,
         "prune": _prune,
+        "card": _card,
     }
     if not arguments or arguments[0] not in actions:
         if arguments and arguments[0] in ("-h", "--help"):
@@ -158,6 +162,13 @@ def _prune(arguments: list[str]) -> JsonSummary:
     gone = store_changes.prune(flags.store)
     print(f"{len(gone)} files removed that the present manifest does not list")
     return {"removed": gone}
+
+
+def _card(arguments: list[str]) -> JsonSummary:
+    flags = parse(StoreArguments, arguments, prog="rtp store card", description=__doc__ or "")
+    written = write_card(open_store(flags.store))
+    print(f"{written}: licence, citation and source are what the source said of itself; look it through before sharing")
+    return {"card": written}
 
 
 def _shown(bar: Progress, what: str) -> ShardProgress:

@@ -97,7 +97,7 @@ class RT2VLMConfig:
     """RT-2 on a pretrained model."""
 
     path: str
-    """Folder in transformers' form, or hub:OWNER/MODEL; nothing else is looked for on the hub."""
+    """Folder in transformers' form, or hub:OWNER/MODEL (hf://OWNER/MODEL); nothing else is looked for on the hub."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """"random": only the sizes are taken from `path`."""
     dtype: Literal["float32", "bfloat16"] = "float32"

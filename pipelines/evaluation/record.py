@@ -23,6 +23,7 @@ from pipelines.terminal.atomic_files import write_whole
 from pipelines.tracking.local_database import database_of
 from pipelines.tracking.mlflow_run import LOCAL_FOLDER, TrackingError, connect, explained, tracking_uri
 from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.json_files import JsonObject
 from preprocessing.store.lineage import fingerprint
 from preprocessing.store.web_store import WebStore
 
@@ -47,6 +48,24 @@ def file_name(step: int, stores: Sequence[Store]) -> str:
     first = stores[0].manifest
     more = f"-and-{len(stores) - 1}-more" if len(stores) > 1 else ""
     return f"step-{step}-{first.dataset}-{first.split}{more}-{digest}.json"
+
+
+def kept(model: str, step: int) -> list[JsonObject]:
+    """Scores on stores that `rtp evaluate` has saved beside `model`, of its weights at `step`; the last of each store.
+
+    What cannot be read is left out: it costs no export.
+    """
+    if model.startswith("models:/"):
+        return []
+    files, root = open_files(f"{home_of(model)}/{FOLDER}")
+    found: dict[tuple[str, str], JsonObject] = {}
+    with contextlib.suppress(OSError):
+        for path in sorted(files.find(root)):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+                record = json.loads(files.cat_file(path))
+                if record["step"] == step:
+                    found |= {(score["dataset"], score["split"]): score for score in record["evaluations"]}
+    return list(found.values())
 
 
 def is_seen(trained: TrainedModel, store: Store) -> bool:

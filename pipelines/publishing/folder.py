@@ -8,7 +8,7 @@ that a registered model is served without it.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -53,6 +53,18 @@ def read_bundle(folder: str | Path) -> TrainedModel:
     return TrainedModel(
         model=model, contract=contract, step=step, source=source, origin=origin, instructions=instructions
     )
+
+
+def write_portable(trained: TrainedModel, folder: Path, *, source: str) -> None:
+    """Write into the existing `folder` what another machine can load: with what the model reads beside its weights,
+    and without paths of this one. `source` stands where the checkpoint's path would."""
+    stores = tuple(replace(each, path=each.dataset, relative="") for each in trained.origin.stores)
+    origin = ModelOrigin(stores=stores, git_revision=trained.origin.git_revision)
+    write_bundle(replace(trained, source=source, origin=origin), folder)
+    description = folder / DESCRIPTION
+    described = json.loads(description.read_text())
+    described["model"] = to_plain(family_of(trained.model).carry(trained.model.config, folder))
+    description.write_text(json.dumps(described))
 
 
 def _load(model: Model, folder: Path) -> None:

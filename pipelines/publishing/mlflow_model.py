@@ -8,8 +8,6 @@ from __future__ import annotations
 import base64
 import importlib.metadata
 import io
-import json
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,13 +20,10 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, Tens
 from mlflow.types.schema import AnyType, Array
 from PIL import Image
 
-from pipelines.config.serialization import to_plain
 from pipelines.families.models import family_of
-from pipelines.publishing.folder import DESCRIPTION, TrainedModel, write_bundle
+from pipelines.publishing.folder import TrainedModel, write_portable
 from pipelines.publishing.mlflow_policy import class_column
-from pipelines.publishing.model_origin import ModelOrigin
 from pipelines.publishing.policy_code import copy_policy_code
-from pipelines.publishing.training_stores import StoreReference
 from preprocessing.conversion.multilingual_encoder import MULTILINGUAL_ENCODER
 from rt_models.spec import Contract, ImageRecipe
 
@@ -117,14 +112,7 @@ def write_policy(trained: TrainedModel, scratch: Path) -> Path:
     """The folder that `MlflowPolicy` reads, without paths of this machine: a version's tags say where it comes from."""
     folder = scratch / "policy"
     folder.mkdir()
-    datasets = [reference.dataset for reference in trained.origin.stores]
-    stores = tuple(StoreReference(path=dataset, dataset=dataset) for dataset in datasets)
-    origin = ModelOrigin(stores=stores, git_revision=trained.origin.git_revision)
-    write_bundle(replace(trained, source="MLflow model registry", origin=origin), folder)
-    description = folder / DESCRIPTION
-    described = json.loads(description.read_text())
-    described["model"] = to_plain(family_of(trained.model).carry(trained.model.config, folder))
-    description.write_text(json.dumps(described))
+    write_portable(trained, folder, source="MLflow model registry")
     return folder
 
 

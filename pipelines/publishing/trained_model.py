@@ -6,8 +6,10 @@ Needs neither Ray nor DeepSpeed.
 
 from __future__ import annotations
 
+import atexit
 import json
 import re
+import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from cluster.storage import Checkpoint, CheckpointFolder
 from pipelines.families.models import ModelConfig, model_config
 from pipelines.publishing.folder import DESCRIPTION, WEIGHTS, TrainedModel, read_bundle, write_bundle
 from pipelines.publishing.instructions import INSTRUCTIONS, Instructions
+from pipelines.publishing.model_card import CARD
 from pipelines.publishing.model_origin import ModelOrigin, Which
 from pipelines.publishing.registered import describe_registered, fetch_registered, is_registered
 from pipelines.publishing.training_stores import open_training_store
@@ -109,11 +112,16 @@ def _load_bundle(path: str) -> TrainedModel:
     if is_local(files):
         bundle = read_bundle(Path(root))
         return replace(bundle, origin=bundle.origin.found_from(root))
-    with tempfile.TemporaryDirectory(prefix="model-") as scratch:
-        for name in (WEIGHTS, DESCRIPTION, INSTRUCTIONS):
-            if name != INSTRUCTIONS or files.exists(f"{root}/{name}"):  # older bundles have none
-                files.get_file(f"{root}/{name}", f"{scratch}/{name}")
-        return read_bundle(Path(scratch))
+    scratch = Path(tempfile.mkdtemp(prefix="model-"))
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)  # a pretrained model's tokenizer is read from it later
+    names = (str(name).removeprefix(f"{root.rstrip('/')}/") for name in files.find(root))
+    for name in names:
+        if name in (WEIGHTS, DESCRIPTION, INSTRUCTIONS) or ("/" in name and not name.startswith("evaluations/")):
+            (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+            files.get_file(f"{root.rstrip('/')}/{name}", str(scratch / name))
+    bundle = read_bundle(scratch)
+    (scratch / WEIGHTS).unlink()
+    return bundle
 
 
 def find_checkpoint(path: str) -> tuple[CheckpointFolder, Checkpoint]:
@@ -160,8 +168,9 @@ def require_new(out: str) -> None:
         raise FileExistsError(f"{out} exists: give a new folder")
 
 
-def publish_bundle(trained: TrainedModel, out: str) -> None:
-    """Write a new folder, local or remote. It appears whole; in an object store its description comes last."""
+def publish_bundle(trained: TrainedModel, out: str, card: str = "") -> None:
+    """Write a new folder, local or remote, with its card. It appears whole; in an object store its description comes
+    last."""
     files, root = open_files(out)
     trained = replace(trained, origin=trained.origin.seen_from(root if is_local(files) else out))
     parent = Path(root).parent if is_local(files) else None
@@ -171,6 +180,8 @@ def publish_bundle(trained: TrainedModel, out: str) -> None:
         folder = Path(scratch, "bundle")
         folder.mkdir()
         write_bundle(trained, folder)
+        if card:
+            (folder / CARD).write_text(card)
         if parent is not None:
             folder.rename(root)
             return

@@ -32,7 +32,7 @@ class StoreReference:
 
     relative: path from the folder of the run or bundle; "" if one of the two is in an object store.
     source: fingerprint of the source's records, as `fingerprint` is of the store's files.
-    licence, citation: what the source says of itself.
+    licence, citation, urls: what the source says of itself.
     """
 
     path: str
@@ -43,6 +43,7 @@ class StoreReference:
     source: str = ""
     licence: str = ""
     citation: str = ""
+    urls: str = ""
 
     @staticmethod
     def of(store: Store, folder: str) -> StoreReference:
@@ -58,6 +59,7 @@ class StoreReference:
             source=hashlib.sha256(records.encode()).hexdigest()[:FINGERPRINT_DIGITS],
             licence=rights.licence,
             citation=rights.citation,
+            urls=rights.source,
         )
 
     def lineage(self) -> dict[str, object]:

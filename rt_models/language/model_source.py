@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-_HUB = "hub:"
-REMEDY = f"give a saved folder, or {_HUB}OWNER/MODEL for one of the hub"
+_HUB = ("hub:", "hf://")
+REMEDY = f"give a saved folder, or {_HUB[0]}OWNER/MODEL for one of the hub"
 
 
 def is_on_hub(path: str) -> bool:
@@ -18,16 +18,18 @@ def is_on_hub(path: str) -> bool:
 
 def located(path: str) -> str:
     """The same with an absolute folder: workers run in other folders."""
-    return path if is_on_hub(path) else str(Path(path).expanduser().absolute())
+    return path if is_on_hub(path) or "://" in path else str(Path(path).expanduser().absolute())
 
 
 def source_of(path: str) -> str:
     """What transformers is given: a folder that is there, or the name on the hub. Raises OSError for neither."""
     if not is_on_hub(path):
+        if "://" in path:
+            raise OSError(f"model {path}: transformers reads a folder on a disk, so copy it to one; {REMEDY}")
         if not Path(located(path)).is_dir():
             raise OSError(f"model folder {path}: it is not there; {REMEDY}")
         return located(path)
-    name = path.removeprefix(_HUB)
+    name = path.removeprefix(_HUB[0]).removeprefix(_HUB[1])
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
-        raise OSError(f"model {path}: a model of the hub is named {_HUB}OWNER/MODEL")
+        raise OSError(f"model {path}: a model of the hub is named {_HUB[0]}OWNER/MODEL or {_HUB[1]}OWNER/MODEL")
     return name

@@ -7,17 +7,20 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import fsspec
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save
 
 from cluster.shards import read_weights
 from pipelines.cli import main
 from pipelines.publishing.folder import DESCRIPTION, WEIGHTS
 from pipelines.publishing.instructions import INSTRUCTIONS
+from pipelines.publishing.model_card import CARD
 from pipelines.publishing.trained_model import find_checkpoint, load_trained
 from preprocessing.store.episode_store import EpisodeStore
 from tests.support.command_line import REPOSITORY
@@ -65,12 +68,85 @@ def bundle(run: str, home: Path) -> Path:
 
 
 def test_an_export_is_one_file_of_weights_with_configuration_and_contract(bundle: Path, run: str) -> None:
-    assert sorted(path.name for path in bundle.iterdir()) == [INSTRUCTIONS, WEIGHTS, DESCRIPTION]
+    assert sorted(path.name for path in bundle.iterdir()) == [CARD, INSTRUCTIONS, WEIGHTS, DESCRIPTION]
     described = json.loads((bundle / DESCRIPTION).read_text())
     assert described["model"]["type"] == "RT1Config" and described["step"] == 4
     assert described["metadata"]["weights"] == "averaged"
     loaded, trained = load_trained(str(bundle)), load_trained(run)
     assert loaded.contract == trained.contract and loaded.model.config == trained.model.config
+
+
+def test_the_card_states_contract_data_and_scores_and_no_path(store: str, run: str, home: Path) -> None:
+    flags = ["--bootstrap-samples", "20", "--no-perturbations"]
+    assert main(["evaluate", run, "--data", store, *flags]) == 0
+    assert main(["export", run, str(home / "scored"), "--licence", "apache-2.0"]) == 0
+    card = (home / "scored" / CARD).read_text()
+    head = yaml.safe_load(card.split("---\n")[1])
+    (result,) = head["model-index"][0]["results"]
+    score = next(each["value"] for each in result["metrics"] if each["type"] == "token_accuracy")
+    saved = json.loads(next(Path(run, "evaluations").glob("step-4-*.json")).read_text())["evaluations"][0]
+    assert head["license"] == "apache-2.0" and score == saved["token_accuracy"]["mean"]
+    trained = load_trained(run)
+    for text in (trained.contract.id, trained.origin.stores[0].fingerprint, "metaworld_sample val (trained on)"):
+        assert text in card, text
+    assert str(home) not in card and str(Path(store).parents[3]) not in card
+
+
+def test_pushed_to_an_object_store_it_loads_from_there(
+    run: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = "memory://pushed/policy"
+    assert main(["export", run, str(home / "kept"), "--push", url]) == 0
+    pushed = load_trained(url)
+    for name, value in load_trained(str(home / "kept")).model.state_dict().items():
+        assert torch.equal(pushed.model.state_dict()[name], value), name
+    described = fsspec.filesystem("memory").cat_file("/pushed/policy/policy.json").decode()
+    assert str(home) not in described and pushed.origin.stores[0].fingerprint in described
+    capsys.readouterr()
+    assert main(["export", run, str(home / "again"), "--push", url]) == 2
+    assert "exists: give a new folder" in capsys.readouterr().err and not (home / "again").exists()
+
+
+class Hub:
+    """Stands where the hub's client does; `pushed` is what it was given."""
+
+    endpoint = "https://hub"
+    pushed: ClassVar[dict[str, Any]] = {}
+
+    def create_repo(self, repo_id: str, **options: Any) -> None:
+        if repo_id == "someone/else":
+            raise OSError("403 for https://hub/api?X-Amz-Signature=secret hf_token")
+        self.pushed[repo_id] = options
+
+    def upload_folder(self, *, repo_id: str, folder_path: str, **options: Any) -> None:
+        files = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
+        self.pushed[repo_id] |= {"files": files, **options}
+
+
+def test_pushed_to_the_hub_it_is_private_and_no_secret_is_said(
+    run: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub = pytest.importorskip("huggingface_hub", reason="needs the extra hub")
+    monkeypatch.setattr(hub, "HfApi", Hub)
+    assert main(["export", run, str(home / "hub"), "--push", "hf://me/policy", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["pushed"] == "https://hub/me/policy"
+    given = Hub.pushed["me/policy"]
+    assert given["private"] is True and set(given["files"]) == {CARD, INSTRUCTIONS, WEIGHTS, DESCRIPTION}
+    assert b"name: policy" in given["files"][CARD]
+    assert main(["export", run, str(home / "refused"), "--push", "hf://someone/else"]) == 2
+    said = capsys.readouterr().err
+    assert "could not be pushed to" in said and "the export itself is whole in" in said and "secret" not in said
+    assert load_trained(str(home / "refused")).step == 4
+
+
+@pytest.mark.parametrize(
+    ("url", "words"), [("models/mine", "is no URL"), ("hf://alone", "names no model of the hub: give hf://OWNER/MODEL")]
+)
+def test_where_it_cannot_go_is_said_before_anything_is_written(
+    run: str, home: Path, url: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", run, str(home / "nothing"), "--push", url]) == 2
+    assert words in capsys.readouterr().err and not (home / "nothing").exists()
 
 
 def test_averaged_and_last_weights_are_told_apart(run: str, bundle: Path, home: Path) -> None:

@@ -1,0 +1,74 @@
+"""An exported folder brought to where others fetch it: an object store (s3://, gs://), or the Hugging Face hub
+(hf://OWNER/MODEL). Credentials are the store's own (AWS_*, HF_TOKEN); none is read, printed or kept here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from cluster.object_store import open_files
+from pipelines.publishing.folder import DESCRIPTION, TrainedModel, write_portable
+from pipelines.publishing.model_card import CARD
+
+HUB = "hf://"
+_MODEL = re.compile(r"hf://(?:models/)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/?")
+
+
+def require_destination(url: str) -> None:
+    """Raise ValueError, ImportError or FileExistsError now for what could not be pushed to after hours of work."""
+    if "://" not in url:
+        raise ValueError(f"--push {url} is no URL: give hf://OWNER/MODEL, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER")
+    if url.startswith(HUB):
+        _model_of(url)
+        _hub()
+        return
+    files, root = open_files(url)
+    if files.exists(root):
+        raise FileExistsError(f"--push {url} exists: give a new folder")
+
+
+def push(trained: TrainedModel, card: str, url: str, *, whole_in: str) -> str:
+    """Bring the model to `url`; where it can be looked at. `whole_in` is the export, for whoever has to try again."""
+    with tempfile.TemporaryDirectory(prefix="push-") as scratch:
+        write_portable(trained, Path(scratch), source="rtp export")
+        (Path(scratch) / CARD).write_text(card)
+        if url.startswith(HUB):
+            return _push_to_hub(scratch, _model_of(url), whole_in)
+        files, root = open_files(url)
+        inside = [path for path in Path(scratch).rglob("*") if path.is_file()]
+        for path in sorted(inside, key=lambda path: path.name == DESCRIPTION):  # which makes it a bundle
+            files.put_file(str(path), f"{root}/{path.relative_to(scratch)}")
+        return url
+
+
+def _push_to_hub(folder: str, model: str, whole_in: str) -> str:
+    """One commit; a repository that is not there is made, private. Raises OSError in one sentence."""
+    api = _hub().HfApi()
+    try:
+        api.create_repo(model, repo_type="model", private=True, exist_ok=True)
+        api.upload_folder(repo_id=model, repo_type="model", folder_path=folder, commit_message="rtp export")
+    except (OSError, ValueError) as error:
+        said = re.sub(r"\?\S+", "?...", " ".join(str(error).split()))[:300]  # a signed URL is a secret
+        raise OSError(
+            f"{HUB}{model} could not be pushed to ({type(error).__name__}: {said}): check the name and HF_TOKEN; the "
+            f"export itself is whole in {whole_in}"
+        ) from None
+    return f"{api.endpoint}/{model}"
+
+
+def _model_of(url: str) -> str:
+    match = _MODEL.fullmatch(url)
+    if match is None:
+        raise ValueError(f"{url} names no model of the hub: give hf://OWNER/MODEL")
+    return match[1]
+
+
+def _hub() -> Any:
+    try:
+        return importlib.import_module("huggingface_hub")
+    except ImportError:
+        raise ImportError("the Hugging Face hub needs: pip install 'rt-pipelines[hub]'") from None
