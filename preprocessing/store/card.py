@@ -95,7 +95,7 @@ def dataset_card(store: Store) -> str:
         "",
         "## Where it comes from",
         "",
-        f"Made by [rt-pipelines](https://pypi.org/project/rt-pipelines/); manifest `{fingerprint(store.root)}`, which "
+        f"Made by rt-pipelines; manifest `{fingerprint(store.root)}`, which "
         "lists the SHA-256 of every file.",
         *changes,
     ]
