@@ -41,7 +41,7 @@ def model_card(trained: TrainedModel, scores: Sequence[Score], *, name: str, lic
         "```python",
         "from pipelines.publishing.policy import load_policy",
         "",
-        f'policy = load_policy("{name}")  # or: rtp serve, rtp evaluate, rtp train --init',
+        f"policy = load_policy({name!r})  # or: rtp serve, rtp evaluate, rtp train --init",
         "```",
         *_contract(trained.contract),
         *_stores(trained.origin.stores),
