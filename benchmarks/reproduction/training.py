@@ -45,7 +45,7 @@ TOY = Size(
     recipe="rt1_tiny",
     windows=8,
     workers=("--no-launch.use-gpu",),
-    learning_rate="1e-2",
+    learning_rate="1e-3",
 )
 
 
@@ -74,12 +74,13 @@ def _paligemma(lab: Lab) -> list[Check]:
     scores = evaluated(lab, "evaluate-paligemma", run)
     decoding: Mapping[str, Any] = scores.get("decoding") or {}
     peak = max((line.get("memory_gb", 0.0) for line in read_metrics(lab.path(f"runs/paligemma/{METRICS}"))), default=0)
+    released = not lab.settings.toy
     return [
         expect("optimizer steps", str(steps), len(loss), len(loss) == steps),
         noted("learning rate", size.learning_rate, OPENVLA_LORA),
-        expect("loss, first and last tenth", "it falls", f"{first:.3f}, {last:.3f}", last < first),
+        expect("loss, first and last tenth", "it falls", f"{first:.3f}, {last:.3f}", last < first, applies=released),
         noted(f"token accuracy, {scores['episodes']} held-out episodes", interval(scores["token_accuracy"])),
-        *above_lazy(scores, applies=not lab.settings.toy),
+        *above_lazy(scores, applies=released),
         noted("probability on valid action tokens", decoding.get("valid_token_mass", "not measured")),
         noted("memory, GB", f"{peak:.1f}"),
     ]

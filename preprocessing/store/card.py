@@ -95,8 +95,7 @@ def dataset_card(store: Store) -> str:
         "",
         "## Where it comes from",
         "",
-        f"Made by rt-pipelines; manifest `{fingerprint(store.root)}`, which "
-        "lists the SHA-256 of every file.",
+        f"Made by rt-pipelines; manifest `{fingerprint(store.root)}`, which lists the SHA-256 of every file.",
         *changes,
     ]
     return head + "\n".join(parts) + "\n"
