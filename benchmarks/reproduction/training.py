@@ -74,13 +74,15 @@ def _paligemma(lab: Lab) -> list[Check]:
     scores = evaluated(lab, "evaluate-paligemma", run)
     decoding: Mapping[str, Any] = scores.get("decoding") or {}
     peak = max((line.get("memory_gb", 0.0) for line in read_metrics(lab.path(f"runs/paligemma/{METRICS}"))), default=0)
-    released = not lab.settings.toy
+    is_full_size = not lab.settings.toy
     return [
         expect("optimizer steps", str(steps), len(loss), len(loss) == steps),
         noted("learning rate", size.learning_rate, OPENVLA_LORA),
-        expect("loss, first and last tenth", "it falls", f"{first:.3f}, {last:.3f}", last < first, applies=released),
+        expect(
+            "loss, first and last tenth", "it falls", f"{first:.3f}, {last:.3f}", last < first, applies=is_full_size
+        ),
         noted(f"token accuracy, {scores['episodes']} held-out episodes", interval(scores["token_accuracy"])),
-        *above_lazy(scores, applies=released),
+        *above_lazy(scores, applies=is_full_size),
         noted("probability on valid action tokens", decoding.get("valid_token_mass", "not measured")),
         noted("memory, GB", f"{peak:.1f}"),
     ]
