@@ -23,6 +23,7 @@ import tyro
 from cluster.folder_lock import exclusive_output
 from pipelines.config.arguments import parse
 from pipelines.config.compute import Compute
+from pipelines.publishing.object_detection import ObjectDetection
 from pipelines.serving.access import TOKEN, Access, host_name
 from pipelines.serving.batching_config import BatchingConfig
 from pipelines.serving.limits import Limits
@@ -76,6 +77,7 @@ class ServeArguments:
     """PEM file of the certificate's private key."""
     log_requests: bool = False
     """Log every answer, as a line of JSON without pictures; refusals and errors always are."""
+    detection: Annotated[ObjectDetection, tyro.conf.arg(name="")] = field(default_factory=ObjectDetection)
     recording: Annotated[RecordingConfig, tyro.conf.arg(name="")] = field(default_factory=RecordingConfig)
     limits: Annotated[Limits, tyro.conf.arg(name="")] = field(default_factory=Limits)
     batching: Annotated[BatchingConfig, tyro.conf.arg(name="")] = field(default_factory=BatchingConfig)
@@ -109,6 +111,7 @@ def main(arguments: list[str]) -> JsonSummary:
         recording=given.recording,
         action_limits=ActionLimits() if given.action_limits is None else ActionLimits.read(given.action_limits),
         compute=given.compute,
+        detection=given.detection,
         dataset=given.dataset,
         plan_tokens=given.plan_tokens,
         other_rate=given.other_rate,

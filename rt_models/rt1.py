@@ -186,6 +186,7 @@ class RT1Config:
             num_tokens=self.num_image_tokens if self.token_learner else None,
             memory_format=self.compute.memory_format,
             checkpoint_blocks=self.compute.activation_checkpointing == "blocks",
+            mask_value=self.input.mask_value,
         )
 
     def build(self) -> RT1:

@@ -48,6 +48,7 @@ from rt_models.camera_roles import image_index_key as image_index_key
 from rt_models.camera_roles import index_key as index_key
 from rt_models.camera_roles import of_role as of_role
 from rt_models.camera_roles import require_cameras as require_cameras
+from rt_models.object_marks import ObjectMarks as ObjectMarks
 from rt_models.robot_inputs import ImageRecipe as ImageRecipe
 from rt_models.robot_inputs import StateColumns as StateColumns
 from rt_models.robot_inputs import StateInput as StateInput

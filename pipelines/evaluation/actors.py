@@ -12,9 +12,10 @@ import numpy as np
 from pipelines.evaluation.closed_loop import Episode
 from pipelines.families.base import Instruction
 from pipelines.publishing.inference import InferenceModel, named
+from preprocessing.masks.phrases import phrase_of
 from preprocessing.simulation.environment import Observation, state_of
 from rt_models.action_space import ActionSpec
-from rt_models.spec import MAIN_CAMERA, Contract, DatasetContract
+from rt_models.spec import MAIN_CAMERA, Contract, DatasetContract, ObjectMarks
 
 BLIND = ("random", "mean_action", "replay")
 
@@ -28,20 +29,40 @@ class PolicyActor:
         self._black = {role: np.zeros((r.height, r.width, 3), np.uint8) for role, r in recipes.items()}
         self._policy = model.episode(dataset)
         self._instruction: Instruction = ""
+        self._is_first = True
 
     def begin(self, episode: Episode) -> None:
         self._policy.reset()
-        self._instruction = self._model.instruction(episode.instruction)
+        self._is_first = True
+        text = _verb(episode.instruction) if self._model.reads_object_masks else episode.instruction
+        self._instruction = self._model.instruction(text)
 
     def act(self, observation: Observation) -> Mapping[str, float] | None:
         seen = {MAIN_CAMERA: observation.frame, **observation.further_frames} if self.sees_frames else self._black
         frames = self._model.frames(seen, self._dataset)
+        if self._is_first and self._model.reads_object_masks:
+            self._model.mark(self._policy, _marks(observation))
+        self._is_first = False
         state = _read_of(self._dataset, state_of(observation)) if self._dataset.state is not None else None
         (acted,) = self._model.act([self._policy], [frames], [self._instruction], [state])
         action = named(acted, self._model.contract, self._dataset)
         if action.classes.get("terminate_episode") == "terminate":
             return None
         return {name: value for name, value in action.values.items() if value is not None}
+
+
+def _verb(instruction: str) -> str:
+    """What `rtp mask` leaves of an instruction."""
+    phrase = phrase_of(instruction)
+    if phrase is None:
+        raise ValueError(f"instruction {instruction!r} names no object, and the policy is told verbs and marks")
+    return phrase.verb
+
+
+def _marks(observation: Observation) -> ObjectMarks:
+    if observation.object_place is None:
+        raise ValueError("the policy reads object masks, and this simulator does not say where its object is")
+    return ObjectMarks(first=observation.object_place)
 
 
 def _read_of(dataset: DatasetContract, state: Mapping[str, float]) -> dict[str, float]:

@@ -25,6 +25,7 @@ from pipelines.serving.client import PolicyClient
 from pipelines.serving.request_values import camera_frame
 from pipelines.terminal.progress_bar import Count, uncounted
 from pipelines.training.data import require_readable
+from preprocessing.masks.overlay import read_overlay
 from preprocessing.store.episode_store import EpisodeStore, image_column
 from preprocessing.store.robot_inputs import own_camera
 from rt_models.action_tokens import decode
@@ -94,6 +95,8 @@ class Expectation:
         self.reads_text = family.instruction == "text"
         self.roles = family.cameras(model.config)
         self.num_frames = family.num_frames(model.config)
+        self.overlay = read_overlay(store) if family.reads_object_masks(model.config) else None
+        """The marks of a model that reads object masks, and the verbs that it is told."""
         places = zip(self.predictions.episode_N.tolist(), self.predictions.step_N.tolist(), strict=True)
         self.place_of = {place: number for number, place in enumerate(places)}
 
@@ -123,6 +126,27 @@ class Expectation:
         recorded = np.asarray(sensed["state"]).tolist()
         felt = dict(zip(self.store.manifest.proprio.names, recorded, strict=True))
         return {**sensed, "state": {name: felt[name] for name in side.names}}
+
+    def told(self, episode: int, place: int) -> tuple[str, np.ndarray]:
+        """The instruction of an episode and its vector; `place` is its row in the store's table."""
+        if self.overlay is None:
+            return self.store.instruction_texts[place], np.asarray(self.store.embeddings[place], np.float32)
+        verb = int(self.overlay.verb_E[episode])
+        return self.overlay.verbs[verb], np.asarray(self.overlay.vectors_VD[verb], np.float32)
+
+    def objects(self, episode: int) -> dict[str, object] | None:
+        """The fields that say which objects are meant; None of an episode without marks, which nobody can act in."""
+        if self.overlay is None:
+            return {}
+        marks, image = self.overlay.marks(episode), self.trained.contract.image
+        if marks is None:
+            return None
+        places = {"object_box": marks.first, "second_object_box": marks.second}
+        return {
+            name: [place[0] * image.width, place[1] * image.height] * 2
+            for name, place in places.items()
+            if place is not None
+        }
 
     def physical(self, tokens_A: np.ndarray) -> np.ndarray:
         """float32, one for each of `names`: the action that tokens (A,) stand for, in the robot's own space."""
@@ -178,22 +202,26 @@ def _steps(expected: Expectation, episodes: int | None) -> Iterator[_Step]:
         for episode in range(len(entry.episode_lengths)):
             if episodes is not None and number >= episodes:
                 return
+            objects = expected.objects(number)
+            if objects is None:
+                number += 1
+                continue
             column_of = expected.columns()
             rows = store.read_episode(shard, episode, [*column_of.values(), "instruction"]).to_pylist()
             for step, row in enumerate(rows):
                 place = int(np.searchsorted(store.instruction_ids, row["instruction"]))
                 is_ambiguous = counts[store.instruction_texts[place]] > 1
-                sensed = {field: row[column] for field, column in column_of.items()}
-                yield _step(expected, number, step, expected.as_sent(sensed), place, is_ambiguous=is_ambiguous)
+                sensed = expected.as_sent({field: row[column] for field, column in column_of.items()})
+                sensed |= objects if step == 0 else {}
+                yield _step(expected, number, step, sensed, place, is_ambiguous=is_ambiguous)
             number += 1
 
 
 def _step(
     expected: Expectation, episode: int, step: int, sensed: Mapping[str, object], place: int, *, is_ambiguous: bool
 ) -> _Step:
-    """`sensed`: pictures and state. The vector is sent of a text that has several, and of none."""
-    store = expected.store
-    text, vector = store.instruction_texts[place], np.asarray(store.embeddings[place], np.float32)
+    """`sensed`: pictures, state and objects. The vector is sent of a text that has several, and of none."""
+    store, (text, vector) = expected.store, expected.told(episode, place)
     instruction: dict[str, object] = {"prompt": text}
     if not expected.reads_text and (is_ambiguous or not text.strip()):
         instruction = {"embedding": vector}

@@ -29,7 +29,7 @@ from rt_models.action_space import ActionSpace
 from rt_models.control.action import Action
 from rt_models.control.observation import Frame, RobotState
 from rt_models.robot_model import RobotModel, RobotModelConfig
-from rt_models.spec import MAIN_CAMERA, Contract, DatasetContract, StateInput, frames_key
+from rt_models.spec import MAIN_CAMERA, Contract, DatasetContract, ObjectMarks, StateInput, frames_key
 
 
 class LoopSettings(Protocol):
@@ -256,6 +256,21 @@ class ModelFamily(ABC, Generic[ConfigT, ModelT]):
     @abstractmethod
     def policies(self, model: ModelT) -> Callable[[DatasetContract], Policy]:
         """Makes policies of a model that is made ready, each for one dataset of its contract. All share its weights."""
+
+    def reads_object_masks(self, config: ConfigT) -> bool:
+        """Whether marks in the image tell the model which objects are meant, and its instructions are verbs alone."""
+        return False
+
+    def mark(self, policy: Policy, marks: ObjectMarks) -> None:
+        """Tell a policy where the objects meant lie in its episode's first frame; others than before begin an episode.
+
+        Raises ValueError if such a model reads no marks.
+        """
+        raise ValueError(f"{self.label} reads no object masks: leave out where the object is")
+
+    def instructions(self, config: ConfigT, store: EpisodeStore) -> Mapping[str, np.ndarray]:
+        """The instructions of `store` as the model is told them, each with its vector (512,)."""
+        return dict(zip(store.instruction_texts, store.embeddings, strict=True))
 
     def with_plans(self, policy: Policy, tokens: int) -> Policy:
         """A policy of the same weights that says a plan of at most so many tokens before it acts (`Action.plans`).

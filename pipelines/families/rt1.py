@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipelines.config.compute import wants_cuda_graph
-from pipelines.families.base import RunT, chosen_space
+from pipelines.families.base import Policy, RunT, chosen_space
 from pipelines.families.windows import WindowCost, WindowFamily
 from preprocessing.loading.masked_reader import MaskedWindowReader
 from preprocessing.loading.reader import Batch
@@ -26,8 +27,10 @@ from rt_models.control.observation import Frame, RobotState
 from rt_models.control.rt1_policy import RT1Policy, act_together
 from rt_models.cost.rt1_flops import cost
 from rt_models.rt1 import RT1, RT1Config
-from rt_models.spec import EMBEDDING_WIDTH, DatasetContract, StateInput
+from rt_models.spec import EMBEDDING_WIDTH, DatasetContract, ObjectMarks, StateInput
 from rt_models.vision.fuse_batch_norm import fuse_batch_norm
+
+log = logging.getLogger(__name__)
 
 
 class RT1Family(WindowFamily[RT1Config, RT1]):
@@ -54,13 +57,13 @@ class RT1Family(WindowFamily[RT1Config, RT1]):
         return replace(config, state=replace(config.state, names=names))
 
     def resolved(self, experiment: RunT, stores: Sequence[Store]) -> RunT:
-        if experiment.model.image_channels == "rgb+mask":
+        if self.reads_object_masks(experiment.model):
             for store in robot_stores(stores):
                 read_overlay(store)
         return super().resolved(experiment, stores)
 
     def reader_class(self, model: RT1Config, stores: Sequence[EpisodeStore]) -> Callable[..., WindowReader]:
-        if model.image_channels == "rgb":
+        if not self.reads_object_masks(model):
             return super().reader_class(model, stores)
         return partial(MaskedWindowReader, overlays=[read_overlay(store) for store in stores])
 
@@ -94,12 +97,23 @@ class RT1Family(WindowFamily[RT1Config, RT1]):
         ready.compile_parts()
         return ready
 
+    def reads_object_masks(self, config: RT1Config) -> bool:
+        return config.image_channels == "rgb+mask"
+
+    def mark(self, policy: Policy, marks: ObjectMarks) -> None:
+        cast(RT1Policy, policy).mark(marks)
+
+    def instructions(self, config: RT1Config, store: EpisodeStore) -> Mapping[str, np.ndarray]:
+        if not self.reads_object_masks(config):
+            return super().instructions(config, store)
+        try:
+            overlay = read_overlay(store)
+        except (ValueError, OSError) as error:
+            log.warning("the verbs that the model was trained on are not known: %s", error)
+            return {}
+        return dict(zip(overlay.verbs, overlay.vectors_VD, strict=True))
+
     def policies(self, model: RT1) -> Callable[[DatasetContract], RT1Policy]:
-        if model.config.image_channels == "rgb+mask":
-            raise ValueError(
-                "this model reads object masks, which robots do not send: rtp serve and rtp evaluate --env do not take "
-                "it, and in Python rt_models.control.rt1_policy.RT1Policy acts on frames of four channels"
-            )
         return RT1Policy(model, cuda_graph=wants_cuda_graph()).for_dataset
 
     def act_together(

@@ -16,12 +16,14 @@ from pipelines.config.compute import Compute
 from pipelines.families.base import Instruction, Policy
 from pipelines.families.models import Model, family_of
 from pipelines.publishing.folder import TrainedModel
+from pipelines.publishing.object_detection import ObjectDetection
+from pipelines.publishing.objects_meant import MarkReader, ObjectsMeant
 from pipelines.serving.request_values import camera_frame, described, is_missing, numbers
 from rt_models.action_space import ActionSpec
 from rt_models.blocks.cast_weights import cast_weights
 from rt_models.control.action import Action, ActionOutlet
 from rt_models.control.observation import Frame, ObservationInlet, RobotState
-from rt_models.spec import EMBEDDING_WIDTH, MAIN_CAMERA, Contract, DatasetContract
+from rt_models.spec import EMBEDDING_WIDTH, MAIN_CAMERA, Contract, DatasetContract, ImageRecipe, ObjectMarks
 
 TOGETHER = 32
 """Robots that are answered in one pass at most: rt_models/control/control_step.py's largest graph."""
@@ -63,19 +65,29 @@ def named(action: Action, contract: Contract, dataset: DatasetContract) -> Named
 class InferenceModel:
     """A trained model with its instruction table: reads frames and instructions and begins episodes.
 
-    `compute`: device and precision. `plan_tokens`: a model that was trained with plans says one of at most so many
-    tokens before it acts; 0 asks for none. `begin`, or the first episode, prepares the weights once for all robots; it
-    modifies the model of `trained`. Raises ValueError for imported weights that are bound to no dataset: their actions
-    have no units.
+    `compute`: device and precision. `detection`: what looks for objects that robots name. `plan_tokens`: a model that
+    was trained with plans says one of at most so many tokens before it acts; 0 asks for none. `begin`, or the first
+    episode, prepares the weights once for all robots; it modifies the model of `trained`. Raises ValueError for
+    imported weights that are bound to no dataset: their actions have no units.
     """
 
-    def __init__(self, trained: TrainedModel, compute: Compute | None = None, *, plan_tokens: int = 0) -> None:
+    def __init__(
+        self,
+        trained: TrainedModel,
+        compute: Compute | None = None,
+        *,
+        plan_tokens: int = 0,
+        detection: ObjectDetection | None = None,
+    ) -> None:
         if not trained.contract.datasets:
             raise ValueError(f"{trained.source} is bound to no dataset: import its weights again with --data STORE")
         self.contract, self.instructions = trained.contract, trained.instructions
         self.source = trained.source
         self._family, self._config = family_of(trained.model), trained.model.config
         self._given: Model | None = trained.model  # until it is made ready; not twice in memory
+        self.reads_object_masks = self._family.reads_object_masks(self._config)
+        """Whether a robot must say which object is meant, with the first frame of an episode."""
+        self._mark_reader = _mark_reader(self.contract.image, detection or ObjectDetection(), self.reads_object_masks)
         self.plan_tokens = plan_tokens if trained.origin.document.get("plans") else 0
         self._compute, self._device = compute or Compute(), torch.device("cpu")
         self._policy_of: Callable[[DatasetContract], Policy] | None = None
@@ -115,6 +127,13 @@ class InferenceModel:
                 self._family.with_plans(policy, self.plan_tokens) if self.plan_tokens else policy
             )
         return self._policies[dataset.name].for_another_robot()
+
+    def warm_episode(self, dataset: DatasetContract) -> Policy:
+        """One to warm up with: where objects must be marked, in the middle."""
+        policy = self.episode(dataset)
+        if self.reads_object_masks:
+            self.mark(policy, ObjectMarks(first=(0.5, 0.5)))
+        return policy
 
     def cameras(self, dataset: DatasetContract) -> tuple[str, ...]:
         """The cameras, by role, that a robot of this data set must send a frame of."""
@@ -160,6 +179,19 @@ class InferenceModel:
         except ValueError as error:
             raise ValueError(str(error) if role == MAIN_CAMERA else f"camera {role}: {error}") from error
 
+    def marks(self, meant: ObjectsMeant, images: object, frames: Frame, dataset: DatasetContract) -> ObjectMarks | None:
+        """The marks of the objects that a robot says are meant, in a picture as it sent it (`images` and `frames` as
+        `frames` takes and gives them); None if it says nothing. Raises ValueError naming the field that is wrong."""
+        if meant.said() and not self.reads_object_masks:
+            raise ValueError(f"{meant.said()[0]}: this policy reads no object masks: leave it out")
+        picture = self._inlet(dataset).pictures(images).get(MAIN_CAMERA)
+        frame = frames.get(MAIN_CAMERA) if isinstance(frames, Mapping) else frames
+        return self._mark_reader.marks(meant, picture, np.asarray(frame))
+
+    def mark(self, policy: Policy, marks: ObjectMarks) -> None:
+        """Tell a policy which objects are meant; others than before begin an episode."""
+        self._family.mark(policy, marks)
+
     def grey(self, dataset: DatasetContract) -> tuple[Frame, RobotState]:
         """A frame of each camera and a mean state, for warming up."""
         recipes = {role: self.contract.recipe(role) for role in self.cameras(dataset)}
@@ -195,3 +227,10 @@ class InferenceModel:
         if not shape_fits or not np.isfinite(embedding).all():
             raise ValueError(f"embedding must be {EMBEDDING_WIDTH} finite numbers, got {described(vector)}")
         return embedding.astype(np.float32)
+
+
+def _mark_reader(recipe: ImageRecipe, detection: ObjectDetection, reads_object_masks: bool) -> MarkReader:
+    """Raises ValueError or OSError if the detector cannot be loaded, or has nothing to look for."""
+    if detection.detector is not None and not reads_object_masks:
+        raise ValueError(f"this policy reads no object masks: leave out --detector {detection.detector}")
+    return MarkReader(recipe=recipe, detector=detection.build(), threshold=detection.detector_threshold)

@@ -59,6 +59,7 @@ def signature(trained: TrainedModel) -> ModelSignature:
         ),
         ColSpec(DataType.string, "instruction", required=False),
         ColSpec(AnyType(), "embedding", required=False),
+        *(ColSpec(AnyType(), name, required=False) for name in _objects(trained)),
         ColSpec(DataType.string, "robot", required=False),
         ColSpec(AnyType(), "reset", required=False),  # as booleans they could not be left out of some rows
         ColSpec(AnyType(), "stateless", required=False),
@@ -82,6 +83,12 @@ def signature(trained: TrainedModel) -> ModelSignature:
     return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs), params=params)
 
 
+def _objects(trained: TrainedModel) -> tuple[str, ...]:
+    """Columns for the objects meant, by place: nothing looks for names here."""
+    reads_masks = family_of(trained.model).reads_object_masks(trained.model.config)
+    return ("object_box", "second_object_box") if reads_masks else ()
+
+
 def example(trained: TrainedModel) -> pd.DataFrame:
     """One grey frame of each camera, the mean state and the first known instruction."""
     contract = trained.contract
@@ -94,6 +101,8 @@ def example(trained: TrainedModel) -> pd.DataFrame:
     }
     if first.state is not None:
         columns["state"] = [list(first.state.statistics.mean)]
+    if _objects(trained):
+        columns["object_box"] = [[0, 0, contract.image.width, contract.image.height]]
     text = next(iter(trained.instructions.vectors), "open the drawer")
     return pd.DataFrame({**columns, "instruction": [text], "robot": ["arm-1"]})
 

@@ -14,8 +14,9 @@ from collections import Counter, OrderedDict
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
@@ -29,16 +30,21 @@ from pipelines.families.base import Instruction, Policy
 from pipelines.publishing.control_rate import rate_factor
 from pipelines.publishing.folder import read_bundle
 from pipelines.publishing.inference import InferenceModel, NamedAction, named
+from pipelines.publishing.objects_meant import ObjectsMeant
 from pipelines.serving.codecs.mlflow_rows import rate_of
-from pipelines.serving.request_format import COLUMNS, MAX_ROWS, PARAMETERS, is_column
+from pipelines.serving.request_format import COLUMNS, MAX_ROWS, OBJECTS, PARAMETERS, is_column
 from pipelines.serving.request_values import flag, is_missing
 from rt_models.control.action import Action
 from rt_models.control.observation import Frame, RobotState
-from rt_models.spec import MAIN_CAMERA, DatasetContract
+from rt_models.object_marks import MarksMissing
+from rt_models.spec import MAIN_CAMERA, DatasetContract, ObjectMarks
 
 log = logging.getLogger(__name__)
 
 MAX_ROBOTS = 256  # histories kept; RT-1's takes 100 kB. The robot unheard of for longest is forgotten first.
+
+_Robot: TypeAlias = tuple[str | None, str]
+"""A robot's name and its data set."""
 
 
 class MlflowPolicy(PythonModel):
@@ -49,6 +55,9 @@ class MlflowPolicy(PythonModel):
     image_ROLE: the same of another camera that the policy reads, such as image_wrist.
     state: of a policy that reads it, physical values by name, or in the contract's order.
     instruction: text; or for an RT-1 also embedding: 512 numbers of the policy's own encoder.
+    object_box: of a policy that reads object masks, with the first frame of an episode: where the object meant is in
+        the picture that is sent, corners [x0, y0, x1, y1] or a pixel [x, y]; second_object_box likewise, of a second
+        object. It holds for the robot's episode; another begins one.
     robot: rows of one robot are successive frames of one episode, over all calls; a new instruction begins a new
         episode, and so does `reset`. Over HTTP, where any caller may use any connection, a policy with a history wants
         it; in Python, rows without it are one robot's.
@@ -69,7 +78,8 @@ class MlflowPolicy(PythonModel):
         self._model = InferenceModel(read_bundle(context.artifacts["policy"]), Compute.of_environment())
         self._model.begin()  # so that the first robot does not wait for it
         self._contract = self._model.contract
-        self._robots: OrderedDict[tuple[str | None, str], Policy] = OrderedDict()
+        self._robots: OrderedDict[_Robot, Policy] = OrderedDict()
+        self._marked_for: dict[_Robot, Instruction] = {}
         self._one_call = threading.Lock()  # a server answers several requests at once, a robot's history has one order
 
     def predict(
@@ -84,6 +94,9 @@ class MlflowPolicy(PythonModel):
         columns, parameters = _as_called(table, params)
         _require_known("parameter", parameters, PARAMETERS)
         _require_known("column", [name for name in columns if not is_column(name)], COLUMNS)
+        objects = [name for name in columns if name in OBJECTS]
+        if objects and not self._model.reads_object_masks:
+            raise ValueError(f"{objects[0]}: this policy reads no object masks: leave it out")
         self._require_contract(params.get("contract"))
         if _is_served() and len(table) > MAX_ROWS:
             raise ValueError(f"{len(table)} rows in one request: at most {MAX_ROWS} are answered, send several")
@@ -92,8 +105,23 @@ class MlflowPolicy(PythonModel):
         rate_factor(dataset, rate_of(params.get("control_hz")), "refuse")
         rows = [self._read(number, row, dataset) for number, row in enumerate(table.to_dict("records"))]
         with self._one_call:
+            told = self._told(rows, dataset)
             actions = self._act(rows, dataset)
+            self._marked_for = {key: told for key, told in (self._marked_for | told).items() if key in self._robots}
         return pd.DataFrame([_record(named(action, self._contract, dataset)) for action in actions])
+
+    def _told(self, rows: list[_Request], dataset: DatasetContract) -> dict[_Robot, Instruction]:
+        """Of a policy that reads object masks: the instruction that each robot's marks are for, after these rows.
+        Raises ValueError for a row that begins an episode and does not say where the object is."""
+        told: dict[_Robot, Instruction] = {}
+        for number, row in enumerate(rows if self._model.reads_object_masks else ()):
+            key = row.robot, dataset.name
+            begun = None if row.reset or row.stateless else told.get(key, self._marked_for.get(key))
+            if row.marks is None and (begun is None or not np.array_equal(begun, row.instruction)):
+                raise MarksMissing(where=f"row {number}: ")
+            if not row.stateless:
+                told[key] = row.instruction
+        return told
 
     def _require_contract(self, expected: str | None) -> None:
         if expected and expected != self._contract.id:
@@ -106,10 +134,14 @@ class MlflowPolicy(PythonModel):
         try:
             state = None if is_missing(row.get("state")) else row["state"]
             self._model.require_state(state, dataset)
+            pictures = self._pictures(row, dataset)
+            frames = self._model.frames(pictures, dataset)
+            marks = self._model.marks(ObjectsMeant.of(row.get), pictures, frames, dataset)
             request = _Request(
-                frames=self._model.frames(self._pictures(row, dataset), dataset),
+                frames=frames,
                 state=state,
                 instruction=self._model.instruction(row.get("instruction"), row.get("embedding")),
+                marks=marks,
                 robot=None if is_missing(row.get("robot")) else str(row["robot"]),
                 reset=flag("reset", row.get("reset")),
                 stateless=flag("stateless", row.get("stateless")),
@@ -153,6 +185,8 @@ class MlflowPolicy(PythonModel):
         policy = self._model.episode(dataset) if row.stateless else self._history(row.robot, dataset)
         if row.reset:
             policy.reset()
+        if row.marks is not None:
+            self._model.mark(policy, row.marks)
         return policy
 
     def _history(self, robot: str | None, dataset: DatasetContract) -> Policy:
@@ -186,6 +220,7 @@ class _Request:
     frames: Frame
     state: RobotState
     instruction: Instruction
+    marks: ObjectMarks | None
     robot: str | None
     reset: bool
     stateless: bool

@@ -23,10 +23,9 @@ from pipelines.publishing.aliases import Comparator, holder_of, promote, require
 from pipelines.publishing.folder import TrainedModel
 from pipelines.publishing.gates import Gate, Verdict, judge_all
 from pipelines.publishing.inference import InferenceModel
-from pipelines.publishing.instructions import Instructions
 from pipelines.publishing.mlflow_model import mlflow_model, without_paths
 from pipelines.publishing.success_gates import Trial, is_of_success, judge_success
-from pipelines.publishing.trained_model import load_trained
+from pipelines.publishing.trained_model import instructions_of, load_trained
 from pipelines.publishing.training_stores import Store, StoreReference, named_anew, open_training_store
 from pipelines.serving.request_format import ServedPolicy
 from pipelines.tracking.mlflow_run import TrainingRun, connect, explained, tracking_uri
@@ -209,7 +208,7 @@ def _with_table(trained: TrainedModel, stores: Sequence[Store | None]) -> Traine
     """The model with the instructions of all its stores; if a store is missing, with those that it carries."""
     there = [store for store in stores if store is not None]
     if len(there) == len(stores):
-        return replace(trained, instructions=Instructions.of_stores(trained.contract.encoder, robot_stores(there)))
+        return replace(trained, instructions=instructions_of(trained, robot_stores(there)))
     if not trained.instructions.vectors:
         references = trained.origin.stores
         lost = next(each.path for each, store in zip(references, stores, strict=True) if store is None)

@@ -11,13 +11,14 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster.object_store import open_files
 from cluster.shards import read_weights
 from cluster.storage import Checkpoint, CheckpointFolder
-from pipelines.families.models import ModelConfig, model_config
+from pipelines.families.models import ModelConfig, family_of, model_config
 from pipelines.publishing.folder import DESCRIPTION, WEIGHTS, TrainedModel, read_bundle, write_bundle
 from pipelines.publishing.instructions import INSTRUCTIONS, Instructions
 from pipelines.publishing.model_card import CARD
@@ -26,6 +27,7 @@ from pipelines.publishing.registered import describe_registered, fetch_registere
 from pipelines.publishing.training_stores import open_training_store
 from pipelines.training.checkpoint_metadata import CheckpointMetadata
 from pipelines.training.run_files import METRICS
+from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.file_system import is_local
 from preprocessing.store.manifest_file import MANIFEST as STORE_MANIFEST
 from preprocessing.store.shard_files import reaching
@@ -85,7 +87,15 @@ def with_instructions(trained: TrainedModel) -> TrainedModel:
         return trained
     opened = [open_training_store(reference) for reference in trained.origin.stores]
     stores = robot_stores(store for store in opened if store is not None)
-    return replace(trained, instructions=Instructions.of_stores(trained.contract.encoder, stores))
+    return replace(trained, instructions=instructions_of(trained, stores))
+
+
+def instructions_of(trained: TrainedModel, stores: Sequence[EpisodeStore]) -> Instructions:
+    """The instruction table of a model's training stores, as the model is told it."""
+    family, vectors = family_of(trained.model), {}
+    for store in stores:
+        vectors |= family.instructions(trained.model.config, store)
+    return Instructions(trained.contract.encoder, vectors)
 
 
 def describe_trained(source: str, *, tracking: str | None = None) -> Description:

@@ -23,7 +23,7 @@ from pipelines.serving.refusal import Refusal
 from pipelines.serving.sessions import Session
 from rt_models.control.action import Action
 from rt_models.control.observation import Frame, RobotState
-from rt_models.spec import DatasetContract
+from rt_models.spec import DatasetContract, ObjectMarks
 
 log = logging.getLogger("rtp.serve")
 
@@ -40,6 +40,8 @@ class Job:
     """None where the model reads none."""
     instruction: Any
     reset: bool
+    marks: ObjectMarks | None
+    """Of the objects that the robot says are meant; None where it says nothing."""
     future: asyncio.Future[Result]
     arrived: float
     """When the robot's message was received, by the monotonic clock."""
@@ -189,7 +191,7 @@ def _outcomes(jobs: Sequence[Job]) -> list[Action | Exception]:
         if len(jobs) > 1:
             return [outcome for job in jobs for outcome in _outcomes([job])]
         if isinstance(error, ValueError):
-            return [Refusal(str(error))]
+            return [Refusal(str(error), field=getattr(error, "field", ""))]
         log.exception("the model failed", extra={"robot": jobs[0].session.name})
         return [Refusal("the model failed on this frame: the server's log says why", status=500)]
 
@@ -200,6 +202,8 @@ def _acted(jobs: Sequence[Job]) -> Iterable[Action]:
         policy = job.session.policy(job.model, job.dataset)
         if job.reset:
             policy.reset()
+        if job.marks is not None:
+            job.model.mark(policy, job.marks)
         policies.append(policy)
     states = [job.state for job in jobs]
     felt = (states,) if any(state is not None for state in states) else ()

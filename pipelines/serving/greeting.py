@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pipelines.publishing.inference import InferenceModel
 from pipelines.serving.adapters.base import Adapter
 from pipelines.serving.observation import CAMERA_KEYS
+from pipelines.serving.request_format import OBJECTS
 from rt_models.action_space import ActionSpec
 from rt_models.spec import DatasetContract, ImageRecipe
 
@@ -45,6 +46,7 @@ def greeting(model: InferenceModel, adapter: Adapter, dataset: str | None, sourc
         "images": [_image(contract.image, adapter.image_keys)]
         + [_image(recipe, [key.format(recipe.camera) for key in CAMERA_KEYS]) for recipe in contract.cameras],
         "state": _state(side),
+        "objects": list(OBJECTS) if model.reads_object_masks else [],
         "frames": model.num_frames,
         "plan_tokens": model.plan_tokens,
         "instructions": [text for text in model.instructions.vectors if text.strip()][:100],

@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 
+from pipelines.publishing.objects_meant import ObjectsMeant
 from pipelines.publishing.robot_declaration import DECLARATIONS
 from pipelines.serving.codecs.mlflow_rows import rate_of, robot_name
 from pipelines.serving.question import Question
@@ -38,7 +39,8 @@ def question(observation: Observation, *, image_keys: Sequence[str], text_keys: 
     The picture is the first of `image_keys` that is there, the instruction the first of `text_keys`; NAME.CAMERA is the
     camera of a map, NAME.* the only one of it. Other cameras lie under their role, as `CAMERA_KEYS` say, and a state
     under one of `STATE_KEYS`. `control_hz` and `DECLARATIONS` are what a robot says of itself. `reset`, `stateless`,
-    `embedding`, `dataset`, `contract` and `explain` are fields of our own, which clients of others do not send.
+    `embedding`, `dataset`, `contract`, `explain` and the objects meant (`OBJECT_FIELDS`) are fields of our own, which
+    clients of others do not send.
     """
     return Question(
         frame=_frame(observation, image_keys),
@@ -48,6 +50,7 @@ def question(observation: Observation, *, image_keys: Sequence[str], text_keys: 
         declared={name: observation[name] for name in DECLARATIONS if observation.get(name) is not None},
         instruction=_text(observation, text_keys),
         embedding=observation.get("embedding"),
+        objects=ObjectsMeant.of(observation.get),
         reset=_flag(observation, "reset"),
         stateless=_flag(observation, "stateless"),
         dataset=_name(observation, "dataset"),

@@ -80,7 +80,15 @@ function encoded(file) {
     reader.readAsDataURL(file);
   });
 }
+let mark = null;  // of a policy that reads object masks: the pixel that was clicked
+byId("shown").addEventListener("click", (event) => {
+  const shown = byId("shown"), scale = shown.naturalWidth / shown.clientWidth;
+  mark = [Math.floor(event.offsetX * scale), Math.floor(event.offsetY * scale)];
+  byId("mark").textContent = "object at pixel " + mark.join(", ");
+});
 byId("picture").addEventListener("change", () => {
+  mark = null;
+  byId("mark").textContent = policy && policy.objects.length ? "click on the object meant" : "";
   const file = byId("picture").files[0];
   byId("shown").src = file ? URL.createObjectURL(file) : "";
   byId("shown").hidden = !file;
@@ -92,6 +100,7 @@ byId("try").addEventListener("submit", async (event) => {
   try {
     const body = {image: await encoded(byId("picture").files[0]), instruction: byId("instruction").value,
                   stateless: true, dataset: byId("dataset").value};
+    if (mark && policy.objects.length) body.object_box = mark;
     const answer = await ask("/act", {method: "POST", headers: {"Content-Type": "application/json"},
                                       body: JSON.stringify(body)});
     byId("answer").replaceChildren();
@@ -127,6 +136,7 @@ _BODY = """
 <button>ask</button>
 </form>
 <img id="shown" alt="the picture to be sent" hidden>
+<p id="mark"></p>
 <div id="answered" hidden><table><thead><tr><th>dimension</th><th>value</th><th>unit or class</th><th></th></tr></thead>
 <tbody id="answer"></tbody></table></div>
 <h2>Policy</h2>

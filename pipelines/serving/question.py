@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipelines.publishing.inference import NamedAction
+from pipelines.publishing.objects_meant import ObjectsMeant
 from rt_models.spec import MAIN_CAMERA
 
 
@@ -37,6 +38,8 @@ class Question:
     instruction: str | None = None
     embedding: object = None
     """The instruction's vector (512,), in place of the text."""
+    objects: ObjectsMeant = field(default_factory=ObjectsMeant)
+    """Which objects are meant, in the main camera's picture: of a policy that reads object masks."""
     reset: bool = False
     """Whether an episode begins with this frame."""
     stateless: bool = False

@@ -20,7 +20,8 @@ if TYPE_CHECKING:  # it imports torch, and `rtp serve --help` prints REQUEST
 
 ADDRESS = "http://127.0.0.1:5001"
 MAX_ROWS = 64
-COLUMNS = ("image", "instruction", "embedding", "robot", "reset", "stateless", "state")
+OBJECTS = ("object_box", "second_object_box", "object_name", "second_object_name")
+COLUMNS = ("image", "instruction", "embedding", "robot", "reset", "stateless", "state", *OBJECTS)
 PARAMETERS = ("dataset", "contract", "control_hz")
 
 REQUEST = f"""\
@@ -33,6 +34,11 @@ A ROW (at most {MAX_ROWS} in a request) holds
                image_wrist
   state        the robot's state by name, of a policy that reads it
   instruction  text; or embedding: the 512 numbers of the policy's own encoder
+  object_box   of a policy that reads object masks, with the first frame of an
+               episode: where the object meant is in the picture that is sent,
+               [x0, y0, x1, y1] or one pixel [x, y]; second_object_box likewise
+               for "move X near Y"; where the server has a detector also
+               object_name and second_object_name, texts, in their place
   robot        the name of the robot whose last frames came before this one, or
   stateless    true: an answer to this frame alone
   reset        true on the first frame of an episode (optional)
@@ -61,11 +67,17 @@ class ServedPolicy:
     contract: Contract
     instructions: tuple[str, ...]
     num_frames: int
+    reads_object_masks: bool = False
 
     @staticmethod
     def of(model: InferenceModel) -> ServedPolicy:
         texts = tuple(text for text in model.instructions.vectors if text.strip())
-        return ServedPolicy(contract=model.contract, instructions=texts, num_frames=model.num_frames)
+        return ServedPolicy(
+            contract=model.contract,
+            instructions=texts,
+            num_frames=model.num_frames,
+            reads_object_masks=model.reads_object_masks,
+        )
 
     def description(self, address: str = ADDRESS) -> str:
         """The request format, this policy's own part of it, and a line to paste."""
@@ -79,6 +91,9 @@ class ServedPolicy:
             f"It reads the cameras {', '.join(self._cameras())}." if self.contract.cameras else "",
             *(f"state of {d.name}: {d.state.described()}" for d in self.contract.datasets if d.state is not None),
             f"It looks at the last {self.num_frames} frames of a robot." if self.num_frames > 1 else "",
+            "It reads an object mask: send object_box with the first frame of an episode."
+            if self.reads_object_masks
+            else "",
             f"dataset must be one of {', '.join(names)}." if len(names) > 1 else "",
             *(self._dimensions(number) for number in range(len(names))),
             f"contract: {self.contract.id}",
@@ -105,6 +120,8 @@ class ServedPolicy:
         row: dict[str, object] = {"image": frame, **{f"image_{role}": frame for role in sent}}
         if first.state is not None:
             row["state"] = dict(zip(first.state.names, first.state.statistics.mean, strict=True))
+        if self.reads_object_masks:
+            row["object_box"] = [6, 6, 10, 10]
         rows = [{**row, "instruction": text, "robot": "arm-1"}]
         return {"dataframe_records": rows} | ({"params": {"dataset": names[0]}} if len(names) > 1 else {})
 

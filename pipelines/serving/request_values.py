@@ -30,13 +30,24 @@ def camera_frame(image: object, recipe: ImageRecipe) -> np.ndarray:
     return resize_image(frame, recipe.height, recipe.width, _resize(recipe))
 
 
+def frame_size(image: object, recipe: ImageRecipe) -> tuple[int, int]:
+    """(height, width) of a picture that `camera_frame` takes, as it was sent. Raises ValueError for what is none."""
+    if isinstance(image, str):
+        image = _decoded_text(image)
+    if not isinstance(image, bytes | bytearray | memoryview):
+        height, width, *_ = (*_leading_shape(image), 0, 0)
+        return height, width
+    encoded = bytes(image)
+    return (recipe.height, recipe.width) if _is_raw(encoded, recipe) else tuple(image_size(encoded))
+
+
 def _resize(recipe: ImageRecipe) -> Resize:
     """Training frames of one size were never resized: "pad", the default of preprocessing, keeps what is seen."""
     return "pad" if recipe.resize == "none" else recipe.resize
 
 
 def _of_bytes(encoded: bytes, recipe: ImageRecipe) -> np.ndarray:
-    if len(encoded) == recipe.height * recipe.width * 3 and not encoded.startswith(_HEADERS):
+    if _is_raw(encoded, recipe):
         return np.frombuffer(encoded, np.uint8).reshape(recipe.height, recipe.width, 3).copy()
     if len(encoded) > MAX_ENCODED_BYTES:
         raise ValueError(f"image has {len(encoded)} bytes, at most {MAX_ENCODED_BYTES} are read: send a smaller frame")
@@ -45,6 +56,10 @@ def _of_bytes(encoded: bytes, recipe: ImageRecipe) -> np.ndarray:
         return decode_image(reencode(encoded, recipe.height, recipe.width, _resize(recipe)))
     except ValueError as error:
         raise ValueError(f"image cannot be decoded: {error}") from error
+
+
+def _is_raw(encoded: bytes, recipe: ImageRecipe) -> bool:
+    return len(encoded) == recipe.height * recipe.width * 3 and not encoded.startswith(_HEADERS)
 
 
 def _of_numbers(image: object, recipe: ImageRecipe) -> np.ndarray:

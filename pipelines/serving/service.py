@@ -23,6 +23,7 @@ from pipelines.config.compute import Compute
 from pipelines.publishing.control_rate import OtherRate, at_rate, rate_factor
 from pipelines.publishing.folder import TrainedModel
 from pipelines.publishing.inference import InferenceModel, named
+from pipelines.publishing.object_detection import ObjectDetection
 from pipelines.publishing.robot_declaration import require_declared
 from pipelines.serving.action_limits import ActionLimits
 from pipelines.serving.batching import Batcher, Job, Result, require_timely
@@ -37,7 +38,7 @@ from pipelines.serving.request_values import is_missing
 from pipelines.serving.sessions import Session, Sessions
 from rt_models.control.control_step import CAPACITIES
 from rt_models.control.observation import Frame, RobotState
-from rt_models.spec import MAIN_CAMERA, DatasetContract
+from rt_models.spec import MAIN_CAMERA, DatasetContract, ObjectMarks
 
 log = logging.getLogger("rtp.serve")
 
@@ -55,6 +56,7 @@ class ServiceConfig:
     compute: Compute = field(default_factory=Compute)
     dataset: str | None = None
     """The data set whose units and scale an answer has where a robot names none."""
+    detection: ObjectDetection = field(default_factory=ObjectDetection)
     plan_tokens: int = 0
     """Tokens of the plan that a model which was trained with plans says before it acts; 0 asks for none."""
     other_rate: OtherRate = "refuse"
@@ -76,6 +78,8 @@ class Prepared:
     rate_factor: float
     """By what displacements are multiplied for this robot's rate."""
     instruction: Any
+    marks: ObjectMarks | None
+    """Of the objects that the robot says are meant."""
     arrived: float
     """When the question was received, by the monotonic clock: its age counts from there."""
 
@@ -86,7 +90,7 @@ class PolicyService:
     def __init__(self, trained: TrainedModel, config: ServiceConfig) -> None:
         self.config = config
         self._recorder = None if config.recording.record is None else Recorder(config.recording)
-        self.model = InferenceModel(trained, config.compute, plan_tokens=config.plan_tokens)
+        self.model = self._made_ready(trained)
         self.require_fitting(self.model)
         self.sessions = Sessions(config.limits)
         self.batcher = Batcher(
@@ -108,6 +112,10 @@ class PolicyService:
         """Where the present model comes from."""
         return self.model.source
 
+    def _made_ready(self, trained: TrainedModel) -> InferenceModel:
+        config = self.config
+        return InferenceModel(trained, config.compute, plan_tokens=config.plan_tokens, detection=config.detection)
+
     def require_fitting(self, model: InferenceModel) -> None:
         """Raise ValueError where a model lacks what this server was started with."""
         dimensions = {d.name: d for space, _ in model.sides(self.config.dataset) for d in space.dimensions}
@@ -127,7 +135,7 @@ class PolicyService:
         instruction = model.any_instruction()
         on_gpu = self.config.compute.resolved().type == "cuda"
         for robots in [size for size in CAPACITIES if size == 1 or (on_gpu and size <= self.config.batching.max_batch)]:
-            policies = [model.episode(dataset) for _ in range(robots)]
+            policies = [model.warm_episode(dataset) for _ in range(robots)]
             model.act(policies, [frame] * robots, [instruction] * robots, [state] * robots)
         if on_gpu:
             torch.cuda.synchronize()
@@ -214,7 +222,10 @@ class PolicyService:
         dataset = _blamed("dataset", lambda: contract.dataset(question.dataset or self.config.dataset))
         _blamed("state", lambda: model.require_state(question.state, dataset))
         _blamed("declaration", lambda: require_declared(question.declared, contract, dataset))
-        frames = _blamed("image", lambda: model.frames(question.pictures(model.cameras(dataset)), dataset))
+        pictures = question.pictures(model.cameras(dataset))
+        frames = _blamed("image", lambda: model.frames(pictures, dataset))
+        meant = question.objects
+        marks = _blamed(next(iter(meant.said()), "object_box"), lambda: model.marks(meant, pictures, frames, dataset))
         return Prepared(
             model=model,
             question=question,
@@ -226,6 +237,7 @@ class PolicyService:
                 "control_hz", lambda: rate_factor(dataset, question.control_hz, self.config.other_rate)
             ),
             instruction=_blamed(told_by, lambda: model.instruction(text, question.embedding)),
+            marks=marks,
             arrived=arrived,
         )
 
@@ -239,6 +251,7 @@ class PolicyService:
             state=prepared.state,
             instruction=prepared.instruction,
             reset=question.reset,
+            marks=prepared.marks,
             future=asyncio.get_running_loop().create_future(),
             arrived=prepared.arrived,
         )
@@ -294,7 +307,7 @@ class PolicyService:
 
         Raises ValueError where it lacks what this server was started with.
         """
-        model = InferenceModel(trained, self.config.compute, plan_tokens=self.config.plan_tokens)
+        model = self._made_ready(trained)
         self.require_fitting(model)
         await asyncio.to_thread(self.warm_up, model)
         old, self.model = self.model, model

@@ -53,12 +53,13 @@ class MaskedWindowReader(WindowReader):
             overlay, real_T = self._overlays[store], real_BT[window]
             if not real_T.any():
                 continue  # a window of padding is of no episode
-            if not overlay.marked_E[episode]:
+            marks = overlay.marks(episode)
+            if marks is None:
                 trained_BT[window] = False
                 continue
             frames = np.unique(frame_BT[window, real_T])
             marked = mask_FHW[frames]
-            overlay.draw(marked, episode)
+            marks.draw(marked)
             mask_FHW[frames] = marked
             embedding_BTD[window, real_T] = overlay.vectors_VD[overlay.verb_E[episode]]
         return batch | {"object_mask": torch.from_numpy(mask_FHW)}

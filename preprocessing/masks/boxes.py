@@ -56,14 +56,15 @@ def _line(fields: dict[str, object], height: int, width: int) -> tuple[int, Boxe
     if verb is not None and not isinstance(verb, str):
         raise TypeError(f"verb is {verb!r}, not a text")
     second = fields.get("second")
-    centre = _centre(fields["box"], height, width)
+    centre = box_centre(fields["box"], height, width)
     return episode, Boxes(
-        centre=centre, second=None if second is None else _centre(second, height, width), verb=verb or None
+        centre=centre, second=None if second is None else box_centre(second, height, width), verb=verb or None
     )
 
 
-def _centre(box: object, height: int, width: int) -> tuple[float, float]:
-    """Of the part of the box that lies in the frame."""
+def box_centre(box: object, height: int, width: int) -> tuple[float, float]:
+    """Fractions (x, y) of the frame: the middle of the part of the box that lies in it. Raises ValueError or TypeError
+    for what is no box, or lies outside."""
     if not isinstance(box, Sequence) or isinstance(box, str) or len(box) != 4:
         raise TypeError(f"a box is [x0, y0, x1, y1], not {box!r:.60}")
     x0, y0, x1, y1 = (float(corner) for corner in box)

@@ -25,6 +25,7 @@ from preprocessing.store.file_system import FileSystem, file_system_of
 from preprocessing.store.json_files import JsonObject, parsed, taken_apart
 from preprocessing.store.lineage import fingerprint
 from preprocessing.store.shard_files import with_retries
+from rt_models.spec import ObjectMarks
 
 OVERLAY, MARKS, VERBS = "masks.json", "masks.parquet", "mask_instructions.parquet"
 _REMEDY = "run rtp mask again"
@@ -39,7 +40,6 @@ MARKS_SCHEMA = pa.schema(
         "problem": pa.string(),
     }
 )
-FIRST_VALUE, SECOND_VALUE = 255, 128  # of uint8: 1.0 for the object acted on, 0.5 for the second
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,13 +57,12 @@ class Overlay:
         """bool: episodes whose object is marked."""
         return ~np.isnan(self.place_E4[:, 0])
 
-    def draw(self, mask_NHW: np.ndarray, episode: int) -> None:
-        """Mark the objects of an episode in its frames (N, H, W), uint8."""
-        height, width = mask_NHW.shape[1:]
-        places = self.place_E4[episode].reshape(2, 2)
-        for (x, y), value in zip(places[::-1], (SECOND_VALUE, FIRST_VALUE), strict=True):  # the first over the second
-            if not np.isnan(x):
-                mask_NHW[:, min(int(y * height), height - 1), min(int(x * width), width - 1)] = value
+    def marks(self, episode: int) -> ObjectMarks | None:
+        """Of an episode; None where its object is not marked."""
+        if not self.marked_E[episode]:
+            return None
+        x, y, second_x, second_y = self.place_E4[episode].tolist()
+        return ObjectMarks(first=(x, y), second=None if np.isnan(second_x) else (second_x, second_y))
 
 
 def write_overlay(store: EpisodeStore, marks: pa.Table, verbs: dict[str, np.ndarray], settings: JsonObject) -> None:

@@ -35,6 +35,9 @@ class Observation:
     """By role the pictures of the cameras beside the main one, likewise."""
     state_names: tuple[str, ...] = ()
     """What demonstrations call the values of `state_S`, as "state/x"."""
+    object_place: tuple[float, float] | None = None
+    """Where the task's object is in `frame`, as fractions (x, y) from its upper left corner, at the border where it is
+    out of view; None where the simulator does not say."""
     success: bool = False
     """Whether the task was solved at this step or before."""
     is_over: bool = False

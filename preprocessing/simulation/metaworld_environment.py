@@ -111,6 +111,7 @@ class MetaWorldEnvironment:
             further_frames={role: frames_T[-1] for role, frames_T in rollout.further_frames.items()},
             state_names=STATE_NAMES,
             state_S=rollout.state_TS[-1].astype(np.float32),
+            object_place=rollout.object_place(),
             reward=float(rollout.success),
             success=rollout.success,
             is_over=rollout.success or is_last,

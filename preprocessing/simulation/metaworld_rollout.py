@@ -24,6 +24,7 @@ from preprocessing.store.images import encode_jpeg
 SIMULATOR_HZ = 80
 # Same scene and same first picture under the same seed: only the instruction tells the two tasks apart.
 SCENE_OF = {"faucet-close-v3": "faucet-open-v3"}
+_FIELD_OF_VIEW_DEG = 45.0  # from top to bottom, of MuJoCo's free camera
 _OPEN_M = 0.1  # between the fingers of an open gripper
 
 
@@ -35,6 +36,19 @@ class View:
     distance_m: float
     azimuth_deg: float
     elevation_deg: float
+
+    def place_of(self, point_m: np.ndarray, *, height: int, width: int) -> tuple[float, float]:
+        """Fractions (x, y) of a picture of this size at which a point of the scene lies, at the border where it is out
+        of view."""
+        azimuth, elevation = np.deg2rad(self.azimuth_deg), np.deg2rad(self.elevation_deg)
+        level = np.cos(elevation)
+        forward = np.array([level * np.cos(azimuth), level * np.sin(azimuth), np.sin(elevation)])
+        right = np.cross(forward, (0, 0, 1)) / level
+        seen_m = np.asarray(point_m) - (np.array(self.look_at_m) - self.distance_m * forward)
+        focal = height / 2 / np.tan(np.deg2rad(_FIELD_OF_VIEW_DEG) / 2)
+        across, down, depth = seen_m @ right, -seen_m @ np.cross(right, forward), seen_m @ forward
+        x, y = (0.5 + focal * side / depth / length for side, length in ((across, width), (down, height)))
+        return float(np.clip(x, 0, 1)), float(np.clip(y, 0, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +108,7 @@ class Rollout:
         self, task: str, seed: int, camera: Camera | None, further_cameras: Mapping[str, Camera] | None = None
     ) -> None:
         self.env, self.expert, self._observation = _make(task, seed)
+        self._camera = camera
         self._renderer = camera.build(self.env.model) if camera else None
         further = further_cameras or {}
         self._further = {role: each.build(self.env.model) for role, each in further.items()}
@@ -128,6 +143,13 @@ class Rollout:
             self.frames_T.append(self._renderer.jpeg(data))
         for role, renderer in self._further.items():
             self.further_frames[role].append(renderer.jpeg(data))
+
+    def object_place(self) -> tuple[float, float] | None:
+        """Where the task's object is in the camera's picture (`View.place_of`); None without a free camera."""
+        camera = self._camera
+        if camera is None or not isinstance(camera.view, View):
+            return None
+        return camera.view.place_of(self.env._get_pos_objects()[:3], height=camera.height, width=camera.width)
 
     def close(self) -> None:
         for renderer in (self._renderer, *self._further.values()):

@@ -136,6 +136,27 @@ def resize_image(image_HWC: np.ndarray, height: int, width: int, how: Resize) ->
     return padded
 
 
+def resized_place(
+    place: tuple[float, float], source: tuple[int, int], target: tuple[int, int], how: Resize | Literal["none"]
+) -> tuple[float, float]:
+    """Where a place, fractions (x, y) of a picture of `source` (height, width), lies after `resize_image` to `target`;
+    what "crop" cuts off lies at the border. "none" pads, as frames of a size that is not the recorded one are."""
+    if how == "squash" or source == target:
+        return place
+    ratios = [new / old for new, old in zip(target, source, strict=True)]
+    ratio = max(ratios) if how == "crop" else min(ratios)
+    moved = []
+    for fraction, old, new in zip(place, source[::-1], target[::-1], strict=True):
+        if how == "crop":
+            inner = min(new / ratio, old)
+            moved.append((fraction * old - (old - inner) / 2) / inner)
+        else:
+            inner = max(round(old * ratio), 1)
+            moved.append(((new - inner) // 2 + fraction * inner) / new)
+    x, y = (min(max(fraction, 0.0), 1.0) for fraction in moved)
+    return x, y
+
+
 def reencode(encoded: bytes, height: int, width: int, how: Resize) -> bytes:
     """The picture at another size, upright; bytes that have it already pass through untouched.
 

@@ -19,11 +19,13 @@ import torch
 from torch import Tensor
 
 from rt_models.action_tokens import decode
+from rt_models.camera_roles import MAIN_CAMERA
 from rt_models.control.action import Action, ActionOutlet
 from rt_models.control.constrained_decoding import choose_tokens
 from rt_models.control.control_step import ControlStep
 from rt_models.control.observation import Frame, ObservationInlet, RobotState, camera_name
 from rt_models.input_checks import require_finite
+from rt_models.object_marks import MarksMissing, ObjectMarks
 from rt_models.rt1 import RT1
 from rt_models.spec import EMBEDDING_WIDTH, DatasetContract
 from rt_models.vision.fuse_batch_norm import fuse_batch_norm
@@ -180,9 +182,12 @@ class RT1Policy:
         return other
 
     def reset(self, robots: Sequence[int] | None = None) -> None:
-        """Begin an episode: forget the history of these robots, or of all. Raises ValueError for one there is not."""
+        """Begin an episode: forget the history and marks of these robots, or of all. Raises ValueError for one there is
+        not."""
         if robots is None:
             self._history: History | None = None
+            self._marks: ObjectMarks | None = None
+            self._is_newly_marked = False
             return
         unknown = [robot for robot in robots if not 0 <= robot < self.num_robots]
         if unknown:
@@ -190,28 +195,58 @@ class RT1Policy:
         if self._history is not None:
             self._history.real_RT[list(robots)] = False
 
+    def mark(self, marks: ObjectMarks) -> None:
+        """Of a model that reads object masks: the objects meant, as they lie in the first frame of the episode, which
+        the mask of all its frames shows. Others than before begin an episode. Raises ValueError for several robots."""
+        if self.num_robots > 1:
+            raise ValueError("marks are of one robot: of several, give frames of four channels, the fourth the mask")
+        if marks != self._marks:
+            self._history = None
+        self._marks, self._is_newly_marked = marks, True
+
     def act(self, frame: Frame, instruction: Instruction, state: RobotState = None) -> Action:
         """The action for the newest frame, uint8 (H, W, C) of any size, or (R, H, W, C) for all robots at once; by role
-        where the model reads several cameras.
+        where the model reads several cameras. Where it reads object masks C is 4, or 3 once objects are `mark`ed.
 
         `instruction` is a text or a float (512,) embedding for all robots, or one for each. `state`, where the model
         reads one: physical values by name or in the order of the data set, of several robots (R, values).
         Raises ValueError for another shape or dtype, and names a camera or a value that is missing.
         """
-        seen, single = self._seen(frame, state)
-        ((tokens_RA, seen_R),) = _advanced([self], seen, self._embeddings(instruction))
+        embedding_RD = self._embeddings(instruction)
+        seen, single = self._seen(frame, state, embedding_RD)
+        ((tokens_RA, seen_R),) = _advanced([self], seen, embedding_RD)
         return self._action(tokens_RA, seen_R, single=single)
 
-    def _seen(self, frame: Frame, state: RobotState) -> tuple[Seen, bool]:
+    def _seen(self, frame: Frame, state: RobotState, embedding_RD: Tensor) -> tuple[Seen, bool]:
         """What the robots send, and whether it is of one robot without an axis of robots."""
         if self.model.training:
             raise ValueError("the policy's model is in training mode: call model.eval() before acting")
         pictures = self._inlet.pictures(frame)
+        pictures = {role: self._masked(role, picture, embedding_RD) for role, picture in pictures.items()}
         read = {role: self._frames(picture, camera_name(role)) for role, picture in pictures.items()}
         single = all(getattr(picture, "ndim", 4) == 3 for picture in pictures.values())
         frames = {role: (read.get(role),) for role in self.model.config.cameras}
         its_state = self._inlet.state(state, num_robots=self.num_robots)
         return Seen(robots=(self.num_robots,), frames=frames, state=its_state), single
+
+    def _masked(self, role: str, picture: object, embedding_RD: Tensor) -> object:
+        """A picture (H, W, 3) with the episode's mask as fourth channel, where the model reads one; it is empty for
+        cameras beside the main one. Raises ValueError if the objects of this episode are not marked."""
+        if self.model.config.num_channels() == 3 or np.shape(picture)[2:] != (3,):  # type: ignore[arg-type]
+            return picture
+        mask_1HW = np.zeros((1, *np.shape(picture)[:2]), np.uint8)  # type: ignore[arg-type]
+        if role == MAIN_CAMERA:
+            self._marks_of_episode(embedding_RD).draw(mask_1HW)
+        pixels = picture.cpu() if isinstance(picture, Tensor) else picture
+        return np.concatenate([np.asarray(pixels), mask_1HW[0, ..., None]], axis=-1)
+
+    def _marks_of_episode(self, embedding_RD: Tensor) -> ObjectMarks:
+        if self._marks is None:
+            raise MarksMissing
+        told = None if self._history is None else self._history.embedding_RD
+        if told is not None and not self._is_newly_marked and not torch.equal(told, embedding_RD):
+            raise MarksMissing(because="; another instruction begins one")
+        return self._marks
 
     def _action(self, tokens_RA: Tensor, seen_R: Tensor, *, single: bool) -> Action:
         return self._outlet.action(decode(tokens_RA, self.model.spec), tokens_RA, seen_R, single=single)
@@ -297,13 +332,13 @@ def act_together(
     if any(policy.model is not policies[0].model or policy.num_robots != 1 for policy in policies):
         raise ValueError("policies act together that have one robot each and share one model's weights")
     states = [None] * len(policies) if states is None else states
-    read = [
-        (policy._seen(frame, state)[0], policy._embeddings(instruction))
-        for policy, frame, instruction, state in zip(policies, frames, instructions, states, strict=True)
+    embeddings_1D = [policy._embeddings(said) for policy, said in zip(policies, instructions, strict=True)]
+    seen = [
+        policy._seen(frame, state, embedding_1D)[0]
+        for policy, frame, state, embedding_1D in zip(policies, frames, states, embeddings_1D, strict=True)
     ]
-    if not read:
+    if not seen:
         return []
-    seen, embeddings_1D = zip(*read, strict=True)
     answers = _advanced(policies, Seen.joined(seen), torch.cat(embeddings_1D))
     tokens_1A, seen_1 = zip(*answers, strict=True)
     return _actions(policies, torch.cat(tokens_1A), torch.cat(seen_1))
@@ -339,7 +374,7 @@ def _advanced(policies: Sequence[RT1Policy], seen: Seen, embedding_RD: Tensor) -
         taken_RTA = torch.cat([taken_RTA[:, 1:-1], tokens_RA[:, None], torch.zeros_like(tokens_RA)[:, None]], dim=1)
     after = History(tokens_RTJD=window_RTJD, real_RT=real_RT, embedding_RD=embedding_RD, action_tokens_RTA=taken_RTA)
     for policy, history in zip(policies, after.split(robots), strict=True):
-        policy._history = history
+        policy._history, policy._is_newly_marked = history, False
     return list(zip(tokens, real_RT.sum(dim=1).split(robots), strict=True))
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -48,11 +49,17 @@ class InputConfig:
     """Random crop in training: the official pad-and-crop, or none. Evaluation never crops."""
     crop_seed: int = 0
     """Seed of the random crops."""
+    mask_value: float = 1.0
+    """Of a model with an object mask: what a mark of 1.0 is to the network, whose RGB pixels have a spread of 1. One
+    pixel of 1.0 in a whole image is little: trained from scratch on few episodes, a model with the image's side here,
+    such as 32, learns to look at marks where one with 1 learns its scenes by heart (benchmarks/object_masks.py)."""
 
     def __post_init__(self) -> None:
         require_choices(self, "input.")
         if self.image_size < 1:
             raise ValueError(f"input.image_size must be at least 1 pixel, got {self.image_size}")
+        if not (math.isfinite(self.mask_value) and self.mask_value > 0):
+            raise ValueError(f"input.mask_value must be finite and above 0, got {self.mask_value}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class ImageTokenizer(nn.Module):
     """float (N, C, H, W) normalised images (`pixels`) and (N, D) embeddings -> (N, K, D) tokens.
 
-    `embedding_width` 0: the instruction does not reach it. `num_tokens` None: without TokenLearner.
+    `embedding_width` 0: the instruction does not reach it. `num_tokens` None: without TokenLearner. `mask_value`: what
+    1.0 in a fourth channel becomes.
     """
 
     def __init__(
@@ -38,9 +39,10 @@ class ImageTokenizer(nn.Module):
         num_tokens: int | None,
         memory_format: Literal["channels_last", "contiguous"],
         checkpoint_blocks: bool,
+        mask_value: float = 1.0,
     ) -> None:
         super().__init__()
-        self.num_channels = num_channels
+        self.num_channels, self.mask_value = num_channels, mask_value
         last = memory_format == "channels_last"
         self.memory_format = torch.channels_last if last else torch.contiguous_format
         self.backbone = backbone.build(
@@ -57,7 +59,7 @@ class ImageTokenizer(nn.Module):
         """What `forward` expects of its images; `dtype` of the weights if it is not given."""
         return Pixels(
             mean=(*IMAGENET_MEAN, 0.0)[: self.num_channels],
-            std=(*IMAGENET_STD, 1.0)[: self.num_channels],
+            std=(*IMAGENET_STD, 1 / self.mask_value)[: self.num_channels],
             wide=wide,
             dtype=dtype or self.projection.weight.dtype,
             memory_format=self.memory_format,

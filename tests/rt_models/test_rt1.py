@@ -311,6 +311,22 @@ def test_an_object_mask_is_cropped_with_the_frame_and_read_raw() -> None:
     torch.testing.assert_close(plain.predict(batch), plain.predict(marked), rtol=0, atol=0)
 
 
+def test_the_value_of_a_mark_scales_the_mask_and_nothing_else() -> None:
+    config = replace(TINY, image_channels="rgb+mask")
+    plain = stirred(config.build()).double().eval()
+    loud = replace(config, input=replace(config.input, mask_value=8.0)).build().double().eval()
+    own = plain.state_dict()
+    loud.load_state_dict(own)
+    batch = make_batch(config, [3, 4])
+    assert (loud.predict(batch) != plain.predict(batch)).any()
+    stem = own["tokenizer.backbone.stem.weight"].clone()
+    stem[:, 3] /= 8
+    loud.load_state_dict(own | {"tokenizer.backbone.stem.weight": stem})
+    torch.testing.assert_close(loud.predict(batch), plain.predict(batch))
+    with pytest.raises(ValueError, match=r"input.mask_value must be finite and above 0, got 0"):
+        replace(config.input, mask_value=0.0)
+
+
 COMPUTE = {
     "contiguous": (ComputeConfig(memory_format="contiguous"), 1e-5),
     "recomputed": (ComputeConfig(activation_checkpointing="blocks"), 1e-6),

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pipelines.publishing.objects_meant import ObjectsMeant
 from pipelines.serving.question import Answer, Question
 from pipelines.serving.refusal import Refusal
 from pipelines.serving.request_format import COLUMNS, MAX_ROWS, PARAMETERS, is_column
@@ -132,6 +133,7 @@ def _row(number: int, row: Mapping[str, object], params: Mapping[str, str | None
             control_hz=rate_of(params["control_hz"]),
             instruction=_text(row.get("instruction")),
             embedding=row.get("embedding"),
+            objects=ObjectsMeant.of(row.get),
             reset=flag("reset", row.get("reset")),
             stateless=flag("stateless", row.get("stateless")),
             dataset=params["dataset"],

@@ -13,7 +13,7 @@ from preprocessing.simulation.environment import Observation, state_of
 from preprocessing.simulation.gl_backend import gl_backend
 from preprocessing.simulation.metaworld_environment import MetaWorldConfig, MetaWorldEnvironment
 from preprocessing.simulation.metaworld_rollout import MOUNTED_VIEWS, VIEWS, Camera, roll_out
-from preprocessing.store.images import image_size
+from preprocessing.store.images import decode_image, image_size
 
 CAMERA = Camera(view=VIEWS["side"], height=32, width=40, jpeg_quality=85)
 STILL = {
@@ -32,6 +32,30 @@ def environment() -> Iterator[MetaWorldEnvironment]:
     environment = MetaWorldConfig(task="button-press-v3", camera=CAMERA, control_hz=10).build()
     yield environment
     environment.close()
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_the_place_of_a_point_is_where_the_camera_shows_it(environment: MetaWorldEnvironment, view: str) -> None:
+    environment.reset(3)
+    assert environment._rollout is not None
+    env = environment._rollout.env
+    bodies, point_m = env.model.geom_bodyid, env._get_pos_objects()[:3]
+    button = np.flatnonzero(bodies == env.model.body("button").id)
+    camera = Camera(view=VIEWS[view], height=96, width=128, jpeg_quality=95)
+    with closing(camera.build(env.model)) as renderer:
+        pictures = []
+        for colour in ((1.0, 0.0, 0.0, 1.0), (0.0, 1.0, 0.0, 1.0)):
+            env.model.geom_rgba[button] = colour
+            env.model.geom_matid[button] = -1
+            pictures.append(decode_image(renderer.jpeg(env.data)).astype(int))
+    rows, columns = np.nonzero(np.abs(pictures[0] - pictures[1]).max(axis=-1) > 60)
+    x, y = VIEWS[view].place_of(point_m, height=96, width=128)
+    assert abs(x * 128 - columns.mean()) < 8 and abs(y * 96 - rows.mean()) < 8, (
+        x * 128,
+        columns.mean(),
+        y * 96,
+        rows.mean(),
+    )
 
 
 def as_answered(action_4: np.ndarray, metres_per_action: float) -> Mapping[str, float]:

@@ -26,6 +26,7 @@ from preprocessing.store.images import (
     reencode,
     require_whole_image,
     resize_image,
+    resized_place,
 )
 
 SIDE = st.integers(1, 80)
@@ -72,6 +73,30 @@ def test_pad_and_crop_keep_the_aspect_ratio() -> None:
     assert (padded[:, 0, 0] > 0).tolist() == [False] * 7 + [True] * 5 + [False] * 8 or padded[:, 0, 0].sum() == 5 * 255
     wide[:, :15] = wide[:, 25:] = 0
     assert (resize_image(wide, 10, 10, "crop") == 255).all()
+
+
+@settings(max_examples=60)
+@given(st.data(), st.sampled_from(["pad", "crop", "squash"]))
+def test_a_place_moves_as_what_lies_there(data: st.DataObject, how: Resize) -> None:
+    """A bright patch of a picture is found, after a resize, where its middle is said to be."""
+    source, target = (tuple(data.draw(st.integers(24, 80)) for _ in "hw") for _ in "st")
+    row, column = (data.draw(st.integers(0, side - 9)) for side in source)
+    picture = np.zeros((*source, 3), np.uint8)
+    picture[row : row + 9, column : column + 9] = 255
+    x, y = resized_place(((column + 4.5) / source[1], (row + 4.5) / source[0]), source, target, how)
+    resized = resize_image(picture, *target, how)[..., 0].astype(float)
+    assert 0 <= x <= 1 and 0 <= y <= 1
+    whole = 255 * 81 * np.prod(target) / np.prod(source)
+    if how != "squash":
+        ratio = (min if how == "pad" else max)(new / old for new, old in zip(target, source, strict=True))
+        whole = 255 * 81 * ratio**2
+    if resized.sum() < 0.9 * whole:  # cut off in part by "crop"
+        return
+    found_y, found_x = (
+        resized.sum(axis=axis) @ (np.arange(side) + 0.5) / resized.sum()
+        for axis, side in ((1, target[0]), (0, target[1]))
+    )
+    assert abs(found_x - x * target[1]) < 1 and abs(found_y - y * target[0]) < 1
 
 
 def test_frames_of_the_asked_size_pass_through_untouched() -> None:

@@ -12,6 +12,7 @@ import torch
 from rt_models.action_tokens import decode
 from rt_models.control.constrained_decoding import choose_tokens
 from rt_models.control.rt1_policy import RT1Policy, act_together
+from rt_models.object_marks import ObjectMarks
 from rt_models.rt1 import RT1, RT1Config
 from tests.support.rt1_windows import stirred
 
@@ -277,3 +278,73 @@ def test_a_model_put_back_into_training_does_not_act() -> None:
     policy.model.train()
     with pytest.raises(ValueError, match="training mode"):
         policy.act(frames()[0], instruction())
+
+
+MASKED = replace(TINY, image_channels="rgb+mask")
+MARKS = ObjectMarks(first=(0.3, 0.7), second=(0.9, 0.1))
+
+
+def with_mask(frame: np.ndarray, marks: ObjectMarks) -> np.ndarray:
+    mask = np.zeros((1, *frame.shape[:2]), np.uint8)
+    marks.draw(mask)
+    return np.concatenate([frame, mask[0, ..., None]], axis=-1)
+
+
+def test_an_object_that_is_marked_once_is_marked_in_every_frame_of_the_episode() -> None:
+    model = model_of(MASKED)
+    model.tokenizer.backbone.stem.weight.data[:, 3] *= 100  # a pixel of an untrained model changes no token
+    marked, drawn, other = RT1Policy(model), RT1Policy(model), RT1Policy(model)
+    marked.mark(MARKS)
+    other.mark(ObjectMarks(first=(0.9, 0.1)))
+    differs = False
+    for frame in frames():
+        action = marked.act(frame, instruction())
+        np.testing.assert_array_equal(action.tokens, drawn.act(with_mask(frame, MARKS), instruction()).tokens)
+        differs |= bool((action.tokens != other.act(frame, instruction()).tokens).any())
+    assert differs  # or marks do not matter, and nothing was compared
+
+
+def test_an_episode_begins_with_a_mark_of_its_own() -> None:
+    policy, frame = RT1Policy(model_of(MASKED)), frames()[0]
+    with pytest.raises(ValueError, match="object_box: it is missing: a mark tells this policy"):
+        policy.act(frame, instruction())
+    policy.mark(MARKS)
+    assert [policy.act(frame, instruction()).frames_seen for _ in range(2)] == [1, 2]
+    policy.mark(MARKS)  # said again: the same episode
+    assert policy.act(frame, instruction()).frames_seen == 3
+    with pytest.raises(ValueError, match=r"object_box: it is missing.*; another instruction begins one"):
+        policy.act(frame, instruction(1))
+    assert policy.act(frame, instruction()).frames_seen == 3  # what is refused moves no history
+    policy.mark(MARKS)
+    assert policy.act(frame, instruction(1)).frames_seen == 1
+    policy.mark(ObjectMarks(first=(0.5, 0.5)))  # another object: another episode
+    assert policy.act(frame, instruction(1)).frames_seen == 1
+    policy.reset()
+    with pytest.raises(ValueError, match="object_box: it is missing"):
+        policy.act(frame, instruction(1))
+    with pytest.raises(ValueError, match="of several, give frames of four channels"):
+        RT1Policy(model_of(MASKED), num_robots=2).mark(MARKS)
+
+
+def test_robots_with_marks_of_their_own_act_together_and_one_without_costs_the_others_nothing() -> None:
+    first = RT1Policy(model_of(MASKED))
+    robots = [first, first.for_another_robot()]
+    robots[0].mark(MARKS)
+    alone = RT1Policy(first.model)
+    alone.mark(MARKS)
+    with pytest.raises(ValueError, match="object_box: it is missing"):
+        act_together(robots, frames()[:2], [instruction()] * 2)
+    robots[1].mark(ObjectMarks(first=(0.0, 1.0)))
+    together = act_together(robots, frames()[:2], [instruction()] * 2)
+    np.testing.assert_array_equal(together[0].tokens, alone.act(frames()[0], instruction()).tokens)
+    assert together[0].frames_seen == 1
+
+
+def test_a_camera_beside_the_main_one_shows_no_mark() -> None:
+    model = model_of(replace(MASKED, cameras=("image", "wrist")))
+    marked, drawn = RT1Policy(model), RT1Policy(model)
+    marked.mark(MARKS)
+    main, wrist = frames()[:2]
+    empty = np.concatenate([wrist, np.zeros((*wrist.shape[:2], 1), np.uint8)], axis=-1)
+    by_hand = drawn.act({"image": with_mask(main, MARKS), "wrist": empty}, instruction())
+    np.testing.assert_array_equal(marked.act({"image": main, "wrist": wrist}, instruction()).tokens, by_hand.tokens)
