@@ -288,8 +288,7 @@ class RT1(RobotModel):
     ) -> Tensor:
         """float (B, T, K, D) tokens of each frame of a camera, the first unless `tokenizer` is another's, for any T; no
         frame's tokens depend on another (in evaluation)."""
-        size, channels = self.config.input.image_size, self.config.num_channels()
-        check = self._checks_values()
+        size, channels, check = self.config.input.image_size, self.config.num_channels(), self._checks_values()
         require_images(image_BTHWC, steps=steps, size=size, channels=channels, check_values=check)
         leading = tuple(image_BTHWC.shape[:2])
         require_embeddings(embedding_BTD, leading=leading, check_values=check)

@@ -38,7 +38,7 @@ def frame_size(image: object, recipe: ImageRecipe) -> tuple[int, int]:
         height, width, *_ = (*_leading_shape(image), 0, 0)
         return height, width
     encoded = bytes(image)
-    return (recipe.height, recipe.width) if _is_raw(encoded, recipe) else tuple(image_size(encoded))
+    return (recipe.height, recipe.width) if _is_raw(encoded, recipe) else image_size(encoded)
 
 
 def _resize(recipe: ImageRecipe) -> Resize:
