@@ -180,13 +180,13 @@ class RT1Config:
         return ImageTokenizer(
             self.backbone,
             num_channels=self.num_channels(),
+            mask_value=self.input.mask_value,
             image_size=self.input.image_size,
             embedding_width=EMBEDDING_WIDTH if self.conditioning == "film" else 0,
             width=self.feature_width,
             num_tokens=self.num_image_tokens if self.token_learner else None,
             memory_format=self.compute.memory_format,
             checkpoint_blocks=self.compute.activation_checkpointing == "blocks",
-            mask_value=self.input.mask_value,
         )
 
     def build(self) -> RT1:

@@ -269,7 +269,8 @@ class ModelFamily(ABC, Generic[ConfigT, ModelT]):
         raise ValueError(f"{self.label} reads no object masks: leave out where the object is")
 
     def instructions(self, config: ConfigT, store: EpisodeStore) -> Mapping[str, np.ndarray]:
-        """The instructions of `store` as the model is told them, each with its vector (512,)."""
+        """The instructions of `store` as the model is told them, each with its vector (512,). Raises ValueError or
+        OSError if the store no longer says them."""
         return dict(zip(store.instruction_texts, store.embeddings, strict=True))
 
     def with_plans(self, policy: Policy, tokens: int) -> Policy:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,11 +25,10 @@ from rt_models.control.action import Action
 from rt_models.control.observation import Frame, RobotState
 from rt_models.control.rt1_policy import RT1Policy, act_together
 from rt_models.cost.rt1_flops import cost
+from rt_models.object_marks import ObjectMarks
 from rt_models.rt1 import RT1, RT1Config
-from rt_models.spec import EMBEDDING_WIDTH, DatasetContract, ObjectMarks, StateInput
+from rt_models.spec import EMBEDDING_WIDTH, DatasetContract, StateInput
 from rt_models.vision.fuse_batch_norm import fuse_batch_norm
-
-log = logging.getLogger(__name__)
 
 
 class RT1Family(WindowFamily[RT1Config, RT1]):
@@ -106,11 +104,7 @@ class RT1Family(WindowFamily[RT1Config, RT1]):
     def instructions(self, config: RT1Config, store: EpisodeStore) -> Mapping[str, np.ndarray]:
         if not self.reads_object_masks(config):
             return super().instructions(config, store)
-        try:
-            overlay = read_overlay(store)
-        except (ValueError, OSError) as error:
-            log.warning("the verbs that the model was trained on are not known: %s", error)
-            return {}
+        overlay = read_overlay(store)
         return dict(zip(overlay.verbs, overlay.vectors_VD, strict=True))
 
     def policies(self, model: RT1) -> Callable[[DatasetContract], RT1Policy]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import logging
 import re
 import shutil
 import tempfile
@@ -33,6 +34,8 @@ from preprocessing.store.manifest_file import MANIFEST as STORE_MANIFEST
 from preprocessing.store.shard_files import reaching
 from preprocessing.store.web_store import robot_stores
 from rt_models.spec import Contract
+
+log = logging.getLogger(__name__)
 
 ACCEPTED = (
     "a run's output folder, one of its checkpoints, a folder that rtp export or rtp import-weights wrote, or "
@@ -91,10 +94,14 @@ def with_instructions(trained: TrainedModel) -> TrainedModel:
 
 
 def instructions_of(trained: TrainedModel, stores: Sequence[EpisodeStore]) -> Instructions:
-    """The instruction table of a model's training stores, as the model is told it."""
+    """The instruction table of a model's training stores, as the model is told it. A store that no longer says it gives
+    a warning."""
     family, vectors = family_of(trained.model), {}
     for store in stores:
-        vectors |= family.instructions(trained.model.config, store)
+        try:
+            vectors |= family.instructions(trained.model.config, store)
+        except (ValueError, OSError) as error:
+            log.warning("the instructions that the model was trained on are not all known: %s", error)
     return Instructions(trained.contract.encoder, vectors)
 
 

@@ -33,13 +33,13 @@ class ImageTokenizer(nn.Module):
         backbone: EfficientNetConfig | ViTConfig,
         *,
         num_channels: int,
+        mask_value: float = 1.0,
         image_size: int,
         embedding_width: int,
         width: int,
         num_tokens: int | None,
         memory_format: Literal["channels_last", "contiguous"],
         checkpoint_blocks: bool,
-        mask_value: float = 1.0,
     ) -> None:
         super().__init__()
         self.num_channels, self.mask_value = num_channels, mask_value
