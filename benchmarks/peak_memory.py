@@ -1,4 +1,4 @@
-"""Peak memory of forward and backward, per window: plain windows, segments, with and without activation checkpointing.
+"""Peak memory of forward and backward, per window: plain windows, segments, by mode of activation checkpointing.
 
 Every case is a process of its own. Reported is its peak resident set over what it held just before the forward pass
 (torch, the model and the batch); gradients are in it, optimizer state is not. Linux only.
@@ -19,6 +19,7 @@ from measure import parser, positive, print_json, start
 from workload import PRESETS, accumulate, add_presets, batch
 
 GIBIBYTE = 2**30
+MODES = ("off", "selective", "blocks")
 
 
 def main() -> None:
@@ -32,15 +33,15 @@ def main() -> None:
     results: dict[str, Any] = {}
     for preset in arguments.presets:
         steps = PRESETS[preset]().num_steps
-        print(f"\n{preset}: GiB above model and batch, and per window, without and with activation checkpointing")
+        print(f"\n{preset}: GiB above model and batch, and per window, by mode of activation checkpointing")
         for size in [1, *arguments.segments]:
-            off, blocks = (_in_a_process(preset, size, mode, arguments.threads) for mode in ("off", "blocks"))
-            results.setdefault(preset, {})[size] = {"off_bytes": off, "blocks_bytes": blocks}
-            print(
-                f"  {size:2} windows, {steps + size - 1:2} frames: {off / GIBIBYTE:6.2f} ({off / size / GIBIBYTE:.3f})"
-                f" and {blocks / GIBIBYTE:6.2f} ({blocks / size / GIBIBYTE:.3f}), {off / blocks:.2f} times less",
-                flush=True,
+            held = {mode: _in_a_process(preset, size, mode, arguments.threads) for mode in MODES}
+            results.setdefault(preset, {})[size] = {f"{mode}_bytes": value for mode, value in held.items()}
+            cells = (
+                f"{mode} {value / GIBIBYTE:.2f} ({value / size / GIBIBYTE:.3f}), 1/{held['off'] / value:.2f}"
+                for mode, value in held.items()
             )
+            print(f"  {size:2} windows, {steps + size - 1:2} frames: {'; '.join(cells)}", flush=True)
     print_json("peak_memory", arguments, results)
 
 
@@ -71,7 +72,7 @@ def _arguments() -> argparse.Namespace:
     add_presets(made, "small", "rt1_jax")
     text = "windows of segments (default: 12 24)"
     made.add_argument("--segments", nargs="+", type=positive, default=[12, 24], help=text)
-    made.add_argument("--case", nargs=3, metavar=("PRESET", "WINDOWS", "off|blocks"), help="measure one, here")
+    made.add_argument("--case", nargs=3, metavar=("PRESET", "WINDOWS", "|".join(MODES)), help="measure one, here")
     return made.parse_args()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from rt_models.blocks.activation_checkpointing import ActivationCheckpointing
 from rt_models.config_checks import require_choices
 
 
@@ -17,8 +18,10 @@ class ComputeConfig:
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
     """Order in which images and kernels lie in memory. Channels last is faster on CPUs with oneDNN and on GPUs, where
     it also runs the backbone's norms in Triton kernels of ours while training; contiguous leaves them to torch."""
-    activation_checkpointing: Literal["off", "blocks"] = "off"
-    """"blocks": the backbone's blocks are computed a second time in the backward pass, to save memory."""
+    activation_checkpointing: ActivationCheckpointing = "off"
+    """What a block of the backbone keeps for the backward pass: everything; "selective": what its convolutions, matrix
+    products and attention return, so that only cheap operations run again; "blocks": its inputs, so that all of it runs
+    again."""
     compile: Literal["off", "inductor", "aot_eager"] = "off"
     """torch.compile of the tokenizer and the transformer, with this backend."""
 

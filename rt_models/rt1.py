@@ -186,7 +186,7 @@ class RT1Config:
             width=self.feature_width,
             num_tokens=self.num_image_tokens if self.token_learner else None,
             memory_format=self.compute.memory_format,
-            checkpoint_blocks=self.compute.activation_checkpointing == "blocks",
+            checkpointing=self.compute.activation_checkpointing,
         )
 
     def build(self) -> RT1:

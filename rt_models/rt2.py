@@ -23,6 +23,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from rt_models.action_space import ActionSpec
+from rt_models.blocks.activation_checkpointing import ActivationCheckpointing
 from rt_models.blocks.linear import LecunLinear
 from rt_models.camera_roles import MAIN_CAMERA, require_cameras
 from rt_models.config_checks import require_choices, require_sizes
@@ -55,8 +56,9 @@ class RT2Config:
     beside it."""
     prefix: Literal["causal", "image", "prompt"] = "causal"
     """What sees all of itself: nothing, a row's patches, or its patches and prompt."""
-    activation_checkpointing: Literal["off", "blocks"] = "off"
-    """"blocks": blocks are computed a second time in the backward pass, to save memory."""
+    activation_checkpointing: ActivationCheckpointing = "off"
+    """What a block keeps for the backward pass: everything; "selective": what its convolutions, matrix products and
+    attention return, so that only cheap operations run again; "blocks": its inputs, so that all of it runs again."""
     cameras: tuple[str, ...] = (MAIN_CAMERA,)
     """Cameras that it reads, by role, in the order of their pictures: image, wrist, left, right and so on."""
     state: StateInput | None = None
@@ -121,16 +123,15 @@ class RT2(AnswerModel):
         super().__init__()
         self.config = config = config or RT2Config()
         self.spec = config.action_spec()
-        checkpoint_blocks = config.activation_checkpointing == "blocks"
         self.vision = config.vision.build(
             in_channels=3,
             image_size=config.picture.image_size,
             embedding_width=0,
-            checkpoint_blocks=checkpoint_blocks,
+            checkpointing=config.activation_checkpointing,
         )
         self.projection = LecunLinear(config.vision.out_channels(), config.decoder.width)
         self.embedding = TokenEmbedding(config.vocab_size, config.decoder.width)
-        self.decoder = config.decoder.build(checkpoint_blocks=checkpoint_blocks)
+        self.decoder = config.decoder.build(checkpointing=config.activation_checkpointing)
         self.output = LecunLinear(config.decoder.width, config.vocab_size, bias=False)
 
     @property

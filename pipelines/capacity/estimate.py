@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from cluster.engine import DeepSpeedEngineConfig
 from cluster.launch import RayLaunch
@@ -179,9 +182,41 @@ def activation_bytes(experiment: Experiment) -> int | None:
 
 def saved_bytes(model: nn.Module, *inputs: Any) -> int:
     """Memory that the backward pass of `model(*inputs)` would need, its weights apart."""
-    saved: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: (saved.append(tensor), tensor)[1], lambda kept: kept):
-        model(*inputs)
-    weights = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
-    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in saved}
-    return sum(size for storage, size in storages.items() if storage not in weights)
+    saved: dict[int, int] = {}
+
+    def save(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with _Made() as made, torch.autograd.graph.saved_tensors_hooks(save, lambda kept: kept):
+        outputs = model(*inputs)  # the graph lives as long as these
+    weights, answers = (
+        {tensor.untyped_storage()._cdata for tensor in tensors}
+        for tensors in ((*model.parameters(), *model.buffers()), _tensors(outputs))
+    )
+    held = {storage: size for storage, size in made.living().items() if storage not in answers}
+    return sum(size for storage, size in (held | saved).items() if storage not in weights)
+
+
+class _Made(TorchDispatchMode):
+    """The storages that operations made. Selective checkpointing keeps some of them apart from the saved tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outputs = func(*args, **(kwargs or {}))
+        for tensor in _tensors(outputs):
+            storage = tensor.untyped_storage()
+            self._storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        return outputs
+
+    def living(self) -> dict[int, int]:
+        """Bytes by storage."""
+        return {key: size for key, (reference, size) in self._storages.items() if not reference.expired()}
+
+
+def _tensors(values: object) -> list[Tensor]:
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from rt_models.blocks.activation_checkpointing import recomputed
+from rt_models.blocks.activation_checkpointing import ActivationCheckpointing, checkpointed
 from rt_models.blocks.linear import LecunLinear
 from rt_models.blocks.transformer import SwiGlu, TransformerConfig
 from rt_models.config_checks import require_share, require_sizes
@@ -61,8 +61,8 @@ class DecoderConfig:
     def head_width(self) -> int:
         return self.width // self.num_heads
 
-    def build(self, *, checkpoint_blocks: bool = False) -> Decoder:
-        return Decoder(self, checkpoint_blocks)
+    def build(self, *, checkpointing: ActivationCheckpointing = "off") -> Decoder:
+        return Decoder(self, checkpointing)
 
 
 class KeyValueCache:
@@ -161,9 +161,9 @@ class DecoderBlock(nn.Module):
 class Decoder(nn.Module):
     """float (B, S, D) contents of positions -> float (B, R, D) normalised outputs."""
 
-    def __init__(self, config: DecoderConfig, checkpoint_blocks: bool) -> None:
+    def __init__(self, config: DecoderConfig, checkpointing: ActivationCheckpointing) -> None:
         super().__init__()
-        self.config, self.checkpoint_blocks = config, checkpoint_blocks
+        self.config, self.checkpointing = config, checkpointing
         self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.width, eps=NORM_EPS)
 
@@ -182,10 +182,7 @@ class Decoder(nn.Module):
         for number, block in enumerate(self.blocks):
             last = number + 1 == len(self.blocks)
             inputs = (x_BSD, angle_BSK, last_mask, rows_BR) if last else (x_BSD, angle_BSK, mask)
-            if self.checkpoint_blocks and self.training:
-                x_BSD, keys, values = recomputed(block, *inputs)
-            else:
-                x_BSD, keys, values = block(*inputs)
+            x_BSD, keys, values = checkpointed(block, self.checkpointing, *inputs)
             if cache is not None:
                 cache.fill(number, keys, values)
         return self.norm(x_BSD)

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rt_models.blocks.activation_checkpointing import recomputed
+from rt_models.blocks.activation_checkpointing import ActivationCheckpointing, checkpointed
 from rt_models.blocks.batch_norm import BatchNormConfig
 from rt_models.blocks.keyed_random import uniform
 from rt_models.blocks.linear import ZeroLinear
@@ -104,10 +103,10 @@ class EfficientNetConfig:
         return EfficientNetConfig(stem_channels=8, stages=stages, head_channels=16, stochastic_depth=0.0)
 
     def build(
-        self, *, in_channels: int, image_size: int, embedding_width: int, checkpoint_blocks: bool = False
+        self, *, in_channels: int, image_size: int, embedding_width: int, checkpointing: ActivationCheckpointing = "off"
     ) -> EfficientNet:
         """`embedding_width` 0 leaves FiLM out; any `image_size` will do."""
-        return EfficientNet(self, in_channels, embedding_width, checkpoint_blocks)
+        return EfficientNet(self, in_channels, embedding_width, checkpointing)
 
     def out_channels(self) -> int:
         return self.head_channels
@@ -269,10 +268,10 @@ class EfficientNet(nn.Module):
     """float (N, C, H, W) normalised images and (N, D) embeddings -> float (N, head_channels, h, w) features."""
 
     def __init__(
-        self, config: EfficientNetConfig, in_channels: int, embedding_width: int, checkpoint_blocks: bool
+        self, config: EfficientNetConfig, in_channels: int, embedding_width: int, checkpointing: ActivationCheckpointing
     ) -> None:
         super().__init__()
-        self.checkpoint_blocks = checkpoint_blocks
+        self.checkpointing: ActivationCheckpointing = checkpointing
         self.stem = StemConv(in_channels, config.stem_channels, 3, 2, config.padding)
         self.stem_norm = config.batch_norm.build(config.stem_channels)
         total = sum(stage.num_blocks for stage in config.stages)
@@ -301,8 +300,7 @@ class EfficientNet(nn.Module):
         x = norm_silu(self.stem_norm, self.stem(image_NCHW), num_real)
         for number, block in enumerate(self.blocks):
             uniform_N = uniform(key_N, number) if key_N is not None and self.training else None
-            run = partial(recomputed, block) if self.checkpoint_blocks and self.training else block
-            x = run(x, embedding_ND, uniform_N, num_real)
+            x = checkpointed(block, self.checkpointing, x, embedding_ND, uniform_N, num_real)
         return norm_silu(self.head_norm, self.head(x), num_real)
 
 

@@ -12,6 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from rt_models.blocks.activation_checkpointing import ActivationCheckpointing
 from rt_models.blocks.linear import LecunConv1x1
 from rt_models.vision.efficientnet import EfficientNetConfig, Film
 from rt_models.vision.image_inputs import Images, Pixels
@@ -39,7 +40,7 @@ class ImageTokenizer(nn.Module):
         width: int,
         num_tokens: int | None,
         memory_format: Literal["channels_last", "contiguous"],
-        checkpoint_blocks: bool,
+        checkpointing: ActivationCheckpointing,
     ) -> None:
         super().__init__()
         self.num_channels, self.mask_value = num_channels, mask_value
@@ -49,7 +50,7 @@ class ImageTokenizer(nn.Module):
             in_channels=num_channels,
             image_size=image_size,
             embedding_width=embedding_width,
-            checkpoint_blocks=checkpoint_blocks,
+            checkpointing=checkpointing,
         )
         self.projection = LecunConv1x1(backbone.out_channels(), width)
         self.film = Film(width, embedding_width) if embedding_width else None

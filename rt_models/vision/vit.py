@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from rt_models.blocks.activation_checkpointing import recomputed
+from rt_models.blocks.activation_checkpointing import ActivationCheckpointing, checkpointed
 from rt_models.blocks.linear import LecunConv1x1, LecunLinear, PatchConv, truncated_normal_
 from rt_models.blocks.transformer import LAYER_NORM_EPS, Attention, TransformerConfig
 from rt_models.config_checks import require_choices, require_sizes
@@ -48,9 +48,11 @@ class ViTConfig:
         if self.stem == "convolutions" and (self.patch_size & (self.patch_size - 1) or self.patch_size < 2):
             raise ValueError(f"backbone.stem convolutions halve: patch_size {self.patch_size} must be a power of two")
 
-    def build(self, *, in_channels: int, image_size: int, embedding_width: int, checkpoint_blocks: bool = False) -> ViT:
+    def build(
+        self, *, in_channels: int, image_size: int, embedding_width: int, checkpointing: ActivationCheckpointing = "off"
+    ) -> ViT:
         """`embedding_width` 0 leaves FiLM out."""
-        return ViT(self, in_channels, self.grid(image_size), embedding_width, checkpoint_blocks)
+        return ViT(self, in_channels, self.grid(image_size), embedding_width, checkpointing)
 
     def out_channels(self) -> int:
         return self.width
@@ -109,10 +111,15 @@ class ViT(nn.Module):
     """float (N, C, H, W) normalised images and (N, D) embeddings -> float (N, width, h, w) features."""
 
     def __init__(
-        self, config: ViTConfig, in_channels: int, grid: int, embedding_width: int, checkpoint_blocks: bool
+        self,
+        config: ViTConfig,
+        in_channels: int,
+        grid: int,
+        embedding_width: int,
+        checkpointing: ActivationCheckpointing,
     ) -> None:
         super().__init__()
-        self.checkpoint_blocks = checkpoint_blocks
+        self.checkpointing: ActivationCheckpointing = checkpointing
         convolutions = config.stem == "convolutions"
         self.patches = (
             ConvolutionStem(config, in_channels)
@@ -134,8 +141,5 @@ class ViT(nn.Module):
         """`key_N` is taken for EfficientNet's sake: nothing here is random."""
         x_NDHW = self.patches(image_NCHW) + self.position
         for block in self.blocks:
-            if self.checkpoint_blocks and self.training:
-                x_NDHW = recomputed(block, x_NDHW, embedding_ND)
-            else:
-                x_NDHW = block(x_NDHW, embedding_ND)
+            x_NDHW = checkpointed(block, self.checkpointing, x_NDHW, embedding_ND)
         return self.norm(x_NDHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

@@ -29,6 +29,7 @@ from pipelines.doctor import MachineArguments, diagnose
 from pipelines.train import run_training
 from pipelines.training.job import TrainJob
 from preprocessing.store.web_store import open_store
+from rt_models.blocks.activation_checkpointing import ActivationCheckpointing, checkpointed
 
 
 @pytest.fixture(autouse=True)
@@ -256,3 +257,24 @@ def test_saved_bytes_are_those_of_the_tensors_kept_for_backward() -> None:
     assert saved_bytes(model, inputs) == 4 * (4 * 10 + 4 * 20)
     with torch.device("meta"):
         assert saved_bytes(model.to("meta"), torch.zeros(4, 10)) == 4 * (4 * 10 + 4 * 20)
+
+
+@pytest.mark.parametrize(
+    ("mode", "held"), [("off", 10 + 2 * 20 + 30), ("selective", 10 + 20 + 30 + 30), ("blocks", 10 + 30)]
+)
+def test_saved_bytes_know_activation_checkpointing(mode: ActivationCheckpointing, held: int) -> None:
+    """Of x -> relu(V silu(Wx)), the outer relu outside the block, in numbers per row of x.
+
+    "selective" keeps both products, though nothing needs the second.
+    """
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = nn.Sequential(nn.Linear(10, 20, bias=False), nn.SiLU(), nn.Linear(20, 30, bias=False))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return checkpointed(self.block, mode, x).relu()
+
+    with torch.device("meta"):
+        assert saved_bytes(Outer().train(), torch.zeros(4, 10, requires_grad=True)) == 4 * 4 * held

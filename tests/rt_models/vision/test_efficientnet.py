@@ -125,7 +125,7 @@ def test_rates_grow_from_zero_at_the_first_block_to_just_below_the_asked_one() -
 def test_recomputed_blocks_give_the_same_gradients_and_count_each_frame_once_in_the_averages() -> None:
     plain = stirred(tiny(replace(TINY, stochastic_depth=0.5))).train()
     recomputing = copy.deepcopy(plain)
-    recomputing.checkpoint_blocks = True
+    recomputing.checkpointing = "blocks"
     image, embedding = inputs()
     keys = torch.arange(4)
     for model in (plain, recomputing):

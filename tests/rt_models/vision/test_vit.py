@@ -51,7 +51,7 @@ def test_every_patch_sees_every_other_and_knows_its_place() -> None:
 def test_recomputed_blocks_give_the_same_gradients() -> None:
     plain = stirred(build()).train()
     recomputing = copy.deepcopy(plain)
-    recomputing.checkpoint_blocks = True
+    recomputing.checkpointing = "blocks"
     image, embedding = inputs()
     for model in (plain, recomputing):
         model(image, embedding).square().sum().backward()
