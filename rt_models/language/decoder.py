@@ -163,7 +163,8 @@ class Decoder(nn.Module):
 
     def __init__(self, config: DecoderConfig, checkpointing: ActivationCheckpointing) -> None:
         super().__init__()
-        self.config, self.checkpointing = config, checkpointing
+        self.config = config
+        self.checkpointing: ActivationCheckpointing = checkpointing
         self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.width, eps=NORM_EPS)
 

@@ -11,10 +11,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAM = REPOSITORY / "benchmarks/chaos.py"
 
 
+@pytest.mark.slow
 def test_a_training_that_is_killed_three_times_ends_as_if_nothing_had_been(tmp_path: Path) -> None:
     command = [sys.executable, str(PROGRAM), "--kills", "3", "--steps", "120"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
