@@ -78,6 +78,9 @@ class MixtureConfig:
     maps: dict[str, str] = field(default_factory=dict)
     """By dataset name, the map from its own space into `space`, such as "world_vector = position_delta;
     gripper_closedness_action = -2 * gripper_open + 1"; they are laid over those of `name`."""
+    states: dict[str, str] = field(default_factory=dict)
+    """By dataset name, common names of values of the state that other datasets call otherwise, such as
+    "state/x = robot_obs/ee_x; state/y = robot_obs/ee_y": common = own."""
 
     def common(self, spaces: Sequence[ActionSpace] = ()) -> tuple[ActionSpace | None, Mapping[str, str]]:
         """(the common space, None without one, and the maps into it); `spaces` are those of the datasets.

@@ -10,8 +10,9 @@ Axes: N steps, P values of a model's state, K columns of a store's.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -65,9 +66,38 @@ class StateSide:
     """The state that one data set has: physical values in this order, and how they are normalised."""
 
     names: tuple[str, ...]
+    """What the model calls them."""
     units: tuple[str, ...]
     statistics: ActionStatistics
     transform: AffineTransform
+    own_names: tuple[str, ...] = ()
+    """What the data set calls them, where a mixture declares other names (`renamed`)."""
+
+    @property
+    def recorded_names(self) -> tuple[str, ...]:
+        """What stores and robots of the data set call them."""
+        return self.own_names or self.names
+
+    def renamed(self, declared: str) -> StateSide:
+        """The same under the names that "common = own; common = own", also in lines, gives; others keep theirs.
+
+        Raises ValueError for a text that is none, a value that there is not, and a name that two values get.
+        """
+        pairs = [
+            tuple(part.strip() for part in each.split("=")) for each in re.split("[;\n]", declared) if each.strip()
+        ]
+        wrong = [pair for pair in pairs if len(pair) != 2 or not all(pair)]
+        if wrong or not pairs:
+            raise ValueError(f'{declared!r:.80} does not read "common = own; common = own"')
+        unknown = [own for _, own in pairs if own not in self.names]
+        if unknown:
+            raise ValueError(f"there is no {unknown[0]}: the state has {', '.join(self.names)}")
+        common = {own: name for name, own in pairs}
+        names = tuple(common.get(own, own) for own in self.names)
+        twice = [name for name in names if names.count(name) > 1]
+        if twice or len(common) < len(pairs):
+            raise ValueError(f"two values cannot be {twice[0] if twice else pairs[0][0]}, or one have two names")
+        return replace(self, names=names, own_names=self.names)
 
     @staticmethod
     def measured(names: Sequence[str], units: Sequence[str], statistics: ActionStatistics) -> StateSide:
@@ -99,6 +129,7 @@ class StateSide:
         rows = ("mean", "std", "minimum", "maximum", "q01", "q99")
         return StateSide(
             names=tuple(self.names[place] for place in places),
+            own_names=tuple(self.own_names[place] for place in places) if self.own_names else (),
             units=tuple(self.units[place] for place in places),
             statistics=ActionStatistics(count=found.count, **{row: taken(getattr(found, row)) for row in rows}),
             transform=AffineTransform(
@@ -109,7 +140,7 @@ class StateSide:
     def normalised(self, physical_NK: np.ndarray) -> np.ndarray:
         """float32 (..., K) of physical values in the order of `names`. Raises ValueError for one that is not finite."""
         if not np.isfinite(physical_NK).all():
-            odd = [name for name, is_odd in zip(self.names, _odd(physical_NK), strict=True) if is_odd]
+            odd = [name for name, is_odd in zip(self.recorded_names, _odd(physical_NK), strict=True) if is_odd]
             raise ValueError(f"state {odd[0]} is not finite, and the model reads it")
         return np.clip(self.transform.apply(physical_NK), -STATE_LIMIT, STATE_LIMIT)
 
@@ -125,23 +156,24 @@ class StateSide:
         return tuple(self._physical(values).tolist())
 
     def _physical(self, values: object) -> np.ndarray:
+        names = self.recorded_names
         if isinstance(values, Mapping):
-            missing, unknown = [n for n in self.names if n not in values], [n for n in values if n not in self.names]
+            missing, unknown = [n for n in names if n not in values], [n for n in values if n not in names]
             if missing or unknown:
                 wrong = f"lacks {missing[0]}" if missing else f"has {unknown[0]!s:.60}, which is not read"
                 raise ValueError(f"state {wrong}: send {self.described()}")
-            values = [values[name] for name in self.names]
+            values = [values[name] for name in names]
         try:
             physical_K = np.asarray(values, np.float64)
         except (TypeError, ValueError):
             raise ValueError(f"state must be numbers: send {self.described()}") from None
-        if physical_K.shape != (len(self.names),):
+        if physical_K.shape != (len(names),):
             raise ValueError(f"state has the shape {physical_K.shape}: send {self.described()}")
         return physical_K
 
     def described(self) -> str:
         """Names with units, in their order: "state/x [m], state/gripper [unknown]"."""
-        return ", ".join(f"{name} [{unit}]" for name, unit in zip(self.names, self.units, strict=True))
+        return ", ".join(f"{name} [{unit}]" for name, unit in zip(self.recorded_names, self.units, strict=True))
 
 
 def _odd(physical_NK: np.ndarray) -> np.ndarray:
@@ -176,7 +208,7 @@ class StateColumns:
         side = self.sides[store]
         if side is None:
             return np.zeros((len(recorded_NK), len(self.names)), np.float32)
-        taken = [columns.index(name) for name in side.names]
+        taken = [columns.index(name) for name in side.recorded_names]
         return self.placed(side.normalised(recorded_NK[:, taken]), store)
 
     def placed(self, normalised_NK: np.ndarray, store: int) -> np.ndarray:
@@ -188,9 +220,11 @@ class StateColumns:
 
 
 def union_of_states(sides: Mapping[str, StateSide | None], asked: Sequence[str]) -> tuple[str, ...]:
-    """The names of the state of a model trained on these data sets: `asked`, or all in the order of the data sets.
+    """The names of the state of a model trained on these data sets: `asked`, or all that they have, in the order of the
+    first.
 
-    Raises ValueError for a name that no data set has, or that has another unit in another one.
+    Raises ValueError for a name that no data set has, or that has another unit in another one, and where nothing is
+    asked for and the data sets that have a state have different ones.
     """
     unit_of: dict[str, tuple[str, str]] = {}
     for dataset, side in sides.items():
@@ -201,8 +235,24 @@ def union_of_states(sides: Mapping[str, StateSide | None], asked: Sequence[str])
                     f"state {name} is in {known} in {first} and in {unit} in {dataset}: the two cannot be one value; "
                     f"name those to read under model.state.names"
                 )
+    if not asked:
+        _require_one_state({dataset: side.names for dataset, side in sides.items() if side is not None})
     unknown = [name for name in asked if name not in unit_of]
     if unknown or not unit_of:
         there = f"they have {', '.join(unit_of)}" if unit_of else "no store has a state: set model.state None"
         raise ValueError(f"the model reads the state {unknown[0] if unknown else ''}".rstrip() + f", and {there}")
     return tuple(asked) or tuple(unit_of)
+
+
+def _require_one_state(names_of: Mapping[str, tuple[str, ...]]) -> None:
+    """Raise ValueError unless these data sets have the same values: what is called otherwise may be the same thing."""
+    for dataset, names in list(names_of.items())[1:]:
+        first, known = next(iter(names_of.items()))
+        for one, its, other, others in ((dataset, names, first, known), (first, known, dataset, names)):
+            alone = [name for name in its if name not in others]
+            if alone:
+                raise ValueError(
+                    f"the states of {first} and {dataset} differ: {one} has {alone[0]}, which {other} does not have; "
+                    f"name those to read under model.state.names, or under mixture.states what values are called that "
+                    f"are the same in both"
+                )

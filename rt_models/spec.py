@@ -79,6 +79,8 @@ class DatasetContract:
     RT-1's, whose dimensions mean the same everywhere. `own` is where the actions came from that a declared map brought
     into the space of this contract; None where they have been in it all along. `without_cameras` are roles that the
     model reads and the dataset does not have; `state` is what the model reads of the robot's state, None for nothing.
+    `gripper` (absolute: a closedness to hold, relative: a change, none) and the hash of the dataset `spec` are what its
+    store declared when a model was trained; they are no part of the id, and "" where nobody said.
     """
 
     name: str
@@ -93,6 +95,13 @@ class DatasetContract:
     own: OwnSide | None = None
     without_cameras: tuple[str, ...] = ()
     state: StateSide | None = None
+    gripper: str = field(default="", compare=False)
+    spec: str = field(default="", compare=False)
+
+    def declared(self, *, gripper: str, spec: str) -> DatasetContract:
+        """With what its store declares, in its own space too."""
+        own = None if self.own is None else replace(self.own, dataset=replace(self.own.dataset, gripper=gripper))
+        return replace(self, gripper=gripper, spec=spec, own=own)
 
     def acted(self, action: ActionSpec) -> tuple[ActionSpec, DatasetContract]:
         """The space that actions for this dataset's robot are in, and its side there; `action` is the contract's."""
@@ -160,7 +169,8 @@ class Contract:
 
     @property
     def id(self) -> str:
-        agreed = replace(self, num_steps=0, stride=1)
+        sides = tuple(dataset.declared(gripper="", spec="") for dataset in self.datasets)
+        agreed = replace(self, num_steps=0, stride=1, datasets=sides)
         return hashlib.sha256(json.dumps(agreed.to_json(), sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
@@ -259,6 +269,7 @@ class Contract:
                 ("kinds of action", ours.kinds, theirs.kinds, ours.kinds == theirs.kinds),
                 ("action dimensions", ours.action_mask, theirs.action_mask, ours.action_mask == theirs.action_mask),
                 ("rate", f"{ours.control_hz:g} Hz", f"{theirs.control_hz:g} Hz", same_rate(ours, theirs)),
+                ("gripper", ours.gripper, theirs.gripper, same_gripper(ours, theirs)),
                 *self._inputs_of(found or ours, inputs or StoreInputs()),
             ]
         wrong = [f"{part}: the model has {mine}, {where} has {other}" for part, mine, other, same in sides if not same]
@@ -276,7 +287,7 @@ class Contract:
         if ours.state is not None:
             mine, theirs = ours.state.described(), "none"
             if inputs.state is not None:
-                theirs = inputs.state.chosen(ours.state.names).described()
+                theirs = inputs.state.chosen(ours.state.recorded_names).described()
                 theirs = theirs or f"none of it, only {inputs.state.described()}"
             sides.append(("state", mine, theirs, mine == theirs))
         return sides
@@ -286,6 +297,11 @@ def same_rate(one: DatasetContract, other: DatasetContract) -> bool:
     """Whether an action lasts as long in both, within 2 %; a rate of 0 is unknown."""
     rates = one.control_hz, other.control_hz
     return 0 in rates or math.isclose(*rates, rel_tol=0.02)
+
+
+def same_gripper(one: DatasetContract, other: DatasetContract) -> bool:
+    """Whether a gripper's number means as much in both, a place to hold or a change; "" is unknown."""
+    return "" in (one.gripper, other.gripper) or one.gripper == other.gripper
 
 
 def _recipe(inputs: StoreInputs, role: str) -> ImageRecipe | None:
@@ -354,7 +370,9 @@ def _leave_out_of_sides(action: dict[str, Any], datasets: Sequence[dict[str, Any
     for dimension in action["dimensions"]:
         _leave_out(dimension, classes=[], bounded_by="convention")
     for dataset in datasets:
-        _leave_out(dataset, arm="commanded", meanings=[], own=None, without_cameras=[], state=None)
+        _leave_out(dataset, arm="commanded", meanings=[], own=None, without_cameras=[], state=None, gripper="", spec="")
+        if "state" in dataset:
+            _leave_out(dataset["state"], own_names=[])
         if "own" in dataset:
             _leave_out_of_sides(dataset["own"]["action"], [dataset["own"]["dataset"]])
 

@@ -67,7 +67,7 @@ def _marks(observation: Observation) -> ObjectMarks:
 
 def _read_of(dataset: DatasetContract, state: Mapping[str, float]) -> dict[str, float]:
     """Those values that the policy reads; one that the simulator lacks is missed by the policy, by its name."""
-    names = () if dataset.state is None else dataset.state.names
+    names = () if dataset.state is None else dataset.state.recorded_names
     return {name: state[name] for name in names if name in state}
 
 

@@ -17,6 +17,7 @@ from preprocessing.simulation.choice import choose_environments
 from preprocessing.simulation.environment import FIRST_EVALUATION_SEED, EnvironmentConfig
 from preprocessing.simulation.metaworld_rollout import MOUNTED_VIEWS, VIEWS, Camera
 from preprocessing.store.episode_store import EpisodeStore
+from rt_models.action_space import ActionSpec
 from rt_models.spec import MAIN_CAMERA, Contract, DatasetContract, ImageRecipe
 
 
@@ -41,11 +42,12 @@ def prepare(
     trained = load_trained(model)
     against = None if config.against is None else load_trained(config.against)
     dataset = trained.contract.dataset(config.dataset)
-    environments = _environments(config, trained.contract, dataset)
+    environments = environments_of(config, trained.contract, dataset)
     require_known(wordings or {}, [environment.instruction for environment in environments], str(config.env))
     for policy in [trained] if against is None else [trained, against]:
         for environment in environments:
-            _require_fit(policy, policy.contract.dataset(config.dataset), environment)
+            side = policy.contract.dataset(config.dataset)
+            require_fit(policy.source, policy.contract.action, side, environment)
     return ClosedLoop(
         trained=trained,
         against=against,
@@ -60,7 +62,9 @@ def prepare(
     )
 
 
-def _environments(config: ClosedLoopConfig, contract: Contract, dataset: DatasetContract) -> list[EnvironmentConfig]:
+def environments_of(config: ClosedLoopConfig, contract: Contract, dataset: DatasetContract) -> list[EnvironmentConfig]:
+    """Those that are asked for, with the cameras that a model reads under `contract` for this dataset's robot. Raises
+    ValueError for one that there is not, and for a camera that it lacks."""
     return list(
         choose_environments(
             str(config.env),
@@ -90,16 +94,24 @@ def _mounted_camera(config: ClosedLoopConfig, recipe: ImageRecipe) -> Camera:
     return Camera(view=view, height=recipe.height, width=recipe.width, jpeg_quality=config.jpeg_quality)
 
 
-def _require_fit(policy: TrainedModel, dataset: DatasetContract, environment: EnvironmentConfig) -> None:
-    """Raise ValueError unless the policy answers in every dimension that moves the robot."""
-    space, side = dataset.acted(policy.contract.action)
+def require_fit(policy: str, action: ActionSpec, dataset: DatasetContract, environment: EnvironmentConfig) -> None:
+    """Raise ValueError unless the policy of this name answers in every dimension that moves the robot, and the
+    simulator knows every value of the state that it reads; `action` is its contract's."""
+    space, side = dataset.acted(action)
     answered = zip(space.names, side.action_mask, strict=True)
     present = {name for name, is_present in answered if is_present}
     missing = [name for name in environment.moved_by if name not in present]
     if missing:
         raise ValueError(
-            f"{policy.source} was trained on {dataset.name}, whose robot has no {missing[0]}: {environment.task} moves "
-            f"by {', '.join(environment.moved_by)}"
+            f"{policy} was trained on {dataset.name}, whose robot has no {missing[0]}: {environment.task} moves by "
+            f"{', '.join(environment.moved_by)}"
+        )
+    felt = () if dataset.state is None else dataset.state.recorded_names
+    unknown = [name for name in felt if name not in environment.state_names]
+    if unknown:
+        raise ValueError(
+            f"{policy} reads the state {unknown[0]}, and the simulator has none of this name in {environment.task}: it "
+            f"has {', '.join(environment.state_names)}"
         )
 
 

@@ -30,7 +30,7 @@ from preprocessing.store.episode_store import EpisodeStore, image_column
 from preprocessing.store.robot_inputs import own_camera
 from rt_models.action_tokens import decode
 from rt_models.control.action import ActionOutlet
-from rt_models.spec import MAIN_CAMERA
+from rt_models.spec import MAIN_CAMERA, of_role
 
 Answer = Mapping[str, Any]
 
@@ -45,7 +45,7 @@ class Difference:
     episode: int
     step: int
     cause: str
-    """contract, image, history, instruction, plan, model, gripper, scaling or limits."""
+    """contract, image, state, history, instruction, plan, model, gripper, scaling or limits."""
     explanation: str
 
 
@@ -93,7 +93,8 @@ class Expectation:
         self.predictions: Predictions = as_acted(predicted, self.outlet)
         self.names = self.dataset.acted(contract.action)[0].names
         self.reads_text = family.instruction == "text"
-        self.roles = family.cameras(model.config)
+        self.seen = [role for role in family.cameras(model.config) if role not in self.dataset.without_cameras]
+        """The cameras, by role, that a robot sends."""
         self.num_frames = family.num_frames(model.config)
         self.overlay = read_overlay(store) if family.reads_object_masks(model.config) else None
         """The marks of a model that reads object masks, and the verbs that it is told."""
@@ -105,17 +106,24 @@ class Expectation:
         place = self.place_of.get((step.episode, step.step))
         return None if place is None else self.predictions.tokens_NA[place]
 
-    def frame(self, step: _Step) -> np.ndarray:
-        """uint8 (H, W, 3) as the model reads that of the first camera that the robot has."""
-        role = next(role for role in self.roles if role not in self.dataset.without_cameras)
-        field = "image" if role == MAIN_CAMERA else f"image_{role}"
-        return camera_frame(step.observation[field], self.trained.contract.recipe(role))
+    def misread(self, step: _Step, read: Mapping[str, Any]) -> tuple[str, str] | None:
+        """(cause, explanation) of the first picture, or the state, of which the server has `read` another content."""
+        for role in self.seen:
+            frame = camera_frame(step.observation[of_role("image", role)], self.trained.contract.recipe(role))
+            if read.get(of_role("image_crc32", role)) != zlib.crc32(frame.tobytes()):
+                whose = "" if role == MAIN_CAMERA else f" of camera {role}"
+                return "image", f"the server has read other pixels from the recorded frame{whose}"
+        side = self.dataset.state
+        if side is not None:
+            felt = np.array(side.physical(step.observation["state"]))
+            if read.get("state_crc32") != zlib.crc32(felt.tobytes()):
+                return "state", "the server has read another state than the recorded one"
+        return None
 
     def columns(self) -> dict[str, str]:
         """The store's column of each field that a robot sends: pictures and state."""
-        roles = [role for role in self.roles if role not in self.dataset.without_cameras]
-        own = {role: own_camera(self.store, role) or role for role in roles}
-        columns = {"image" if role == MAIN_CAMERA else f"image_{role}": image_column(own[role]) for role in roles}
+        own = {role: own_camera(self.store, role) or role for role in self.seen}
+        columns = {of_role("image", role): image_column(own[role]) for role in self.seen}
         return columns | ({"state": "proprio"} if self.dataset.state is not None else {})
 
     def as_sent(self, sensed: Mapping[str, object]) -> dict[str, object]:
@@ -125,7 +133,7 @@ class Expectation:
             return dict(sensed)
         recorded = np.asarray(sensed["state"]).tolist()
         felt = dict(zip(self.store.manifest.proprio.names, recorded, strict=True))
-        return {**sensed, "state": {name: felt[name] for name in side.names}}
+        return {**sensed, "state": {name: felt[name] for name in side.recorded_names}}
 
     def told(self, episode: int, place: int) -> tuple[str, np.ndarray]:
         """The instruction of an episode and its vector; `place` is its row in the store's table."""
@@ -256,8 +264,8 @@ def _why_tokens(
     contract, read, seen = expected.trained.contract, answer.get("read", {}), answer.get("frames_seen")
     if answer.get("contract") != contract.id:
         return "contract", f"the server has contract {answer.get('contract')}, the model {contract.id}"
-    if read.get("image_crc32") != zlib.crc32(expected.frame(step).tobytes()):
-        return "image", "the server has read other pixels from the recorded frame"
+    if misread := expected.misread(step, read):
+        return misread
     if seen != min(step.step + 1, expected.num_frames):
         return "history", f"the answer rests on {seen} frames, not on {min(step.step + 1, expected.num_frames)}"
     if read.get("instruction_crc32") != step.instruction_crc32:

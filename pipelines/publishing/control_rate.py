@@ -54,4 +54,5 @@ def _displacements(space: ActionSpec, side: DatasetContract) -> set[str]:
     """The dimensions that move something by so much a step."""
     if side.meanings:
         return {name for name, meaning in zip(space.names, side.meanings, strict=True) if meaning.kind == "delta"}
-    return {name for name in space.names if is_motion(name)}
+    gripper = ("gripper",) if side.gripper == "relative" else ()
+    return {name for name in space.names if is_motion(name) or name.startswith(gripper)}

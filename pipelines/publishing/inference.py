@@ -98,6 +98,11 @@ class InferenceModel:
         """Camera frames that an answer may rest on."""
         return self._family.num_frames(self._config)
 
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The cameras that the model reads, in its order."""
+        return self._family.cameras(self._config)
+
     def absent(self, dataset: DatasetContract) -> tuple[str, ...]:
         """Dimensions that a policy of this data set does not answer in."""
         answered = self._family.answered_dims(self._config)
@@ -140,7 +145,7 @@ class InferenceModel:
         return self._inlet(dataset).cameras
 
     def _inlet(self, dataset: DatasetContract) -> ObservationInlet:
-        return ObservationInlet(self._family.cameras(self._config), self._family.state(self._config), dataset)
+        return ObservationInlet(self.roles, self._family.state(self._config), dataset)
 
     def act(
         self,

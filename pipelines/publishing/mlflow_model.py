@@ -24,8 +24,9 @@ from pipelines.families.models import family_of
 from pipelines.publishing.folder import TrainedModel, write_portable
 from pipelines.publishing.mlflow_policy import class_column
 from pipelines.publishing.policy_code import copy_policy_code
+from pipelines.publishing.robot_declaration import DECLARATIONS
 from preprocessing.conversion.multilingual_encoder import MULTILINGUAL_ENCODER
-from rt_models.spec import Contract, ImageRecipe
+from rt_models.spec import Contract, ImageRecipe, of_role
 
 # What mlflow_policy.py and the files of ours that it imports need; MLflow brings pyarrow itself.
 _NEEDED = ("torch", "numpy", "pandas", "einops", "safetensors", "simplejpeg", "pillow", "pyyaml", "fsspec", "mlflow")
@@ -47,10 +48,9 @@ def signature(trained: TrainedModel) -> ModelSignature:
     """Columns in and out, and parameters: `mlflow_policy.MlflowPolicy` documents them."""
     datasets = trained.contract.datasets
     inputs: list[ColSpec | TensorSpec] = [
-        ColSpec(AnyType(), "image"),
         *(
-            ColSpec(AnyType(), f"image_{recipe.camera}", required=_is_everywhere(recipe.camera, trained.contract))
-            for recipe in trained.contract.cameras
+            ColSpec(AnyType(), of_role("image", role), required=_is_everywhere(role, trained.contract))
+            for role in _cameras(trained)
         ),
         *(
             [ColSpec(AnyType(), "state", required=all(d.state is not None for d in datasets))]
@@ -79,7 +79,8 @@ def signature(trained: TrainedModel) -> ModelSignature:
     # MLflow puts a default where a call has no value: of several datasets none may be guessed.
     dataset = ParamSpec("dataset", DataType.string, datasets[0].name if len(datasets) == 1 else "")
     others = [ParamSpec(name, DataType.string, "") for name in ("contract", "control_hz")]
-    params = ParamSchema([dataset, *others])
+    declared = [ParamSpec(name, DataType.string, [], shape=(-1,)) for name in DECLARATIONS]
+    params = ParamSchema([dataset, *others, *declared])
     return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs), params=params)
 
 
@@ -93,12 +94,8 @@ def example(trained: TrainedModel) -> pd.DataFrame:
     """One grey frame of each camera, the mean state and the first known instruction."""
     contract = trained.contract
     first = contract.datasets[0]
-    columns: dict[str, list[object]] = {"image": [_grey(contract.image)]}
-    columns |= {
-        f"image_{recipe.camera}": [_grey(recipe)]
-        for recipe in contract.cameras
-        if recipe.camera not in first.without_cameras
-    }
+    sent = [role for role in _cameras(trained) if role not in first.without_cameras]
+    columns: dict[str, list[object]] = {of_role("image", role): [_grey(contract.recipe(role))] for role in sent}
     if first.state is not None:
         columns["state"] = [list(first.state.statistics.mean)]
     if _objects(trained):
@@ -111,6 +108,11 @@ def _grey(recipe: ImageRecipe) -> str:
     frame = io.BytesIO()
     Image.new("RGB", (recipe.width, recipe.height), (128, 128, 128)).save(frame, "PNG")
     return base64.b64encode(frame.getvalue()).decode()  # as JSON carries it
+
+
+def _cameras(trained: TrainedModel) -> tuple[str, ...]:
+    """Those that the model reads, by role."""
+    return family_of(trained.model).cameras(trained.model.config)
 
 
 def _is_everywhere(role: str, contract: Contract) -> bool:

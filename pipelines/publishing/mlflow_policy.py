@@ -31,13 +31,14 @@ from pipelines.publishing.control_rate import rate_factor
 from pipelines.publishing.folder import read_bundle
 from pipelines.publishing.inference import InferenceModel, NamedAction, named
 from pipelines.publishing.objects_meant import ObjectsMeant
+from pipelines.publishing.robot_declaration import DECLARATIONS, require_declared
 from pipelines.serving.codecs.mlflow_rows import rate_of
 from pipelines.serving.request_format import COLUMNS, MAX_ROWS, OBJECTS, PARAMETERS, is_column
 from pipelines.serving.request_values import flag, is_missing
 from rt_models.control.action import Action
 from rt_models.control.observation import Frame, RobotState
 from rt_models.object_marks import MarksMissing
-from rt_models.spec import MAIN_CAMERA, DatasetContract, ObjectMarks
+from rt_models.spec import MAIN_CAMERA, DatasetContract, ObjectMarks, of_role
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,8 @@ class MlflowPolicy(PythonModel):
 
     Parameters: `dataset` whose units and scaling the actions have, needed where the policy was trained on several;
     `contract`, the id that the caller was built for: another policy refuses; `control_hz`, the robot's rate: another
-    than was trained is refused. Others are refused.
+    than was trained is refused; action_names, action_units, state_names, state_units: lists of what the robot takes for
+    the order and units, others are refused. Other parameters are refused.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -90,7 +92,7 @@ class MlflowPolicy(PythonModel):
         except ValueError as error:
             raise Refused(str(error)) from error
 
-    def _answer(self, table: pd.DataFrame, params: Mapping[str, str]) -> pd.DataFrame:
+    def _answer(self, table: pd.DataFrame, params: Mapping[str, Any]) -> pd.DataFrame:
         columns, parameters = _as_called(table, params)
         _require_known("parameter", parameters, PARAMETERS)
         _require_known("column", [name for name in columns if not is_column(name)], COLUMNS)
@@ -103,6 +105,8 @@ class MlflowPolicy(PythonModel):
         dataset = self._contract.dataset(params.get("dataset") or None)
         # All rows are read before the first moves a history: a call fails as a whole and can be sent again.
         rate_factor(dataset, rate_of(params.get("control_hz")), "refuse")
+        said = {name: params[name] for name in DECLARATIONS if params.get(name) not in (None, [])}
+        require_declared(said, self._contract, dataset)
         rows = [self._read(number, row, dataset) for number, row in enumerate(table.to_dict("records"))]
         with self._one_call:
             told = self._told(rows, dataset)
@@ -156,7 +160,7 @@ class MlflowPolicy(PythonModel):
         roles = self._model.cameras(dataset)
         if roles == (MAIN_CAMERA,):
             return row.get("image")
-        found = {role: row.get("image" if role == MAIN_CAMERA else f"image_{role}") for role in roles}
+        found = {role: row.get(of_role("image", role)) for role in roles}
         return {role: picture for role, picture in found.items() if not is_missing(picture)}
 
     def _require_history(self, row: _Request) -> None:
@@ -259,7 +263,7 @@ def _leave_the_path_to(policy: str) -> None:
         sys.path[:] = [entry for entry in sys.path if Path(entry) != code]
 
 
-def _as_called(table: pd.DataFrame, params: Mapping[str, str]) -> tuple[list[str], list[str]]:
+def _as_called(table: pd.DataFrame, params: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Columns and parameters that the caller gave MLflow's model, which hands on only those of the signature.
 
     Dropped in silence, a misspelt `robot` would cost the history and a misspelt `dataset` the scale. MLflow (3.17) has

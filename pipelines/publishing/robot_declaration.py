@@ -23,7 +23,7 @@ def require_declared(declared: Mapping[str, object], contract: Contract, dataset
     known = {
         "action_names": space.names,
         "action_units": side.units,
-        "state_names": () if state is None else state.names,
+        "state_names": () if state is None else state.recorded_names,
         "state_units": () if state is None else state.units,
     }
     for field, said in declared.items():

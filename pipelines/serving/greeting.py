@@ -9,7 +9,7 @@ from pipelines.serving.adapters.base import Adapter
 from pipelines.serving.observation import CAMERA_KEYS
 from pipelines.serving.request_format import OBJECTS
 from rt_models.action_space import ActionSpec
-from rt_models.spec import DatasetContract, ImageRecipe
+from rt_models.spec import MAIN_CAMERA, DatasetContract, ImageRecipe
 
 HORIZON = 1  # actions of an answer: a policy here answers one step at a time
 
@@ -43,8 +43,7 @@ def greeting(model: InferenceModel, adapter: Adapter, dataset: str | None, sourc
             for each in sides
         },
         "encoder": contract.encoder,
-        "images": [_image(contract.image, adapter.image_keys)]
-        + [_image(recipe, [key.format(recipe.camera) for key in CAMERA_KEYS]) for recipe in contract.cameras],
+        "images": [_image(contract.recipe(role), _keys(role, adapter)) for role in model.roles],
         "state": _state(side),
         "objects": list(OBJECTS) if model.reads_object_masks else [],
         "frames": model.num_frames,
@@ -71,6 +70,11 @@ def _of_dataset(model: InferenceModel, side: DatasetContract) -> dict[str, objec
     return told
 
 
+def _keys(role: str, adapter: Adapter) -> Sequence[str]:
+    """Where a camera's picture is looked for."""
+    return adapter.image_keys if role == MAIN_CAMERA else [key.format(role) for key in CAMERA_KEYS]
+
+
 def _image(recipe: ImageRecipe, keys: Sequence[str]) -> dict[str, object]:
     size = {"height": recipe.height, "width": recipe.width}
     return {
@@ -85,7 +89,7 @@ def _image(recipe: ImageRecipe, keys: Sequence[str]) -> dict[str, object]:
 def _state(side: DatasetContract | None) -> list[dict[str, str]]:
     """Names and units of the values that the policy of a data set reads, in their order."""
     state = None if side is None else side.state
-    pairs = [] if state is None else zip(state.names, state.units, strict=True)
+    pairs = [] if state is None else zip(state.recorded_names, state.units, strict=True)
     return [{"name": name, "unit": unit} for name, unit in pairs]
 
 

@@ -116,8 +116,8 @@ class _Http:
     async def invocations(self, request: Request) -> Response:
         """MLflow's scoring format; rows of different robots are answered together."""
         body = await self._json_body(request)
-        frames = self._frontend.frames_without_a_name()
-        rows = await self._service.in_reader(lambda: mlflow_rows.read(body, num_frames=frames))
+        wanted = {"num_frames": self._frontend.frames_without_a_name(), "cameras": self._service.model.roles}
+        rows = await self._service.in_reader(lambda: mlflow_rows.read(body, **wanted))
         prepared = [
             await _of_row(number, self._service.prepare(lambda question=row.question: question))
             for number, row in enumerate(rows)
@@ -235,7 +235,8 @@ def _wants_array(observation: Mapping[str, object]) -> bool:
     """Whether the answer is bare numbers, as OpenVLA's clients read it."""
     if observation.get("full_image") is not None:
         return True
-    return not isinstance(observation.get("image"), str | list) and "explain" not in observation
+    pictures = [value for name, value in observation.items() if name == "image" or name.startswith("image_")]
+    return not any(isinstance(picture, str | list) for picture in pictures) and "explain" not in observation
 
 
 def _refused(refusal: Refusal, protocol: str) -> Response:

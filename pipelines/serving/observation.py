@@ -16,7 +16,7 @@ from pipelines.serving.codecs.mlflow_rows import rate_of, robot_name
 from pipelines.serving.question import Question
 from pipelines.serving.refusal import Refusal
 from pipelines.serving.request_values import flag
-from rt_models.spec import CAMERA_ALIASES
+from rt_models.spec import CAMERA_ALIASES, MAIN_CAMERA
 
 Observation = Mapping[str, object]
 
@@ -34,17 +34,16 @@ STATE_KEYS = ("state", "observation/state", "observation.state")
 
 
 def question(observation: Observation, *, image_keys: Sequence[str], text_keys: Sequence[str]) -> Question:
-    """What an observation asks. Raises Refusal, naming the field.
+    """What an observation asks. Raises Refusal, naming the field, as its `camera` does where the main one is not there.
 
     The picture is the first of `image_keys` that is there, the instruction the first of `text_keys`; NAME.CAMERA is the
     camera of a map, NAME.* the only one of it. Other cameras lie under their role, as `CAMERA_KEYS` say, and a state
     under one of `STATE_KEYS`. `control_hz` and `DECLARATIONS` are what a robot says of itself. `reset`, `stateless`,
-    `embedding`, `dataset`, `contract`, `explain` and the objects meant (`OBJECT_FIELDS`) are fields of our own, which
-    clients of others do not send.
+    `success`, `embedding`, `dataset`, `contract`, `explain` and the objects meant (`OBJECT_FIELDS`) are fields of our own,
+    which clients of others do not send.
     """
     return Question(
-        frame=_frame(observation, image_keys),
-        camera=partial(_camera, observation),
+        camera=partial(_camera, observation, image_keys),
         state=next((observation[key] for key in STATE_KEYS if observation.get(key) is not None), None),
         control_hz=rate_of(observation.get("control_hz")),
         declared={name: observation[name] for name in DECLARATIONS if observation.get(name) is not None},
@@ -53,28 +52,37 @@ def question(observation: Observation, *, image_keys: Sequence[str], text_keys: 
         objects=ObjectsMeant.of(observation.get),
         reset=_flag(observation, "reset"),
         stateless=_flag(observation, "stateless"),
+        success=None if observation.get("success") is None else _flag(observation, "success"),
         dataset=_name(observation, "dataset"),
         contract=_name(observation, "contract"),
         explain=_flag(observation, "explain"),
     )
 
 
-def _camera(observation: Observation, role: str) -> object:
-    names = [role, *(name for name, stands_for in CAMERA_ALIASES.items() if stands_for == role)]
-    for key in (pattern.format(name) for name in names for pattern in CAMERA_KEYS):
+def _camera(observation: Observation, image_keys: Sequence[str], role: str, others: Sequence[str]) -> object:
+    if role == MAIN_CAMERA:
+        return _frame(observation, image_keys, [key for other in others for key in _keys_of(other)])
+    for key in _keys_of(role):
         picture = _at(observation, key)
         if picture is not None:
             return _pixels(picture, key)
     return None
 
 
+def _keys_of(role: str) -> list[str]:
+    """Where the picture of a camera beside the main one may lie."""
+    names = [role, *(name for name, stands_for in CAMERA_ALIASES.items() if stands_for == role)]
+    return [pattern.format(name) for name in names for pattern in CAMERA_KEYS]
+
+
 def robot_of(observation: Observation) -> str | None:
     return robot_name(observation.get("robot"))
 
 
-def _frame(observation: Observation, keys: Sequence[str]) -> object:
+def _frame(observation: Observation, keys: Sequence[str], taken: Sequence[str]) -> object:
+    """`taken` are the keys of other cameras that the policy reads."""
     for key in keys:
-        picture = _at(observation, key)
+        picture = _at(observation, key, taken)
         if picture is not None:
             return _pixels(picture, key)
     there = ", ".join(sorted(f"{name:.60}" for name in _names(observation))[:12]) or "nothing"
@@ -90,18 +98,19 @@ def _names(observation: Observation) -> Iterator[str]:
             yield name
 
 
-def _at(observation: Observation, key: str) -> object:
+def _at(observation: Observation, key: str, taken: Sequence[str] = ()) -> object:
     if key in observation:
         return None if isinstance(observation[key], dict) else observation[key]
     outer, _, inner = key.rpartition(".")
     flat = [name for name in observation if name.startswith(f"{outer}.")] if inner == "*" else []
     if len(flat) == 1:  # LeRobot's names
-        return observation[flat[0]]
+        return None if flat[0] in taken else observation[flat[0]]
     cameras = observation.get(outer)
     if not outer or not isinstance(cameras, dict):
         return None
     if inner == "*":
-        return next(iter(cameras.values())) if len(cameras) == 1 else None
+        only = next(iter(cameras)) if len(cameras) == 1 else None
+        return None if only is None or f"{outer}.{only}" in taken else cameras[only]
     return cameras.get(inner)
 
 

@@ -15,20 +15,22 @@ from pipelines.publishing.objects_meant import ObjectsMeant
 from rt_models.spec import MAIN_CAMERA
 
 
-def no_camera(role: str) -> object:
-    """Of a robot with the main camera alone."""
-    del role
+def no_camera(role: str, others: Sequence[str]) -> object:
+    """Of a robot whose main camera's frame is all that there is."""
+    del role, others
     return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One camera frame with its instruction, as a codec and an adapter have read it."""
+    """Camera frames with their instruction, as a codec and an adapter have read them."""
 
-    frame: object
-    """What `pipelines.serving.request_values.camera_frame` takes: encoded bytes, base64, an array or nested lists."""
-    camera: Callable[[str], object] = no_camera
-    """The picture of another camera by its role, in the same forms; None where there is none."""
+    frame: object = None
+    """Of the main camera, what `pipelines.serving.request_values.camera_frame` takes: encoded bytes, base64, an array
+    or nested lists; None where `camera` looks for it when a policy reads it."""
+    camera: Callable[[str, Sequence[str]], object] = no_camera
+    """The picture of a camera by its role, in the same forms; None where there is none. Second the other roles that the
+    policy reads: their pictures are not this one's."""
     state: object = None
     """Physical values by name, or in the order of the data set: of a policy that reads them."""
     control_hz: float | None = None
@@ -44,6 +46,8 @@ class Question:
     """Whether an episode begins with this frame."""
     stateless: bool = False
     """Whether this frame is to be answered alone, and to leave every history as it is."""
+    success: bool | None = None
+    """Whether the robot's task is solved at this frame, where it says so."""
     dataset: str | None = None
     """Whose units and scale the answer has; needed where the policy was trained on several."""
     contract: str | None = None
@@ -54,9 +58,15 @@ class Question:
     def pictures(self, roles: Sequence[str]) -> object:
         """What `InferenceModel.frames` takes of these cameras: the main one's picture, or those there are by role."""
         if tuple(roles) == (MAIN_CAMERA,):
-            return self.frame
-        found = {role: self.frame if role == MAIN_CAMERA else self.camera(role) for role in roles}
+            return self.picture(MAIN_CAMERA, roles)
+        found = {role: self.picture(role, roles) for role in roles}
         return {role: picture for role, picture in found.items() if picture is not None}
+
+    def picture(self, role: str, roles: Sequence[str]) -> object:
+        """That of one of these cameras; None where there is none."""
+        if role == MAIN_CAMERA and self.frame is not None:
+            return self.frame
+        return self.camera(role, [other for other in roles if other != role])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,4 +85,4 @@ class Answer:
     infer_ms: float
     """Of the pass that answered this robot and those beside it."""
     read: Mapping[str, int] = field(default_factory=dict)
-    """Where asked for: CRC-32 of the frame and of the instruction as the model got them."""
+    """Where asked for: CRC-32 of each frame, the state and the instruction as the model got them."""

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipelines.publishing.robot_declaration import DECLARATIONS
 from preprocessing.store.images import encode_png
-from rt_models.spec import Contract
+from rt_models.spec import MAIN_CAMERA, Contract, of_role
 
 if TYPE_CHECKING:  # it imports torch, and `rtp serve --help` prints REQUEST
     from pipelines.publishing.inference import InferenceModel
@@ -22,7 +23,7 @@ ADDRESS = "http://127.0.0.1:5001"
 MAX_ROWS = 64
 OBJECTS = ("object_box", "second_object_box", "object_name", "second_object_name")
 COLUMNS = ("image", "instruction", "embedding", "robot", "reset", "stateless", "state", *OBJECTS)
-PARAMETERS = ("dataset", "contract", "control_hz")
+PARAMETERS = ("dataset", "contract", "control_hz", *DECLARATIONS)
 
 REQUEST = f"""\
 POST /invocations with Content-Type: application/json and
@@ -48,6 +49,9 @@ params, which may be left out where there is nothing to choose, holds
   contract     the id the caller was built for; another policy refuses
   control_hz   steps a second of the robot, as text; another rate than was
                trained is refused
+  action_names, action_units, state_names, state_units
+               lists of what the robot takes for the order and units; others
+               are refused
 
 The answer is {{"predictions": [ROW, ...]}}; a ROW holds the value of each action
 dimension, terminate_episode_class (terminate, arm or base), absent (dimensions
@@ -65,6 +69,8 @@ class ServedPolicy:
     """What a caller must know of one policy."""
 
     contract: Contract
+    cameras: tuple[str, ...]
+    """That it reads, by role."""
     instructions: tuple[str, ...]
     num_frames: int
     reads_object_masks: bool = False
@@ -74,6 +80,7 @@ class ServedPolicy:
         texts = tuple(text for text in model.instructions.vectors if text.strip())
         return ServedPolicy(
             contract=model.contract,
+            cameras=model.roles,
             instructions=texts,
             num_frames=model.num_frames,
             reads_object_masks=model.reads_object_masks,
@@ -85,10 +92,9 @@ class ServedPolicy:
 
     def own_part(self) -> list[str]:
         """Lines about this policy alone: frame size, data sets, dimensions with units, contract."""
-        recipe, names = self.contract.image, [dataset.name for dataset in self.contract.datasets]
+        names = [dataset.name for dataset in self.contract.datasets]
         lines = [
-            f"This policy was trained on frames of {recipe.height}x{recipe.width}; others are resized.",
-            f"It reads the cameras {', '.join(self._cameras())}." if self.contract.cameras else "",
+            f"This policy was trained on frames of {self._frames()}; others are resized.",
             *(f"state of {d.name}: {d.state.described()}" for d in self.contract.datasets if d.state is not None),
             f"It looks at the last {self.num_frames} frames of a robot." if self.num_frames > 1 else "",
             "It reads an object mask: send object_box with the first frame of an episode."
@@ -100,8 +106,12 @@ class ServedPolicy:
         ]
         return [line for line in lines if line]
 
-    def _cameras(self) -> list[str]:
-        return [self.contract.image.camera, *(recipe.camera for recipe in self.contract.cameras)]
+    def _frames(self) -> str:
+        """Height x width, of each camera unless it is the main one alone."""
+        recipes = [self.contract.recipe(role) for role in self.cameras]
+        if self.cameras == (MAIN_CAMERA,):
+            return f"{recipes[0].height}x{recipes[0].width}"
+        return ", ".join(f"{recipe.height}x{recipe.width} of camera {recipe.camera}" for recipe in recipes)
 
     def _dimensions(self, number: int) -> str:
         dataset = self.contract.datasets[number]
@@ -110,18 +120,23 @@ class ServedPolicy:
         named = f"{dataset.name}: " + ", ".join(f"{name} ({unit})" for name, unit, there in rows if there)
         return textwrap.fill(named, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
+    def sent(self) -> list[str]:
+        """The cameras, by role, that a robot of the first data set has."""
+        return [role for role in self.cameras if role not in self.contract.datasets[0].without_cameras]
+
+    def state(self) -> dict[str, float]:
+        """The mean state of a robot of the first data set; empty where the policy reads none."""
+        state = self.contract.datasets[0].state
+        return {} if state is None else dict(zip(state.recorded_names, state.statistics.mean, strict=True))
+
     def request(self) -> Mapping[str, object]:
         """A request that is answered."""
         frame = base64.b64encode(encode_png(np.full((16, 16, 3), 128, np.uint8))).decode()
         text = self.instructions[0] if self.instructions else "open the drawer"
         names = [dataset.name for dataset in self.contract.datasets]
-        first = self.contract.datasets[0]
-        sent = [recipe.camera for recipe in self.contract.cameras if recipe.camera not in first.without_cameras]
-        row: dict[str, object] = {"image": frame, **{f"image_{role}": frame for role in sent}}
-        if first.state is not None:
-            row["state"] = dict(zip(first.state.names, first.state.statistics.mean, strict=True))
-        if self.reads_object_masks:
-            row["object_box"] = [6, 6, 10, 10]
+        row: dict[str, object] = {of_role("image", role): frame for role in self.sent()}
+        row |= {"state": self.state()} if self.state() else {}
+        row |= {"object_box": [6, 6, 10, 10]} if self.reads_object_masks else {}
         rows = [{**row, "instruction": text, "robot": "arm-1"}]
         return {"dataframe_records": rows} | ({"params": {"dataset": names[0]}} if len(names) > 1 else {})
 

@@ -38,7 +38,7 @@ from pipelines.serving.request_values import is_missing
 from pipelines.serving.sessions import Session, Sessions
 from rt_models.control.control_step import CAPACITIES
 from rt_models.control.observation import Frame, RobotState
-from rt_models.spec import MAIN_CAMERA, DatasetContract, ObjectMarks
+from rt_models.spec import MAIN_CAMERA, DatasetContract, ObjectMarks, of_role
 
 log = logging.getLogger("rtp.serve")
 
@@ -70,8 +70,6 @@ class Prepared:
     model: InferenceModel
     question: Question
     dataset: DatasetContract
-    frame_HWC: np.ndarray
-    """Of the first camera that is read."""
     frames: Frame
     """Of every camera."""
     state: RobotState
@@ -82,6 +80,11 @@ class Prepared:
     """Of the objects that the robot says are meant."""
     arrived: float
     """When the question was received, by the monotonic clock: its age counts from there."""
+
+    def by_role(self) -> dict[str, np.ndarray]:
+        """uint8 (H, W, 3) of each camera."""
+        frames = self.frames if isinstance(self.frames, Mapping) else {MAIN_CAMERA: self.frames}
+        return {role: np.asarray(frame) for role, frame in frames.items()}
 
 
 class PolicyService:
@@ -175,20 +178,24 @@ class PolicyService:
         """Hand a step of a robot's episode to the recorder, which does not wait."""
         if self._recorder is None or prepared.question.stateless or not self.sessions.holds(session):
             return
-        frames, dataset, hz = prepared.frames, prepared.dataset, prepared.question.control_hz
+        dataset, hz = prepared.dataset, prepared.question.control_hz
         self._recorder.step(
             session,
             prepared.question,
             answer,
             model=prepared.model,
             dataset=dataset if hz is None or prepared.rate_factor == 1.0 else replace(dataset, control_hz=hz),
-            frames={role: np.asarray(frame) for role, frame in frames.items()}
-            if isinstance(frames, Mapping)
-            else {MAIN_CAMERA: prepared.frame_HWC},
+            frames=prepared.by_role(),
             state=prepared.state,
             instruction=prepared.instruction,
+            arrived=prepared.arrived,
         )
         self.metrics.recorded(lost=self._recorder.lost)
+
+    def succeeded(self, session: Session, success: object) -> None:
+        """Whether the robot's episode, which is over, was solved; what is no truth value says nothing."""
+        if self._recorder is not None and isinstance(success, bool):
+            self._recorder.succeeded(session, success)
 
     def disconnected(self, session: Session) -> None:
         """The robot has gone, and so has its place."""
@@ -230,7 +237,6 @@ class PolicyService:
             model=model,
             question=question,
             dataset=dataset,
-            frame_HWC=next(iter(frames.values())) if isinstance(frames, Mapping) else frames,
             frames=frames,
             state=None if dataset.state is None else question.state,
             rate_factor=_blamed(
@@ -354,6 +360,9 @@ def _blamed(name: str, read: Callable[[], Any]) -> Any:
 
 
 def _checksums(prepared: Prepared) -> dict[str, int]:
-    instruction = prepared.instruction
+    instruction, state = prepared.instruction, prepared.dataset.state
     content = instruction.encode() if isinstance(instruction, str) else np.asarray(instruction, np.float32).tobytes()
-    return {"image_crc32": zlib.crc32(prepared.frame_HWC.tobytes()), "instruction_crc32": zlib.crc32(content)}
+    sums = {of_role("image_crc32", role): zlib.crc32(frame.tobytes()) for role, frame in prepared.by_role().items()}
+    if state is not None:
+        sums["state_crc32"] = zlib.crc32(np.array(state.physical(prepared.state)).tobytes())
+    return sums | {"instruction_crc32": zlib.crc32(content)}

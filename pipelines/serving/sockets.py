@@ -104,7 +104,10 @@ class _Sockets:
                     begins = True
                 elif message.type == "hello":
                     await websocket.send_bytes(vla_eval.pack(self._hello(message)))
-                elif message.type != "episode_end":
+                elif message.type == "episode_end":
+                    metrics = message.payload.get("metrics")
+                    self._service.succeeded(session, metrics.get("success") if isinstance(metrics, dict) else None)
+                else:
                     raise Refusal(f"there is no message type {message.type!r:.40}", field="type")
                 self._count("vla", session, asked, 200)
             except Refusal as refusal:
@@ -140,7 +143,7 @@ class _Sockets:
             "model_server": f"rt-pipelines {greeting['model']}",
             "capabilities": {},
             "action_spec": action_spec(adapter),
-            "observation_spec": observation_spec(adapter),
+            "observation_spec": observation_spec(adapter, self._service.model.roles),
             "policy": greeting,
         }
         return Message(type="hello", payload=payload, seq=message.seq)

@@ -9,14 +9,15 @@ from pipelines.serving.frontend import Frontend
 from pipelines.serving.recording.config import RecordingConfig
 from pipelines.serving.request_format import ServedPolicy
 from pipelines.serving.run import Listening
+from rt_models.spec import of_role
 
 _CLIENT = """\
 {imports}import numpy as np
 from openpi_client.websocket_client_policy import WebsocketClientPolicy  # pip install openpi-client
 
 policy = WebsocketClientPolicy("{url}"{key})
-frame = np.full(({height}, {width}, 3), 128, np.uint8)  # the camera's newest, RGB
-answer = policy.infer({{"image": frame, "prompt": {text}}})
+{frames}
+answer = policy.infer({{{sent}, "prompt": {text}}})
 print(dict(zip(policy.get_server_metadata()["action_names"], answer["actions"][0])))"""
 
 _PREPROCESS = "rtp preprocess NAME/VERSION STORES --dataset NAME/VERSION/spec.yaml --split train"
@@ -52,11 +53,30 @@ def announcement(frontend: Frontend, listening: Listening, source: str) -> str:
                 key=f', api_key=os.environ["{TOKEN}"]' if wants_token else "",
                 imports="import os\n\n" if wants_token else "",
                 text=json.dumps(text, ensure_ascii=False),
-                height=policy.contract.image.height,
-                width=policy.contract.image.width,
+                frames="\n".join(_frames(policy)),
+                sent=", ".join(_sent(policy)),
             ),
         ]
     )
+
+
+def _frames(policy: ServedPolicy) -> list[str]:
+    """Lines that make a grey frame of each camera that a robot sends."""
+    recipes = {role: policy.contract.recipe(role) for role in policy.sent()}
+    told = "  # the camera's newest, RGB"
+    return [f"{_name(role)} = np.full(({r.height}, {r.width}, 3), 128, np.uint8){told}" for role, r in recipes.items()]
+
+
+def _sent(policy: ServedPolicy) -> list[str]:
+    """The fields of an observation beside the instruction, in Python."""
+    fields = [f'"{of_role("image", role)}": {_name(role)}' for role in policy.sent()]
+    names, state = [d.name for d in policy.contract.datasets], policy.state()
+    fields += [f'"state": {json.dumps(state)}'] if state else []
+    return fields + ([f'"dataset": "{names[0]}"'] if len(names) > 1 else [])
+
+
+def _name(role: str) -> str:
+    return of_role("frame", role)
 
 
 def _recording(config: RecordingConfig) -> list[str]:

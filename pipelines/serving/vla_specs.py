@@ -6,10 +6,11 @@ The harness only warns where a benchmark expects something else; the key of an i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pipelines.serving.adapters.base import Adapter
 from pipelines.serving.adapters.vla_eval import VlaEval
+from rt_models.spec import MAIN_CAMERA
 
 Spec = Mapping[str, object]
 
@@ -26,10 +27,12 @@ def action_spec(adapter: Adapter) -> dict[str, Spec]:
     }
 
 
-def observation_spec(adapter: Adapter) -> dict[str, Spec]:
+def observation_spec(adapter: Adapter, cameras: Sequence[str]) -> dict[str, Spec]:
+    """Of a policy that reads these cameras, by role."""
     keys = [key.removeprefix("images.") for key in adapter.image_keys if key.startswith("images.") and "*" not in key]
-    camera = keys[0] if keys else "primary"
+    main = keys[0] if keys else "primary"
+    names = [main if role == MAIN_CAMERA else role for role in cameras]
     return {
-        camera: {"name": camera, "dims": 0, "format": "rgb_hwc_uint8"},
+        **{name: {"name": name, "dims": 0, "format": "rgb_hwc_uint8"} for name in names},
         "language": {"name": "language", "dims": 0, "format": "language"},
     }

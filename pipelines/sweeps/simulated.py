@@ -12,7 +12,7 @@ from pipelines.evaluation.closed_loop_config import ClosedLoopConfig
 from pipelines.evaluation.closed_loop_report import POLICY
 from pipelines.evaluation.statistics import Bootstrap
 from preprocessing.simulation.gl_backend import require_gl_backend
-from preprocessing.store.episode_store import EpisodeStore
+from rt_models.spec import Contract
 from tuning.sweep import Sweep
 
 SIMULATED = ("success", "return")
@@ -45,8 +45,9 @@ def simulated_score(sweep: Sweep) -> SimulatedScore | None:
     return SimulatedScore(env=sweep.env, episodes=sweep.env_episodes or _EPISODES)
 
 
-def check_simulated(sweep: Sweep, store: EpisodeStore | None) -> None:
-    """Raise ValueError unless objectives and simulator fit, at the rate of `store`; OSError if nothing draws."""
+def check_simulated(sweep: Sweep, contract: Contract) -> None:
+    """Raise ValueError unless objectives and simulator fit, and models under `contract` can act there; OSError if
+    nothing draws."""
     asked = [objective for objective in sweep.objectives if objective.metric in SIMULATED]
     if not asked:
         if sweep.env is not None:
@@ -58,13 +59,12 @@ def check_simulated(sweep: Sweep, store: EpisodeStore | None) -> None:
         raise ValueError(f"sweep {sweep.name}: more {asked[0].metric} is better, so its direction is max")
     if sweep.env_episodes is not None and sweep.env_episodes < 1:
         raise ValueError(f"--env-episodes must be 1 or more, got {sweep.env_episodes}")
-    if store is None:
-        raise ValueError(f"sweep {sweep.name} compares {asked[0].metric}: --data needs a store of robot episodes")
-    from pipelines.evaluation.closed_loop_setup import camera_of
-    from preprocessing.simulation.choice import choose_environments
+    from pipelines.evaluation.closed_loop_setup import environments_of, require_fit
 
-    camera = camera_of(ClosedLoopConfig(env=sweep.env), store.contract.image)
-    environments = choose_environments(sweep.env, camera=camera, control_hz=store.contract.datasets[0].control_hz)
+    dataset = contract.dataset()
+    environments = environments_of(ClosedLoopConfig(env=sweep.env), contract, dataset)
+    for environment in environments:
+        require_fit(f"sweep {sweep.name}", contract.action, dataset, environment)
     measure = environments[0].measure
     if measure != asked[0].metric:
         raise ValueError(f"{sweep.env} is measured by {measure}, and sweep {sweep.name} compares {asked[0].metric}")

@@ -32,7 +32,7 @@ from pipelines.tracking.mlflow_run import RunMetrics, knows_run
 from pipelines.training.checkpoint_metadata import CheckpointMetadata
 from pipelines.training.checks import check_job
 from pipelines.training.initial_weights import FIXED
-from pipelines.training.job import TrainJob
+from pipelines.training.job import PreparedJob, TrainJob
 from pipelines.training.preparation import prepared
 from pipelines.training.result import TrainingResult
 from pipelines.training.run_logger import known_run
@@ -199,9 +199,7 @@ def check_sweep(sweep: Sweep, job: TrainJob, accepted: Collection[str] = ()) -> 
             _check_validation(sweep, experiment, job)
         elif isinstance(sweep.scheduler, Asha) and objective.metric == "loss":
             _require_divides(experiment.loop.log_every, sweep.scheduler.grace_steps, "log_every", "grace_steps")
-    stores = [open_store(path, split="train") for path in job.stores]
-    check_simulated(sweep, next((store for store in stores if isinstance(store, EpisodeStore)), None))
-    _check_stores(sweep.space, job, accepted)
+    check_simulated(sweep, _checked_stores(sweep.space, job, accepted).contract)
 
 
 def _check_space(space: Space, experiment: Experiment) -> None:
@@ -221,11 +219,13 @@ def _check_comparable(sweep: Sweep, experiment: Experiment) -> None:
             require_comparable(objective.metric, path, variants, sweep=sweep.name)
 
 
-def _check_stores(space: Space, job: TrainJob, accepted: Collection[str]) -> None:
-    """The checks of a training, for one point of the space."""
+def _checked_stores(space: Space, job: TrainJob, accepted: Collection[str]) -> PreparedJob:
+    """The training of one point of the space, once the checks of a training have found nothing."""
     experiment = with_parameters(job.experiment, {path: dimension.extremes()[0] for path, dimension in space.items()})
     stores = [open_store(path, split="train") for path in job.stores]
-    check_job(prepared(replace(job, experiment=experiment), stores), stores, accepted)
+    ready = prepared(replace(job, experiment=experiment), stores)
+    check_job(ready, stores, accepted)
+    return ready
 
 
 def _check_scores(sweep: Sweep, metric: str, job: TrainJob) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import overload
 
 from cluster.context import WorkerContext
@@ -13,10 +15,11 @@ from preprocessing.loading.loader import Loader, LoaderConfig, Reader
 from preprocessing.loading.mapped_store import MappedStore
 from preprocessing.loading.relabelling import RelabelledStore
 from preprocessing.mixture import MixtureConfig
+from preprocessing.provenance import corrections
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.robot_inputs import store_inputs
 from preprocessing.store.web_store import Store, robot_stores
-from rt_models.spec import MAIN_CAMERA, Contract, merge_contracts, union_of_states
+from rt_models.spec import MAIN_CAMERA, Contract, StoreInputs, merge_contracts, union_of_states
 
 
 def resolved(experiment: Experiment, stores: Sequence[Store]) -> Experiment:
@@ -28,18 +31,36 @@ def resolved(experiment: Experiment, stores: Sequence[Store]) -> Experiment:
     if robots:
         common = [_in_common_space(store, experiment.mixture, robots).contract for store in robots]
         space = merge_contracts(common).action.space()
-        experiment = replace(experiment, model=_with_state(family.in_space(experiment.model, space), robots))
+        model = _with_state(family.in_space(experiment.model, space), robots, experiment.mixture)
+        experiment = replace(experiment, model=model)
     return family.resolved(experiment, stores)
 
 
-def _with_state(model: ModelConfig, robots: Sequence[EpisodeStore]) -> ModelConfig:
+def _with_state(model: ModelConfig, robots: Sequence[EpisodeStore], mixture: MixtureConfig) -> ModelConfig:
     """The model's config with the values of the state that it reads, where it reads one."""
     family = family_of(model)
     asked = family.state(model)
     if asked is None:
+        if mixture.states:
+            raise ValueError("mixture.states names values of a state, and the model reads none: set model.state")
         return model
-    sides = {store.name: store_inputs(store, cameras=(), state=True).state for store in robots}
+    sides = {store.name: _inputs(store, mixture, cameras=(), state=True).state for store in robots}
+    unknown = [name for name in mixture.states if sides.get(name) is None]
+    if unknown:
+        there = ", ".join(name for name, side in sides.items() if side is not None) or "none"
+        raise ValueError(f"mixture.states names {unknown[0]!r}, and the stores that have a state are {there}")
     return family.with_state(model, union_of_states(sides, asked.names))
+
+
+def _inputs(store: EpisodeStore, mixture: MixtureConfig, *, cameras: Sequence[str], state: bool) -> StoreInputs:
+    """What the store has of them, values of its state under the common names of the mixture."""
+    found, names = store_inputs(store, cameras=cameras, state=state), mixture.states.get(store.name)
+    if found.state is None or names is None:
+        return found
+    try:
+        return replace(found, state=found.state.renamed(names))
+    except ValueError as error:
+        raise ValueError(f"mixture.states of {store.name}: {error}") from None
 
 
 def training_contract(experiment: Experiment, stores: Sequence[Store]) -> Contract:
@@ -60,18 +81,20 @@ def training_contract(experiment: Experiment, stores: Sequence[Store]) -> Contra
     if not action.same_space(merged.action):
         raise ValueError(f"the model acts in {action.name}, the stores hold {merged.action.name}")
     contract = merged.trained_with(action, experiment.scaling)
-    return replace(
-        _reading(contract, experiment.model, robots), num_steps=family_of(experiment.model).num_frames(experiment.model)
-    )
+    num_steps = family_of(experiment.model).num_frames(experiment.model)
+    reading = _reading(contract, experiment.model, robots, mixture)
+    return declared(replace(reading, num_steps=num_steps), robots)
 
 
-def _reading(contract: Contract, model: ModelConfig, robots: Sequence[EpisodeStore]) -> Contract:
+def _reading(
+    contract: Contract, model: ModelConfig, robots: Sequence[EpisodeStore], mixture: MixtureConfig
+) -> Contract:
     """The contract with what the model reads of these stores beside the main camera."""
     family = family_of(model)
     cameras, state = family.cameras(model), family.state(model)
     if cameras == (MAIN_CAMERA,) and state is None:
         return contract
-    inputs = [store_inputs(store, cameras=cameras, state=state is not None) for store in robots]
+    inputs = [_inputs(store, mixture, cameras=cameras, state=state is not None) for store in robots]
     return contract.reading(cameras, () if state is None else state.names, inputs)
 
 
@@ -80,7 +103,38 @@ def require_readable(contract: Contract, store: EpisodeStore) -> None:
     contract can read the store."""
     roles = [recipe.camera for recipe in contract.cameras]
     inputs = store_inputs(store, cameras=roles, state=bool(contract.state)) if roles or contract.state else None
-    contract.require_readable(store.contract, where=store.root, inputs=inputs)
+    contract.require_readable(declared(store.contract, [store]), where=store.root, inputs=inputs)
+    if sentence := other_spec(contract, store):
+        _warn_once(sentence)
+
+
+def declared(contract: Contract, robots: Sequence[EpisodeStore]) -> Contract:
+    """The contract with what the stores of its datasets declare beside it: the gripper, and the hash of the spec."""
+    of_name = {store.name: store.manifest for store in robots}
+    sides = (
+        side.declared(gripper=found.gripper, spec=found.settings.get("spec", "")) if found is not None else side
+        for side, found in ((side, of_name.get(side.name)) for side in contract.datasets)
+    )
+    return replace(contract, datasets=tuple(sides))
+
+
+def other_spec(contract: Contract, store: EpisodeStore) -> str | None:
+    """A sentence where the store was made with another dataset spec than the one that the model was trained on, which
+    may have changed what its numbers mean; None where nothing is known of that."""
+    trained_on, now = contract.dataset(store.name).spec, store.manifest.settings.get("spec", "")
+    if trained_on and now and trained_on != now:
+        return (
+            f"{store.root} was made with another spec of {store.name} ({now}) than the model was trained on "
+            f"({trained_on}): if signs, scales or the order of values changed in between, its actions mean something "
+            f"else to the model"
+        )
+    corrected = corrections(store.name, now) if not trained_on else ""
+    return f"{store.root} and a model of before: {corrected}" if corrected else None
+
+
+@cache
+def _warn_once(sentence: str) -> None:
+    logging.warning(sentence)
 
 
 def _require_known(config: LoaderConfig, robots: Sequence[EpisodeStore]) -> None:

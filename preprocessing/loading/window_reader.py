@@ -333,12 +333,12 @@ class WindowReader(Reader):
         if side is None:
             return np.zeros((table.num_rows, len(self._state.names)), np.float32)
         recorded_NK = table["proprio"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
-        taken = [names.index(name) for name in side.names]
+        taken = [names.index(name) for name in side.recorded_names]
         odd_NK, is_terminal_N = ~np.isfinite(recorded_NK[:, taken]), table["is_terminal"].to_numpy()
         for row, place in np.argwhere(odd_NK & ~is_terminal_N[:, None])[:1]:
             store, shard, episode, step = self._located(first_row + int(row))
             raise ValueError(
-                f"state {side.names[place]} is not finite at step {step} of episode {episode} of "
+                f"state {side.recorded_names[place]} is not finite at step {step} of episode {episode} of "
                 f"{store.shards[shard].path}, and the model reads it: leave it out of model.state.names"
             )
         if odd_NK.any():

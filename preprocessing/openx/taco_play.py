@@ -69,4 +69,6 @@ PROVENANCE = Provenance(
         "gripper: Octo and OpenVLA read 1 as open",
         "order of the measured euler angles",
     ),
+    corrected="rotation_delta was filed as yaw, pitch, roll and is roll, pitch, yaw since: a model that was trained on "
+    "a store of the earlier spec turns about other axes",
 )

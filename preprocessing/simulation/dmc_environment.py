@@ -49,6 +49,8 @@ class DmcConfig:
     """Control steps that an action is held for."""
     max_steps: int
     """Decisions of an episode."""
+    state_names: tuple[str, ...] = ()
+    """As the reader of V-D4RL calls what the task observes: position/position_0 and so on."""
     draws: bool = True
 
     @property
@@ -102,6 +104,11 @@ def dmc_config(task: str, *, height: int, width: int, control_hz: float | None =
         num_actuators=loaded.action_spec().shape[0],
         action_repeat=repeat,
         max_steps=math.ceil(round(loaded._step_limit, 6) / repeat),
+        state_names=tuple(
+            f"{name}/{name}_{number}"
+            for name, observed in loaded.observation_spec().items()
+            for number in range(math.prod(observed.shape))
+        ),
     )
 
 
@@ -181,6 +188,7 @@ class DmcEnvironment:
         return Observation(
             frame=encode_png(self.picture()) if self._config.draws else b"",
             state_S=np.concatenate(values),
+            state_names=self._config.state_names,
             reward=reward,
             is_over=self.seen.last(),
         )

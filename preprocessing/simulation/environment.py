@@ -99,6 +99,11 @@ class EnvironmentConfig(Protocol):
         ...
 
     @property
+    def state_names(self) -> tuple[str, ...]:
+        """What demonstrations call the values of a state."""
+        ...
+
+    @property
     def max_steps(self) -> int:
         """Control steps of an episode at most."""
         ...

@@ -44,6 +44,10 @@ class MetaWorldConfig:
         return MOVED_BY
 
     @property
+    def state_names(self) -> tuple[str, ...]:
+        return STATE_NAMES
+
+    @property
     def max_steps(self) -> int:
         return HORIZON // (SIMULATOR_HZ // self.control_hz)
 

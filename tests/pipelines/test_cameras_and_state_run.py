@@ -19,6 +19,7 @@ from pipelines.catalogue import load_recipe
 from pipelines.cli import main
 from pipelines.config.experiment import Experiment
 from pipelines.families.models import family_of
+from pipelines.publishing.inference import InferenceModel
 from pipelines.publishing.mlflow_model import example, signature, write_policy
 from pipelines.publishing.mlflow_policy import MlflowPolicy
 from pipelines.publishing.policy import LoadedPolicy, load_policy
@@ -263,7 +264,7 @@ def test_the_registered_model_has_columns_for_what_it_reads(run: Path, tmp_path:
     table = example(trained).assign(instruction="lift it")
     answer = policy.predict(None, table, {"control_hz": "5"})
     assert np.isfinite(answer["world_vector_x"][0])
-    shown = ServedPolicy(contract=trained.contract, instructions=("lift it",), num_frames=3).request()
+    shown = replace(ServedPolicy.of(InferenceModel(trained)), instructions=("lift it",)).request()
     answer = policy.predict(None, pd.DataFrame(shown["dataframe_records"]), {})
     assert np.isfinite(answer["world_vector_x"][0])
     for dropped, words in (("image_wrist", "camera wrist is missing"), ("state", "state: it is missing")):

@@ -144,7 +144,12 @@ def test_a_robot_s_state_is_refused_by_the_name_of_what_is_wrong(sent: object, w
 
 def test_states_join_by_name_and_one_name_has_one_unit() -> None:
     sides = {"a": state("x", "y"), "b": None, "c": state("y", "q")}
-    assert union_of_states(sides, ()) == ("x", "y", "q") and union_of_states(sides, ("q", "x")) == ("q", "x")
+    assert union_of_states({**sides, "c": state("y", "x")}, ()) == ("x", "y")
+    assert union_of_states(sides, ("q", "x")) == ("q", "x")
+    with pytest.raises(ValueError, match="the states of a and c differ: c has q, which a does not have; name those"):
+        union_of_states(sides, ())
+    with pytest.raises(ValueError, match="the states of a and c differ: a has x, which c does not have"):
+        union_of_states({**sides, "c": state("y")}, ())
     with pytest.raises(ValueError, match="state y is in m in a and in cm in c"):
         union_of_states({**sides, "c": state("y", unit="cm")}, ())
     assert union_of_states({**sides, "c": state("y", unit="cm")}, ("x",)) == ("x",)
@@ -155,6 +160,30 @@ def test_states_join_by_name_and_one_name_has_one_unit() -> None:
     for wrong in ({"noise": -1.0}, {"dropout": 1.5}, {"names": ("x", "x")}):
         with pytest.raises(ValueError, match="state"):
             StateInput(**wrong)
+
+
+def test_values_that_a_data_set_calls_otherwise_are_declared() -> None:
+    side = state("hand/a", "hand/b", "c").renamed("x = hand/b; c = hand/a; d = c")
+    assert side.names == ("c", "x", "d") and side.recorded_names == ("hand/a", "hand/b", "c")
+    chosen = side.chosen(("d", "x"))
+    assert chosen.names == ("d", "x") and chosen.described() == "c [m], hand/b [m]"
+    np.testing.assert_array_equal(chosen.read({"hand/b": 6.0, "c": -2.0}), [-1.0, 1.0])
+    columns = StateColumns(names=("x", "d", "other"), sides=(chosen,))
+    recorded_NK = np.array([[9.0, 6.0, -2.0]])
+    np.testing.assert_array_equal(columns.values(0, ("hand/a", "hand/b", "c"), recorded_NK), [[1.0, -1.0, 0.0]])
+    for wrong, words in (
+        ("", "does not read"),
+        ("x", "does not read"),
+        ("x = ", "does not read"),
+        ("x = elbow", "there is no elbow: the state has x, y"),
+        ("y = x", "two values cannot be y"),
+        ("a = x; b = x", "or one have two names"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            state("x", "y").renamed(wrong)
+    with_side = replace(two_sided(), datasets=(replace(two_sided().datasets[0], state=chosen),))
+    assert Contract.from_json(with_side.to_json()) == with_side
+    assert "own_names" not in two_sided().to_json()["datasets"][0]["state"]
 
 
 def test_a_batch_of_two_cameras_is_checked_camera_by_camera() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -37,9 +38,10 @@ class RunningServer:
         return self.address.replace("http", "ws", 1)
 
 
-def untrained(store: EpisodeStore, recipe: str = "rt1_tiny", *, seed: int = 0) -> TrainedModel:
-    """A model with random weights, the same for a seed, under the contract of `store`."""
+def untrained(store: EpisodeStore, recipe: str = "rt1_tiny", *, seed: int = 0, **changes: Any) -> TrainedModel:
+    """A model with random weights, the same for a seed, under the contract of `store`; `changes` of its config."""
     experiment = load_recipe(recipe)
+    experiment = replace(experiment, model=replace(experiment.model, **changes))
     if experiment.co_fine_tuning is not None:  # there are no web data here
         experiment = replace(experiment, co_fine_tuning=replace(experiment.co_fine_tuning, robot_share=1.0))
     experiment = resolved(experiment, [store])

@@ -6,12 +6,15 @@ import json
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipelines.publishing.objects_meant import ObjectsMeant
+from pipelines.publishing.robot_declaration import DECLARATIONS
 from pipelines.serving.question import Answer, Question
 from pipelines.serving.refusal import Refusal
 from pipelines.serving.request_format import COLUMNS, MAX_ROWS, PARAMETERS, is_column
 from pipelines.serving.request_values import flag, is_missing
+from rt_models.spec import MAIN_CAMERA, of_role
 
 _FORMATS = ("dataframe_records", "dataframe_split", "instances", "inputs")
 _LONGEST_NAME = 200
@@ -26,10 +29,11 @@ class Row:
     question: Question
 
 
-def read(body: bytes, *, num_frames: int) -> list[Row]:
+def read(body: bytes, *, num_frames: int, cameras: Sequence[str] = (MAIN_CAMERA,)) -> list[Row]:
     """The rows of a request; all are read before the first is answered. Raises Refusal with the reason.
 
-    `num_frames` that the policy looks at: where it is more than one, a row must name its robot.
+    `num_frames` that the policy looks at: where it is more than one, a row must name its robot. `cameras` that it
+    reads, by role.
     """
     try:
         request = json.loads(body)
@@ -46,7 +50,7 @@ def read(body: bytes, *, num_frames: int) -> list[Row]:
         raise Refusal(f"{len(table)} rows in one request: at most {MAX_ROWS} are answered, send several")
     for row in table:
         _require("column", [name for name in row if not is_column(name)], COLUMNS)
-        if "image" not in row:
+        if MAIN_CAMERA in cameras and "image" not in row:
             raise Refusal("Model is missing inputs ['image']: every row holds a camera frame", field="image")
     return [_row(number, row, params, num_frames) for number, row in enumerate(table)]
 
@@ -77,13 +81,13 @@ def _require(kind: str, content: Iterable[str], known: Sequence[str]) -> None:
             raise Refusal(f"there is no {kind} {name!r:.60}: this policy takes {', '.join(known)}", field=name[:60])
 
 
-def _parameters(params: object) -> dict[str, str | None]:
+def _parameters(params: object) -> dict[str, Any]:
     params = {} if params is None else params
     if not isinstance(params, dict):
         raise Refusal(f'"params" must be an object such as {{"dataset": "NAME"}}, got {params!r:.60}', field="params")
     _require("parameter", params, PARAMETERS)
-    for name, value in params.items():
-        if value is not None and not isinstance(value, str):
+    for name, value in params.items():  # of the lists `require_declared` says what is wrong
+        if name not in DECLARATIONS and value is not None and not isinstance(value, str):
             raise Refusal(f"{name} must be text, got {type(value).__name__}", field=name)
     return {name: params.get(name) or None for name in PARAMETERS}
 
@@ -123,14 +127,14 @@ def _of_columns(content: Mapping[str, object]) -> list[dict[str, object]]:
     return [{name: value[place] for name, value in content.items()} for place in range(len(lists[0]))]  # type: ignore[index]
 
 
-def _row(number: int, row: Mapping[str, object], params: Mapping[str, str | None], num_frames: int) -> Row:
+def _row(number: int, row: Mapping[str, object], params: Mapping[str, Any], num_frames: int) -> Row:
     try:
         robot = robot_name(row.get("robot"))
         question = Question(
-            frame=row.get("image"),
-            camera=lambda role: row.get(f"image_{role}"),
+            camera=lambda role, _: row.get(of_role("image", role)),
             state=row.get("state"),
             control_hz=rate_of(params["control_hz"]),
+            declared={name: params[name] for name in DECLARATIONS if params[name] is not None},
             instruction=_text(row.get("instruction")),
             embedding=row.get("embedding"),
             objects=ObjectsMeant.of(row.get),

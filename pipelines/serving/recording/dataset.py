@@ -22,9 +22,16 @@ from rt_models.action_space import RT1_SPACE
 from rt_models.spec import EMBEDDING_WIDTH
 
 SPEC = "spec.yaml"
+UNKNOWN = -1
+"""In place of success, where nobody said."""
+_RATES = {
+    "told_hz": "steps a second as the robot said; 0: it did not",
+    "measured_hz": "steps a second by the server's clock; 0: of a single step",
+}
 _VALUES, _TERMINATE = "action/values", "action/terminate_episode"
 _TEXT, _VECTOR = "observation/natural_language_instruction", "observation/natural_language_embedding"
-_NOTES = "Recorded by rtp serve. A contract does not say whether a gripper of RT-1's space holds or changes."
+_NOTES = "Recorded by rtp serve."
+_UNKNOWN_GRIPPER = " Its policy does not say whether the gripper of RT-1's space holds or changes."
 
 
 def dataset_of(root: Path, layout: RobotLayout) -> GrowingDataset:
@@ -68,18 +75,25 @@ def features(layout: RobotLayout) -> FeaturesDict:
         "tokens": Tensor(shape=(layout.num_tokens,), dtype=np.int32, doc="the bins chosen, in the policy's space"),
         **{name: Scalar(dtype=np.bool_) for name in ("is_first", "is_last", "is_terminal")},
     }
-    metadata = {name: Text() for name in ("robot", "model", "contract", "began")}
+    metadata: dict[str, Any] = {name: Text() for name in ("robot", "model", "contract", "began")}
+    metadata["success"] = Scalar(dtype=np.int32, doc=f"1: solved, 0: not, {UNKNOWN}: nobody said")
+    metadata |= {name: Scalar(dtype=np.float32, doc=said) for name, said in _RATES.items()}
     return FeaturesDict({"steps": Dataset(step), "episode_metadata": FeaturesDict(metadata)})
 
 
-def episode(layout: RobotLayout, steps: Iterator[Mapping[str, Any]], metadata: Mapping[str, str]) -> dict[str, Any]:
-    """An episode for `features`, from steps with frames, instruction, embedding, values and tokens.
+def episode(layout: RobotLayout, steps: Iterator[Mapping[str, Any]], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """An episode for `features`, from steps with frames, instruction, embedding, values, tokens and success.
 
-    Every action in it was answered, the last one too: no step is terminal.
+    Every action in it was answered, the last one too: no step is terminal but a last one at which the robot said that
+    its task was solved, whose action nobody needed.
     """
-    rows = [_step(layout, step) for step in steps]
+    rows, solved = [], False
+    for step in steps:
+        rows.append(_step(layout, step))
+        solved = step.get("success", False)
     for place, row in enumerate(rows):
-        row |= {"is_first": place == 0, "is_last": place == len(rows) - 1, "is_terminal": False}
+        is_last = place == len(rows) - 1
+        row |= {"is_first": place == 0, "is_last": is_last, "is_terminal": is_last and solved}
     return {"steps": rows, "episode_metadata": dict(metadata)}
 
 
@@ -125,7 +139,11 @@ def _spec(layout: RobotLayout) -> dict[str, Any]:
         "control_hz": layout.side.control_hz,
         **({"proprio": _proprio(layout)} if layout.state else {}),
         **(_rt1_action(layout) if _is_rt1(layout) else _own_action(layout)),
-        "notes": _NOTES,
+        "flags": {
+            "failure": {"path": "episode_metadata/success", "equals": 0},
+            "unknown_success": {"path": "episode_metadata/success", "equals": UNKNOWN},
+        },
+        "notes": _NOTES + (_UNKNOWN_GRIPPER if _is_rt1(layout) and not layout.side.gripper else ""),
     }
 
 
@@ -149,7 +167,8 @@ def _rt1_action(layout: RobotLayout) -> dict[str, Any]:
             action[group] = {"path": _TERMINATE}
         elif width:
             action[group] = {"path": _VALUES, "first": place.start, "width": width, "unit": units[place.start]}
-    return {"gripper": "absolute" if "gripper_closedness_action" in action else "none", "action": action}
+    known = layout.side.gripper or "absolute"
+    return {"gripper": known if "gripper_closedness_action" in action else "none", "action": action}
 
 
 def _own_action(layout: RobotLayout) -> dict[str, Any]:

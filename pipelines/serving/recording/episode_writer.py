@@ -8,6 +8,7 @@ when it ends. Axes: as messages.py.
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import signal
 import tempfile
@@ -21,7 +22,7 @@ import msgpack
 import numpy as np
 
 from pipelines.serving.recording.config import RecordingConfig
-from pipelines.serving.recording.dataset import dataset_of, episode
+from pipelines.serving.recording.dataset import UNKNOWN, dataset_of, episode
 from pipelines.serving.recording.messages import EpisodeEnd, LayoutTold, Message, RecordedStep, RobotLayout
 from pipelines.serving.server_log import log_as_json
 from preprocessing.store.images import encode_jpeg
@@ -31,6 +32,7 @@ log = logging.getLogger("rtp.serve")
 
 MOST_STEPS = 2000  # of an episode; a longer one is cut, so that it fits into memory when it is serialised
 _LEAST_FREE = 2**30  # bytes of the disk
+_STEPS_OF_A_RATE, _NEAR_RATE = 5, 0.25  # a rate is measured over so many steps, and said if it is so far off
 
 
 def write_episodes(messages: Connection, config: RecordingConfig) -> None:
@@ -68,7 +70,7 @@ class EpisodeWriter:
             elif isinstance(message, RecordedStep):
                 self._add(message)
             else:
-                self._end(message.episode, message.steps)
+                self._end(message)
         except Exception as error:  # of the disk, or of what TFDS makes of a step
             number = None if isinstance(message, LayoutTold) else message.episode
             if number in self._open:
@@ -97,11 +99,13 @@ class EpisodeWriter:
             spool = self._open[step.episode] = _Spool(self._root, step, first=step.number)
         spool.add(step, self._config.record_jpeg_quality)
 
-    def _end(self, number: int, steps: int) -> None:
-        spool = self._open.pop(number, None)
+    def _end(self, end: EpisodeEnd) -> None:
+        spool = self._open.pop(end.episode, None)
         if spool is None:
             return
-        if steps == spool.first + spool.steps:
+        if end.success is not None:
+            spool.success = end.success
+        if end.steps == spool.first + spool.steps:
             self._publish(spool)
         else:
             spool.close()
@@ -110,10 +114,15 @@ class EpisodeWriter:
     def _publish(self, spool: _Spool) -> None:
         layout, dataset = self._layouts[spool.layout]
         with spool:
-            payload = dataset.writer.serialize(episode(layout, spool.read(), spool.about))
+            payload = dataset.writer.serialize(episode(layout, spool.read(), spool.metadata()))
             shard = dataset.append(payload)
         self._used += shard.stat().st_size
-        log.info("recorded", extra={"robot": spool.about["robot"], "steps": spool.steps, "file": str(shard)})
+        about = {"robot": spool.about["robot"], "steps": spool.steps}
+        log.info("recorded", extra={**about, "file": str(shard)})
+        measured_hz, control_hz = spool.measured_hz(), layout.side.control_hz
+        if spool.steps >= _STEPS_OF_A_RATE and not math.isclose(measured_hz, control_hz, rel_tol=_NEAR_RATE):
+            rates = {"measured_hz": round(measured_hz, 2), "control_hz": control_hz}
+            log.warning("an episode's steps came at another rate than is recorded", extra=about | rates)
 
     def _without_room(self) -> bool:
         spooled = sum(spool.bytes for spool in self._open.values())
@@ -135,6 +144,8 @@ class _Spool:
         self.layout, self.first, self.steps, self.bytes = step.layout, first, 0, 0
         began = datetime.now(UTC).isoformat(timespec="milliseconds")
         self.about = {"robot": step.robot, "model": step.model, "contract": step.contract, "began": began}
+        self.success: bool | None = None
+        self._told_hz, self._arrived = 0.0, [step.arrived]
         self._file = tempfile.TemporaryFile(dir=root)  # noqa: SIM115, it is open for as long as the episode
 
     def add(self, step: RecordedStep, quality: int) -> None:
@@ -145,12 +156,25 @@ class _Spool:
             "values": step.values_A,
             "state": step.state,
             "tokens": step.tokens_T.tolist(),
+            "success": step.success is True,
         }
         packed = msgpack.packb(row)
         assert packed is not None
         self._file.write(packed)
         self.steps += 1
         self.bytes += len(packed)
+        self.success = self.success if step.success is None else step.success
+        self._told_hz, self._arrived[1:] = step.told_hz, [step.arrived]
+
+    def measured_hz(self) -> float:
+        """Steps a second between the first and the last; 0 of a single one."""
+        seconds = self._arrived[-1] - self._arrived[0]
+        return (self.steps - 1) / seconds if seconds > 0 else 0.0
+
+    def metadata(self) -> dict[str, str | int | float]:
+        """What is known of the whole episode."""
+        success = UNKNOWN if self.success is None else int(self.success)
+        return {**self.about, "success": success, "told_hz": self._told_hz, "measured_hz": self.measured_hz()}
 
     def read(self) -> Iterator[dict[str, Any]]:
         self._file.seek(0)

@@ -49,6 +49,12 @@ class RecordedStep:
     model: str
     state: tuple[float, ...] = ()
     """Physical, in the order of the layout."""
+    success: bool | None = None
+    """Whether the task is solved at this frame; None: nobody said."""
+    told_hz: float = 0.0
+    """Steps a second as the robot says; 0 where it does not."""
+    arrived: float = 0.0
+    """When it was received, in seconds of a clock of the server's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +63,8 @@ class EpisodeEnd:
 
     episode: int
     steps: int
+    success: bool | None = None
+    """Where something else than its steps says so."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import multiprocessing
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -29,7 +29,7 @@ from pipelines.serving.sessions import Session
 from preprocessing.store.image_header import JPEG
 from preprocessing.store.images import image_size
 from rt_models.control.observation import RobotState
-from rt_models.spec import MAIN_CAMERA, DatasetContract
+from rt_models.spec import DatasetContract
 
 log = logging.getLogger("rtp.serve")
 
@@ -45,6 +45,7 @@ class _OpenEpisode:
     layout: int
     model: str
     steps: int = 0
+    success: bool | None = None
 
 
 class Recorder:
@@ -85,10 +86,11 @@ class Recorder:
         frames: Mapping[str, np.ndarray],
         state: RobotState,
         instruction: str | np.ndarray,
+        arrived: float,
     ) -> None:
         """One answer of a robot that has a history, which saw `frames`, by role, and felt `state`, if the policy reads
-        one. `dataset` has the rate at which the robot acts. Of an instruction that came as a vector alone nothing is
-        kept: a store needs its words."""
+        one. `dataset` has the rate at which the robot acts, `arrived` is when it asked. Of an instruction that came as
+        a vector alone nothing is kept: a store needs its words."""
         if not question.instruction:
             return
         self._put_ends()
@@ -98,14 +100,14 @@ class Recorder:
         if episode is None or question.reset or about != (episode.instruction, episode.layout, episode.model):
             self.ended(session)
             episode = self._open[session] = _OpenEpisode(next(self._numbers), *about)
-        values = answer.action.values.values()
+        values, roles = answer.action.values.values(), tuple(frames)
         self._put(
             RecordedStep(
                 episode=episode.number,
                 robot=session.name,
                 layout=layout,
                 number=episode.steps,
-                frames={role: _received(question, role, frame) or frame for role, frame in frames.items()},
+                frames={role: _received(question, role, roles, frame) or frame for role, frame in frames.items()},
                 instruction=question.instruction,
                 embedding=None if isinstance(instruction, str) else instruction,
                 values_A=tuple(math.nan if value is None else value for value in values),
@@ -113,15 +115,24 @@ class Recorder:
                 contract=answer.contract,
                 model=answer.model,
                 state=() if dataset.state is None else dataset.state.physical(state),
+                success=question.success,
+                told_hz=question.control_hz or 0.0,
+                arrived=arrived,
             )
         )
         episode.steps += 1
+
+    def succeeded(self, session: Session, success: bool) -> None:
+        """Whether the robot's episode, which is over, was solved: of one that says so after its last step."""
+        if session in self._open:
+            self._open[session].success = success
+            self.ended(session)
 
     def ended(self, session: Session) -> None:
         """The robot's episode, if it has one, is over."""
         episode = self._open.pop(session, None)
         if episode is not None:
-            self._ends.append(EpisodeEnd(episode=episode.number, steps=episode.steps))
+            self._ends.append(EpisodeEnd(episode=episode.number, steps=episode.steps, success=episode.success))
             self._put_ends()
 
     def end_those_without(self, is_here: Callable[[Session], bool]) -> None:
@@ -156,7 +167,7 @@ class Recorder:
                 cameras=tuple((role, frame.shape[0], frame.shape[1]) for role, frame in frames.items()),
                 encoder="" if isinstance(instruction, str) else model.contract.encoder,
                 num_tokens=model.contract.action.size,
-                state=() if felt is None else tuple(zip(felt.names, felt.units, strict=True)),
+                state=() if felt is None else tuple(zip(felt.recorded_names, felt.units, strict=True)),
             )
             number = len(self._layouts)
             if not self._put(LayoutTold(number=number, layout=layout)):
@@ -177,9 +188,9 @@ class Recorder:
         return True
 
 
-def _received(question: Question, role: str, frame_HWC: np.ndarray) -> bytes | None:
+def _received(question: Question, role: str, roles: Sequence[str], frame_HWC: np.ndarray) -> bytes | None:
     """The JPEG that a camera's frame came as, if it has the size that the policy saw."""
-    picture = question.frame if role == MAIN_CAMERA else question.camera(role)
+    picture = question.picture(role, roles)
     if isinstance(picture, str) and not picture.startswith(_JPEG_IN_BASE64):
         return None
     try:

@@ -22,12 +22,15 @@ from pipelines.evaluation.closed_loop import Actor, Episode, EpisodeResult, run_
 from pipelines.evaluation.closed_loop_config import ClosedLoopConfig
 from pipelines.evaluation.closed_loop_report import BLANK, POLICY, SWAPPED, actor_report, closed_loop_report, verdict
 from pipelines.evaluation.closed_loop_run import ClosedLoop
+from pipelines.evaluation.closed_loop_setup import require_fit
 from pipelines.evaluation.episode_ledger import EpisodeLedger, fingerprint
 from pipelines.evaluation.simulator_pool import LocalPool, RayPool
 from pipelines.evaluation.statistics import Bootstrap
 from pipelines.evaluation.tables import print_rows
 from pipelines.reports.rollout_page import success_rows
 from preprocessing.simulation.environment import ExpertEpisode, Measure, Observation
+from tests.rt_models.test_robot_inputs import state
+from tests.rt_models.test_spec import ZEROS, contract
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,7 @@ class LineConfig:
     instruction: str = "go right"
     max_steps: int = 8
     moved_by: tuple[str, ...] = ("x",)
+    state_names: tuple[str, ...] = ("state/place",)
     draws: bool = True
     measure: Measure = "success"
     has_expert: bool = True
@@ -114,6 +118,17 @@ def acted(pool: LocalPool | RayPool, actor: Actor, *seeds: int) -> dict[int, Epi
 def on_ray() -> Iterator[None]:
     with connect(RaySession(num_cpus=4)):
         yield
+
+
+def test_a_policy_that_reads_a_state_which_the_simulator_lacks_is_refused_before_it_acts() -> None:
+    of_line, action = contract(ZEROS).datasets[0], contract(ZEROS).action
+    moved_by = (action.names[1],)
+    require_fit("runs/first", action, of_line, LineConfig(moved_by=moved_by))
+    require_fit("runs/first", action, replace(of_line, state=state("state/place")), LineConfig(moved_by=moved_by))
+    with pytest.raises(ValueError, match=r"runs/first reads the state state/speed, .* it has state/place"):
+        require_fit("runs/first", action, replace(of_line, state=state("state/speed")), LineConfig(moved_by=moved_by))
+    with pytest.raises(ValueError, match="trained on a, whose robot has no x"):
+        require_fit("runs/first", action, of_line, LineConfig())
 
 
 def test_an_episode_ends_by_success_by_the_policys_word_or_at_the_limit() -> None:

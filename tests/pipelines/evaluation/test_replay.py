@@ -21,6 +21,8 @@ from pipelines.serving.limits import Limits
 from pipelines.serving.service import ServiceConfig
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.store.episode_store import EpisodeStore
+from rt_models.spec import StateInput
+from tests.support import two_cameras
 from tests.support.command_line import REPOSITORY
 from tests.support.policy_server import RunningServer, running, untrained
 
@@ -167,3 +169,26 @@ def test_a_server_that_tells_no_tokens_is_named(expected: Expectation, server: R
         foreign = Altering(client, answered=lambda answer: {"actions": answer["actions"]})
         with pytest.raises(ValueError, match="tells no tokens"):
             replay(expected, cast(PolicyClient, foreign), episodes=1)
+
+
+def other_wrist(observation: dict[str, Any]) -> dict[str, Any]:
+    return observation | {"image_wrist": np.zeros((8, 8, 3), np.uint8)}
+
+
+def other_state(observation: dict[str, Any]) -> dict[str, Any]:
+    return observation | {"state": {name: value + 0.01 for name, value in observation["state"].items()}}
+
+
+def test_of_several_cameras_and_a_state_each_is_sent_and_each_difference_has_its_cause(tmp_path: Path) -> None:
+    opened = two_cameras.store(tmp_path)
+    trained = untrained(opened, cameras=("image", "wrist"), state=StateInput())
+    expected, config = Expectation(trained, opened), ServiceConfig(limits=UNHURRIED)
+    with running(trained, config) as server, PolicyClient(server.websocket) as client:
+        assert replay(expected, client, episodes=None).agrees
+        for sent, kind, words in ((other_wrist, "image", "of camera wrist"), (other_state, "state", "another state")):
+            report = replay(expected, cast(PolicyClient, Altering(client, sent=sent)), episodes=1)
+            assert report.first_difference is not None and report.first_difference.cause == kind
+            assert words in report.first_difference.explanation
+    wrist_alone = untrained(opened, cameras=("wrist",))
+    with running(wrist_alone, config) as server, PolicyClient(server.websocket) as client:
+        assert replay(Expectation(wrist_alone, opened), client, episodes=None).agrees

@@ -32,6 +32,14 @@ def test_displacements_alone_are_scaled_so_that_speeds_stay() -> None:
     assert {scaled[name] for name in set(RT1.names) - moved} == {2.0}
 
 
+def test_a_gripper_that_changes_is_a_displacement_too() -> None:
+    for gripper, expected in (("relative", 0.5), ("absolute", 2.0), ("", 2.0)):
+        side = SIDE.declared(gripper=gripper, spec="")
+        own = replace(SIDE, own=OwnSide(action=RT1, dataset=SIDE, map=())).declared(gripper=gripper, spec="")
+        for each in (side, own.acted(RT1)[1]):
+            assert at_rate(action(RT1.names), 0.25, RT1, each).values["gripper_closedness_action"] == expected
+
+
 def test_a_space_of_its_own_says_what_is_a_displacement() -> None:
     space = SPACES["joints-7d"].spec()
     kinds = ("delta", "absolute", "velocity", "effort", "", "delta", "absolute")

@@ -24,7 +24,7 @@ from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.images import decode_image
 from rt_models.action_space import ActionSpace, SpaceDimension
 from rt_models.spec import Contract, DimensionMeaning
-from tests.support.policy_clients import OpenpiRobot, post
+from tests.support.policy_clients import HarnessRobot, OpenpiRobot, post
 from tests.support.policy_server import running, untrained
 
 
@@ -105,6 +105,67 @@ def test_an_episode_with_a_gap_is_left_out(tmp_path: Path, layout: RobotLayout) 
     goes_on = [step(0, episode=5)]
     assert written(tmp_path, layout, [*gap, *whole, *cut, *headless, *damaged, *goes_on]) == [2, 1]
     assert not [file for file in tmp_path.rglob("*") if "partial" in file.name]
+
+
+def test_an_episode_says_whether_it_was_solved_and_how_often_the_robot_acted(
+    tmp_path: Path, layout: RobotLayout, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`layout` is of 10 Hz."""
+    told: list[Any] = []
+    for number, (said, ended, every_s) in enumerate(
+        [([None, False, True], None, 0.1), ([False] * 3, None, 0.5), ([None] * 3, False, 0.1), ([None] * 3, None, 0.1)]
+    ):
+        seen = [said[0]] * 4 + said[1:]
+        told += [
+            step(n, episode=number, success=each, told_hz=10.0 * (number == 0), arrived=100 + every_s * n)
+            for n, each in enumerate(seen)
+        ]
+        told.append(EpisodeEnd(episode=number, steps=6, success=ended))
+    assert written(tmp_path, layout, told) == [6] * 4
+    folder = tmp_path / layout.side.name / "1.0.0"
+    episodes: list[Any] = list(open_dataset(str(folder)).episodes("train"))
+    found = [{name: each.metadata[f"episode_metadata/{name}"] for name in RATES} for each in episodes]
+    assert [each["success"] for each in found] == [1, 0, 0, -1]
+    assert [each["told_hz"] for each in found] == [10, 0, 0, 0]
+    np.testing.assert_allclose([each["measured_hz"] for each in found], [10, 2, 10, 10], rtol=1e-5)
+    assert [[bool(mark) for mark in each.steps["is_terminal"]][-2:] for each in episodes][:2] == [
+        [False, True],
+        [False] * 2,
+    ]
+    (slow,) = [record for record in caplog.records if "at another rate" in record.message]
+    assert (slow.measured_hz, slow.control_hz) == (2.0, 10.0)  # type: ignore[attr-defined]
+    config = ConvertConfig(split="train", workers=0, encoder="hash", dataset=str(folder / "spec.yaml"))
+    store = EpisodeStore.open(convert(str(folder), str(tmp_path / "stores"), config).store)
+    assert store.manifest.flag_names == ("failure", "unknown_success")
+    flags = [store.read_rows(number, 0, ["flags"])["flags"][0].as_py() for number in range(4)]
+    assert flags == [0, 1, 1, 2]
+
+
+RATES = ("success", "told_hz", "measured_hz")
+
+
+def test_what_a_client_says_of_success_reaches_the_episode(
+    opened: EpisodeStore, frames: list[bytes], text: str, tmp_path: Path
+) -> None:
+    config = ServiceConfig(recording=RecordingConfig(record=str(tmp_path)))
+    with running(untrained(opened), config) as server:
+        with OpenpiRobot(server.websocket) as robot:
+            for success in (None, True):
+                robot.infer({"image": frames[0], "prompt": text, "success": success, "control_hz": 10.0})
+            with pytest.raises(RuntimeError, match="success must be true or false"):
+                robot.infer({"image": frames[0], "prompt": text, "success": "yes"})
+        with HarnessRobot(server.websocket + "/vla") as robot:
+            seen = {"images": {"a": frames[0]}, "task_description": text}
+            robot.send("episode_start", {"task": {"name": "a"}})
+            robot.ask("observation", seen)
+            robot.send("episode_end", {"metrics": {"success": False}, "steps": 1})
+            robot.send("episode_start", {"task": {"name": "a"}})
+            robot.ask("observation", seen)
+            robot.send("episode_end", {"metrics": {"return": 2.0}})
+    episodes: list[Any] = list(open_dataset(str(tmp_path / "metaworld_sample/1.0.0")).episodes("train"))
+    said = sorted((each.num_steps, int(each.metadata["episode_metadata/success"])) for each in episodes)
+    assert said == [(1, -1), (1, 0), (2, 1)]
+    assert max(float(each.metadata["episode_metadata/told_hz"]) for each in episodes) == 10
 
 
 def test_a_long_episode_is_cut_and_goes_on(
