@@ -58,14 +58,17 @@ def _absent(role: str) -> str:
     return f"absent_camera_{role}"
 
 
-def augmented_state(batch: Mapping[str, Tensor], config: StateInput, *, augment: bool) -> tuple[Tensor, Tensor]:
-    """(state (B, T, P), state_mask (B, P)) of a batch; in training with noise, and absent in some windows.
+def augmented_state(
+    batch: Mapping[str, Tensor], config: StateInput, *, augment: bool, stride: int = 1
+) -> tuple[Tensor, Tensor]:
+    """(state (B, T, P), state_mask (B, P)) of a batch whose windows hold each `stride`th step; in training with noise,
+    and absent in some windows.
 
     What is drawn is a function of the window and its steps, the same on any rank and in any batch.
     """
     state_BTP, mask_BP = batch["state"], batch["state_mask"]
     if augment and config.noise:
-        steps_T = torch.arange(1 - state_BTP.shape[1], 1, device=state_BTP.device)
+        steps_T = stride * torch.arange(1 - state_BTP.shape[1], 1, device=state_BTP.device)
         step_BT = batch["step"][:, None] + steps_T
         key_BT = mix(*(batch[name][:, None] for name in ("crop_key", "store", "episode")), step_BT)
         noise_BTP = config.noise * normal(key_BT, state_BTP.shape[-1]).to(state_BTP.dtype)

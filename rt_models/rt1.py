@@ -61,6 +61,8 @@ class RT1Config:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     num_steps: int = 6
     """Frames of history, the present one included."""
+    stride: int = 1
+    """Control steps from one frame of the history to the next."""
     num_image_tokens: int = 8
     """Tokens per frame; without TokenLearner the number of positions of the feature map."""
     token_learner: bool = True
@@ -91,7 +93,7 @@ class RT1Config:
     """The robot's state as a token of each step; None: it reads none."""
 
     def __post_init__(self) -> None:
-        require_sizes(self, "num_steps", "num_image_tokens", "feature_width", "bins")
+        require_sizes(self, "num_steps", "stride", "num_image_tokens", "feature_width", "bins")
         require_choices(self)
         require_cameras(self.cameras)
         positions = self.backbone.grid(self.input.image_size) ** 2
@@ -262,8 +264,7 @@ class RT1(RobotModel):
         """float (B, T, J, D) tokens of each step before its actions, for any T; no step's depend on another's (in
         evaluation). Images as in `forward`; `present_BTM` bool: False where the robot has no such camera."""
         if self.robot_tokens is None:
-            frames = image_BTHWC, embedding_BTD
-            return self.image_tokens(*frames) if steps == "T" else self.image_tokens(*frames, steps=steps)
+            return self.image_tokens(image_BTHWC, embedding_BTD, steps=steps)
         config, parts = self.config, []
         require_cameras_axis(image_BTHWC, num_cameras=len(config.cameras))
         image_BTMHWC = image_BTHWC if len(config.cameras) > 1 else image_BTHWC[:, :, None]
@@ -290,8 +291,7 @@ class RT1(RobotModel):
         frame's tokens depend on another (in evaluation)."""
         size, channels, check = self.config.input.image_size, self.config.num_channels(), self._checks_values()
         require_images(image_BTHWC, steps=steps, size=size, channels=channels, check_values=check)
-        leading = tuple(image_BTHWC.shape[:2])
-        require_embeddings(embedding_BTD, leading=leading, check_values=check)
+        require_embeddings(embedding_BTD, leading=tuple(image_BTHWC.shape[:2]), check_values=check)
         with self._autocast(image_BTHWC.device):
             return (tokenizer or self.tokenizer).of_steps(
                 image_BTHWC.to(self._pixel_dtype()), embedding_BTD.to(self.dtype)
@@ -320,8 +320,7 @@ class RT1(RobotModel):
             shape = (len(tokens_BTJD), config.num_steps, self.spec.size)
             require_action_tokens(action_tokens_BTA, shape=shape, bins=config.bins, check_values=self._checks_values())
         with self._autocast(tokens_BTJD.device):
-            contents = self._action_contents(action_tokens_BTA)
-            return self.transformer(tokens_BTJD, contents, step_mask_BT, output_steps)
+            return self.transformer(tokens_BTJD, self._action_contents(action_tokens_BTA), step_mask_BT, output_steps)
 
     def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Scalar cross-entropy of a batch of `rt_models.spec.BATCH`; crops in training mode only.
@@ -364,6 +363,7 @@ class RT1(RobotModel):
             pixels=self.tokenizer.pixels(self._pixel_dtype(), torch.bfloat16 if in_bf16 else None),
             augment=augment,
             object_mask=masked,
+            stride=config.stride,
         )
         images = [(each, prepare(batch, preparation, roles)) for each, roles in self.cameras_of_tokenizers()]
         with self._autocast(batch["step_mask"].device):
@@ -372,7 +372,8 @@ class RT1(RobotModel):
             if self.robot_tokens is None:
                 tokens_BTJD = tokens.squeeze(2)
             else:
-                state = None if config.state is None else augmented_state(batch, config.state, augment=augment)
+                felt = config.state
+                state = None if felt is None else augmented_state(batch, felt, augment=augment, stride=config.stride)
                 tokens_BTJD = self.robot_tokens(tokens, present, state)
         action_tokens = encode(batch["action"], self.spec) if self.action_embedding is not None else None
         return self.action_logits(tokens_BTJD, action_tokens, batch["step_mask"], output_steps)

@@ -96,7 +96,7 @@ _OTHER_ACTIONS = ("loader.relabel",)
 # Under each of these a mean loss is taken over other tokens, or over other steps.
 _OTHER_LOSSES = (
     *("model.type", "model.text", "model.tokenizer", "model.vocab_size", "model.path"),
-    *("model.num_steps", "model.loss_on", "loader.mask_flags", "co_fine_tuning.plans"),
+    *("model.num_steps", "model.stride", "model.loss_on", "loader.mask_flags", "co_fine_tuning.plans"),
 )
 _OTHER_SAMPLES = ("mixture", "co_fine_tuning")
 

@@ -95,7 +95,7 @@ class Expectation:
         self.reads_text = family.instruction == "text"
         self.seen = [role for role in family.cameras(model.config) if role not in self.dataset.without_cameras]
         """The cameras, by role, that a robot sends."""
-        self.num_frames = family.num_frames(model.config)
+        self._num_frames, self._stride = family.num_frames(model.config), family.stride(model.config)
         self.overlay = read_overlay(store) if family.reads_object_masks(model.config) else None
         """The marks of a model that reads object masks, and the verbs that it is told."""
         places = zip(self.predictions.episode_N.tolist(), self.predictions.step_N.tolist(), strict=True)
@@ -105,6 +105,10 @@ class Expectation:
         """None where `rtp evaluate` scores nothing."""
         place = self.place_of.get((step.episode, step.step))
         return None if place is None else self.predictions.tokens_NA[place]
+
+    def frames_seen(self, step: _Step) -> int:
+        """Camera frames that an answer rests on."""
+        return min(step.step // self._stride + 1, self._num_frames)
 
     def misread(self, step: _Step, read: Mapping[str, Any]) -> tuple[str, str] | None:
         """(cause, explanation) of the first picture, or the state, of which the server has `read` another content."""
@@ -266,8 +270,8 @@ def _why_tokens(
         return "contract", f"the server has contract {answer.get('contract')}, the model {contract.id}"
     if misread := expected.misread(step, read):
         return misread
-    if seen != min(step.step + 1, expected.num_frames):
-        return "history", f"the answer rests on {seen} frames, not on {min(step.step + 1, expected.num_frames)}"
+    if seen != expected.frames_seen(step):
+        return "history", f"the answer rests on {seen} frames, not on {expected.frames_seen(step)}"
     if read.get("instruction_crc32") != step.instruction_crc32:
         return "instruction", "the server has read another vector or text for the recorded instruction"
     if "plan" in answer:

@@ -245,6 +245,10 @@ class ModelFamily(ABC, Generic[ConfigT, ModelT]):
     def num_frames(self, config: ConfigT) -> int:
         """Camera frames that an answer may rest on."""
 
+    def stride(self, config: ConfigT) -> int:
+        """Control steps from one of these frames to the next."""
+        return 1
+
     def answered_dims(self, config: ConfigT) -> tuple[bool, ...]:
         """Per dimension of the action space whether the model answers in it; a policy's others are neutral."""
         return (True,) * config.action_spec().size

@@ -47,6 +47,9 @@ class RT1Family(WindowFamily[RT1Config, RT1]):
     def cameras_encoded_together(self, config: RT1Config) -> list[tuple[str, ...]]:
         return config.cameras_encoded_together()
 
+    def stride(self, config: RT1Config) -> int:
+        return config.stride
+
     def state(self, config: RT1Config) -> StateInput | None:
         return config.state
 

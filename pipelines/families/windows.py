@@ -159,6 +159,7 @@ class WindowFamily(ModelFamily[WindowConfigT, ModelT]):
             stores,
             [contract.dataset(store.name).transform for store in stores],
             num_steps=self.num_frames(model),
+            stride=self.stride(model),
             config=config,
             cameras=self.cameras(model),
             recipes={recipe.camera: recipe for recipe in contract.cameras},

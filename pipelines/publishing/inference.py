@@ -84,6 +84,7 @@ class InferenceModel:
         self.contract, self.instructions = trained.contract, trained.instructions
         self.source = trained.source
         self._family, self._config = family_of(trained.model), trained.model.config
+        self._require_history(trained.source)
         self._given: Model | None = trained.model  # until it is made ready; not twice in memory
         self.reads_object_masks = self._family.reads_object_masks(self._config)
         """Whether a robot must say which object is meant, with the first frame of an episode."""
@@ -97,6 +98,20 @@ class InferenceModel:
     def num_frames(self) -> int:
         """Camera frames that an answer may rest on."""
         return self._family.num_frames(self._config)
+
+    @property
+    def stride(self) -> int:
+        """Control steps from one of these frames to the next."""
+        return self._family.stride(self._config)
+
+    def _require_history(self, source: str) -> None:
+        """Raise ValueError unless the model looks at the frames that its contract names; older ones name none."""
+        told, mine = (self.contract.num_steps, self.contract.stride), (self.num_frames, self.stride)
+        if self.contract.num_steps and told != mine:
+            raise ValueError(
+                f"{source}: by its contract an answer rests on {told[0]} frames, {told[1]} steps from one to the next, "
+                f"by its settings on {mine[0]}, {mine[1]} steps apart: export it again from its run"
+            )
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -47,6 +47,7 @@ def greeting(model: InferenceModel, adapter: Adapter, dataset: str | None, sourc
         "state": _state(side),
         "objects": list(OBJECTS) if model.reads_object_masks else [],
         "frames": model.num_frames,
+        "stride": model.stride,
         "plan_tokens": model.plan_tokens,
         "instructions": [text for text in model.instructions.vectors if text.strip()][:100],
     }

@@ -40,6 +40,7 @@ def require_same_meaning(served: Contract, other: Contract) -> None:
             (f"kinds of action of {dataset.name}", here.kinds, there.kinds),
             (f"dimensions that {dataset.name} has", here.action_mask, there.action_mask),
             (f"control rate of {dataset.name}", here.control_hz, there.control_hz),
+            (f"gripper of {dataset.name}", here.gripper or there.gripper, there.gripper or here.gripper),
         ]
     if len(other.datasets) > len(served.datasets) == 1:
         raise ValueError("the new model was trained on several data sets, and robots here name none")

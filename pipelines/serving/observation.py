@@ -39,8 +39,8 @@ def question(observation: Observation, *, image_keys: Sequence[str], text_keys: 
     The picture is the first of `image_keys` that is there, the instruction the first of `text_keys`; NAME.CAMERA is the
     camera of a map, NAME.* the only one of it. Other cameras lie under their role, as `CAMERA_KEYS` say, and a state
     under one of `STATE_KEYS`. `control_hz` and `DECLARATIONS` are what a robot says of itself. `reset`, `stateless`,
-    `success`, `embedding`, `dataset`, `contract`, `explain` and the objects meant (`OBJECT_FIELDS`) are fields of our own,
-    which clients of others do not send.
+    `success`, `embedding`, `dataset`, `contract`, `explain` and the objects meant (`OBJECT_FIELDS`) are fields of our
+    own, which clients of others do not send.
     """
     return Question(
         camera=partial(_camera, observation, image_keys),

@@ -59,7 +59,23 @@ async function describe() {
   const names = Object.keys(policy.datasets);
   byId("dataset").replaceChildren(...names.map((name) => new Option(name, name)));
   byId("dataset").hidden = names.length < 2;
+  inputs();
   robots();
+}
+const chosen = () => policy.datasets[byId("dataset").value];
+const cameras = () => chosen().cameras || policy.images.map((image) => image.camera);
+function inputs() {
+  const [first, ...others] = cameras(), state = chosen().state || [];
+  byId("picture").title = "camera " + first;
+  byId("further").replaceChildren(...others.map((role) => {
+    const label = document.createElement("label"), input = byId("picture").cloneNode();
+    input.id = "picture_" + role; input.title = "camera " + role; input.value = "";
+    label.textContent = role + " "; label.append(input);
+    return label;
+  }));
+  byId("state").hidden = !state.length;
+  byId("state").required = state.length > 0;
+  byId("state").placeholder = state.map((value) => value.name + " [" + value.unit + "]").join(", ");
 }
 async function robots() {
   try {
@@ -93,13 +109,18 @@ byId("picture").addEventListener("change", () => {
   byId("shown").src = file ? URL.createObjectURL(file) : "";
   byId("shown").hidden = !file;
 });
+byId("dataset").addEventListener("change", inputs);
 byId("try").addEventListener("submit", async (event) => {
   event.preventDefault();
   byId("error").textContent = "";
   byId("answered").hidden = true;  // an earlier answer is not this one's
   try {
-    const body = {image: await encoded(byId("picture").files[0]), instruction: byId("instruction").value,
-                  stateless: true, dataset: byId("dataset").value};
+    const body = {instruction: byId("instruction").value, stateless: true, dataset: byId("dataset").value};
+    for (const [place, role] of cameras().entries()) {
+      const input = byId(place ? "picture_" + role : "picture");
+      body[role === "image" ? "image" : "image_" + role] = await encoded(input.files[0]);
+    }
+    if (!byId("state").hidden) body.state = byId("state").value.split(",").map(Number);
     if (mark && policy.objects.length) body.object_box = mark;
     const answer = await ask("/act", {method: "POST", headers: {"Content-Type": "application/json"},
                                       body: JSON.stringify(body)});
@@ -130,6 +151,8 @@ _BODY = """
 <h2>Try it</h2>
 <form id="try">
 <input type="file" id="picture" accept="image/png,image/jpeg" required aria-label="picture">
+<span id="further"></span>
+<input type="text" id="state" hidden aria-label="state">
 <input type="text" id="instruction" list="known" required aria-label="instruction" placeholder="instruction">
 <datalist id="known"></datalist>
 <select id="dataset" hidden aria-label="data set"></select>

@@ -73,6 +73,8 @@ class ServedPolicy:
     """That it reads, by role."""
     instructions: tuple[str, ...]
     num_frames: int
+    stride: int = 1
+    """Control steps from one of these frames to the next."""
     reads_object_masks: bool = False
 
     @staticmethod
@@ -83,6 +85,7 @@ class ServedPolicy:
             cameras=model.roles,
             instructions=texts,
             num_frames=model.num_frames,
+            stride=model.stride,
             reads_object_masks=model.reads_object_masks,
         )
 
@@ -96,7 +99,7 @@ class ServedPolicy:
         lines = [
             f"This policy was trained on frames of {self._frames()}; others are resized.",
             *(f"state of {d.name}: {d.state.described()}" for d in self.contract.datasets if d.state is not None),
-            f"It looks at the last {self.num_frames} frames of a robot." if self.num_frames > 1 else "",
+            self._history(),
             "It reads an object mask: send object_box with the first frame of an episode."
             if self.reads_object_masks
             else "",
@@ -105,6 +108,10 @@ class ServedPolicy:
             f"contract: {self.contract.id}",
         ]
         return [line for line in lines if line]
+
+    def _history(self) -> str:
+        steps = f", {self.stride} steps from one to the next" if self.stride > 1 else ""
+        return f"It looks at the last {self.num_frames} frames of a robot{steps}." if self.num_frames > 1 else ""
 
     def _frames(self) -> str:
         """Height x width, of each camera unless it is the main one alone."""

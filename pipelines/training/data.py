@@ -81,9 +81,10 @@ def training_contract(experiment: Experiment, stores: Sequence[Store]) -> Contra
     if not action.same_space(merged.action):
         raise ValueError(f"the model acts in {action.name}, the stores hold {merged.action.name}")
     contract = merged.trained_with(action, experiment.scaling)
-    num_steps = family_of(experiment.model).num_frames(experiment.model)
+    family = family_of(experiment.model)
+    history = {"num_steps": family.num_frames(experiment.model), "stride": family.stride(experiment.model)}
     reading = _reading(contract, experiment.model, robots, mixture)
-    return declared(replace(reading, num_steps=num_steps), robots)
+    return declared(replace(reading, **history), robots)
 
 
 def _reading(

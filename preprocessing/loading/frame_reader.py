@@ -74,13 +74,13 @@ class FrameReader:
         return sum(len(cache) * cache.frames[0].nbytes for cache in dict.fromkeys(self._caches.values()))
 
     def read(
-        self, wanted: Mapping[str, WantedFrames], capacity: int | None
+        self, wanted: Mapping[str, WantedFrames], capacities: Mapping[str, int] | None
     ) -> dict[str, tuple[torch.Tensor, np.ndarray]]:
         """By role (frames uint8 (F, H, W, 3), row of them of each step (B, T) with -1 where there is none), as
-        `config.frames` asks. With a capacity there are so many frames, of which those beyond the wanted ones hold
-        anything."""
+        `config.frames` asks. With capacities, by role, there are so many frames, of which those beyond the wanted ones
+        hold anything."""
         in_pool = self._config.frames == "pool"
-        rooms = {role: self._room(each, capacity) for role, each in wanted.items()}
+        rooms = capacities or {role: self._room(each) for role, each in wanted.items()}
         batch_bytes = 0 if in_pool else sum(room * self._frame_bytes[role] for role, room in rooms.items())
         slots = self._slots(batch_bytes)
         read, turns = {}, list[tuple[FrameCache, int]]()
@@ -104,9 +104,7 @@ class FrameReader:
             self._release(turns)
         return read
 
-    def _room(self, wanted: WantedFrames, capacity: int | None) -> int:
-        if capacity is not None:
-            return capacity
+    def _room(self, wanted: WantedFrames) -> int:
         return int((wanted.place_BT >= 0).sum()) if self._config.frames == "windows" else len(wanted.rows)
 
     def _reserved(self, role: str, wanted: WantedFrames, slots: int) -> tuple[SlotReservation, dict[int, np.ndarray]]:

@@ -56,7 +56,8 @@ class _Group:
 
 
 class WindowReader(Reader):
-    """Reads windows of `num_steps` from the stores of a mixture; rows count through the stores in their order.
+    """Reads windows of `num_steps`, each `stride` after the one before, from the stores of a mixture; rows count
+    through the stores in their order.
 
     `transforms` (one per store) turn the store's physical actions into model values. Of `cameras`, by role, frames are
     read where a store has them; `recipes` say how those beside the main one are stored. `state` is read if it is given.
@@ -73,6 +74,7 @@ class WindowReader(Reader):
         transforms: Sequence[AffineTransform],
         *,
         num_steps: int,
+        stride: int = 1,
         config: LoaderConfig,
         cameras: Sequence[str] = (MAIN_CAMERA,),
         recipes: Mapping[str, ImageRecipe] | None = None,
@@ -81,6 +83,7 @@ class WindowReader(Reader):
     ) -> None:
         main = merge_contracts([store.contract for store in stores]).image  # refuses stores that cannot be mixed
         self.config, self.concurrent_reads, self.num_steps = config, config.decode_threads, num_steps
+        self._stride, self._span = stride, (num_steps - 1) * stride  # steps that a window reaches back
         self.stores, self._transforms = stores, transforms
         self._shards = [(number, shard) for number, store in enumerate(stores) for shard in range(len(store.shards))]
         self._flags = _flag_bits(stores, config.mask_flags)
@@ -133,7 +136,7 @@ class WindowReader(Reader):
     def size(self, rows: np.ndarray, crop_keys: np.ndarray, *, crops: bool) -> int:
         """Images of all cameras together, or of the one with the most: distinct frames, with `crops` under each crop.
         Where frames are not shared (`config.frames` windows), every real step has its own."""
-        rows_BT = window_rows(self.index, rows, self.num_steps)
+        rows_BT = window_rows(self.index, rows, self.num_steps, self._stride)
         real_BT = rows_BT != PADDING
         _, crop_B = np.unique(crop_keys, return_inverse=True)
         identity_BT = rows_BT + (self.index.num_rows * crop_B[:, None] if crops else 0)
@@ -148,7 +151,8 @@ class WindowReader(Reader):
         cameras = len(self.cameras) if self._together else 1
         if self.config.frames == "windows":
             return cameras * num_rows * self.num_steps
-        return cameras * (num_rows // segment_rows * (segment_rows + self.num_steps - 1))
+        of_segment = min(segment_rows + self._span, segment_rows * self.num_steps)
+        return cameras * (num_rows // segment_rows * of_segment)
 
     def read(
         self,
@@ -160,9 +164,9 @@ class WindowReader(Reader):
     ) -> Batch:
         """The batch of the windows that end at `rows` (B,), named `sample_ids` (B,); a row of -1 is all padding.
 
-        With a capacity each camera has so many frames, of which those beyond the distinct ones hold anything.
+        With a capacity the main camera has so many frames, of which those beyond the distinct ones hold anything.
         """
-        rows_BT = window_rows(self.index, rows, self.num_steps)
+        rows_BT = window_rows(self.index, rows, self.num_steps, self._stride)
         distinct, first, inverse = np.unique(rows_BT, return_index=True, return_inverse=True)
         padded = int(distinct[0] == PADDING)
         owner_N = self._group_of(rows)[first[padded:] // self.num_steps]  # a window's rows all come with its last row's
@@ -217,7 +221,8 @@ class WindowReader(Reader):
         of each step (B, T))."""
         groups = {int(owner): self._group(int(owner)) for owner in np.unique(owners)}
         wanted = {role: self._wanted(role, rows, owners, groups, place_BT) for role in self.cameras}
-        frames = self._frames.read(wanted, capacity)
+        rooms = None if capacity is None else {role: self._room(role, capacity) for role in self.cameras}
+        frames = self._frames.read(wanted, rooms)
         order = np.argsort(owners, kind="stable")
         parts: dict[str, list[np.ndarray]] = {"action": [], "embedding": [], "trained": []}
         for owner, members in zip(np.unique(owners), _runs(order, owners[order]), strict=True):
@@ -229,6 +234,11 @@ class WindowReader(Reader):
                 parts.setdefault("state", []).append(group.state[inside])
         undo = np.argsort(order, kind="stable")
         return {key: np.concatenate(pieces)[undo] for key, pieces in parts.items()}, frames
+
+    def _room(self, role: str, capacity: int) -> int:
+        """Frames of a camera that a batch of this capacity may have: where all cameras count together, each step that
+        has another one's frame has the main one's too."""
+        return capacity // 2 if self._together and role != MAIN_CAMERA and MAIN_CAMERA in self.cameras else capacity
 
     def _wanted(
         self, role: str, rows: np.ndarray, owners: np.ndarray, groups: Mapping[int, _Group], place_BT: np.ndarray
@@ -282,7 +292,7 @@ class WindowReader(Reader):
         inside = (first - int(self.index.shard_starts[self._group_shard[number]])) // store.shards[shard].row_group_rows
         columns = self._columns[store_number]
         table = store.read_rows(shard, inside, columns)
-        reach = min(int(self.index.episodes(np.array([first]))[1][0]), self.num_steps - 1)
+        reach = min(int(self.index.episodes(np.array([first]))[1][0]), self._span)
         pieces = [table]
         while reach > (before := sum(piece.num_rows for piece in pieces[:-1])):
             inside -= 1

@@ -1,9 +1,9 @@
 """Windows over episodes: which rows a window holds. Pure arithmetic on episode lengths.
 
-A window of T steps ends at its row and reaches back inside the same episode. Before the episode's first step it is
-padded on the left, as the RT-1-X training data are, with T - 1 steps before every episode
-(google-deepmind/open_x_embodiment 9eeb68b9 `colabs/Minimal_Training_Example.ipynb`, cell 15); padding is marked and
-never trained on. So every step of every episode, the first and the last too, is the end of exactly one window.
+A window of T steps, each `stride` after the one before, ends at its row and reaches back inside the same episode.
+Before the episode's first step it is padded on the left, as the RT-1-X training data are, with T - 1 steps before every
+episode (google-deepmind/open_x_embodiment 9eeb68b9 `colabs/Minimal_Training_Example.ipynb`, cell 15); padding is marked
+and never trained on. So every step of every episode, the first and the last too, is the end of exactly one window.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class StepIndex:
         return episodes, rows - self.episode_starts[episodes]
 
 
-def window_rows(index: StepIndex, ends: np.ndarray, num_steps: int) -> np.ndarray:
+def window_rows(index: StepIndex, ends: np.ndarray, num_steps: int, stride: int = 1) -> np.ndarray:
     """int64 (B, T): the rows of the windows of `num_steps` that end at rows `ends` (B,); PADDING before the episode."""
-    rows_BT = ends[:, None] + np.arange(1 - num_steps, 1)
+    rows_BT = ends[:, None] + stride * np.arange(1 - num_steps, 1)
     _, step_B = index.episodes(ends)
     return np.where(rows_BT >= (ends - step_B)[:, None], rows_BT, PADDING)
 

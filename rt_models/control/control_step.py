@@ -4,8 +4,8 @@ Launched kernel by kernel, a step of an RT-1 waits for Python: 25 to 44 ms on an
 graph is launched once. It has a fixed number of rows: there is one for 1, 8 and 32 robots each, captured when it is
 first needed, and the rows that no robot needs pad. What is not on a GPU is computed as it is.
 
-Axes: R robots, T steps, M cameras, J tokens of a step before its actions, P values of a state, D width,
-HWC pixels, A actions, V bins.
+Axes: R robots, T steps that are kept, of which a window takes each `stride`th, M cameras, J tokens of a step before its
+actions, P values of a state, D width, HWC pixels, A actions, V bins.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _WARM_UP = 3  # passes before a capture: cuDNN chooses its kernels, constants ar
 
 Inputs = Mapping[str, Tensor]
 """image_RHWC in [0, 1] at model resolution, of several cameras (R, M, H, W, C); embedding_RD; tokens_RTJD of the last T
-steps, oldest first; real_RT bool, of the window that ends with the image; where the model sees earlier actions,
+steps, oldest first; real_RT bool, of the steps that end with the image; where the model sees earlier actions,
 action_tokens_RTA; where it reads more than the main camera, present_RM bool; and a state's state_RP, state_mask_RP."""
 Outputs = tuple[Tensor, Tensor]
 
 
 class ControlStep:
-    """Inputs -> (tokens of the steps of the window that ends with the image (R, T, J, D), logits (R, A, V)).
+    """Inputs -> (tokens of the steps that end with the image (R, T, J, D), logits (R, A, V)).
 
     The results of a graph are the caller's own; the next step does not touch them.
     """
@@ -53,9 +53,10 @@ class ControlStep:
         state = (inputs["state_RP"][:, None], inputs["state_mask_RP"]) if "state_RP" in inputs else None
         present_R1M = inputs["present_RM"][:, None] if "present_RM" in inputs else None
         tokens_R1JD = self._model.step_tokens(image_RHWC[:, None], embedding_RD[:, None], state, present_R1M)
-        window_RTJD = torch.cat([past_RTJD[:, 1:], tokens_R1JD.to(past_RTJD.dtype)], dim=1)
-        actions_RTA = inputs.get("action_tokens_RTA")
-        return window_RTJD, self._model.action_logits(window_RTJD, actions_RTA, inputs["real_RT"], "last")[:, 0]
+        kept_RTJD = torch.cat([past_RTJD[:, 1:], tokens_R1JD.to(past_RTJD.dtype)], dim=1)
+        steps = (kept_RTJD, inputs.get("action_tokens_RTA"), inputs["real_RT"])
+        window = [None if step is None else step[:, :: self._model.config.stride] for step in steps]
+        return kept_RTJD, self._model.action_logits(*window, "last")[:, 0]  # type: ignore[arg-type]
 
     def _replayed(self, inputs: Inputs) -> Outputs:
         robots = len(inputs["image_RHWC"])

@@ -1,11 +1,11 @@
 """A model at work: one frame of each camera in, one action out, at every control step, for one robot or many.
 
-The policy keeps the tokens of images and state of the last T steps, so a control step costs one pass of the tokenizer
-and one of the transformer, answering the last step only. The result is that of recomputing the whole window. An episode
-begins with padding that no real step attends to, as in training. Image tokens carry the instruction they were made
-with; when the instruction changes they are stale, and that robot's history begins anew.
+The policy keeps the tokens of images and state of the steps that a window spans, so a control step costs one pass of
+the tokenizer and one of the transformer, answering the last step only. The result is that of recomputing the whole
+window. An episode begins with padding that no real step attends to, as in training. Image tokens carry the instruction
+they were made with; when the instruction changes they are stale, and that robot's history begins anew.
 
-Axes: R robots, T steps, M cameras, J tokens of a step before its actions, D width, HWC pixels, A actions.
+Axes: R robots, T steps that are kept, M cameras, J tokens of a step before its actions, D width, HWC pixels, A actions.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ Instruction = str | Sequence[str] | np.ndarray | Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """What is kept of each robot's last T steps. Their tokens lie on the model's device, the rest on the CPU."""
+    """What is kept of each robot's last T steps, of which a window takes each `stride`th up to the newest. Their tokens
+    lie on the model's device, the rest on the CPU."""
 
     tokens_RTJD: Tensor
     real_RT: Tensor
@@ -48,7 +49,7 @@ class History:
     @staticmethod
     def of_none(model: RT1, robots: int) -> History:
         """Of robots that have seen nothing."""
-        config, steps = model.config, model.config.num_steps
+        config, steps = model.config, (model.config.num_steps - 1) * model.config.stride + 1
         weight = model.transformer.output.weight
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
         shape = (robots, steps, config.num_input_tokens(), config.feature_width)
@@ -375,7 +376,8 @@ def _advanced(policies: Sequence[RT1Policy], seen: Seen, embedding_RD: Tensor) -
     after = History(tokens_RTJD=window_RTJD, real_RT=real_RT, embedding_RD=embedding_RD, action_tokens_RTA=taken_RTA)
     for policy, history in zip(policies, after.split(robots), strict=True):
         policy._history, policy._is_newly_marked = history, False
-    return list(zip(tokens, real_RT.sum(dim=1).split(robots), strict=True))
+    seen_R = real_RT[:, :: model.config.stride].sum(dim=1)
+    return list(zip(tokens, seen_R.split(robots), strict=True))
 
 
 def _pushed(ring_RT: Tensor, newest_R: Tensor) -> Tensor:

@@ -112,6 +112,8 @@ class Preparation:
     """Whether images are cropped, where the config says so."""
     object_mask: bool = False
     """Whether the batch's mask is a fourth channel, drawn where the crop moves it; 0 for other cameras."""
+    stride: int = 1
+    """Control steps from one frame of a window to the next."""
 
 
 def prepare(batch: Mapping[str, Tensor], preparation: Preparation, cameras: Sequence[str] = (MAIN_CAMERA,)) -> Images:
@@ -174,7 +176,7 @@ def _images(
     """(normalised images, their keys) of these rows of one camera's frames; `step_N` counts through (B, T)."""
     config, pixels, frames_FHWC = preparation.config, preparation.pixels, batch[frames_key(role)]
     crop_N = of_camera(batch["crop_key"][step_N // batch["step_mask"].shape[1]], role)
-    key_N = mix(crop_N, of_camera(_frame_keys(batch).flatten()[step_N], role))
+    key_N = mix(crop_N, of_camera(_frame_keys(batch, preparation.stride).flatten()[step_N], role))
     offset_key_N = crop_N if preparation.augment and config.crop == "pad" else None
     masked, last = preparation.object_mask, pixels.memory_format == torch.channels_last
     if runs_kernels(frame_N.device) and not masked and last:
@@ -280,10 +282,10 @@ def resize(image_NHWC: Tensor, size: int) -> Tensor:
     return resized_NCHW.permute(0, 2, 3, 1)
 
 
-def _frame_keys(batch: Mapping[str, Tensor]) -> Tensor:
+def _frame_keys(batch: Mapping[str, Tensor], stride: int) -> Tensor:
     """int64 (B, T): names each frame by store, episode and step; windows end at batch["step"]."""
     num_steps, end_B = batch["step_mask"].shape[1], batch["step"]
-    step_BT = end_B[:, None] + torch.arange(1 - num_steps, 1, device=end_B.device)
+    step_BT = end_B[:, None] + stride * torch.arange(1 - num_steps, 1, device=end_B.device)
     return mix(batch["store"][:, None], batch["episode"][:, None], step_BT)
 
 

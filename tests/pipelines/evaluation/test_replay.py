@@ -14,6 +14,7 @@ import pytest
 from pipelines.cli import main
 from pipelines.evaluation.replay import Expectation, replay
 from pipelines.publishing.folder import write_bundle
+from pipelines.publishing.inference import InferenceModel
 from pipelines.publishing.instructions import Instructions
 from pipelines.serving.action_limits import ActionLimits
 from pipelines.serving.client import PolicyClient
@@ -21,7 +22,7 @@ from pipelines.serving.limits import Limits
 from pipelines.serving.service import ServiceConfig
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.store.episode_store import EpisodeStore
-from rt_models.spec import StateInput
+from rt_models.spec import Contract, StateInput
 from tests.support import two_cameras
 from tests.support.command_line import REPOSITORY
 from tests.support.policy_server import RunningServer, running, untrained
@@ -181,10 +182,10 @@ def other_state(observation: dict[str, Any]) -> dict[str, Any]:
 
 def test_of_several_cameras_and_a_state_each_is_sent_and_each_difference_has_its_cause(tmp_path: Path) -> None:
     opened = two_cameras.store(tmp_path)
-    trained = untrained(opened, cameras=("image", "wrist"), state=StateInput())
+    trained = untrained(opened, cameras=("image", "wrist"), state=StateInput(), stride=2)
     expected, config = Expectation(trained, opened), ServiceConfig(limits=UNHURRIED)
     with running(trained, config) as server, PolicyClient(server.websocket) as client:
-        assert replay(expected, client, episodes=None).agrees
+        assert replay(expected, client, episodes=None).agrees and client.metadata["stride"] == 2
         for sent, kind, words in ((other_wrist, "image", "of camera wrist"), (other_state, "state", "another state")):
             report = replay(expected, cast(PolicyClient, Altering(client, sent=sent)), episodes=1)
             assert report.first_difference is not None and report.first_difference.cause == kind
@@ -192,3 +193,14 @@ def test_of_several_cameras_and_a_state_each_is_sent_and_each_difference_has_its
     wrist_alone = untrained(opened, cameras=("wrist",))
     with running(wrist_alone, config) as server, PolicyClient(server.websocket) as client:
         assert replay(Expectation(wrist_alone, opened), client, episodes=None).agrees
+
+
+def test_a_policy_acts_on_the_frames_that_its_contract_names(opened: EpisodeStore) -> None:
+    plain, strided = untrained(opened), untrained(opened, stride=2)
+    contract = strided.contract
+    assert (contract.num_steps, contract.stride, contract.id) == (3, 2, plain.contract.id)
+    assert "stride" not in plain.contract.to_json() and Contract.from_json(contract.to_json()).stride == 2
+    for other in (replace(contract, stride=1), replace(contract, num_steps=4)):
+        with pytest.raises(ValueError, match=r"untrained: by its contract .* by its settings on 3, 2 steps apart"):
+            InferenceModel(replace(strided, contract=other))
+    InferenceModel(replace(plain, contract=replace(plain.contract, num_steps=0)))  # of before

@@ -19,6 +19,7 @@ from preprocessing.store.episode_store import EpisodeStore, image_column
 from preprocessing.store.images import decode_image
 from preprocessing.store.robot_inputs import own_camera, store_inputs
 from rt_models.spec import StateColumns, check_batch, frames_key, index_key, merge_contracts, union_of_states
+from rt_models.vision.image_inputs import _frame_keys
 from tests.support import two_cameras
 
 STEPS = 3
@@ -90,6 +91,35 @@ def test_a_window_holds_what_each_camera_saw_and_what_the_state_was(
                 row += 1
 
 
+@pytest.mark.parametrize("frames", ["distinct", "windows"])
+def test_a_window_of_each_second_step_is_every_second_step_of_a_longer_one(
+    stores: dict[str, EpisodeStore], frames: Literal["distinct", "windows"]
+) -> None:
+    full, rows = stores["full"], np.arange(19)
+    settings = {"config": LoaderConfig(frames=frames)}
+    wide, strided = (
+        WindowReader([full], [full.dataset.transform], num_steps=steps, stride=stride, **settings)
+        for steps, stride in ((5, 1), (3, 2))
+    )
+    long, short = wide.read(rows, rows), strided.read(rows, rows)
+    check_batch(short, action_size=11)
+    for key in ("step_mask", "loss_mask", "action", "embedding"):
+        assert torch.equal(short[key], long[key][:, ::2]), key
+    real_BT = short["step_mask"]
+    pixels = [
+        batch["frames"][index[real_BT]]
+        for batch, index in ((short, short["frame_index"]), (long, long["frame_index"][:, ::2]))
+    ]
+    assert torch.equal(*pixels)
+    assert torch.equal(_frame_keys(short, 2)[real_BT], _frame_keys(long, 1)[:, ::2][real_BT])
+    for segment in (1, 4):
+        ends = np.arange(0, 16, segment)[:, None] + np.arange(segment)
+        sizes = [strided.size(each, each // segment, crops=True) for each in ends.reshape(-1, 4)]
+        assert max(sizes) <= strided.largest_size(4, segment)
+    wide.close()
+    strided.close()
+
+
 def test_only_the_cameras_that_are_read_are_fetched_and_decoded(
     stores: dict[str, EpisodeStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,7 +186,8 @@ def test_a_capacity_is_reached_and_holds_every_camera(
             assert size == (sum(used) if counted == "together" else max(used))
             assert size <= own.size(rows, keys, crops=True) <= own.largest_size(4, 2)
             padded = own.read(rows, rows, keys, capacity=size + 1)
-            assert [len(padded[frames_key(role)]) for role in BOTH] == [size + 1] * 2
+            wrist = (size + 1) // 2 if counted == "together" else size + 1  # none without a frame of the main one
+            assert [len(padded[frames_key(role)]) for role in BOTH] == [size + 1, wrist]
             for role in BOTH:
                 there = free[index_key(role)] >= 0
                 assert torch.equal(

@@ -13,15 +13,16 @@ def index_of(shards: list[list[int]]) -> StepIndex:
     return StepIndex.from_lengths([np.array(lengths, np.int32) for lengths in shards])
 
 
-@given(LENGTHS, st.integers(1, 8))
-def test_a_window_is_the_end_of_its_episode_up_to_its_row(shards: list[list[int]], num_steps: int) -> None:
+@given(LENGTHS, st.integers(1, 8), st.integers(1, 4))
+def test_a_window_is_the_end_of_its_episode_up_to_its_row(shards: list[list[int]], num_steps: int, stride: int) -> None:
     index = index_of(shards)
     rows = np.arange(index.num_rows)
-    windows = window_rows(index, rows, num_steps)
+    windows = window_rows(index, rows, num_steps, stride)
     episodes, steps = index.episodes(rows)
     for row, window in zip(rows, windows, strict=True):
         real = window[window != PADDING]
-        assert list(real) == list(range(row - min(num_steps - 1, steps[row]), row + 1))
+        reached = min(num_steps - 1, steps[row] // stride)
+        assert list(real) == list(range(row - reached * stride, row + 1, stride))
         assert (window[: num_steps - len(real)] == PADDING).all()
         assert (episodes[real] == episodes[row]).all()
 

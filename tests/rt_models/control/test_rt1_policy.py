@@ -21,6 +21,7 @@ TF_MASK = replace(TINY, transformer=replace(TINY.transformer, mask="tf", feed_fo
 ONE_HOT = replace(TF_MASK, previous_actions="one_hot")
 TF_RELEASE = replace(TF_MASK, transformer=replace(TF_MASK.transformer, episode_start="first_places"))
 CONFIGS = {"jax": TINY, "tf": TF_MASK, "previous actions": ONE_HOT, "tf release": TF_RELEASE}
+STRIDES = {"each second": replace(TINY, stride=2), "each third, with actions": replace(ONE_HOT, stride=3)}
 STEPS = 7
 
 
@@ -40,7 +41,7 @@ def instruction(seed: int = 0) -> np.ndarray:
 def recomputed(model: RT1, episode: np.ndarray, embedding: np.ndarray, end: int, taken: np.ndarray) -> np.ndarray:
     """float (A, V): the last step's logits by `predict` on the whole window that ends at `end`."""
     config = model.config
-    step = torch.arange(end + 1 - config.num_steps, end + 1)[None]
+    step = end + config.stride * torch.arange(1 - config.num_steps, 1)[None]
     real = step >= 0
     past = torch.from_numpy(np.concatenate([taken, np.zeros((1, model.spec.size), np.int64)]))
     batch = {
@@ -57,9 +58,10 @@ def recomputed(model: RT1, episode: np.ndarray, embedding: np.ndarray, end: int,
     return model.predict(batch)[0, -1].numpy()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*CONFIGS, *STRIDES])
 def test_each_cached_step_equals_the_recomputed_window(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = model_of(replace(CONFIGS[name], binning="centre"))  # centred bins survive the way through values
+    config = {**CONFIGS, **STRIDES}[name]
+    model = model_of(replace(config, binning="centre"))  # centred bins survive the way through values
     policy, episode, embedding = RT1Policy(model), frames(), instruction()
     seen = []
 
@@ -73,6 +75,7 @@ def test_each_cached_step_equals_the_recomputed_window(name: str, monkeypatch: p
         action = policy.act(episode[step], embedding)
         np.testing.assert_allclose(seen[-1], recomputed(model, episode, embedding, step, taken), atol=1e-9)
         taken = np.concatenate([taken, action.tokens[None]])
+        assert action.frames_seen == min(step // config.stride + 1, config.num_steps)
     assert len(np.unique(taken, axis=0)) > 1  # frames do change the actions, or nothing was compared
 
 
