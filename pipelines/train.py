@@ -251,7 +251,7 @@ def chosen_experiment(recipe: str, flags: list[str]) -> tuple[Experiment, list[s
     if config is not None:
         experiment = _overlay(experiment, config)
         rest += ["--config", config]
-    return _swap_classes(experiment, rest), rest
+    return swap_classes(experiment, rest), rest
 
 
 def _overlay(experiment: Experiment, path: str) -> Experiment:
@@ -262,7 +262,7 @@ def _overlay(experiment: Experiment, path: str) -> Experiment:
         raise UsageError(f"--config {path}: {error}") from error
 
 
-def _swap_classes(config: Config, flags: list[str], prefix: str = "--") -> Config:
+def swap_classes(config: Config, flags: list[str], prefix: str = "--") -> Config:
     """Swap the classes that flags such as `--engine TorchEngineConfig` choose, and take these flags out of `flags`."""
     for name, hint in typing.get_type_hints(type(config)).items():
         choices = members(hint)
@@ -271,6 +271,6 @@ def _swap_classes(config: Config, flags: list[str], prefix: str = "--") -> Confi
             config = from_plain(type(config), {name: {"type": chosen}}, base=config, path=prefix.strip("-."))
         value = getattr(config, name)
         if is_dataclass(value) and not isinstance(value, type) and any(word.startswith(f"{flag}.") for word in flags):
-            swapped = _swap_classes(value, flags, f"{flag}.")
+            swapped = swap_classes(value, flags, f"{flag}.")
             config = config if swapped is value else replace(config, **{name: swapped})
     return config

@@ -31,7 +31,7 @@ from pipelines.terminal.atomic_files import write_whole
 from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import print_next
 from pipelines.tracking.mlflow_run import tracking_uri
-from pipelines.train import class_choices, run_training
+from pipelines.train import class_choices, run_training, swap_classes
 from pipelines.training.job import TrainJob
 from tuning.ledger import Ledger
 from tuning.ranking import best
@@ -159,10 +159,9 @@ def parse_arguments(arguments: list[str]) -> tuple[Sweep, TuneArguments]:
     sweep = load_sweep(name)
     experiment = with_parameters(load_recipe(sweep.recipe), sweep.settings)
     defaults = {part: getattr(sweep, part) for part in _OF_SWEEP}
-    _swap_classes(Sweep, defaults, flags)
-    parts = {name: getattr(experiment, name) for name in typing.get_type_hints(Experiment)}
-    _swap_classes(Experiment, parts, flags)
-    default = TuneArguments(data=tyro.MISSING, output=tyro.MISSING, experiment=Experiment(**parts), **defaults)
+    _swap_classes(defaults, flags)
+    shared = swap_classes(experiment, flags)
+    default = TuneArguments(data=tyro.MISSING, output=tyro.MISSING, experiment=shared, **defaults)
     choices = class_choices(sweep) | class_choices(default.experiment)
     parsed = parse(
         TuneArguments,
@@ -188,9 +187,9 @@ def _in_words(sweep: Sweep) -> str:
 _OF_SWEEP = ("concurrency", "seeds", "retries", "env", "env_episodes", "budget", "search", "scheduler", "resources")
 
 
-def _swap_classes(kind: type, parts: dict[str, object], flags: list[str]) -> None:
-    """`--scheduler Asha`, taken out of `flags`: another config class, put into `parts`."""
-    hints = typing.get_type_hints(kind)
+def _swap_classes(parts: dict[str, object], flags: list[str]) -> None:
+    """`--scheduler Asha`, taken out of `flags`: another config class, put into these parts of a sweep."""
+    hints = typing.get_type_hints(Sweep)
     for name in parts:
         if len(members(hints[name])) > 1 and (chosen := take(flags, f"--{name}")) is not None:
             parts[name] = read_value(hints[name], {"type": chosen}, path=f"--{name}")

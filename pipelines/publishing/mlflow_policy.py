@@ -105,8 +105,8 @@ class MlflowPolicy(PythonModel):
         dataset = self._contract.dataset(params.get("dataset") or None)
         # All rows are read before the first moves a history: a call fails as a whole and can be sent again.
         rate_factor(dataset, rate_of(params.get("control_hz")), "refuse")
-        said = {name: params[name] for name in DECLARATIONS if params.get(name) not in (None, [])}
-        require_declared(said, self._contract, dataset)
+        said = {name: list(params[name]) for name in DECLARATIONS if params.get(name) is not None}
+        require_declared({name: names for name, names in said.items() if names}, self._contract, dataset)
         rows = [self._read(number, row, dataset) for number, row in enumerate(table.to_dict("records"))]
         with self._one_call:
             told = self._told(rows, dataset)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pipelines.publishing.folder import TrainedModel
 from pipelines.serving.service import PolicyService
 from rt_models.action_space import ActionSpec
-from rt_models.spec import Contract
+from rt_models.spec import Contract, DatasetContract
 
 log = logging.getLogger("rtp.serve")
 
@@ -42,11 +42,22 @@ def require_same_meaning(served: Contract, other: Contract) -> None:
             (f"control rate of {dataset.name}", here.control_hz, there.control_hz),
             (f"gripper of {dataset.name}", here.gripper or there.gripper, there.gripper or here.gripper),
         ]
+        sent, wanted = _cameras(served, dataset), _cameras(other, theirs[dataset.name])
+        if further := [role for role in wanted if role not in sent]:
+            raise ValueError(f"the new model reads camera {further[0]}, which robots of {dataset.name} need not send")
+        felt = None if dataset.state is None else dataset.state.described()
+        read = theirs[dataset.name].state
+        sides += [] if read is None else [(f"state of {dataset.name}", felt or "none", read.described())]
     if len(other.datasets) > len(served.datasets) == 1:
         raise ValueError("the new model was trained on several data sets, and robots here name none")
     for part, mine, new in sides:
         if mine != new:
             raise ValueError(f"the {part} differ: {mine} is served, the new model has {new}")
+
+
+def _cameras(contract: Contract, dataset: DatasetContract) -> list[str]:
+    """Those beside the main one that a robot of this data set must send."""
+    return [recipe.camera for recipe in contract.cameras if recipe.camera not in dataset.without_cameras]
 
 
 def _classes(space: ActionSpec) -> dict[str, tuple[str, ...]]:

@@ -26,6 +26,8 @@ from pipelines.training.job import TrainJob
 from pipelines.training.run_files import read_metrics
 from pipelines.tune import _trial_run, parse_arguments
 from preprocessing.convert import ConvertConfig, convert
+from rt_models.rt1 import RT1Config
+from rt_models.spec import StateInput
 from tests.support.command_line import REPOSITORY, SAMPLE, Rtp
 from tuning.sweep import TrialResources, load_sweep, sweep_names
 
@@ -273,6 +275,14 @@ def test_flags_lie_over_the_sweep_and_its_recipe() -> None:
     assert (sweep.budget.trials, type(sweep.search).__name__, sweep.seeds) == (5, "TpeSearch", (1, 2))
     expected = replace(load_recipe("rt1_tiny").loop, steps=8, global_batch=8, evaluate_every=2)
     assert given.experiment.loop == replace(expected, evaluate_windows=8, checkpoint_every=2)
+
+
+def test_all_trials_of_a_sweep_may_read_several_cameras_and_a_state() -> None:
+    words = ["--data", "x", "--output", "y", "--model.cameras", "image", "wrist"]
+    words += ["--model.state", "StateInput", "--model.state.noise", "0.1"]
+    _, flags = parse_arguments([SWEEP, *words])
+    model = flags.experiment.model
+    assert isinstance(model, RT1Config) and model.cameras == ("image", "wrist") and model.state == StateInput(noise=0.1)
 
 
 def test_a_sweep_whose_stores_have_moved_is_the_same_and_one_of_other_stores_is_not() -> None:

@@ -18,7 +18,8 @@ from pipelines.serving.service import PolicyService
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.images import decode_image
 from rt_models.action_space import ActionSpace, SpaceDimension
-from rt_models.spec import Contract, OwnSide
+from rt_models.spec import Contract, ImageRecipe, OwnSide, StoreInputs
+from tests.rt_models.test_robot_inputs import state
 from tests.support.policy_clients import OpenpiRobot, get
 from tests.support.policy_server import running, untrained
 
@@ -125,6 +126,7 @@ def test_a_version_that_cannot_be_loaded_yet_is_tried_again(
 def test_what_a_robot_was_told_must_stay_true(opened: EpisodeStore) -> None:
     contract = untrained(opened).contract
     (side,) = contract.datasets
+    both = StoreInputs(cameras=(ImageRecipe(camera="wrist", height=8, width=8),), state=state("x", "y"))
     require_same_meaning(contract, contract)
     require_same_meaning(contract, replace(contract, encoder="another"))
     for other, words in (
@@ -135,9 +137,17 @@ def test_what_a_robot_was_told_must_stay_true(opened: EpisodeStore) -> None:
             "units of metaworld_sample differ",
         ),
         (replace(contract, action=replace(contract.action, gripper="none")), "gripper convention differ"),
+        (replace(contract, datasets=(side.declared(gripper="relative", spec=""),)), "gripper of metaworld_sample diff"),
+        (contract.reading(("image", "wrist"), (), [both]), "reads camera wrist, which robots of metaworld_sample need"),
+        (contract.reading(("image",), ("x",), [both]), "state of metaworld_sample differ: none is served"),
     ):
         with pytest.raises(ValueError, match=words):
             require_same_meaning(contract, other)
+    whole = contract.reading(("image", "wrist"), ("x", "y"), [both])
+    for fewer in (contract, contract.reading(("image",), ("x", "y"), [both])):
+        require_same_meaning(whole, fewer)  # what robots send beside that is not looked at
+    with pytest.raises(ValueError, match="state of metaworld_sample differ"):
+        require_same_meaning(whole, contract.reading(("image",), ("x",), [both]))
 
 
 def test_a_mapped_robot_s_own_gripper_and_classes_must_stay_true(opened: EpisodeStore) -> None:
