@@ -177,7 +177,7 @@ def other_wrist(observation: dict[str, Any]) -> dict[str, Any]:
 
 
 def other_state(observation: dict[str, Any]) -> dict[str, Any]:
-    return observation | {"state": {name: value + 0.01 for name, value in observation["state"].items()}}
+    return observation | {"state": {name: value + 3.0 for name, value in observation["state"].items()}}
 
 
 def test_of_several_cameras_and_a_state_each_is_sent_and_each_difference_has_its_cause(tmp_path: Path) -> None:
