@@ -224,9 +224,8 @@ class RT1(RobotModel):
     def compile_parts(self) -> None:
         """torch.compile as `config.compute` says; a copy of a compiled model is not compiled."""
         if self.config.compute.compile != "off":
-            for tokenizer, _ in self.cameras_of_tokenizers():
-                tokenizer.compile(backend=self.config.compute.compile)
-            self.transformer.compile(backend=self.config.compute.compile)
+            for part in (*(tokenizer for tokenizer, _ in self.cameras_of_tokenizers()), self.transformer):
+                part.compile(backend=self.config.compute.compile)
 
     def replayable(self, batch: Mapping[str, Tensor]) -> bool:
         compute = self.config.compute
