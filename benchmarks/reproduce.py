@@ -26,7 +26,9 @@ from reproduction import data, simpler, training
 from reproduction.lab import CommandFailed, Lab, Settings, Stage
 from reproduction.report import ENDED, StageReport, read, verdict, write
 
+from pipelines.config.arguments import absolute
 from pipelines.training.git_revision import git_revision
+from rt_models.language.model_source import is_on_hub
 
 STAGES: dict[str, Stage] = {stage.name: stage for stage in (*data.STAGES, *training.STAGES, *simpler.STAGES)}
 _HELP = {
@@ -41,7 +43,7 @@ _HELP = {
     "vlm": "PaliGemma: a folder, or hub:OWNER/MODEL (its licence has to be accepted there, and HF_TOKEN set)",
     "vlm_steps": "optimizer steps of PaliGemma",
     "zero_steps": "optimizer steps on one and on two GPUs",
-    "client": "command that runs SIMPLER; {config} and {out} are filled in",
+    "client": "command that runs SIMPLER, with absolute paths; {config} and {out} are filled in",
     "trials": "episodes of each task in SIMPLER",
     "toy": "small models on CPUs, to try the script out; published figures are then only noted",
 }
@@ -128,9 +130,14 @@ def _arguments() -> tuple[Settings, list[str], list[str]]:
     only, again = given.pop("only"), given.pop("again")
     if unasked := sorted(set(again) - set(only)):
         parser.error(f"--again {unasked[0]}: --only does not name it")
-    given["root"] = str(Path(given["root"]).absolute())
+    for name in ("root", "fractal", "rt1x", "vlm", "use_model"):
+        if given[name] is not None and not is_on_hub(given[name]):
+            given[name] = absolute(given[name])  # commands run in ROOT
     return Settings(**given), [name for name in STAGES if name in only], again
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on")

@@ -44,7 +44,7 @@ TOY = Size(
     vlm_batch=(8, 4),
     recipe="rt1_tiny",
     windows=8,
-    workers=("--no-launch.use-gpu",),
+    workers=(),
     learning_rate="1e-3",
 )
 
