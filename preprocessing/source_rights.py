@@ -13,7 +13,7 @@ _LONGEST = 4000  # characters of a citation
 
 
 def rights_of(folder: str) -> Rights | None:
-    """From dataset_info.json of TFDS, or the head of a LeRobot folder's README.md (the hub's dataset card).
+    """From dataset_info.json of TFDS, or the head of README.md (the hub's dataset card) in any other folder.
 
     None where they say nothing. What cannot be read costs no conversion.
     """

@@ -379,6 +379,7 @@ def _write_manifest(
         shards=tuple(report.entry() for report in reports),
         settings=settings,
         filtered=account,
+        rights=source.rights,
     )
     with atomic_write(filesystem, f"{folder}/{MANIFEST}", temporary=progress) as file:
         file.write(manifest.to_bytes())

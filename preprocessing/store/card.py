@@ -70,7 +70,7 @@ def dataset_card(store: Store) -> str:
     """The card of a store of robot episodes or of image-text examples."""
     manifest = store.manifest
     is_web = isinstance(store, WebStore)
-    rights = Rights() if is_web else (store.manifest.rights or Rights())
+    rights = manifest.rights or Rights()
     examples = store.manifest.counts.examples_out if is_web else store.manifest.counts.steps
     head = front_matter(
         {

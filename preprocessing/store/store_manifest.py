@@ -213,9 +213,11 @@ class WebManifest:
     shards: tuple[WebShardEntry, ...]
     settings: JsonObject
     filtered: FilterAccount | None = None
+    rights: Rights | None = None
 
     def to_bytes(self) -> bytes:
-        written = [f.name for f in fields(self) if f.name != "filtered" or self.filtered]
+        optional = ("filtered", "rights")
+        written = [f.name for f in fields(self) if f.name not in optional or getattr(self, f.name)]
         return _one_key_a_line({name: getattr(self, name) for name in written})
 
 

@@ -25,6 +25,7 @@ from preprocessing.conversion.shard_report import (
     read_report,
     report_name,
 )
+from preprocessing.source_rights import rights_of
 from preprocessing.store.episode_store import QUARANTINE, ShardWriter, atomic_write
 from preprocessing.store.file_system import absolute, file_system_of
 from preprocessing.store.images import image_size, require_whole_image
@@ -335,6 +336,7 @@ def _write_manifest(task: _Task, settings: JsonObject) -> WebManifest:
         row_group_rows=WEB_ROW_GROUP_ROWS,
         shards=tuple(report.entry() for report in reports),
         settings=settings,
+        rights=rights_of(task.source.folder),
     )
     with atomic_write(filesystem, f"{root}/{MANIFEST}", temporary=temporary) as file:
         file.write(manifest.to_bytes())
