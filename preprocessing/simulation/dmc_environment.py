@@ -201,6 +201,7 @@ def load_suite() -> Any:
         from dm_control import suite
     except ImportError as error:
         raise ImportError(
-            f"this task needs dm_control, which does not load here ({error}): pip install 'rt-pipelines[sim]'"
+            f"this task needs dm_control, which does not load here ({error}): pip install 'rt-pipelines[sim]' under "
+            "Python 3.11 or 3.12 (a part of dm_control, labmaze, has no package for 3.13)"
         ) from error
     return suite
