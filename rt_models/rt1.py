@@ -263,7 +263,8 @@ class RT1(RobotModel):
         """float (B, T, J, D) tokens of each step before its actions, for any T; no step's depend on another's (in
         evaluation). Images as in `forward`; `present_BTM` bool: False where the robot has no such camera."""
         if self.robot_tokens is None:
-            return self.image_tokens(image_BTHWC, embedding_BTD, steps=steps)
+            frames = image_BTHWC, embedding_BTD
+            return self.image_tokens(*frames) if steps == "T" else self.image_tokens(*frames, steps=steps)
         config, parts = self.config, []
         require_cameras_axis(image_BTHWC, num_cameras=len(config.cameras))
         image_BTMHWC = image_BTHWC if len(config.cameras) > 1 else image_BTHWC[:, :, None]
@@ -291,10 +292,9 @@ class RT1(RobotModel):
         size, channels, check = self.config.input.image_size, self.config.num_channels(), self._checks_values()
         require_images(image_BTHWC, steps=steps, size=size, channels=channels, check_values=check)
         require_embeddings(embedding_BTD, leading=tuple(image_BTHWC.shape[:2]), check_values=check)
+        tokenizer, wide_BTHWC = tokenizer or self.tokenizer, image_BTHWC.to(self._pixel_dtype())
         with self._autocast(image_BTHWC.device):
-            return (tokenizer or self.tokenizer).of_steps(
-                image_BTHWC.to(self._pixel_dtype()), embedding_BTD.to(self.dtype)
-            )
+            return tokenizer.of_steps(wide_BTHWC, embedding_BTD.to(self.dtype))
 
     def cameras_of_tokenizers(self) -> list[tuple[ImageTokenizer, tuple[str, ...]]]:
         """Each tokenizer with the cameras that it encodes, in the order of the cameras."""
