@@ -46,7 +46,8 @@ def losses(name: str, config: Any, context: WorkerContext, roots: list[str]) -> 
     engine = config.build(context, micro_batch=2 * ROWS // context.world_size, accumulation=1)
     torch.manual_seed(context.rank)  # every rank draws other weights: rank 0's count
     engine.build(run.model.build, lambda model: torch.optim.SGD(model.parameters(), lr=0.0))
-    found, both = [], [np.arange(ROWS), reader.store_rows[0] + np.arange(ROWS)]
+    whole = 2 + np.arange(ROWS)  # no padding, for which the learned tokens stand too
+    found, both = [], [whole, reader.store_rows[0] + np.arange(ROWS)]
     rows = np.concatenate(both) if context.world_size == 1 else both[context.rank]
     for _ in range(UPDATES):
         engine.set_learning_rate(0.1)
