@@ -79,6 +79,7 @@ def _main(words: list[str]) -> int:
     as_json = "--json" in rest[:end]
     _set_up_logging()
     find_lost_nodes_sooner()
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when MLflow is imported; why: tracking/mlflow_run
     result = _run_explained(name, [word for word in rest[:end] if word != "--json"] + rest[end:])
     if isinstance(result, int):
         return result

@@ -7,8 +7,9 @@ import logging
 import os
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -19,6 +20,8 @@ from preprocessing.store.file_system import wait_from_the_start
 from preprocessing.store.json_files import JsonObject
 
 OBJECT_STORE_MB = 256  # only shard numbers and reports travel through it
+
+_claims_found: set[str] = set()  # by this process
 
 ReachRay = Callable[[], None]
 """Connects this process to Ray. A cluster is joined by whoever knows how (cluster/session.py)."""
@@ -42,10 +45,12 @@ def own_ray() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """The conversion that shards belong to: its folder, and the settings that it was begun with."""
+    """The conversion that shards belong to: its folder, and the settings that it was begun with. `id` is that of the
+    process that converts."""
 
     root: str
     settings: JsonObject
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
 def convert_shards(
@@ -107,8 +112,9 @@ class _ShardRow:
     def __call__(self, row: dict[str, int]) -> dict[str, str]:
         wait_from_the_start()
         try:
-            if self._claim is not None:
-                require_claimed(self._claim.root, self._claim.settings)
+            if self._claim is not None and self._claim.id not in _claims_found:
+                require_claimed(self._claim.root, self._claim.settings)  # the settings name all shards: once a process
+                _claims_found.add(self._claim.id)
             counts = self._convert_one(int(row["index"]))
         except FileNotFoundError as error:
             place = f"{error} (on the node {socket.gethostname()}): every node must see SOURCE and OUT"
