@@ -119,7 +119,8 @@ def test_what_is_recorded_is_read_back_as_it_was_done(config: DmcConfig, side: i
     returns = list(record_dataset(tmp_path, demonstrations))
     source = open_source(str(tmp_path / "point_mass_easy/expert" / f"{side}px"))
     assert (source.name, source.control_hz) == ("vd4rl_point_mass_easy_expert", 25)
-    assert source.own_spec is not None and source.own_spec.proprio_names == acted.state_names
+    has_state = side == 64  # the HDF5 layout of V-D4RL keeps none
+    assert source.own_spec is not None and source.own_spec.proprio_names == (acted.state_names if has_state else ())
     episodes = [item for shard in source.shards("train") for item in source.read_shard(shard)]
     environment = acted.build()
     for seed, total, episode in zip((11, 12), returns, episodes, strict=True):
@@ -128,8 +129,9 @@ def test_what_is_recorded_is_read_back_as_it_was_done(config: DmcConfig, side: i
         seen = environment.reset(seed)
         for step, action_A in enumerate(np.asarray(episode.steps["action"])):
             np.testing.assert_array_equal(decode_image(seen.frame), frames[step])
-            felt = [np.ravel(episode.steps[f"observation/{name}"][step]) for name in ("position", "velocity")]
-            assert state_of(seen) == dict(zip(acted.state_names, np.concatenate(felt).tolist(), strict=True))
+            for name in ("position", "velocity") if has_state else ():
+                felt = np.ravel(episode.steps[f"observation/{name}"][step])
+                assert [state_of(seen)[f"{name}/{name}_{place}"] for place in range(len(felt))] == felt.tolist()
             np.testing.assert_allclose(action_A, to_the_target(environment.simulator.physics), rtol=1e-6)
             seen = environment.step({"actuator_0": action_A[0], "actuator_1": action_A[1]})
         assert np.sum(episode.steps["reward"]) == pytest.approx(total)
