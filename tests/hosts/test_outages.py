@@ -1,4 +1,4 @@
-"""Three hosts whose store goes away for a minute, whose link is slow, or of which one is cut off and dies: trainings
+"""Three hosts whose store goes away for a minute, whose link is slow, or which are cut off and die: trainings
 and conversions end as undisturbed ones.
 
 Ray has its own settings, so the times are those of a user's cluster.
@@ -73,7 +73,7 @@ def test_a_slow_link_only_slows_a_conversion(cluster: HostCluster, converted: di
     assert file_contents(cluster.services.objects / "slow") == converted
 
 
-# --- A host that is lost for good: what needs all three stands above ---
+# --- Hosts that are lost for good: what needs all three stands above ---
 
 
 def lose(cluster: HostCluster, doing: str) -> None:
@@ -93,6 +93,14 @@ def lose(cluster: HostCluster, doing: str) -> None:
 def is_doing(node: Host, doing: str) -> bool:
     """By the titles that Ray gives its processes while they work."""
     return any(doing in " ".join(each.cmdline()) for each in node.processes())
+
+
+def test_a_training_survives_a_host_that_is_cut_off_and_dies(
+    cluster: HostCluster, uploaded: str, local_stores: Path, folder: Path
+) -> None:
+    with training(cluster, uploaded, "cut", STEPS) as output:
+        lose(cluster, "RayTrainWorker")
+    require_same_run(output, train_here(local_stores / TRAIN, folder, STEPS))
 
 
 def test_a_conversion_survives_a_host_that_is_cut_off_and_dies(
