@@ -30,6 +30,7 @@ from preprocessing.conversion.shipped_vectors import require_agreement, why_not_
 from preprocessing.dataset_spec import DatasetSpec
 from preprocessing.episode_source import EpisodeSource, open_source
 from preprocessing.rlds import SourceShard, open_folder
+from preprocessing.saved_model.imported_encoder import ImportedEncoder
 from preprocessing.spec_file import read_spec
 from preprocessing.store.episode_store import ROW_GROUP_ROWS, SCHEMA_VERSION, EpisodeStore, SourceField, StoreLayout
 from preprocessing.store.file_system import absolute
@@ -53,7 +54,8 @@ class ConvertConfig:
     V-D4RL what its format says."""
     encoder: str | None = None
     """Instruction encoder: dataset (the vectors that the episodes ship; the default if they do), use-multilingual
-    (the default elsewhere), use, sentence-transformers:MODEL, or hash, which is for tests and knows no meaning."""
+    (the default elsewhere), use, a folder that rtp import-encoder wrote, sentence-transformers:MODEL, or hash, which
+    is for tests and knows no meaning."""
     use_model: str | None = None
     """Folder, .tar.gz or URL of the Universal Sentence Encoder's SavedModel; by default TF-Hub's large/5."""
     image_size: str | None = None
@@ -274,7 +276,7 @@ def _described(shard: SourceShard) -> list[str | int | None]:
 
 def _embed(encoder: Encoder, workers: int | None, reach_ray: ReachRay, texts: list[str]) -> np.ndarray:
     """float32 (N, 512); with Ray in a task of its own, so that the encoder's TensorFlow stays out of this process."""
-    if workers == 0:
+    if workers == 0 or isinstance(encoder, ImportedEncoder):  # whose folder may lie on this machine alone
         return embed_texts(encoder, texts)
     import ray
 

@@ -69,6 +69,11 @@ COMMANDS = {
         example="rtp import-weights rt_1_x_jax models/rt1x --data stores/fractal20220817_data/0.1.0/train",
         module="import_weights",
     ),
+    "import-encoder": Command(
+        summary="your SavedModel of USE-large/5 -> vectors without TensorFlow",
+        example="rtp import-encoder universal-sentence-encoder-large_5 encoders/use-large-5",
+        module="import_encoder",
+    ),
     "export": Command(
         summary="a checkpoint -> one model.safetensors with its contract",
         example="rtp export runs/first models/first",

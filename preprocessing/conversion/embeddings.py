@@ -9,27 +9,31 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import re
-import tarfile
-import tempfile
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from preprocessing.conversion.multilingual_encoder import MULTILINGUAL_ENCODER, MultilingualEncoder
+from preprocessing.saved_model.imported_encoder import IMPORTED, find_encoder, is_folder, open_encoder, require_found
+from preprocessing.saved_model.saved_model_files import TFHUB, saved_model_folder
 from rt_models.spec import EMBEDDING_WIDTH
 
-ENCODERS = ("dataset", "use-multilingual", "use", "sentence-transformers:MODEL", "hash")
+ENCODERS = (
+    "dataset",
+    "use-multilingual",
+    "use",
+    "FOLDER of rtp import-encoder",
+    "sentence-transformers:MODEL",
+    "hash",
+)
 HASH_ENCODER = "hash-512"
 USE_ENCODER = "universal-sentence-encoder-large/5"
-_USE_FAMILY = "universal-sentence-encoder"
-_TFHUB = "https://tfhub.dev/google/"
+USE_FAMILY = "universal-sentence-encoder"
+_FLAG = "--use-model"
 _SENTENCE_TRANSFORMERS = "sentence-transformers:"
 _BATCH = 64
 
@@ -78,7 +82,7 @@ class UseEncoder:
     A URL is downloaded once into TFHUB_CACHE_DIR (default ~/.cache/rt-pipelines).
     """
 
-    model: str = _TFHUB + USE_ENCODER
+    model: str = TFHUB + USE_ENCODER
     id: str = USE_ENCODER
 
     def require(self) -> None:
@@ -86,30 +90,17 @@ class UseEncoder:
             raise ValueError(
                 "the `use` encoder needs TensorFlow: pip install 'rt-pipelines[use]', or give another --encoder"
             )
-        self._folder()
+        saved_model_folder(self.model, _FLAG)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         import tensorflow as tf
 
-        loaded: Any = tf.saved_model.load(str(self._folder()))
+        loaded: Any = tf.saved_model.load(str(saved_model_folder(self.model, _FLAG)))
         parts = []
         for first in range(0, len(texts), _BATCH):
             output = loaded(tf.constant(list(texts[first : first + _BATCH])))
             parts.append(np.asarray(output["outputs"] if isinstance(output, dict) else output, np.float32))
         return np.concatenate(parts)
-
-    def _folder(self) -> Path:
-        """The SavedModel's folder, downloaded and unpacked first where needed."""
-        if "://" in self.model:
-            return _downloaded(self.model)
-        path = Path(self.model).expanduser()
-        if path.is_file():
-            return _unpacked(path, _cache() / hashlib.sha256(path.read_bytes()).hexdigest()[:16])
-        if not (path / "saved_model.pb").is_file():
-            raise FileNotFoundError(
-                f"{path} holds no saved_model.pb: give --use-model the folder of a TF-Hub SavedModel"
-            )
-        return path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,14 +130,22 @@ class SentenceTransformersEncoder:
 
 
 def load_encoder(name: str, *, use_model: str | None = None) -> Encoder:
-    """The encoder a user names or a contract records. Raises ValueError for an unknown one."""
+    """The encoder a user names or a contract records: one that was imported runs without TensorFlow.
+
+    Raises ValueError for an unknown one, and for one that was imported and is not here.
+    """
     if name in ("hash", HASH_ENCODER):
         return HashEncoder()
     if name in ("use-multilingual", MULTILINGUAL_ENCODER):
         return MultilingualEncoder()
-    if name == "use" or name.startswith(_USE_FAMILY):
+    if is_folder(name):
+        return open_encoder(name)
+    if name == "use" or name.startswith((USE_FAMILY, IMPORTED)):
         name = USE_ENCODER if name == "use" else name
-        return UseEncoder(model=use_model or _TFHUB + name, id=name)
+        imported = None if use_model else find_encoder(name)
+        if imported is not None or name.startswith(IMPORTED):
+            return imported or require_found(name)
+        return UseEncoder(model=use_model or TFHUB + name, id=name)
     if name.startswith(_SENTENCE_TRANSFORMERS) and name != _SENTENCE_TRANSFORMERS:
         return SentenceTransformersEncoder(model=name.removeprefix(_SENTENCE_TRANSFORMERS))
     raise ValueError(f"there is no instruction encoder {name!r}: choose one of {', '.join(ENCODERS)}")
@@ -173,39 +172,3 @@ def _grams(text: str) -> list[str]:
     pairs = [f"{first} {second}" for first, second in pairwise(words)]
     spaced = f" {' '.join(words)} "
     return [*words, *pairs, *(f"#{spaced[i : i + 3]}" for i in range(len(spaced) - 2))] if words else []
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("TFHUB_CACHE_DIR", Path.home() / ".cache/rt-pipelines")).expanduser()
-
-
-def _downloaded(url: str) -> Path:
-    folder = _cache() / hashlib.sha256(url.encode()).hexdigest()[:16]
-    if folder.is_dir():
-        return folder
-    compressed = f"{url}?tf-hub-format=compressed" if url.startswith("https://tfhub.dev/") else url
-    with tempfile.TemporaryDirectory() as temporary:
-        archive = Path(temporary) / "model.tar.gz"
-        try:
-            urllib.request.urlretrieve(compressed, archive)
-        except OSError as error:
-            raise ValueError(f"cannot download {url} ({error}): give --use-model a local SavedModel folder") from None
-        return _unpacked(archive, folder)
-
-
-def _unpacked(archive: Path, folder: Path) -> Path:
-    """Unpack into `folder`, which appears whole or not at all."""
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        inside = Path(temporary) / "model"
-        try:
-            with tarfile.open(archive) as tar:
-                tar.extractall(inside, filter="data")
-        except tarfile.TarError as error:
-            raise ValueError(f"{archive} is no tar archive of a SavedModel ({error})") from None
-        if not (inside / "saved_model.pb").is_file():
-            raise ValueError(f"{archive} holds no saved_model.pb: give an archive of a TF-Hub SavedModel")
-        inside.rename(folder)
-    return folder

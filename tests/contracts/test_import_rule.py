@@ -18,7 +18,7 @@ OURS = {
     "tuning": {"tuning"},
 }
 THEIRS = {  # library -> the only files, or folders, that may import it
-    "tensorflow": ("preprocessing/conversion/embeddings.py",),
+    "tensorflow": ("preprocessing/conversion/embeddings.py", "preprocessing/saved_model/tensorflow_export.py"),
     "tensorflow_hub": (),
     "deepspeed": ("cluster/engine.py", "cluster/zero.py"),
     "mlflow": (
