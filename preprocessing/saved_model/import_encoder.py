@@ -137,11 +137,9 @@ def _written(exported: Path, ready: Path, source: str) -> tuple[dict[str, Any], 
     (ready / GRAPH).write_text(json.dumps(description))
     save_file(tensors, ready / WEIGHTS)
     save_file({"vectors": own["single"].astype(np.float32)}, ready / CHECK)
-    if own["single"].shape != (len(CHECK_TEXTS), EMBEDDING_WIDTH):
-        width = own["single"].shape[1:]
-        raise ValueError(f"{source} cannot be imported: its vectors are {width}, those of a store ({EMBEDDING_WIDTH},)")
     try:
         graph = Graph(description, tensors)
+        _require_shape(own["single"])
         single = np.concatenate([graph.run([text]) for text in CHECK_TEXTS])
         together = graph.run(CHECK_TEXTS)
     except ValueError as error:
@@ -163,6 +161,14 @@ def _written(exported: Path, ready: Path, source: str) -> tuple[dict[str, Any], 
         "check": list(CHECK_TEXTS),
     }
     return facts, graph, {"nodes": len(description["nodes"]), "values": sum(array.size for array in tensors.values())}
+
+
+def _require_shape(vectors: np.ndarray) -> None:
+    expected = (len(CHECK_TEXTS), EMBEDDING_WIDTH)
+    if vectors.shape != expected:
+        raise ValueError(
+            f"its vectors of {len(CHECK_TEXTS)} texts have the shape {vectors.shape}, needed is {expected}"
+        )
 
 
 def _id(asked: str | None, fingerprint: str, *, known: bool) -> str:

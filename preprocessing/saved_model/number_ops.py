@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -19,8 +20,11 @@ def _or_zero(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.where(denominator == 0, np.zeros((), numerator.dtype), numerator / denominator)
 
 
-def _erf(x: np.ndarray) -> np.ndarray:
-    return np.array([math.erf(value) for value in x.reshape(-1).tolist()], x.dtype).reshape(x.shape)
+def _one_by_one(function: Callable[[float], float]) -> Op:
+    def apply(attributes: Attributes, x: np.ndarray) -> np.ndarray:
+        return np.array([function(value) for value in x.reshape(-1).tolist()], x.dtype).reshape(x.shape)
+
+    return apply
 
 
 def _softmax(x: np.ndarray) -> np.ndarray:
@@ -129,7 +133,8 @@ NUMBER_OPS: dict[str, Op] = {
     "Cos": of_arrays(np.cos),
     "Tanh": of_arrays(np.tanh),
     "Sigmoid": of_arrays(lambda x: 1 / (1 + np.exp(-x))),
-    "Erf": of_arrays(_erf),
+    "Erf": _one_by_one(math.erf),
+    "Erfc": _one_by_one(math.erfc),
     "Relu": of_arrays(lambda x: np.maximum(x, 0)),
     "Relu6": of_arrays(lambda x: np.clip(x, 0, 6)),
     "LeakyRelu": lambda attributes, x: np.where(x > 0, x, x * np.float32(attributes.get("alpha", 0.2))),

@@ -41,6 +41,7 @@ class Exporter:
         self._function_of_name = {f.signature.name: f for f in concrete.graph.as_graph_def().library.function}
         self._bodies: list[Any] = []  # kept alive: their tensors are keys
         self._names = {"texts"}
+        self._handle_of_table: dict[str, Any] = {}
         self._read: dict[int, Any] = {}  # handle -> what was written of its variable or table
 
     def output(self) -> str:
@@ -72,6 +73,8 @@ class Exporter:
             )
             pairs = enumerate(zip(other, then, strict=True))
             return [self._add(f"{name}/{place}", "Choose", [inputs[0], *pair])[0] for place, pair in pairs]
+        if kind == "HashTableV2":
+            return [self._shared_table(operation)]
         if kind == "Const":
             return [self._constant(name, tf.make_ndarray(attributes["value"].tensor))]
         if any(not isinstance(value, str) for value in inputs) or kind == "Placeholder":
@@ -121,6 +124,17 @@ class Exporter:
                 self._constant(f"{name}/values", values.numpy()),
             )
         return self._read[id(handle)]
+
+    def _shared_table(self, operation: Any) -> Any:
+        """The handle of a table that TensorFlow 1 names inside the graph: it was filled when the model was loaded."""
+        attributes = operation.node_def.attr
+        types = {key: tf.as_dtype(attributes[key].type) for key in ("key_dtype", "value_dtype")}
+        name = attributes["shared_name"].s.decode() or operation.name
+        handle = tf.raw_ops.HashTableV2(**types, container=attributes["container"].s.decode(), shared_name=name)
+        if not int(tf.raw_ops.LookupTableSizeV2(table_handle=handle)):
+            raise Refused(f"the op HashTableV2 ({operation.name}) cannot be converted: the table is empty")
+        self._handle_of_table.setdefault(name, handle)
+        return self._handle_of_table[name]
 
     def _constant(self, name: str, value: Any) -> str:
         array = np.asarray(value)
@@ -202,7 +216,8 @@ def _callable(loaded: Any) -> Any:
 def main(saved_model: str, texts_file: str, out: str) -> None:
     """Export the model and its own vectors."""
     texts = json.loads(Path(texts_file).read_text())
-    embed = _callable(_loaded(saved_model))
+    loaded = _loaded(saved_model)  # kept: its variables live no longer than it
+    embed = _callable(loaded)
     spec = tf.TensorSpec([None], tf.string, name="texts")
     try:
         concrete = tf.function(embed, input_signature=[spec]).get_concrete_function()

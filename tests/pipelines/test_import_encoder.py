@@ -100,6 +100,14 @@ def test_texts_that_change_each_other_are_embedded_one_by_one(models: Path, reus
     np.testing.assert_array_equal(encoder.encode(texts)[0], encoder.encode(texts[:1])[0])
 
 
+def test_models_of_tensorflow_1_are_taken(models: Path, reuse: None, tmp_path: Path) -> None:
+    imported = import_encoder.import_encoder(str(models / "session"), str(tmp_path / "encoder"))
+    assert imported.largest_difference <= 1e-5
+    vectors = open_encoder(tmp_path / "encoder").encode(["open the drawer", "open drawer the", "move arm"])
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
+    assert np.abs(vectors[0] - vectors[2]).max() > 0.01
+
+
 def test_what_cannot_be_imported_leaves_nothing(
     models: Path, reuse: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,7 +147,7 @@ def test_other_vectors_are_refused(
     with pytest.raises(ValueError, match=r"without TensorFlow its vectors differ by 3\.\de-05, and 1e-05 is allowed"):
         import_encoder.import_encoder(str(models / "plain"), str(tmp_path / "encoder"))
     changed = changed[:, :256]
-    with pytest.raises(ValueError, match=r"its vectors are \(256,\), those of a store \(512,\)"):
+    with pytest.raises(ValueError, match=r"of 18 texts have the shape \(18, 256\), needed is \(18, 512\)"):
         import_encoder.import_encoder(str(models / "plain"), str(tmp_path / "encoder"))
     assert list(tmp_path.iterdir()) == []
 

@@ -4,9 +4,9 @@ shards, a Transformer over the words that are there, pooling by attention, a tan
 
     python sentence_encoder.py FOLDER TEXTS.json
 
-FOLDER gets the model `plain`; `batch-dependent`, where a text changes the vectors of those beside it; and `loop`, with
-ops that cannot be converted. The export of the last two is written too, to FOLDER/exported: another start of TensorFlow
-is expensive.
+FOLDER gets the model `plain`; `batch-dependent`, where a text changes the vectors of those beside it; `loop`, with ops
+that cannot be converted; and `session`, of the form that TensorFlow 1 saves. The exports of all but the first are
+written too, to FOLDER/exported: another start of TensorFlow is expensive.
 """
 
 from __future__ import annotations
@@ -106,6 +106,22 @@ class SentenceEncoder(tf.Module):
         return {"outputs": tf.cond(short, lambda: self.embed(texts), lambda: tf.zeros([tf.size(texts), 512]))}
 
 
+def save_session(folder: str) -> None:
+    """A mean of word vectors, in a graph with a session, with signature, partitioned variable and table as then."""
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        texts = v1.placeholder(tf.string, [None])
+        entries = tf.lookup.KeyValueTensorInitializer(WORDS, np.arange(len(WORDS)), tf.string, tf.int64)
+        table = tf.lookup.StaticVocabularyTable(entries, BUCKETS)
+        words = v1.string_split(texts, " ")
+        ids = tf.SparseTensor(words.indices, table.lookup(words.values), words.dense_shape)
+        shape, parts = [len(WORDS) + BUCKETS, 512], v1.fixed_size_partitioner(SHARDS)
+        shards = v1.get_variable("words", shape, partitioner=parts, initializer=v1.random_normal_initializer(seed=1))
+        vectors = tf.nn.l2_normalize(v1.nn.safe_embedding_lookup_sparse(list(shards), ids, combiner="mean"), 1)
+        session.run([v1.global_variables_initializer(), v1.tables_initializer()])
+        v1.saved_model.simple_save(session, folder, {"text": texts}, {"vectors": vectors}, v1.tables_initializer())
+
+
 LAYER = {
     **dict.fromkeys(("query", "key", "value", "join"), (WIDTH, WIDTH)),
     "wide": (WIDTH, 4 * WIDTH),
@@ -115,9 +131,12 @@ LAYER = {
 
 if __name__ == "__main__":
     sys.setrecursionlimit(100_000)
-    for kind in ("plain", "batch-dependent", "loop"):
+    for kind in ("plain", "batch-dependent", "loop", "session"):
         folder, exported = Path(sys.argv[1], kind), Path(sys.argv[1], "exported", kind)
-        tf.saved_model.save(SentenceEncoder(kind), str(folder))
+        if kind == "session":
+            save_session(str(folder))
+        else:
+            tf.saved_model.save(SentenceEncoder(kind), str(folder))
         if kind != "plain":
             exported.mkdir(parents=True)
             export(str(folder), sys.argv[2], str(exported))

@@ -35,7 +35,7 @@ def n(*values: int, dtype: Any = i32) -> np.ndarray:
 
 def cases() -> list[tuple[str, list[Any], dict[str, Any]]]:
     """(op, inputs, attributes)."""
-    smooth = "Neg Exp Square Abs Sign Floor Ceil Round Sin Cos Tanh Sigmoid Erf Relu Relu6 LeakyRelu Elu Softplus"
+    smooth = "Neg Exp Square Abs Sign Floor Ceil Round Sin Cos Tanh Sigmoid Erf Erfc Relu Relu6 LeakyRelu Elu Softplus"
     same = "Identity Snapshot StopGradient PreventGradient ZerosLike OnesLike IsNan IsInf IsFinite Softmax LogSoftmax"
     positive = "Log Log1p Sqrt Rsqrt Reciprocal"
     both = "Add AddV2 Sub Mul RealDiv Div FloorDiv FloorMod Mod Maximum Minimum SquaredDifference Equal"
