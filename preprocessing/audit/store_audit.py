@@ -16,7 +16,7 @@ import numpy as np
 
 from preprocessing.arm_state import arm_columns
 from preprocessing.audit.evidence import Track, Verdict, by_share, tracks, unknown
-from preprocessing.audit.frames import colours, repeated_frames
+from preprocessing.audit.frames import frame_verdicts
 from preprocessing.audit.motion import gripper, gripper_column, motion
 from preprocessing.audit.own_dimensions import dimension_verdicts
 from preprocessing.conversion.step_marks import seams
@@ -61,8 +61,7 @@ def audit(store: EpisodeStore, *, reference: EpisodeStore | None = None, counted
     steps_of_text, steps_of_flag = (counted or StepCounts.of_store(store)).named(store)
     verdicts = [
         *_actions(store, episodes),
-        *(colours(store, role, reference) for role in store.manifest.cameras),
-        repeated_frames(store),
+        *frame_verdicts(store, reference),
         _constants(store, episodes),
         *_instructions(steps_of_text, steps_of_flag),
         _flags(steps_of_flag, episodes),

@@ -284,9 +284,13 @@ def _frames(task: ShardTask, role: str, episode: Episode) -> list[bytes]:
     """Encoded frames of a camera, whole, at the size that is asked for."""
     frames, path = [], task.spec.all_cameras[role]
     of_video = bool(task.dataset.feature(path).codec)
+    size = task.image_sizes[role]
     for step, source_frame in enumerate(cast(Iterable[bytes | np.ndarray], episode.steps[path])):
-        with naming(f"{path} of step {step}"):
-            frames.append(_frame(task, task.image_sizes[role], source_frame, of_video=of_video))
+        try:
+            frames.append(_frame(task, size, source_frame, of_video=of_video))
+        except Exception:
+            with naming(f"{path} of step {step}"):
+                raise
     return frames
 
 

@@ -200,7 +200,7 @@ def _ragged_to_dense(
         count = int(splits[-1][-1])
     places = _places(splits)
     sizes = [len(splits[0]) - 1, *(int(np.diff(split).max(initial=0)) for split in splits)]
-    asked = [int(size) for size in shape.reshape(-1)] or [-1] * len(sizes)
+    asked = [int(size) for size in shape] if shape.ndim else [-1] * len(sizes)  # a scalar: nothing is asked for
     sizes = [size if wanted == -1 else wanted for size, wanted in zip(sizes, asked[: len(sizes)], strict=True)]
     dense = np.full([*sizes, *values.shape[1:]], default, values.dtype)
     inside = (places < np.array(sizes)).all(axis=1)

@@ -57,6 +57,8 @@ class Exporter:
         if tensor.ref() not in values:
             operation = tensor.op
             inputs = [self._value(read, values, scope) for read in operation.inputs]
+            if operation.type == "Merge":
+                inputs.insert(0, self._value(_condition(operation), values, scope))
             outputs = self._operation(operation, f"{scope}{operation.name}", inputs)
             values.update({one.ref(): output for one, output in zip(operation.outputs, outputs, strict=True)})
         return values[tensor.ref()]
@@ -73,6 +75,10 @@ class Exporter:
             )
             pairs = enumerate(zip(other, then, strict=True))
             return [self._add(f"{name}/{place}", "Choose", [inputs[0], *pair])[0] for place, pair in pairs]
+        if kind == "Switch":
+            return [inputs[0], inputs[0]]
+        if kind == "Merge":
+            return [*self._add(name, "Choose", inputs), None]
         if kind == "HashTableV2":
             return [self._shared_table(operation)]
         if kind == "Const":
@@ -159,6 +165,16 @@ class Exporter:
         self._names.add(unique)
         self.nodes.append({"name": unique, "op": kind, "inputs": inputs, "attributes": attributes or {}})
         return [f"{unique}:{place}" for place in range(num_outputs)]
+
+
+def _condition(merge: Any) -> Any:
+    """What decides between the inputs of a Merge, the first without it and the second with it: TensorFlow 1's
+    conditions, other than its loops, keep it beside the Merge under the name pred_id."""
+    name = f"{merge.name.rpartition('/')[0]}/pred_id"
+    try:
+        return merge.graph.get_operation_by_name(name).outputs[0]
+    except KeyError:
+        raise Refused(f"the op Merge ({merge.name}) cannot be converted: it belongs to no condition") from None
 
 
 def _plain(value: attr_value_pb2.AttrValue) -> Any:

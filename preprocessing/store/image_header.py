@@ -26,6 +26,11 @@ _MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe](?=..)", re.DOTALL)  # that a se
 _SCAN, _END, _FRAMES = 0xDA, 0xD9, {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX")  # Pillow's modes
 
+# The beginning of the JPEG read last, through the header of its scan, and what it says. Frames of one camera begin
+# alike, so that comparing 600 bytes takes the place of two parsers.
+_MOST_REMEMBERED = 2**16  # bytes
+_recent: tuple[bytes, ImageHeader | None] = (b"", None)
+
 Kind = Literal["JPEG", "PNG", "WebP", "GIF", "BMP"]
 
 
@@ -88,30 +93,46 @@ def _require_eight_bits(bits: int, mode: str) -> None:
 
 
 def _jpeg(encoded: bytes) -> ImageHeader:
+    global _recent
+    beginning, header = _recent
+    if header is None or not encoded.startswith(beginning):
+        header, end = _jpeg_header(encoded)
+        if 0 < end <= _MOST_REMEMBERED:
+            _recent = encoded[:end], header
+    if MOST_PIXELS >= header.height * header.width > _PIXELS_PER_BYTE * len(encoded):
+        raise ValueError(
+            f"the image claims {header.height}x{header.width} pixels, which {len(encoded)} bytes of JPEG cannot hold"
+        )
+    return header
+
+
+def _jpeg_header(encoded: bytes) -> tuple[ImageHeader, int]:
+    """The header of a JPEG, and after how many bytes nothing more can change it; 0 where the whole file counts."""
     try:  # what the decoder itself will allocate; KeyError is simplejpeg's for a file that ends before its size
         height, width = map(int, simplejpeg.decode_jpeg_header(encoded, strict=False)[:2])
     except (ValueError, KeyError) as error:
         raise ValueError(
             f"{len(encoded)} bytes that are no image: a JPEG without a readable header ({error})"
         ) from None
-    bits, several_scans = _before_first_scan(encoded)
+    bits, several_scans, end = _before_first_scan(encoded)
     _require_eight_bits(bits, f"JPEG;{bits}")
-    if MOST_PIXELS >= height * width > _PIXELS_PER_BYTE * len(encoded):
-        raise ValueError(f"the image claims {height}x{width} pixels, which {len(encoded)} bytes of JPEG cannot hold")
     if several_scans and (scans := encoded.count(b"\xff\xda")) > _MOST_SCANS:
         raise ValueError(f"the JPEG has {scans} scans, at most {_MOST_SCANS} are decoded")
-    return ImageHeader(kind="JPEG", height=height, width=width, orientation=jpeg_orientation(encoded))
+    header = ImageHeader(kind="JPEG", height=height, width=width, orientation=jpeg_orientation(encoded))
+    return header, 0 if several_scans else end
 
 
-def _before_first_scan(encoded: bytes) -> tuple[int, bool]:
-    """(bits a channel, whether it has several scans) of a JPEG."""
-    bits, components, progressive, scan = 8, 0, False, 0
+def _before_first_scan(encoded: bytes) -> tuple[int, bool, int]:
+    """(bits a channel, whether it has several scans, the byte after the header of the first) of a JPEG. The last is 0
+    where another place looks like a scan: what decoders take for the header is then not sure."""
+    bits, components, progressive, scan, end = 8, 0, False, 0, 0
     for marker, start, stop in jpeg_segments(encoded):
         if marker == _SCAN:
             scan = start
+            end = stop if encoded.find(b"\xff\xda") == start and stop <= len(encoded) else 0
         elif marker in _FRAMES and stop - start > 9:
             bits, components, progressive = encoded[start + 4], encoded[start + 9], marker & 3 == 2
-    return bits, progressive or encoded[scan + 4 : scan + 5] < bytes([components])
+    return bits, progressive or encoded[scan + 4 : scan + 5] < bytes([components]), end
 
 
 def jpeg_segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:

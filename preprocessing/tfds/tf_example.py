@@ -19,6 +19,7 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from google.protobuf.message import DecodeError
 
+_FLOATS = b"\x0a"  # before the size of a packed list: field 1, of several bytes
 _DTYPES = {"bytes_list": "bytes", "float_list": "float32", "int64_list": "int64"}
 _DESCRIPTION = """
 name: "example.proto" package: "tensorflow" syntax: "proto3"
@@ -69,9 +70,14 @@ class Example:
         return name in self.lists
 
     def floats(self, name: str) -> np.ndarray:
-        """float32 (N,)."""
+        """float32 (N,). Taken from the list as protobuf packs it, with the numbers side by side: one by one they are
+        Python objects, which takes 30 times as long."""
         values = self._values(name, "float_list")
-        return np.fromiter(values, np.float32, len(values))
+        begins = _FLOATS + _varint(4 * len(values))
+        packed = self.lists[name].float_list.SerializeToString() if len(values) else b""
+        if not packed.startswith(begins):
+            return np.fromiter(values, np.float32, len(values))
+        return np.frombuffer(packed, "<f4", len(values), len(begins)).astype(np.float32)
 
     def ints(self, name: str) -> np.ndarray:
         """int64 (N,)."""
@@ -91,6 +97,15 @@ class Example:
         if actual != kind:
             raise ValueError(f"{name} is a list of {_DTYPES[actual]}, expected {_DTYPES[kind]}")
         return getattr(feature, kind).value
+
+
+def _varint(number: int) -> bytes:
+    """A size as protobuf writes it: seven bits a byte, the lowest first."""
+    written = bytearray()
+    while number > 127:
+        written.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*written, number])
 
 
 def parse(payload: bytes) -> Example:

@@ -102,7 +102,7 @@ def test_texts_that_change_each_other_are_embedded_one_by_one(models: Path, reus
 
 def test_models_of_tensorflow_1_are_taken(models: Path, reuse: None, tmp_path: Path) -> None:
     imported = import_encoder.import_encoder(str(models / "session"), str(tmp_path / "encoder"))
-    assert imported.largest_difference <= 1e-5
+    assert imported.largest_difference <= 1e-5 and not imported.batched
     vectors = open_encoder(tmp_path / "encoder").encode(["open the drawer", "open drawer the", "move arm"])
     np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
     assert np.abs(vectors[0] - vectors[2]).max() > 0.01

@@ -327,7 +327,8 @@ def test_preprocessing_imports_no_tensorflow() -> None:
     code = (
         "import importlib, pkgutil, sys, preprocessing\n"
         "for module in pkgutil.walk_packages(preprocessing.__path__, 'preprocessing.'):\n"
-        "    importlib.import_module(module.name)\n"
+        "    if module.name != 'preprocessing.saved_model.tensorflow_export':  # for a process of its own\n"
+        "        importlib.import_module(module.name)\n"
         "assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[2], check=True)

@@ -107,8 +107,10 @@ class SentenceEncoder(tf.Module):
 
 
 def save_session(folder: str) -> None:
-    """A mean of word vectors, in a graph with a session, with signature, partitioned variable and table as then."""
+    """A mean of word vectors, the other way round for one text alone, in a graph with a session: signature, partitioned
+    variable, table and condition as they were then."""
     v1 = tf.compat.v1
+    v1.disable_control_flow_v2()
     with tf.Graph().as_default(), v1.Session() as session:
         texts = v1.placeholder(tf.string, [None])
         entries = tf.lookup.KeyValueTensorInitializer(WORDS, np.arange(len(WORDS)), tf.string, tf.int64)
@@ -118,8 +120,10 @@ def save_session(folder: str) -> None:
         shape, parts = [len(WORDS) + BUCKETS, 512], v1.fixed_size_partitioner(SHARDS)
         shards = v1.get_variable("words", shape, partitioner=parts, initializer=v1.random_normal_initializer(seed=1))
         vectors = tf.nn.l2_normalize(v1.nn.safe_embedding_lookup_sparse(list(shards), ids, combiner="mean"), 1)
+        several = tf.size(texts) > 1
+        turned = v1.cond(several, lambda: tf.identity(vectors), lambda: tf.ones([1, 1]) * vectors[:, ::-1])
         session.run([v1.global_variables_initializer(), v1.tables_initializer()])
-        v1.saved_model.simple_save(session, folder, {"text": texts}, {"vectors": vectors}, v1.tables_initializer())
+        v1.saved_model.simple_save(session, folder, {"text": texts}, {"vectors": turned}, v1.tables_initializer())
 
 
 LAYER = {

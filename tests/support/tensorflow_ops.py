@@ -156,6 +156,7 @@ def gather_cases() -> list[tuple[str, list[Any], dict[str, Any]]]:
     one, two = n(0, 2, 2, 3, dtype=i64), n(0, 1, 3, dtype=i64)
     ragged = [
         (n(-1, -1, dtype=i64), [one], ["ROW_SPLITS"]),
+        (i64(-1), [one], ["ROW_SPLITS"]),
         (n(2, 3, dtype=i64), [one], ["ROW_SPLITS"]),
         (n(-1, -1, dtype=i64), [i64(4), n(0, 0, 2, dtype=i64)], ["FIRST_DIM_SIZE", "VALUE_ROWIDS"]),
         (n(-1, -1, -1, dtype=i64), [two, one], ["ROW_SPLITS", "ROW_SPLITS"]),
