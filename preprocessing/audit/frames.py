@@ -120,7 +120,7 @@ def _film(store: EpisodeStore, role: str, state_columns: list[int]) -> _Film:
             warm += redder
             cold += redder - int(red_over_blue_HW.sum(dtype=np.int64))
         if state_columns:
-            same += pc.equal(frames.slice(1), frames.slice(0, len(frames) - 1)).to_pylist()
+            same += pc.call_function("equal", [frames.slice(1), frames.slice(0, len(frames) - 1)]).to_pylist()
             state = np.asarray(table["proprio"].combine_chunks().flatten()).reshape(table.num_rows, -1)
             steps_ND = np.diff(np.nan_to_num(state[:, state_columns], posinf=0, neginf=0), axis=0)
             moved += np.linalg.norm(steps_ND, axis=1).tolist()

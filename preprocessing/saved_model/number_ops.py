@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,9 @@ def _reduction(ufunc: np.ufunc, empty: str) -> Op:
     value."""
 
     def reduce(attributes: Attributes, x: np.ndarray, axes: np.ndarray) -> np.ndarray:
-        initial = {"initial": extreme(x.dtype, highest=empty == "highest")} if empty != "identity" else {}
+        initial: dict[str, Any] = (
+            {"initial": extreme(x.dtype, highest=empty == "highest")} if empty != "identity" else {}
+        )
         keep = attributes.get("keep_dims", False)
         return np.asarray(ufunc.reduce(x, axis=_axes(x, axes), dtype=x.dtype, keepdims=keep, **initial))
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.framework import attr_value_pb2
 from tensorflow.python.framework.function_def_to_graph import function_def_to_graph
 
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
@@ -177,7 +176,7 @@ def _condition(merge: Any) -> Any:
         raise Refused(f"the op Merge ({merge.name}) cannot be converted: it belongs to no condition") from None
 
 
-def _plain(value: attr_value_pb2.AttrValue) -> Any:
+def _plain(value: Any) -> Any:
     """An attribute as JSON has it; types by their names, None for what no op here looks at."""
     match kind := value.WhichOneof("value"):
         case "s":

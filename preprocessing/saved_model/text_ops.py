@@ -27,8 +27,8 @@ def _arrow(x: np.ndarray) -> pa.Array:
 
 
 def _replaced(x: np.ndarray, pattern: str, rewrite: str, everywhere: bool) -> np.ndarray:
-    most = {} if everywhere else {"max_replacements": 1}
-    replaced = pc.replace_substring_regex(_arrow(x), pattern, rewrite, **most)
+    options = pc.ReplaceSubstringOptions(pattern, rewrite, max_replacements=None if everywhere else 1)
+    replaced = pc.call_function("replace_substring_regex", [_arrow(x)], options)
     return texts([text.as_py().encode() for text in replaced], x.shape)
 
 
@@ -41,7 +41,8 @@ def _replace(attributes: Attributes, x: np.ndarray, pattern: np.ndarray, rewrite
 
 
 def _matches(x: np.ndarray, pattern: str) -> np.ndarray:
-    matched = pc.match_substring_regex(_arrow(x), rf"\A(?:{pattern})\z")
+    options = pc.MatchSubstringOptions(rf"\A(?:{pattern})\z")
+    matched = pc.call_function("match_substring_regex", [_arrow(x)], options)
     return np.array(matched.to_pylist(), bool).reshape(x.shape)
 
 
