@@ -379,28 +379,3 @@ def test_what_the_door_lets_in_every_reader_reads(
             decode_image(damaged)
     else:
         both_readings(damaged)
-
-
-@pytest.mark.parametrize("kind", ["plain", "turned", "progressive"])
-def test_the_frame_read_before_changes_no_header(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    grey = np.full((16, 24, 3), 90, np.uint8)
-    frame = {
-        "plain": encode_jpeg(grey),
-        "turned": turned("JPEG", 6),
-        "progressive": saved(grey, "JPEG", progressive=True),
-    }[kind]
-    begins = frame.index(b"\xff\xda") + 16
-    changed = [frame[:place] + bytes([frame[place] ^ 0x11]) + frame[place + 1 :] for place in range(begins)]
-    for other in [*changed, *(frame[:length] for length in range(2, len(frame)))]:
-        monkeypatch.setattr(image_header, "_recent", (b"", None))
-        alone = _told(other)
-        assert _told(frame) == _told(frame)
-        assert _told(other) == alone
-
-
-def _told(encoded: bytes) -> object:
-    """The header, or what is wrong with it."""
-    try:
-        return image_header.read_header(encoded)
-    except ValueError as error:
-        return str(error)
