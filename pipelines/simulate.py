@@ -32,16 +32,18 @@ from rich.console import Console
 from rich.progress import track
 
 from pipelines.config.arguments import parse
-from pipelines.config.serialization import did_you_mean
 from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import print_next
 from preprocessing.simulation.dmc_environment import dmc_config
 from preprocessing.simulation.dmc_recording import Demonstrations, record_dataset
-from preprocessing.simulation.metaworld_rlds import INSTRUCTIONS, dataset_features, rlds_episode
+from preprocessing.simulation.metaworld_environment import HORIZON
+from preprocessing.simulation.metaworld_rlds import dataset_features, rlds_episode
 from preprocessing.simulation.metaworld_rollout import MOUNTED_VIEWS, SIMULATOR_HZ, VIEWS, Camera
 from preprocessing.simulation.parallel_rollouts import PendingRollout, StartRollout, rollouts
+from preprocessing.simulation.task_sets import named_tasks
 from preprocessing.store.images import ImageSize
 from preprocessing.tfds.writer import RldsWriter, SplitPlan
+from rt_models.spec import SimulatedSource
 
 VERSION = "1.0.0"
 SAMPLE_TASKS = (
@@ -64,7 +66,8 @@ class SimulateConfig:
     """What is recorded, and how."""
 
     tasks: tuple[str, ...] = SAMPLE_TASKS
-    """Meta-World tasks, such as faucet-open-v3, or tasks of dm_control: dmc:point_mass-easy."""
+    """Meta-World tasks, such as faucet-open-v3, or the sets mt6, mt10_visible (ten tasks whose goal is in the picture)
+    and mt50, which are all; or tasks of dm_control: dmc:point_mass-easy."""
     episodes: int = 12
     """Episodes of each task in the split train."""
     val_episodes: int = 4
@@ -121,9 +124,7 @@ class SimulateConfig:
             return
         if self.decisions is not None:
             raise ValueError("--decisions belongs to dm_control: leave it out for Meta-World's tasks")
-        for task in self.tasks:
-            if task not in INSTRUCTIONS:
-                raise ValueError(f"Meta-World has no task {task!r}{did_you_mean(task, list(INSTRUCTIONS))}")
+        self.metaworld_tasks()
 
     @property
     def in_dm_control(self) -> bool:
@@ -140,10 +141,27 @@ class SimulateConfig:
             if getattr(self, name) != default[name]:
                 raise ValueError(f"--{name.replace('_', '-')} belongs to Meta-World: leave it out for dmc: tasks")
 
+    def metaworld_tasks(self) -> tuple[str, ...]:
+        """Raises ValueError for an unknown one, or one that is named twice."""
+        return named_tasks(self.tasks)
+
     def camera(self) -> Camera:
         """Raises ValueError for an `image_size` that is none."""
         height, width = ImageSize.parse(self.image_size or ("84x84" if self.in_dm_control else "96x96"))
         return Camera(view=VIEWS[self.view], height=height, width=width, jpeg_quality=self.jpeg_quality)
+
+    def simulated(self) -> SimulatedSource:
+        """What a policy that acts later must be shown likewise."""
+        camera = self.camera()
+        return SimulatedSource(
+            simulator="metaworld",
+            view=self.view,
+            height=camera.height,
+            width=camera.width,
+            jpeg_quality=self.jpeg_quality,
+            control_hz=self.control_hz,
+            max_steps=HORIZON // (SIMULATOR_HZ // self.control_hz),
+        )
 
     def roles(self) -> tuple[str, ...]:
         """The cameras, also of `image,wrist` in one word."""
@@ -239,6 +257,7 @@ def simulate(out: Path, config: SimulateConfig) -> SimulationResult:
         description=f"Scripted experts of Meta-World, recorded at {config.control_hz} Hz by `rtp simulate`.",
         citation="Yu et al., Meta-World: A Benchmark and Evaluation for Multi-Task and Meta Reinforcement Learning",
         license="MIT (c) 2019 Meta-World Team: scenes, experts and simulator",
+        metadata={"simulation": asdict(config.simulated())},
     )
     folder = writer.write(out, {split.name: split.plan() for split in splits})
     return SimulationResult(
@@ -264,7 +283,7 @@ class _Split:
 
     @property
     def total(self) -> int:
-        return self.episodes * len(self.config.tasks)
+        return self.episodes * len(self.config.metaworld_tasks())
 
     def plan(self) -> SplitPlan:
         num_shards = -(-self.total // self.config.episodes_per_shard)
@@ -273,7 +292,7 @@ class _Split:
     def _episodes(self) -> Iterator[dict[str, object]]:
         """One episode of each task in turn, so that every shard holds all tasks."""
         with rollouts(self.config.workers) as start:
-            tasks = [self._successes(task, start) for task in self.config.tasks]
+            tasks = [self._successes(task, start) for task in self.config.metaworld_tasks()]
             turns = (next(task) for _ in range(self.episodes) for task in tasks)
             yield from track(turns, f"simulate {self.name}", total=self.total, console=Console(stderr=True))
 
@@ -289,7 +308,7 @@ class _Split:
             noise=config.noise,
         )
         started = ((seed, expert(seed=seed)) for seed in itertools.count(self.first_seed))
-        ahead, wanted = 1 + config.workers // len(config.tasks), self.episodes
+        ahead, wanted = 1 + config.workers // len(config.metaworld_tasks()), self.episodes
         running = deque[tuple[int, PendingRollout]](itertools.islice(started, min(ahead, wanted)))
         while wanted:
             seed, pending = running.popleft()

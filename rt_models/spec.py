@@ -55,6 +55,7 @@ from rt_models.robot_inputs import StateInput as StateInput
 from rt_models.robot_inputs import StateSide as StateSide
 from rt_models.robot_inputs import StoreInputs as StoreInputs
 from rt_models.robot_inputs import union_of_states as union_of_states
+from rt_models.simulated_source import SimulatedSource as SimulatedSource
 from rt_models.space_map import MapArrays as MapArrays
 from rt_models.space_map import MappedDimension as MappedDimension
 from rt_models.space_map import SpaceMap as SpaceMap
@@ -81,6 +82,7 @@ class DatasetContract:
     model reads and the dataset does not have; `state` is what the model reads of the robot's state, None for nothing.
     `gripper` (absolute: a closedness to hold, relative: a change, none) and the hash of the dataset `spec` are what its
     store declared when a model was trained; they are no part of the id, and "" where nobody said.
+    `simulated` says how a simulator drew the dataset, where that is known; it is no part of the id.
     """
 
     name: str
@@ -97,6 +99,7 @@ class DatasetContract:
     state: StateSide | None = None
     gripper: str = field(default="", compare=False)
     spec: str = field(default="", compare=False)
+    simulated: SimulatedSource | None = field(default=None, compare=False)
 
     def declared(self, *, gripper: str, spec: str) -> DatasetContract:
         """With what its store declares, in its own space too."""
@@ -170,8 +173,11 @@ class Contract:
     @property
     def id(self) -> str:
         sides = tuple(dataset.declared(gripper="", spec="") for dataset in self.datasets)
-        agreed = replace(self, num_steps=0, stride=1, datasets=sides)
-        return hashlib.sha256(json.dumps(agreed.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+        agreed = replace(self, num_steps=0, stride=1, datasets=sides).to_json()
+        for dataset in agreed["datasets"]:
+            for side in (dataset, dataset.get("own", {}).get("dataset", {})):
+                side.pop("simulated", None)
+        return hashlib.sha256(json.dumps(agreed, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data. What is as it was before there was a choice is left out: older contracts keep their id."""
@@ -343,8 +349,9 @@ def _dataset_from_json(data: Mapping[str, Any]) -> DatasetContract:
     meanings = tuple(DimensionMeaning(**meaning) for meaning in data.get("meanings", ()))
     own = _own_from_json(data["own"]) if "own" in data else None
     state = _state_from_json(data["state"]) if "state" in data else None
+    simulated = SimulatedSource.from_json(data["simulated"]) if "simulated" in data else None
     parts = {"statistics": statistics, "transform": transform, "meanings": meanings, "own": own, "state": state}
-    return DatasetContract(**{**_tuples(data), **parts})
+    return DatasetContract(**{**_tuples(data), **parts, "simulated": simulated})
 
 
 def _state_from_json(data: Mapping[str, Any]) -> StateSide:
@@ -370,7 +377,17 @@ def _leave_out_of_sides(action: dict[str, Any], datasets: Sequence[dict[str, Any
     for dimension in action["dimensions"]:
         _leave_out(dimension, classes=[], bounded_by="convention")
     for dataset in datasets:
-        _leave_out(dataset, arm="commanded", meanings=[], own=None, without_cameras=[], state=None, gripper="", spec="")
+        _leave_out(
+            dataset,
+            arm="commanded",
+            meanings=[],
+            own=None,
+            without_cameras=[],
+            state=None,
+            gripper="",
+            spec="",
+            simulated=None,
+        )
         if "state" in dataset:
             _leave_out(dataset["state"], own_names=[])
         if "own" in dataset:

@@ -6,8 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+View = Literal["side", "front", "top"]
 Baseline = Literal["random", "mean_action", "copy", "replay", "expert"]
 BASELINES: tuple[Baseline, ...] = ("random", "mean_action", "replay", "expert")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownFrames:
+    """How Meta-World's frames are drawn; `remarks` say in what they differ from the training data's."""
+
+    view: str
+    jpeg_quality: int
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +42,15 @@ class ClosedLoopConfig:
     """Processes that simulate, under Ray; 0 simulates in this process. Results do not depend on it."""
     video: Path | None = None
     """Folder for an MP4 of every episode of the policy."""
-    view: Literal["side", "front", "top"] = "side"
-    """Where Meta-World's camera stands: as in the demonstrations."""
-    jpeg_quality: int = 85
-    """Quality of Meta-World's frames that the policy sees, 1 to 100: as in the demonstrations."""
+    view: View | None = None
+    """Where Meta-World's camera stands; default: as in the training data, which the model's contract says."""
+    jpeg_quality: int | None = None
+    """Quality of Meta-World's frames that the policy sees, 1 to 100; default: as in the training data."""
 
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise ValueError(f"--workers must be 0 or more, got {self.workers}")
-        if not 1 <= self.jpeg_quality <= 100:
+        if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= 100:
             raise ValueError(f"--jpeg-quality must be from 1 to 100, got {self.jpeg_quality}")
         if self.env is None:
             return
@@ -51,7 +61,7 @@ class ClosedLoopConfig:
             self._require_metaworlds_unset()
 
     def _require_metaworlds_unset(self) -> None:
-        for name, default in (("view", "side"), ("jpeg_quality", 85), ("swap_instructions", False)):
+        for name, default in (("view", None), ("jpeg_quality", None), ("swap_instructions", False)):
             if getattr(self, name) != default:
                 flag = name.replace("_", "-")
                 raise ValueError(f"--{flag} belongs to Meta-World: leave it out with --env {self.env}")

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 
 from pipelines.evaluation.closed_loop import EpisodeResult
+from pipelines.evaluation.closed_loop_config import ShownFrames
 from pipelines.evaluation.returns import PairedReturns, compare_returns
 from pipelines.evaluation.statistics import Bootstrap, Interval
 from pipelines.evaluation.success_rates import PairedComparison, compare_paired, mean_over_tasks, wilson
@@ -82,10 +83,16 @@ class ClosedLoopReport:
     """The policy against each other actor, on the same seeds."""
     errors: tuple[str, ...]
     measure: Measure = "success"
+    frames: ShownFrames | None = None
+    """How Meta-World's were drawn; None where nobody said."""
 
     @property
     def definitions(self) -> tuple[str, ...]:
-        return DEFINITIONS if self.measure == "success" else DEFINITIONS_OF_RETURN
+        stated = DEFINITIONS if self.measure == "success" else DEFINITIONS_OF_RETURN
+        if self.frames is None or self.measure == "return":
+            return stated
+        drawn = f"Frames are drawn from view {self.frames.view} with JPEG quality {self.frames.jpeg_quality}."
+        return (*stated, drawn, *(f"Note: {remark}." for remark in self.frames.remarks))
 
     def to_json(self) -> dict[str, object]:
         """Plain data, every episode included."""
@@ -98,6 +105,7 @@ class ClosedLoopReport:
             "control_hz": self.control_hz,
             "measure": self.measure,
             "definitions": list(self.definitions),
+            **({} if self.frames is None else {"frames": asdict(self.frames)}),
             "actors": {name: _actor_json(report, self.measure) for name, report in self.actors.items()},
             "compared": {name: asdict(comparison) for name, comparison in self.compared.items()},
             "errors": list(self.errors),
@@ -162,6 +170,7 @@ def closed_loop_report(
     control_hz: float,
     bootstrap: Bootstrap,
     measure: Measure = "success",
+    frames: ShownFrames | None = None,
 ) -> ClosedLoopReport:
     """From the results of each actor, `POLICY`'s first."""
     actors = {name: actor_report(own, bootstrap) for name, own in results.items()}
@@ -176,6 +185,7 @@ def closed_loop_report(
         compared={name: _compared(actors[POLICY], actors[name], bootstrap, measure) for name in others},
         errors=tuple(_errors(results)),
         measure=measure,
+        frames=frames,
     )
 
 

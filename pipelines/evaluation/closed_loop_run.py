@@ -12,7 +12,7 @@ from cluster.session import RaySession, connect
 from pipelines.config.compute import Compute, num_threads
 from pipelines.evaluation.actors import CopyActor, MeanActor, PolicyActor, RandomActor, ReplayActor
 from pipelines.evaluation.closed_loop import Actor, Episode, EpisodeResult, run_episodes
-from pipelines.evaluation.closed_loop_config import ClosedLoopConfig
+from pipelines.evaluation.closed_loop_config import ClosedLoopConfig, ShownFrames
 from pipelines.evaluation.closed_loop_report import (
     AGAINST,
     BLANK,
@@ -56,6 +56,7 @@ class ClosedLoop:
     home: str
     compute: Compute
     wordings: Wordings = field(default_factory=dict)
+    frames: ShownFrames | None = None
 
     def episodes(self, instructions: Mapping[str, str] | None = None) -> list[Episode]:
         """A task's episodes follow one another: a simulator changes its scene seldom."""
@@ -93,6 +94,7 @@ class ClosedLoop:
             control_hz=self.dataset.control_hz,
             measure=self.environments[0].measure,
             bootstrap=bootstrap,
+            frames=self.frames,
         )
         ledger.delete()
         return report

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pipelines.config.compute import Compute
-from pipelines.evaluation.closed_loop_config import ClosedLoopConfig
+from pipelines.evaluation.closed_loop_config import ClosedLoopConfig, ShownFrames
 from pipelines.evaluation.closed_loop_run import ClosedLoop
 from pipelines.evaluation.demonstrations import Demonstration, first_demonstrations
 from pipelines.evaluation.record import home_of
+from pipelines.evaluation.shown_frames import main_camera, remarks_on_limits, shown_frames, simulated_source
 from pipelines.evaluation.wordings import Wordings, require_known
 from pipelines.publishing.folder import TrainedModel
 from pipelines.publishing.trained_model import load_trained
 from pipelines.publishing.training_stores import open_training_store
 from preprocessing.simulation.choice import choose_environments
 from preprocessing.simulation.environment import FIRST_EVALUATION_SEED, EnvironmentConfig
-from preprocessing.simulation.metaworld_rollout import MOUNTED_VIEWS, VIEWS, Camera
+from preprocessing.simulation.metaworld_rollout import MOUNTED_VIEWS, Camera
 from preprocessing.store.episode_store import EpisodeStore
 from rt_models.action_space import ActionSpec
 from rt_models.spec import MAIN_CAMERA, Contract, DatasetContract, ImageRecipe
+
+log = logging.getLogger(__name__)
 
 
 def prepare(
@@ -42,12 +47,17 @@ def prepare(
     trained = load_trained(model)
     against = None if config.against is None else load_trained(config.against)
     dataset = trained.contract.dataset(config.dataset)
+    source = simulated_source(trained.contract, dataset)
+    frames = shown_frames(config, trained.contract.image, source)
     environments = environments_of(config, trained.contract, dataset)
+    remarks = [*frames.remarks, *remarks_on_limits(source, environments), *_remarks_on(against, config, frames)]
     require_known(wordings or {}, [environment.instruction for environment in environments], str(config.env))
     for policy in [trained] if against is None else [trained, against]:
         for environment in environments:
             side = policy.contract.dataset(config.dataset)
             require_fit(policy.source, policy.contract.action, side, environment)
+    for remark in remarks:
+        log.warning("%s", remark)
     return ClosedLoop(
         trained=trained,
         against=against,
@@ -59,19 +69,21 @@ def prepare(
         home=home_of(model),
         compute=compute or Compute(),
         wordings=wordings or {},
+        frames=replace(frames, remarks=tuple(remarks)),
     )
 
 
 def environments_of(config: ClosedLoopConfig, contract: Contract, dataset: DatasetContract) -> list[EnvironmentConfig]:
     """Those that are asked for, with the cameras that a model reads under `contract` for this dataset's robot. Raises
     ValueError for one that there is not, and for a camera that it lacks."""
+    frames = shown_frames(config, contract.image, simulated_source(contract, dataset))
     return list(
         choose_environments(
             str(config.env),
-            camera=camera_of(config, contract.image),
+            camera=main_camera(frames, contract.image),
             control_hz=dataset.control_hz,
             further_cameras={
-                recipe.camera: _mounted_camera(config, recipe)
+                recipe.camera: _mounted_camera(frames, recipe)
                 for recipe in contract.cameras
                 if recipe.camera not in dataset.without_cameras
             },
@@ -79,19 +91,24 @@ def environments_of(config: ClosedLoopConfig, contract: Contract, dataset: Datas
     )
 
 
-def camera_of(config: ClosedLoopConfig, image: ImageRecipe) -> Camera:
-    """The camera of demonstrations with pictures of this size."""
-    return Camera(view=VIEWS[config.view], height=image.height, width=image.width, jpeg_quality=config.jpeg_quality)
+def _remarks_on(against: TrainedModel | None, config: ClosedLoopConfig, shown: ShownFrames) -> list[str]:
+    """In what the frames differ from those that the other model was trained on: both are shown the same."""
+    if against is None:
+        return []
+    asked = replace(config, view=shown.view, jpeg_quality=shown.jpeg_quality)
+    contract = against.contract
+    theirs = shown_frames(asked, contract.image, simulated_source(contract, contract.dataset(config.dataset)))
+    return [f"{config.against}: {remark}" for remark in theirs.remarks]
 
 
-def _mounted_camera(config: ClosedLoopConfig, recipe: ImageRecipe) -> Camera:
+def _mounted_camera(frames: ShownFrames, recipe: ImageRecipe) -> Camera:
     """One that demonstrations have beside the main camera. Raises ValueError for a role that no simulator draws."""
     if recipe.camera not in MOUNTED_VIEWS:
         raise ValueError(
             f"the policy reads camera {recipe.camera}, and Meta-World has {MAIN_CAMERA} and {', '.join(MOUNTED_VIEWS)}"
         )
     view = MOUNTED_VIEWS[recipe.camera]
-    return Camera(view=view, height=recipe.height, width=recipe.width, jpeg_quality=config.jpeg_quality)
+    return Camera(view=view, height=recipe.height, width=recipe.width, jpeg_quality=frames.jpeg_quality)
 
 
 def require_fit(policy: str, action: ActionSpec, dataset: DatasetContract, environment: EnvironmentConfig) -> None:

@@ -77,6 +77,7 @@ def _alike(store: EpisodeStore) -> JsonObject:
         "the control rate": manifest.control_hz,
         "the encoder": manifest.encoder,
         "the frames": str(contract.image),
+        "the simulator's settings": store.dataset.simulated,
         "the action space": contract.action.name,
         "the units": store.dataset.units,
         "the dimensions": store.dataset.action_mask,

@@ -21,6 +21,7 @@ from preprocessing.conversion.shard_conversion import (
     size_text,
 )
 from preprocessing.conversion.shard_report import ShardReport, read_report
+from preprocessing.conversion.simulated_source import simulated_source_of
 from preprocessing.dataset_spec import DatasetSpec
 from preprocessing.source_rights import rights_of
 from preprocessing.store.episode_store import INSTRUCTION_SCHEMA, INSTRUCTIONS, QUARANTINE, atomic_write, fixed_lists
@@ -47,6 +48,7 @@ from rt_models.spec import (
     Contract,
     DatasetContract,
     ImageRecipe,
+    SimulatedSource,
     unscaled,
 )
 
@@ -83,6 +85,7 @@ def write_manifest(
         image=_recipe(task, MAIN_CAMERA, [report.frame_size for report in reports if report.frame_size]),
         control_hz=_control_hz(reports),
         statistics=statistics,
+        simulated=simulated_source_of(task.dataset.folder),
     )
     manifest = StoreManifest(
         schema_version=settings["schema_version"],
@@ -268,6 +271,7 @@ def store_contract(
     image: ImageRecipe,
     control_hz: float,
     statistics: ActionStatistics,
+    simulated: SimulatedSource | None = None,
 ) -> Contract:
     """The contract of a store of this dataset, whose actions are physical."""
     space_spec = spec.space.spec()
@@ -280,6 +284,7 @@ def store_contract(
         statistics=statistics,
         transform=unscaled(space_spec.size),
         meanings=spec.meanings(statistics.mean),
+        simulated=simulated,
     )
     action = space_spec.with_units(dict(zip(space_spec.names, spec.units, strict=True)))
     return Contract(action=action, encoder=encoder, image=image, datasets=(dataset,))

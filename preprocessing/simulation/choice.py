@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 
 from preprocessing.simulation.dmc_environment import dmc_config
@@ -10,16 +9,16 @@ from preprocessing.simulation.environment import EnvironmentConfig
 from preprocessing.simulation.metaworld_environment import MetaWorldConfig
 from preprocessing.simulation.metaworld_rlds import INSTRUCTIONS
 from preprocessing.simulation.metaworld_rollout import SCENE_OF, Camera
+from preprocessing.simulation.task_sets import named_tasks
 
 SIMULATORS = ("metaworld", "dmc")
-_VERSION = "-v3"
 
 
 def choose_environments(
     env: str, *, camera: Camera, control_hz: float, further_cameras: Mapping[str, Camera] | None = None
 ) -> Sequence[EnvironmentConfig]:
-    """The environments of SIMULATOR:TASK,TASK or metaworld:all. Raises ValueError for an unknown one, and for cameras
-    that the simulator lacks.
+    """The environments of SIMULATOR:TASK,TASK, a task of Meta-World's being also a set of them such as all. Raises
+    ValueError for an unknown one, and for cameras that the simulator lacks.
 
     dm_control's have a camera and a picture format of their own: of `camera` they take the size. `further_cameras`, by
     role, are beside it.
@@ -28,7 +27,7 @@ def choose_environments(
     if simulator not in SIMULATORS:
         raise ValueError(f"there is no simulator {simulator!r}: --env takes {' or '.join(SIMULATORS)}:TASK,TASK")
     given = [name.strip() for name in tasks.split(",")]
-    if len(set(map(_without_version, given))) < len(given):
+    if len(set(given)) < len(given):
         raise ValueError(f"--env {env} names a task twice")
     further = further_cameras or {}
     if simulator == "dmc" and further:
@@ -40,22 +39,11 @@ def choose_environments(
         return [dmc_config(name, **size, control_hz=control_hz) for name in given]
     if control_hz != int(control_hz):
         raise ValueError(f"Meta-World acts at a whole number of steps per second, the policy at {control_hz}")
-    names = list(INSTRUCTIONS) if tasks == "all" else [_task(name) for name in given]
     rate_hz = int(control_hz)
-    return [MetaWorldConfig(task=n, camera=camera, control_hz=rate_hz, further_cameras=further) for n in names]
-
-
-def _without_version(name: str) -> str:
-    return name.removesuffix(_VERSION)
-
-
-def _task(name: str) -> str:
-    """Meta-World's own name, with its version."""
-    task = name if name.endswith(_VERSION) else name + _VERSION
-    if task not in INSTRUCTIONS:
-        close = difflib.get_close_matches(task, INSTRUCTIONS, n=1)
-        raise ValueError(f"Meta-World has no task {name!r}" + (f": did you mean {close[0]}?" if close else ""))
-    return task
+    return [
+        MetaWorldConfig(task=task, camera=camera, control_hz=rate_hz, further_cameras=further)
+        for task in named_tasks(given)
+    ]
 
 
 def other_instructions(tasks: list[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ import shutil
 import struct
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,8 @@ class SplitPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class RldsWriter:
-    """What stands in the metadata of a dataset, and how its episodes are encoded."""
+    """What stands in the metadata of a dataset, and how its episodes are encoded. `metadata` is what TFDS calls so:
+    `builder.info.metadata`, in the file metadata.json."""
 
     name: str
     version: str
@@ -59,6 +60,7 @@ class RldsWriter:
     description: str
     citation: str = ""
     license: str = ""
+    metadata: Mapping[str, object] = field(default_factory=dict)
 
     def write(self, root: Path, splits: Mapping[str, SplitPlan]) -> Path:
         """Write `<root>/<name>/<version>` and return it; the folder appears whole or not at all.
@@ -75,6 +77,8 @@ class RldsWriter:
             self.features.save_config(str(unfinished))
             infos = [self._write_split(unfinished, split, plan) for split, plan in splits.items()]
             (unfinished / "dataset_info.json").write_text(json.dumps(self.info(infos), indent=2, sort_keys=True))
+            if self.metadata:
+                (unfinished / "metadata.json").write_text(json.dumps(self.metadata, indent=2, sort_keys=True))
             folder.parent.mkdir(exist_ok=True)
             unfinished.rename(folder)
         except BaseException:

@@ -42,6 +42,8 @@ RECIPES = {  # name -> id of the contract that a training on the sample's store 
     "rt1_bridge_overfit": "bae2b25a4aa3c923",
     "rt1_fractal": "9a63b2e0ce6f0a06",
     "rt1_metaworld": "bae2b25a4aa3c923",
+    "rt1_metaworld_mt10": "bae2b25a4aa3c923",
+    "rt1_metaworld_mt50": "bae2b25a4aa3c923",
     "rt1_metaworld_mt6": "bae2b25a4aa3c923",
     "rt1_tiny": "bae2b25a4aa3c923",
     "rt1x_finetune": "2f87a448e67b51e8",

@@ -18,6 +18,7 @@ import simplejpeg
 
 from pipelines.cli import main
 from pipelines.simulate import SAMPLE_TASKS, SimulateConfig, simulate
+from preprocessing.conversion.simulated_source import simulated_source_of
 from preprocessing.rlds import Episode, open_dataset
 from preprocessing.simulation import metaworld_rollout as module
 from preprocessing.simulation.metaworld_rlds import INSTRUCTIONS, Recording, dataset_features, rlds_episode
@@ -224,11 +225,12 @@ def test_only_the_instruction_tells_the_faucet_tasks_apart(sample: dict[str, Any
 def test_the_same_command_gives_the_same_bytes(tmp_path: Path) -> None:
     results = [simulate(tmp_path / name, TINY) for name in "ab"]
     a, b = ({path.name: path.read_bytes() for path in Path(result.dataset).iterdir()} for result in results)
-    assert a == b and len(a) == 2 + 2 + 1
+    assert a == b and len(a) == 2 + 2 + 1 + 1
     seeds = [seed for split in ("train", "val") for seed in seeds_of(results[0].dataset, split)]
     assert len(set(seeds)) == 3
     assert results[0].episodes == {"train": 2, "val": 1}
     assert results[0].bytes == sum(map(len, a.values()))
+    assert simulated_source_of(results[0].dataset) == TINY.simulated()
 
 
 @pytest.mark.usefixtures("drawing")
@@ -336,7 +338,7 @@ def test_tasks_of_one_scene_start_from_the_same_pixels() -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--tasks", "facet-open-v3"], ["no task 'facet-open-v3'", "did you mean 'faucet-open-v3'?"]),
+        (["--tasks", "facet-open-v3"], ["no task 'facet-open-v3'", "did you mean faucet-open-v3?"]),
         (["--tasks", "reach-v3", "reach-v3"], ["--tasks needs one or more different tasks"]),
         (["--control-hz", "30"], ["--control-hz must divide the simulator's 80 Hz, got 30"]),
         (["--image-size", "96"], ["--image-size must be HEIGHTxWIDTH", "'96'"]),

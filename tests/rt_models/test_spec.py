@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from rt_models.spec import (
     Identity,
     ImageRecipe,
     Quantiles,
+    SimulatedSource,
     merge_contracts,
 )
 
@@ -50,6 +52,32 @@ def contract(found: ActionStatistics, name: str = "a", **changes: object) -> Con
     )
     image = ImageRecipe(camera="image", height=64, width=64)
     return replace(Contract(action=SPEC, encoder="hash-512", image=image, datasets=(dataset,)), **changes)  # type: ignore[arg-type]
+
+
+def test_how_a_simulator_drew_the_data_is_kept_and_is_no_part_of_the_id() -> None:
+    plain = contract(ZEROS)
+    source = SimulatedSource(
+        simulator="metaworld", view="top", height=64, width=64, jpeg_quality=40, control_hz=5, max_steps=31
+    )
+    drawn = replace(plain, datasets=(replace(plain.datasets[0], simulated=source),))
+    assert drawn.id == plain.id and drawn == plain
+    assert Contract.from_json(json.loads(json.dumps(drawn.to_json()))).datasets[0].simulated == source
+    assert "simulated" not in plain.to_json()["datasets"][0]
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"jpeg_quality": 101}, "jpeg_quality must be a whole number from 1 to 100"),
+        ({"max_steps": True}, "max_steps must be a whole number above 0, got True"),
+        ({"view": 3}, "view must be a word"),
+        ({"colour": "red"}, "no record of a simulator"),
+    ],
+)
+def test_a_record_of_another_form_is_refused(change: dict[str, object], words: str) -> None:
+    record = {"simulator": "metaworld", "view": "side", "jpeg_quality": 9, "control_hz": 10, "max_steps": 62}
+    with pytest.raises(ValueError, match=words):
+        SimulatedSource.from_json({**record, "height": 96, "width": 96, **change})
 
 
 ZEROS = ActionStatistics(count=1, **dict.fromkeys(("mean", "std", "minimum", "maximum", "q01", "q99"), (0.0,) * 11))
