@@ -48,6 +48,8 @@ class EvaluateArguments:
     demonstrations are replayed, by default those that the model was trained on."""
     before: str | None = None
     """An earlier model, scored on the same stores and printed beside: what was learnt since, and what is forgotten."""
+    behaviour: str | None = None
+    """With --off-policy, a model of the policy that acted the recorded episodes, such as one trained to imitate it."""
     split: str = "val"
     """Split of each store, where --data names a folder that holds several."""
     output: str | None = None
@@ -73,11 +75,13 @@ class EvaluateArguments:
             raise ValueError(f"--{min(unread)} belongs to scores on stores: leave it out with --env")
         if self.closed_loop.env is None and self.evaluation.paraphrases and not self.evaluation.robustness:
             raise ValueError("--paraphrases are scored with --robustness, or acted with --env: give one of them")
+        if self.behaviour is not None and not self.evaluation.off_policy:
+            raise ValueError("--behaviour is for estimates of the return: add --off-policy")
         if self.before is not None and self.closed_loop.env is not None:
             raise ValueError("--before compares scores on stores: in a simulator --against MODEL does")
 
 
-_OF_STORES = ("batch", "perturbations", "robustness", "suites", "web")
+_OF_STORES = ("batch", "off-policy", "perturbations", "robustness", "suites", "web")
 
 
 def _changed(settings: ClosedLoopConfig | EvaluationConfig) -> list[str]:
@@ -128,15 +132,19 @@ def _on_stores(flags: EvaluateArguments) -> JsonSummary:
     """Score, and show what came of it."""
     # torch and the models: --help is at once
     from pipelines.evaluation.comparison import compared
+    from pipelines.evaluation.off_policy_store import require_rewards
     from pipelines.evaluation.record import is_seen
-    from pipelines.evaluation.store_evaluations import keep_reports, next_command, scored, write_html
+    from pipelines.evaluation.store_evaluations import keep_reports, next_command, off_policy, scored, write_html
     from pipelines.evaluation.tables import print_tables
     from pipelines.publishing.trained_model import load_trained
     from preprocessing.store.web_store import open_store
 
     stores = [open_store(path, split=flags.split) for path in flags.data]
+    for store in stores if flags.evaluation.off_policy else ():
+        require_rewards(store)
     trained = load_trained(flags.model)
     earlier = None if flags.before is None else load_trained(flags.before)
+    behaviour = None if flags.behaviour is None else load_trained(flags.behaviour)
     evaluations = []
     for store in stores:
         evaluation = scored(trained, store, flags.evaluation, f"evaluate {store.name}")
@@ -146,6 +154,8 @@ def _on_stores(flags: EvaluateArguments) -> JsonSummary:
         if earlier is not None:
             before = scored(earlier, store, flags.evaluation, "evaluate the earlier model").report
             report = replace(report, before=compared(report, before, me=flags.model, them=flags.before or ""))
+        if flags.evaluation.off_policy:
+            report = off_policy(replace(evaluation, report=report), behaviour, store, flags.evaluation)
         evaluations.append(replace(evaluation, report=report))
         print_tables(report)
         if seen:

@@ -39,6 +39,9 @@ class EvaluationConfig:
     suites: str | None = None
     """YAML file of suites, NAME: {instructions: [...], stores: [...]}, that scores are given for, such as seen tasks
     and unseen objects."""
+    off_policy: bool = False
+    """Also estimate the return that the policy would reach, where the recorded steps have rewards: fitted Q evaluation,
+    and with --behaviour MODEL weighted importance sampling. The assumptions are printed beside."""
     seed: int = 0
     """Seed of the bootstrap resamples."""
     web: WebScoreConfig = field(default_factory=WebScoreConfig)

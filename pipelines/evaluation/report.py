@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 
 from pipelines.evaluation.diagnosis import Diagnosis
+from pipelines.evaluation.off_policy import OffPolicyReport
 from pipelines.evaluation.statistics import Interval
 
 
@@ -182,6 +183,8 @@ class EpisodeReport(EvaluationReport):
     """By kind of perturbation, then by strength, "1" the weakest; None if it was not asked for."""
     suites: Mapping[str, SuiteScores] | None = None
     """By declared suite; None without any."""
+    off_policy: OffPolicyReport | None = None
+    """None if it was not asked for."""
 
     def headlines(self) -> dict[str, Interval]:
         return {"scaled_error": self.scaled_error, "token_accuracy": self.token_accuracy}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pipelines.evaluation.config import EvaluationConfig
+from pipelines.evaluation.off_policy_store import off_policy_report
 from pipelines.evaluation.perturbations import GRADED
+from pipelines.evaluation.predictions import predict_store
 from pipelines.evaluation.record import EvaluatedModel, file_name, home_of, keep, metrics_of
 from pipelines.evaluation.report import EpisodeReport, EvaluationReport
 from pipelines.evaluation.scoring import Evaluation, evaluation_of, perturbations_of, web_report
@@ -29,6 +32,21 @@ def scored(trained: TrainedModel, store: EpisodeStore | WebStore, config: Evalua
         if isinstance(store, EpisodeStore):
             return evaluation_of(trained.model, trained.contract, store, config, counted)
         return Evaluation(report=web_report(trained, store, config, counted))
+
+
+def off_policy(
+    evaluation: Evaluation, behaviour: TrainedModel | None, store: EpisodeStore | WebStore, config: EvaluationConfig
+) -> EvaluationReport:
+    """The report with estimates of the policy's return, from a store that has rewards."""
+    assert isinstance(store, EpisodeStore)
+    report, predictions, predicted_NA = evaluation.report, evaluation.predictions, evaluation.predicted_NA
+    assert isinstance(report, EpisodeReport) and predictions is not None and predicted_NA is not None
+    theirs = None
+    if behaviour is not None:
+        with config.compute.at_work(behaviour.model), counting("predict as the behaviour", store.num_steps) as counted:
+            theirs = predict_store(behaviour.model, behaviour.contract, store, batch=config.batch, counted=counted)
+    estimates = off_policy_report(store, predictions, predicted_NA, theirs, config.bootstrap())
+    return replace(report, off_policy=estimates)
 
 
 def passes(store: EpisodeStore | WebStore, config: EvaluationConfig, contract: Contract) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pipelines.evaluation.diagnosis import WITHIN, Diagnosis
+from pipelines.evaluation.off_policy import OffPolicyReport
 from pipelines.evaluation.report import EpisodeReport, EvaluationReport, OwnSpaceErrors, WebReport
 from pipelines.evaluation.statistics import Interval
 from pipelines.reports import charts, episode_view, html_page
@@ -59,6 +60,7 @@ def _evaluated(title: str, evaluation: EvaluationReport) -> list[str]:
         html_page.table(DIMENSION_HEAD, dimension_rows(evaluation)),
         *_own_space(evaluation),
         *(html_page.table(head, rows) for head, rows in further_tables(evaluation)),
+        *(html_page.note(each) for each in (evaluation.off_policy.assumptions if evaluation.off_policy else ())),
     ]
 
 
@@ -98,7 +100,26 @@ def further_tables(evaluation: EpisodeReport) -> list[tuple[list[str], list[list
             for name, suite in evaluation.suites.items()
         ]
         tables.append((["suite", "episodes", "token accuracy [95 %]", "scaled\nerror"], rows))
+    if evaluation.off_policy is not None:
+        tables.append((["return of an episode", "[95 %]", "from"], off_policy_rows(evaluation.off_policy)))
     return tables
+
+
+def off_policy_rows(estimates: OffPolicyReport) -> list[list[str]]:
+    """[what, return with its interval, what it rests on]."""
+    episodes, fitted = f"{estimates.episodes} episodes", estimates.fitted_q
+    rows = [
+        ["recorded, measured", plain(estimates.recorded_return), episodes],
+        [
+            "policy, estimated by fitted Q",
+            "none: the fit diverges" if fitted is None else plain(fitted),
+            estimates.state,
+        ],
+    ]
+    if (sampled := estimates.importance) is not None:
+        worth = f"worth {sampled.effective_episodes:.1f} of {episodes}"
+        rows.append(["policy, estimated by importance sampling", plain(sampled.returns), worth])
+    return rows
 
 
 def diagnosis_rows(diagnosis: Diagnosis) -> list[list[str]]:
