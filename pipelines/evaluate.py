@@ -164,7 +164,7 @@ def _on_stores(flags: EvaluateArguments) -> JsonSummary:
     summary = keep_reports(flags.model, trained, stores, reports, flags.output)
     if flags.html is not None:
         episodes = 6 if flags.episodes is None else flags.episodes
-        write_html(flags.html, flags.model, trained.step, stores, evaluations, trained.contract, episodes=episodes)
+        write_html(flags.html, flags.model, trained, stores, evaluations, episodes=episodes)
     if command := next_command(flags.model, trained, reports):
         print_next(*command)
     return summary

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from pipelines.evaluation.config import EvaluationConfig
 from pipelines.evaluation.off_policy_store import off_policy_report
@@ -14,6 +16,7 @@ from pipelines.evaluation.record import EvaluatedModel, file_name, home_of, keep
 from pipelines.evaluation.report import EpisodeReport, EvaluationReport
 from pipelines.evaluation.scoring import Evaluation, evaluation_of, perturbations_of, web_report
 from pipelines.evaluation.wordings import most_wordings, read_wordings
+from pipelines.families.models import family_of
 from pipelines.publishing.folder import TrainedModel
 from pipelines.publishing.registered import is_registered
 from pipelines.reports.prediction_view import bin_confusions, predicted_episodes
@@ -81,29 +84,38 @@ def keep_reports(
 def write_html(
     path: str,
     model: str,
-    step: int,
+    trained: TrainedModel,
     stores: Sequence[EpisodeStore | WebStore],
     evaluations: Sequence[Evaluation],
-    contract: Contract,
     *,
     episodes: int,
 ) -> None:
     """Write the page of scores, with predicted beside recorded actions of so many `episodes` of each store."""
-    facts = {"model": model, "step": step, "contract": evaluations[0].report.contract}
-    seen = [as_trained(store, contract) for store in stores]
-    drawn = [(e.report, pictures(e, store, limit=episodes)) for e, store in zip(evaluations, seen, strict=True)]
+    facts = {"model": model, "step": trained.step, "contract": evaluations[0].report.contract}
+    seen = [as_trained(store, trained.contract) for store in stores]
+    pairs = zip(evaluations, seen, strict=True)
+    drawn = [(each.report, pictures(each, store, limit=episodes, trained=trained)) for each, store in pairs]
     page = evaluation_page(f"Evaluation of {model}", facts, drawn)
     write_whole(str(Path(path).absolute()), page)
     print(f"page: {path}")
 
 
-def pictures(evaluation: Evaluation, store: EpisodeStore | WebStore, *, limit: int) -> str:
-    """Predicted beside recorded actions of some episodes, as HTML; of image-text examples there are none."""
+def pictures(
+    evaluation: Evaluation, store: EpisodeStore | WebStore, *, limit: int, trained: TrainedModel | None = None
+) -> str:
+    """Predicted beside recorded actions of some episodes, and where `trained` looks, as HTML; of image-text examples
+    there are none. `store` as the model was trained on it."""
     report, predictions, predicted_NA = evaluation.report, evaluation.predictions, evaluation.predicted_NA
     if predictions is None or predicted_NA is None:
         return ""
     assert isinstance(store, EpisodeStore) and isinstance(report, EpisodeReport)
-    episodes = predicted_episodes(store, predictions, predicted_NA, report.dimensions, limit=limit)
+
+    def maps_of(rows: np.ndarray) -> Mapping[str, np.ndarray]:
+        assert trained is not None
+        return family_of(trained.model).frame_maps(trained.model, trained.contract, store, rows)
+
+    shown = None if trained is None else maps_of
+    episodes = predicted_episodes(store, predictions, predicted_NA, report.dimensions, limit=limit, maps_of=shown)
     return bin_confusions(predictions, store.contract.action, report.dimensions, report.labels.bins) + episodes
 
 

@@ -233,6 +233,13 @@ class ModelFamily(ABC, Generic[ConfigT, ModelT]):
         `rewording` gives instructions other words; those it does not name stay. `change_frames` is applied to frames.
         """
 
+    def frame_maps(
+        self, model: ModelT, contract: Contract, store: EpisodeStore, rows: np.ndarray
+    ) -> Mapping[str, np.ndarray]:
+        """By name float (N, h, w): where the model looks in the frames of the first camera at these rows of `store`;
+        each sums to 1. Empty for a kind of model that does not tell."""
+        return {}
+
     def web_answers(self, model: ModelT, contract: Contract, store: WebStore) -> WebAnswers:
         """The model at work on a web store. Raises ValueError if such a model answers no questions."""
         raise ValueError(

@@ -15,7 +15,7 @@ from pipelines.config.compute import wants_cuda_graph
 from pipelines.families.base import Policy, RunT, chosen_space
 from pipelines.families.windows import WindowCost, WindowFamily
 from preprocessing.loading.masked_reader import MaskedWindowReader
-from preprocessing.loading.reader import Batch
+from preprocessing.loading.reader import Batch, LoaderConfig
 from preprocessing.loading.window_reader import WindowReader
 from preprocessing.masks.overlay import read_overlay
 from preprocessing.store.episode_store import EpisodeStore
@@ -27,7 +27,8 @@ from rt_models.control.rt1_policy import RT1Policy, act_together
 from rt_models.cost.rt1_flops import cost
 from rt_models.object_marks import ObjectMarks
 from rt_models.rt1 import RT1, RT1Config
-from rt_models.spec import EMBEDDING_WIDTH, DatasetContract, StateInput
+from rt_models.rt1_attention import frame_attention
+from rt_models.spec import EMBEDDING_WIDTH, Contract, DatasetContract, StateInput
 from rt_models.vision.fuse_batch_norm import fuse_batch_norm
 
 
@@ -91,6 +92,16 @@ class RT1Family(WindowFamily[RT1Config, RT1]):
 
     def last_logits(self, model: RT1, batch: Batch) -> Tensor:
         return model.predict(batch, output_steps="last")[:, -1]
+
+    def frame_maps(
+        self, model: RT1, contract: Contract, store: EpisodeStore, rows: np.ndarray
+    ) -> Mapping[str, np.ndarray]:
+        reader = self.reader([store], contract, model.config, LoaderConfig())
+        device = next(model.parameters()).device
+        batch = {key: value.to(device) for key, value in reader.read(rows, rows).items()}
+        reader.close()
+        maps = frame_attention(model.eval(), batch)
+        return {name: each.cpu().numpy() for name, each in maps.items()}
 
     def for_inference(self, model: RT1) -> RT1:
         """BatchNorm fused into the convolutions."""

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pipelines.evaluation.predictions import Predictions
 from pipelines.reports import charts, episode_view
+from pipelines.reports.attention_view import MapsOfRows, attended_frames
 from pipelines.reports.episode_view import Curves, Timeline
 from preprocessing.store.episode_store import EpisodeStore
 from rt_models.action_space import ActionSpec
@@ -19,9 +20,16 @@ _CELLS = 16
 
 
 def predicted_episodes(
-    store: EpisodeStore, predictions: Predictions, predicted_NA: np.ndarray, names: Sequence[str], *, limit: int
+    store: EpisodeStore,
+    predictions: Predictions,
+    predicted_NA: np.ndarray,
+    names: Sequence[str],
+    *,
+    limit: int,
+    maps_of: MapsOfRows | None = None,
 ) -> str:
     """HTML of at most `limit` episodes spread evenly over the store, with a chart of each of the dimensions `names`.
+    `maps_of` shows where the model looks in some of their frames.
 
     `store` as the model was trained on it; `predicted_NA` are the physical actions of `predictions`. Its page needs
     style and script of `episode_view`.
@@ -38,6 +46,8 @@ def predicted_episodes(
             predicted_NA[mine][:, dims],
         )
         sections.append(episode_view.episode_section(store, shard, episode, curves))
+        if maps_of is not None:
+            sections.append(attended_frames(store, shard, episode, maps_of))
     return "".join(sections)
 
 

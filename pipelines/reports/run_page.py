@@ -11,7 +11,9 @@ from pipelines.evaluation.diagnosis import WITHIN, Diagnosis
 from pipelines.evaluation.off_policy import OffPolicyReport
 from pipelines.evaluation.report import EpisodeReport, EvaluationReport, OwnSpaceErrors, WebReport
 from pipelines.evaluation.statistics import Interval
-from pipelines.reports import charts, episode_view, html_page
+from pipelines.reports import attention_view, charts, episode_view, html_page
+
+_STYLE = episode_view.STYLE + attention_view.STYLE
 
 
 def run_page(
@@ -35,7 +37,7 @@ def run_page(
         html_page.heading("Episodes"),
         pictures,
     ]
-    return html_page.page(title, sections, style=episode_view.STYLE, script=episode_view.SCRIPT)
+    return html_page.page(title, sections, style=_STYLE, script=episode_view.SCRIPT)
 
 
 def evaluation_page(
@@ -45,7 +47,7 @@ def evaluation_page(
     sections = [html_page.table(["", ""], list(summary.items()))]
     for evaluation, pictures in evaluations:
         sections += [*_evaluated(evaluation.store, evaluation), pictures]
-    return html_page.page(title, sections, style=episode_view.STYLE, script=episode_view.SCRIPT)
+    return html_page.page(title, sections, style=_STYLE, script=episode_view.SCRIPT)
 
 
 def _evaluated(title: str, evaluation: EvaluationReport) -> list[str]:

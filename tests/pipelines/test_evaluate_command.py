@@ -225,6 +225,8 @@ def test_predicted_beside_recorded_under_the_frames(bundle: str, store: str) -> 
     tags = read_page(text)
     assert tags.count["section"] == 3 and tags.count["svg"] == 3 * 5 + 5 and tags.count["polyline"] == 3 * 5 * 2
     assert text.count(">recorded ") == text.count(">predicted ") == 15 and "world_vector_x [" in text
+    assert text.count("where the model looks, at steps 0, ") == 3
+    assert all(text.count(f"<th>{name}</th>") == 3 for name in ("TokenLearner", "layer 1", "layer 2"))
 
 
 def test_the_curves_hold_the_episodes_own_values(evaluation: Evaluation, store: str) -> None:
