@@ -184,7 +184,13 @@ class _Stages:
         self._say(
             "act", f"in Meta-World, {episodes} episodes of each of five tasks, under seeds that nobody demonstrated"
         )
-        config = ClosedLoopConfig(env=_ACTED, baselines=("replay",), video=self.output / "videos")
+        config = ClosedLoopConfig(
+            env=_ACTED,
+            baselines=("replay",),
+            video=self.output / "videos",
+            view="side",  # and the quality, as the shipped episodes were drawn, whose store does not say so
+            jpeg_quality=85,
+        )
         try:
             report = prepare(trained_at, config, episodes=episodes, seed=0).run(EvaluationConfig().bootstrap())
         except (ImportError, OSError) as error:  # no simulator, or nothing that draws

@@ -56,6 +56,9 @@ class EvaluateArguments:
     """File to save the report to as JSON, local or s3://, gs://; default: evaluations/ beside the run's checkpoints."""
     html: str | None = None
     """File to write a self-contained page to: the scores, and predicted beside recorded actions under their frames."""
+    rerun: str | None = None
+    """File to write a Rerun recording to (.rrd, extra rerun): frames, recorded beside predicted actions and
+    where the model looks, step by step; of as many episodes as the page has. For one store of --data."""
     episodes: int | None = None
     """With --data, episodes of each store drawn on the page, by default 6. With --env, episodes of each task, by
     default 20; their seeds begin at 2000000 + --seed, where no demonstration's are."""
@@ -63,8 +66,11 @@ class EvaluateArguments:
     evaluation: Annotated[EvaluationConfig, tyro.conf.arg(name="")] = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        if self.html is not None and "://" in self.html:
-            raise ValueError(f"--html {self.html} must be a local file: copy the page there afterwards")
+        for flag, path in (("html", self.html), ("rerun", self.rerun)):
+            if path is not None and "://" in path:
+                raise ValueError(f"--{flag} {path} must be a local file: copy it there afterwards")
+        if self.rerun is not None and (self.closed_loop.env is not None or len(self.data) != 1):
+            raise ValueError("--rerun records the steps of one store: give one with --data, and no --env")
         if self.episodes is not None and self.episodes < 0:
             raise ValueError(f"--episodes must be 0 or more, got {self.episodes}")
         if not self.data and self.closed_loop.env is None:
@@ -98,7 +104,11 @@ def main(arguments: list[str]) -> JsonSummary:
     read_suites(flags.evaluation.suites)
     read_wordings(flags.evaluation.paraphrases)
     flags.evaluation.compute.resolved()  # a GPU that is not there is said before anything is read
-    for path in (flags.output, flags.html):
+    if flags.rerun is not None:
+        from pipelines.reports.rerun_recording import load_rerun
+
+        load_rerun()
+    for path in (flags.output, flags.html, flags.rerun):
         _require_writable(path)
     return _on_stores(flags) if flags.closed_loop.env is None else _in_simulator(flags)
 
@@ -134,7 +144,14 @@ def _on_stores(flags: EvaluateArguments) -> JsonSummary:
     from pipelines.evaluation.comparison import compared
     from pipelines.evaluation.off_policy_store import require_rewards
     from pipelines.evaluation.record import is_seen
-    from pipelines.evaluation.store_evaluations import keep_reports, next_command, off_policy, scored, write_html
+    from pipelines.evaluation.store_evaluations import (
+        keep_reports,
+        next_command,
+        off_policy,
+        scored,
+        write_html,
+        write_rerun,
+    )
     from pipelines.evaluation.tables import print_tables
     from pipelines.publishing.trained_model import load_trained
     from preprocessing.store.web_store import open_store
@@ -162,9 +179,11 @@ def _on_stores(flags: EvaluateArguments) -> JsonSummary:
             print(f"{store.root} is among the training stores of this model: {_SEEN}")
     reports = [evaluation.report for evaluation in evaluations]
     summary = keep_reports(flags.model, trained, stores, reports, flags.output)
+    episodes = 6 if flags.episodes is None else flags.episodes
     if flags.html is not None:
-        episodes = 6 if flags.episodes is None else flags.episodes
         write_html(flags.html, flags.model, trained, stores, evaluations, episodes=episodes)
+    if flags.rerun is not None:
+        write_rerun(flags.rerun, trained, stores[0], evaluations[0], episodes=episodes)
     if command := next_command(flags.model, trained, reports):
         print_next(*command)
     return summary

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from typing import cast
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from rt_models.blocks.transformer import Attention
+from rt_models.blocks.transformer import Attention, TransformerBlock
 from rt_models.rt1 import RT1
 from rt_models.vision.image_inputs import Preparation, prepare
 
@@ -30,7 +31,7 @@ def frame_attention(model: RT1, batch: Mapping[str, Tensor]) -> dict[str, Tensor
     `batch` is one of `rt_models.spec.BATCH`; the model is in evaluation mode. Windows have a frame of the first camera
     at their last step.
     """
-    blocks = [block.attention for block in model.transformer.blocks]
+    blocks = [cast(TransformerBlock, block).attention for block in model.transformer.blocks]
     seen: dict[nn.Module, tuple[Tensor, ...]] = {}
     learner = model.tokenizer.learner
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 from pipelines.evaluation.config import EvaluationConfig
 from pipelines.evaluation.off_policy_store import off_policy_report
@@ -19,7 +18,9 @@ from pipelines.evaluation.wordings import most_wordings, read_wordings
 from pipelines.families.models import family_of
 from pipelines.publishing.folder import TrainedModel
 from pipelines.publishing.registered import is_registered
+from pipelines.reports.attention_view import MapsOfRows
 from pipelines.reports.prediction_view import bin_confusions, predicted_episodes
+from pipelines.reports.rerun_recording import write_recording
 from pipelines.reports.run_page import evaluation_page
 from pipelines.terminal.atomic_files import write_whole
 from pipelines.terminal.progress_bar import counting
@@ -110,13 +111,29 @@ def pictures(
         return ""
     assert isinstance(store, EpisodeStore) and isinstance(report, EpisodeReport)
 
-    def maps_of(rows: np.ndarray) -> Mapping[str, np.ndarray]:
-        assert trained is not None
-        return family_of(trained.model).frame_maps(trained.model, trained.contract, store, rows)
-
-    shown = None if trained is None else maps_of
-    episodes = predicted_episodes(store, predictions, predicted_NA, report.dimensions, limit=limit, maps_of=shown)
+    maps_of = None if trained is None else _frame_maps(trained, store)
+    episodes = predicted_episodes(store, predictions, predicted_NA, report.dimensions, limit=limit, maps_of=maps_of)
     return bin_confusions(predictions, store.contract.action, report.dimensions, report.labels.bins) + episodes
+
+
+def _frame_maps(trained: TrainedModel, store: EpisodeStore) -> MapsOfRows:
+    """Where a model looks, by rows of a store as the model was trained on it."""
+    return partial(family_of(trained.model).frame_maps, trained.model, trained.contract, store)
+
+
+def write_rerun(
+    path: str, trained: TrainedModel, store: EpisodeStore | WebStore, evaluation: Evaluation, *, episodes: int
+) -> None:
+    """Write a Rerun recording of so many episodes. Raises ValueError for a store of image-text examples."""
+    report, predictions, predicted_NA = evaluation.report, evaluation.predictions, evaluation.predicted_NA
+    if predictions is None or predicted_NA is None:
+        raise ValueError(f"{store.root} holds image-text examples, which have no steps: leave out --rerun")
+    assert isinstance(report, EpisodeReport)
+    seen = as_trained(store, trained.contract)
+    assert isinstance(seen, EpisodeStore)
+    names, maps_of = report.dimensions, _frame_maps(trained, seen)
+    count = write_recording(path, seen, predictions, predicted_NA, names, limit=episodes, maps_of=maps_of)
+    print(f"Rerun recording of {count} episodes: {path}")
 
 
 def next_command(model: str, trained: TrainedModel, reports: Sequence[EvaluationReport]) -> list[str]:

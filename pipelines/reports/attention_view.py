@@ -37,7 +37,8 @@ def lit(image_HWC: np.ndarray, map_HW: np.ndarray) -> np.ndarray:
     low, high = float(map_HW.min()), float(map_HW.max())
     level_HW = (map_HW - low) / (high - low) if high > low else np.ones_like(map_HW)
     coarse_HWC = np.repeat((255 * level_HW).astype(np.uint8)[..., None], 3, axis=2)
-    level_HWC = resize_image(coarse_HWC, *image_HWC.shape[:2], "squash") / 255
+    height, width = image_HWC.shape[:2]
+    level_HWC = resize_image(coarse_HWC, height, width, "squash") / 255
     return (image_HWC * (_DIMMEST + (1 - _DIMMEST) * level_HWC)).round().astype(np.uint8)
 
 

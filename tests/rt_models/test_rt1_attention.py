@@ -8,6 +8,7 @@ import pytest
 import torch
 from einops import rearrange
 
+from rt_models.blocks.transformer import Attention
 from rt_models.rt1 import RT1Config
 from rt_models.rt1_attention import TOKEN_LEARNER, attention_weights, frame_attention
 from rt_models.spec import StateInput
@@ -40,7 +41,8 @@ def test_every_map_is_a_share_of_the_frame(config: RT1Config) -> None:
 
 def test_the_weights_are_those_that_the_attention_computes_with() -> None:
     torch.manual_seed(0)
-    attention = TINY.transformer.build(TINY.layout(), in_width=16, bins=4).blocks[0].attention.eval()
+    attention = TINY.transformer.build(TINY.layout(), in_width=16, bins=4).blocks[0].get_submodule("attention").eval()
+    assert isinstance(attention, Attention)
     queries, keys = torch.randn(2, 5, 16), torch.randn(2, 7, 16)
     mask = torch.rand(2, 1, 5, 7) < 0.6
     mask[..., 0] = True
