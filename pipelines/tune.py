@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import typing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Annotated
 
 import tyro
@@ -191,7 +191,10 @@ def _swap_classes(parts: dict[str, object], flags: list[str]) -> None:
     """`--scheduler Asha`, taken out of `flags`: another config class, put into these parts of a sweep."""
     hints = typing.get_type_hints(Sweep)
     for name in parts:
-        if len(members(hints[name])) > 1 and (chosen := take(flags, f"--{name}")) is not None:
+        choices = members(hints[name])
+        if len(choices) < 2 or not all(map(is_dataclass, choices)):
+            continue
+        if (chosen := take(flags, f"--{name}")) is not None:
             parts[name] = read_value(hints[name], {"type": chosen}, path=f"--{name}")
 
 

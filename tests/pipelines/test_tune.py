@@ -285,6 +285,12 @@ def test_all_trials_of_a_sweep_may_read_several_cameras_and_a_state() -> None:
     assert isinstance(model, RT1Config) and model.cameras == ("image", "wrist") and model.state == StateInput(noise=0.1)
 
 
+def test_the_simulator_of_a_sweep_is_given_by_flags() -> None:
+    flags = ["--data", "a", "--output", "c", "--env", "metaworld:door-lock,window-open", "--env-episodes", "3"]
+    sweep, _ = parse_arguments(["rt1_success", *flags])
+    assert (sweep.env, sweep.env_episodes) == ("metaworld:door-lock,window-open", 3)
+
+
 def test_a_sweep_whose_stores_have_moved_is_the_same_and_one_of_other_stores_is_not() -> None:
     before = SweepIdentity(
         sweep={"budget": 3},
