@@ -377,17 +377,8 @@ def _leave_out_of_sides(action: dict[str, Any], datasets: Sequence[dict[str, Any
     for dimension in action["dimensions"]:
         _leave_out(dimension, classes=[], bounded_by="convention")
     for dataset in datasets:
-        _leave_out(
-            dataset,
-            arm="commanded",
-            meanings=[],
-            own=None,
-            without_cameras=[],
-            state=None,
-            gripper="",
-            spec="",
-            simulated=None,
-        )
+        _leave_out(dataset, arm="commanded", meanings=[], own=None, without_cameras=[], state=None)
+        _leave_out(dataset, gripper="", spec="", simulated=None)
         if "state" in dataset:
             _leave_out(dataset["state"], own_names=[])
         if "own" in dataset:
