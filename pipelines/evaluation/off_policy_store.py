@@ -42,7 +42,7 @@ def off_policy_report(
     """`predicted_NA` are the policy's physical actions, `behaviour` what a model of the policy that acted predicts. The
     store has rewards."""
     steps, row_N = _recorded_steps(store, predictions)
-    state_ND, described = _states(store, row_N)
+    state_ND, described = _states(store, row_N, predictions.step_N)
     moves_A = np.flatnonzero(np.isfinite(predicted_NA).all(axis=0) & (np.ptp(predictions.physical_NA, axis=0) > 0))
     spread_A = predictions.physical_NA[:, moves_A].std(axis=0)
     acted_NF, own_NF = (
@@ -88,7 +88,7 @@ def _recorded_steps(store: EpisodeStore, predictions: Predictions) -> tuple[Reco
     return steps, row_N
 
 
-def _states(store: EpisodeStore, row_N: np.ndarray) -> tuple[np.ndarray, str]:
+def _states(store: EpisodeStore, row_N: np.ndarray, step_N: np.ndarray) -> tuple[np.ndarray, str]:
     """float64 (N, D) of unit spread, and what it is in words: the recorded state, else small pictures."""
     names = store.manifest.proprio.names
     if names:
@@ -98,10 +98,14 @@ def _states(store: EpisodeStore, row_N: np.ndarray) -> tuple[np.ndarray, str]:
         if np.isfinite(state_NP).all():
             return _principal(state_NP), f"the recorded state ({len(names)} values)"
     pictures_RP = np.concatenate([_small_pictures(store, number) for number in range(len(store.shards))])
-    before_N = np.maximum(row_N - 1, 0)
-    before_N = np.where(np.isin(before_N, row_N), before_N, row_N)
+    before_N = rows_before(row_N, step_N)
     pair_NP = np.hstack([pictures_RP[row_N], pictures_RP[row_N] - pictures_RP[before_N]])
     return _principal(pair_NP), f"the frame and its change, {_SIDE}x{_SIDE} grey"
+
+
+def rows_before(row_N: np.ndarray, step_N: np.ndarray) -> np.ndarray:
+    """int64 (N,): the row of the step before; its own if it is an episode's first or that one was not scored."""
+    return np.where((step_N > 0) & np.isin(row_N - 1, row_N), row_N - 1, row_N)
 
 
 def _small_pictures(store: EpisodeStore, shard: int) -> np.ndarray:

@@ -311,10 +311,15 @@ class PolicyService:
     async def swap(self, trained: TrainedModel) -> None:
         """Let another model take the place of the present one, which answers until the other is ready.
 
-        Raises ValueError where it lacks what this server was started with.
+        Raises ValueError where it lacks what this server was started with, or asks robots for something else.
         """
         model = self._made_ready(trained)
         self.require_fitting(model)
+        if model.reads_object_masks != self.model.reads_object_masks:
+            one, other = ("needs", "does not") if model.reads_object_masks else ("takes no", "does")
+            raise ValueError(
+                f"the new model {one} object_box with an episode's first frame, and the served one {other}"
+            )
         await asyncio.to_thread(self.warm_up, model)
         old, self.model = self.model, model
         self.metrics.swapped()

@@ -195,6 +195,8 @@ class RT1Policy:
             raise ValueError(f"robot {unknown[0]} cannot be reset: this policy's are 0..{self.num_robots - 1}")
         if self._history is not None:
             self._history.real_RT[list(robots)] = False
+        if robots:  # marks are those of the only robot
+            self._marks, self._is_newly_marked = None, False
 
     def mark(self, marks: ObjectMarks) -> None:
         """Of a model that reads object masks: the objects meant, as they lie in the first frame of the episode, which
@@ -372,7 +374,8 @@ def _advanced(policies: Sequence[RT1Policy], seen: Seen, embedding_RD: Tensor) -
     if taken_RTA is not None:
         # The window's last place is the present action, which the model never looks at: it slides in from there.
         tokens_RA = torch.cat(tokens)
-        taken_RTA = torch.cat([taken_RTA[:, 1:-1], tokens_RA[:, None], torch.zeros_like(tokens_RA)[:, None]], dim=1)
+        moved_RTA = torch.cat([taken_RTA[:, :-1], tokens_RA[:, None], torch.zeros_like(tokens_RA)[:, None]], dim=1)
+        taken_RTA = moved_RTA[:, -taken_RTA.shape[1] :]
     after = History(tokens_RTJD=window_RTJD, real_RT=real_RT, embedding_RD=embedding_RD, action_tokens_RTA=taken_RTA)
     for policy, history in zip(policies, after.split(robots), strict=True):
         policy._history, policy._is_newly_marked = history, False

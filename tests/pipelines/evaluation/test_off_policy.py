@@ -17,7 +17,7 @@ from pipelines.evaluation.off_policy import (
     importance_sampled_return,
     recorded_return,
 )
-from pipelines.evaluation.off_policy_store import require_rewards
+from pipelines.evaluation.off_policy_store import require_rewards, rows_before
 from pipelines.evaluation.statistics import Bootstrap
 from preprocessing.store.episode_store import EpisodeStore
 from tests.support.untrained import write_untrained
@@ -150,6 +150,11 @@ def test_a_store_without_rewards_is_refused(monkeypatch: pytest.MonkeyPatch, sto
     monkeypatch.setattr(EpisodeStore, "read_shard", lambda *_: pa.table({"reward": pa.array([1.0, None])}))
     with pytest.raises(ValueError, match="has steps without a reward: leave out --off-policy"):
         require_rewards(opened)
+
+
+def test_a_change_of_frames_stays_within_its_episode() -> None:
+    row_N, step_N = np.array([0, 1, 2, 3, 4, 6]), np.array([0, 1, 2, 0, 1, 3])
+    assert rows_before(row_N, step_N).tolist() == [0, 0, 1, 3, 3, 6]
 
 
 def test_a_model_of_who_acted_is_for_estimates_alone(capsys: pytest.CaptureFixture[str]) -> None:

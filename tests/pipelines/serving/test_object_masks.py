@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from pipelines.publishing.policy import load_policy
 from pipelines.serving.client import PolicyClient
 from pipelines.serving.limits import Limits
 from pipelines.serving.request_format import OBJECTS, ServedPolicy
-from pipelines.serving.service import ServiceConfig
+from pipelines.serving.service import PolicyService, ServiceConfig
 from preprocessing.masks.owl import Detection, OwlDetector
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.images import decode_image
@@ -31,7 +32,7 @@ from rt_models.object_marks import ObjectMarks
 from rt_models.spec import ImageRecipe
 from tests.support.masked_policy import VERBS, masked
 from tests.support.policy_clients import post
-from tests.support.policy_server import RunningServer, running
+from tests.support.policy_server import RunningServer, running, untrained
 
 BOX, OTHER = [4, 10, 12, 20], [30, 40, 34, 44]
 VERB = VERBS[0]
@@ -163,8 +164,6 @@ def test_a_registered_model_refuses_a_call_as_a_whole(
 
 
 def test_a_policy_without_masks_is_told_no_objects(opened: EpisodeStore, frames: list[bytes], text: str) -> None:
-    from tests.support.policy_server import untrained
-
     model = InferenceModel(untrained(opened))
     dataset = opened.contract.dataset()
     with pytest.raises(ValueError, match="object_box: this policy reads no object masks: leave it out"):
@@ -197,3 +196,15 @@ def test_objects_are_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in ("owlvit:", "yolo:x"):
         with pytest.raises(ValueError, match="is not owlvit:PATH"):
             ObjectDetection(detector=wrong)
+
+
+def test_a_model_that_reads_masks_takes_no_place_of_one_that_does_not(opened: EpisodeStore) -> None:
+    plain, marked = untrained(opened), masked(opened)
+    for served, other, says in (
+        (plain, marked, "the new model needs object_box"),
+        (marked, plain, "the new model takes no object_box"),
+    ):
+        service = PolicyService(served, ServiceConfig())
+        with pytest.raises(ValueError, match=says):
+            asyncio.run(service.swap(other))
+        assert service.source == served.source

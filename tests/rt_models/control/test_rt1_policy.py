@@ -21,7 +21,11 @@ TF_MASK = replace(TINY, transformer=replace(TINY.transformer, mask="tf", feed_fo
 ONE_HOT = replace(TF_MASK, previous_actions="one_hot")
 TF_RELEASE = replace(TF_MASK, transformer=replace(TF_MASK.transformer, episode_start="first_places"))
 CONFIGS = {"jax": TINY, "tf": TF_MASK, "previous actions": ONE_HOT, "tf release": TF_RELEASE}
-STRIDES = {"each second": replace(TINY, stride=2), "each third, with actions": replace(ONE_HOT, stride=3)}
+STRIDES = {
+    "each second": replace(TINY, stride=2),
+    "each third, with actions": replace(ONE_HOT, stride=3),
+    "one step, with actions": replace(ONE_HOT, num_steps=1),
+}
 STEPS = 7
 
 
@@ -322,8 +326,11 @@ def test_an_episode_begins_with_a_mark_of_its_own() -> None:
     assert policy.act(frame, instruction(1)).frames_seen == 1
     policy.mark(ObjectMarks(first=(0.5, 0.5)))  # another object: another episode
     assert policy.act(frame, instruction(1)).frames_seen == 1
-    policy.reset()
-    with pytest.raises(ValueError, match="object_box: it is missing"):
+    for robots in (None, [0]):
+        policy.reset(robots)
+        with pytest.raises(ValueError, match="object_box: it is missing"):
+            policy.act(frame, instruction(1))
+        policy.mark(MARKS)
         policy.act(frame, instruction(1))
     with pytest.raises(ValueError, match="of several, give frames of four channels"):
         RT1Policy(model_of(MASKED), num_robots=2).mark(MARKS)
