@@ -17,9 +17,15 @@ def write_files(folder: Path, files: Files) -> None:
     """Write each content under its name into the folder, in the format of the name's ending."""
     for name, content in files.items():
         if name.endswith(".safetensors"):
-            save_file(_unshared(content), folder / name)
+            save_tensors(_unshared(content), folder / name)
         else:
             (folder / name).write_text(json.dumps(content, indent=1))
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors that share no memory; who may read the folder may read them (safetensors: the owner alone)."""
+    save_file(dict(tensors), path)
+    path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

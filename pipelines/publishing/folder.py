@@ -85,7 +85,8 @@ def write_bundle(trained: TrainedModel, folder: Path) -> None:
         tied = value.untyped_storage().data_ptr() in owners  # safetensors refuses two names for one memory
         weights[key] = value.clone() if tied else value.contiguous()
         owners.add(value.untyped_storage().data_ptr())
-    save_file(weights, folder / WEIGHTS)
+    save_file(weights, folder / WEIGHTS)  # as a file of the owner alone
+    (folder / WEIGHTS).chmod(folder.stat().st_mode & 0o666)
     described = {
         "model": to_plain(trained.model.config),
         "contract": trained.contract.to_json(),

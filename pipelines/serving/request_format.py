@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # it imports torch, and `rtp serve --help` prints REQUEST
 
 ADDRESS = "http://127.0.0.1:5001"
 MAX_ROWS = 64
+EXAMPLE_BOX = [6, 6, 10, 10]
+"""Corners of an object in the pixels of an example's frame."""
 OBJECTS = ("object_box", "second_object_box", "object_name", "second_object_name")
 COLUMNS = ("image", "instruction", "embedding", "robot", "reset", "stateless", "state", *OBJECTS)
 PARAMETERS = ("dataset", "contract", "control_hz", *DECLARATIONS)
@@ -143,7 +145,7 @@ class ServedPolicy:
         names = [dataset.name for dataset in self.contract.datasets]
         row: dict[str, object] = {of_role("image", role): frame for role in self.sent()}
         row |= {"state": self.state()} if self.state() else {}
-        row |= {"object_box": [6, 6, 10, 10]} if self.reads_object_masks else {}
+        row |= {"object_box": EXAMPLE_BOX} if self.reads_object_masks else {}
         rows = [{**row, "instruction": text, "robot": "arm-1"}]
         return {"dataframe_records": rows} | ({"params": {"dataset": names[0]}} if len(names) > 1 else {})
 

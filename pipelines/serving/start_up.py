@@ -7,7 +7,7 @@ import json
 from pipelines.serving.access import TOKEN
 from pipelines.serving.frontend import Frontend
 from pipelines.serving.recording.config import RecordingConfig
-from pipelines.serving.request_format import ServedPolicy
+from pipelines.serving.request_format import EXAMPLE_BOX, ServedPolicy
 from pipelines.serving.run import Listening
 from rt_models.spec import of_role
 
@@ -72,6 +72,7 @@ def _sent(policy: ServedPolicy) -> list[str]:
     fields = [f'"{of_role("image", role)}": {_name(role)}' for role in policy.sent()]
     names, state = [d.name for d in policy.contract.datasets], policy.state()
     fields += [f'"state": {json.dumps(state)}'] if state else []
+    fields += [f'"object_box": {EXAMPLE_BOX}'] if policy.reads_object_masks else []
     return fields + ([f'"dataset": "{names[0]}"'] if len(names) > 1 else [])
 
 

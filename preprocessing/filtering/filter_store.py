@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from preprocessing.conversion.resume import claimed, finished, names_in
 from preprocessing.conversion.run_shards import Claim, ReachRay, convert_shards, own_ray
 from preprocessing.conversion.shard_report import ShardCounts, WebShardReport, read_report, report_name
+from preprocessing.filtering.languages import spoken
 from preprocessing.filtering.marks import Marks, MarkTask, mark_shard, marks_name, opened, read_marks
 from preprocessing.filtering.scorers import DualEncoder, read_scores, scorer_parts
 from preprocessing.filtering.selection import MOST_BITS, Selection, Verdict, select
@@ -238,7 +239,10 @@ def _filtered(
     )
     account = _account(marks, chosen)
     if not account.kept:
-        raise ValueError(f"not one of {store.num_examples} examples would be kept ({account.in_words()}): ask for less")
+        raise ValueError(
+            f"not one of {store.num_examples} examples would be kept ({account.in_words()}): "
+            + (_languages_here(config, marks) or "ask for less")
+        )
     _write_decisions(filesystem, folder, marks, chosen, total)
     missing = [index for index in range(total) if report_name(index) not in done]
     convert_shards(partial(_write_shard, _WriteTask(store=store.root, root=root)), missing, what="keep", **units)
@@ -251,6 +255,15 @@ def _with_absolute_path(scorer: str) -> str:
 
 
 # --- What was decided ---
+
+
+def _languages_here(config: FilterConfig, marks: Marks) -> str:
+    """Which languages there are, where none of them is asked for."""
+    language_N = marks.examples.language_N
+    if not config.languages or spoken(language_N, config.languages).any():
+        return ""
+    found = ", ".join(f"{language} {count}" for language, count in Counter(language_N.tolist()).most_common(10))
+    return f"--languages {' '.join(config.languages)} names none of those it has, {found}"
 
 
 def _account(marks: Marks, chosen: Selection) -> FilterAccount:

@@ -6,6 +6,7 @@ machine that made the store is in it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import yaml
@@ -66,6 +67,12 @@ def write_card(store: Store) -> str:
     return f"{store.root}/{CARD}"
 
 
+def _files(split: str) -> dict[str, str]:
+    """The shards under the split's name; the hub knows words alone, so train[:1000] is train."""
+    word = re.match(r"\w+", split)
+    return {"split": word.group() if word else "train", "path": "shard-*.parquet"}
+
+
 def dataset_card(store: Store) -> str:
     """The card of a store of robot episodes or of image-text examples."""
     manifest = store.manifest
@@ -79,7 +86,7 @@ def dataset_card(store: Store) -> str:
             "tags": ["rt-pipelines", *([] if is_web else ["robotics", "RT-1", store.manifest.contract.action.name])],
             "pretty_name": f"{manifest.dataset} {manifest.version} {manifest.split}",
             "size_categories": [_size(examples)],
-            "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "shard-*.parquet"}]}],
+            "configs": [{"config_name": "default", "data_files": [_files(manifest.split)]}],
         }
     )
     body = list(_of_examples(store) if is_web else _of_episodes(store))

@@ -256,7 +256,9 @@ class EpisodeStore:
         root, data = found.root, found.data
         if "kind" in data:
             raise ValueError(f"{path} is a store of image-text examples, and robot episodes are needed here")
-        if (version := data.get("schema_version")) != SCHEMA_VERSION:
+        if (version := data.get("schema_version")) is None:
+            raise ValueError(f"{path} is no store of robot episodes: its {MANIFEST} has no schema_version")
+        if version != SCHEMA_VERSION:
             raise ValueError(
                 f"{path} is a store of schema {version}, this code reads {SCHEMA_VERSION}: preprocess again"
             )

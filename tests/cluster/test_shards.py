@@ -186,3 +186,10 @@ def test_a_piece_that_is_not_written_or_empty_is_not_saved() -> None:
         "weight:0:shift": 2,
         "weight:4:shift": 1,
     }
+
+
+@pytest.mark.parametrize(("folder", "file"), [(0o755, 0o644), (0o750, 0o640), (0o700, 0o600)])
+def test_who_may_read_the_folder_may_read_the_tensors(tmp_path: Path, folder: int, file: int) -> None:
+    tmp_path.chmod(folder)
+    write_files(tmp_path, {"state.safetensors": {"weight": torch.zeros(2)}})
+    assert (tmp_path / "state.safetensors").stat().st_mode & 0o777 == file

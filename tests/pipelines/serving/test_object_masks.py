@@ -23,7 +23,9 @@ from pipelines.publishing.policy import load_policy
 from pipelines.serving.client import PolicyClient
 from pipelines.serving.limits import Limits
 from pipelines.serving.request_format import OBJECTS, ServedPolicy
+from pipelines.serving.run import Listening
 from pipelines.serving.service import PolicyService, ServiceConfig
+from pipelines.serving.start_up import announcement
 from preprocessing.masks.owl import Detection, OwlDetector
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.images import decode_image
@@ -208,3 +210,7 @@ def test_a_model_that_reads_masks_takes_no_place_of_one_that_does_not(opened: Ep
         with pytest.raises(ValueError, match=says):
             asyncio.run(service.swap(other))
         assert service.source == served.source
+
+
+def test_the_printed_client_sends_a_box(server: RunningServer) -> None:
+    assert '"object_box": [6, 6, 10, 10]' in announcement(server.frontend, Listening(), "runs/first")

@@ -49,6 +49,12 @@ def test_it_states_contract_units_account_and_rights(store: EpisodeStore) -> Non
     assert str(Path(store.root).parents[3]) not in card
 
 
+@pytest.mark.parametrize(("split", "name"), [("val", "val"), ("train[:1000]", "train"), ("[:3]", "train")])
+def test_the_split_has_its_name_on_the_hub(store: EpisodeStore, split: str, name: str) -> None:
+    (found,) = head(dataset_card(replace(store, manifest=replace(store.manifest, split=split))))["configs"]  # type: ignore[misc]
+    assert found["data_files"][0]["split"] == name
+
+
 def test_what_the_source_does_not_say_is_unknown(store: EpisodeStore) -> None:
     card = dataset_card(with_rights(store, None))
     assert "license" not in head(card) and card.count(UNKNOWN) == 3
