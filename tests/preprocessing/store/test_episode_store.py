@@ -95,7 +95,7 @@ def test_several_stores_and_unfinished_ones_are_told(store: EpisodeStore, tmp_pa
     with pytest.raises(ValueError, match=r"is no store of robot episodes: its manifest.json has no schema_version"):
         EpisodeStore.open(str(copy))
     (copy / "manifest.json").write_text('{"schema_version": 0}')
-    with pytest.raises(ValueError, match="is a store of schema 0, this code reads .*: preprocess again"):
+    with pytest.raises(ValueError, match=r"is a store of schema 0, this code reads .*: preprocess again"):
         EpisodeStore.open(str(copy))
     (copy / "manifest.json").unlink()
     (copy / ".progress").mkdir()
