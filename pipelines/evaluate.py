@@ -146,6 +146,7 @@ def _on_stores(flags: EvaluateArguments) -> JsonSummary:
     from pipelines.evaluation.record import is_seen
     from pipelines.evaluation.store_evaluations import (
         keep_reports,
+        named,
         next_command,
         off_policy,
         scored,
@@ -165,9 +166,8 @@ def _on_stores(flags: EvaluateArguments) -> JsonSummary:
     evaluations = []
     for store in stores:
         evaluation = scored(trained, store, flags.evaluation, f"evaluate {store.name}")
-        dataset, split = store.name, store.manifest.split
         seen = is_seen(trained, store)
-        report = replace(evaluation.report, dataset=dataset, split=split, seen_in_training=seen)
+        report = replace(evaluation.report, **named(store), seen_in_training=seen)
         if earlier is not None:
             before = scored(earlier, store, flags.evaluation, "evaluate the earlier model").report
             report = replace(report, before=compared(report, before, me=flags.model, them=flags.before or ""))

@@ -32,7 +32,8 @@ class ExportArguments:
     """Licence of these weights for the card README.md, as the Hugging Face hub names it, such as apache-2.0."""
     push: str | None = None
     """Also bring it, without paths of this machine, to hf://OWNER/MODEL (a repository that is not there is made,
-    private; HF_TOKEN says who you are), or to a new folder s3://BUCKET/FOLDER or gs://BUCKET/FOLDER."""
+    private; in one that is there it takes the place of all files; HF_TOKEN says who you are), or to a new folder
+    s3://BUCKET/FOLDER or gs://BUCKET/FOLDER."""
 
 
 def main(arguments: list[str]) -> JsonSummary:
@@ -41,16 +42,17 @@ def main(arguments: list[str]) -> JsonSummary:
     from pipelines.evaluation.record import kept  # torch: --help is at once
     from pipelines.publishing.folder import WEIGHTS
     from pipelines.publishing.model_card import model_card
-    from pipelines.publishing.push import push, require_destination
+    from pipelines.publishing.push import address_of, push, require_destination
     from pipelines.publishing.trained_model import load_trained, publish_bundle, require_new, with_instructions
 
     require_new(flags.out)
     if flags.push is not None:
         require_destination(flags.push)
     trained = with_instructions(load_trained(flags.model, flags.weights))
-    scores = kept(flags.model, trained.step)
+    scores = kept(flags.model, trained)
     named = (flags.push or flags.out).rstrip("/").rpartition("/")[2]
-    card = model_card(trained, scores, name=named, licence=flags.licence)
+    address = address_of(flags.push or flags.out)
+    card = model_card(trained, scores, name=named, address=address, licence=flags.licence)
     publish_bundle(trained, flags.out, card)
     parameters = sum(parameter.numel() for parameter in trained.model.parameters())
     which = trained.origin.weights or "last"

@@ -33,7 +33,7 @@ def show(report: ClosedLoopReport) -> None:
 def keep_report(loop: ClosedLoop, report: ClosedLoopReport, model: str, output: str | None) -> dict[str, object]:
     """Save the report as a file and in MLflow; the summary that --json prints."""
     return keep(
-        EvaluatedModel(model=model, step=loop.trained.step, kind="closed_loop", scores=report.to_json()),
+        EvaluatedModel.of(loop.trained, model, kind="closed_loop", scores=report.to_json()),
         metrics_of(report),
         trained=loop.trained,
         home=loop.home,

@@ -13,12 +13,14 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cluster.object_store import open_files
 from pipelines.evaluation.report import EpisodeReport, EvaluationReport
 from pipelines.publishing.folder import TrainedModel
+from pipelines.publishing.model_origin import Which
 from pipelines.terminal.atomic_files import write_whole
 from pipelines.tracking.local_database import database_of
 from pipelines.tracking.mlflow_run import LOCAL_FOLDER, TrackingError, connect, explained, tracking_uri
@@ -50,22 +52,53 @@ def file_name(step: int, stores: Sequence[Store]) -> str:
     return f"step-{step}-{first.dataset}-{first.split}{more}-{digest}.json"
 
 
-def kept(model: str, step: int) -> list[JsonObject]:
-    """Scores on stores that `rtp evaluate` has saved beside `model`, of its weights at `step`; the last of each store.
-
-    What cannot be read is left out: it costs no export.
+def kept(model: str, trained: TrainedModel) -> list[JsonObject]:
+    """Scores on stores that `rtp evaluate` has saved beside `model`, of the very weights of `trained`; the newest of
+    each store. What cannot be read is left out: it costs no export.
     """
     if model.startswith("models:/"):
         return []
     files, root = open_files(f"{home_of(model)}/{FOLDER}")
-    found: dict[tuple[str, str], JsonObject] = {}
+    dated: list[tuple[str, JsonObject]] = []
+    undated: list[JsonObject] = []
     with contextlib.suppress(OSError):
         for path in sorted(files.find(root)):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
                 record = json.loads(files.cat_file(path))
-                if record["step"] == step:
-                    found |= {(score["dataset"], score["split"]): score for score in record["evaluations"]}
-    return list(found.values())
+                scores = [dict(score) for score in record["evaluations"]]
+                if not _is_of(record, scores, trained):
+                    continue
+                if "time" in record:
+                    dated += [(str(record["time"]), score | {"manifest": str(score["manifest"])}) for score in scores]
+                else:
+                    undated += [score for score in scores if score["dataset"] and score["split"]]
+    newest = {score["manifest"]: score for _, score in sorted(dated, key=lambda pair: pair[0])}
+    return [*newest.values(), *_unambiguous(undated, list(newest.values()))]
+
+
+def _is_of(record: JsonObject, scores: Sequence[JsonObject], trained: TrainedModel) -> bool:
+    """Whether these are scores of these weights. Records that do not say of which are of the averaged ones where the
+    training kept them."""
+    if record["step"] != trained.step or any(score["contract"] != trained.contract.id for score in scores):
+        return False
+    weights = trained.origin.weights
+    if "weights" in record:
+        return bool(record["weights"] == weights)
+    experiment: Any = trained.origin.document.get("experiment") or {}
+    return weights != "last" or not experiment.get("engine", {}).get("ema_decay")
+
+
+def _unambiguous(undated: Sequence[JsonObject], newer: Sequence[JsonObject]) -> list[JsonObject]:
+    """Of scores that say neither when nor on which files of a dataset and split: those that nothing contradicts."""
+    found: dict[tuple[str, str], list[JsonObject]] = {}
+    for score in undated:
+        found.setdefault((str(score["dataset"]), str(score["split"])), []).append(score)
+    known = {(str(score.get("dataset")), str(score.get("split"))) for score in newer}
+    return [
+        scores[0]
+        for place, scores in found.items()
+        if place not in known and all(score == scores[0] for score in scores)
+    ]
 
 
 def is_seen(trained: TrainedModel, store: Store) -> bool:
@@ -96,9 +129,30 @@ class EvaluatedModel:
     kind: Literal["evaluations", "closed_loop"]
     scores: object
     """Plain data."""
+    weights: Which | None
+    contract: str
+    """Its id."""
+    time: str
+    """UTC, to be compared as text."""
+
+    @staticmethod
+    def of(
+        trained: TrainedModel, model: str, *, kind: Literal["evaluations", "closed_loop"], scores: object
+    ) -> EvaluatedModel:
+        """As of now."""
+        return EvaluatedModel(
+            model=model,
+            step=trained.step,
+            kind=kind,
+            scores=scores,
+            weights=trained.origin.weights,
+            contract=trained.contract.id,
+            time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        )
 
     def to_json(self) -> dict[str, object]:
-        return {"model": self.model, "step": self.step, self.kind: self.scores}
+        of_which = {"weights": self.weights, "contract": self.contract, "time": self.time}
+        return {"model": self.model, "step": self.step, **of_which, self.kind: self.scores}
 
 
 def keep(

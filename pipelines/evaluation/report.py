@@ -129,12 +129,16 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationReport(ABC):
-    """`contract` is the id of the model's. The last four are known to `rtp evaluate`, and None elsewhere."""
+    """`contract` is the id of the model's. The last five are known to `rtp evaluate`, and None elsewhere.
+
+    manifest: fingerprint of the store.
+    """
 
     store: str
     contract: str
     dataset: str | None = None
     split: str | None = None
+    manifest: str | None = None
     seen_in_training: bool | None = None
     before: Comparison | None = None
 
@@ -149,7 +153,14 @@ class EvaluationReport(ABC):
     def to_json(self) -> dict[str, object]:
         """Plain data, without what was not measured."""
         data: dict[str, object] = {"store": self.store, "contract": self.contract, **self.measured()}
-        data |= _without_none({"dataset": self.dataset, "split": self.split, "seen_in_training": self.seen_in_training})
+        data |= _without_none(
+            {
+                "dataset": self.dataset,
+                "split": self.split,
+                "manifest": self.manifest,
+                "seen_in_training": self.seen_in_training,
+            }
+        )
         if self.before is not None:
             reasons = self.before.not_compared
             data["before"] = plain_fields(self.before.scores) | ({"not_compared": dict(reasons)} if reasons else {})

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypedDict
 
 from pipelines.evaluation.config import EvaluationConfig
 from pipelines.evaluation.off_policy_store import off_policy_report
@@ -26,6 +27,7 @@ from pipelines.terminal.atomic_files import write_whole
 from pipelines.terminal.progress_bar import counting
 from pipelines.training.data import as_trained
 from preprocessing.store.episode_store import EpisodeStore
+from preprocessing.store.lineage import FINGERPRINT_DIGITS
 from preprocessing.store.web_store import WebStore
 from rt_models.spec import Contract
 
@@ -36,6 +38,20 @@ def scored(trained: TrainedModel, store: EpisodeStore | WebStore, config: Evalua
         if isinstance(store, EpisodeStore):
             return evaluation_of(trained.model, trained.contract, store, config, counted)
         return Evaluation(report=web_report(trained, store, config, counted))
+
+
+class Named(TypedDict):
+    """By what a report tells its store from others."""
+
+    dataset: str
+    split: str
+    manifest: str
+
+
+def named(store: EpisodeStore | WebStore) -> Named:
+    """What a report says of its store beside the path."""
+    manifest = store.manifest_sha256[:FINGERPRINT_DIGITS]
+    return Named(dataset=store.name, split=store.manifest.split, manifest=manifest)
 
 
 def off_policy(
@@ -73,7 +89,7 @@ def keep_reports(
     """Save the reports as a file and in MLflow; the summary that --json prints."""
     scores = [report.to_json() for report in reports]
     return keep(
-        EvaluatedModel(model=model, step=trained.step, kind="evaluations", scores=scores),
+        EvaluatedModel.of(trained, model, kind="evaluations", scores=scores),
         {key: value for report in reports for key, value in metrics_of(report).items()},
         trained=trained,
         home=home_of(model),

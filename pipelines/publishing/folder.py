@@ -58,8 +58,10 @@ def read_bundle(folder: str | Path) -> TrainedModel:
 def write_portable(trained: TrainedModel, folder: Path, *, source: str) -> None:
     """Write into the existing `folder` what another machine can load: with what the model reads beside its weights,
     and without paths of this one. `source` stands where the checkpoint's path would."""
-    stores = tuple(replace(each, path=each.dataset, relative="") for each in trained.origin.stores)
-    origin = ModelOrigin(stores=stores, git_revision=trained.origin.git_revision)
+    stores = tuple(replace(each, path=each.name, dataset=each.name, relative="") for each in trained.origin.stores)
+    # The fingerprint of RT-2's plans, by which it is known that the model says plans.
+    document = {key: trained.origin.document[key] for key in ("plans",) if key in trained.origin.document}
+    origin = ModelOrigin(stores=stores, git_revision=trained.origin.git_revision, document=document)
     write_bundle(replace(trained, source=source, origin=origin), folder)
     description = folder / DESCRIPTION
     described = json.loads(description.read_text())

@@ -20,8 +20,11 @@ Score = Mapping[str, Any]
 _HEADLINES = ("token_accuracy", "scaled_error", "vqa_accuracy", "cider_d")
 
 
-def model_card(trained: TrainedModel, scores: Sequence[Score], *, name: str, licence: str = "") -> str:
-    """The card of a model; `scores` are those of the very weights, `licence` the user's word for them."""
+def model_card(
+    trained: TrainedModel, scores: Sequence[Score], *, name: str, address: str = "", licence: str = ""
+) -> str:
+    """The card of a model; `scores` are those of the very weights, `licence` the user's word for them, and `address` is
+    what loads it, by default its name."""
     kind = type(trained.model.config).__name__.removesuffix("Config")
     head = front_matter(
         {
@@ -41,7 +44,7 @@ def model_card(trained: TrainedModel, scores: Sequence[Score], *, name: str, lic
         "```python",
         "from pipelines.publishing.policy import load_policy",
         "",
-        f"policy = load_policy({name!r})  # or: rtp serve, rtp evaluate, rtp train --init",
+        f"policy = load_policy({address or name!r})  # or: rtp serve, rtp evaluate, rtp train --init",
         "```",
         *_contract(trained.contract),
         *_stores(trained.origin.stores),
@@ -72,7 +75,7 @@ def _stores(stores: Sequence[StoreReference]) -> Iterator[str]:
     if not stores:
         yield "No store is recorded."
     for store in stores:
-        name = words(store.dataset or store.path.rpartition("/")[2])
+        name = words(store.name or store.path.rpartition("/")[2])
         yield f"### {name}"
         records = f"{store.records} episodes or images, " if store.records else ""
         yield from ("", f"{records}manifest `{store.fingerprint or 'unknown'}`.", "")
@@ -87,12 +90,13 @@ def _scores(scores: Sequence[Score]) -> Iterator[str]:
         return
     rows = []
     for score in scores:
-        where = f"{score.get('dataset')} {score.get('split')}"
         seen = " (trained on)" if score.get("seen_in_training") else ""
+        manifest = f", manifest {score['manifest']}" if score.get("manifest") else ""
+        where = f"{score.get('dataset')} {score.get('split')}{seen}{manifest}"
         for metric in _HEADLINES:
             value = score.get(metric)
             if value is not None:
-                rows.append((where + seen, metric.replace("_", " "), _interval(value)))
+                rows.append((where, metric.replace("_", " "), _interval(value)))
     yield from table(["episodes or examples of", "score", "mean and 95 % interval"], rows)
     yield from ("", "How well recorded actions are predicted does not tell whether a robot succeeds.")
 
@@ -118,6 +122,7 @@ def _index(name: str, scores: Sequence[Score]) -> list[dict[str, object]]:
                 "name": str(score.get("dataset")),
                 "type": str(score.get("dataset")),
                 "split": score.get("split"),
+                **({"args": {"manifest": score["manifest"]}} if score.get("manifest") else {}),
             },
             "metrics": [
                 {"type": metric, "value": float(score[metric]["mean"])} for metric in _HEADLINES if score.get(metric)

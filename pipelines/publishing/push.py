@@ -15,6 +15,13 @@ from pipelines.publishing.folder import DESCRIPTION, TrainedModel, write_portabl
 from pipelines.publishing.model_card import CARD
 
 HUB = "hf://"
+_SECRETS = (  # a signed URL, a header, a token of the hub, the user part of a URL
+    (re.compile(r"\?\S+"), "?..."),
+    (re.compile(r"(?i)\b(authorization\W*[:=]\W*)(?:(?:bearer|basic|token)\s+)?[^\s'\"]+"), r"\1..."),
+    (re.compile(r"(?i)\b(bearer)\s+[^\s'\"]+"), r"\1 ..."),
+    (re.compile(r"\bhf_[A-Za-z0-9]{8,}"), "hf_..."),
+    (re.compile(r"://[^/\s@]+@"), "://...@"),
+)
 _MODEL = re.compile(r"hf://(?:models/)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/?")
 
 
@@ -46,18 +53,35 @@ def push(trained: TrainedModel, card: str, url: str, *, whole_in: str) -> str:
 
 
 def _push_to_hub(folder: str, model: str, whole_in: str) -> str:
-    """One commit; a repository that is not there is made, private. Raises OSError in one sentence."""
+    """One commit, which removes the files of an earlier one; a repository that is not there is made, private. Raises
+    OSError in one sentence."""
     api = _hub().HfApi()
     try:
         api.create_repo(model, repo_type="model", private=True, exist_ok=True)
-        api.upload_folder(repo_id=model, repo_type="model", folder_path=folder, commit_message="rtp export")
+        # An instruction table or tokenizer of an earlier model would be loaded with this one.
+        api.upload_folder(
+            repo_id=model, repo_type="model", folder_path=folder, commit_message="rtp export", delete_patterns="*"
+        )
     except (OSError, ValueError) as error:
-        said = re.sub(r"\?\S+", "?...", " ".join(str(error).split()))[:300]  # a signed URL is a secret
+        said = _without_secrets(" ".join(str(error).split()))[:300]
         raise OSError(
             f"{HUB}{model} could not be pushed to ({type(error).__name__}: {said}): check the name and HF_TOKEN; the "
             f"export itself is whole in {whole_in}"
         ) from None
     return f"{api.endpoint}/{model}"
+
+
+def _without_secrets(text: str) -> str:
+    for pattern, instead in _SECRETS:
+        text = pattern.sub(instead, text)
+    return text
+
+
+def address_of(url: str) -> str:
+    """What loads a model at `url` from anywhere; "" for a path of this machine."""
+    if match := _MODEL.fullmatch(url):
+        return HUB + match[1]
+    return url.rstrip("/") if "://" in url and not url.startswith(("file://", "local://")) else ""
 
 
 def _model_of(url: str) -> str:

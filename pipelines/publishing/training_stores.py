@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 REFERENCES = "training_stores"  # in the metadata of a checkpoint or bundle, beside "stores", the bare paths
 
 Store = EpisodeStore | WebStore
+_VERSION = re.compile(r"v?\d+(\.\d+)*|\d+px")  # of TFDS, LeRobot and V-D4RL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,7 @@ class StoreReference:
     """One training store. Fields that older metadata do not have are empty.
 
     relative: path from the folder of the run or bundle; "" if one of the two is in an object store.
+    dataset: dataset/version/split by the store's manifest; in older metadata the last three parts of its path.
     source: fingerprint of the source's records, as `fingerprint` is of the store's files.
     licence, citation, urls: what the source says of itself.
     """
@@ -48,19 +51,28 @@ class StoreReference:
     @staticmethod
     def of(store: Store, folder: str) -> StoreReference:
         """A reference from `folder`, the output of a run or a bundle."""
-        shards, rights = store.manifest.shards, getattr(store.manifest, "rights", None) or Rights()
+        manifest = store.manifest
+        shards, rights = manifest.shards, getattr(manifest, "rights", None) or Rights()
         records = "".join(getattr(shard, "source_sha256_of_crcs", shard.sha256) for shard in shards)
         return StoreReference(
             path=store.root,
             relative=_way(folder, store.root),
             fingerprint=store.manifest_sha256[:FINGERPRINT_DIGITS],
-            dataset=dataset_of(store.root),
+            dataset=f"{manifest.dataset}/{manifest.version}/{manifest.split}",
             records=sum(len(shard.episode_lengths) for shard in shards),
             source=hashlib.sha256(records.encode()).hexdigest()[:FINGERPRINT_DIGITS],
             licence=rights.licence,
             citation=rights.citation,
             urls=rights.source,
         )
+
+    @property
+    def name(self) -> str:
+        """What others may read: `dataset`, or its last part where it is of a path that need not say a dataset."""
+        parts = self.dataset.split("/")
+        is_of_path = self.dataset == dataset_of(self.path) != self.path
+        is_named = len(parts) == 3 and _VERSION.fullmatch(parts[1]) is not None
+        return parts[-1] if is_of_path and not is_named else self.dataset
 
     def lineage(self) -> dict[str, object]:
         """What a registered version says of the store."""
@@ -143,9 +155,9 @@ def open_training_store(reference: StoreReference, anew: str | None = None) -> S
 
 
 def _root(path: str, reference: StoreReference) -> str | None:
-    """The store at `path`, or below it the store of the reference's split; None if there is none."""
+    """The store at `path`, or below it the one whose folder is called as the reference's; None if there is none."""
     try:
-        return open_store(path, split=reference.dataset.rpartition("/")[2]).root
+        return open_store(path, split=reference.path.rstrip("/").rpartition("/")[2]).root
     except (FileNotFoundError, ValueError):
         return None
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -89,7 +90,9 @@ def test_the_card_states_contract_data_and_scores_and_no_path(store: str, run: s
     trained = load_trained(run)
     for text in (trained.contract.id, trained.origin.stores[0].fingerprint, "metaworld_sample val (trained on)"):
         assert text in card, text
-    assert str(home) not in card and str(Path(store).parents[3]) not in card
+    assert str(home) not in card and str(Path(store).parents[3]) not in card and "load_policy('scored')" in card
+    assert main(["export", run, str(home / "unscored"), "--weights", "last"]) == 0
+    assert "None is recorded for these weights" in (home / "unscored" / CARD).read_text()
 
 
 def test_pushed_to_an_object_store_it_loads_from_there(
@@ -102,6 +105,7 @@ def test_pushed_to_an_object_store_it_loads_from_there(
         assert torch.equal(pushed.model.state_dict()[name], value), name
     described = fsspec.filesystem("memory").cat_file("/pushed/policy/policy.json").decode()
     assert str(home) not in described and pushed.origin.stores[0].fingerprint in described
+    assert "load_policy('memory://pushed/policy')" in (home / "kept" / CARD).read_text()
     capsys.readouterr()
     assert main(["export", run, str(home / "again"), "--push", url]) == 2
     assert "exists: give a new folder" in capsys.readouterr().err and not (home / "again").exists()
@@ -115,12 +119,17 @@ class Hub:
 
     def create_repo(self, repo_id: str, **options: Any) -> None:
         if repo_id == "someone/else":
-            raise OSError("403 for https://hub/api?X-Amz-Signature=secret hf_token")
-        self.pushed[repo_id] = options
+            said = "hf_secretsecret Bearer secret {'authorization': 'Bearer secret'} https://me:secret@hub"
+            raise OSError(f"403 for https://hub/api?X-Amz-Signature=secret {said}")
+        self.pushed.setdefault(repo_id, {"files": {}}).update(options)
 
-    def upload_folder(self, *, repo_id: str, folder_path: str, **options: Any) -> None:
+    def upload_folder(
+        self, *, repo_id: str, folder_path: str, delete_patterns: str | None = None, **options: Any
+    ) -> None:
+        before = self.pushed[repo_id]["files"]
+        left = {name: data for name, data in before.items() if not fnmatch(name, delete_patterns or "")}
         files = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
-        self.pushed[repo_id] |= {"files": files, **options}
+        self.pushed[repo_id] |= {"files": left | files, **options}
 
 
 def test_pushed_to_the_hub_it_is_private_and_no_secret_is_said(
@@ -128,11 +137,12 @@ def test_pushed_to_the_hub_it_is_private_and_no_secret_is_said(
 ) -> None:
     hub = pytest.importorskip("huggingface_hub", reason="needs the extra hub")
     monkeypatch.setattr(hub, "HfApi", Hub)
+    Hub.pushed["me/policy"] = {"files": {"tokenizer/tokenizer.json": b"of an earlier model"}}
     assert main(["export", run, str(home / "hub"), "--push", "hf://me/policy", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["pushed"] == "https://hub/me/policy"
     given = Hub.pushed["me/policy"]
     assert given["private"] is True and set(given["files"]) == {CARD, INSTRUCTIONS, WEIGHTS, DESCRIPTION}
-    assert b"name: policy" in given["files"][CARD]
+    assert b"name: policy" in given["files"][CARD] and b"load_policy('hf://me/policy')" in given["files"][CARD]
     assert main(["export", run, str(home / "refused"), "--push", "hf://someone/else"]) == 2
     said = capsys.readouterr().err
     assert "could not be pushed to" in said and "the export itself is whole in" in said and "secret" not in said
