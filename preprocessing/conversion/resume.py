@@ -48,7 +48,7 @@ def finished(filesystem: FileSystem, root: str, settings: JsonObject, kind: type
 @contextmanager
 def claimed(filesystem: FileSystem, root: str, settings: JsonObject) -> Iterator[None]:
     """Around a conversion: begin it, or continue what was begun with the same settings. A ValueError in it is noted;
-    that of a filter leaves nothing behind, since whatever mends it changes what is kept.
+    that of a filter leaves nothing behind, since whatever mends it changes what is kept, unless others are still at it.
 
     Raises ValueError if another conversion was interrupted, or is at work.
     """
@@ -66,11 +66,11 @@ def claimed(filesystem: FileSystem, root: str, settings: JsonObject) -> Iterator
             yield
         except ValueError as error:
             with suppress(OSError):
-                if _FILTERED in settings:
+                if _FILTERED not in settings:
+                    _write(filesystem, f"{root}/{PROGRESS}", ENDED, {"error": str(error)})
+                elif locked(fcntl.LOCK_EX | fcntl.LOCK_NB):
                     _remove(filesystem, root)
                     _remove_empty(filesystem, root)
-                else:
-                    _write(filesystem, f"{root}/{PROGRESS}", ENDED, {"error": str(error)})
             raise
 
 

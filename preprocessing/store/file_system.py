@@ -212,8 +212,18 @@ def _is_refusal(error: Exception) -> bool:
         return False
     if isinstance(error, PermissionError):
         return error.filename is None  # that of a file of this machine has a name
-    answer: Any = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
-    if not isinstance(answer, dict) or answer.get("Error", {}).get("Code") in _BROKEN_UPLOADS:
-        return False
-    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    status = _status_of(error) or _status_of(error.__cause__)
     return 300 <= status < 500 and status not in _PASSING
+
+
+def _status_of(error: BaseException | None) -> int:
+    """The HTTP status that an error tells, or 0: botocore's in a dict, huggingface_hub's and requests' in a response
+    (one of requests is false), aiohttp's in `status`, gcsfs' in `code`, apart from its 403, which is a word."""
+    if isinstance(error, OSError) and str(error).startswith("Forbidden:"):
+        return 403
+    answer: Any = getattr(error, "response", None)
+    if isinstance(answer, dict):
+        is_broken = answer.get("Error", {}).get("Code") in _BROKEN_UPLOADS
+        return 0 if is_broken else answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    told = (getattr(answer, "status_code", None), getattr(error, "status", None), getattr(error, "code", None))
+    return next((int(status) for status in map(str, told) if status.isdecimal()), 0)

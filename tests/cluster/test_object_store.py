@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import Mock
 
+import aiohttp
 import pytest
+import requests
 from botocore.exceptions import ClientError, EndpointConnectionError
 from s3fs.errors import translate_boto_error
 
@@ -42,6 +46,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         sleep = staticmethod(lambda seconds: now.__setitem__(0, now[0] + seconds))
 
     monkeypatch.setattr(object_store, "time", Clock)
+    monkeypatch.setattr(file_system, "time", Clock)
     monkeypatch.setattr(AwayFileSystem, "clock", staticmethod(Clock.monotonic))
     return now
 
@@ -198,6 +203,51 @@ def test_what_the_store_refuses_is_said_at_once(module: ModuleType, clock: list[
         assert raised.value is error
     for code, status in (("Unheard", 500), ("SlowDown", 503), ("RequestTimeout", 400), ("OperationAborted", 409)):
         assert one_request(module, refused(code, status)) == b"answered"
+
+
+def of_gcs(status: int) -> Exception:
+    retry = pytest.importorskip("gcsfs.retry", reason="needs the extra gcs")
+    with pytest.raises(Exception) as raised:
+        retry.validate_response(status, json.dumps({"error": {"message": "no", "code": status}}), "bucket/x")
+    return raised.value
+
+
+def of_hub(status: int) -> Exception:
+    utils = pytest.importorskip("huggingface_hub.utils", reason="needs the extra hub")
+    httpx2 = pytest.importorskip("httpx2")
+    with pytest.raises(utils.HfHubHTTPError) as raised:
+        utils.hf_raise_for_status(httpx2.Response(status, request=httpx2.Request("GET", "https://huggingface.co/a")))
+    return raised.value
+
+
+def of_requests(status: int) -> Exception:
+    answer = requests.Response()  # false where it failed
+    answer.status_code = status
+    return requests.HTTPError("no", response=answer)
+
+
+def of_aiohttp(status: int) -> Exception:
+    return aiohttp.ClientResponseError(Mock(), (), status=status, message="no")
+
+
+@pytest.mark.parametrize("module", [object_store, file_system])
+@pytest.mark.parametrize("failed", [of_gcs, of_hub, of_requests, of_aiohttp])
+def test_other_stores_refuse_in_words_of_their_own(
+    module: ModuleType, failed: Callable[[int], Exception], clock: list[float]
+) -> None:
+    for status in (400, 401, 403):
+        with pytest.raises(PermissionError, match=r"away://x is refused by its store .*check the bucket"):
+            one_request(module, failed(status))
+    for status in (408, 429, 500, 503):
+        assert one_request(module, failed(status)) == b"answered"
+
+
+@pytest.mark.parametrize("module", [object_store, file_system])
+def test_an_error_whose_code_is_no_status_is_an_outage(module: ModuleType, clock: list[float]) -> None:
+    for code in (None, "AccessDenied", len, 14, True):
+        error = OSError("cut")
+        error.code = code  # type: ignore[attr-defined]
+        assert one_request(module, error) == b"answered"
 
 
 def one_request(module: ModuleType, error: Exception) -> bytes:

@@ -251,3 +251,19 @@ def test_a_conversion_that_is_at_work_is_not_swept_away(make_bridge: Callable[..
     ):
         convert(source, str(tmp_path / "out"), HERE)
     assert convert(source, str(tmp_path / "out"), HERE).episodes_out == 1
+
+
+def test_a_filter_that_fails_leaves_the_work_of_those_that_joined_it(tmp_path: Path) -> None:
+    root, settings = tmp_path / "out/set/1.0.0/train", {"parent": "a store"}
+
+    def fail() -> None:
+        with pytest.raises(ValueError, match="of one alone"), claimed(LOCAL, str(root), settings):
+            raise ValueError("of one alone")
+
+    with claimed(LOCAL, str(root), settings):
+        marks = root / ".progress/00000-marks.parquet"
+        marks.touch()
+        fail()
+        assert marks.exists()
+    fail()
+    assert not root.exists()
