@@ -7,6 +7,8 @@ from __future__ import annotations
 import importlib
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +24,20 @@ _SECRETS = (  # a signed URL, a header, a token of the hub, the user part of a U
     (re.compile(r"\bhf_[A-Za-z0-9]{8,}"), "hf_..."),
     (re.compile(r"://[^/\s@]+@"), "://...@"),
 )
+_FOLDER = re.compile(r"(s3|gs|memory)://[^/]+/.+")  # memory:// is fsspec's, for tests
 _MODEL = re.compile(r"hf://(?:models/)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/?")
 
 
 def require_destination(url: str) -> None:
-    """Raise ValueError, ImportError or FileExistsError now for what could not be pushed to after hours of work."""
-    if "://" not in url:
-        raise ValueError(f"--push {url} is no URL: give hf://OWNER/MODEL, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER")
+    """Raise ValueError, ImportError or OSError now for what could not be pushed to once the export is written."""
     if url.startswith(HUB):
         _model_of(url)
-        _hub()
+        with _hub_errors(url, "cannot be pushed to", "check the network and HF_TOKEN"):
+            _hub().HfApi().whoami()
         return
+    if not _FOLDER.fullmatch(url):
+        wanted = "hf://OWNER/MODEL, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER"
+        raise ValueError(f"--push {url} is no place to push to: give {wanted}")
     files, root = open_files(url)
     if files.exists(root):
         raise FileExistsError(f"--push {url} exists: give a new folder")
@@ -56,19 +61,25 @@ def _push_to_hub(folder: str, model: str, whole_in: str) -> str:
     """One commit, which removes the files of an earlier one; a repository that is not there is made, private. Raises
     OSError in one sentence."""
     api = _hub().HfApi()
-    try:
+    remedy = f"check the name and HF_TOKEN; the export itself is whole in {whole_in}"
+    with _hub_errors(f"{HUB}{model}", "could not be pushed to", remedy):
         api.create_repo(model, repo_type="model", private=True, exist_ok=True)
         # An instruction table or tokenizer of an earlier model would be loaded with this one.
         api.upload_folder(
             repo_id=model, repo_type="model", folder_path=folder, commit_message="rtp export", delete_patterns="*"
         )
-    except (OSError, ValueError) as error:
-        said = _without_secrets(" ".join(str(error).split()))[:300]
-        raise OSError(
-            f"{HUB}{model} could not be pushed to ({type(error).__name__}: {said}): check the name and HF_TOKEN; the "
-            f"export itself is whole in {whole_in}"
-        ) from None
     return f"{api.endpoint}/{model}"
+
+
+@contextmanager
+def _hub_errors(url: str, what: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as error:  # those of its HTTP client have no base in common with its own
+        said = _without_secrets(" ".join(str(error).split()))[:300]
+        raise OSError(f"{url} {what} ({type(error).__name__}: {said}): {remedy}") from None
 
 
 def _without_secrets(text: str) -> str:

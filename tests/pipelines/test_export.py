@@ -116,6 +116,11 @@ class Hub:
 
     endpoint = "https://hub"
     pushed: ClassVar[dict[str, Any]] = {}
+    is_down: ClassVar[bool] = False
+
+    def whoami(self) -> None:
+        if self.is_down:
+            raise RuntimeError("[Errno -2] Name or service not known")  # the HTTP client's are no OSError either
 
     def create_repo(self, repo_id: str, **options: Any) -> None:
         if repo_id == "someone/else":
@@ -147,10 +152,21 @@ def test_pushed_to_the_hub_it_is_private_and_no_secret_is_said(
     said = capsys.readouterr().err
     assert "could not be pushed to" in said and "the export itself is whole in" in said and "secret" not in said
     assert load_trained(str(home / "refused")).step == 4
+    monkeypatch.setattr(Hub, "is_down", True)
+    assert main(["export", run, str(home / "offline"), "--push", "hf://me/policy"]) == 2
+    assert "check the network and HF_TOKEN" in capsys.readouterr().err and not (home / "offline").exists()
 
 
 @pytest.mark.parametrize(
-    ("url", "words"), [("models/mine", "is no URL"), ("hf://alone", "names no model of the hub: give hf://OWNER/MODEL")]
+    ("url", "words"),
+    [
+        ("models/mine", "is no place to push to: give hf://OWNER/MODEL"),
+        ("https://huggingface.co/me/mine", "is no place to push to"),
+        ("file:///models/mine", "is no place to push to"),
+        ("s3://", "is no place to push to"),
+        ("s3://bucket", "is no place to push to"),
+        ("hf://alone", "names no model of the hub: give hf://OWNER/MODEL"),
+    ],
 )
 def test_where_it_cannot_go_is_said_before_anything_is_written(
     run: str, home: Path, url: str, words: str, capsys: pytest.CaptureFixture[str]
