@@ -138,7 +138,7 @@ class _Stages:
         self._say("evaluate", "on held-out episodes, beside three baselines")
         trained = load_trained(trained_at)
         config = EvaluationConfig()
-        with counting("evaluate", passes(store, config, trained.contract)) as counted:
+        with counting("evaluate", passes(store, config, trained)) as counted:
             evaluation = evaluation_of(trained.model, trained.contract, store, config, counted)
         print_tables(evaluation.report)
         return evaluation

@@ -51,6 +51,10 @@ class ObjectMarks:
         return [self.first, *([] if self.second is None else [self.second])]
 
 
+MIDDLE = ObjectMarks(first=(0.5, 0.5))
+"""What says nothing of where an object is."""
+
+
 def _pixel(fraction: float, length: int) -> int:
     """In float32, as places are stored: 3 / 320 of 320 pixels is pixel 3, and in float64 it would be 2."""
     return min(int(np.float32(fraction) * np.float32(length)), length - 1)

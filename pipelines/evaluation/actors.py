@@ -15,13 +15,15 @@ from pipelines.publishing.inference import InferenceModel, named
 from preprocessing.masks.phrases import phrase_of
 from preprocessing.simulation.environment import Observation, state_of
 from rt_models.action_space import ActionSpec
+from rt_models.object_marks import MIDDLE
 from rt_models.spec import MAIN_CAMERA, Contract, DatasetContract, ObjectMarks
 
 BLIND = ("random", "mean_action", "replay")
 
 
 class PolicyActor:
-    """A trained model for one robot. `blank_images`: it sees black frames, to measure how much it uses the image."""
+    """A trained model for one robot. `blank_images`: it sees black frames, to measure how much it uses the image;
+    one that reads object masks is told the middle of the frame instead of its object's place."""
 
     def __init__(self, model: InferenceModel, dataset: DatasetContract, *, blank_images: bool = False) -> None:
         self._model, self._dataset, self.sees_frames = model, dataset, not blank_images
@@ -41,7 +43,7 @@ class PolicyActor:
         seen = {MAIN_CAMERA: observation.frame, **observation.further_frames} if self.sees_frames else self._black
         frames = self._model.frames(seen, self._dataset)
         if self._is_first and self._model.reads_object_masks:
-            self._model.mark(self._policy, _marks(observation))
+            self._model.mark(self._policy, _marks(observation) if self.sees_frames else MIDDLE)
         self._is_first = False
         state = _read_of(self._dataset, state_of(observation)) if self._dataset.state is not None else None
         (acted,) = self._model.act([self._policy], [frames], [self._instruction], [state])

@@ -18,11 +18,6 @@ from torch import Tensor
 from pipelines.families.base import ChangeFrames
 
 
-def blank(frame_FHWC: Tensor) -> Tensor:
-    """Black."""
-    return torch.zeros_like(frame_FHWC)
-
-
 def blur(frame_FHWC: Tensor, sigma: float) -> Tensor:
     """A Gaussian whose standard deviation is `sigma` of the height."""
     pixels = max(sigma * frame_FHWC.shape[1], 1e-3)

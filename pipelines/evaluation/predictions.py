@@ -13,8 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipelines.evaluation.perturbations import blank
-from pipelines.families.base import ChangeFrames
+from pipelines.families.base import ChangeFrames, blank
 from pipelines.families.models import Model, family_of
 from pipelines.terminal.progress_bar import Count, uncounted
 from pipelines.training.data import as_trained
@@ -60,12 +59,13 @@ def predict_store(
 ) -> Predictions:
     """The model's tokens for every step of `store` that is trained on.
 
-    `rewording` gives instructions other words, which the contract's encoder embeds; those it does not name stay.
+    `rewording` gives instructions, as `told` has them, other words, which the contract's encoder embeds; those it does
+    not name stay.
     `counted` is told of every row that is read. Raises ValueError if no step is scored.
     """
     dataset = contract.dataset(store.name)
     if perturbation == "swapped_instructions":
-        rewording = _swapped(store.instruction_texts)
+        rewording = _swapped(told(model, store))
     seen = as_trained(store, contract)
     if perturbation == "blank_images":
         change_frames = blank
@@ -102,6 +102,11 @@ def predict_store(
     )
 
 
+def told(model: Model, store: EpisodeStore) -> list[str]:
+    """The instructions of `store` as the model is told them: verbs alone where marks say the objects."""
+    return list(family_of(model).instructions(model.config, store))
+
+
 def instructions_of(store: EpisodeStore) -> list[str]:
     """The instruction of each episode, in the store's order."""
     text_of = dict(zip(store.instruction_ids.tolist(), store.instruction_texts, strict=True))
@@ -113,5 +118,5 @@ def instructions_of(store: EpisodeStore) -> list[str]:
 
 
 def _swapped(texts: Sequence[str]) -> dict[str, str]:
-    """Every instruction gets the words of the one before it in the store's table, the first those of the last."""
+    """Every instruction gets the words of the one before it in the table, the first those of the last."""
     return dict(zip(texts, [texts[-1], *texts[:-1]], strict=True))

@@ -185,6 +185,8 @@ class EpisodeReport(EvaluationReport):
     decoding: Decoding | None = None
     perturbed: Mapping[str, PerturbedScores] | None = None
     """By perturbation; None if none was asked for."""
+    not_measured: Mapping[str, str] | None = None
+    """By perturbation that was asked for and left out, the reason; None if nothing was."""
     own_space: OwnSpaceErrors | None = None
     """None for a dataset that is in the model's space by itself."""
     negative_log_likelihood: Interval | None = None

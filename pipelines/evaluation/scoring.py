@@ -16,7 +16,7 @@ from pipelines.evaluation.diagnosis import diagnose
 from pipelines.evaluation.own_space import own_space_errors
 from pipelines.evaluation.perturbations import GRADED
 from pipelines.evaluation.physical_error import ErrorScale
-from pipelines.evaluation.predictions import Perturbation, Predictions, instructions_of, predict_store
+from pipelines.evaluation.predictions import Perturbation, Predictions, instructions_of, predict_store, told
 from pipelines.evaluation.report import (
     ActionScore,
     Decoding,
@@ -91,7 +91,7 @@ def _evaluated(
     own = correct_share(predictions.tokens_NA, predictions, dims)
     names, scale = model.spec.names, steps.scale
     predicted_NA = _physical(predictions.tokens_NA, model, steps.answered)
-    asked = perturbations_of(contract) if config.perturbations else None
+    asked = perturbations_of(model, contract, store) if config.perturbations else None
     answers = {"policy": predicted_NA, **{name: _physical(tokens, model, dataset) for name, tokens in lazy.items()}}
     report = EpisodeReport(
         store=store.root,
@@ -109,6 +109,7 @@ def _evaluated(
         per_dimension=_per_dimension(predictions, lazy, model, steps.answered, dataset, dims),
         decoding=_decoding(predictions),
         perturbed=None if asked is None else {kind: steps.perturbed(kind) for kind in asked},
+        not_measured=_not_measured(model, store) if config.perturbations else None,
         own_space=own_space_errors(dataset, model.spec, predictions.physical_NA, answers),
         negative_log_likelihood=_likelihood(predictions, dims, interval),
         diagnosis=diagnose(predictions, predicted_NA, model.spec, dims),
@@ -118,9 +119,22 @@ def _evaluated(
     return Evaluation(report=report, predictions=predictions, predicted_NA=predicted_NA)
 
 
-def perturbations_of(contract: Contract) -> tuple[Perturbation, ...]:
-    """Those of the inputs that a model under this contract reads."""
-    return (*PERTURBATIONS, *(_OF_THE_STATE if contract.state else ()))
+def perturbations_of(model: Model, contract: Contract, store: EpisodeStore) -> tuple[Perturbation, ...]:
+    """Those of the inputs that a model under this contract reads, and that `store` can show."""
+    asked: tuple[Perturbation, ...] = (*PERTURBATIONS, *(_OF_THE_STATE if contract.state else ()))
+    left_out = _not_measured(model, store) or {}
+    return tuple(kind for kind in asked if kind not in left_out)
+
+
+def _not_measured(model: Model, store: EpisodeStore) -> dict[str, str] | None:
+    """By perturbation that `store` cannot show, the reason."""
+    if not family_of(model).reads_object_masks(model.config) or len(verbs := told(model, store)) > 1:
+        return None
+    only = ", ".join(map(repr, verbs))
+    return {
+        "swapped_instructions": "Swapped instructions are not scored: the model is told verbs alone, and the store has "
+        f"one, {only}."
+    }
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -197,12 +211,12 @@ class _ScoredSteps:
 
     def robustness(self) -> dict[str, dict[str, PerturbedScores]]:
         """By kind of perturbation and strength, then by the number of the other words."""
+        wordings = read_wordings(self.config.paraphrases)
+        require_known(wordings, told(self.model, self.store), f"the instructions of {self.store.root}")
         graded = {
             kind: {str(strength): self.perturbed(change_frames=change) for strength, change in enumerate(changes, 1)}
             for kind, changes in GRADED.items()
         }
-        wordings = read_wordings(self.config.paraphrases)
-        require_known(wordings, list(self.store.instruction_texts), f"the instructions of {self.store.root}")
         if wordings:
             numbers = range(most_wordings(wordings))
             graded["paraphrase"] = {str(n + 1): self.perturbed(rewording=reworded(wordings, n)) for n in numbers}

@@ -29,12 +29,11 @@ from pipelines.training.data import as_trained
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.lineage import FINGERPRINT_DIGITS
 from preprocessing.store.web_store import WebStore
-from rt_models.spec import Contract
 
 
 def scored(trained: TrainedModel, store: EpisodeStore | WebStore, config: EvaluationConfig, what: str) -> Evaluation:
     """The evaluation of a model on a store of either kind, with its progress shown."""
-    with counting(what, passes(store, config, trained.contract)) as counted:
+    with counting(what, passes(store, config, trained)) as counted:
         if isinstance(store, EpisodeStore):
             return evaluation_of(trained.model, trained.contract, store, config, counted)
         return Evaluation(report=web_report(trained, store, config, counted))
@@ -69,13 +68,13 @@ def off_policy(
     return replace(report, off_policy=estimates)
 
 
-def passes(store: EpisodeStore | WebStore, config: EvaluationConfig, contract: Contract) -> int:
-    """Rows, or answers, that an evaluation on `store` of a model under `contract` takes."""
+def passes(store: EpisodeStore | WebStore, config: EvaluationConfig, trained: TrainedModel) -> int:
+    """Rows, or answers, that an evaluation on `store` of this model takes."""
     if isinstance(store, WebStore):
         return 2 * min(config.web.examples, store.num_examples)
     graded, wordings = sum(map(len, GRADED.values())), read_wordings(config.paraphrases)
     others = graded + (most_wordings(wordings) if wordings else 0)
-    perturbed = len(perturbations_of(contract))
+    perturbed = len(perturbations_of(trained.model, trained.contract, store))
     return store.num_steps * (1 + perturbed * config.perturbations + others * config.robustness)
 
 

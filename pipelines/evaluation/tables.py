@@ -37,6 +37,8 @@ def print_tables(report: EvaluationReport, console: Console | None = None) -> No
             _print_table(console, *own_space_table(report.own_space))
         for head, rows in further_tables(report):
             _print_table(console, head, rows)
+        for sentence in (report.not_measured or {}).values():
+            _say(console, sentence)
         for sentence in report.off_policy.assumptions if report.off_policy is not None else ():
             _say(console, sentence)
         if report.decoding is not None:

@@ -28,6 +28,7 @@ from preprocessing.store.web_store import Store, WebStore
 from rt_models.action_space import ActionSpace
 from rt_models.control.action import Action
 from rt_models.control.observation import Frame, RobotState
+from rt_models.object_marks import MIDDLE
 from rt_models.robot_model import RobotModel, RobotModelConfig
 from rt_models.spec import MAIN_CAMERA, Contract, DatasetContract, ObjectMarks, StateInput, frames_key
 
@@ -343,8 +344,18 @@ def row_pieces(num_rows: int, size: int) -> Iterator[np.ndarray]:
 
 
 def changed_frames(batch: Batch, change: ChangeFrames) -> Batch:
-    """The frames of every camera, changed, by key."""
-    return {key: change(value) for key, value in batch.items() if key.partition("_")[0] == "frames"}
+    """The frames of every camera, changed, by key. Object masks of blank frames mark the middle."""
+    changed = {key: change(value) for key, value in batch.items() if key.partition("_")[0] == "frames"}
+    if change is blank and "object_mask" in batch:
+        mask_FHW = np.zeros(tuple(batch["object_mask"].shape), np.uint8)
+        MIDDLE.draw(mask_FHW)
+        changed["object_mask"] = torch.from_numpy(mask_FHW).to(batch["object_mask"].device)
+    return changed
+
+
+def blank(frame_FHWC: Tensor) -> Tensor:
+    """Black."""
+    return torch.zeros_like(frame_FHWC)
 
 
 def selected(columns: Mapping[str, Tensor], rows_B: Tensor) -> PredictedSteps:

@@ -136,7 +136,8 @@ class WindowFamily(ModelFamily[WindowConfigT, ModelT]):
     ) -> Iterator[PredictedSteps]:
         config = cast(WindowConfigT, model.config)
         reader = self.reader([store], contract, config, LoaderConfig())
-        swap = None if rewording is None else _reworded_embeddings(store, contract.encoder, rewording)
+        told = {} if rewording is None else self.instructions(config, store)
+        swap = None if rewording is None else _reworded_embeddings(told, contract.encoder, rewording)
         device, pieces = next(model.parameters()).device, list(row_pieces(reader.index.num_rows, batch))
         shapes = None
         if self._wants_few_shapes(device):
@@ -202,13 +203,15 @@ def _at_temperatures(logits_BAV: Tensor, target_BA: Tensor) -> tuple[Tensor, Ten
     return torch.stack(likelihoods, dim=-1), torch.stack(confidences, dim=-1)
 
 
-def _reworded_embeddings(store: EpisodeStore, encoder: str, rewording: Mapping[str, str]) -> tuple[Tensor, Tensor]:
-    """(the store's instruction embeddings, the embedding each is replaced by), both (N, D)."""
-    of_text = dict(zip(store.instruction_texts, store.embeddings, strict=True))
+def _reworded_embeddings(
+    told: Mapping[str, np.ndarray], encoder: str, rewording: Mapping[str, str]
+) -> tuple[Tensor, Tensor]:
+    """(the embeddings of the instructions that the model is told, the embedding each is replaced by), both (N, D)."""
+    of_text = dict(told)
     unseen = sorted({text for text in rewording.values() if text not in of_text})
     of_text |= dict(zip(unseen, embed_texts(encoder, unseen), strict=True)) if unseen else {}
-    others = [of_text[rewording.get(text, text)] for text in store.instruction_texts]
-    return torch.tensor(store.embeddings), torch.tensor(np.stack(others))
+    others = [of_text[rewording.get(text, text)] for text in told]
+    return torch.tensor(np.stack(list(told.values()))), torch.tensor(np.stack(others))
 
 
 def _swap_embeddings(embedding_BTD: Tensor, known_ND: Tensor, others_ND: Tensor) -> Tensor:

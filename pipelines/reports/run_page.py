@@ -62,6 +62,7 @@ def _evaluated(title: str, evaluation: EvaluationReport) -> list[str]:
         html_page.table(DIMENSION_HEAD, dimension_rows(evaluation)),
         *_own_space(evaluation),
         *(html_page.table(head, rows) for head, rows in further_tables(evaluation)),
+        *(html_page.note(each) for each in (evaluation.not_measured or {}).values()),
         *(html_page.note(each) for each in (evaluation.off_policy.assumptions if evaluation.off_policy else ())),
     ]
 

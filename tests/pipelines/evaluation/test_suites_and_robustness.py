@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.cli import main
-from pipelines.evaluation.perturbations import GRADED, blank, blur, crop, darken, occlude
+from pipelines.evaluation.perturbations import GRADED, blur, crop, darken, occlude
 from pipelines.evaluation.suites import Suite, members, read_suites
 from pipelines.evaluation.wordings import read_wordings, reworded
+from pipelines.families.base import blank
 from tests.support.untrained import write_untrained
 
 
