@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from preprocessing.saved_model.number_ops import extreme
+from preprocessing.saved_model.number_ops import extreme, truncated_division
 from preprocessing.saved_model.op import Attributes, Op, integer, of_arrays
 
 
 def _gather(attributes: Attributes, x: np.ndarray, indices: np.ndarray, axis: np.ndarray | None = None) -> np.ndarray:
     batch_dims = attributes.get("batch_dims", 0)
+    batch_dims += indices.ndim if batch_dims < 0 else 0
     place = 0 if axis is None else integer(axis) % x.ndim
     if not batch_dims:
         return np.take(x, indices, axis=place)
@@ -90,7 +91,7 @@ def _segment_sum(attributes: Attributes, data: np.ndarray, ids: np.ndarray) -> n
 
 def _segment_mean(attributes: Attributes, data: np.ndarray, ids: np.ndarray) -> np.ndarray:
     sums = _segments(data, ids, _count(ids), np.add, 0)
-    return sums / _rows_of(ids, len(sums), sums)
+    return truncated_division(sums, _rows_of(ids, len(sums), sums))
 
 
 def _segment_product(attributes: Attributes, data: np.ndarray, ids: np.ndarray) -> np.ndarray:
@@ -234,11 +235,20 @@ def _ragged_range(
 
 
 def _bin_counts(attributes: Attributes, values: np.ndarray, size: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    count, flat = integer(size), values.reshape(-1)
-    kept = (flat >= 0) & (flat < count)
-    bins = np.zeros(count, weights.dtype)
-    np.add.at(bins, flat[kept], weights.reshape(-1)[kept] if weights.size else np.ones((), weights.dtype))
-    return bins
+    return _dense_bin_counts(attributes, values.reshape(-1), size, weights)
+
+
+def _dense_bin_counts(attributes: Attributes, values: np.ndarray, size: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """How often each number is there, or the sum of its weights, or just whether it is there; of each row by itself."""
+    rows, count = np.atleast_2d(values), integer(size)
+    kept = (rows >= 0) & (rows < count)
+    places = (np.nonzero(kept)[0], rows[kept])
+    bins = np.zeros((len(rows), count), weights.dtype)
+    if attributes.get("binary_output"):
+        bins[places] = 1
+    else:
+        np.add.at(bins, places, weights.reshape(rows.shape)[kept] if weights.size else np.ones((), weights.dtype))
+    return bins if values.ndim == 2 else bins[0]
 
 
 GATHER_OPS: dict[str, Op] = {
@@ -268,5 +278,6 @@ GATHER_OPS: dict[str, Op] = {
     "RaggedTensorToTensor": _ragged_to_dense,
     "RaggedTensorToSparse": _ragged_to_sparse,
     "RaggedRange": _ragged_range,
-    **dict.fromkeys(("Bincount", "DenseBincount"), _bin_counts),
+    "Bincount": _bin_counts,
+    "DenseBincount": _dense_bin_counts,
 }

@@ -11,7 +11,8 @@ import numpy as np
 from preprocessing.saved_model.op import Attributes, Op, integer, of_arrays
 
 
-def _truncated_division(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def truncated_division(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The quotient; of integers without what is behind the point."""
     if x.dtype.kind == "f":
         return x / y
     return np.where((x < 0) != (y < 0), -(np.abs(x) // np.abs(y)), np.abs(x) // np.abs(y)).astype(x.dtype)
@@ -89,8 +90,10 @@ def _cumulative_sum(attributes: Attributes, x: np.ndarray, axis: np.ndarray) -> 
     place = integer(axis)
     turned = np.flip(x, place) if attributes.get("reverse") else x
     sums = np.cumsum(turned, axis=place, dtype=x.dtype)
-    if attributes.get("exclusive"):
-        sums = sums - turned
+    if attributes.get("exclusive"):  # moved on by one: subtracting would make infinity nan
+        before = np.zeros_like(sums)
+        np.moveaxis(before, place, 0)[1:] = np.moveaxis(sums, place, 0)[:-1]
+        sums = before
     return np.flip(sums, place) if attributes.get("reverse") else sums
 
 
@@ -155,7 +158,7 @@ NUMBER_OPS: dict[str, Op] = {
     "Sub": of_arrays(np.subtract),
     "Mul": of_arrays(np.multiply),
     "RealDiv": of_arrays(np.divide),
-    **{name: of_arrays(_truncated_division) for name in ("Div", "TruncateDiv")},
+    **{name: of_arrays(truncated_division) for name in ("Div", "TruncateDiv")},
     "DivNoNan": of_arrays(_or_zero),
     "FloorDiv": of_arrays(np.floor_divide),
     "FloorMod": of_arrays(np.mod),

@@ -4,7 +4,8 @@
 
 OUT gets graph.json, a .npy file for each constant, variable and lookup table, and the model's own vectors of the texts:
 encoded one by one (single.npy) and all at once (together.npy). Calls of functions are inlined, so that the graph is one
-list of nodes, each after those it reads. What the output does not depend on, such as assertions, is left out.
+list of nodes, each after those it reads. What the output does not depend on, such as assertions, is left out. So is an
+empty text that the model has no vector for: graph.json names the texts that the vectors are of.
 
 Imports nothing of ours. Exit code 2 and one sentence on stderr, after "refused: ", for a model that cannot be exported.
 """
@@ -228,6 +229,24 @@ def _callable(loaded: Any) -> Any:
     return embed
 
 
+def _vectors(concrete: Any, texts: list[str]) -> list[np.ndarray]:
+    """Of the texts one by one, and all at once."""
+    single = np.concatenate([concrete(tf.constant([text])).numpy() for text in texts])
+    return [single, concrete(tf.constant(texts)).numpy()]
+
+
+def _embedded(concrete: Any, texts: list[str]) -> tuple[list[str], list[np.ndarray]]:
+    """The texts and their vectors. An empty text that the model fails on, or has no finite vector for, is left out."""
+    try:
+        vectors = _vectors(concrete, texts)
+        if all(len(part) == len(texts) and np.isfinite(part).all() for part in vectors):
+            return texts, vectors
+    except (tf.errors.OpError, ValueError, TypeError):  # what is wrong with the other texts is raised below
+        pass
+    others = [text for text in texts if text]
+    return others, _vectors(concrete, others)
+
+
 def main(saved_model: str, texts_file: str, out: str) -> None:
     """Export the model and its own vectors."""
     texts = json.loads(Path(texts_file).read_text())
@@ -240,9 +259,10 @@ def main(saved_model: str, texts_file: str, out: str) -> None:
         raise Refused(f"it cannot be called with a batch of texts ({str(error).strip().splitlines()[0]})") from None
     exporter = Exporter(concrete, Path(out))
     output = exporter.output()
-    np.save(Path(out, "together.npy"), concrete(tf.constant(texts)).numpy())
-    np.save(Path(out, "single.npy"), np.concatenate([concrete(tf.constant([text])).numpy() for text in texts]))
-    graph = {"tensorflow": tf.__version__, "output": output, "nodes": exporter.nodes}
+    texts, (single, together) = _embedded(concrete, texts)
+    np.save(Path(out, "single.npy"), single)
+    np.save(Path(out, "together.npy"), together)
+    graph = {"tensorflow": tf.__version__, "texts": texts, "output": output, "nodes": exporter.nodes}
     Path(out, "graph.json").write_text(json.dumps(graph))
 
 

@@ -28,7 +28,12 @@ def _arrow(x: np.ndarray) -> pa.Array:
 
 def _replaced(x: np.ndarray, pattern: str, rewrite: str, everywhere: bool) -> np.ndarray:
     options = pc.ReplaceSubstringOptions(pattern, rewrite, max_replacements=None if everywhere else 1)
-    replaced = pc.call_function("replace_substring_regex", [_arrow(x)], options)
+    try:
+        replaced = pc.call_function("replace_substring_regex", [_arrow(x)], options)
+    except pa.ArrowInvalid as error:
+        if "Rewrite schema requests" in str(error):  # a group that the pattern lacks: TensorFlow replaces nothing
+            return x
+        raise
     return texts([text.as_py().encode() for text in replaced], x.shape)
 
 
@@ -73,6 +78,8 @@ def _split(attributes: Attributes, x: np.ndarray, separator: np.ndarray) -> tupl
     most = attributes.get("maxsplit", -1)
 
     def words(text: bytes) -> list[bytes]:
+        if not most:
+            return [text]
         parts = text.split(separator.item() or None, most)
         return [*parts, b""] if not separator.item() and len(parts) == most else parts
 

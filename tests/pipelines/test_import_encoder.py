@@ -78,6 +78,7 @@ def test_from_the_saved_model_to_a_new_instruction_of_a_served_policy(
     assert files == ["check.safetensors", "encoder.json", "encoder.safetensors", "graph.json"]
     encoder = open_encoder(out)
     encoder.require()
+    assert "" in json.loads((out / "encoder.json").read_text())["check"]
     own = np.load(exported / "single.npy")
     np.testing.assert_allclose(encoder.encode(import_encoder.CHECK_TEXTS), own, rtol=0, atol=1e-5)
     assert np.linalg.norm(own[0] - own[1]) > 0.1  # they are no constant
@@ -93,8 +94,14 @@ def test_from_the_saved_model_to_a_new_instruction_of_a_served_policy(
 
 
 def test_texts_that_change_each_other_are_embedded_one_by_one(models: Path, reuse: None, tmp_path: Path) -> None:
-    imported = import_encoder.import_encoder(str(models / "batch-dependent"), str(tmp_path / "encoder"))
+    said: list[str] = []
+    imported = import_encoder.import_encoder(
+        str(models / "batch-dependent"), str(tmp_path / "encoder"), say=said.append
+    )
     assert not imported.batched
+    # It refuses an empty text, which therefore is not compared.
+    assert json.loads((tmp_path / "encoder/encoder.json").read_text())["check"] == list(import_encoder.CHECK_TEXTS[:-1])
+    assert said[-1].endswith("batch-dependent has no vector for an empty text: only the other 18 are compared")
     encoder = open_encoder(tmp_path / "encoder")
     texts = ["open the drawer", "move the cup"]
     np.testing.assert_array_equal(encoder.encode(texts)[0], encoder.encode(texts[:1])[0])
@@ -147,7 +154,7 @@ def test_other_vectors_are_refused(
     with pytest.raises(ValueError, match=r"without TensorFlow its vectors differ by 3\.\de-05, and 1e-05 is allowed"):
         import_encoder.import_encoder(str(models / "plain"), str(tmp_path / "encoder"))
     changed = changed[:, :256]
-    with pytest.raises(ValueError, match=r"of 18 texts have the shape \(18, 256\), needed is \(18, 512\)"):
+    with pytest.raises(ValueError, match=r"of 19 texts have the shape \(19, 256\), needed is \(19, 512\)"):
         import_encoder.import_encoder(str(models / "plain"), str(tmp_path / "encoder"))
     assert list(tmp_path.iterdir()) == []
 

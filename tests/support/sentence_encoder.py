@@ -4,9 +4,9 @@ shards, a Transformer over the words that are there, pooling by attention, a tan
 
     python sentence_encoder.py FOLDER TEXTS.json
 
-FOLDER gets the model `plain`; `batch-dependent`, where a text changes the vectors of those beside it; `loop`, with ops
-that cannot be converted; and `session`, of the form that TensorFlow 1 saves. The exports of all but the first are
-written too, to FOLDER/exported: another start of TensorFlow is expensive.
+FOLDER gets the model `plain`; `batch-dependent`, where a text changes the vectors of those beside it and none may be
+empty; `loop`, with ops that cannot be converted; and `session`, of the form that TensorFlow 1 saves. The exports of all
+but the first are written too, to FOLDER/exported: another start of TensorFlow is expensive.
 """
 
 from __future__ import annotations
@@ -83,6 +83,8 @@ class SentenceEncoder(tf.Module):
 
     @tf.function
     def embed(self, texts):
+        if self.kind == "batch-dependent":
+            tf.debugging.assert_positive(tf.strings.length(texts))
         ids, places = self.tokens(texts)
         shape = tf.cast(tf.stack([tf.shape(texts, tf.int64)[0], tf.reduce_max(places[:, 1]) + 1]), tf.int64)
         states = tf.nn.embedding_lookup(self.shards, ids) * WIDTH**0.5 + self.positions(places[:, 1])

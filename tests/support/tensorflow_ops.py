@@ -61,7 +61,8 @@ def cases() -> list[tuple[str, list[Any], dict[str, Any]]]:
     found += [("All", [B, n(0)], {}), ("Any", [B, n(0)], {"keep_dims": True})]
     found += [("ArgMax", [F, np.int32(1)], {}), ("ArgMin", [F, np.int32(0)], {"output_type": tf.int32})]
     orders = [{"exclusive": exclusive, "reverse": reverse} for exclusive in (False, True) for reverse in (False, True)]
-    found += [("Cumsum", [F, np.int32(1)], order) for order in orders]
+    endless = np.array([1, np.inf, 2, -np.inf, 3], np.float32)
+    found += [("Cumsum", [x, np.int32(-1)], order) for x in (F, endless, F[:, :0]) for order in orders]
     found += [("MatMul", [F, F], {"transpose_b": True}), ("MatMul", [F, F], {"transpose_a": True})]
     found += [(op, [BATCH, BATCH], {"adj_y": True}) for op in ("BatchMatMul", "BatchMatMulV2")]
     found += [("BatchMatMulV3", [BATCH, BATCH, tf.float32], {"adj_x": True})]
@@ -134,6 +135,8 @@ def gather_cases() -> list[tuple[str, list[Any], dict[str, Any]]]:
         ("GatherV2", [F, n(3, 1), np.int32(1)], {}),
         ("GatherV2", [BATCH, np.array([[0, 2], [1, 1]], i32), np.int32(1)], {"batch_dims": 1}),
         ("GatherV2", [BATCH, np.array([[0, 2], [1, 1]], i32), np.int32(2)], {"batch_dims": 1}),
+        ("GatherV2", [BATCH, np.array([[0, 2], [1, 1]], i32), np.int32(-1)], {"batch_dims": -1}),
+        ("GatherV2", [BATCH, n(0, 2), np.int32(1)], {"batch_dims": -1}),
         ("GatherNd", [BATCH, np.array([[0, 1], [1, 2]], i32)], {}),
         ("ScatterNd", [np.array([[0], [2], [0]], i32), F, n(4, 4)], {}),
         ("TensorScatterUpdate", [F, np.array([[0], [2]], i32), F[1:]], {}),
@@ -151,8 +154,14 @@ def gather_cases() -> list[tuple[str, list[Any], dict[str, Any]]]:
         ("RaggedRange", [n(2, 0), n(5, 1), np.int32(1)], {}),
         ("Bincount", [n(1, 1, 3), np.int32(5), np.zeros(0, np.float32)], {}),
         ("Bincount", [n(1, 1, 3), np.int32(3), F[0, :3]], {}),
-        ("DenseBincount", [n(0, 2, 2), np.int32(4), np.zeros(0, i64)], {}),
+        ("Bincount", [INTS**2, np.int32(5), np.zeros(0, np.float32)], {}),
+        ("SegmentMean", [INTS[[0, 1, 1]], ids], {}),
     ]
+    for weights in (np.zeros((2, 0), i64), INTS.astype(i64)):
+        for binary in ({}, {"binary_output": True}):
+            values = np.array([[0, 2, 2], [5, 1, 0]], i32)
+            found += [("DenseBincount", [values, np.int32(4), weights], binary)]
+            found += [("DenseBincount", [values[0], np.int32(4), weights[0]], binary)]
     one, two = n(0, 2, 2, 3, dtype=i64), n(0, 1, 3, dtype=i64)
     ragged = [
         (n(-1, -1, dtype=i64), [one], ["ROW_SPLITS"]),
@@ -173,12 +182,15 @@ def gather_cases() -> list[tuple[str, list[Any], dict[str, Any]]]:
 def text_cases() -> list[tuple[str, list[Any], dict[str, Any]]]:
     long = np.array([b"x" * length for length in (0, 1, 3, 4, 7, 8, 16, 17, 32, 33, 64, 65, 128, 200)], object)
     spaced = np.array([b"a b ", b"a b", b"  ", b"a b c "], object)
+    blank = np.array([b"  a b ", b"", b"  ", b"a  ", b"\ta\nb"], object)
     long[3:] = [text[:-2] + b"Zq" for text in long[3:]]
     return [
         ("StaticRegexReplace", [T, r"([\pP\pS])", r" \1 "], {}),
         ("StaticRegexReplace", [T, r"\s+", "_"], {"replace_global": False}),
         ("StaticRegexReplace", [SQUARE, "b|^$", "#"], {}),
         ("RegexReplace", [T, np.array(b"(?i)green", object), np.array(b"<\\0>", object)], {}),
+        ("RegexReplace", [T, np.array(b"(e)", object), np.array(b"<\\2>", object)], {}),
+        ("StaticRegexReplace", [SQUARE, "b", r"\1"], {"replace_global": False}),
         ("StaticRegexFullMatch", [T, r".*a.*|"], {}),
         ("RegexFullMatch", [T, np.array(b"", object)], {}),
         ("StringSplit", [T, np.array(b" ", object)], {}),
@@ -188,6 +200,7 @@ def text_cases() -> list[tuple[str, list[Any], dict[str, Any]]]:
         ("StringSplitV2", [T, np.array(b" ", object)], {}),
         ("StringSplitV2", [spaced, np.array(b"", object)], {"maxsplit": 2}),
         ("StringSplitV2", [spaced, np.array(b" ", object)], {"maxsplit": 1}),
+        *(("StringSplitV2", [blank, np.array(b"", object)], {"maxsplit": most}) for most in (0, 1)),
         ("StringJoin", [[T, np.array(b"<s>", object), T]], {"separator": "|"}),
         ("ReduceJoin", [SQUARE, n(-1)], {"separator": "+"}),
         ("ReduceJoin", [SQUARE, n(0)], {"keep_dims": True}),
