@@ -130,6 +130,7 @@ def test_the_command_labels_estimates_and_names_what_they_assume(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")  # cells of a narrow table are broken into lines
     model = str(write_untrained(store, tmp_path / "untrained"))
     words = [*WORDS, "--behaviour", model, "--html", "page.html", "--episodes", "1"]
     assert main(["evaluate", model, "--data", store, *words, "--json"]) == 0

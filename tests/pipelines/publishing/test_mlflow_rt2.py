@@ -59,7 +59,9 @@ def test_a_served_rt2_of_two_frames_sees_both(
     config = trained_rt2.model.config
     assert isinstance(config, RT2Config)
     model = replace(config, text=replace(config.text, frames=2)).build().eval()
-    folder = write_policy(replace(trained_rt2, model=model), tmp_path)
+    folder = write_policy(
+        replace(trained_rt2, model=model, contract=replace(trained_rt2.contract, num_steps=2)), tmp_path
+    )
     served = MlflowPolicy()
     served.load_context(SimpleNamespace(artifacts={"policy": str(folder)}))
     passes: list[int] = []

@@ -208,7 +208,7 @@ def test_a_robot_of_one_s_own_is_a_file(tmp_path: Path) -> None:
     assert spoken.names(list(ELEVEN)) == ["forward", "gripper_closedness_action"]
     assert [spoken.unit_of(name, ELEVEN) for name in spoken.names([])] == ["mm", "closedness"]
     question = spoken.question({"images": {"front": b"x", "wrist": b"y"}, "task": "go"})
-    assert (question.frame, question.instruction) == (b"x", "go")
+    assert (question.camera("image", ()), question.instruction) == (b"x", "go")
     widow = written(tmp_path, "type: WidowXBridge\nposition_limit: 0.02\n")
     assert isinstance(widow, WidowXBridge) and widow.position_limit == 0.02 and math.isinf(widow.rotation_limit)
 
