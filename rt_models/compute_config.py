@@ -19,8 +19,7 @@ class ComputeConfig:
     """Order in which images and kernels lie in memory. Channels last is faster on CPUs with oneDNN and on GPUs, where
     it also runs the backbone's norms in Triton kernels of ours while training; contiguous leaves them to torch."""
     activation_checkpointing: ActivationCheckpointing = "off"
-    """What a block of the backbone keeps for the backward pass: everything; "selective": what its convolutions, matrix
-    products and attention return, so that only cheap operations run again; "blocks": its inputs, so that all of it runs
+    """What a block of the backbone keeps for the backward pass: everything, or "blocks": its inputs, so that it runs
     again."""
     compile: Literal["off", "inductor", "aot_eager"] = "off"
     """torch.compile of the tokenizer and the transformer, with this backend."""

@@ -330,7 +330,6 @@ def test_the_value_of_a_mark_scales_the_mask_and_nothing_else() -> None:
 COMPUTE = {
     "contiguous": (ComputeConfig(memory_format="contiguous"), 1e-5),
     "recomputed": (ComputeConfig(activation_checkpointing="blocks"), 1e-6),
-    "selective": (ComputeConfig(activation_checkpointing="selective"), 1e-6),
     "bf16": (ComputeConfig(precision="bf16"), 5e-2),
 }
 
