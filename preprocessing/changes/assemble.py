@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from preprocessing.changes.pieces import Piece, PieceFacts, facts_of, placed
+from preprocessing.changes.pieces import Piece, PieceSummary, placed, summary_of
 from preprocessing.store.episode_store import INSTRUCTION_SCHEMA, QUARANTINE, EpisodeStore, atomic_write, fixed_lists
 from preprocessing.store.file_system import FileSystem, file_system_of
 from preprocessing.store.json_files import JsonObject
@@ -118,17 +118,17 @@ def assemble(
     filesystem.makedirs(temporary, exist_ok=True)
     files = list(names) if names is not None else [_file(piece, store if in_place else None) for piece in pieces]
 
-    def one(number: int) -> tuple[ShardEntry, PieceFacts]:
-        return placed(pieces[number], root, files[number], temporary=temporary), facts_of(pieces[number])
+    def one(number: int) -> tuple[ShardEntry, PieceSummary]:
+        return placed(pieces[number], root, files[number], temporary=temporary), summary_of(pieces[number])
 
     done = []
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for result in pool.map(one, range(len(pieces))):
             done.append(result)
             progress(len(done), len(pieces))
-    table = _instruction_table(change.parents, np.unique(np.concatenate([facts.instructions for _, facts in done])))
+    table = _instruction_table(change.parents, np.unique(np.concatenate([summary.instructions for _, summary in done])))
     instructions = _write_instructions(filesystem, folder, table, in_place=in_place)
-    actions, states = _statistics([facts for _, facts in done], store.contract.action.size)
+    actions, states = _statistics([summary for _, summary in done], store.contract.action.size)
     entries = tuple(entry for entry, _ in done)
     manifest = _with_statistics(
         replace(
@@ -153,11 +153,11 @@ def _file(piece: Piece, store: EpisodeStore | None) -> str:
     return piece.entry.file if piece.store is store and piece.episodes is None else piece.own_name()
 
 
-def _statistics(facts: Sequence[PieceFacts], action_size: int) -> tuple[ActionStatistics, ActionStatistics | None]:
+def _statistics(pieces: Sequence[PieceSummary], action_size: int) -> tuple[ActionStatistics, ActionStatistics | None]:
     """Of the actions and of the states of all pieces, merged in their order as a conversion merges its shards."""
     actions = Moments.empty(action_size)
     states: Moments | None = Moments.empty(0)
-    for each in facts:
+    for each in pieces:
         actions = actions.merged(each.moments)
         states = None if states is None or each.state_moments is None else states.merged(each.state_moments)
     return actions.statistics(), None if states is None else states.statistics()

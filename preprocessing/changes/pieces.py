@@ -58,7 +58,7 @@ class Piece:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PieceFacts:
+class PieceSummary:
     """What a piece adds to the manifest."""
 
     moments: Moments
@@ -67,7 +67,7 @@ class PieceFacts:
     """int64, sorted: the ids in use."""
 
 
-def facts_of(piece: Piece) -> PieceFacts:
+def summary_of(piece: Piece) -> PieceSummary:
     """Read the narrow columns of a piece."""
     moments = ShardMoments(piece.store.contract.action.size, len(piece.store.manifest.proprio.names))
     used = [np.empty(0, np.int64)]
@@ -75,7 +75,7 @@ def facts_of(piece: Piece) -> PieceFacts:
         moments.add(table)
         used.append(np.unique(table["instruction"].to_numpy()))
     actions, states = moments.finish()
-    return PieceFacts(moments=actions, state_moments=states, instructions=np.unique(np.concatenate(used)))
+    return PieceSummary(moments=actions, state_moments=states, instructions=np.unique(np.concatenate(used)))
 
 
 def placed(piece: Piece, root: str, name: str, *, temporary: str) -> ShardEntry:

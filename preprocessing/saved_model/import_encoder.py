@@ -24,10 +24,10 @@ from preprocessing.conversion.embeddings import USE_ENCODER, USE_FAMILY
 from preprocessing.saved_model.graph import Graph
 from preprocessing.saved_model.imported_encoder import (
     CHECK,
-    FACTS,
     FORMAT,
     GRAPH,
     IMPORTED,
+    RECORD,
     TOLERANCE,
     WEIGHTS,
     fingerprint_of,
@@ -99,19 +99,19 @@ def import_encoder(
         say(f"TensorFlow reads {source} and embeds {len(CHECK_TEXTS)} texts")
         _export(source, folder, exported)
         say("comparing the vectors without TensorFlow")
-        facts, graph, counts = _written(exported, ready, source)
-        if "" not in facts["check"]:
-            say(f"{source} has no vector for an empty text: only the other {len(facts['check'])} are compared")
+        record, graph, counts = _written(exported, ready, source)
+        if "" not in record["check"]:
+            say(f"{source} has no vector for an empty text: only the other {len(record['check'])} are compared")
         known = is_use_large_5(graph.run)
-        facts["id"] = _id(encoder_id, facts["fingerprint"], known=known)
-        (ready / FACTS).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        record["id"] = _id(encoder_id, record["fingerprint"], known=known)
+        (ready / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         ready.rename(target)
     encoder = open_encoder(target)
     place = note(encoder)
     return Imported(
         encoder=encoder.id,
         fingerprint=encoder.fingerprint,
-        largest_difference=facts["largest_difference"],
+        largest_difference=record["largest_difference"],
         batched=encoder.texts_at_once > 1,
         noted=str(place) if place else None,
         **counts,
@@ -154,7 +154,7 @@ def _written(exported: Path, ready: Path, source: str) -> tuple[dict[str, Any], 
             f"is allowed"
         )
     batched = largest_difference(own["together"], own["single"]) <= TOLERANCE
-    facts = {
+    record = {
         "format": FORMAT,
         "id": "",
         "fingerprint": fingerprint_of(ready),
@@ -163,7 +163,7 @@ def _written(exported: Path, ready: Path, source: str) -> tuple[dict[str, Any], 
         "texts_at_once": _TEXTS_AT_ONCE if batched else 1,
         "check": checked,
     }
-    return facts, graph, {"nodes": len(description["nodes"]), "values": sum(array.size for array in tensors.values())}
+    return record, graph, {"nodes": len(description["nodes"]), "values": sum(array.size for array in tensors.values())}
 
 
 def _require_shape(vectors: np.ndarray, num_texts: int) -> None:

@@ -24,7 +24,7 @@ from preprocessing.saved_model.saved_model_files import cache_folder
 IMPORTED = "saved-model:"
 """Ids of imported models that are not of the Universal Sentence Encoder begin so; the fingerprint follows."""
 ENCODERS_VARIABLE = "RTP_ENCODERS"
-FACTS, GRAPH, WEIGHTS, CHECK = "encoder.json", "graph.json", "encoder.safetensors", "check.safetensors"
+RECORD, GRAPH, WEIGHTS, CHECK = "encoder.json", "graph.json", "encoder.safetensors", "check.safetensors"
 FORMAT = 1
 TOLERANCE = 1e-5  # between NumPy and TensorFlow, of vectors of length 1
 
@@ -42,8 +42,8 @@ class ImportedEncoder:
         """Raise ValueError if files are damaged, or vectors are others here than they were for TensorFlow."""
         from safetensors.numpy import load_file
 
-        facts = _facts(Path(self.folder))
-        worst = largest_difference(self.encode(facts["check"]), load_file(Path(self.folder, CHECK))["vectors"])
+        record = _record(Path(self.folder))
+        worst = largest_difference(self.encode(record["check"]), load_file(Path(self.folder, CHECK))["vectors"])
         if not worst <= TOLERANCE:
             raise ValueError(
                 f"the encoder {self.folder} gives other vectors on this machine than TensorFlow did (by {worst:.1e}, "
@@ -65,22 +65,22 @@ class ImportedEncoder:
 
 def is_folder(name: str) -> bool:
     """Whether `name` means a folder: an encoder lies there, or it is written as a path."""
-    return (Path(name).expanduser() / FACTS).is_file() or name.startswith(("/", "./", "../", "~"))
+    return (Path(name).expanduser() / RECORD).is_file() or name.startswith(("/", "./", "../", "~"))
 
 
 def open_encoder(folder: str | Path) -> ImportedEncoder:
     """Raises ValueError if `folder` is not one that `rtp import-encoder` wrote."""
     path = Path(os.path.abspath(Path(folder).expanduser()))
-    facts = _facts(path)
+    record = _record(path)
     try:
         return ImportedEncoder(
             folder=str(path),
-            id=str(facts["id"]),
-            fingerprint=str(facts["fingerprint"]),
-            texts_at_once=max(int(facts["texts_at_once"]), 1),
+            id=str(record["id"]),
+            fingerprint=str(record["fingerprint"]),
+            texts_at_once=max(int(record["texts_at_once"]), 1),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path / FACTS} is damaged ({error}): import the encoder again") from None
+        raise ValueError(f"{path / RECORD} is damaged ({error}): import the encoder again") from None
 
 
 def note(encoder: ImportedEncoder) -> Path | None:
@@ -102,7 +102,7 @@ def find_encoder(encoder_id: str) -> ImportedEncoder | None:
     for folder in _searched():
         inside = sorted(folder.iterdir()) if folder.is_dir() else []
         for candidate in (folder, *inside):
-            if (candidate / FACTS).is_file() and (encoder := open_encoder(candidate)).id == encoder_id:
+            if (candidate / RECORD).is_file() and (encoder := open_encoder(candidate)).id == encoder_id:
                 return encoder
     return None
 
@@ -141,17 +141,17 @@ def _searched() -> list[Path]:
     return named or [cache_folder() / "encoders"]
 
 
-def _facts(folder: Path) -> dict[str, Any]:
-    path = folder / FACTS
+def _record(folder: Path) -> dict[str, Any]:
+    path = folder / RECORD
     try:
-        facts = json.loads(path.read_text())
+        record = json.loads(path.read_text())
     except OSError:
-        raise ValueError(f"{folder} holds no {FACTS}: give the folder that rtp import-encoder wrote") from None
+        raise ValueError(f"{folder} holds no {RECORD}: give the folder that rtp import-encoder wrote") from None
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): import the encoder again") from None
-    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise ValueError(f"{path} is not of format {FORMAT}: import the encoder with this version of rt-pipelines")
-    return facts
+    return record
 
 
 @lru_cache(maxsize=1)
@@ -164,7 +164,7 @@ def _graph(folder: str, fingerprint: str) -> Graph:
     try:
         found = fingerprint_of(path)
         if found != fingerprint:
-            raise ValueError(f"the encoder {folder} is damaged: its files have another fingerprint than {FACTS} says")
+            raise ValueError(f"the encoder {folder} is damaged: its files have another fingerprint than {RECORD} says")
         return Graph(json.loads((path / GRAPH).read_text()), load_file(path / WEIGHTS))
     except (OSError, SafetensorError) as error:
         raise ValueError(f"the encoder {folder} cannot be read ({error}): import it again") from None

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from preprocessing.saved_model.graph import Graph
-from preprocessing.saved_model.imported_encoder import CHECK, FACTS, GRAPH, WEIGHTS, fingerprint_of
+from preprocessing.saved_model.imported_encoder import CHECK, GRAPH, RECORD, WEIGHTS, fingerprint_of
 
 TEXTS = ("open the drawer", "pick up the can")
 
@@ -36,6 +36,6 @@ def write_encoder(folder: Path, encoder_id: str, seed: int = 0) -> Path:
     (folder / GRAPH).write_text(json.dumps(description))
     save_file(tensors, folder / WEIGHTS)
     save_file({"vectors": Graph(description, tensors).run(TEXTS)}, folder / CHECK)
-    facts = {"format": 1, "id": encoder_id, "fingerprint": fingerprint_of(folder), "texts_at_once": 64, "check": TEXTS}
-    (folder / FACTS).write_text(json.dumps(facts))
+    record = {"format": 1, "id": encoder_id, "fingerprint": fingerprint_of(folder), "texts_at_once": 64, "check": TEXTS}
+    (folder / RECORD).write_text(json.dumps(record))
     return folder

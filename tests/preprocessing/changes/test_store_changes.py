@@ -105,7 +105,7 @@ def test_split_and_merged_again_nothing_is_lost(stores: list[str], tmp_path: Pat
     assert merged.manifest.split == "all" and Path(merged.root).name == "all"
 
 
-@pytest.mark.parametrize("step", ["placed", "facts_of", "_write_instructions", "_publish"])
+@pytest.mark.parametrize("step", ["placed", "summary_of", "_write_instructions", "_publish"])
 def test_a_change_that_is_cut_leaves_the_store_and_is_run_again(
     stores: list[str], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

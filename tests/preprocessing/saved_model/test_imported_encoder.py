@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from preprocessing.conversion.embeddings import USE_ENCODER, UseEncoder, embed_texts, load_encoder
-from preprocessing.saved_model.imported_encoder import CHECK, FACTS, WEIGHTS, ImportedEncoder, note, open_encoder
+from preprocessing.saved_model.imported_encoder import CHECK, RECORD, WEIGHTS, ImportedEncoder, note, open_encoder
 from tests.support.imported_encoders import TEXTS, write_encoder
 
 OTHER = "saved-model:0123456789abcdef"
@@ -77,9 +77,9 @@ def test_damage_is_told(tmp_path: Path) -> None:
     (folder / WEIGHTS).unlink()
     with pytest.raises(ValueError, match="cannot be read"):
         load_encoder(str(folder)).encode(["a"])
-    facts = json.loads((folder / FACTS).read_text())
-    for wrong in ("{", "[]", json.dumps(facts | {"format": 2}), json.dumps({"format": 1})):
-        (folder / FACTS).write_text(wrong)
+    record = json.loads((folder / RECORD).read_text())
+    for wrong in ("{", "[]", json.dumps(record | {"format": 2}), json.dumps({"format": 1})):
+        (folder / RECORD).write_text(wrong)
         with pytest.raises(ValueError, match=r"encoder\.json is (damaged|not of format 1)"):
             open_encoder(folder)
     with pytest.raises(ValueError, match=r"holds no encoder\.json: give the folder that rtp import-encoder wrote"):
