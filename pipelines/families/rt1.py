@@ -59,8 +59,15 @@ class RT1Family(WindowFamily[RT1Config, RT1]):
         return replace(config, state=replace(config.state, names=names))
 
     def resolved(self, experiment: RunT, stores: Sequence[Store]) -> RunT:
+        robots, stride = robot_stores(stores), experiment.model.stride
+        longest = max((int(shard.episode_lengths.max()) for store in robots for shard in store.shards), default=0)
+        if stride > 1 and stride >= longest:
+            raise ValueError(
+                f"--model.stride {stride}: the longest episode has {longest} steps, so no window would hold a frame "
+                "before its newest: give a smaller one"
+            )
         if self.reads_object_masks(experiment.model):
-            for store in robot_stores(stores):
+            for store in robots:
                 read_overlay(store)
         return super().resolved(experiment, stores)
 

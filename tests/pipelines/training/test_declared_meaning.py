@@ -91,3 +91,11 @@ def test_a_model_of_before_is_told_what_was_corrected_since(
     monkeypatch.setattr("pipelines.training.data.corrections", lambda name, spec: f"{name} turned round")
     assert other_spec(contract, store) is None
     assert "two_cameras turned round" in str(other_spec(older, store))
+
+
+def test_a_stride_that_reaches_past_every_episode_is_refused(store_of: Callable[..., EpisodeStore]) -> None:
+    store, experiment = store_of(), load_recipe("rt1_tiny")
+    longest = max(int(shard.episode_lengths.max()) for shard in store.shards)
+    with pytest.raises(ValueError, match=rf"--model.stride {longest}: the longest episode has {longest} steps"):
+        resolved(replace(experiment, model=replace(experiment.model, stride=longest)), [store])
+    resolved(replace(experiment, model=replace(experiment.model, stride=longest - 1)), [store])
