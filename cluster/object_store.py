@@ -150,6 +150,9 @@ def _is_refusal(error: Exception) -> bool:
         return False
     if isinstance(error, PermissionError):
         return error.filename is None  # that of a file of this machine has a name
+    chain = [error, error.__cause__, getattr(error.__cause__, "__cause__", None)]
+    if any(type(link).__module__ == "aiohttp.http_exceptions" for link in chain):
+        return False  # an answer that was cut off or garbled on its way, to which aiohttp gives status 400
     status = _status_of(error) or _status_of(error.__cause__)
     return 300 <= status < 500 and status not in _PASSING
 

@@ -15,6 +15,7 @@ from unittest.mock import Mock
 import aiohttp
 import pytest
 import requests
+from aiohttp.http_exceptions import BadStatusLine, ContentLengthError
 from botocore.exceptions import ClientError, EndpointConnectionError
 from s3fs.errors import translate_boto_error
 
@@ -248,6 +249,19 @@ def test_an_error_whose_code_is_no_status_is_an_outage(module: ModuleType, clock
         error = OSError("cut")
         error.code = code  # type: ignore[attr-defined]
         assert one_request(module, error) == b"answered"
+
+
+@pytest.mark.parametrize("module", [object_store, file_system])
+def test_an_answer_that_breaks_off_is_an_outage(module: ModuleType, clock: list[float]) -> None:
+    """aiohttp gives what it cannot read status 400, as if the server had said so."""
+    for cause in (ContentLengthError("cut"), BadStatusLine("garbled")):
+        payload, status = aiohttp.ClientPayloadError("not completed"), of_aiohttp(400)
+        for error in (payload, status):
+            error.__cause__ = cause
+        wrapped = OSError("s3fs")
+        wrapped.__cause__ = status
+        for error in (cause, payload, status, wrapped):
+            assert one_request(module, error) == b"answered"
 
 
 def one_request(module: ModuleType, error: Exception) -> bytes:
