@@ -4,14 +4,16 @@
         [--recipe rt1_metaworld] [--steps 160] [--seeds 0 1 2] [--env metaworld:mt6 --episodes 20] [--gpu]
 
 Questions: loss (on all steps of a window, or on the last), previous-actions (action positions hold nothing, or the
-actions before; both under the mask that lets them be seen), backbone (EfficientNet, or a vision transformer with a
-convolutional stem of as many parameters), segments (single windows, or neighbouring ones together: as many windows,
-drawn from fewer places), encoder (use-multilingual, or hash, which knows no meaning; it converts --source twice).
+actions before; both under the mask that lets them be seen), mask (as in the JAX or in the TensorFlow release), backbone
+(EfficientNet, or a vision transformer with a convolutional stem of as many parameters), segments (single windows, or
+neighbouring ones together: as many windows, drawn from fewer places), encoder (hash, which knows no meaning, or
+use-multilingual; it converts --source twice).
 
 Each answer is trained once a seed, on batches that hold the same number of windows, and scored on the held-out store:
 token accuracy and scaled error, as `rtp evaluate` has them; with --env also by success. Shown are the mean over seeds
 with a 95 % interval (Student's t over seeds), and the difference to the first answer, paired by seed. Finished
-trainings are kept in the folder. Without --data the shipped sample is converted.
+trainings are kept in the folder, and an answer to several questions is trained once. Without --data the shipped sample
+is converted.
 """
 
 from __future__ import annotations
@@ -70,15 +72,23 @@ def answer(*, encoder: str = "hash", mask: str | None = None, segment: int | Non
 
 
 VIT = ViTConfig(patch_size=8, width=96, num_layers=4, num_heads=4, hidden=192, stem="convolutions")
-QUESTIONS: dict[str, dict[str, Answer]] = {
-    "loss": {"all steps": answer(loss_on="all"), "last step": answer(loss_on="last")},
-    "previous-actions": {
-        "zeros": answer(mask="tf", previous_actions="zeros"),
-        "one-hot": answer(mask="tf", previous_actions="one_hot"),
-    },
-    "backbone": {"EfficientNet": answer(), "ViT": answer(backbone=VIT)},
-    "segments": {"single windows": answer(segment=1), f"{SEGMENT} together": answer(segment=SEGMENT)},
-    "encoder": {"use-multilingual": answer(encoder="use-multilingual"), "hash": answer(encoder="hash")},
+TOGETHER = f"{SEGMENT} windows together"
+ANSWERS: dict[str, Answer] = {
+    "recipe": answer(),
+    "loss on the last step": answer(loss_on="last"),
+    "mask tf": answer(mask="tf"),
+    "mask tf, actions one-hot": answer(mask="tf", previous_actions="one_hot"),
+    "ViT": answer(backbone=VIT),
+    TOGETHER: answer(segment=SEGMENT),
+    "use-multilingual": answer(encoder="use-multilingual"),
+}
+QUESTIONS: dict[str, tuple[str, str]] = {
+    "loss": ("recipe", "loss on the last step"),
+    "previous-actions": ("mask tf", "mask tf, actions one-hot"),
+    "mask": ("recipe", "mask tf"),
+    "backbone": ("recipe", "ViT"),
+    "segments": ("recipe", TOGETHER),
+    "encoder": ("recipe", "use-multilingual"),
 }
 
 
@@ -106,9 +116,9 @@ def main() -> None:
 
 def asked(given: Any, question: str) -> dict[str, Any]:
     """By answer the scores over seeds; printed on the way."""
-    answers = QUESTIONS[question]
-    scores = {name: [scored(given, question, name, seed) for seed in given.seeds] for name in answers}
-    first, found = next(iter(answers)), {}
+    first, _ = QUESTIONS[question]
+    scores = {name: [scored(given, name, seed) for seed in given.seeds] for name in QUESTIONS[question]}
+    found: dict[str, Any] = {}
     for name, of_seeds in scores.items():
         found[name] = {metric: over_seeds([each[metric] for each in of_seeds]) for metric in of_seeds[0]}
         if name != first:
@@ -132,12 +142,12 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def scored(given: Any, question: str, name: str, seed: int) -> dict[str, float]:
+def scored(given: Any, name: str, seed: int) -> dict[str, float]:
     """Of one training, which is made unless its scores are there."""
-    run = given.folder / question / f"{name.replace(' ', '-')}-{seed}"
+    run = given.folder / f"{name.replace(',', '').replace(' ', '-')}-{seed}"
     kept = run / "scores.json"
     if not kept.exists():
-        chosen = QUESTIONS[question][name]
+        chosen = ANSWERS[name]
         train, val = (store_of(given, chosen.encoder, split) for split in ("train", "val"))
         uri = f"sqlite:///{given.folder}/mlflow.db"
         experiment = experiment_of(given, chosen, seed)
