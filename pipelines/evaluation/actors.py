@@ -23,10 +23,20 @@ BLIND = ("random", "mean_action", "replay")
 
 class PolicyActor:
     """A trained model for one robot. `blank_images`: it sees black frames, to measure how much it uses the image;
-    one that reads object masks is told the middle of the frame instead of its object's place."""
+    one that reads object masks is told the middle of the frame instead of its object's place. `shuffle_embeddings`:
+    the numbers of each embedding come in an order drawn from the episode's seed, to measure how much it uses the
+    instruction."""
 
-    def __init__(self, model: InferenceModel, dataset: DatasetContract, *, blank_images: bool = False) -> None:
+    def __init__(
+        self,
+        model: InferenceModel,
+        dataset: DatasetContract,
+        *,
+        blank_images: bool = False,
+        shuffle_embeddings: bool = False,
+    ) -> None:
         self._model, self._dataset, self.sees_frames = model, dataset, not blank_images
+        self._shuffles = shuffle_embeddings
         recipes = {role: model.contract.recipe(role) for role in model.cameras(dataset)}
         self._black = {role: np.zeros((r.height, r.width, 3), np.uint8) for role, r in recipes.items()}
         self._policy = model.episode(dataset)
@@ -38,6 +48,8 @@ class PolicyActor:
         self._is_first = True
         text = _verb(episode.instruction) if self._model.reads_object_masks else episode.instruction
         self._instruction = self._model.instruction(text)
+        if self._shuffles and not isinstance(self._instruction, str):
+            self._instruction = np.random.default_rng(episode.seed).permutation(self._instruction)
 
     def act(self, observation: Observation) -> Mapping[str, float] | None:
         seen = {MAIN_CAMERA: observation.frame, **observation.further_frames} if self.sees_frames else self._black

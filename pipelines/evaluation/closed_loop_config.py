@@ -36,6 +36,8 @@ class ClosedLoopConfig:
     demonstration replayed blindly, and the scripted expert where there is one, which is the upper bound."""
     swap_instructions: bool = False
     """Also act with the instruction of another of the tasks."""
+    shuffle_embeddings: bool = False
+    """Also act with the numbers of the instruction's embedding in another order, as no instruction has them."""
     blank_images: bool = False
     """Also act with black frames."""
     workers: int = 0

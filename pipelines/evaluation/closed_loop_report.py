@@ -16,7 +16,7 @@ from preprocessing.simulation.environment import Measure
 
 POLICY, AGAINST = "policy", "against"
 SWAPPED, BLANK = "policy with swapped instructions", "policy with blank images"
-REWORDED = "policy with paraphrases"
+REWORDED, SHUFFLED = "policy with paraphrases", "policy with shuffled embeddings"
 DEFINITIONS_OF_RETURN = (
     "A return is the sum of an episode's rewards: at most 1,000 in dm_control's suite; V-D4RL's scores are a tenth. "
     "An episode with an error has the rewards up to it, and is listed.",

@@ -18,6 +18,7 @@ from pipelines.evaluation.closed_loop_report import (
     BLANK,
     POLICY,
     REWORDED,
+    SHUFFLED,
     SWAPPED,
     ClosedLoopReport,
     closed_loop_report,
@@ -115,6 +116,8 @@ class ClosedLoop:
             actors[SWAPPED] = (lambda: PolicyActor(policy, self.dataset), self.episodes(swapped))
         if self.wordings:
             actors[REWORDED] = (lambda: PolicyActor(policy, self.dataset), self._reworded())
+        if config.shuffle_embeddings:
+            actors[SHUFFLED] = (lambda: PolicyActor(policy, self.dataset, shuffle_embeddings=True), episodes)
         if config.blank_images:
             actors[BLANK] = (lambda: PolicyActor(policy, self.dataset, blank_images=True), episodes)
         makers: dict[str, Callable[[], Actor] | None] = {

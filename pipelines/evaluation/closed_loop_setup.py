@@ -13,6 +13,7 @@ from pipelines.evaluation.demonstrations import Demonstration, first_demonstrati
 from pipelines.evaluation.record import home_of
 from pipelines.evaluation.shown_frames import main_camera, remarks_on_limits, shown_frames, simulated_source
 from pipelines.evaluation.wordings import Wordings, require_known
+from pipelines.families.models import family_of
 from pipelines.publishing.folder import TrainedModel
 from pipelines.publishing.trained_model import load_trained
 from pipelines.publishing.training_stores import open_training_store
@@ -46,6 +47,8 @@ def prepare(
         raise ValueError(f"--episodes must be 1 or more and --seed 0 or more, got {episodes} and {seed}")
     trained = load_trained(model)
     against = None if config.against is None else load_trained(config.against)
+    if config.shuffle_embeddings and family_of(trained.model).instruction == "text":
+        raise ValueError(f"{model} reads instructions as text, which has no embedding: leave out --shuffle-embeddings")
     dataset = trained.contract.dataset(config.dataset)
     source = simulated_source(trained.contract, dataset)
     frames = shown_frames(config, trained.contract.image, source)

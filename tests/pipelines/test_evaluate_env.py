@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
+import numpy as np
 import pytest
+import simplejpeg
 
 from pipelines.cli import main
+from pipelines.evaluation import closed_loop_setup
+from pipelines.evaluation.actors import PolicyActor
+from pipelines.evaluation.closed_loop import Episode
+from pipelines.evaluation.closed_loop_config import ClosedLoopConfig
+from pipelines.publishing.inference import InferenceModel
+from pipelines.publishing.trained_model import load_trained
+from preprocessing.simulation.environment import Observation
+from preprocessing.simulation.metaworld_environment import MetaWorldConfig
+from preprocessing.store.episode_store import EpisodeStore
 from tests.support.html_tags import read_page
 from tests.support.untrained import write_untrained
 
+PICTURE = simplejpeg.encode_jpeg(np.zeros((96, 96, 3), np.uint8))
 ENV = ["--env", "metaworld:button-press,drawer-close", "--episodes", "1", "--bootstrap-samples", "50"]
 
 
@@ -56,6 +69,41 @@ def test_a_policy_acts_beside_baselines_and_leaves_a_report_videos_and_a_page(
     assert not list((bundle / "evaluations").glob("unfinished*"))
 
 
+class Heard(Exception):
+    """The policy has been told its instruction."""
+
+
+def test_a_shuffled_embedding_has_the_same_numbers_in_an_order_of_the_seed(bundle: Path, store: str) -> None:
+    trained = load_trained(str(bundle))
+    model = InferenceModel(trained)
+    dataset, told = trained.contract.dataset(), list[np.ndarray]()
+
+    def hear(policies: object, frames: object, instructions: list[np.ndarray], states: object) -> None:
+        told.extend(instructions)
+        raise Heard
+
+    (text, *_) = EpisodeStore.open(store).instruction_texts
+    environment = MetaWorldConfig(task="drawer-close-v3", camera=None, control_hz=10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "act", hear)
+        for seed, shuffles in ((1, False), (1, True), (1, True), (2, True)):
+            actor = PolicyActor(model, dataset, shuffle_embeddings=shuffles)
+            actor.begin(Episode(environment=environment, seed=seed, instruction=text))
+            with pytest.raises(Heard):
+                actor.act(Observation(frame=PICTURE, state_S=np.zeros(4, np.float32)))
+    plain, first, again, other = told
+    assert (plain == model.instruction(text)).all() and (first == again).all()
+    assert (first != plain).any() and (first != other).any()
+    assert (np.sort(first) == np.sort(plain)).all() and (np.sort(other) == np.sort(plain)).all()
+
+
+def test_a_policy_that_reads_text_has_no_embedding_to_shuffle(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closed_loop_setup, "family_of", lambda _: SimpleNamespace(instruction="text"))
+    config = ClosedLoopConfig(env="metaworld:door-lock", shuffle_embeddings=True)
+    with pytest.raises(ValueError, match=r"reads instructions as text, .*: leave out --shuffle-embeddings"):
+        closed_loop_setup.prepare(str(bundle), config, episodes=1, seed=0)
+
+
 @pytest.mark.parametrize(
     "words, sentence",
     [
@@ -66,6 +114,7 @@ def test_a_policy_acts_beside_baselines_and_leaves_a_report_videos_and_a_page(
         (["--env", "metaworld:door-lock", "--swap-instructions", "--baselines"], "need two tasks or more"),
         (["--video", "videos", "--data", "somewhere"], "--video belongs to episodes in a simulator"),
         (["--swap-instructions", "--data", "somewhere"], "--swap-instructions belongs to episodes in a simulator"),
+        (["--shuffle-embeddings", "--data", "somewhere"], "--shuffle-embeddings belongs to episodes in a simulator"),
         (["--env", "metaworld:door-lock", "--batch", "3"], "--batch belongs to scores on stores"),
         (["--env", "metaworld:door-lock", "--workers", "-1"], "--workers must be 0 or more"),
         ([], "give --data STORE, or --env SIMULATOR:TASK"),
