@@ -31,7 +31,10 @@ _REQUESTS = frozenset(
 _REMOVALS = ("rm", "rm_file")
 _ANSWERS = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
 _PASSING = (408, 409, 425, 429)  # of HTTP: what passes by itself
-_BROKEN_UPLOADS = ("RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch")  # come as 400
+_PASSING_CODES = (  # of S3 and what speaks its language, with status 400 or 403: broken uploads, and too many requests
+    *("RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"),
+    *("Throttling", "ThrottlingException", "RequestLimitExceeded", "RequestThrottled", "TooManyRequestsException"),
+)
 _REFUSED = "{where} is refused by its store ({reason}): check the bucket, its region, and what the credentials allow"
 _FINAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EINVAL, errno.ENAMETOOLONG)
 
@@ -164,7 +167,7 @@ def _status_of(error: BaseException | None) -> int:
         return 403
     answer: Any = getattr(error, "response", None)
     if isinstance(answer, dict):
-        is_broken = answer.get("Error", {}).get("Code") in _BROKEN_UPLOADS
-        return 0 if is_broken else answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        passes = answer.get("Error", {}).get("Code") in _PASSING_CODES
+        return 0 if passes else answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     told = (getattr(answer, "status_code", None), getattr(error, "status", None), getattr(error, "code", None))
     return next((int(status) for status in map(str, told) if status.isdecimal()), 0)

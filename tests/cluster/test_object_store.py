@@ -202,7 +202,8 @@ def test_what_the_store_refuses_is_said_at_once(module: ModuleType, clock: list[
         with pytest.raises(type(error)) as raised:
             one_request(module, error)
         assert raised.value is error
-    for code, status in (("Unheard", 500), ("SlowDown", 503), ("RequestTimeout", 400), ("OperationAborted", 409)):
+    assert one_request(module, refused("OperationAborted", 409)) == b"answered"
+    for code, status in (("Unheard", 500), ("SlowDown", 503), ("RequestTimeout", 400), ("Throttling", 400)):
         assert one_request(module, refused(code, status)) == b"answered"
 
 
