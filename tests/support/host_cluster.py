@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from tests.support.hosts import CHECKOUT, Host, hosts, unavailable, until
-from tests.support.servers import BIN, process
+from tests.support.servers import BIN, MLFLOW_ALONE, process
 
 NODES = ("node-1", "node-2", "node-3")
 S3_PORT, MLFLOW_PORT, RAY_PORT, DASHBOARD_PORT = 9000, 5000, 6379, 8265
@@ -90,7 +90,7 @@ class Services:
         words = [sys.executable, "-m", "mlflow", "server", "--host", self.host.address, "--port", MLFLOW_PORT]
         words += ["--workers", 1, "--backend-store-uri", "sqlite:////tmp/mlflow.db"]
         words += ["--artifacts-destination", "s3://bucket/artifacts"]
-        environment = self.host.environment(**self.environment)
+        environment = self.host.environment(**self.environment, **MLFLOW_ALONE)
         return self.stack.enter_context(process(self.host.command(*words), environment, self.home / "mlflow.log"))
 
     def wait_for_mlflow(self, started: subprocess.Popen[bytes]) -> None:

@@ -30,6 +30,7 @@ from pipelines.tracking.mlflow_run import (
 from pipelines.training.run_files import METRICS, read_metrics
 from pipelines.training.step_metrics import REPORTED
 from tests.support.command_line import Rtp
+from tests.support.servers import MLFLOW_ALONE
 
 
 def client_of(uri: str) -> Any:
@@ -160,7 +161,7 @@ class Server:
         where = ["--backend-store-uri", f"sqlite:///{self._folder}/server.db", "--artifacts-destination", "artifacts"]
         command = [sys.executable, "-m", "mlflow", "server", "--port", str(self._port), "--workers", "1", *where]
         # Programs beside this interpreter: the server calls uvicorn by name.
-        variables = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        variables = os.environ | MLFLOW_ALONE | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         output = subprocess.DEVNULL
         self._process = subprocess.Popen(
             command, cwd=self._folder, env=variables, stdout=output, stderr=output, start_new_session=True
