@@ -280,7 +280,8 @@ class RT2VLM(AnswerModel):
     def row_losses(self, batch: Mapping[str, Tensor]) -> RowLosses:
         """The losses of answers, row by row; `loss(batch)` is their mean."""
         row, targets = self._batch_row(batch, augment=self.training), Targets.of(batch)
-        hidden_BSD = self._outputs(row, row.first_token_B + targets.prompt_B).last_hidden_state
+        output = self._outputs(row, row.first_token_B + targets.prompt_B, use_cache=False)  # it would copy keys, values
+        hidden_BSD = output.last_hidden_state
         rows_BR = (row.first_token_B[:, None] + targets.place_BR - 1).clamp(min=0)
         return targets.losses(self._logits(targets.chosen(gathered(hidden_BSD, rows_BR))), batch["tokens"])
 

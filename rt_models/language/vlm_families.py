@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import torch
-from einops import repeat
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from rt_models.vision.vit import ViTConfig
@@ -104,7 +104,14 @@ class SmolVLM(Family):
         return [*around, *whole, *super().image_ids(config, tokenizer), *around]
 
     def patches(self, vlm: VlmModel, image_NCHW: Tensor) -> Tensor:
-        return torch.stack(list(vlm.model.get_image_features(image_NCHW[:, None]).pooler_output))
+        # transformers' own `get_image_features` looks for blank images and wholly masked patches, and the host would
+        # wait for the device: here every picture and every patch of it is real.
+        encoder, patch = vlm.model.vision_model, vlm.config.vision_config.patch_size
+        grid = tuple(side // patch for side in image_NCHW.shape[2:])
+        real_Nhw = image_NCHW.new_ones(len(image_NCHW), *grid, dtype=torch.bool)
+        hidden_NSD = encoder.embeddings(pixel_values=image_NCHW, patch_attention_mask=real_Nhw)
+        hidden_NSD = encoder.encoder(inputs_embeds=hidden_NSD).last_hidden_state
+        return vlm.model.connector(encoder.post_layernorm(hidden_NSD))
 
 
 class Qwen2VL(Family):
@@ -126,17 +133,26 @@ class Qwen2VL(Family):
         return [config.vision_start_token_id, *super().image_ids(config, tokenizer), config.vision_end_token_id]
 
     def patches(self, vlm: VlmModel, image_NCHW: Tensor) -> Tensor:
-        vision = vlm.config.vision_config
-        mean, std = (image_NCHW.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        vision, side = vlm.config.vision_config, self.size // vlm.config.vision_config.patch_size
         merge, patch = vision.spatial_merge_size, vision.patch_size
+        channels = [
+            (channel * 0.5 + 0.5 - mean) / std
+            for channel, mean, std in zip(image_NCHW.unbind(1), self.mean, self.std, strict=True)
+        ]
         pixels = repeat(
-            (image_NCHW * 0.5 + 0.5 - mean) / std,
+            torch.stack(channels, dim=1),
             "n c (h a p) (w b q) -> (n h w a b) (c t p q)",
             **{"a": merge, "b": merge, "p": patch, "q": patch, "t": vision.temporal_patch_size},
         )
-        side = self.size // patch
-        grid_N3 = torch.tensor([[1, side, side]], device=pixels.device).expand(len(image_NCHW), -1)
-        return torch.stack(list(vlm.model.get_image_features(pixels, image_grid_thw=grid_N3).pooler_output))
+        # Sizes and lengths stay on the host, where transformers asks for them; what is computed with does not.
+        sizes_N3 = torch.tensor([[1, side, side]], device="cpu").expand(len(image_NCHW), -1)
+        ends = torch.arange(0, (len(image_NCHW) + 1) * side**2, side**2, dtype=torch.int32, device="cpu")
+        place = torch.arange(side, device=pixels.device)
+        rows, columns = torch.meshgrid(place, place, indexing="ij")
+        place_P2 = rearrange([rows, columns], "two (h a) (w b) -> (h w a b) two", a=merge, b=merge)
+        place_S2 = place_P2.repeat(len(image_NCHW), 1)
+        encoded = vlm.model.visual(pixels, grid_thw=sizes_N3, position_ids=place_S2, cu_seqlens=ends)
+        return rearrange(encoded.pooler_output, "(n p) d -> n p d", n=len(image_NCHW))
 
     def positions(self, config: VlmConfig, place_BS: Tensor, pictures_B: Tensor) -> Tensor:
         """int64 (3, B, S): time, row and column. A picture of side m takes m positions, and its marks one each."""
