@@ -19,7 +19,7 @@ from measure import parser, positive, print_json, start
 from workload import PRESETS, accumulate, add_presets, batch
 
 GIBIBYTE = 2**30
-MODES = ("off", "blocks")
+MODES = ("off", "selective", "blocks")
 
 
 def main() -> None:

@@ -196,9 +196,20 @@ def shard(module: nn.Module, config: DeepSpeedConfig) -> None:
     import deepspeed
 
     deepspeed.zero.Init(module=module, config_dict_or_path=config)
+    nn.functional.linear = _zero_3_linear
 
 
 _LINEAR = nn.functional.linear
+
+
+def _zero_3_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """DeepSpeed's linear function, always given a matrix: of more axes it adds the bias in place, which activation
+    checkpointing that keeps the product would do again."""
+    from deepspeed.runtime.zero.linear import zero3_linear_wrap
+
+    if bias is None or input.dim() < 3:
+        return zero3_linear_wrap(input, weight, bias)
+    return zero3_linear_wrap(input.flatten(0, -2), weight, bias).unflatten(0, input.shape[:-1])
 
 
 def restore_linear() -> None:

@@ -19,10 +19,16 @@ class ComputeConfig:
     """Order in which images and kernels lie in memory. Channels last is faster on CPUs with oneDNN and on GPUs, where
     it also runs the backbone's norms in Triton kernels of ours while training; contiguous leaves them to torch."""
     activation_checkpointing: ActivationCheckpointing = "off"
-    """What a block of the backbone keeps for the backward pass: everything, or "blocks": its inputs, so that it runs
+    """What a block of the backbone keeps for the backward pass: everything; "selective": what its convolutions, matrix
+    products and attention return, so that only cheap operations run again; "blocks": its inputs, so that all of it runs
     again."""
     compile: Literal["off", "inductor", "aot_eager"] = "off"
     """torch.compile of the tokenizer and the transformer, with this backend."""
 
     def __post_init__(self) -> None:
         require_choices(self, "compute.")
+        if self.compile != "off" and self.activation_checkpointing != "off":
+            raise ValueError(
+                f"compute.compile {self.compile} does not go with compute.activation_checkpointing "
+                f"{self.activation_checkpointing}, which torch.compile cannot trace: set one of them to off"
+            )

@@ -57,7 +57,8 @@ class RT2Config:
     prefix: Literal["causal", "image", "prompt"] = "causal"
     """What sees all of itself: nothing, a row's patches, or its patches and prompt."""
     activation_checkpointing: ActivationCheckpointing = "off"
-    """What a block keeps for the backward pass: everything, or "blocks": its inputs, so that it runs again."""
+    """What a block keeps for the backward pass: everything; "selective": what its convolutions, matrix products and
+    attention return, so that only cheap operations run again; "blocks": its inputs, so that all of it runs again."""
     cameras: tuple[str, ...] = (MAIN_CAMERA,)
     """Cameras that it reads, by role, in the order of their pictures: image, wrist, left, right and so on."""
     state: StateInput | None = None

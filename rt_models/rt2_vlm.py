@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from rt_models.action_space import ActionSpec
-from rt_models.blocks.activation_checkpointing import ActivationCheckpointing
+from rt_models.blocks.activation_checkpointing import ActivationCheckpointing, selective_contexts
 from rt_models.camera_roles import MAIN_CAMERA, require_cameras
 from rt_models.config_checks import require_choices, require_share, require_sizes
 from rt_models.input_checks import require_rows
@@ -113,7 +113,8 @@ class RT2VLMConfig:
     crop_seed: int = 0
     """Seed of the random crops."""
     activation_checkpointing: ActivationCheckpointing = "off"
-    """What a block keeps for the backward pass: everything, or "blocks": its inputs, so that it runs again."""
+    """What a block keeps for the backward pass: everything; "selective": what its convolutions, matrix products and
+    attention return, so that only cheap operations run again; "blocks": its inputs, so that all of it runs again."""
     cameras: tuple[str, ...] = (MAIN_CAMERA,)
     """Cameras that it reads, by role, in the order of their pictures: image, wrist, left, right and so on."""
     state: StateInput | None = None
@@ -251,8 +252,9 @@ class RT2VLM(AnswerModel):
         self.config, self.spec = config, config.action_spec()
         self.vlm, self.family, self.image_ids, new_ids = config.load()
         config.tuning.apply(self.vlm, self.family, new_ids)
-        if config.activation_checkpointing == "blocks":
-            self.vlm.gradient_checkpointing_enable({"use_reentrant": False})
+        if config.activation_checkpointing != "off":
+            selective = {"context_fn": selective_contexts} if config.activation_checkpointing == "selective" else {}
+            self.vlm.gradient_checkpointing_enable({"use_reentrant": False, **selective})
             self.vlm.enable_input_require_grads()
         ids_K = torch.tensor(self.image_ids)
         self.register_buffer("image_ids_K", ids_K, persistent=False)

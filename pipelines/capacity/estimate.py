@@ -200,7 +200,7 @@ def saved_bytes(model: nn.Module, *inputs: Any) -> int:
 
 
 class _Made(TorchDispatchMode):
-    """The storages that operations made. Activation checkpointing keeps some of them apart from the saved tensors."""
+    """The storages that operations made. Selective checkpointing keeps some of them apart from the saved tensors."""
 
     def __init__(self) -> None:
         super().__init__()

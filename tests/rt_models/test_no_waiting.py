@@ -64,7 +64,11 @@ def test_rt2_without_a_plan_would_be_seen() -> None:
 
 def test_a_copy_from_the_host_would_be_seen() -> None:
     x = torch.zeros(2, device="meta")
-    for copy in (lambda: x.new_tensor([1.0]), lambda: torch.zeros(2).to("meta"), lambda: torch.tensor(1, device="meta")):
+    for copy in (
+        lambda: x.new_tensor([1.0]),
+        lambda: torch.zeros(2).to("meta"),
+        lambda: torch.tensor(1, device="meta"),
+    ):
         with pytest.raises(AssertionError, match="values from the host"), NothingFromTheHost():
             copy()
     with NothingFromTheHost():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -330,6 +331,7 @@ def test_the_value_of_a_mark_scales_the_mask_and_nothing_else() -> None:
 COMPUTE = {
     "contiguous": (ComputeConfig(memory_format="contiguous"), 1e-5),
     "recomputed": (ComputeConfig(activation_checkpointing="blocks"), 1e-6),
+    "selective": (ComputeConfig(activation_checkpointing="selective"), 1e-6),
     "bf16": (ComputeConfig(precision="bf16"), 5e-2),
 }
 
@@ -350,6 +352,12 @@ def test_how_it_is_computed_does_not_change_the_loss_or_its_gradient(config: RT1
         for model, loss in zip((plain, other), losses, strict=True)
     )
     assert (second - first).norm() <= 4 * tolerance * first.norm()
+
+
+@pytest.mark.parametrize("mode", ["selective", "blocks"])
+def test_checkpointing_and_compilation_exclude_each_other(mode: Any) -> None:
+    with pytest.raises(ValueError, match=f"compile inductor does not go with .* {mode}, .* set one of them to off"):
+        ComputeConfig(compile="inductor", activation_checkpointing=mode)
 
 
 def test_checkpointing_holds_fewer_activations() -> None:

@@ -160,7 +160,7 @@ def test_every_parameter_learns_and_without_pictures_still_takes_part() -> None:
 def test_checkpointed_blocks_give_the_same_gradients() -> None:
     batch = make_batch(MINIMAL.build_text())
     gradients = []
-    for activation_checkpointing in ("off", "blocks"):
+    for activation_checkpointing in ("off", "selective", "blocks"):
         torch.manual_seed(0)
         model = RT2(replace(MINIMAL, activation_checkpointing=activation_checkpointing)).train()  # type: ignore[arg-type]
         model.loss(batch).backward()

@@ -170,12 +170,13 @@ def test_checkpointed_blocks_give_the_same_gradients(folders: dict[str, Path]) -
     config = config_of(folders, "paligemma")
     batch = make_batch(config.build_text())
     gradients = []
-    for checkpointing in ("off", "blocks"):
+    for checkpointing in ("off", "selective", "blocks"):
         model = replace(config, activation_checkpointing=checkpointing).build().train()  # type: ignore[arg-type]
         model.loss(batch).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     for name, plain in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], plain, msg=name)
+        torch.testing.assert_close(gradients[2][name], plain, msg=name)
 
 
 def test_without_pictures_every_parameter_still_takes_part(folders: dict[str, Path]) -> None:

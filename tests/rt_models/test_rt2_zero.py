@@ -73,6 +73,13 @@ def test_two_ranks_of_zero_3_lose_what_one_loses_and_hold_half(tmp_path: Path) -
         assert rank["held"] == pytest.approx(alone["held"] / 2, rel=0.01)  # never the whole model, not even at first
 
 
+def test_zero_3_with_selective_checkpointing_loses_the_same(tmp_path: Path) -> None:
+    config = RT2VLMConfig.paligemma(str(save_paligemma(tmp_path / "model")))
+    plain = train(LocalContext("cpu"), config, ZERO_3)
+    selective = train(LocalContext("cpu"), replace(config, activation_checkpointing="selective"), ZERO_3)
+    torch.testing.assert_close(selective["losses"], plain["losses"], rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 def test_loras_new_rows_are_trained_and_saved_under_zero_as_alone(stage: Any, tmp_path: Path) -> None:
     """Tied rows, half of them on each rank; the state that two ranks leave is one model's."""
