@@ -21,7 +21,7 @@ class PreprocessWebArguments:
     """Flags of `rtp preprocess` for image-text data."""
 
     source: tyro.conf.Positional[str]
-    """Folder of the image-text data, local or s3://, gs://."""
+    """Folder of the image-text data, or of a store of episodes (--format episodes), local or s3://, gs://."""
     out: tyro.conf.Positional[str]
     """Folder that stores are written below, local or s3://, gs://."""
     address: str | None = None
@@ -51,6 +51,8 @@ def main(arguments: list[str]) -> JsonSummary:
         f"{summary.store}\n{account(asdict(summary), duplicates=summary.duplicates, unread=summary.unread)}; "
         f"{summary.images} images; {converted if summary.shards_converted else 'nothing left to do'}"
     )
+    for task, lack in summary.not_asked.items():
+        print(f"not asked: {task}, since {lack}")
     if flags.config.format == "gqa" and summary.duplicates:
         print(f"questions that stand in several files count once; --split {summary.split}_balanced takes those alone")
     print_next("inspect", summary.store)

@@ -108,7 +108,7 @@ def _question_scores(scored: _Scored, bootstrap: Bootstrap) -> QuestionScores:
 
 def _caption_scores(scored: _Scored, bootstrap: Bootstrap) -> CaptionScores:
     """One caption an image, although every reference is an example of its own."""
-    first = list({text.image: i for i, text in reversed(list(enumerate(scored.texts)))}.values())
+    first = list({text.images: i for i, text in reversed(list(enumerate(scored.texts)))}.values())
     references = [scored.texts[i].references for i in first]
     interval = bootstrap.over(np.arange(len(first)))
     own, shuffled = (
@@ -148,7 +148,7 @@ def _question_only(texts: Sequence[WebText], groups: np.ndarray) -> list[str]:
 
 
 def _image_numbers(texts: Sequence[WebText]) -> np.ndarray:
-    """int64: equal for examples of one image; an example without an image stands alone."""
-    keys = [text.image if text.image is not None else ("none", i) for i, text in enumerate(texts)]
+    """int64: equal for examples of the same pictures; an example without any stands alone."""
+    keys = [text.images or ("none", i) for i, text in enumerate(texts)]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     return np.array([numbers[key] for key in keys])

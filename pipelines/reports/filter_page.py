@@ -15,7 +15,7 @@ from preprocessing.filtering.filter_store import DECISIONS
 from preprocessing.filtering.selection import Verdict
 from preprocessing.store.file_system import file_system_of
 from preprocessing.store.images import encode_jpeg, thumbnail
-from preprocessing.store.web_store import WebStore
+from preprocessing.store.web_store import WebStore, pictures_of
 
 PAGE = "filter.html"
 _SIDE = 96  # pixels
@@ -91,20 +91,20 @@ def _grid(source: WebStore, decisions: pa.Table, numbers: Sequence[int]) -> str:
 
 
 def _pair(source: WebStore, decision: pa.Table) -> str:
-    """A picture with its text, score and language."""
+    """Pictures with their text, score and language."""
     (row,) = decision.to_pylist()
     group, place = divmod(row["row"], source.shards[row["shard"]].row_group_rows)
-    columns = source.read_rows(row["shard"], group, ["image", "prompt", "answer"])
-    image, prompt, answer = (columns[name][place].as_py() for name in ("image", "prompt", "answer"))
+    names = (source.picture_column, "prompt", "answer")
+    columns = source.read_rows(row["shard"], group, names)
+    cell, prompt, answer = (columns[name][place].as_py() for name in names)
     text = " ".join(part for part in (prompt[row["example"]], answer[row["example"]]) if part)
     score = "no score" if row["score"] is None else f"{row['score']:.4g}"
     caption = f"{score} · {row['language']}<br>{html.escape(text[:160])}"
-    return f'<div class="pair">{_picture(image)}{caption}</div>'
+    shown = "".join(map(_picture, pictures_of(cell))) or html_page.note("no picture")
+    return f'<div class="pair">{shown}{caption}</div>'
 
 
-def _picture(encoded: bytes | None) -> str:
-    if encoded is None:
-        return html_page.note("no picture")
+def _picture(encoded: bytes) -> str:
     try:
         small = encode_jpeg(thumbnail(encoded, _SIDE), quality=80)
     except ValueError as error:

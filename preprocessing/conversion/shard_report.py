@@ -80,9 +80,11 @@ class QuarantinedExample:
 
 @dataclass(frozen=True, kw_only=True)
 class WebShardReport(WebShardEntry):
-    """The report of a shard of image-text examples; `unread` counts members of archives by extension."""
+    """The report of a shard of image-text examples; `unread` counts members of archives by extension, `most_pictures`
+    are those of the row that has most."""
 
     unread: dict[str, int] = field(default_factory=dict)
+    most_pictures: int = 0
     quarantine: tuple[QuarantinedExample, ...]
 
     def entry(self) -> WebShardEntry:

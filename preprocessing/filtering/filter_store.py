@@ -35,7 +35,7 @@ from preprocessing.store.json_records import to_text
 from preprocessing.store.lineage import fingerprint
 from preprocessing.store.manifest_file import MANIFEST, PROGRESS
 from preprocessing.store.store_manifest import FilterAccount, WebCounts, WebManifest
-from preprocessing.store.web_store import KIND, WEB_SCHEMA_VERSION, WebStore
+from preprocessing.store.web_store import KIND, OF_EXAMPLES, WEB_SCHEMA_VERSION, WebStore, pictures_of
 
 DECISIONS = "decisions.parquet"
 _DECISION_SCHEMA = pa.schema(
@@ -181,7 +181,7 @@ def _require_scores(store: WebStore, config: FilterConfig) -> None:
 
 def _settings(store: WebStore, config: FilterConfig) -> JsonObject:
     """Everything that decides what the store's bytes will be; the columns are those of the source."""
-    kept = {key: value for key, value in store.manifest.settings.items() if key in ("score", "language")}
+    kept = {key: value for key, value in store.manifest.settings.items() if key in ("score", "language", "pictures")}
     kind, path = scorer_parts(config.scorer)
     if kind == "file":
         kept["scores"] = hashlib.sha256(read_scores(path, count=store.num_examples).tobytes()).hexdigest()[:16]
@@ -331,7 +331,7 @@ def _write_shard(task: _WriteTask, index: int) -> ShardCounts:
             rows = store.read_rows(index, group, store.schema.names).to_pylist()
             left = [_reduced(row, kept[first + place]) for place, row in enumerate(rows) if first + place in kept]
             counts += [len(row["answer"]) for row in left]
-            images += sum(row["image"] is not None for row in left)
+            images += sum(len(pictures_of(row[store.picture_column])) for row in left)
             writer.append(pa.Table.from_pylist(left, schema=store.schema))
     report = WebShardReport(
         file=name,
@@ -351,7 +351,7 @@ def _write_shard(task: _WriteTask, index: int) -> ShardCounts:
 
 def _reduced(row: JsonObject, examples: list[int]) -> JsonObject:
     """A row with these of its examples."""
-    return {key: [value[i] for i in examples] if isinstance(value, list) else value for key, value in row.items()}
+    return {key: [value[i] for i in examples] if key in OF_EXAMPLES else value for key, value in row.items()}
 
 
 def _write_manifest(
@@ -393,6 +393,7 @@ def _write_manifest(
         settings=settings,
         filtered=account,
         rights=source.rights,
+        most_pictures=source.most_pictures,
     )
     with atomic_write(filesystem, f"{folder}/{MANIFEST}", temporary=progress) as file:
         file.write(manifest.to_bytes())

@@ -1,7 +1,7 @@
 """What a filter has to know of every example before it can choose: one small Parquet file a shard of the store.
 
-Score, language, and the signature of the picture, found out where the shard is read; a picture that cannot be decoded
-is a problem of all its examples.
+Score, language, and the signatures of the pictures, found out where the shard is read; a picture that cannot be decoded
+is a problem of all its examples. A model's score of several pictures is the mean of those of each with the text.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,12 @@ from preprocessing.conversion.shard_report import ShardCounts
 from preprocessing.filtering.languages import language_of
 from preprocessing.filtering.picture_signature import THUMBNAIL_NUMBERS, signature
 from preprocessing.filtering.scorers import DualEncoder, PairScorer, scorer_parts
-from preprocessing.filtering.selection import NO_PICTURE, Examples
+from preprocessing.filtering.selection import FURTHER, NO_PICTURE, Examples
 from preprocessing.store.episode_store import atomic_write
 from preprocessing.store.file_system import FileSystem, file_system_of
 from preprocessing.store.manifest_file import PROGRESS
 from preprocessing.store.shard_files import with_retries
-from preprocessing.store.web_store import WebStore
+from preprocessing.store.web_store import WebStore, pictures_of
 
 NO_SCORE = "it has no score"
 _NOTHING_TO_SCORE = "it has no picture to score"
@@ -40,6 +41,7 @@ MARKS_SCHEMA = pa.schema(
         "text": pa.uint64(),
         "bits": pa.uint64(),
         "thumbnail": pa.binary(),
+        "further": pa.binary(),
         "problem": pa.string(),
     }
 )
@@ -74,7 +76,9 @@ def mark_shard(task: MarkTask, index: int) -> ShardCounts:
     marks: list[dict[str, Any]] = []
     for group in range(-(-rows // group_rows)):
         table = store.read_rows(index, group, store.schema.names)
-        marks += _marks(table, group * group_rows, model, of_column=task.scorer == "column")
+        pictures = [pictures_of(cell) for cell in table[store.picture_column].to_pylist()]
+        table = table.drop_columns(store.picture_column)
+        marks += _marks(table, pictures, group * group_rows, model, of_column=task.scorer == "column")
     filesystem, root = file_system_of(task.root)
     progress = f"{root}/{PROGRESS}"
     with atomic_write(filesystem, f"{progress}/{marks_name(index)}", temporary=progress) as file:
@@ -87,12 +91,14 @@ def _model(scorer: str) -> PairScorer | None:
     return DualEncoder(folder=path) if kind in ("clip", "siglip") else None
 
 
-def _marks(table: pa.Table, first: int, model: PairScorer | None, *, of_column: bool) -> list[dict[str, Any]]:
+def _marks(
+    table: pa.Table, pictures: Sequence[tuple[bytes, ...]], first: int, model: PairScorer | None, *, of_column: bool
+) -> list[dict[str, Any]]:
     """The marks of the examples of a row group whose first row is row `first` of its shard."""
     marks: list[dict[str, Any]] = []
-    scored: list[tuple[dict[str, Any], bytes, str]] = []
+    scored: list[tuple[dict[str, Any], tuple[bytes, ...], str]] = []
     for place, row in enumerate(table.to_pylist()):
-        seen, problem = _signature(row["image"])
+        seen, problem = _signatures(pictures[place])
         for number, (prompt, answer) in enumerate(zip(row["prompt"], row["answer"], strict=True)):
             text = f"{prompt} {answer}".strip()
             given = row["language"][number] if "language" in row else None
@@ -108,27 +114,31 @@ def _marks(table: pa.Table, first: int, model: PairScorer | None, *, of_column: 
                 "problem": problem or missing,
             }
             if model is not None and problem is None:
-                if row["image"] is None:
-                    mark["problem"] = _NOTHING_TO_SCORE
+                if pictures[place]:
+                    scored.append((mark, pictures[place], text))
                 else:
-                    scored.append((mark, row["image"], text))
+                    mark["problem"] = _NOTHING_TO_SCORE
             marks.append(mark)
     if model is not None:
-        found = model.scores([picture for _, picture, _ in scored], [text for _, _, text in scored])
-        for (mark, _, _), score in zip(scored, found, strict=True):
-            mark["score"] = score
+        pairs = [(picture, text) for _, seen, text in scored for picture in seen]
+        found = iter(model.scores([picture for picture, _ in pairs], [text for _, text in pairs]))
+        for mark, seen, _ in scored:
+            mark["score"] = score = sum(islice(found, len(seen))) / len(seen)
             mark["problem"] = None if math.isfinite(score) else "its score is not finite"
     return marks
 
 
-def _signature(image: bytes | None) -> tuple[dict[str, Any], str | None]:
-    if image is None:
-        return {"bits": None, "thumbnail": None}, None
+def _signatures(pictures: Sequence[bytes]) -> tuple[dict[str, Any], str | None]:
+    """The columns of a row's pictures: the signature of the first, and those of the others one after the other."""
+    nothing = {"bits": None, "thumbnail": None, "further": None}
     try:
-        seen = signature(image)
+        seen = [signature(picture) for picture in pictures]
     except ValueError as error:
-        return {"bits": None, "thumbnail": None}, f"its image cannot be decoded ({error})"
-    return {"bits": seen.bits, "thumbnail": seen.thumbnail}, None
+        return nothing, f"its image cannot be decoded ({error})"
+    if not seen:
+        return nothing, None
+    further = b"".join(each.bits.to_bytes(8, "little") + each.thumbnail for each in seen[1:])
+    return {"bits": seen[0].bits, "thumbnail": seen[0].thumbnail, "further": further or None}, None
 
 
 def _text_key(prompt: str, answer: str) -> int:
@@ -173,6 +183,7 @@ def read_marks(filesystem: FileSystem, progress: str, count: int) -> Marks:
     first = np.flatnonzero(begins & has_picture)
     picture_N = np.where(has_picture, np.cumsum(begins & has_picture) - 1, NO_PICTURE)
     thumbnails = b"".join(table["thumbnail"].take(first).to_pylist())
+    further = enumerate(table["further"].take(first).to_pylist())
     examples = Examples(
         usable_N=np.array([problem is None for problem in problems], bool),
         score_N=table["score"].fill_null(0.0).to_numpy(),
@@ -181,6 +192,7 @@ def read_marks(filesystem: FileSystem, progress: str, count: int) -> Marks:
         text_N=table["text"].to_numpy(),
         bits_P=table["bits"].take(first).to_numpy(),
         thumbnails_PK=np.frombuffer(thumbnails, np.uint8).reshape(-1, THUMBNAIL_NUMBERS),
+        further={picture: np.frombuffer(blob, FURTHER) for picture, blob in further if blob},
     )
     return Marks(
         examples=examples, shard_N=shard_N, row_N=row_N, number_N=table["example"].to_numpy(), problems=problems

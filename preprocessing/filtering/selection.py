@@ -1,7 +1,8 @@
 """Which examples of a set are kept: a function of scores, languages and signatures alone, the same on any machine.
 
 In this order: what has a problem is quarantined; languages that are not asked for and all but the highest scores are
-filtered; of copies of a picture the one with the highest score stays. Ties go to the earlier example.
+filtered; of copies of a picture the one with the highest score stays. Ties go to the earlier example. Examples of
+several pictures are copies if they have as many, and each is a copy of its counterpart.
 
 Axes: N examples, S those that are left, K numbers of a thumbnail.
 """
@@ -9,18 +10,20 @@ Axes: N examples, S those that are left, K numbers of a thumbnail.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
 
 from preprocessing.filtering.languages import spoken
-from preprocessing.filtering.picture_signature import are_near
+from preprocessing.filtering.picture_signature import THUMBNAIL_NUMBERS, are_near
 
 BANDS = 4  # of 16 bits: two hashes that differ in at most 3 bits agree in one of them
 MOST_BITS = BANDS - 1
 NO_PICTURE = -1
+FURTHER = np.dtype([("bits", "<u8"), ("thumbnail", "u1", (THUMBNAIL_NUMBERS,))])
+"""The signature of a picture after an example's first."""
 
 
 class Verdict(IntEnum):
@@ -35,7 +38,8 @@ class Verdict(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """All examples of a store, in order. `picture_N` names an example's picture among the signatures, -1 for none."""
+    """All examples of a store, in order. `picture_N` names an example's first picture among the signatures, -1 for
+    none; `further` has the signatures after it, (M,) of `FURTHER`, by its name."""
 
     usable_N: np.ndarray
     score_N: np.ndarray
@@ -45,6 +49,7 @@ class Examples:
     """uint64: equal for equal texts."""
     bits_P: np.ndarray
     thumbnails_PK: np.ndarray
+    further: Mapping[int, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,4 +163,20 @@ class _NearPictures:
             thumbnails_PK[others],
             distance=self._distance,
         )
-        return bucket[int(near.argmax())][0] if near.any() else -1
+        copies = (place for place in np.flatnonzero(near) if self._same_further(picture, int(others[place])))
+        place = next(copies, None)
+        return -1 if place is None else bucket[int(place)][0]
+
+    def _same_further(self, picture: int, other: int) -> bool:
+        """Whether the pictures after these two are copies of each other, one by one."""
+        further = self._examples.further
+        mine, theirs = further.get(picture), further.get(other)
+        if mine is None or theirs is None:
+            return mine is theirs
+        if len(mine) != len(theirs):
+            return False
+        thumbnails = mine["thumbnail"].astype(np.int16)
+        return all(
+            are_near(mine["bits"][i], thumbnails[i], *theirs_i, distance=self._distance).all()
+            for i, theirs_i in enumerate(zip(theirs["bits"][:, None], theirs["thumbnail"][:, None], strict=True))
+        )

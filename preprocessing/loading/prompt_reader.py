@@ -86,10 +86,10 @@ class PromptReader(Reader):
     """Reads batches of prompts and answers from robot and web stores; rows count through the stores in their order.
 
     `num_frames` consecutive frames of each of `cameras` go before a robot's prompt, `recipes` say how those beside the
-    main one are stored; pictures of the web stand among the first one's. `state` is said in the prompt if it is given,
-    under `perturbs_state` as training shows it. `plans` {instruction: plan}: of the steps that have one, the share
-    `plan_share` says it before the action. `rewording` gives instructions other words. A batch is
-    `rt_models.spec.rt2_batch_fields(cameras)`.
+    main one are stored; pictures of the web stand among the first one's, those of an example in their order. `state` is
+    said in the prompt if it is given, under `perturbs_state` as training shows it. `plans` {instruction: plan}: of the
+    steps that have one, the share `plan_share` says it before the action. `rewording` gives instructions other words.
+    A batch is `rt_models.spec.rt2_batch_fields(cameras)`.
     """
 
     counts = "tokens a row"
@@ -128,6 +128,7 @@ class PromptReader(Reader):
         self._seen_by = [[role for role in cameras if own_camera(store, role) is not None] for store in robots]
         web_size = self._frame_sizes[cameras[0]]  # images of the web are fitted to the robots' frames
         self._web = WebReader(web, frame_size=web_size, config=config)
+        self._places = max(num_frames, self._web.most_pictures)  # of pictures in a row, for each camera
         self._answer_tokens = len(text.field_dims) + 1
         self.store_rows = [num_samples(store) for store in stores]
         self._first_row = np.concatenate([[0], np.cumsum(self.store_rows)])
@@ -195,7 +196,7 @@ class PromptReader(Reader):
             tokens = self.text.collate(written, capacity)
             keys = [frames_key(role) for role in self.cameras]
             batch["num_images"] = np.array([sum(len(robot[key]) for key in keys)], np.int32)
-            batch |= {key: _with_room(robot[key], len(rows) * self._num_frames) for key in keys}
+            batch |= {key: _with_room(robot[key], len(rows) * self._places) for key in keys}
         tokens["answer_mask"] &= torch.from_numpy(robot["trained"] | ~robot_B)[:, None]
         del batch["trained"]
         return tokens | {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in batch.items()}
@@ -238,13 +239,13 @@ class PromptReader(Reader):
         }
         for role, size in self._frame_sizes.items():
             columns[frames_key(role)] = np.zeros((0, *size, 3), np.uint8)
-            columns[image_index_key(role)] = np.full((count, self._num_frames), -1, np.int64)
+            columns[image_index_key(role)] = np.full((count, self._places), -1, np.int64)
         if not len(places) or self._windows is None:
             return columns
         read = {key: value.numpy() for key, value in self._windows.read(places, own_B[places]).items()}
         for role in self.cameras:
             columns[frames_key(role)] = read[frames_key(role)]
-            columns[image_index_key(role)][places] = read[index_key(role)]
+            columns[image_index_key(role)][places, -self._num_frames :] = read[index_key(role)]
         columns["trained"][places] = read["loss_mask"][:, -1]
         columns["action"][places], columns["action_mask"][places] = read["action"][:, -1], read["action_mask"]
         columns["episode"][places], columns["step"][places] = read["episode"], read["step"]
@@ -278,11 +279,11 @@ class PromptReader(Reader):
     ) -> np.ndarray:
         """`frames` and after them the distinct images of the web rows."""
         web_texts = self._web.texts(own_B[places])
-        images = list(dict.fromkeys(web.image for web in web_texts if web.image is not None))
+        images = list(dict.fromkeys(image for web in web_texts for image in web.images))
         row_of = {image: len(frames) + number for number, image in enumerate(images)}
         for place, web in zip(places, web_texts, strict=True):
             examples[place] = self.text.web(web.prompt, web.answer)
-            index_BI[place, -1] = -1 if web.image is None else row_of[web.image]
+            index_BI[place, self._places - len(web.images) :] = [row_of[image] for image in web.images]
         return np.concatenate([frames, np.stack(self._web.frames(images))]) if images else frames
 
     def _plan(self, instruction: str, sample_id: int) -> str:

@@ -1,4 +1,4 @@
-"""Reads image-text examples by number: their texts, and their images decoded and fitted to one size.
+"""Reads image-text examples by number: their texts, and their pictures decoded and fitted to one size.
 
 Examples count through the stores in their order, and in a store through its rows. Axes: F frames, HW pixels, C colours.
 """
@@ -15,17 +15,20 @@ import numpy as np
 
 from preprocessing.loading.reader import LoaderConfig
 from preprocessing.store.images import decode_image, resize_image
-from preprocessing.store.web_store import TEXT_COLUMNS, WebStore
+from preprocessing.store.web_store import TEXT_COLUMNS, WebStore, pictures_of
+
+PicturePlace = tuple[int, int, int, int]
+"""Where a picture lies: (store, shard, row, number in the row)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WebText:
-    """One example's texts. `prompt` is empty for a caption; `image` names its image among all stores, None for none."""
+    """One example's texts. `prompt` is empty for a caption; `images` name its pictures among all stores, in order."""
 
     prompt: str
     answer: str
     references: tuple[str, ...]
-    image: tuple[int, int, int] | None
+    images: tuple[PicturePlace, ...]
 
 
 class WebReader:
@@ -37,6 +40,7 @@ class WebReader:
         self._first_example = np.concatenate([[0], np.cumsum(self.store_rows)])
         self._first_row = [np.cumsum([0, *(shard.rows for shard in store.shards)]) for store in stores]
         self._group = lru_cache(_groups_in_memory(stores, config))(self._read_group)
+        self.most_pictures = max((store.most_pictures for store in stores), default=1)
         self._pool = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode-web")
 
     def texts(self, examples: np.ndarray) -> list[WebText]:
@@ -51,8 +55,8 @@ class WebReader:
             texts.append(self._text(int(number), shard, row, int(inside)))
         return texts
 
-    def frames(self, images: Sequence[tuple[int, int, int]]) -> list[np.ndarray]:
-        """uint8 (H, W, 3) of each image, decoded side by side."""
+    def frames(self, images: Sequence[PicturePlace]) -> list[np.ndarray]:
+        """uint8 (H, W, 3) of each picture, decoded side by side."""
         return list(self._pool.map(self._frame, images))
 
     def close(self) -> None:
@@ -62,16 +66,19 @@ class WebReader:
         group, place = divmod(row, self._stores[number].shards[shard].row_group_rows)
         columns = self._group(number, shard, group)
         prompt, answer, references = (columns[name][place][inside] for name in TEXT_COLUMNS)
-        image = None if columns["image"][place] is None else (number, shard, row)
-        return WebText(prompt=prompt, answer=answer, references=tuple(references), image=image)
+        seen = pictures_of(columns[self._stores[number].picture_column][place])
+        images = tuple((number, shard, row, picture) for picture in range(len(seen)))
+        return WebText(prompt=prompt, answer=answer, references=tuple(references), images=images)
 
-    def _frame(self, image: tuple[int, int, int]) -> np.ndarray:
-        number, shard, row = image
-        group, place = divmod(row, self._stores[number].shards[shard].row_group_rows)
+    def _frame(self, image: PicturePlace) -> np.ndarray:
+        number, shard, row, picture = image
+        store = self._stores[number]
+        group, place = divmod(row, store.shards[shard].row_group_rows)
+        cell = self._group(number, shard, group)[store.picture_column][place]
         try:
-            decoded = decode_image(self._group(number, shard, group)["image"][place])
+            decoded = decode_image(pictures_of(cell)[picture])
         except ValueError as error:
-            path = self._stores[number].shards[shard].path
+            path = store.shards[shard].path
             raise ValueError(
                 f"the image in row {row} of {path} cannot be decoded ({error}): delete the store and preprocess again, "
                 f"images that cannot be read are then left out"
@@ -79,7 +86,8 @@ class WebReader:
         return resize_image(decoded, *self._frame_size, "pad")
 
     def _read_group(self, number: int, shard: int, group: int) -> dict[str, list[Any]]:
-        return self._stores[number].read_rows(shard, group, ["image", *TEXT_COLUMNS]).to_pydict()
+        store = self._stores[number]
+        return store.read_rows(shard, group, [store.picture_column, *TEXT_COLUMNS]).to_pydict()
 
 
 def _groups_in_memory(stores: Sequence[WebStore], config: LoaderConfig) -> int:

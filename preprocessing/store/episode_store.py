@@ -171,7 +171,8 @@ class ShardWriter:
         self._pending = []
         self._rows = 0
         self._row_group_rows = row_group_rows
-        encoded = {column for column in schema.names if schema.field(column).type == pa.binary()}
+        pictures = (pa.binary(), pa.list_(pa.binary()))
+        encoded = {_leaf(column, kind) for column in schema.names if (kind := schema.field(column).type) in pictures}
         leaves = [_leaf(column, schema.field(column).type) for column in schema.names]
         self._writer = pq.ParquetWriter(
             pa.PythonFile(file, mode="w"),

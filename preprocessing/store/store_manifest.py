@@ -153,7 +153,7 @@ class StoreManifest:
 
 @dataclass(frozen=True, kw_only=True)
 class WebCounts:
-    """The account of a conversion of image-text data; `images` are rows with an image."""
+    """The account of a conversion of image-text data; `images` counts the pictures of all rows."""
 
     examples_in: int
     examples_out: int
@@ -198,7 +198,8 @@ class WebManifest:
     """`manifest.json` of a store of image-text examples: examples_in = examples_out + quarantined + duplicates, and of
     a filtered one + filtered.
 
-    `unread` counts members of archives that nothing reads, by their extension.
+    `unread` counts members of archives that nothing reads, by their extension. `most_pictures`: no row
+    has more, in a store that may have several.
     """
 
     schema_version: int
@@ -214,9 +215,10 @@ class WebManifest:
     settings: JsonObject
     filtered: FilterAccount | None = None
     rights: Rights | None = None
+    most_pictures: int = 0
 
     def to_bytes(self) -> bytes:
-        optional = ("filtered", "rights")
+        optional = ("filtered", "rights", "most_pictures")
         written = [f.name for f in fields(self) if f.name not in optional or getattr(self, f.name)]
         return _one_key_a_line({name: getattr(self, name) for name in written})
 

@@ -1,4 +1,4 @@
-"""The store of image-text examples: one row per image (or none) with its texts, the same files as an episode store.
+"""The store of image-text examples: a row has a picture (or none, or several) and texts, in an episode store's files.
 
 `<root>/<name>/<version>/<split>/` holds `shard-00000-of-0000N.parquet`, `quarantine.jsonl` and `manifest.json`, written
 last. An example is one text pair of a row; examples are counted through the rows in order. Images are kept encoded and
@@ -36,14 +36,33 @@ WEB_SCHEMA = pa.schema(
         "references": pa.list_(pa.list_(pa.string())),
     }
 )
+PICTURE, PICTURES = "image", "images"
+"""The column of pictures: of a store that has one a row (or none), and of one that has several, in their order."""
 EXTRA_COLUMNS = {"score": pa.list_(pa.float64()), "language": pa.list_(pa.string())}
 """Of stores whose source says so: one value an example, null where it says nothing."""
+OF_EXAMPLES = (*TEXT_COLUMNS, *EXTRA_COLUMNS)
 
 
-def web_schema(*, score: bool, language: bool) -> pa.Schema:
+def web_schema(*, score: bool, language: bool, several_pictures: bool = False) -> pa.Schema:
     """The columns of a store."""
     extra = [pa.field(n, EXTRA_COLUMNS[n]) for n, there in (("score", score), ("language", language)) if there]
-    return pa.schema([*WEB_SCHEMA, *extra])
+    several = pa.field(PICTURES, pa.list_(pa.binary()))
+    base = [several if each.name == PICTURE and several_pictures else each for each in WEB_SCHEMA]
+    return pa.schema([*base, *extra])
+
+
+def pictures_of(cell: bytes | Sequence[bytes] | None) -> tuple[bytes, ...]:
+    """The encoded pictures in a cell of either column."""
+    if cell is None:
+        return ()
+    return (cell,) if isinstance(cell, bytes) else tuple(cell)
+
+
+def picture_cell(pictures: Sequence[bytes], schema: pa.Schema) -> bytes | list[bytes] | None:
+    """What stands in a row of these columns for its pictures."""
+    if PICTURES in schema.names:
+        return list(pictures)
+    return pictures[0] if pictures else None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,7 +133,21 @@ class WebStore:
     def schema(self) -> pa.Schema:
         """The columns of its files."""
         settings = self.manifest.settings
-        return web_schema(score=bool(settings.get("score")), language=bool(settings.get("language")))
+        return web_schema(
+            score=bool(settings.get("score")),
+            language=bool(settings.get("language")),
+            several_pictures=bool(settings.get("pictures")),
+        )
+
+    @property
+    def picture_column(self) -> str:
+        """The column that `pictures_of` reads."""
+        return PICTURES if self.manifest.settings.get("pictures") else PICTURE
+
+    @property
+    def most_pictures(self) -> int:
+        """No row has more pictures; 1 where none has several."""
+        return max(self.manifest.most_pictures, 1)
 
     @property
     def num_examples(self) -> int:

@@ -18,6 +18,7 @@ from typing import BinaryIO
 from preprocessing.store.file_system import FileSystem
 from preprocessing.web.extra_fields import NO_EXTRA_FIELDS, ExtraFields
 from preprocessing.web.records import IMAGE_SUFFIXES, Identities, WebExample, WebRecord, parsed_once
+from preprocessing.web.several_pictures import numbered, too_many
 from preprocessing.web.texts import NOTHING_TO_LEARN, examples_of, unusable, without_picture
 
 TAR_PATTERNS = ("*.tar", "*.tar.gz", "*.tgz")
@@ -52,9 +53,9 @@ def read_tar(filesystem: FileSystem, path: str, name: str, extra: ExtraFields = 
         record = _record(f"{name}:{key}", members, extra)
         runs[key] += 1
         if not _is_complete(record):
-            incomplete.append((key, replace(record, image=None)))
-        elif known.judge(key, (record.image, record.problem, record.examples)) == "again":
-            yield replace(record, image=None, examples=(), problem=None, duplicates=len(record.examples))
+            incomplete.append((key, replace(record, images=())))
+        elif known.judge(key, (record.images, record.problem, record.examples)) == "again":
+            yield replace(record, images=(), examples=(), problem=None, duplicates=len(record.examples))
         else:
             yield record
     for key, record in incomplete:
@@ -76,7 +77,7 @@ def _runs(members: Iterator[_Member]) -> Iterator[list[_Member]]:
 def _is_complete(record: WebRecord) -> bool:
     """Whether nothing of the record may stand elsewhere, or it is in quarantine anyway."""
     has_text = record.examples[0].problem != NOTHING_TO_LEARN
-    return record.problem is not None or (record.image is not None and has_text)
+    return record.problem is not None or (bool(record.images) and has_text)
 
 
 # --- A record ---
@@ -87,14 +88,13 @@ def _record(place: str, members: Sequence[_Member], extra: ExtraFields) -> WebRe
     texts = [*_chosen(members, (".json",)), *_chosen(members, (".txt",))]
     used = [*pictures, *texts]
     problem = next((member.problem for member in used if member.problem), None)
-    if problem is None and len(pictures) > 1:
-        problem = f"it has {len(pictures)} pictures, and an example has one"
+    problem = problem or too_many(len(pictures), extra)
     unreadable = any(member.problem for member in texts)
     others = () if pictures else [m.extension for m in members if f".{m.extension}".endswith(_OTHER_PICTURES)]
-    examples = None if unreadable else _examples(texts, extra, has_picture=bool(pictures), others=others)
+    examples = None if unreadable else _examples(texts, extra, pictures=len(pictures), others=others)
     return WebRecord(
         place=place,
-        image=pictures[0].data if pictures and problem is None else None,
+        images=() if problem else tuple(member.data for member in pictures),
         examples=examples or (unusable(NOTHING_TO_LEARN),),
         problem=problem or (None if examples else "its text cannot be read"),
         unread=tuple(member.extension for member in members if member not in used),
@@ -109,7 +109,7 @@ def _chosen(members: Sequence[_Member], suffixes: tuple[str, ...]) -> list[_Memb
 
 
 def _examples(
-    texts: Sequence[_Member], extra: ExtraFields, *, has_picture: bool, others: Sequence[str]
+    texts: Sequence[_Member], extra: ExtraFields, *, pictures: int, others: Sequence[str]
 ) -> tuple[WebExample, ...] | None:
     """What JSON members say, and captions in text members that they do not say too; None if one cannot be read.
     `others` are the extensions of pictures of kinds that are not read."""
@@ -119,9 +119,9 @@ def _examples(
     try:
         for member in texts:
             if member.extension.endswith("json"):
-                member_fields = parsed_once(member.data, member.extension)
-                examples += examples_of(member_fields)
-                fields |= member_fields
+                member_fields, problem = numbered(parsed_once(member.data, member.extension), pictures)
+                examples += [replace(e, problem=e.problem or problem) for e in examples_of(member_fields)]
+                fields.update(member_fields)
             else:
                 captions.append(member.data.decode("utf-8-sig"))
     except (ValueError, AttributeError, TypeError):
@@ -131,7 +131,7 @@ def _examples(
         examples = [example for example in examples if example.problem != NOTHING_TO_LEARN]
     examples += [example for text in captions if text not in answers for example in examples_of({"caption": text})]
     examples = list(extra.added(examples or [unusable(NOTHING_TO_LEARN)], fields))
-    if has_picture:
+    if pictures:
         return tuple(examples)
     lost = f"its picture is a .{others[0]}, which is not read: pack it as JPEG, PNG or WebP" if others else None
     if lost is None and fields.get("image"):

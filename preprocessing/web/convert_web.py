@@ -7,10 +7,9 @@ goes to quarantine with its reason, example by example: examples in = examples o
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -31,65 +30,33 @@ from preprocessing.store.file_system import absolute, file_system_of
 from preprocessing.store.images import image_size, require_whole_image
 from preprocessing.store.json_files import JsonObject
 from preprocessing.store.json_records import to_text
+from preprocessing.store.lineage import fingerprint
 from preprocessing.store.manifest_file import MANIFEST, PROGRESS
 from preprocessing.store.parallel_reads import in_parallel
 from preprocessing.store.store_manifest import WebCounts, WebManifest
-from preprocessing.store.web_store import EXTRA_COLUMNS, KIND, WEB_ROW_GROUP_ROWS, WEB_SCHEMA_VERSION, web_schema
+from preprocessing.store.web_store import (
+    EXTRA_COLUMNS,
+    KIND,
+    PICTURE,
+    PICTURES,
+    WEB_ROW_GROUP_ROWS,
+    WEB_SCHEMA_VERSION,
+    picture_cell,
+    web_schema,
+)
 from preprocessing.web.extra_fields import ExtraFields
+from preprocessing.web.prediction_tasks import MOST_PICTURES, TASKS, Questions, Task, missing_for
 from preprocessing.web.records import WebExample, WebRecord
-from preprocessing.web.sources import WITH_EXTRA_FIELDS, Format, Piece, WebSource
+from preprocessing.web.sources import Piece, WebSource, episodes
 from preprocessing.web.texts import PLACEHOLDER
-
-
-@dataclass(frozen=True, kw_only=True)
-class WebConvertConfig:
-    """Settings of a conversion of image-text data."""
-
-    format: Format
-    """Layout of SOURCE: vqav2, okvqa, gqa, coco (captions), easy_vqa, jsonl, llava, webdataset (tars) or parquet."""
-    split: str = "train"
-    """Split to convert: files and folders that carry its exact name (val is also val2014, never test-dev or val_seen),
-    or all if none is named after a split. Of GQA, val is all questions, val_balanced those alone."""
-    images: str | None = None
-    """Folder of the images, if they do not lie below SOURCE (formats with annotations in JSON)."""
-    dataset: str | None = None
-    """Name of the store; by default the name of SOURCE's folder."""
-    version: str = "1.0.0"
-    """Version that the store is filed under."""
-    min_side: int = 8
-    """Smallest side of an image in pixels."""
-    max_side: int = 8192
-    """Largest side of an image in pixels."""
-    max_characters: int = 1000
-    """Longest question or answer."""
-    score: str = ""
-    """Field of the source with the similarity of picture and text (jsonl, llava, webdataset, parquet), a number: it
-    goes into the store's column score, which rtp filter reads."""
-    language: str = ""
-    """Field of the source with the language of the text; it goes into the store's column language."""
-    workers: int | None = None
-    """Shards converted at once; by default as many as Ray has CPUs, 0 converts in this process without Ray."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.min_side <= self.max_side:
-            raise ValueError(f"--min-side {self.min_side} must be between 1 and --max-side {self.max_side}")
-        if self.max_characters < 1:
-            raise ValueError(f"--max-characters must be at least 1, got {self.max_characters}")
-        if self.workers is not None and self.workers < 0:
-            raise ValueError(f"--workers must be 0 or more, got {self.workers}")
-        if (self.score or self.language) and self.format not in WITH_EXTRA_FIELDS:
-            raise ValueError(
-                f"--score and --language are for {', '.join(WITH_EXTRA_FIELDS)}: {self.format} has no such field"
-            )
-        for flag, name in (("split", self.split), ("dataset", self.dataset), ("version", self.version)):
-            if name is not None and not re.fullmatch(r"[^\W_][\w.+-]*", name):
-                raise ValueError(f"--{flag} {name!r} must be letters, digits and . _ + -: it names a folder")
+from preprocessing.web.web_config import WebConvertConfig as WebConvertConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class WebSummary:
-    """The closing account: examples_in = examples_out + quarantined + duplicates. `images` are rows with an image,
-    `unread` counts members of archives that nothing reads, by their extension."""
+    """The closing account: examples_in = examples_out + quarantined + duplicates. `images` are the pictures
+    of all rows, `unread` counts members of archives that nothing reads, by their extension. `not_asked` are the tasks
+    that a store of episodes cannot answer, with what it lacks."""
 
     store: str
     dataset: str
@@ -103,6 +70,7 @@ class WebSummary:
     seconds: float
     duplicates: int = 0
     unread: dict[str, int] = field(default_factory=dict)
+    not_asked: dict[Task, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +83,15 @@ class _Task:
     pieces: tuple[Piece, ...]
 
     def schema(self) -> pa.Schema:
-        return web_schema(score=bool(self.config.score), language=bool(self.config.language))
+        return web_schema(
+            score=bool(self.config.score),
+            language=bool(self.config.language),
+            several_pictures=self.most_pictures > 1,
+        )
+
+    @property
+    def most_pictures(self) -> int:
+        return MOST_PICTURES if self.config.format == "episodes" else self.config.pictures
 
     def shard_file(self, index: int) -> str:
         return f"shard-{index:05d}-of-{len(self.pieces):05d}.parquet"
@@ -128,11 +104,9 @@ def convert_web(source: str, out: str, config: WebConvertConfig, reach_ray: Reac
     mend.
     """
     began = time.monotonic()
-    name = config.dataset or Path(absolute(source)).name
-    images = absolute(config.images) if config.images else ""
-    opened = WebSource(
-        folder=absolute(source), format=config.format, split=config.split, images=images, extra=_extra(config)
-    )
+    opened, not_asked = _opened(source, config)
+    of_episodes = f"{episodes(opened).name}_questions" if config.format == "episodes" else None
+    name = config.dataset or of_episodes or Path(absolute(source)).name
     root = absolute(f"{str(out).rstrip('/')}/{name}/{config.version}/{config.split}")
     task = _Task(source=opened, config=config, root=root, pieces=opened.pieces())
     settings = _settings(task, name)
@@ -162,11 +136,29 @@ def convert_web(source: str, out: str, config: WebConvertConfig, reach_ray: Reac
         shards=len(manifest.shards),
         shards_converted=len(missing),
         seconds=time.monotonic() - began,
+        not_asked=not_asked,
     )
 
 
-def _extra(config: WebConvertConfig) -> ExtraFields:
-    return ExtraFields(score=config.score, language=config.language)
+def _opened(source: str, config: WebConvertConfig) -> tuple[WebSource, dict[Task, str]]:
+    """The source, and of episodes the tasks that their store cannot answer. Raises ValueError for one asked for."""
+    opened = WebSource(
+        folder=absolute(source),
+        format=config.format,
+        split=config.split,
+        images=absolute(config.images) if config.images else "",
+        extra=ExtraFields(score=config.score, language=config.language, most_pictures=config.pictures),
+    )
+    if config.format != "episodes":
+        return opened, {}
+    lacks = missing_for(episodes(opened))
+    for task, lack in lacks.items():
+        if task in config.tasks:
+            raise ValueError(f"--tasks {task}: {source} cannot answer it, {lack}")
+    wanted: tuple[Task, ...] = config.tasks or TASKS
+    asked = tuple(task for task in wanted if lacks.get(task) is None)
+    questions = Questions(tasks=asked, per_episode=config.questions)
+    return replace(opened, questions=questions), {} if config.tasks else lacks
 
 
 def _settings(task: _Task, name: str) -> JsonObject:
@@ -181,10 +173,21 @@ def _settings(task: _Task, name: str) -> JsonObject:
         "split": config.split,
         "format": config.format,
         "images": config.images,
+        **({"pictures": task.most_pictures} if task.most_pictures > 1 else {}),
+        **(_asked(task) if config.format == "episodes" else {}),
         **({"score": config.score} if config.score else {}),
         **({"language": config.language} if config.language else {}),
         "limits": [config.min_side, config.max_side, config.max_characters],
         "source": [[piece.name, piece.num_bytes, piece.start, piece.stop] for piece in task.pieces],
+    }
+
+
+def _asked(task: _Task) -> JsonObject:
+    store, questions = episodes(task.source), task.source.questions
+    return {
+        "parent": {"store": store.root, "manifest": fingerprint(store.root)},
+        "tasks": list(questions.tasks),
+        "questions": questions.per_episode,
     }
 
 
@@ -215,6 +218,7 @@ def _convert_piece(task: _Task, index: int) -> ShardCounts:
         images=account.images,
         duplicates=account.duplicates,
         unread=dict(account.unread),
+        most_pictures=account.most_pictures,
         quarantine=tuple(account.quarantine),
     )
     with atomic_write(filesystem, f"{progress}/{report_name(index)}", temporary=progress) as file:
@@ -230,7 +234,7 @@ class _Account:
         self._schema = schema
         self._records = 0
         self.counts: list[int] = []
-        self.examples_in = self.images = self.duplicates = 0
+        self.examples_in = self.images = self.most_pictures = self.duplicates = 0
         self.unread: Counter[str] = Counter()
         self.quarantine: list[QuarantinedExample] = []
 
@@ -246,10 +250,12 @@ class _Account:
         if not kept:
             return None
         self.counts.append(len(kept))
-        self.images += record.image is not None
+        self.images += len(record.images)
+        self.most_pictures = max(self.most_pictures, len(record.images))
+        column = PICTURES if PICTURES in self._schema.names else PICTURE
         row = {
             "record": self._records - 1,
-            "image": record.image,
+            column: picture_cell(record.images, self._schema),
             "prompt": [example.prompt.strip() for example in kept],
             "answer": [example.answer.strip() for example in kept],
             "references": [[text.strip() for text in example.references if text.strip()] for example in kept],
@@ -276,14 +282,12 @@ def _problems(record: WebRecord, config: WebConvertConfig) -> list[str | None]:
     problems = [example.problem or _text_problem(example, config) for example in record.examples]
     if None not in problems:
         return problems
-    unseen = _image_problem(record.image, config)
+    unseen = next((p for image in record.images if (p := _image_problem(image, config))), None)
     return [problem or unseen for problem in problems]
 
 
-def _image_problem(encoded: bytes | None, config: WebConvertConfig) -> str | None:
-    """Why an image cannot be used, or None; a record without an image is language only and fine."""
-    if encoded is None:
-        return None
+def _image_problem(encoded: bytes, config: WebConvertConfig) -> str | None:
+    """Why an image cannot be used, or None."""
     try:
         height, width = image_size(encoded)
         if min(height, width) < config.min_side or max(height, width) > config.max_side:
@@ -324,6 +328,7 @@ def _write_manifest(task: _Task, settings: JsonObject) -> WebManifest:
         for report in reports:
             lines = ({"shard": report.file, **asdict(example)} for example in report.quarantine)
             file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+    is_of_episodes = task.config.format == "episodes"
     manifest = WebManifest(
         schema_version=WEB_SCHEMA_VERSION,
         kind=KIND,
@@ -336,7 +341,8 @@ def _write_manifest(task: _Task, settings: JsonObject) -> WebManifest:
         row_group_rows=WEB_ROW_GROUP_ROWS,
         shards=tuple(report.entry() for report in reports),
         settings=settings,
-        rights=rights_of(task.source.folder),
+        rights=episodes(task.source).manifest.rights if is_of_episodes else rights_of(task.source.folder),
+        most_pictures=max(report.most_pictures for report in reports) if task.most_pictures > 1 else 0,
     )
     with atomic_write(filesystem, f"{root}/{MANIFEST}", temporary=temporary) as file:
         file.write(manifest.to_bytes())

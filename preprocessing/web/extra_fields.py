@@ -1,4 +1,4 @@
-"""What a source may say of an example beside its texts, for `rtp filter`: a similarity score and a language."""
+"""What is read of a record beside the texts and the picture of everyone: score, language, and further pictures."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from preprocessing.web.records import WebExample
 
 @dataclass(frozen=True, kw_only=True)
 class ExtraFields:
-    """The names that a source has for them; "" for what is not read."""
+    """The names that a source has for score and language, "" for what is not read; and how many pictures an example may
+    have (`several_pictures`)."""
 
     score: str = ""
     language: str = ""
+    most_pictures: int = 1
 
     def names(self) -> tuple[str, ...]:
         return tuple(name for name in (self.score, self.language) if name)
@@ -23,9 +25,16 @@ class ExtraFields:
         """The examples of a record with what its `fields` say; None for what is no number, or no text."""
         if not self.names():
             return tuple(examples)
-        score, language = _number(fields.get(self.score)), fields.get(self.language)
+        given, language = fields.get(self.score), fields.get(self.language)
+        score = _mean(given) if self.most_pictures > 1 and isinstance(given, list | tuple) else _number(given)
         spoken = language.strip() or None if isinstance(language, str) else None
         return tuple(replace(example, score=score, language=spoken) for example in examples)
+
+
+def _mean(values: Sequence[object]) -> float | None:
+    """The mean of the scores of an example's pictures; None where one is missing."""
+    known = [number for value in values if (number := _number(value)) is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def _number(value: object) -> float | None:

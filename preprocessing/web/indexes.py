@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from preprocessing.web.extra_fields import ExtraFields
 from preprocessing.web.records import Identities, WebExample, not_its_own, parsed, parsed_once
+from preprocessing.web.several_pictures import Pictured, pictured
 from preprocessing.web.source_files import Folder, Pictures, below, beside, elsewhere, json_of, one_file, split_files
 from preprocessing.web.texts import answers_of, examples_of, question_id, unusable, without_picture
 
@@ -32,10 +33,10 @@ _GQA_SUBSETS = ("all", "balanced")  # val_all and val_balanced, which is a part 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One image of an index with its texts. `image` is a path, "" for none; `problem` where none can be used."""
+    """The pictures of an index's record with its texts. `images` are paths; `problem` where none can be used."""
 
     place: str
-    image: str
+    images: tuple[str, ...]
     examples: tuple[WebExample, ...]
     problem: str | None = None
     duplicates: int = 0
@@ -46,12 +47,13 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class _Item:
-    """One question, one image's captions or one line, as it is read. `picture` is how the layout calls its image, and
-    `identity` the id that it has in the source; an item with a `problem` stands alone."""
+    """One question, one image's captions or one line, as it is read. `picture` is how the layout calls its image,
+    `further` those after it, and `identity` the id that it has in the source; an item with a `problem` stands alone."""
 
     place: str
     examples: tuple[WebExample, ...]
     picture: str = ""
+    further: tuple[str, ...] = ()
     identity: object = None
     problem: str | None = None
 
@@ -61,7 +63,7 @@ class _Item:
 
 def _judged(known: Identities, item: _Item) -> _Item | None:
     """`item`, with a problem if its id stands for something else already; None if it was read before."""
-    verdict = known.judge(item.identity, (item.picture, item.problem, item.examples))
+    verdict = known.judge(item.identity, ((item.picture, *item.further), item.problem, item.examples))
     if verdict == "again":
         return None
     return item if verdict == "new" else replace(item, problem=not_its_own(item.identity))
@@ -88,18 +90,19 @@ def _by_picture(items: Iterable[_Item], locate: _Locate, pictures: Sequence[str]
         again = duplicates.pop(picture, 0)
         place = f"image {picture}"
         texts = tuple(examples)
-        entries.append(Entry(place=place, image=image, examples=texts, problem=problem, duplicates=again))
-    left = (Entry(place=f"image {p}", image="", examples=(), duplicates=again) for p, again in duplicates.items())
+        images = (image,) if image else ()
+        entries.append(Entry(place=place, images=images, examples=texts, problem=problem, duplicates=again))
+    left = (Entry(place=f"image {p}", images=(), examples=(), duplicates=again) for p, again in duplicates.items())
     return [*entries, *alone, *left]
 
 
 def _entry(item: _Item) -> Entry:
     examples = item.placed()
-    return Entry(place=item.place, image="", examples=examples, problem=item.problem)
+    return Entry(place=item.place, images=(), examples=examples, problem=item.problem)
 
 
 def _side_by_side(items: Iterable[_Item], locate: _Locate) -> list[Entry]:
-    """An entry for each item in their order; neighbours about the same picture are one."""
+    """An entry for each item in their order; neighbours about the same pictures are one."""
     known = Identities()
     entries = list[Entry]()
     for item in items:
@@ -107,10 +110,12 @@ def _side_by_side(items: Iterable[_Item], locate: _Locate) -> list[Entry]:
         if taken is None:  # something was read before it
             entries[-1] = replace(entries[-1], duplicates=entries[-1].duplicates + len(item.examples))
             continue
-        image, problem = locate(taken.picture) if taken.picture else ("", None)
-        entry = replace(_entry(taken), image=image, problem=taken.problem or problem)
+        located = [locate(name) for name in (taken.picture, *taken.further) if name]
+        images = tuple(path for path, _ in located)
+        problem = taken.problem or next((problem for _, problem in located if problem), None)
+        entry = replace(_entry(taken), images=images, problem=problem)
         last = entries[-1] if entries else None
-        if last and entry.problem is None and last.problem is None and image and last.image == image:
+        if last and entry.problem is None and last.problem is None and images and last.images == images:
             entries[-1] = replace(last, examples=last.examples + entry.examples)
         else:
             entries.append(entry)
@@ -275,7 +280,8 @@ def _easy_vqa(folder: Folder) -> list[Entry]:
 
 
 def _jsonl(folder: Folder) -> list[Entry]:
-    """JSON lines: fields as `examples_of` reads them, "image" a path beside the file; neighbours share an image."""
+    """JSON lines: fields as `examples_of` reads them, "image" a path beside the file, or several (`several_pictures`);
+    neighbours share an image."""
     path = one_file(folder, "*.jsonl")
     lines = folder.filesystem.cat_file(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
     name = path.rpartition("/")[2]
@@ -313,13 +319,25 @@ def _line_problem(error: str) -> str:
 def _fields_item(fields: object, place: str, extra: ExtraFields, *, what: str = "it") -> _Item:
     if not isinstance(fields, Mapping):
         return _alone(place, f"{what} is no JSON object")
+    several = pictured(fields, extra)
+    fields = fields if several is None else several.fields
     examples = extra.added(examples_of(fields), fields)
+    if several is not None and (several.problem or several.pictures):
+        return _several_item(several, place, examples, question_id(fields))
     name = fields.get("image")
     if name in (None, ""):
         return _Item(place=place, examples=without_picture(fields, examples), identity=question_id(fields))
     if not isinstance(name, str):
         return _Item(place=place, examples=examples, problem=elsewhere(name))
     return _Item(place=place, examples=examples, picture=name, identity=question_id(fields))
+
+
+def _several_item(several: Pictured, place: str, examples: tuple[WebExample, ...], identity: object) -> _Item:
+    names = [name for name in several.pictures if isinstance(name, str) and name]
+    if several.problem or len(names) < len(several.pictures):
+        wrong = next((elsewhere(name) for name in several.pictures if not isinstance(name, str) or not name), None)
+        return _Item(place=place, examples=examples, problem=several.problem or wrong)
+    return _Item(place=place, examples=examples, picture=names[0], further=tuple(names[1:]), identity=identity)
 
 
 # --- How images are called ---

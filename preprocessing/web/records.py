@@ -1,4 +1,4 @@
-"""One record of image-text data: an image, or none, with what is asked of it and what is to be said."""
+"""One record of image-text data: its pictures, or none, with what is asked of them and what is to be said."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class WebExample:
 
 @dataclass(frozen=True, kw_only=True)
 class WebRecord:
-    """`place` says where it stands in the source. `image` is the encoded file or None; `problem` why no example of it
-    can be used. `duplicates` counts examples that stand in the source again and were left out for it; `unread` names
-    the parts of the record that nothing reads, by their extension."""
+    """`place` says where it stands in the source. `images` are the encoded files, in the order in which a model sees
+    them; `problem` says why no example of it can be used. `duplicates` counts examples that stand in the source again
+    and were left out for it; `unread` names the parts of the record that nothing reads, by their extension."""
 
     place: str
-    image: bytes | None
+    images: tuple[bytes, ...]
     examples: tuple[WebExample, ...]
     problem: str | None = None
     duplicates: int = 0

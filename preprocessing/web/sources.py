@@ -1,4 +1,4 @@
-"""Image-text data as others publish them -> records: one image, or none, with the questions or captions beside it.
+"""Image-text data as others publish them -> records: its pictures, or none, with the questions or captions.
 
 Every format is cut into pieces that can be read alone, in an order that depends on the source only. Layouts with an
 index are in indexes.py; WebDataset tars (archives.py) and Parquet (tables.py) are read file by file.
@@ -13,15 +13,17 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 
+from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.file_system import FileSystem, file_system_of
 from preprocessing.web.archives import TAR_PATTERNS, read_tar
 from preprocessing.web.extra_fields import NO_EXTRA_FIELDS, ExtraFields
 from preprocessing.web.indexes import INDEXES, Entry
+from preprocessing.web.prediction_tasks import Questions, records
 from preprocessing.web.records import WebRecord
 from preprocessing.web.source_files import Folder, missing, split_files
 from preprocessing.web.tables import read_parquet
 
-Format = Literal["vqav2", "okvqa", "gqa", "coco", "easy_vqa", "jsonl", "llava", "webdataset", "parquet"]
+Format = Literal["vqav2", "okvqa", "gqa", "coco", "easy_vqa", "jsonl", "llava", "webdataset", "parquet", "episodes"]
 _RECORDS_PER_PIECE = 1024
 _NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)  # what only this image's name can be wrong in
 
@@ -55,11 +57,18 @@ class WebSource:
     """Folder of the images, if they do not lie below `folder`."""
     extra: ExtraFields = NO_EXTRA_FIELDS
     """Fields read beside texts; formats that are not in WITH_EXTRA_FIELDS have none."""
+    questions: Questions = field(default_factory=Questions)
+    """What is asked about episodes."""
     opened_ns: int = field(default_factory=time.time_ns)
     """When it was opened: the index that a process keeps of a source is not taken for that of files changed since."""
 
     def pieces(self) -> tuple[Piece, ...]:
         """The pieces in the order of the source. Raises FileNotFoundError or ValueError for another layout."""
+        if self.format == "episodes":
+            store = episodes(self)
+            sizes = [entry.bytes for entry in store.manifest.shards]
+            names = [entry.file for entry in store.manifest.shards]
+            return tuple(Piece(name=name, num_bytes=size) for name, size in zip(names, sizes, strict=True))
         if self.format in WHOLE_FILES:
             folder = _opened(self)
             paths = split_files(folder, *WHOLE_FILES[self.format][0])
@@ -74,13 +83,27 @@ class WebSource:
 
     def read(self, piece: Piece) -> Iterator[WebRecord]:
         """The records of a piece, in order."""
+        if self.format == "episodes":
+            store = episodes(self)
+            names = [entry.file for entry in store.manifest.shards]
+            yield from records(store, names.index(piece.name), self.questions)
+            return
         filesystem, root = _root(self.folder)
         if piece.start is None:
             _, read = WHOLE_FILES[self.format]
             yield from read(filesystem, f"{root}/{piece.name}", piece.name, self.extra)
             return
         for entry in _index(self)[piece.start : piece.stop]:
-            yield _with_image(filesystem, entry)
+            yield _with_images(filesystem, entry)
+
+
+@lru_cache(maxsize=2)
+def episodes(source: WebSource) -> EpisodeStore:
+    """The store that is asked about. Raises ValueError if it is of another split."""
+    store = EpisodeStore.open(source.folder, source.split)
+    if store.manifest.split != source.split:
+        raise ValueError(f"{source.folder} is of split {store.manifest.split!r}: give --split {store.manifest.split}")
+    return store
 
 
 @lru_cache(maxsize=2)
@@ -97,18 +120,23 @@ def _index(source: WebSource) -> list[Entry]:
     return entries
 
 
-def _with_image(filesystem: FileSystem, entry: Entry) -> WebRecord:
+def _with_images(filesystem: FileSystem, entry: Entry) -> WebRecord:
     problem = entry.problem
-    image = None
-    if problem is None and entry.image:
+    images = list[bytes]()
+    for path in () if problem else entry.images:
         try:
-            image = filesystem.cat_file(entry.image)
+            images.append(filesystem.cat_file(path))
         except (OSError, ValueError) as error:  # ValueError: a name with a character that no file's can have
             if isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and error.errno not in _NO_FILE:
                 raise
-            problem = missing(entry.image)
+            problem = missing(path)
+            break
     return WebRecord(
-        place=entry.place, image=image, examples=entry.examples, problem=problem, duplicates=entry.duplicates
+        place=entry.place,
+        images=() if problem else tuple(images),
+        examples=entry.examples,
+        problem=problem,
+        duplicates=entry.duplicates,
     )
 
 

@@ -21,7 +21,7 @@ _CAPTIONS = ("captions", "caption", "sentences", "text")
 TEXT_FIELDS = ("question", "prompt", "answers", "answer", "multiple_choice_answer", *_CAPTIONS, "conversations")
 _PICTURE_NAMES = ("image", "img", "picture", "photo", "file_name", "filename", "jpg", "jpeg", "png", "webp", "pixel")
 _EXACT = 2**53  # below it a float is the whole number that it stands for
-_ASKING, _ANSWERING = ("human", "user"), ("gpt", "assistant")
+ASKING, _ANSWERING = ("human", "user"), ("gpt", "assistant")
 
 
 class _NoText(ValueError):
@@ -116,10 +116,10 @@ def _conversation(turns: object) -> tuple[WebExample, ...]:
             question = None
             continue
         examples += [_refused(question, "its question is not answered")] if question is not None else []
-        question = spoken if speaker in _ASKING else None
+        question = spoken if speaker in ASKING else None
         examples += [] if question is not None else [_refused(spoken, "its turn is neither human's nor gpt's")]
     examples += [_refused(question, "its question is not answered")] if question is not None else []
-    asking = (turn for turn in turns if isinstance(turn, Mapping) and _speaker(turn) in _ASKING)
+    asking = (turn for turn in turns if isinstance(turn, Mapping) and _speaker(turn) in ASKING)
     pictures = sum(str(turn.get("value", turn.get("content"))).count(PLACEHOLDER) for turn in asking)
     return tuple(_refused(example, _SEVERAL) for example in examples) if pictures > 1 else tuple(examples)
 
@@ -135,7 +135,7 @@ def _turn(turn: object) -> tuple[str, WebExample]:
     speaker = _speaker(turn)
     try:
         words = _text(turn.get("value", turn.get("content")), "turn")
-        return speaker, WebExample(prompt=_question(words) if speaker in _ASKING else words)
+        return speaker, WebExample(prompt=_question(words) if speaker in ASKING else words)
     except _NoText as error:
         return speaker, unusable(str(error))
 

@@ -146,6 +146,6 @@ def test_the_fixture_is_what_training_resolves(config: RT2Config) -> None:
 
 
 def test_the_question_only_answer_never_comes_from_the_same_image() -> None:
-    texts = [WebText(prompt=f"question {n}?", answer=str(n), references=(), image=(0, 0, n)) for n in range(8)]
+    texts = [WebText(prompt=f"question {n}?", answer=str(n), references=(), images=((0, 0, n, 0),)) for n in range(8)]
     said = _question_only(texts, np.arange(8))
     assert all(answer != text.answer for answer, text in zip(said, texts, strict=True))

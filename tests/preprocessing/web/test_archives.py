@@ -144,7 +144,7 @@ def test_every_member_is_in_the_account(members: list[Any], found: list[Any], tm
     records = read(packed(members), tmp_path)
     assert account(records) == found
     assert all(
-        record.image is not None
+        bool(record.images)
         for record in records
         for e in record.examples
         if not record.problem and not e.prompt and not e.problem
@@ -199,7 +199,7 @@ def test_sparse_members_are_read(tmp_path: Path) -> None:
     header[148:156] = b"%06o\0 " % sum(header)
     rest = packed([("x.txt", b"one")])
     records = read(bytes(header) + whole + bytes(-len(whole) % 512) + rest, tmp_path)
-    assert account(records) == [("x", "one", None)] and records[0].image == whole
+    assert account(records) == [("x", "one", None)] and records[0].images == (whole,)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "WEBP"])
@@ -208,4 +208,4 @@ def test_pictures_of_every_kind(kind: str, tmp_path: Path) -> None:
     (record,) = read(
         packed([(f"x.{suffix}", picture(kind)), ("x.json", json.dumps({"caption": "one"}).encode())]), tmp_path
     )
-    assert record.image == picture(kind)
+    assert record.images == (picture(kind),)

@@ -328,6 +328,6 @@ def test_pictures_are_judged_as_the_loader_reads_them(tmp_path: Path) -> None:
     for line, (_, reason) in zip(quarantine, pictures[2:], strict=True):
         assert reason in line["reason"]
     with closing(WebReader([store], frame_size=(16, 12), config=LoaderConfig())) as reader:
-        kept = [text.image for text in reader.texts(np.arange(2)) if text.image is not None]
+        kept = [image for text in reader.texts(np.arange(2)) for image in text.images]
         upright, _ = reader.frames(kept)
     assert np.array_equal(upright, decode_image(lying.getvalue())) and upright.any(axis=(1, 2)).all()
