@@ -155,9 +155,8 @@ def _opened(source: str, config: WebConvertConfig) -> tuple[WebSource, dict[Task
     for task, lack in lacks.items():
         if task in config.tasks:
             raise ValueError(f"--tasks {task}: {source} cannot answer it, {lack}")
-    wanted: tuple[Task, ...] = config.tasks or TASKS
-    asked = tuple(task for task in wanted if lacks.get(task) is None)
-    questions = Questions(tasks=asked, per_episode=config.questions)
+    answerable = [task for task in TASKS if task not in lacks]
+    questions = Questions(tasks=config.tasks or tuple(answerable), per_episode=config.questions)
     return replace(opened, questions=questions), {} if config.tasks else lacks
 
 
