@@ -155,7 +155,7 @@ def _opened(source: str, config: WebConvertConfig) -> tuple[WebSource, dict[Task
     for task, lack in lacks.items():
         if task in config.tasks:
             raise ValueError(f"--tasks {task}: {source} cannot answer it, {lack}")
-    answerable = [task for task in TASKS if task not in lacks]
+    answerable: list[Task] = [task for task in TASKS if task not in lacks]
     questions = Questions(tasks=config.tasks or tuple(answerable), per_episode=config.questions)
     return replace(opened, questions=questions), {} if config.tasks else lacks
 
