@@ -89,10 +89,7 @@ def _start(session: RaySession) -> None:
     if os.environ.get("RAY_AUTH_MODE", "token") == "token":
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     _keep_sockets_short()
-    root = logging.getLogger()
-    level = root.level
-    handlers = root.handlers[:]
-    with _import_path_inherited(), _on_loopback(), _start_told():
+    with _import_path_inherited(), _on_loopback(), _own_log_kept(), _start_told():
         ray.init(
             address="local",
             num_cpus=session.num_cpus,
@@ -104,8 +101,18 @@ def _start(session: RaySession) -> None:
             logging_config=ray.LoggingConfig(log_level="ERROR"),
             runtime_env={"worker_process_setup_hook": f"{__name__}.prepare_process", "env_vars": GPUS_HIDDEN},
         )
-    root.setLevel(level)  # Ray's choice is for its own processes, not for this one
-    root.handlers[:] = handlers
+
+
+@contextmanager
+def _own_log_kept() -> Iterator[None]:
+    """Ray's choice of level and handlers is for its own processes, not for this one, also where it does not start."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
 
 
 @contextmanager

@@ -106,7 +106,10 @@ def test_sockets_lie_in_a_short_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_ray_that_does_not_come_up_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    level = logging.getLogger().level
+
     def busy(**_: object) -> None:
+        logging.getLogger().setLevel(logging.ERROR)  # as Ray does for itself
         raise Exception("The current node timed out during startup.")
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
@@ -117,6 +120,7 @@ def test_a_ray_that_does_not_come_up_is_one_sentence(monkeypatch: pytest.MonkeyP
         connect(RaySession()),
     ):
         pass
+    assert logging.getLogger().level == level
 
 
 def test_a_process_that_asks_for_no_gpu_sees_none(monkeypatch: pytest.MonkeyPatch) -> None:
