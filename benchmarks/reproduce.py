@@ -57,24 +57,32 @@ def main() -> int:
     root.mkdir(parents=True, exist_ok=True)
     reports = read(root)
     lab = Lab(settings)
+    due = [name for name in only if name in again or not _has_ended(reports.get(name), lab)]
+    missing = {name: STAGES[name].missing(lab) for name in due}  # of all of them, before the first downloads anything
+    for name, lacks in missing.items():
+        for lack in lacks:
+            print(f"{name}: needs {lack}", flush=True)
     for name in only:
         known = reports.get(name)
-        if known is not None and known.outcome in ENDED and known.settings == lab.fingerprint() and name not in again:
+        if known is not None and name not in due:
             print(f"{name}: {known.outcome} ({known.ended}); --again {name} looks again")
             continue
         print(f"{name}: {STAGES[name].question}", flush=True)
-        reports[name] = _tried(STAGES[name], settings)
+        reports[name] = _tried(STAGES[name], settings, missing[name])
         write(root, _machine(lab), [reports[name] for name in STAGES if name in reports])
         _say(reports[name])
     print(f"report: {root / 'report.html'}")
     return 0 if all(reports[name].outcome == "as expected" for name in only) else 1
 
 
-def _tried(stage: Stage, settings: Settings) -> StageReport:
+def _has_ended(known: StageReport | None, lab: Lab) -> bool:
+    return known is not None and known.outcome in ENDED and known.settings == lab.fingerprint()
+
+
+def _tried(stage: Stage, settings: Settings, missing: tuple[str, ...]) -> StageReport:
     """The stage run to its end, or what it lacks, or why it stopped."""
     lab = Lab(settings)
     about = {"settings": lab.fingerprint(), "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
-    missing = tuple(need.what for need in stage.needs if not need.is_there(lab))
     if missing:
         return StageReport.of(stage, "needs more", missing=missing, **about)
     began = time.monotonic()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +21,9 @@ import fsspec
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+
+_KINDS = "(?:datasets|models|spaces|buckets)/"
+_REPOSITORY = re.compile(rf"hf://(?:{_KINDS})?(?!{_KINDS})[\w.-]+/[\w.-]+(@[^/]+)?(/.*)?")
 
 OUTAGE_S, FIRST_CONTACT_S = 300.0, 1.0
 _first_contact_s = FIRST_CONTACT_S
@@ -44,7 +48,13 @@ class StoreAway(ConnectionError):
 
 
 def open_files(url: str) -> tuple[Any, str]:
-    """(file system, path in it) of a local path, which is fsspec's own, or of a URL, which waits as said above."""
+    """(file system, path in it) of a local path, which is fsspec's own, or of a URL, which waits as said above. Raises
+    ValueError, before anything is asked of the hub, for an address there that names no repository."""
+    if url.startswith("hf://") and not _REPOSITORY.fullmatch(url):
+        raise ValueError(
+            f"{url} names nothing of the Hugging Face hub: give hf://OWNER/MODEL for a model, or "
+            f"hf://datasets/OWNER/NAME for a dataset"
+        )
     files, path = fsspec.core.url_to_fs(url)
     return (files if is_local(files) else RetryingFiles(files)), path
 

@@ -20,6 +20,7 @@ from pipelines.catalogue import require_first
 from pipelines.config.serialization import did_you_mean
 from pipelines.terminal.commands import COMMANDS, JsonSummary
 from pipelines.terminal.full_disk import full_disk
+from pipelines.terminal.plain_words import plain_words
 
 # What follows "stopped" when a command is interrupted; nothing for a command that has to start over.
 _GOES_ON = {
@@ -164,7 +165,7 @@ def _usage() -> str:
 
 
 def _one_sentence(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = plain_words(" ".join(str(error).split())) or type(error).__name__
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.strerror}: {error.filename}"
     return text

@@ -53,7 +53,8 @@ class EvaluateArguments:
     split: str = "val"
     """Split of each store, where --data names a folder that holds several."""
     output: str | None = None
-    """File to save the report to as JSON, local or s3://, gs://; default: evaluations/ beside the run's checkpoints."""
+    """File to save the report to as JSON, local or s3://, gs://; default: evaluations/ beside the run's checkpoints,
+    where alone rtp export looks for the scores of a model card."""
     html: str | None = None
     """File to write a self-contained page to: the scores, and predicted beside recorded actions under their frames."""
     rerun: str | None = None

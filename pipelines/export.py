@@ -7,6 +7,7 @@ register`, `rtp serve`, `rtp train --init`. From Python: `pipelines.publishing.p
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +16,8 @@ import tyro
 from pipelines.config.arguments import parse
 from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import print_next_evaluation
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,10 @@ class ExportArguments:
     private; in one that is there it takes the place of all files; HF_TOKEN says who you are), or to a new folder
     s3://BUCKET/FOLDER or gs://BUCKET/FOLDER."""
 
+    def __post_init__(self) -> None:
+        if not self.licence.isprintable():
+            raise ValueError(f"--licence {self.licence!r} has a line break or another control character: give one line")
+
 
 def main(arguments: list[str]) -> JsonSummary:
     """Parse the command line, write, and say what was written."""
@@ -44,7 +51,10 @@ def main(arguments: list[str]) -> JsonSummary:
     from pipelines.publishing.model_card import model_card
     from pipelines.publishing.push import address_of, push, require_destination
     from pipelines.publishing.trained_model import load_trained, publish_bundle, require_new, with_instructions
+    from preprocessing.store.card import is_known_licence
 
+    if flags.licence and not is_known_licence(flags.licence):
+        log.warning("--licence %s is no SPDX identifier that is known here: the card names it as it is", flags.licence)
     require_new(flags.out)
     if flags.push is not None:
         require_destination(flags.push)

@@ -14,7 +14,7 @@ import tyro
 
 from cluster.session import on_demand
 from pipelines import preprocess_web
-from pipelines.config.arguments import parse
+from pipelines.config.arguments import parse, require_local
 from pipelines.preprocess_web import ray_session
 from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import command_line, print_next
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> JsonSummary:
         return preprocess_web.main(arguments)
     flags = parse(PreprocessArguments, arguments, prog="rtp preprocess", description=__doc__ or "")
     if flags.draft_spec is not None:
-        return write_draft(flags.source, Path(flags.draft_spec))
+        return write_draft(flags.source, Path(require_local(flags.draft_spec, "--draft-spec")))
     summary = preprocess(flags.source, flags.out, flags.config, flags.address)
     converted = f"{summary.shards_converted} of {summary.shards} shards converted in {summary.seconds:.1f} s"
     if not summary.shards_converted:

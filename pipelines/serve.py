@@ -10,6 +10,7 @@ asked before the server goes.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -196,4 +197,12 @@ def _require_free(host: str, port: int) -> None:
         with socket.create_server((host, port), family=family):
             pass
     except OSError as error:
-        raise OSError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+        raise OSError(f"cannot listen on {host} port {port} ({error.strerror}): {_remedy(error)}") from error
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "another program listens there; stop it, or give another --port"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "give a --port from 1024 on, which needs no rights"
+    return "--host is an address of this machine: 127.0.0.1 for itself alone, 0.0.0.0 for others too"

@@ -31,7 +31,7 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
-from pipelines.config.arguments import parse
+from pipelines.config.arguments import parse, require_local
 from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import print_next
 from preprocessing.simulation.dmc_environment import dmc_config
@@ -178,7 +178,7 @@ class SimulateConfig:
 class SimulateArguments:
     """Flags of `rtp simulate`."""
 
-    out: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[str]
     """Local folder that NAME/1.0.0 is written below."""
     config: Annotated[SimulateConfig, tyro.conf.arg(name="")]
 
@@ -198,9 +198,10 @@ class SimulationResult:
 def main(arguments: list[str]) -> JsonSummary:
     """Run the command line and print the result."""
     flags = parse(SimulateArguments, arguments, prog="rtp simulate", description=__doc__ or "")
+    out = Path(require_local(flags.out, "OUT"))
     if flags.config.in_dm_control:
-        return simulate_dmc(flags.out, flags.config)
-    result = simulate(flags.out, flags.config)
+        return simulate_dmc(out, flags.config)
+    result = simulate(out, flags.config)
     num_failed = sum(sum(by_task.values()) for by_task in result.failed_experts.values())
     print(
         f"{result.dataset}\n"

@@ -88,6 +88,17 @@ class StoreArguments:
     """Store of robot episodes (card: or of image-text examples), local or s3://, gs://."""
 
 
+_EXAMPLES = {
+    "append": "rtp store append stores/mine/1.0.0/train more/mine/1.0.0/train",
+    "delete": "rtp store delete stores/mine/1.0.0/train --flag failed",
+    "merge": "rtp store merge stores/both stores/mine/1.0.0/train more/mine/1.0.0/train",
+    "split": "rtp store split stores/mine/1.0.0/train stores/parts --shares train 0.9 val 0.1",
+    "log": "rtp store log stores/mine/1.0.0/train",
+    "prune": "rtp store prune stores/mine/1.0.0/train",
+    "card": "rtp store card stores/mine/1.0.0/train",
+}
+
+
 def main(arguments: list[str]) -> JsonSummary:
     """Change a store and say what it is now."""
     actions: dict[str, Callable[[list[str]], JsonSummary]] = {
@@ -105,7 +116,7 @@ def main(arguments: list[str]) -> JsonSummary:
             width = shutil.get_terminal_size().columns
             print(*(textwrap.fill(part, width) for part in (__doc__ or "").split("\n\n")), sep="\n\n")
             print("\nrtp store append --help, and so on, lists the flags of each")
-            print("\nExample:\n  rtp store append stores/mine/1.0.0/train more/mine/1.0.0/train")
+            print(f"\nExample:\n  {_EXAMPLES['append']}")
             raise SystemExit(0)
         given = f", not {arguments[0]!r}" if arguments else ""
         raise ValueError(f"rtp store takes {', '.join(actions)}{given}: rtp store append --help")
@@ -113,7 +124,9 @@ def main(arguments: list[str]) -> JsonSummary:
 
 
 def _append(arguments: list[str]) -> JsonSummary:
-    flags = parse(AppendArguments, arguments, prog="rtp store append", description=__doc__ or "")
+    flags = parse(
+        AppendArguments, arguments, prog="rtp store append", description=__doc__ or "", example=_EXAMPLES["append"]
+    )
     if not flags.sources:
         raise ValueError("rtp store append needs the stores to add: rtp store append STORE OTHER ...")
     with Progress(console=Console(stderr=True)) as bar:
@@ -121,7 +134,9 @@ def _append(arguments: list[str]) -> JsonSummary:
 
 
 def _delete(arguments: list[str]) -> JsonSummary:
-    flags = parse(DeleteArguments, arguments, prog="rtp store delete", description=__doc__ or "")
+    flags = parse(
+        DeleteArguments, arguments, prog="rtp store delete", description=__doc__ or "", example=_EXAMPLES["delete"]
+    )
     if not flags.episodes and flags.flag is None:
         raise ValueError("rtp store delete needs --episodes or --flag")
     settings = {"episodes": flags.episodes, "flag": flags.flag, "expect": flags.expect}
@@ -133,13 +148,17 @@ def _delete(arguments: list[str]) -> JsonSummary:
 
 
 def _merge(arguments: list[str]) -> JsonSummary:
-    flags = parse(MergeArguments, arguments, prog="rtp store merge", description=__doc__ or "")
+    flags = parse(
+        MergeArguments, arguments, prog="rtp store merge", description=__doc__ or "", example=_EXAMPLES["merge"]
+    )
     with Progress(console=Console(stderr=True)) as bar:
         return _said(store_changes.merge(flags.out, flags.stores, split=flags.split, progress=_shown(bar, "merge")))
 
 
 def _split(arguments: list[str]) -> JsonSummary:
-    flags = parse(SplitArguments, arguments, prog="rtp store split", description=__doc__ or "")
+    flags = parse(
+        SplitArguments, arguments, prog="rtp store split", description=__doc__ or "", example=_EXAMPLES["split"]
+    )
     settings = {"by": flags.by, "seed": flags.seed}
     with Progress(console=Console(stderr=True)) as bar:
         made = store_changes.split(flags.store, flags.out, flags.shares, **settings, progress=_shown(bar, "split"))
@@ -147,7 +166,7 @@ def _split(arguments: list[str]) -> JsonSummary:
 
 
 def _log(arguments: list[str]) -> JsonSummary:
-    flags = parse(StoreArguments, arguments, prog="rtp store log", description=__doc__ or "")
+    flags = parse(StoreArguments, arguments, prog="rtp store log", description=__doc__ or "", example=_EXAMPLES["log"])
     entries = store_changes.log(flags.store)
     for entry in entries:
         how = f"{entry.lineage.change}: {entry.lineage.sentence}" if entry.lineage else "conversion"
@@ -158,14 +177,18 @@ def _log(arguments: list[str]) -> JsonSummary:
 
 
 def _prune(arguments: list[str]) -> JsonSummary:
-    flags = parse(StoreArguments, arguments, prog="rtp store prune", description=__doc__ or "")
+    flags = parse(
+        StoreArguments, arguments, prog="rtp store prune", description=__doc__ or "", example=_EXAMPLES["prune"]
+    )
     gone = store_changes.prune(flags.store)
     print(f"{len(gone)} files removed that the present manifest does not list")
     return {"removed": gone}
 
 
 def _card(arguments: list[str]) -> JsonSummary:
-    flags = parse(StoreArguments, arguments, prog="rtp store card", description=__doc__ or "")
+    flags = parse(
+        StoreArguments, arguments, prog="rtp store card", description=__doc__ or "", example=_EXAMPLES["card"]
+    )
     written = write_card(open_store(flags.store))
     print(f"{written}: licence, citation and source are what the source said of itself; look it through before sharing")
     return {"card": written}

@@ -80,6 +80,27 @@ def test_a_stage_that_fails_or_lacks_something_stops_no_other_and_is_tried_again
     assert runs[2:] == ["good", "good"]  # asked for, and under other settings
 
 
+def test_what_any_stage_lacks_is_looked_for_before_the_first_begins(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also the weights, which the stage itself reads after the data have come."""
+    from reproduction.data import FRACTAL, RT1X
+    from reproduction.lab import Need, Stage, noted
+
+    order: list[str] = []
+    seen = Need(what="a disk", is_there=lambda lab: not order.append("looked"))
+    first = Stage(name="first", question="?", needs=(seen,), run=lambda lab: [noted("x", order.append("ran"))])
+    second = Stage(name="second", question="?", needs=(seen, FRACTAL, RT1X), run=lambda lab: [])
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/dataset_info.json").touch()
+    flags = ("--fractal", str(tmp_path / "data"), "--rt1x", str(tmp_path / "nowhere"))
+    assert run_stages(script, monkeypatch, tmp_path / "root", [first, second], *flags) == 1
+    assert order == ["looked", "looked", "ran"]
+    said = capsys.readouterr().out
+    assert said.index("second: needs --rt1x with the released weights") < said.index("first: ?")
+    assert reports(tmp_path / "root")["second"]["missing"] == ["--rt1x with the released weights, or the internet"]
+
+
 def test_a_command_that_ended_well_is_kept_and_one_that_failed_is_named(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

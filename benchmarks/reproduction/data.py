@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from reproduction.lab import Check, Lab, Need, Stage, expect, noted
+from reproduction.lab import Check, Lab, Need, Stage, expect, is_there, noted
 
 from preprocessing.rlds import open_dataset
 from preprocessing.store.episode_store import EpisodeStore
@@ -22,10 +22,17 @@ NOT_PUBLISHED = (
     "no token accuracy of RT-1-X is published; success on the real Google robot: pick coke can 0.76, move near 0.45, "
     "open drawer 0.52, close drawer 0.74 (SIMPLER, arXiv 2405.05941)"
 )
-NETWORK = Need(what="the internet, or --fractal with a copy of the data", is_there=lambda lab: True)
+FRACTAL = Need(
+    what="--fractal with dataset_info.json in it, or the internet",
+    is_there=lambda lab: is_there(f"{lab.settings.fractal.rstrip('/')}/dataset_info.json"),
+)
+RT1X = Need(what="--rt1x with the released weights, or the internet", is_there=lambda lab: is_there(lab.settings.rt1x))
 GCS = Need(
     what="the extra gcs, for gs:// addresses",
-    is_there=lambda lab: not lab.settings.fractal.startswith("gs:") or importlib.util.find_spec("gcsfs") is not None,
+    is_there=lambda lab: (
+        not any(url.startswith("gs:") for url in (lab.settings.fractal, lab.settings.rt1x))
+        or importlib.util.find_spec("gcsfs") is not None
+    ),
 )
 
 
@@ -182,8 +189,12 @@ STAGES = (
         question="A slice of the public RT-1 data: does the store add up, does the audit agree with the spec, and does "
         "the Universal Sentence Encoder give the vectors that the episodes ship?",
         needs=(
-            NETWORK,
+            FRACTAL,
             GCS,
+            Need(
+                what="--use-model, where it is given",
+                is_there=lambda lab: lab.settings.use_model is None or is_there(lab.settings.use_model),
+            ),
             Need(
                 what="for --encoder use: TensorFlow (extra use)",
                 is_there=lambda lab: (
@@ -198,7 +209,8 @@ STAGES = (
         question="The released RT-1-X weights: do they import, and do they predict recorded actions better than a "
         "policy that looks at nothing?",
         needs=(
-            NETWORK,
+            FRACTAL,
+            RT1X,
             GCS,
             Need(what="the extra jax", is_there=lambda lab: importlib.util.find_spec("tensorstore") is not None),
         ),

@@ -15,6 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from preprocessing.rlds import open_folder
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 RELEASED_FRACTAL = "gs://gresearch/robotics/fractal20220817_data/0.1.0"
 RELEASED_RT1X = "gs://gdm-robotics-open-x-embodiment/open_x_embodiment_and_rt_x_oss/rt_1_x_jax"
@@ -82,6 +84,15 @@ class Need:
     is_there: Callable[[Lab], bool]
 
 
+def is_there(url: str) -> bool:
+    """Whether something lies at a path or URL; one that does not answer, or whose package is missing, has nothing."""
+    try:
+        files, root = open_folder(url.rstrip("/"))
+        return files.exists(root)
+    except Exception:  # object stores fail in the types of their own libraries
+        return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One part of the reproduction. `run` says what it found; `question` and `needs` are for the report."""
@@ -90,6 +101,10 @@ class Stage:
     question: str
     needs: tuple[Need, ...]
     run: Callable[[Lab], Sequence[Check]]
+
+    def missing(self, lab: Lab) -> tuple[str, ...]:
+        """What it needs and is not there."""
+        return tuple(need.what for need in self.needs if not need.is_there(lab))
 
 
 @dataclass(frozen=True)

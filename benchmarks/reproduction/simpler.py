@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
-from reproduction.data import GCS, NETWORK, rt1x
+from reproduction.data import FRACTAL, GCS, RT1X, rt1x
 from reproduction.lab import Check, CommandFailed, Lab, Need, Stage, expect
 
 from pipelines.evaluation.success_rates import wilson
@@ -156,7 +156,8 @@ STAGES = (
         name="simpler",
         question="RT-1-X in SIMPLER through `rtp serve`: does it succeed as often as SIMPLER's authors found?",
         needs=(
-            NETWORK,
+            FRACTAL,
+            RT1X,
             GCS,
             Need(what="vla-eval (pip install vla-eval==0.8.0) and Docker, or another --client", is_there=_has_client),
             Need(

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reproduction.data import GCS, NETWORK, above_lazy, evaluated, interval, training_store
-from reproduction.lab import Check, Lab, Need, Stage, expect, noted
+from reproduction.data import FRACTAL, GCS, above_lazy, evaluated, interval, training_store
+from reproduction.lab import Check, Lab, Need, Stage, expect, is_there, noted
 
 from pipelines.training.run_files import METRICS, read_metrics
+from rt_models.language.model_source import is_on_hub
 
 RELATIVE = 1e-3
 """Between the losses of a step on one GPU and on two; two CPU ranks differ from one by less than 1e-4."""
@@ -133,8 +134,12 @@ STAGES = (
         question="PaliGemma-3B fine-tuned with LoRA on the slice: does it learn, and predict held-out actions better "
         "than a policy that looks at nothing?",
         needs=(
-            NETWORK,
+            FRACTAL,
             GCS,
+            Need(
+                what="--vlm with a PaliGemma, or hub:OWNER/MODEL",
+                is_there=lambda lab: is_on_hub(lab.settings.vlm) or is_there(lab.settings.vlm),
+            ),
             Need(what="the extra vlm", is_there=lambda lab: importlib.util.find_spec("peft") is not None),
             _has_gpus(1),
         ),
@@ -143,7 +148,7 @@ STAGES = (
     Stage(
         name="zero",
         question="Do two GPUs over NCCL train as one does, under ZeRO 1, 2 and 3?",
-        needs=(NETWORK, GCS, _has_gpus(2)),
+        needs=(FRACTAL, GCS, _has_gpus(2)),
         run=_zero,
     ),
 )

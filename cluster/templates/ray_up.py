@@ -7,6 +7,7 @@ forwards the dashboard to this machine.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -150,6 +151,17 @@ class Aws(_RayUp):
     provider: ClassVar[str] = "AWS"
     instances_by_gpus: ClassVar[Mapping[int, str]] = {1: "g6e.4xlarge", 4: "g6e.12xlarge", 8: "p4d.24xlarge"}
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not re.fullmatch(r"[a-z]{2,4}(-[a-z]+)+-\d{1,2}", self.region):
+            raise ValueError(f"--region {self.region!r} is no region of AWS, such as us-west-2")
+        for zone in [] if self.zones is None else self.zones.split(","):  # also those of a city: us-west-2-lax-1a
+            if not re.fullmatch(rf"{self.region}(-[a-z0-9-]*\d)?[a-z]|{self.region}-wl\d-[a-z0-9-]+", zone):
+                raise ValueError(
+                    f"--zones: {zone!r} is no zone of --region {self.region}, such as {self.region}a; "
+                    f"several stand with commas and without spaces"
+                )
+
     def _provider(self) -> dict[str, Any]:
         zones = {"availability_zone": self.zones} if self.zones else {}
         return {"type": "aws", "region": self.region, **zones, "cache_stopped_nodes": False}
@@ -206,8 +218,12 @@ class Gcp(_RayUp):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.zone.startswith(f"{self.region}-"):
-            raise ValueError(f"--zone {self.zone} does not lie in --region {self.region}: give both")
+        if not re.fullmatch(r"[a-z]+-[a-z]+\d{1,2}", self.region):
+            raise ValueError(f"--region {self.region!r} is no region of Google Cloud, such as us-central1")
+        if not re.fullmatch(rf"{self.region}-(ai\d)?[a-z]", self.zone):
+            raise ValueError(
+                f"--zone {self.zone} does not lie in --region {self.region}, as {self.region}-a does: give both"
+            )
 
     def _document(self) -> dict[str, Any]:
         # Ray's launcher on the head talks to Compute Engine with this package, which the project does not need.

@@ -6,7 +6,8 @@ import contextlib
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ import tyro
 from pipelines.config.serialization import did_you_mean
 from pipelines.terminal import help_page
 from pipelines.terminal.commands import COMMANDS
+from pipelines.terminal.plain_words import plain_words
 
 T = TypeVar("T")
 
@@ -55,11 +57,34 @@ def parse(
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kind, args=list(arguments), **options)
+            parsed = tyro.cli(kind, args=list(arguments), **options)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-    raise UsageError(f"{prog}: {_sentence(complaint.getvalue(), arguments, _parser(kind, options), list(choices))}")
+    else:
+        _require_values(parsed if default is None else None, arguments, prog)
+        return parsed
+    sentence = _sentence(complaint.getvalue(), arguments, _parser(kind, options), list(choices))
+    raise UsageError(f"{prog}: {plain_words(sentence)}")
+
+
+def _require_values(parsed: object, arguments: Sequence[str], prog: str) -> None:
+    """Raise UsageError for a flag of several values that is given without any, and so says nothing. Over a recipe's own
+    values it says: none."""
+    for word, after in zip(arguments, (*arguments[1:], "--"), strict=True):
+        if word.startswith("--") and after.startswith("--") and _dashed(word[2:]) in _left_empty(parsed):
+            raise UsageError(f"{prog}: {word} needs at least one value; leave it out for its default")
+
+
+def _left_empty(config: object, prefix: str = "") -> Iterator[str]:
+    """The flags of several values that have none, as by default; those of a nested config with and without its name."""
+    for each in fields(config) if is_dataclass(config) and not isinstance(config, type) else ():
+        value = getattr(config, each.name)
+        if is_dataclass(value):
+            yield from _left_empty(value)
+            yield from _left_empty(value, f"{prefix}{_dashed(each.name)}.")
+        elif value == () == each.default:
+            yield prefix + _dashed(each.name)
 
 
 def _parser(kind: type, options: dict[str, Any]) -> Any:
@@ -94,6 +119,16 @@ def absolute(path: str) -> str:
     return path if "://" in path else str(Path(path).absolute())
 
 
+def require_local(path: str, what: str) -> str:
+    """`path`, which this command writes on this machine's disk. Raises UsageError for an address, which would become a
+    folder of that name."""
+    if "://" in path:
+        raise UsageError(
+            f"{what} {path} is an address, and this command writes to a local disk: copy it there afterwards"
+        )
+    return path
+
+
 def _sentence(complaint: str, arguments: Sequence[str], parser: Any, choices: list[str]) -> str:
     """One sentence from tyro's box: an unknown flag before all else, then what is missing."""
     known = [name for action in parser._actions for name in action.option_strings if name != "-h"]
@@ -118,7 +153,11 @@ def _sentence(complaint: str, arguments: Sequence[str], parser: Any, choices: li
         return f"{choice[2]} cannot be {choice[1]!r}: give one of {choice[3].replace(chr(39), '')}"
     value = re.search(r"Error parsing (\S+): (.*?)(?: Argument helptext: (.*?)(?: \((?:default|required).*)?)?$", text)
     if value:
-        return f"{value[1]}: {value[2].strip()}{f' ({value[3]})' if value[3] else ''}"
+        is_class = (
+            not value[1].startswith("-") and not value[1].isupper()
+        )  # of what only all its flags together can say
+        named = "" if is_class else f"{value[1]}: "
+        return f"{named}{value[2].strip()}{f' ({value[3]})' if value[3] else ''}"
     return f"{text.split('Perhaps you meant')[0].strip() or 'cannot read the arguments'}; --help says more"
 
 

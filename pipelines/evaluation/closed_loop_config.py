@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -54,6 +55,8 @@ class ClosedLoopConfig:
             raise ValueError(f"--workers must be 0 or more, got {self.workers}")
         if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= 100:
             raise ValueError(f"--jpeg-quality must be from 1 to 100, got {self.jpeg_quality}")
+        if self.video is not None and re.match(r"\w+:/", str(self.video)):
+            raise ValueError(f"--video {self.video} is an address: give a local folder, and copy it there afterwards")
         if self.env is None:
             return
         simulator, colon, tasks = self.env.partition(":")

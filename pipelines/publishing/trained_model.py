@@ -119,6 +119,8 @@ def describe_trained(source: str, *, tracking: str | None = None) -> Description
 
 
 def _is_bundle(path: str) -> bool:
+    if path.startswith("hf://datasets/"):
+        raise ValueError(f"{path} is a dataset of the Hugging Face hub, and a model is needed: give hf://OWNER/MODEL")
     with reaching(path):
         files, root = open_files(path)
         return files.exists(f"{root.rstrip('/')}/{DESCRIPTION}")

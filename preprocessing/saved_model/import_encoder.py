@@ -83,6 +83,8 @@ def import_encoder(
     source: str, out: str, *, encoder_id: str | None = None, say: Callable[[str], None] = lambda line: None
 ) -> Imported:
     """Write the encoder to the new folder `out`. Raises ValueError or OSError, one sentence for a user to act on."""
+    if "://" in out:
+        raise ValueError(f"{out} is an address, and an encoder is written to a local disk: copy it there afterwards")
     target = Path(os.path.abspath(Path(out).expanduser()))
     if target.exists():
         raise ValueError(f"{out} exists: name a new folder for the encoder")
@@ -91,8 +93,8 @@ def import_encoder(
     if find_spec("tensorflow") is None:
         raise ValueError("importing an encoder needs TensorFlow, once: pip install 'rt-pipelines[use]'")
     folder = saved_model_folder(source, "SOURCE")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".importing-") as temporary:
+    there = next(parent for parent in target.parents if parent.exists())  # the others are made once all is well
+    with tempfile.TemporaryDirectory(dir=there, prefix=".importing-") as temporary:
         exported, ready = Path(temporary, "exported"), Path(temporary, "encoder")
         exported.mkdir()
         ready.mkdir()
@@ -105,6 +107,7 @@ def import_encoder(
         known = is_use_large_5(graph.run)
         record["id"] = _id(encoder_id, record["fingerprint"], known=known)
         (ready / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        target.parent.mkdir(parents=True, exist_ok=True)
         ready.rename(target)
     encoder = open_encoder(target)
     place = note(encoder)

@@ -24,6 +24,8 @@ def saved_model_folder(model: str, flag: str) -> Path:
     path = Path(model).expanduser()
     if path.is_file():
         return _unpacked(path, cache_folder() / hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: give {flag} the folder or .tar.gz of a TF-Hub SavedModel")
     if not (path / "saved_model.pb").is_file():
         raise FileNotFoundError(f"{path} holds no saved_model.pb: give {flag} the folder of a TF-Hub SavedModel")
     return path

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import yaml
+from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
 from preprocessing.store.episode_store import EpisodeStore, atomic_write
 from preprocessing.store.file_system import file_system_of
@@ -112,6 +113,15 @@ def hub_licence(licence: str) -> str:
     """As the hub's identifiers are written; "" for a text that is none, and then for the hub to be unknown."""
     found = licence.strip().lower().replace(" ", "-")
     return found if found in _LICENCES else ""
+
+
+def is_known_licence(licence: str) -> bool:
+    """Whether it is an identifier of the hub that is known here, or an SPDX expression such as MIT OR Apache-2.0."""
+    try:
+        canonicalize_license_expression(licence.strip())
+    except InvalidLicenseExpression:
+        return bool(hub_licence(licence))
+    return True
 
 
 _CREATIVE_COMMONS = ("by", "by-sa", "by-nc", "by-nd", "by-nc-sa", "by-nc-nd")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -21,6 +22,8 @@ from fsspec.implementations.local import LocalFileSystem
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+
+_DATASET = re.compile(r"hf://datasets/[\w.-]+/[\w.-]+(@[^/]+)?(/.*)?")
 
 OUTAGE_S = 300.0
 """A store that has answered this process before is waited for so long,"""
@@ -92,7 +95,13 @@ class FileSystem(Protocol):
 
 
 def file_system_of(url: str, options: Mapping[str, str] | None = None) -> tuple[FileSystem, str]:
-    """(file system, path in it) of a local path or a URL. Raises ImportError if the protocol's package is missing."""
+    """(file system, path in it) of a local path or a URL. Raises ImportError if the protocol's package is missing, and
+    ValueError, before anything is asked of the hub, for an address there that names no dataset."""
+    if url.startswith("hf://") and not _DATASET.fullmatch(url):
+        raise ValueError(
+            f"{url} names no dataset of the Hugging Face hub: give hf://datasets/OWNER/NAME and the folder in it "
+            f"(hf://OWNER/NAME is a model)"
+        )
     filesystem, path = fsspec.core.url_to_fs(url, **(options or {}))
     return cast(FileSystem, filesystem if is_local(filesystem) else RetryingFileSystem(filesystem)), path
 

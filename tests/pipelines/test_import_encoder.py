@@ -121,7 +121,7 @@ def test_what_cannot_be_imported_leaves_nothing(
     assert main(["import-encoder", str(models / "loop"), str(tmp_path / "new/encoder")]) == 2
     said = capsys.readouterr().err
     assert "the op TensorListReserve (" in said and "cannot be converted" in said and said.count("\n") == 1
-    assert list((tmp_path / "new").iterdir()) == []
+    assert not (tmp_path / "new").exists()
 
 
 def test_what_tensorflow_refuses_is_told_in_one_sentence(
