@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -71,7 +72,7 @@ def parse(
 def _require_values(parsed: object, arguments: Sequence[str], prog: str) -> None:
     """Raise UsageError for a flag of several values that is given without any, and so says nothing. Over a recipe's own
     values it says: none."""
-    for word, after in zip(arguments, (*arguments[1:], "--"), strict=True):
+    for word, after in pairwise([*arguments, "--"]):
         if word.startswith("--") and after.startswith("--") and _dashed(word[2:]) in _left_empty(parsed):
             raise UsageError(f"{prog}: {word} needs at least one value; leave it out for its default")
 
