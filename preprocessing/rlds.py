@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from preprocessing.store.file_system import FileSystem, file_system_of
+from preprocessing.store.file_system import FileSystem, file_system_of, is_local
 from preprocessing.store.json_files import JsonObject, parsed, taken_apart
 from preprocessing.store.shard_files import open_with_retries, reaching, with_retries
 from preprocessing.tfds.array_record import read_array_records
@@ -333,12 +333,13 @@ def _records(shard: SourceShard, check_crc: bool) -> Iterator[Record | Damage]:
     if ".array_record" in shard.name:
         yield from read_array_records(filesystem, path, first=shard.first, stop=shard.stop)
         return
-    size = with_retries(lambda: filesystem.size(path), what=shard.path)
+    listed = 0 if is_local(filesystem) else shard.num_bytes  # which costs an object store no further request
+    size = listed or with_retries(lambda: filesystem.size(path), what=shard.path)
     start = 0
     if shard.first:
-        with open_with_retries(filesystem, path) as file:
+        with open_with_retries(filesystem, path, num_bytes=size) as file:
             start = skip_records(file, size, shard.first)
-    with open_with_retries(filesystem, path, ahead_bytes=_READ_BYTES) as file:
+    with open_with_retries(filesystem, path, ahead_bytes=_READ_BYTES, num_bytes=size) as file:
         count = None if shard.stop is None else shard.stop - shard.first
         yield from islice(read_records(file, size, check_crc=check_crc, start=start), count)
 

@@ -55,11 +55,11 @@ def with_retries(read: Callable[[], T], *, what: str) -> T:
     raise AssertionError
 
 
-def open_with_retries(filesystem: FileSystem, path: str, *, ahead_bytes: int = 0) -> Any:
+def open_with_retries(filesystem: FileSystem, path: str, *, ahead_bytes: int = 0, num_bytes: int | None = None) -> Any:
     """A file to read from beginning to end, as an object with read, seek and close; a remote one is a PatientFile."""
     if is_local(filesystem):
         return open(path, "rb")
-    return PatientFile(filesystem, path, ahead_bytes=ahead_bytes)
+    return PatientFile(filesystem, path, ahead_bytes=ahead_bytes, num_bytes=num_bytes)
 
 
 class PatientFile:

@@ -162,6 +162,17 @@ def test_array_record_from_a_bucket(as_array_record: Path) -> None:
     memory.rm("/", recursive=True)
 
 
+def test_a_file_in_a_bucket_is_not_asked_for_its_size_again(bridge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(bridge), "/bucket/1.0.0", recursive=True)
+    dataset = open_dataset("memory://bucket/1.0.0")
+    shards = [*dataset.shards("train"), *dataset.shards("train[20:]")]
+    asked: list[str] = []
+    monkeypatch.setattr(type(memory), "size", lambda self, path: asked.append(path))
+    assert [len(list(dataset.read_shard(shard))) for shard in shards] == [25, 5] and asked == []
+    memory.rm("/", recursive=True)
+
+
 @pytest.mark.parametrize("place", [0.1, 0.5, 0.9, 0.999])
 def test_a_damaged_array_record_is_accounted_for(as_array_record: Path, tmp_path: Path, place: float) -> None:
     shutil.copytree(as_array_record, tmp_path / "1.0.0")

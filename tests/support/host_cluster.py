@@ -24,7 +24,9 @@ from tests.support.hosts import CHECKOUT, Host, hosts, unavailable, until
 from tests.support.servers import BIN, MLFLOW_ALONE, process
 
 NODES = ("node-1", "node-2", "node-3")
-S3_PORT, MLFLOW_PORT, RAY_PORT, DASHBOARD_PORT = 9000, 5000, 6379, 8265
+S3_PORT, MLFLOW_PORT, REDIS_PORT, RAY_PORT, DASHBOARD_PORT = 9000, 5000, 6380, 6379, 8265
+# KubeRay gives the nodes of a cluster with Redis ten minutes to find a new head, instead of Ray's one.
+LOOK_FOR_HEAD = {"RAY_gcs_rpc_server_reconnect_timeout_s": "600"}
 ATTEMPTS = 3
 
 
@@ -38,6 +40,7 @@ class Services:
     secret: str = field(default_factory=lambda: secrets.token_hex(16))
     password: str = field(default_factory=lambda: secrets.token_hex(16))
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    redis: str | None = None
 
     @property
     def objects(self) -> Path:
@@ -84,6 +87,15 @@ class Services:
 
     def stop_s3(self) -> None:
         self._s3.close()
+
+    def start_redis(self, program: Path) -> None:
+        """A Redis that keeps the head's state in memory; hosts see no other folder below /tmp than their own."""
+        shutil.copy(program, self.host.tmp / "redis-server")
+        words = ["/tmp/redis-server", "--bind", self.host.address, "--port", REDIS_PORT]
+        words += ["--protected-mode", "no", "--save", ""]
+        self.stack.enter_context(process(self.host.command(*words), self.host.environment(), self.home / "redis.log"))
+        until(lambda: (self.host.address, REDIS_PORT) in self.host.listening(), "Redis listens")
+        self.redis = f"{self.host.address}:{REDIS_PORT}"
 
     def start_mlflow(self) -> subprocess.Popen[bytes]:
         """`mlflow server` with its database on the host and its artifacts on S3."""
@@ -145,7 +157,8 @@ class HostCluster:
         """The addresses of the nodes that Ray takes for alive."""
         answer = self.submitter.ask(f"{self.dashboard}/nodes?view=summary", token=self.token)
         nodes = [] if answer is None else json.loads(answer)["data"]["summary"]
-        return sorted(node["ip"] for node in nodes if node["raylet"].get("state") == "ALIVE")
+        # A head that has just been started anew names nodes of which it has heard nothing yet.
+        return sorted(node["ip"] for node in nodes if "ip" in node and node["raylet"].get("state") == "ALIVE")
 
     def logs(self) -> str:
         """Everything that Ray has written on the nodes, of agents, jobs and workers, and what it printed."""
@@ -162,6 +175,9 @@ class HostCluster:
         words += ["--num-cpus", num_cpus, "--object-store-memory", 100_000_000]
         variables = _token(self.token) | self.services.environment | {"PATH": f"{BIN}:/usr/bin:/bin"}
         variables["MLFLOW_TRACKING_URI"] = self.services.tracking_with_password
+        if self.services.redis is not None:
+            variables |= LOOK_FOR_HEAD
+            variables |= {"RAY_REDIS_ADDRESS": self.services.redis} if node is self.nodes[0] else {}
         log = self.home / f"ray-{node.name}.log"
         for _ in range(ATTEMPTS):
             with process(node.command(*words), node.environment(**variables), log) as started:
@@ -171,10 +187,10 @@ class HostCluster:
             node.run(BIN / "ray", "stop", "--force")
         raise AssertionError(log.read_text())
 
-    def start_nodes(self, *, num_cpus: int = 1) -> None:
+    def start_nodes(self, *, num_cpus: int = 1, head_cpus: int | None = None) -> None:
         """All of them, the head first, until Ray takes them for alive."""
         head, *others = self.nodes
-        self.start_node(head, num_cpus=num_cpus)
+        self.start_node(head, num_cpus=num_cpus if head_cpus is None else head_cpus)
         with ThreadPoolExecutor() as threads:
             list(threads.map(lambda node: self.start_node(node, num_cpus=num_cpus), others))
         until(lambda: len(self.alive()) == len(self.nodes), "the nodes are alive", timeout_s=180, every_s=0.5)
@@ -191,11 +207,16 @@ def _token(token: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def host_cluster(
-    home: Path, *, num_cpus: int = 1, around_nodes: contextlib.AbstractContextManager[object] | None = None
+    home: Path,
+    *,
+    num_cpus: int = 1,
+    head_cpus: int | None = None,
+    redis: Path | None = None,
+    around_nodes: contextlib.AbstractContextManager[object] | None = None,
 ) -> Iterator[HostCluster]:
     """Three nodes with `num_cpus` each, S3 and MLflow; skips the test where there can be no hosts.
 
-    around_nodes: entered while the nodes are started.
+    redis: a redis-server that is to keep the state of the head. around_nodes: entered while the nodes are started.
     """
     reason = unavailable()
     if reason is not None:
@@ -214,8 +235,10 @@ def host_cluster(
         )
         services.start_s3()
         tracking = services.start_mlflow()
+        if redis is not None:
+            services.start_redis(redis)
         with around_nodes or contextlib.nullcontext():
-            cluster.start_nodes(num_cpus=num_cpus)
+            cluster.start_nodes(num_cpus=num_cpus, head_cpus=head_cpus)
         services.wait_for_mlflow(tracking)
         try:
             yield cluster
