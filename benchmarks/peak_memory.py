@@ -51,9 +51,9 @@ def peak_bytes(preset: str, windows_per_segment: int, checkpointing: str) -> int
     compute = replace(config.compute, activation_checkpointing=checkpointing)
     model = replace(config, compute=compute).build().train()
     micro_batch = batch(preset, num_segments=1, windows_per_segment=windows_per_segment)
-    before = _status_bytes("VmRSS")
+    before = status_bytes("VmRSS")
     accumulate(model, [micro_batch])
-    return _status_bytes("VmHWM") - before
+    return status_bytes("VmHWM") - before
 
 
 def _in_a_process(preset: str, size: int, checkpointing: str, threads: int) -> int:
@@ -61,7 +61,7 @@ def _in_a_process(preset: str, size: int, checkpointing: str, threads: int) -> i
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def _status_bytes(field: str) -> int:
+def status_bytes(field: str) -> int:
     """Not from `resource`: its ru_maxrss of a fresh process begins at the peak of the one that started it."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))

@@ -107,7 +107,9 @@ def _build_engine(
     accumulation = experiment.accumulation(context.world_size)
     engine = experiment.engine.build(context, micro_batch=loop.micro_batch, accumulation=accumulation)
     initial_weights = job.init if start.checkpoint is None else None
-    model = engine.build(model_factory(experiment, initial_weights, job.tracking_uri), experiment.optimizer.build)
+    resumed = start.checkpoint is not None
+    factory = model_factory(experiment, initial_weights, job.tracking_uri, device=context.device, resumed=resumed)
+    model = engine.build(factory, experiment.optimizer.build)
     torch.manual_seed(loop.seed + context.rank)  # each rank has dropout of its own
     checkpointer.restore(start, engine)
     return engine, model

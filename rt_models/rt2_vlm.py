@@ -13,7 +13,7 @@ D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,73 +24,18 @@ from torch import Tensor, nn
 
 from rt_models.action_space import ActionSpec
 from rt_models.blocks.activation_checkpointing import ActivationCheckpointing, selective_contexts
+from rt_models.blocks.initial_values import do_weights_follow
 from rt_models.camera_roles import MAIN_CAMERA, require_cameras
-from rt_models.config_checks import require_choices, require_share, require_sizes
+from rt_models.config_checks import require_choices, require_sizes
 from rt_models.input_checks import require_rows
 from rt_models.language.action_vocabulary import AddedTokens, ReservedTokens, TransformersTokenizer
 from rt_models.language.answer_loss import AnswerModel, RowLosses, Targets, gathered, packing_order
 from rt_models.language.model_source import REMEDY, is_on_hub, source_of
-from rt_models.language.new_token_rows import train_rows
 from rt_models.language.prompts import RT2Text, RT2TextConfig
 from rt_models.language.vlm_families import FAMILIES, Family, VlmModel
+from rt_models.language.vlm_tuning import FrozenVision, FullTuning, LoRA
 from rt_models.robot_inputs import StateInput
 from rt_models.vision.rt2_image_inputs import PictureConfig, normalised, pictures
-
-# --- What is tuned ---
-
-
-@dataclass(frozen=True, kw_only=True)
-class FullTuning:
-    """Every parameter."""
-
-    def apply(self, vlm: VlmModel, family: Family, new_ids: Sequence[int]) -> None:
-        vlm.requires_grad_(True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FrozenVision:
-    """Everything but the vision encoder."""
-
-    def apply(self, vlm: VlmModel, family: Family, new_ids: Sequence[int]) -> None:
-        vlm.requires_grad_(True)
-        family.vision(vlm).requires_grad_(False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoRA:
-    """Low-rank updates of the language model's linear layers; the rest is frozen (Hu et al., 2021; peft)."""
-
-    rank: int = 32
-    """Rank of each update."""
-    alpha: int = 32
-    """An update is scaled by alpha / rank."""
-    dropout: float = 0.0
-    """On the input of each update."""
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Names of the linear layers that get an update."""
-    embeddings: Literal["new", "frozen", "trained"] = "new"
-    """Of the tokens: trained are those of action tokens that are new to the model (AddedTokens, LeastFrequentTokens),
-    none, or all."""
-
-    def __post_init__(self) -> None:
-        require_sizes(self, "rank", "alpha", part="tuning.")
-        require_share(self, "dropout", "tuning.")
-        require_choices(self, "tuning.")
-
-    def apply(self, vlm: VlmModel, family: Family, new_ids: Sequence[int]) -> None:
-        from peft import LoraConfig, inject_adapter_in_model
-
-        pattern = rf".*{family.language}.*\.({'|'.join(self.targets)})"
-        lora = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=pattern)
-        inject_adapter_in_model(lora, vlm)
-        if self.embeddings == "trained":
-            vlm.get_input_embeddings().requires_grad_(True)
-            vlm.get_output_embeddings().requires_grad_(True)
-        elif self.embeddings == "new" and new_ids:
-            train_rows(vlm, new_ids)
-
-
-# --- The model ---
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +95,10 @@ class RT2VLMConfig:
         """Tokens of the longest prompt with its answer."""
         return self.text.longest_row(self.max_tokens, self.state)
 
-    def build(self) -> RT2VLM:
-        """The model. Raises OSError if `path` is missing, ValueError for a kind of model that is not known here."""
-        return RT2VLM(self)
+    def build(self, device: torch.device | None = None) -> RT2VLM:
+        """The model; pretrained weights are read onto `device`. Raises OSError if `path` is missing, ValueError for a
+        kind of model that is not known here."""
+        return RT2VLM(self, device)
 
     def resolved(self) -> RT2VLMConfig:
         """With what is trained named: without new tokens, LoRA's "new" rows are none."""
@@ -180,10 +126,10 @@ class RT2VLMConfig:
             except SafetensorError as error:
                 raise OSError(f"{file} is cut or damaged ({error}): fetch it again") from None
 
-    def load(self) -> tuple[VlmModel, Family, list[int], tuple[int, ...]]:
+    def load(self, device: torch.device | None) -> tuple[VlmModel, Family, list[int], tuple[int, ...]]:
         """(the model of transformers, its family, the tokens of one picture, action tokens that are new to it)."""
         import transformers
-        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+        from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
         config = self._load("AutoConfig")
         family = FAMILIES.get(config.model_type)
@@ -191,8 +137,10 @@ class RT2VLMConfig:
             raise ValueError(f"model {self.path} is a {config.model_type}: known here are {', '.join(FAMILIES)}")
         dtype = getattr(torch, self.dtype)
         counted_only = torch.get_default_device().type == "meta"  # shapes are wanted, no file need be read for them
-        if self.weights == "pretrained" and not counted_only:
-            vlm = self._load("AutoModelForImageTextToText", dtype=dtype)
+        sharded = is_deepspeed_zero3_enabled()  # it creates pieces of parameters, on a device of its own choice
+        if self.weights == "pretrained" and not counted_only and (sharded or not do_weights_follow()):
+            place = {} if sharded or device is None or device.type == "cpu" else {"device_map": device}
+            vlm = self._load("AutoModelForImageTextToText", dtype=dtype, **place)
         else:
             # Random values cannot be drawn into sharded parameters: the model is made whole and sharded afterwards.
             unset_hf_deepspeed_config()
@@ -200,8 +148,12 @@ class RT2VLMConfig:
                 vlm = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype)
         text, vocabulary = self.build_text(), self.text.vocabulary
         if isinstance(vocabulary, AddedTokens) and text.vocab_size > vlm.get_input_embeddings().num_embeddings:
+            if device is not None and not sharded:  # what is drawn is drawn on the CPU, as for every device
+                for end in (vlm.get_input_embeddings(), vlm.get_output_embeddings()):
+                    end.to("cpu")
             # The new rows are nearly the mean of the others, unless only shapes are wanted.
-            vlm.resize_token_embeddings(text.vocab_size, mean_resizing=not counted_only)
+            vlm.resize_token_embeddings(text.vocab_size, mean_resizing=not (counted_only or do_weights_follow()))
+            vlm = vlm if device is None or sharded else vlm.to(device)
         new_ids = text.action_ids if vocabulary.is_new else ()
         return vlm, family, family.image_ids(config, self._load("AutoTokenizer")), new_ids
 
@@ -247,10 +199,10 @@ class RT2VLM(AnswerModel):
     patch_K: Tensor
     """int64: which of the picture's patches stands at each of them; -1: a mark."""
 
-    def __init__(self, config: RT2VLMConfig) -> None:
+    def __init__(self, config: RT2VLMConfig, device: torch.device | None = None) -> None:
         super().__init__()
         self.config, self.spec = config, config.action_spec()
-        self.vlm, self.family, self.image_ids, new_ids = config.load()
+        self.vlm, self.family, self.image_ids, new_ids = config.load(device)
         config.tuning.apply(self.vlm, self.family, new_ids)
         if config.activation_checkpointing != "off":
             selective = {"context_fn": selective_contexts} if config.activation_checkpointing == "selective" else {}

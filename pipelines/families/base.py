@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
@@ -201,6 +201,11 @@ class ModelFamily(ABC, Generic[ConfigT, ModelT]):
         is_training: bool,
     ) -> Reader:
         """Reads what the model is trained on from `stores`, in model values; what is random in it, in training."""
+
+    def built(self, config: ConfigT, device: torch.device) -> ModelT:
+        """The model with fresh parameters. Weights that are read from a file may lie on `device` at once; random ones
+        are drawn on the CPU, so that every device starts from the same."""
+        return cast(ModelT, config.build())
 
     @abstractmethod
     def batch_cost(self, config: ConfigT) -> BatchCost:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from pipelines.families.prompts import PromptCost, PromptFamily
 from preprocessing.store.web_store import Store
 from rt_models.cost.rt2_flops import vlm_cost
@@ -27,6 +29,9 @@ class RT2VLMFamily(PromptFamily[RT2VLMConfig, RT2VLM]):
 
     def folders(self, config: RT2VLMConfig) -> tuple[str, ...]:
         return () if is_on_hub(config.path) else (config.path,)
+
+    def built(self, config: RT2VLMConfig, device: torch.device) -> RT2VLM:
+        return config.build(device)
 
     def batch_cost(self, config: RT2VLMConfig) -> PromptCost:
         return PromptCost(counted=vlm_cost(config), random_crop=config.robot_crop == "pad", cameras=config.cameras)

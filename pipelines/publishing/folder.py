@@ -19,6 +19,7 @@ from pipelines.config.serialization import to_plain
 from pipelines.families.models import Model, family_of, model_config
 from pipelines.publishing.instructions import Instructions
 from pipelines.publishing.model_origin import ModelOrigin
+from rt_models.blocks.initial_values import weights_follow
 from rt_models.spec import Contract
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "policy.json"
@@ -47,7 +48,8 @@ def read_bundle(folder: str | Path) -> TrainedModel:
         step, source, origin = described["step"], described["source"], ModelOrigin.from_json(described["metadata"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} does not describe a model ({error!r}): export it again") from error
-    model = family_of(config).carried(config, folder).build().eval()
+    with weights_follow():
+        model = family_of(config).carried(config, folder).build().eval()
     _load(model, folder)
     instructions = Instructions.read(folder, contract.encoder)
     return TrainedModel(

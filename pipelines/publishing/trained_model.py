@@ -33,6 +33,7 @@ from preprocessing.store.file_system import is_local
 from preprocessing.store.manifest_file import MANIFEST as STORE_MANIFEST
 from preprocessing.store.shard_files import reaching
 from preprocessing.store.web_store import robot_stores
+from rt_models.blocks.initial_values import weights_follow
 from rt_models.spec import Contract
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,8 @@ def load_trained(source: str, weights: Which | None = None, *, tracking: str | N
     keeps_average = metadata.experiment["engine"]["ema_decay"] > 0
     averaged = keeps_average if weights is None else weights == "averaged"
     run, origin = folder.root.removesuffix("/checkpoints"), ModelOrigin.from_json(checkpoint.metadata)
-    model = model_config(metadata.experiment["model"]).build()
+    with weights_follow():
+        model = model_config(metadata.experiment["model"]).build()
     with tempfile.TemporaryDirectory(prefix="model-") as scratch:
         engine = folder.fetch(checkpoint, Path(scratch)) / "engine"
         model.load_state_dict(read_weights(engine, averaged=averaged))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from textwrap import shorten
 
 import torch
@@ -14,7 +15,7 @@ from cluster.storage import Checkpoint
 from pipelines.config.arguments import absolute
 from pipelines.config.experiment import Experiment
 from pipelines.config.serialization import did_you_mean, flatten, to_plain
-from pipelines.families.models import Model
+from pipelines.families.models import Model, family_of
 from pipelines.publishing.registered import is_registered, version_of
 from pipelines.publishing.trained_model import Description, describe_trained, load_trained
 from pipelines.publishing.training_stores import StoreReference
@@ -23,6 +24,7 @@ from pipelines.training.co_fine_tuning import plans_fingerprint
 from pipelines.training.imagenet_start import IMAGENET, load_into_backbone, require_imagenet_usable
 from preprocessing.store.json_files import JsonObject
 from rt_models.blocks.batch_norm import BatchNorm
+from rt_models.blocks.initial_values import weights_follow
 from rt_models.spec import Contract, ContractMismatch
 
 log = logging.getLogger(__name__)
@@ -39,14 +41,26 @@ def located(init: str) -> str:
     return version_of(init) if is_registered(init) else absolute(init)
 
 
-def model_factory(experiment: Experiment, weights_from: str | None, tracking: str | None = None) -> Callable[[], Model]:
+def model_factory(
+    experiment: Experiment,
+    weights_from: str | None,
+    tracking: str | None = None,
+    *,
+    device: torch.device | None = None,
+    resumed: bool = False,
+) -> Callable[[], Model]:
     """Builds the model: fresh, or with the weights of a trained model, or with ImageNet weights in its backbone.
 
     `tracking`: the MLflow server that a registered model comes from.
+    `device`: where pretrained weights are read to; the CPU by default.
+    `resumed`: a checkpoint's weights are put into the model afterwards, so it needs no others.
     """
+    is_trained = weights_from is not None and not weights_from.startswith(IMAGENET)
 
     def build() -> Model:
-        model = experiment.model.build()
+        family = family_of(experiment.model)
+        with weights_follow() if resumed or is_trained else nullcontext():
+            model = family.built(experiment.model, device or torch.device("cpu"))
         if weights_from is not None and weights_from.startswith(IMAGENET):
             load_into_backbone(model, weights_from)
         elif weights_from is not None:

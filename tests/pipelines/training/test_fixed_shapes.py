@@ -115,9 +115,14 @@ def counted(made: Experiment, reader: WindowReader, rank: int, world_size: int) 
     return [reader.size(rows, keys, crops=True) for rows, keys in samples]
 
 
-@pytest.mark.parametrize("recipe", ["rt1_metaworld", "rt1_fractal", "rt1_bridge_overfit", "rt1_tiny"])
-def test_little_is_wasted_on_the_sample_by_the_shipped_recipes(recipe: str, robot: EpisodeStore) -> None:
-    """Its episodes have 9 to 14 steps; longer ones waste less (tests/preprocessing/loading/test_fixed_shapes.py)."""
+RECIPES = ("rt1_metaworld", "rt1_metaworld_mt6", "rt1_fractal", "rt1_bridge_overfit", "rt1_tiny", "rt1_vd4rl")
+
+
+@pytest.mark.parametrize(("recipe", "most"), [*((name, 0.07) for name in RECIPES), ("rt1x_finetune", 0.17)])
+def test_little_is_wasted_on_the_sample_by_the_shipped_recipes(recipe: str, most: float, robot: EpisodeStore) -> None:
+    """Its episodes have 9 to 14 steps, fewer than RT-1-X's window of 15; longer ones waste less
+    (tests/preprocessing/loading/test_loader_shapes.py). The recipes of MT10 and MT50 have the batches of rt1_fractal.
+    """
     found = load_recipe(recipe)
     made = replace(found, loop=replace(found.loop, fixed_shapes="on"))
     with closing(WindowReader([robot], [IDENTITY], num_steps=made.model.num_steps, config=made.loader)) as reader:  # type: ignore[union-attr]
@@ -125,8 +130,8 @@ def test_little_is_wasted_on_the_sample_by_the_shipped_recipes(recipe: str, robo
         sizes = [reader.size(rows, keys, crops=True) for rows, keys in loader.first_samples(1000)]
         shapes = training_shapes(made, LocalContext("cpu"), reader, loader)
     assert shapes is not None and len(shapes.capacities.sizes_seen) == COUNTED
-    padded = sum(shapes.capacities.holding(size) for size in sizes)
-    assert 1 - sum(sizes) / padded < 0.07
+    padded = [shapes.capacities.holding(size) for size in sizes]
+    assert len(set(padded)) <= 3 and 1 - sum(sizes) / sum(padded) < most
 
 
 def test_a_convolution_sees_three_shapes_at_most_in_each_phase(robot: EpisodeStore, two_stores: list[Any]) -> None:

@@ -221,6 +221,41 @@ def test_added_tokens_that_nothing_trains_are_refused(
         require_trainable(experiment, is_new=False)  # another run's weights may have learnt them
 
 
+# --- weights that are read ---
+
+
+def test_a_run_that_is_resumed_reads_no_pretrained_weights_and_draws_none(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    load = RT2VLMConfig._load
+
+    def watched(config: RT2VLMConfig, kind: str, **settings: Any) -> Any:
+        read.append(kind)
+        return load(config, kind, **settings)
+
+    monkeypatch.setattr(RT2VLMConfig, "_load", watched)
+    model = RT2VLMConfig.paligemma(folder, tuning=LoRA(rank=2))
+    model = replace(model, text=replace(model.text, vocabulary=AddedTokens()))
+    experiment, before = replace(load_recipe("rt2_paligemma_3b"), model=model), torch.get_rng_state()
+    resumed = model_factory(experiment, None, resumed=True)()
+    assert "AutoModelForImageTextToText" not in read and torch.equal(torch.get_rng_state(), before)
+    fresh = model_factory(experiment, None)()
+    assert "AutoModelForImageTextToText" in read and not torch.equal(torch.get_rng_state(), before)
+    resumed.load_state_dict(fresh.state_dict())
+    for one, other in zip(resumed.buffers(), fresh.buffers(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_pretrained_weights_are_read_onto_the_device_and_adapters_drawn_on_the_cpu(folder: str) -> None:
+    model, states = RT2VLMConfig.paligemma(folder, tuning=LoRA(rank=2)), []
+    for device in (torch.device("cpu"), torch.device("meta")):
+        torch.manual_seed(0)
+        assert {parameter.device for parameter in model.build(device).parameters()} == {device}
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+
+
 # --- weights in bf16 ---
 
 

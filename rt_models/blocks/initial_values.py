@@ -1,0 +1,47 @@
+"""Models whose weights are read afterwards: building one then draws no random numbers and reads no other weights.
+
+For a model of three billion parameters drawing takes the better part of a minute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from torch.overrides import TorchFunctionMode
+
+_drawn = ContextVar("drawn", default=True)
+
+
+@contextmanager
+def weights_follow() -> Iterator[None]:
+    """Inside, random initial values are whatever lies in their memory; zeros, ones and buffers are as ever.
+
+    All parameters must be overwritten afterwards.
+    """
+    before = _drawn.set(False)
+    try:
+        with _NothingDrawn():
+            yield
+    finally:
+        _drawn.reset(before)
+
+
+def do_weights_follow() -> bool:
+    """Whether a model that is built now gets its weights from elsewhere."""
+    return not _drawn.get()
+
+
+# Of nn.init and of tensors, by name: transformers puts functions of its own into nn.init while it builds a model. The
+# other functions of nn.init are made of these.
+_DRAWS = frozenset({"uniform_", "normal_", "kaiming_uniform_", "kaiming_normal_", "erfinv_"})
+
+
+class _NothingDrawn(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", None) in _DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
