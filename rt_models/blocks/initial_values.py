@@ -17,7 +17,7 @@ _drawn = ContextVar("drawn", default=True)
 
 @contextmanager
 def weights_follow() -> Iterator[None]:
-    """Inside, random initial values are whatever lies in their memory; zeros, ones and buffers are as ever.
+    """Inside, random initial values are whatever lies in their memory; zeros, ones and what is computed are as ever.
 
     All parameters must be overwritten afterwards.
     """
