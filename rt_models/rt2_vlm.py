@@ -14,7 +14,7 @@ D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -129,6 +129,7 @@ class RT2VLMConfig:
     def load(self, device: torch.device | None) -> tuple[VlmModel, Family, list[int], tuple[int, ...]]:
         """(the model of transformers, its family, the tokens of one picture, action tokens that are new to it)."""
         import transformers
+        from transformers.initialization import no_init_weights
         from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
         config = self._load("AutoConfig")
@@ -144,8 +145,9 @@ class RT2VLMConfig:
         else:
             # Random values cannot be drawn into sharded parameters: the model is made whole and sharded afterwards.
             unset_hf_deepspeed_config()
-            with self._named():
+            with self._named(), no_init_weights() if do_weights_follow() else nullcontext():
                 vlm = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype)
+            vlm.tie_weights()
         text, vocabulary = self.build_text(), self.text.vocabulary
         if isinstance(vocabulary, AddedTokens) and text.vocab_size > vlm.get_input_embeddings().num_embeddings:
             if device is not None and not sharded:  # what is drawn is drawn on the CPU, as for every device

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import FunctionType
 from typing import Any
 
 from torch.overrides import TorchFunctionMode
@@ -34,14 +35,15 @@ def do_weights_follow() -> bool:
     return not _drawn.get()
 
 
-# Of nn.init and of tensors, by name: transformers puts functions of its own into nn.init while it builds a model. The
-# other functions of nn.init are made of these.
-_DRAWS = frozenset({"uniform_", "normal_", "kaiming_uniform_", "kaiming_normal_", "erfinv_"})
-
-
 class _NothingDrawn(TorchFunctionMode):
+    """nn.init's functions that tell torch's modes of themselves do nothing; ours ask `do_weights_follow`.
+
+    What they are made of is left alone: a truncated normal is drawn until every number fits.
+    """
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__name__", None) in _DRAWS:
+        # By name: transformers puts functions of its own into nn.init while it builds a model.
+        if isinstance(func, FunctionType) and func.__name__ in ("uniform_", "normal_", "kaiming_uniform_"):
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)

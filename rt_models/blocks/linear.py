@@ -10,6 +10,8 @@ import math
 
 from torch import Tensor, nn
 
+from rt_models.blocks.initial_values import do_weights_follow
+
 _TRUNCATION = 0.87962566103423978  # standard deviation of a unit normal cut at +-2; flax and Keras divide by it
 
 
@@ -26,8 +28,9 @@ class GlorotLinear(nn.Linear):
     """TokenLearner's: Glorot uniform, bias of standard deviation 1e-6."""
 
     def reset_parameters(self) -> None:
-        nn.init.xavier_uniform_(self.weight)
-        nn.init.normal_(self.bias, std=1e-6)
+        if not do_weights_follow():
+            nn.init.xavier_uniform_(self.weight)
+            nn.init.normal_(self.bias, std=1e-6)
 
 
 class ZeroLinear(nn.Linear):
@@ -63,5 +66,7 @@ class PatchConv(nn.Conv2d):
 
 def truncated_normal_(weight: Tensor, fan_in: int) -> None:
     """Fill with a normal of variance 1 / `fan_in`, cut at two standard deviations."""
+    if do_weights_follow():
+        return
     std = 1 / math.sqrt(fan_in) / _TRUNCATION
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)

@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from rt_models.blocks.activation_checkpointing import ActivationCheckpointing, checkpointed
+from rt_models.blocks.initial_values import do_weights_follow
 from rt_models.blocks.linear import LecunConv1x1, LecunLinear, PatchConv, truncated_normal_
 from rt_models.blocks.transformer import LAYER_NORM_EPS, Attention, TransformerConfig
 from rt_models.config_checks import require_choices, require_sizes
@@ -127,7 +128,8 @@ class ViT(nn.Module):
             else PatchConv(in_channels, config.width, config.patch_size)
         )
         self.position = nn.Parameter(torch.empty(config.width, grid, grid))
-        nn.init.trunc_normal_(self.position, std=0.02)
+        if not do_weights_follow():
+            nn.init.trunc_normal_(self.position, std=0.02)
         self.blocks = nn.ModuleList(ViTBlock(config, embedding_width) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
 
