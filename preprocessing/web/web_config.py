@@ -62,7 +62,7 @@ class WebConvertConfig:
         if self.pictures < 1:
             raise ValueError(f"--pictures must be at least 1, got {self.pictures}")
         if self.pictures > 1 and self.format not in WITH_EXTRA_FIELDS:
-            raise ValueError(f"--pictures is for {', '.join(WITH_EXTRA_FIELDS)}: {self.format} has one an example")
+            raise ValueError(f"--pictures is for {', '.join(WITH_EXTRA_FIELDS)}, not for {self.format}")
         if (self.score or self.language) and self.format not in WITH_EXTRA_FIELDS:
             raise ValueError(
                 f"--score and --language are for {', '.join(WITH_EXTRA_FIELDS)}: {self.format} has no such field"

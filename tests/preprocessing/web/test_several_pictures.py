@@ -153,7 +153,7 @@ def test_a_store_of_one_picture_a_row_is_as_it_was(tmp_path: Path) -> None:
     assert "most_pictures" not in Path(store.root, "manifest.json").read_text()
     several, found, quarantine = converted(tmp_path / "in", tmp_path / "two", format="jsonl", pictures=2)
     assert (found, quarantine) == ([("", "one", 1), ("", "two", 1)], []) and several.most_pictures == 2
-    with pytest.raises(ValueError, match="coco has one an example"):
+    with pytest.raises(ValueError, match=r"--pictures is for jsonl, .*, not for coco"):
         WebConvertConfig(format="coco", pictures=2)
 
 
