@@ -362,16 +362,17 @@ def require_rate(control_hz: float | str) -> float:
 
 
 def _require_finite(part: ActionPart, values_NW: np.ndarray, stored_NW: np.ndarray) -> None:
-    for place in np.argwhere(~np.isfinite(stored_NW)):
-        value = float(values_NW[tuple(place)])
+    for step, column in zip(*np.nonzero(~np.isfinite(stored_NW)), strict=True):
+        value = float(values_NW[step, column])
         held = f"comes to {value:.3g} as {part.group}, more than float32 holds"
-        raise ValueError(f"{part.path} of step {place[0]} {held if math.isfinite(value) else 'is not finite'}")
+        raise ValueError(f"{part.path} of step {step} {held if math.isfinite(value) else 'is not finite'}")
 
 
 def _require_classes(path: str, dimensions: Sequence[SpaceDimension], stored_NW: np.ndarray) -> None:
-    for dimension, stored_N in zip(dimensions, stored_NW.T, strict=True):
-        wrong = np.flatnonzero((stored_N % 1 != 0) | (stored_N < 0) | (stored_N >= max(len(dimension.classes), 1)))
-        if dimension.classes and len(wrong):
+    of_classes = [pair for pair in zip(dimensions, stored_NW.T, strict=True) if pair[0].classes]
+    for dimension, stored_N in of_classes:
+        wrong = np.flatnonzero((stored_N % 1 != 0) | (stored_N < 0) | (stored_N >= len(dimension.classes)))
+        if len(wrong):
             raise ValueError(
                 f"{path} of step {wrong[0]} is {stored_N[wrong[0]]:g}, and {dimension.name} has the classes 0 to "
                 f"{len(dimension.classes) - 1}: {', '.join(dimension.classes)}"

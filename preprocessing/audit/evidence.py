@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 
 from preprocessing.conversion.step_marks import STEP_MARKS
+from preprocessing.store.episode_rows import read_episodes
 from preprocessing.store.episode_store import EpisodeStore
-from preprocessing.store.parallel_reads import in_parallel
 
 Finding = Literal["holds", "contradicted", "unknown"]
 FEWEST_STEPS = 50  # below, a correlation or a share says nothing
@@ -61,12 +63,11 @@ def places(store: EpisodeStore, most: int) -> list[tuple[int, int]]:
 
 def tracks(store: EpisodeStore) -> list[Track]:
     sensed = ["proprio"] if store.manifest.proprio.names else []
-    columns, chosen = ["action", *sensed, *STEP_MARKS], places(store, _EPISODES)
-    return list(in_parallel(lambda number: _track(store, *chosen[number], columns=columns), len(chosen)))
+    columns = ["action", *sensed, *STEP_MARKS]
+    return [_track(table, columns) for table in read_episodes(store, places(store, _EPISODES), columns)]
 
 
-def _track(store: EpisodeStore, shard: int, episode: int, *, columns: list[str]) -> Track:
-    table = store.read_episode(shard, episode, columns)
+def _track(table: pa.Table, columns: Sequence[str]) -> Track:
     vectors = {
         name: np.asarray(table[name].combine_chunks().flatten(), np.float64).reshape(table.num_rows, -1)
         if name in columns

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
 from preprocessing.arm_state import arm_columns
 from preprocessing.audit.evidence import FEWEST_STEPS, Finding, Verdict, by_share, places, unknown
+from preprocessing.store.episode_rows import read_episodes
 from preprocessing.store.episode_store import EpisodeStore, image_column
 from preprocessing.store.images import decode_image
-from preprocessing.store.parallel_reads import in_parallel
 from rt_models.spec import MAIN_CAMERA
 
 _FILMED = 64  # episodes whose frames are looked at
@@ -91,13 +89,6 @@ def _against(name: str, seen: _Palette, known: _Palette, reference: EpisodeStore
     return Verdict(name=name, finding=finding, measured=advantage, sentence=sentence)
 
 
-def _filmed(store: EpisodeStore, columns: list[str]) -> Iterator[tuple[tuple[int, int], pa.Table]]:
-    """((shard, episode), its rows) of the episodes whose frames are looked at."""
-    chosen = places(store, _FILMED)
-    tables = in_parallel(lambda number: store.read_episode(*chosen[number], columns), len(chosen))
-    yield from zip(chosen, tables, strict=True)
-
-
 def _film(store: EpisodeStore, role: str, state_columns: list[int]) -> _Film:
     """Colours of the first, middle and last frames of episodes; repeats and motion of every step."""
     counts_CB = np.zeros((3, 32))
@@ -105,7 +96,9 @@ def _film(store: EpisodeStore, role: str, state_columns: list[int]) -> _Film:
     cold = 0
     same: list[bool] = []
     moved: list[float] = []
-    for (shard, episode), table in _filmed(store, [image_column(role), *(["proprio"] if state_columns else [])]):
+    columns = [image_column(role), *(["proprio"] if state_columns else [])]
+    chosen = places(store, _FILMED)
+    for (shard, episode), table in zip(chosen, read_episodes(store, chosen, columns), strict=True):
         frames = table[image_column(role)]
         for step in {0, len(frames) // 2, len(frames) - 1}:
             try:

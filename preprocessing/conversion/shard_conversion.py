@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from preprocessing.conversion.freed_memory import keep_freed_memory
 from preprocessing.conversion.shard_moments import ShardMoments
 from preprocessing.conversion.shard_report import QuarantinedRecord, ShardCounts, ShardReport, report_name
 from preprocessing.conversion.step_marks import STEP_MARKS, read_marks, require_one_episode
@@ -29,6 +30,7 @@ from preprocessing.store.episode_store import (
     ShardWriter,
     StoreLayout,
     atomic_write,
+    binaries,
     fixed_lists,
     image_column,
     instruction_id,
@@ -104,6 +106,7 @@ def instructions_name(index: int) -> str:
 
 def convert_shard(task: ShardTask, index: int) -> ShardCounts:
     """Write shard `index` and its report. Raises ValueError if frames differ in size and no size is asked for."""
+    keep_freed_memory()
     filesystem, root = file_system_of(task.root)
     progress = f"{root}/{PROGRESS}"
     source = task.shards[index]
@@ -154,12 +157,11 @@ class _Shard:
             with naming(str(self._task.spec.control_hz)):
                 rate_hz = self._task.spec.rate_hz(item)
             images = {role: _frames(self._task, role, item) for role in self._task.layout.cameras}
-            sizes = {role: {image_size(encoded) for encoded in frames} for role, frames in images.items()}
-            columns = self._columns(item) | {image_column(role): pa.array(c, pa.binary()) for role, c in images.items()}
+            columns = self._columns(item) | {image_column(role): binaries(c) for role, (c, _) in images.items()}
         except ValueError as error:
             self._leave_out(item, " ".join(str(error).split()))
             return None
-        self._require_one_size(item, sizes)
+        self._require_one_size(item, {role: sizes for role, (_, sizes) in images.items()})
         self._rates_hz.add(rate_hz)
         self._unread.update(item.unread)
         table = pa.table([columns[name] for name in self._schema.names], schema=self._schema)
@@ -259,6 +261,8 @@ class _Instructions:
         """int64 (N,). Raises ValueError for vectors that are not finite."""
         if vectors is not None and not np.isfinite(vectors).all():
             raise ValueError("the instruction's vector holds values that are not finite")
+        if texts.count(texts[0]) == len(texts) and (vectors is None or _all_alike(vectors)):  # as in most episodes
+            return np.full(len(texts), self._id(texts[0], b"" if vectors is None else vectors[0].tobytes()))
         shipped = [b""] * len(texts) if vectors is None else [vector.tobytes() for vector in vectors]
         return np.array([self._id(text, vector) for text, vector in zip(texts, shipped, strict=True)])
 
@@ -280,35 +284,45 @@ class _Instructions:
         return number
 
 
-def _frames(task: ShardTask, role: str, episode: Episode) -> list[bytes]:
-    """Encoded frames of a camera, whole, at the size that is asked for."""
-    frames, path = [], task.spec.all_cameras[role]
+def _all_alike(vectors_ND: np.ndarray) -> bool:
+    """Whether all rows have the same bytes: 0 is not -0 here."""
+    bits_ND = np.ascontiguousarray(vectors_ND).view(np.uint32)
+    return bool((bits_ND[1:] == bits_ND[0]).all())
+
+
+def _frames(task: ShardTask, role: str, episode: Episode) -> tuple[list[bytes], set[ImageSize]]:
+    """Encoded frames of a camera, whole, at the size that is asked for; and the sizes that they have."""
+    frames, sizes, path = [], set[ImageSize](), task.spec.all_cameras[role]
     of_video = bool(task.dataset.feature(path).codec)
     size = task.image_sizes[role]
     for step, source_frame in enumerate(cast(Iterable[bytes | np.ndarray], episode.steps[path])):
         try:
-            frames.append(_frame(task, size, source_frame, of_video=of_video))
+            encoded, its_size = _frame(task, size, source_frame, of_video=of_video)
         except Exception:
             with naming(f"{path} of step {step}"):
                 raise
-    return frames
+        frames.append(encoded)
+        sizes.add(its_size)
+    return frames, sizes
 
 
-def _frame(task: ShardTask, size: ImageSize | None, source_frame: bytes | np.ndarray, *, of_video: bool) -> bytes:
-    """A frame as its source encoded it, known to be whole, or at the asked size; one kept as numbers becomes PNG, one
-    decoded from a video JPEG: its codec has lost more than JPEG of quality 95 does, and PNG takes five times the room.
-    """
+def _frame(
+    task: ShardTask, size: ImageSize | None, source_frame: bytes | np.ndarray, *, of_video: bool
+) -> tuple[bytes, ImageSize]:
+    """A frame as its source encoded it, known to be whole, or at the asked size; and its size. One kept as numbers
+    becomes PNG, one decoded from a video JPEG: its codec has lost more than JPEG of quality 95 does, and PNG takes five
+    times the room."""
     if of_video and isinstance(source_frame, np.ndarray):
         height, width = size or source_frame.shape[:2]
-        return encode_jpeg(resize_image(source_frame, height, width, task.resize))
+        return encode_jpeg(resize_image(source_frame, height, width, task.resize)), ImageSize(height, width)
     encoded = source_frame if isinstance(source_frame, bytes) else encode_png(source_frame)
     if size is not None:
         resized = reencode(encoded, *size, task.resize)
         if resized is not encoded:
-            return resized
+            return resized, size
     if encoded is source_frame:
-        require_whole_image(encoded, thoroughly=task.check_frames)
-    return encoded
+        return encoded, require_whole_image(encoded, thoroughly=task.check_frames)
+    return encoded, image_size(encoded)
 
 
 def _reward(column: object, count: int) -> pa.Array:

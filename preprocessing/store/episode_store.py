@@ -106,6 +106,15 @@ def fixed_lists(values: np.ndarray) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
 
 
+def binaries(values: Sequence[bytes]) -> pa.Array | pa.ChunkedArray:
+    """An array of byte strings, copied once: Arrow's own builder grows, and copies what it has, time after time."""
+    ends = np.cumsum([0, *map(len, values)])
+    if ends[-1] >= 2**31:  # more than one array can hold
+        return pa.array(values, pa.binary())
+    buffers = [None, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(b"".join(values))]
+    return pa.Array.from_buffers(pa.binary(), len(values), buffers)
+
+
 def instruction_id(text: str, vector: bytes = b"") -> int:
     """The first 8 bytes of SHA-256 over the text and, where episodes ship vectors, the vector's bytes."""
     digest = hashlib.sha256(text.encode() + b"\0" + vector if vector else text.encode()).digest()
@@ -312,14 +321,23 @@ class EpisodeStore:
         """Every row of one shard; meant for narrow columns."""
         return self._read(shard, range(-(-self.shards[shard].rows // self.shards[shard].row_group_rows)), columns)
 
+    def read_row_groups(self, shard: int, row_groups: range, columns: Sequence[str]) -> pa.Table:
+        """The rows of neighbouring row groups of one shard, in order."""
+        return self._read(shard, row_groups, columns)
+
     def read_episode(self, shard: int, episode: int, columns: Sequence[str]) -> pa.Table:
         """The rows of one episode, by its number within the shard."""
-        ends = np.cumsum(self.shards[shard].episode_lengths)
-        stop, length = int(ends[episode]), int(self.shards[shard].episode_lengths[episode])
+        rows = self.rows_of(shard, episode)
         group_rows = self.shards[shard].row_group_rows
-        first = (stop - length) // group_rows
-        table = self._read(shard, range(first, -(-stop // group_rows)), columns)
-        return table.slice(stop - length - first * group_rows, length)
+        first = rows.start // group_rows
+        table = self._read(shard, range(first, -(-rows.stop // group_rows)), columns)
+        return table.slice(rows.start - first * group_rows, len(rows))
+
+    def rows_of(self, shard: int, episode: int) -> range:
+        """The places of an episode's rows in its shard."""
+        lengths = self.shards[shard].episode_lengths
+        stop = int(lengths[: episode + 1].sum())
+        return range(stop - int(lengths[episode]), stop)
 
     def _read(self, shard: int, row_groups: range, columns: Sequence[str]) -> pa.Table:
         """The rows of neighbouring row groups; all reading goes through here."""

@@ -26,10 +26,10 @@ _MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe](?=..)", re.DOTALL)  # that a se
 _SCAN, _END, _FRAMES = 0xDA, 0xD9, {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX")  # Pillow's modes
 
-# The beginning of the JPEG read last, through the header of its scan, and what it says. Frames of one camera begin
-# alike, so that comparing 600 bytes takes the place of two parsers.
+# The beginning of the JPEG read last, through the header of its scan, what it says, and how many bytes such a picture
+# needs at least. Frames of one camera begin alike, so that comparing 600 bytes takes the place of two parsers.
 _MOST_REMEMBERED = 2**16  # bytes
-_recent: tuple[bytes, ImageHeader | None] = (b"", None)
+_recent: tuple[bytes, ImageHeader, int] | None = None
 
 Kind = Literal["JPEG", "PNG", "WebP", "GIF", "BMP"]
 
@@ -51,9 +51,11 @@ class ImageHeader:
 
 def read_header(encoded: bytes) -> ImageHeader:
     """The header of an encoded picture. Raises ValueError for what is none, or none that is read here."""
+    if _recent is not None and encoded.startswith(_recent[0]) and len(encoded) >= _recent[2]:
+        return _recent[1]
     if encoded.startswith(JPEG):
-        header = _jpeg(encoded)
-    elif encoded.startswith(PNG):
+        return _jpeg(encoded)
+    if encoded.startswith(PNG):
         header = _png(encoded)
     elif encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
         header = _webp(encoded)
@@ -94,12 +96,12 @@ def _require_eight_bits(bits: int, mode: str) -> None:
 
 def _jpeg(encoded: bytes) -> ImageHeader:
     global _recent
-    beginning, header = _recent
-    if header is None or not encoded.startswith(beginning):
-        header, end = _jpeg_header(encoded)
-        if 0 < end <= _MOST_REMEMBERED:
-            _recent = encoded[:end], header
-    if MOST_PIXELS >= header.height * header.width > _PIXELS_PER_BYTE * len(encoded):
+    header, end = _jpeg_header(encoded)
+    _require_bearable(header.height, header.width)
+    least_bytes = -(-header.height * header.width // _PIXELS_PER_BYTE)
+    if 0 < end <= _MOST_REMEMBERED:
+        _recent = encoded[:end], header, least_bytes
+    if len(encoded) < least_bytes:
         raise ValueError(
             f"the image claims {header.height}x{header.width} pixels, which {len(encoded)} bytes of JPEG cannot hold"
         )

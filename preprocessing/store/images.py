@@ -58,20 +58,20 @@ def image_size(encoded: bytes) -> ImageSize:
     return _upright_size(read_header(encoded))
 
 
-def require_whole_image(encoded: bytes, *, thoroughly: bool = True) -> None:
-    """Raise ValueError for what `decode_image` would refuse.
+def require_whole_image(encoded: bytes, *, thoroughly: bool = True) -> ImageSize:
+    """The size of the upright picture. Raises ValueError for what `decode_image` would refuse.
 
     A JPEG is read through to its end without computing its pixels (only an eighth of its height and width), which takes
     two thirds of the time; libjpeg complains of the same damage as in full size. Not `thoroughly`, a JPEG or PNG whose
     header is right and that ends as its kind does is taken to be whole: 0.01 ms instead of 0.3 for 256x320.
     """
     header = read_header(encoded)
-    if not thoroughly and encoded.endswith(_END.get(header.kind, ())):
-        return
-    if header.kind == "JPEG":
-        _decoded_jpeg(encoded, min_height=1, min_width=1, fastdct=True, fastupsample=True)
-    else:
-        _decoded_by_pillow(encoded, header)
+    if thoroughly or not encoded.endswith(_END.get(header.kind, ())):
+        if header.kind == "JPEG":
+            _decoded_jpeg(encoded, min_height=1, min_width=1, fastdct=True, fastupsample=True)
+        else:
+            _decoded_by_pillow(encoded, header)
+    return _upright_size(header)
 
 
 def decode_image(encoded: bytes) -> np.ndarray:

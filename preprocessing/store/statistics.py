@@ -8,6 +8,7 @@ order statistic read from one is within 2^-12 (0.025 %) of the true one, exactly
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -105,7 +106,7 @@ class Moments:
         return {
             "count": self.count,
             **({name: getattr(self, name).tolist() for name in arrays} if self.count else {}),
-            "histograms": [[keys.tolist(), counts.tolist()] for keys, counts in self.histograms],
+            "histograms": [[_to_text(keys), _to_text(counts)] for keys, counts in self.histograms],
         }
 
     @staticmethod
@@ -113,9 +114,7 @@ class Moments:
         if data["count"] == 0:
             return Moments.empty(len(data["histograms"]))
         arrays = {name: np.array(value) for name, value in data.items() if name.endswith("_A")}
-        histograms = tuple(
-            (np.array(keys, np.int64), np.array(counts, np.int64)) for keys, counts in data["histograms"]
-        )
+        histograms = tuple((_from_text(keys), _from_text(counts)) for keys, counts in data["histograms"])
         return Moments(count=data["count"], histograms=histograms, **arrays)
 
 
@@ -135,6 +134,19 @@ def tiny_ranges(statistics: ActionStatistics, names: Sequence[str], mask: Sequen
     return verdicts
 
 
+def _to_text(numbers: np.ndarray) -> str:
+    """int64 numbers as base64 of their bytes: a shard has tens of thousands, and as JSON's they took a tenth of the
+    time of its conversion."""
+    return base64.b64encode(numbers.astype("<i8")).decode()
+
+
+def _from_text(text: str | list[int]) -> np.ndarray:
+    """Also from the list of numbers of an older version."""
+    if isinstance(text, list):
+        return np.array(text, np.int64)
+    return np.frombuffer(base64.b64decode(text, validate=True), "<i8").astype(np.int64)
+
+
 def _keys(values: np.ndarray) -> np.ndarray:
     """int64 keys in the order of the float values they stand for."""
     bits = np.ascontiguousarray(values, np.float32).view(np.int32).astype(np.int64)
@@ -148,5 +160,8 @@ def _value(key: np.int64) -> float:
 
 
 def _added(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    keys, places = np.unique(np.concatenate([a[0], b[0]]), return_inverse=True)
-    return keys, np.bincount(places, np.concatenate([a[1], b[1]])).astype(np.int64)
+    keys, counts = (np.concatenate(pair) for pair in zip(a, b, strict=True))
+    order = np.argsort(keys, kind="stable")  # of two sorted runs, which it merges
+    keys, counts = keys[order], counts[order]
+    starts = np.flatnonzero(np.diff(keys, prepend=keys[:1] - 1))
+    return keys[starts], np.add.reduceat(counts, starts)

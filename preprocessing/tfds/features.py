@@ -134,9 +134,9 @@ class Feature:
         """The list as it lies in the record: an array, or a list of bytes."""
         if self.is_bytes or self.encoding != "none":
             return example.bytes(key)
-        if np.issubdtype(np.dtype(self.dtype), np.floating):
-            return example.floats(key).astype(self.dtype, copy=False)
-        return example.ints(key).astype(self.dtype, copy=False)
+        dtype = np.dtype(self.dtype)
+        values = example.floats(key) if dtype.kind == "f" else example.ints(key)
+        return values if values.dtype == dtype else values.astype(dtype)
 
 
 @contextmanager

@@ -57,12 +57,20 @@ def test_a_report_of_an_earlier_version_leaves_out_what_is_empty(tmp_path: Path)
     assert (report.frame_size, report.unread, report.states_not_finite) == (None, {}, ())
 
 
+def test_a_report_of_an_earlier_version_has_histograms_of_plain_numbers(tmp_path: Path) -> None:
+    histograms = REPORT.moments.histograms
+    data = json.loads(to_text(REPORT))
+    data["moments"]["histograms"] = [[keys.tolist(), counts.tolist()] for keys, counts in histograms]
+    assert to_text(read(tmp_path, json.dumps(data))) == to_text(REPORT)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("{", "cannot be read as JSON"),
         ("{}", "is not as it was written (no 'file')"),
         (to_text(REPORT).replace('"rows": 5', '"rows": "5"'), 'rows is "5", not a whole number'),
+        (to_text(REPORT).replace('"histograms": [["', '"histograms": [["A'), "00000.json"),
     ],
 )
 def test_a_damaged_report_is_named_with_the_remedy(tmp_path: Path, text: str, words: str) -> None:

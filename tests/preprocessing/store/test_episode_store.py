@@ -24,6 +24,7 @@ from preprocessing.store.episode_store import (
     SourceField,
     StoreLayout,
     atomic_write,
+    binaries,
     instruction_id,
 )
 
@@ -120,6 +121,13 @@ def test_the_layout_of_columns() -> None:
     assert "proprio" not in schema.names
     assert schema.field("source/action").type == pa.list_(pa.float32(), 7)
     assert schema.field("source/open").type == pa.bool_()
+
+
+@pytest.mark.parametrize("values", [[], [b""], [b"a", b"", b"bc" * 300, b"\0"]])
+def test_byte_strings_are_the_array_that_arrow_makes_of_them(values: list[bytes]) -> None:
+    array = binaries(values)
+    array.validate(full=True)
+    assert array.equals(pa.array(values, pa.binary()))
 
 
 def test_a_shard_without_rows_is_a_valid_file(tmp_path: Path) -> None:

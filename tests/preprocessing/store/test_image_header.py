@@ -21,7 +21,7 @@ def test_the_frame_read_before_changes_no_header(kind: str, monkeypatch: pytest.
     begins = frame.index(b"\xff\xda") + 16
     changed = [frame[:place] + bytes([frame[place] ^ 0x11]) + frame[place + 1 :] for place in range(begins)]
     for other in [*changed, *(frame[:length] for length in range(2, len(frame)))]:
-        monkeypatch.setattr(image_header, "_recent", (b"", None))
+        monkeypatch.setattr(image_header, "_recent", None)
         alone = _told(other)
         assert _told(frame) == _told(frame)
         assert _told(other) == alone
