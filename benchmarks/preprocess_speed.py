@@ -5,7 +5,9 @@ manifest), and the same with a look at the frames' headers and ends alone, again
 `as_dataset(decoders=SkipDecoding)` read in the usual nested loops, step by step through one flat dataset, in batches
 of 64, and in batches with the same Parquet columns written. Only the last does the same job; the others write nothing.
 `decoded` is what `as_dataset` does unless told otherwise. The bound reads the records, checks their CRC, cuts them
-blindly into as many rows and writes these as Parquet: no parsing, no checksum, no columns but one.
+blindly into as many rows and writes these as Parquet: no parsing, no checksum, no columns but one. `hashed` is the
+bound with the SHA-256 that a store keeps of each file. Where two numbers of --episodes are given, the time that every
+further step takes is told apart from what a conversion takes however little there is to convert.
 
 Resizing: 480x640 to 256x320 with padding and back to JPEG, against the same in TensorFlow ops.
 
@@ -29,11 +31,15 @@ from typing import Any
 
 from preprocess_data import write_dataset
 
+from preprocessing.conversion.freed_memory import keep_freed_memory
+
 ROUNDS = 5
+_CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 PASS_THROUGH = {
     "ours": "rtp preprocess",
     "ends": "rtp preprocess --no-check-frames",
     "bound": "bound: read, CRC, Parquet",
+    "hashed": "bound and SHA-256",
     "nested": "as_dataset undecoded, nested loops",
     "flat": "as_dataset undecoded, flat, step by step",
     "batched": "as_dataset undecoded, flat, batches of 64",
@@ -51,30 +57,47 @@ RESIZED = {
 def main() -> None:
     arguments = _arguments()
     if arguments.side:
-        _serve(arguments.side, Path(arguments.source), arguments.size)
+        _serve(arguments.side, Path(arguments.source), arguments.size, _CLOCKS[arguments.clock])
         return
     from measure import machine
 
     print("; ".join(f"{key} {value}" for key, value in machine().items()), f"core {arguments.core}", flush=True)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        results = {"pass-through": _pass_through(arguments, Path(folder))}
+        results = {
+            "pass-through": [_pass_through(arguments, episodes, Path(folder)) for episodes in arguments.episodes]
+        }
+        if len(arguments.episodes) > 1:
+            results["per step"] = _per_step(*results["pass-through"][:2])
         if not arguments.sides:
             results["resize"] = _resize(arguments, Path(folder))
     settings = {key: str(value) for key, value in vars(arguments).items()}
     print(json.dumps({"benchmark": "preprocess_speed", "machine": machine(), "settings": settings, "results": results}))
 
 
-def _pass_through(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    source = write_dataset(folder / "small", num_episodes=arguments.episodes, num_steps=40, num_shards=4)
-    print(f"\npass-through: {arguments.episodes} episodes of 40 steps, 256x320, {_megabytes(source)} MB in 4 shards")
+def _pass_through(arguments: argparse.Namespace, episodes: int, folder: Path) -> dict[str, Any]:
+    source = write_dataset(folder / f"small-{episodes}", num_episodes=episodes, num_steps=40, num_shards=4)
+    print(f"\npass-through: {episodes} episodes of 40 steps, 256x320, {_megabytes(source)} MB in 4 shards")
     sides = {
         name: text for name, text in PASS_THROUGH.items() if not arguments.sides or name in ("ours", *arguments.sides)
     }
-    return _measure(sides, source, None, arguments)
+    return {"steps": episodes * 40, **_measure(sides, source, None, arguments)}
+
+
+def _per_step(few: dict[str, Any], many: dict[str, Any]) -> dict[str, Any]:
+    """Of each side the microseconds of a further step and the milliseconds of what does not grow, from the medians."""
+    results: dict[str, Any] = {}
+    for name in PASS_THROUGH:
+        if name in few:
+            few_s, many_s = (size["steps"] / size[name]["steps_per_s"] for size in (few, many))
+            step_s = (many_s - few_s) / (many["steps"] - few["steps"])
+            fixed_ms = 1000 * (few_s - step_s * few["steps"])
+            results[name] = {"us_per_step": round(step_s * 1e6, 1), "fixed_ms": round(fixed_ms)}
+            print(f"  {PASS_THROUGH[name]:56} {step_s * 1e6:7.1f} us for a further step, {fixed_ms:.0f} ms whatever")
+    return results
 
 
 def _resize(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    episodes = max(arguments.episodes // 8, 2)
+    episodes = max(arguments.episodes[0] // 8, 2)
     source = write_dataset(folder / "large", num_episodes=episodes, num_steps=20, num_shards=2, size=(480, 640))
     print(f"\nresize: {episodes} episodes of 20 steps, 480x640 to 256x320, {_megabytes(source)} MB in 2 shards")
     return _measure(RESIZED, source, "256x320", arguments)
@@ -83,7 +106,7 @@ def _resize(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def _measure(sides: dict[str, str], source: Path, size: str | None, arguments: argparse.Namespace) -> dict[str, Any]:
     """Steps a second of each side, and how many times as fast ours is, as medians over the rounds; of the bound also
     what part of it ours reaches when frames are not read through."""
-    workers = {name: _Side(name, source, size, arguments.core) for name in sides}
+    workers = {name: _Side(name, source, size, arguments.core, arguments.clock) for name in sides}
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(arguments.rounds + 1):  # the first round warms up
         for name in list(sides) if number % 2 == 0 else list(sides)[::-1]:
@@ -99,10 +122,12 @@ def _measure(sides: dict[str, str], source: Path, size: str | None, arguments: a
             f"  {text:56} {statistics.median(rates[name]):7.0f} steps/s, "
             f"ours {statistics.median(ratios):5.2f} times as fast ({low:.2f} to {high:.2f})"
         )
-    if "ends" in sides and "bound" in sides:
-        part = _spread([ends / bound for ends, bound in zip(rates["ends"], rates["bound"], strict=True)])
-        results["bound"]["reached_by_ends"] = part
-        print(f"  --no-check-frames reaches {part['median']} of the bound ({part['lowest']} to {part['highest']})")
+    for name in ("bound", "hashed"):
+        if "ends" in sides and name in sides:
+            part = _spread([ends / bound for ends, bound in zip(rates["ends"], rates[name], strict=True)])
+            results[name]["reached_by_ends"] = part
+            reached = f"reaches {part['median']} ({part['lowest']} to {part['highest']})"
+            print(f"  --no-check-frames {reached} of the {sides[name]}")
     for worker in workers.values():
         worker.close()
     return results
@@ -111,7 +136,7 @@ def _measure(sides: dict[str, str], source: Path, size: str | None, arguments: a
 class _Side:
     """A process that runs one pass of one side each time it is asked."""
 
-    def __init__(self, name: str, source: Path, size: str | None, core: int) -> None:
+    def __init__(self, name: str, source: Path, size: str | None, core: int, clock: str) -> None:
         command = [
             sys.executable,
             __file__,
@@ -119,6 +144,8 @@ class _Side:
             name,
             "--source",
             str(source),
+            "--clock",
+            clock,
             *(["--size", size] if size else []),
         ]
         self._process = subprocess.Popen(
@@ -148,12 +175,12 @@ class _Side:
 # --- In the process of a side ---
 
 
-def _serve(name: str, source: Path, size: str | None) -> None:
+def _serve(name: str, source: Path, size: str | None, clock: Callable[[], float]) -> None:
     once = _passes(name, source, size)
     for _ in sys.stdin:
-        began = time.perf_counter()
+        began = clock()
         num_steps = once()
-        print(json.dumps(num_steps / (time.perf_counter() - began)), flush=True)
+        print(json.dumps(num_steps / (clock() - began)), flush=True)
 
 
 def _passes(name: str, source: Path, size: str | None) -> Callable[[], int]:
@@ -163,8 +190,9 @@ def _passes(name: str, source: Path, size: str | None) -> Callable[[], int]:
     pyarrow.set_cpu_count(1)
     if name in ("ours", "ends"):
         return lambda: _convert(source, size, check_frames=name == "ours")
-    if name == "bound":
-        return lambda: _bound(source)
+    if name in ("bound", "hashed"):
+        keep_freed_memory()  # as ours does
+        return lambda: _bound(source, is_hashed=name == "hashed")
     return lambda: _tensorflow(name, source)
 
 
@@ -176,12 +204,12 @@ def _convert(source: Path, size: str | None, *, check_frames: bool) -> int:
     return convert(str(source), str(out), ConvertConfig(workers=0, image_size=size, check_frames=check_frames)).steps
 
 
-def _bound(source: Path) -> int:
+def _bound(source: Path, *, is_hashed: bool) -> int:
     """40 rows a record, each a fortieth of its bytes, in the store's row groups."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from preprocessing.store.episode_store import ROW_GROUP_ROWS
+    from preprocessing.store.episode_store import ROW_GROUP_ROWS, HashingFile
     from preprocessing.tfds.tfrecord import Record, read_records
 
     schema, rows = pa.schema({"image": pa.binary()}), 0
@@ -189,8 +217,9 @@ def _bound(source: Path) -> int:
         pending: list[bytes] = []
         with (
             path.open("rb") as file,
+            (source / f"bound-{number}.parquet").open("wb") as out,
             pq.ParquetWriter(
-                source / f"bound-{number}.parquet",
+                pa.PythonFile(HashingFile(out), mode="w") if is_hashed else out.name,
                 schema,
                 compression="NONE",
                 use_dictionary=False,
@@ -273,7 +302,10 @@ def _megabytes(source: Path) -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--episodes", type=int, default=208, help="episodes of the pass-through (default: 208)")
+    text = "episodes of the pass-through; two numbers tell what grows with them from what does not (default: 208)"
+    parser.add_argument("--episodes", type=int, nargs="+", default=[208], help=text)
+    text = "time by the clock, or the processor's time alone, as on a busy machine (default: wall)"
+    parser.add_argument("--clock", choices=_CLOCKS, default="wall", help=text)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"rounds after the warm-up (default: {ROUNDS})")
     parser.add_argument("--core", type=int, default=0, help="processor that every side is pinned to (default: 0)")
     parser.add_argument("--folder", help="where to put 2 GB of files (default: the system's temporary folder)")

@@ -141,10 +141,13 @@ def _to_text(numbers: np.ndarray) -> str:
 
 
 def _from_text(text: str | list[int]) -> np.ndarray:
-    """Also from the list of numbers of an older version."""
+    """Also from the list of numbers of an older version. Raises TypeError for what is neither."""
     if isinstance(text, list):
         return np.array(text, np.int64)
-    return np.frombuffer(base64.b64decode(text, validate=True), "<i8").astype(np.int64)
+    try:
+        return np.frombuffer(base64.b64decode(text, validate=True), "<i8").astype(np.int64)
+    except ValueError:
+        raise TypeError(f"a histogram of {len(text)} letters that are no base64 of whole numbers") from None
 
 
 def _keys(values: np.ndarray) -> np.ndarray:

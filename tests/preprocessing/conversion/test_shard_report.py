@@ -70,7 +70,10 @@ def test_a_report_of_an_earlier_version_has_histograms_of_plain_numbers(tmp_path
         ("{", "cannot be read as JSON"),
         ("{}", "is not as it was written (no 'file')"),
         (to_text(REPORT).replace('"rows": 5', '"rows": "5"'), 'rows is "5", not a whole number'),
-        (to_text(REPORT).replace('"histograms": [["', '"histograms": [["A'), "00000.json"),
+        (
+            to_text(REPORT).replace('"histograms": [["', '"histograms": [["A'),
+            "letters that are no base64 of whole numbers",
+        ),
     ],
 )
 def test_a_damaged_report_is_named_with_the_remedy(tmp_path: Path, text: str, words: str) -> None:
