@@ -51,8 +51,9 @@ class ImageHeader:
 
 def read_header(encoded: bytes) -> ImageHeader:
     """The header of an encoded picture. Raises ValueError for what is none, or none that is read here."""
-    if _recent is not None and encoded.startswith(_recent[0]) and len(encoded) >= _recent[2]:
-        return _recent[1]
+    recent = _recent  # which another thread may set
+    if recent is not None and encoded.startswith(recent[0]) and len(encoded) >= recent[2]:
+        return recent[1]
     if encoded.startswith(JPEG):
         return _jpeg(encoded)
     if encoded.startswith(PNG):
