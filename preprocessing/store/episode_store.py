@@ -111,7 +111,7 @@ def binaries(values: Sequence[bytes]) -> pa.Array | pa.ChunkedArray:
     ends = np.cumsum([0, *map(len, values)])
     if ends[-1] >= 2**31:  # more than one array can hold
         return pa.array(values, pa.binary())
-    buffers = [None, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(b"".join(values))]
+    buffers = [None, pa.py_buffer(ends.astype(np.int32).tobytes()), pa.py_buffer(b"".join(values))]
     return pa.Array.from_buffers(pa.binary(), len(values), buffers)
 
 
