@@ -136,7 +136,7 @@ def tiny_ranges(statistics: ActionStatistics, names: Sequence[str], mask: Sequen
 
 def _to_text(numbers: np.ndarray) -> str:
     """int64 numbers as base64 of their bytes: a shard has tens of thousands, slow to write and to read as text."""
-    return base64.b64encode(numbers.astype("<i8")).decode()
+    return base64.b64encode(numbers.astype("<i8").tobytes()).decode()
 
 
 def _from_text(text: str | list[int]) -> np.ndarray:
