@@ -63,7 +63,7 @@ def main() -> None:
 
     print("; ".join(f"{key} {value}" for key, value in machine().items()), f"core {arguments.core}", flush=True)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        results = {
+        results: dict[str, Any] = {
             "pass-through": [_pass_through(arguments, episodes, Path(folder)) for episodes in arguments.episodes]
         }
         if len(arguments.episodes) > 1:
