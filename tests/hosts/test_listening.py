@@ -19,6 +19,19 @@ from tests.support.servers import process
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 STORE, RUN = "stores/metaworld_sample/1.0.0/val", "runs/first"
+SHORT_SWEEP = (
+    "--data",
+    STORE,
+    "--validation",
+    STORE,
+    "--output",
+    "runs/sweep",
+    "--budget.trials",
+    2,
+    "--loop.steps",
+    2,
+)
+SHORT_SWEEP += ("--scheduler", "ToTheEnd", "--loop.global-batch", 16)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +99,7 @@ def test_a_training_on_ray_workers(alone: Host, tmp_path: Path) -> None:
     "words",
     [
         ("preprocess", "sample/1.0.0", "more", "--split", "train[:20]", "--encoder", "hash"),
-        ("tune", "rt1_lr_wd", "--data", STORE, "--output", "runs/sweep", "--budget.trials", 2, "--loop.steps", 2),
+        ("tune", "rt1_lr_wd", *SHORT_SWEEP),
         ("evaluate", RUN, "--data", STORE, "--bootstrap-samples", 10),
         ("register", RUN, "--name", "arm"),
         ("inspect", STORE, "--audit"),
