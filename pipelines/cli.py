@@ -140,7 +140,7 @@ def _require_plain_names(arguments: list[str]) -> None:
     """Raise ValueError for a local path with '::', which fsspec splits: for /a::b/c it would open, and write to, /a."""
     end = arguments.index("--") if "--" in arguments else len(arguments)  # the rest runs on another machine
     for path in (os.getcwd(), *arguments[:end]):
-        if "::" in path and "://" not in path:
+        if "::" in path and "://" not in path and not path.startswith("arn:"):  # a name in AWS
             raise ValueError(f"{path} has '::' in it, which joins two file systems in a URL: rename that folder")
 
 

@@ -319,3 +319,13 @@ def test_a_name_that_is_taken_for_two_is_refused(
     monkeypatch.chdir(tmp_path / "c::d")
     assert main(["inspect", "store"]) == 2
     assert "c::d has '::' in it" in capsys.readouterr().err
+
+
+def test_a_name_in_aws_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    profile = ["--instance-profile", "arn:aws:iam::123456789012:instance-profile/robots"]
+    assert (
+        main(["cluster", "render", "aws", "--gpu-nodes", "1", "--image", "a/b:1", *profile, "--output", "ray.yaml"])
+        == 0
+    )
+    assert profile[1] in Path("ray.yaml").read_text()
