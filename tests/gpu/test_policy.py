@@ -91,7 +91,7 @@ def test_what_a_policy_answers_is_on_the_cpu_and_its_history_on_the_gpu() -> Non
     policy = RT1Policy(fresh(SMALL).cuda())
     action = policy.act(frames(1)[0][0], instructions(1)[0])
     assert isinstance(action.values, np.ndarray) and action.values.shape == (11,)
-    assert policy._history is not None and policy._history.tokens_RTKD.is_cuda
+    assert policy._history is not None and policy._history.tokens_RTJD.is_cuda
 
 
 def test_a_model_is_scored_on_the_gpu_and_comes_back() -> None:
