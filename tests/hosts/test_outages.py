@@ -21,6 +21,7 @@ from tests.support.host_runs import (
     num_shards,
     require_same_run,
     train_here,
+    train_words,
     training,
 )
 from tests.support.hosts import Host, until
@@ -28,7 +29,7 @@ from tests.support.hosts import Host, until
 pytestmark = pytest.mark.slow
 OUTAGE_S = 60
 CUT_OFF_S = 5
-STEPS = 40
+STEPS, SLOW_STEPS = 40, 3
 TRAIN = "metaworld_sample/1.0.0/train"
 
 
@@ -71,6 +72,17 @@ def test_a_slow_link_only_slows_a_conversion(cluster: HostCluster, converted: di
     with first, second, converting(cluster, "slow"):
         pass
     assert file_contents(cluster.services.objects / "slow") == converted
+
+
+def test_a_slow_link_only_slows_a_training(
+    cluster: HostCluster, uploaded: str, local_stores: Path, folder: Path
+) -> None:
+    """Of the last node, where one of the ranks is: a step makes dozens of exchanges, and each takes 0.1 s and more."""
+    with cluster.nodes[-1].slow(delay_s=0.05, loss=0.01):
+        done = cluster.submit("--", *train_words(uploaded, "slow", SLOW_STEPS), timeout_s=400)
+    assert done.returncode == 0, done.stdout[-8000:]
+    assert f"on {cluster.nodes[-1].name}: gloo" in done.stdout
+    require_same_run(cluster.services.objects / "runs/slow", train_here(local_stores / TRAIN, folder, SLOW_STEPS))
 
 
 # --- Hosts that are lost for good: what needs all three stands above ---
