@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import re
 import select
 import signal
 import sys
@@ -34,6 +35,7 @@ _GOES_ON = {
     "submit": "; a job that the cluster has taken goes on",
 }
 
+_NAME_IN_AWS = re.compile(r"arn:aws[\w-]*:")  # such as that of an instance profile
 _STORE_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs")  # not all of their errors are OSErrors
 
 
@@ -140,8 +142,9 @@ def _require_plain_names(arguments: list[str]) -> None:
     """Raise ValueError for a local path with '::', which fsspec splits: for /a::b/c it would open, and write to, /a."""
     end = arguments.index("--") if "--" in arguments else len(arguments)  # the rest runs on another machine
     for path in (os.getcwd(), *arguments[:end]):
-        if "::" in path and "://" not in path and not path.startswith("arn:"):  # a name in AWS
-            raise ValueError(f"{path} has '::' in it, which joins two file systems in a URL: rename that folder")
+        value = path.partition("=")[2] if path.startswith("--") else path
+        if "::" in value and "://" not in value and not _NAME_IN_AWS.match(value):
+            raise ValueError(f"{value} has '::' in it, which joins two file systems in a URL: rename that folder")
 
 
 def _run(name: str, arguments: list[str]) -> JsonSummary | None:

@@ -16,7 +16,8 @@ _LARGEST_BLOCK = 32 << 20  # the most that glibc takes
 
 @cache
 def keep_freed_memory() -> None:
-    """Let this process keep up to 128 MiB that it has freed, from now on; under another C library nothing changes."""
+    """Let this process keep what it has freed, up to 128 MiB in each of malloc's arenas, from now on to its end; under
+    another C library nothing changes."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, _LARGEST_BLOCK)

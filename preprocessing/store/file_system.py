@@ -23,7 +23,10 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-_DATASET = re.compile(r"hf://datasets/[\w.-]+/[\w.-]+(@[^/]+)?(/.*)?")
+_KINDS = "(?:datasets|models|spaces|buckets)/"
+_OF_DATA = re.compile(  # a model's repository may hold a file of scores
+    rf"hf://(?:(?:datasets|spaces|buckets)/[\w.-]+/[\w.-]+(@[^/]+)?(/.*)?|(?!{_KINDS})[\w.-]+/[\w.-]+(@[^/]+)?/.+)"
+)
 
 OUTAGE_S = 300.0
 """A store that has answered this process before is waited for so long,"""
@@ -97,7 +100,7 @@ class FileSystem(Protocol):
 def file_system_of(url: str, options: Mapping[str, str] | None = None) -> tuple[FileSystem, str]:
     """(file system, path in it) of a local path or a URL. Raises ImportError if the protocol's package is missing, and
     ValueError, before anything is asked of the hub, for an address there that names no dataset."""
-    if url.startswith("hf://") and not _DATASET.fullmatch(url):
+    if url.startswith("hf://") and not _OF_DATA.fullmatch(url):
         raise ValueError(
             f"{url} names no dataset of the Hugging Face hub: give hf://datasets/OWNER/NAME and the folder in it "
             f"(hf://OWNER/NAME is a model)"

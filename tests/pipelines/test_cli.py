@@ -315,6 +315,8 @@ def test_a_name_that_is_taken_for_two_is_refused(
     """fsspec opens /a where one says /a::b."""
     assert main(["inspect", str(tmp_path / "a::b")]) == 2
     assert "a::b has '::' in it" in capsys.readouterr().err
+    assert main(["inspect", "shard", f"--split={tmp_path / 'a::b'}"]) == 2
+    assert "a::b has '::' in it" in capsys.readouterr().err
     (tmp_path / "c::d").mkdir()
     monkeypatch.chdir(tmp_path / "c::d")
     assert main(["inspect", "store"]) == 2
@@ -323,9 +325,9 @@ def test_a_name_that_is_taken_for_two_is_refused(
 
 def test_a_name_in_aws_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    profile = ["--instance-profile", "arn:aws:iam::123456789012:instance-profile/robots"]
-    assert (
-        main(["cluster", "render", "aws", "--gpu-nodes", "1", "--image", "a/b:1", *profile, "--output", "ray.yaml"])
-        == 0
-    )
-    assert profile[1] in Path("ray.yaml").read_text()
+    flag, profile = "--instance-profile", "arn:aws:iam::123456789012:instance-profile/robots"
+    for words in ([flag, profile], [f"{flag}={profile}"]):
+        render = ["cluster", "render", "aws", "--gpu-nodes", "1", "--image", "a/b:1", *words, "--output", "ray.yaml"]
+        assert main(render) == 0
+        assert profile in Path("ray.yaml").read_text()
+        Path("ray.yaml").unlink()

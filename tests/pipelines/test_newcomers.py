@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import socket
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pipelines.export import ExportArguments
 from pipelines.serve import _require_free
 from pipelines.terminal.plain_words import plain_words
 from preprocessing.store.card import is_known_licence
-from preprocessing.store.file_system import file_system_of
+from preprocessing.store.file_system import file_system_of, is_local
 
 PYTHONS_OWN = ("invalid literal", "could not convert", "<class", "NoneType", "Arguments:", "Config:", "KubeRay")
 
@@ -65,7 +66,8 @@ def test_one_plain_sentence_and_nothing_left(
 
 
 def test_a_missing_model_of_an_encoder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("tensorflow", reason="needs the extra use")
+    if importlib.util.find_spec("tensorflow") is None:  # it is not loaded here: see tests/conftest.py
+        pytest.skip("needs the extra use")
     said = refused(capsys, f"import-encoder {tmp_path}/nowhere {tmp_path}/new/encoder")
     assert "nowhere does not exist: give SOURCE the folder or .tar.gz" in said
     assert list(tmp_path.iterdir()) == []
@@ -84,6 +86,15 @@ def test_what_is_no_dataset_of_the_hub_is_not_asked_for(url: str, capsys: pytest
     with pytest.raises(ValueError, match="names no dataset of the Hugging Face hub: give hf://datasets/OWNER/NAME"):
         file_system_of(url)
     assert "names no dataset of the Hugging Face hub" in refused(capsys, f"preprocess {url} out")
+
+
+@pytest.mark.parametrize(
+    "kind", ["datasets/me/arms", "buckets/me/arms/stores", "spaces/me/arms", "me/siglip/scores.parquet"]
+)
+def test_what_may_hold_data_is_asked_for(kind: str) -> None:
+    pytest.importorskip("huggingface_hub", reason="needs the extra hub")
+    filesystem, path = file_system_of(f"hf://{kind}")
+    assert not is_local(filesystem) and path == kind
 
 
 @pytest.mark.parametrize("url", ["hf://x", "hf://datasets/x", "hf://datasets/datasets/x"])
