@@ -104,7 +104,7 @@ def estimate_resources(experiment: Experiment, stores: Sequence[Store]) -> Resou
     state: dict[Stage, dict[str, int]] = {
         stage: state_bytes(stage, count, least, num_frozen=frozen, ema=ema) for stage in STAGES
     }
-    activations = activation_bytes(experiment)
+    activations = activation_bytes(experiment, stores)
     engine = experiment.engine
     zero = engine.zero if isinstance(engine, DeepSpeedEngineConfig) else ZeroConfig(stage=0)
     return ResourceEstimate(
@@ -169,10 +169,10 @@ def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
         return build().to("meta")
 
 
-def activation_bytes(experiment: Experiment) -> int | None:
+def activation_bytes(experiment: Experiment, stores: Sequence[Store] = ()) -> int | None:
     """What one sample's forward pass keeps for the backward pass; in bf16 half of fp32's. None if it is unknown."""
     with torch.random.fork_rng(devices=[]):
-        sample = family_of(experiment.model).sample_forward(experiment.model)
+        sample = family_of(experiment.model).sample_forward(experiment.model, stores)
         if sample is None:
             return None
         model, inputs = sample

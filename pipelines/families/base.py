@@ -216,9 +216,9 @@ class ModelFamily(ABC, Generic[ConfigT, ModelT]):
         to compute it in shapes that follow from the capacity."""
         return batch
 
-    def sample_forward(self, config: ConfigT) -> tuple[nn.Module, tuple[Any, ...]] | None:
-        """A model and its inputs for one sample, on the meta device or the CPU: the memory of a forward pass is
-        estimated with them. None if that takes real data. It may draw random numbers."""
+    def sample_forward(self, config: ConfigT, stores: Sequence[Store]) -> tuple[nn.Module, tuple[Any, ...]] | None:
+        """A model and its inputs for one sample of the stores, on the meta device or the CPU: the memory of a forward
+        pass is estimated with them. None if that takes real data. It may draw random numbers."""
         return None
 
     # --- evaluation ---

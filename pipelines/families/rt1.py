@@ -86,7 +86,7 @@ class RT1Family(WindowFamily[RT1Config, RT1]):
             cameras=config.cameras,
         )
 
-    def sample_forward(self, config: RT1Config) -> tuple[nn.Module, tuple[Any, ...]]:
+    def sample_forward(self, config: RT1Config, stores: Sequence[Store]) -> tuple[nn.Module, tuple[Any, ...]]:
         """Every frame of a window counts, also those that windows of a segment share."""
         size, steps, values = config.input.image_size, config.num_steps, config.state_size()
         cameras = (len(config.cameras),) if len(config.cameras) > 1 else ()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipelines.families.prompts import PromptCost, PromptFamily
 from pipelines.training.co_fine_tuning import texts
-from preprocessing.store.web_store import Store
+from preprocessing.store.web_store import Store, WebStore
 from rt_models.cost.rt2_flops import cost
 from rt_models.rt2 import RT2, RT2Config
 
@@ -34,11 +34,12 @@ class RT2Family(PromptFamily[RT2Config, RT2]):
             cameras=config.cameras,
         )
 
-    def sample_forward(self, config: RT2Config) -> tuple[nn.Module, tuple[Tensor, ...]]:
-        """A row with all the tokens it may have. Rows are laid out by what the tokens hold: they are real, on the CPU,
-        which takes some seconds at most."""
+    def sample_forward(self, config: RT2Config, stores: Sequence[Store]) -> tuple[nn.Module, tuple[Tensor, ...]]:
+        """A row with all the pictures and tokens it may have. Rows are laid out by what the tokens hold: they are real, on
+        the CPU, which takes some seconds at most."""
         image = torch.zeros(1, 3, config.picture.image_size, config.picture.image_size)
-        images = image[:, None].repeat(1, len(config.cameras) * config.text.frames, 1, 1, 1)
+        of_web = max((store.most_pictures for store in stores if isinstance(store, WebStore)), default=1)
+        images = image[:, None].repeat(1, len(config.cameras) * max(config.text.frames, of_web), 1, 1, 1)
         return config.build(), (images, torch.zeros(1, config.longest_row(), dtype=torch.int64))
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from cluster.context import LocalContext
 from cluster.engine import TorchEngineConfig
+from pipelines.capacity.estimate import activation_bytes
 from pipelines.catalogue import load_recipe
 from pipelines.evaluation.config import WebScoreConfig
 from pipelines.evaluation.statistics import Bootstrap
@@ -86,3 +87,10 @@ def test_two_steps_are_trained_with_and_without_fixed_shapes_and_scored(store: s
         experiment.model.build().eval(), contract, WebStore.open(web), WebScoreConfig(answer_tokens=2), **options
     )
     assert report.questions is not None and report.questions.questions == 4
+
+
+def test_the_memory_of_every_picture_is_foretold(store: str, web: str) -> None:
+    robots, questions = EpisodeStore.open(store), WebStore.open(web)
+    experiment = resolved(load_recipe("rt2_tiny"), [robots, questions])
+    one, three = activation_bytes(experiment, [robots]), activation_bytes(experiment, [robots, questions])
+    assert questions.most_pictures == 3 and one is not None and three is not None and three > 1.5 * one
