@@ -56,6 +56,11 @@ class Scores:
         if len(measures) != 1:
             raise ValueError("checkpoints acted in other tasks or under different seeds: give evaluations of one kind")
         measured = [self.simulated[place][min(measures)] for place in both]
+        if len(set(measured)) == 1:
+            raise ValueError(
+                f"all {len(both)} checkpoints have the same {json.loads(min(measures))[0]} ({measured[0]:g}), so there "
+                f"is nothing to rank: evaluate checkpoints that differ, or more episodes"
+            )
         shared = sorted(set.intersection(*(set(self.offline[place]) for place in both)))
         found = [_agreement(name, [self.offline[place][name] for place in both], measured) for name in shared]
         return sorted(found, key=lambda each: (each.mmrv, -(each.pearson or 0.0)))

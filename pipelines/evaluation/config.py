@@ -20,6 +20,11 @@ class WebScoreConfig:
     answer_tokens: int = 48
     """Longest answer in tokens."""
 
+    def __post_init__(self) -> None:
+        for flag, value in (("--web.examples", self.examples), ("--web.answer-tokens", self.answer_tokens)):
+            if value < 1:
+                raise ValueError(f"{flag} must be 1 or more, got {value}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
@@ -46,6 +51,16 @@ class EvaluationConfig:
     """Seed of the bootstrap resamples."""
     web: WebScoreConfig = field(default_factory=WebScoreConfig)
     compute: Annotated[Compute, tyro.conf.arg(name="")] = field(default_factory=Compute)
+
+    def __post_init__(self) -> None:
+        limits = (
+            ("--batch", self.batch, 1),
+            ("--bootstrap-samples", self.bootstrap_samples, 1),
+            ("--seed", self.seed, 0),
+        )
+        for flag, value, least in limits:
+            if value < least:
+                raise ValueError(f"{flag} must be {least} or more, got {value}")
 
     def bootstrap(self) -> Bootstrap:
         return Bootstrap(samples=self.bootstrap_samples, seed=self.seed)

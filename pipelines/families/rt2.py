@@ -35,8 +35,8 @@ class RT2Family(PromptFamily[RT2Config, RT2]):
         )
 
     def sample_forward(self, config: RT2Config, stores: Sequence[Store]) -> tuple[nn.Module, tuple[Tensor, ...]]:
-        """A row with all the pictures and tokens it may have. Rows are laid out by what the tokens hold: they are real, on
-        the CPU, which takes some seconds at most."""
+        """A row with all the pictures and tokens it may have. Rows are laid out by what the tokens hold: they are real,
+        on the CPU, which takes some seconds at most."""
         image = torch.zeros(1, 3, config.picture.image_size, config.picture.image_size)
         of_web = max((store.most_pictures for store in stores if isinstance(store, WebStore)), default=1)
         images = image[:, None].repeat(1, len(config.cameras) * max(config.text.frames, of_web), 1, 1, 1)

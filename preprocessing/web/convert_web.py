@@ -108,6 +108,8 @@ def convert_web(source: str, out: str, config: WebConvertConfig, reach_ray: Reac
     of_episodes = f"{episodes(opened).name}_questions" if config.format == "episodes" else None
     name = config.dataset or of_episodes or Path(absolute(source)).name
     root = absolute(f"{str(out).rstrip('/')}/{name}/{config.version}/{config.split}")
+    if root == absolute(str(source)).rstrip("/"):
+        raise ValueError(f"{out} is where the store itself lies: give another OUT, or another --dataset")
     task = _Task(source=opened, config=config, root=root, pieces=opened.pieces())
     settings = _settings(task, name)
     filesystem, folder = file_system_of(root)

@@ -69,6 +69,23 @@ def evaluation(trained: TrainedModel, store: str) -> Evaluation:
     return evaluation_of(trained.model, trained.contract, EpisodeStore.open(store), config)
 
 
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--batch", "0"], "--batch must be 1 or more, got 0"),
+        (["--bootstrap-samples", "-5"], "--bootstrap-samples must be 1 or more, got -5"),
+        (["--seed", "-1"], "--seed must be 0 or more, got -1"),
+        (["--web.examples", "0"], "--web.examples must be 1 or more, got 0"),
+        (["--web.answer-tokens", "0"], "--web.answer-tokens must be 1 or more, got 0"),
+    ],
+)
+def test_a_number_out_of_range_is_one_sentence(
+    words: list[str], sentence: str, store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "nowhere", "--data", store, *words]) == 2
+    assert sentence in " ".join(capsys.readouterr().err.split())
+
+
 def test_it_saves_a_report_and_says_what_to_do_next(
     bundle: str, store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

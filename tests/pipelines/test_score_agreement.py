@@ -59,6 +59,7 @@ def test_a_policy_that_copies_its_state_is_not_the_better_one() -> None:
         ([(0, 0.5, 0.5)], "1 checkpoints have both kinds of score, and two are needed"),
         ([(0, 0.5, None), (1, None, 0.5)], "0 checkpoints have both kinds"),
         ([], "holds no evaluation"),
+        ([(0, 0.5, 0.0), (1, 0.7, 0.0)], "all 2 checkpoints have the same success (0), so there is nothing to rank"),
     ],
 )
 def test_what_does_not_compare_is_one_sentence(

@@ -91,6 +91,9 @@ def test_the_store_of_questions_is_a_store_of_examples(store: EpisodeStore, tmp_
     again = convert_web(store.root, str(tmp_path / "again"), config)
     files = [Path(root, made.manifest.shards[0].file).read_bytes() for root in (summary.store, again.store)]
     assert files[0] == files[1]
+    home = Path(store.root).parents[2]
+    with pytest.raises(ValueError, match="is where the store itself lies: give another OUT"):
+        convert_web(store.root, str(home), replace(config, dataset=store.name))
     few = convert_web(store.root, str(tmp_path / "few"), replace(config, tasks=("steps",)))
     assert json.loads(Path(few.store, "manifest.json").read_text())["settings"]["tasks"] == ["steps"]
 
