@@ -214,7 +214,7 @@ def _require_same_settings(path: str, saved: CheckpointMetadata, experiment: Exp
     changed = [key for key in now if key.startswith(FIXED) and key in before and before[key] != now[key]]
     weights = [key for key in {**before, **now} if key.startswith("mixture.weights.")]  # any of which may be missing
     changed += [key for key in weights if before.get(key) != now.get(key)]
-    changed = [key for key in changed if key not in free]
+    changed = [key for key in changed if key not in free and not key.endswith(MEMORY_ALONE)]
     if changed:
         key = changed[0]
         was, now_is = (shorten(str(side.get(key)), 120, placeholder=" ...") for side in (before, now))
@@ -244,3 +244,4 @@ FIXED = (
     *("model.", "freeze", "mixture.", "co_fine_tuning"),
     *("loop.seed", "loop.lanes", "loop.global_batch", "loop.segment_windows", "loader.mask_flags"),
 )
+MEMORY_ALONE = "activation_checkpointing"  # of these, what changes memory and no number

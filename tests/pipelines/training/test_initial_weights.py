@@ -108,6 +108,9 @@ def test_a_resumed_run_may_change_what_does_not_change_the_run(store: str) -> No
         optimizer=replace(experiment.optimizer, lr=1.0),
     )
     require_same_run(found, contract, free)
+    assert isinstance(experiment.model, RT1Config)
+    compute = replace(experiment.model.compute, activation_checkpointing="blocks")  # after a lack of memory
+    require_same_run(found, contract, replace(free, model=replace(experiment.model, compute=compute)))
     for changed, words in (
         (replace(experiment, loop=replace(experiment.loop, seed=1)), "loop.seed was 0 and is now 1"),
         (replace(experiment, freeze=("tokenizer.",)), r"freeze was \[\] and is now \['tokenizer.'\]"),
