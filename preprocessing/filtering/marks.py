@@ -200,8 +200,13 @@ def read_marks(filesystem: FileSystem, progress: str, count: int) -> Marks:
 
 
 def _read(filesystem: FileSystem, path: str) -> pa.Table:
+    """Raises OSError for what cannot be read, not ValueError: it says nothing of the store, and `claimed` would take
+    the marks of all other shards away for it."""
     blob = with_retries(lambda: filesystem.cat_file(path), what=path)
     try:
-        return pq.read_table(pa.BufferReader(blob)).cast(MARKS_SCHEMA)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): delete the store's folder and filter again") from None
+        table = pq.read_table(pa.BufferReader(blob))
+        if "further" not in table.column_names:  # written before a row could have several pictures
+            table = table.append_column("further", pa.nulls(table.num_rows, pa.binary()))
+        return table.select(MARKS_SCHEMA.names).cast(MARKS_SCHEMA)
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise OSError(f"{path} cannot be read ({error}): delete this file and run rtp filter again") from None

@@ -102,6 +102,49 @@ def test_stopped_anywhere_and_run_again_the_files_are_the_same(
     assert filtered(store, tmp_path / "whole", keep=0.5).kept == whole.kept and files_of(whole.store) == before
 
 
+def cut_after_marks(store: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The marks of a filter that was interrupted once it had looked at every shard."""
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(module, "select", interrupted)
+        filtered(store, out, keep=0.5)
+    marks = sorted(out.rglob("*-marks.parquet"))
+    assert len(marks) == 3
+    return marks
+
+
+def test_marks_of_an_earlier_version_are_taken_up(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They had no column of the pictures after the first."""
+    whole = filtered(store, tmp_path / "whole", keep=0.5)
+    marks = cut_after_marks(store, tmp_path / "cut", monkeypatch)
+    for path in marks[:2]:
+        pq.write_table(pq.read_table(path).drop_columns("further"), path)
+    monkeypatch.setattr(module, "mark_shard", lambda *_: pytest.fail("a shard is looked at again"))
+    resumed = filtered(store, tmp_path / "cut", keep=0.5)
+    assert files_of(resumed.store) == files_of(whole.store)
+
+
+@pytest.mark.parametrize("damage", ["cut", "other columns"])
+def test_damaged_marks_cost_one_shard_and_not_all(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    whole = filtered(store, tmp_path / "whole", keep=0.5)
+    marks = cut_after_marks(store, tmp_path / "cut", monkeypatch)
+    if damage == "cut":
+        marks[1].write_bytes(marks[1].read_bytes()[:100])
+    else:
+        pq.write_table(pa.table({"row": [1]}), marks[1])
+    with pytest.raises(OSError, match=f"{marks[1]} cannot be read .*: delete this file and run rtp filter again"):
+        filtered(store, tmp_path / "cut", keep=0.5)
+    assert all(path.exists() for path in marks)
+    marks[1].unlink()
+    resumed = filtered(store, tmp_path / "cut", keep=0.5)
+    assert files_of(resumed.store) == files_of(whole.store)
+
+
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
 def test_scores_come_from_a_file_too(store: str, tmp_path: Path, kind: str) -> None:
     scores = [float(number) for number in np.random.default_rng(0).permutation(ROWS)]
