@@ -3,15 +3,17 @@
 For Language-Table the paper (arXiv 2307.15818) trains on four: the instruction, the arm's position, the number of steps
 between two frames, and whether the task was done. Which frames are shown and how answers are written it does not say.
 Here the instruction is asked from the first and the last frame, the position from one, in whole centimetres, and
-success from the first and a later one: it is there once a reward above 0 was given. What a store does not record is not
-asked, and no answer is guessed.
+success from the first and a later one: it is there once a reward above 0 was given. That holds where a store knows two
+rewards, 0 and one above it; others measure how well it goes. What a store does not record is not asked, and no answer
+is guessed: an episode whose instruction changes is not asked for it, nor for success.
 
 Axes: N steps of a shard, T steps of an episode, P values of a position.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,13 +24,16 @@ import numpy as np
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.store_manifest import Proprioception
 from preprocessing.web.records import WebExample, WebRecord
+from preprocessing.web.texts import unusable
 
 Task = Literal["instruction", "position", "steps", "success"]
 TASKS: tuple[Task, ...] = get_args(Task)
 MOST_PICTURES = 2  # of one question
 _GROUPS_IN_MEMORY = 8  # row groups of frames: an episode's lie in neighbouring ones
 _CM = 100
+_OF_INSTRUCTION: tuple[Task, ...] = ("instruction", "success")
 
+_CHANGES = "its instruction changes during the episode"
 _INSTRUCTION = "what was the robot told to do?"
 _STEPS = "how many steps lie between the pictures?"
 _SUCCESS = "has the robot done this: {}?"
@@ -49,19 +54,23 @@ def missing_for(store: EpisodeStore) -> dict[Task, str]:
         lacks["instruction"] = "no step has an instruction"
     if not _position_columns(store.manifest.proprio):
         lacks["position"] = "its state has no x and y in metres"
-    if not any(_has_reward(store, shard) for shard in range(len(store.shards))):
-        lacks["success"] = "no reward is above 0"
-    elif "instruction" in lacks:
-        lacks["success"] = lacks["instruction"]
+    if lack := _lack_of_rewards(store) or lacks.get("instruction"):
+        lacks["success"] = lack
     return lacks
 
 
-def _has_reward(store: EpisodeStore, shard: int) -> bool:
-    return bool((_column(store, shard, "reward") > 0).any())
-
-
-def _column(store: EpisodeStore, shard: int, name: str) -> np.ndarray:
-    return store.read_shard(shard, [name])[name].to_numpy()
+def _lack_of_rewards(store: EpisodeStore) -> str | None:
+    """Why the rewards do not say whether the task was done, or None. Reads shards until that is settled."""
+    rewards: set[float] = set()
+    for shard in range(len(store.shards)):
+        rewards.update(np.unique(store.read_shard(shard, ["reward"])["reward"].to_numpy()).tolist())
+        if not all(map(math.isfinite, rewards)):
+            return "a reward is not a number"
+        if len(rewards) > 2:
+            return "its rewards are more than two numbers: they measure how well it goes"
+    if not any(reward > 0 for reward in rewards):
+        return "no reward is above 0"
+    return None if 0 in rewards else "no reward is 0: none tells what is not done yet"
 
 
 def _position_columns(proprio: Proprioception) -> list[int]:
@@ -77,9 +86,10 @@ def _position_columns(proprio: Proprioception) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Episode:
-    """One episode; `position_TP` in metres or None, `done_T` whether a reward was given by then."""
+    """One episode; `instruction` None if it changes, `position_TP` in metres or None, `done_T` whether a reward was
+    given by then."""
 
-    instruction: str
+    instruction: str | None
     position_TP: np.ndarray | None
     done_T: np.ndarray
 
@@ -119,10 +129,14 @@ def _episodes(store: EpisodeStore, shard: int) -> Iterator[_Episode]:
     ends = np.cumsum(store.shards[shard].episode_lengths).tolist()
     for start, stop in zip([0, *ends], ends, strict=False):
         yield _Episode(
-            instruction=texts[instruction_N[start]].strip(),
+            instruction=_constant({texts[number].strip() for number in set(instruction_N[start:stop])}),
             position_TP=None if state_NP is None else state_NP[start:stop],
             done_T=np.logical_or.accumulate(reward_N[start:stop] > 0),
         )
+
+
+def _constant(texts: Collection[str]) -> str | None:
+    return next(iter(texts)) if len(texts) == 1 else None
 
 
 # --- Questions ---
@@ -138,6 +152,9 @@ def _questions(
         shown = tuple(dict.fromkeys(int(step) for step in steps))
         found.setdefault(shown, []).append(WebExample(prompt=question, answer=answer, references=(answer,)))
 
+    left_out = [task for task in _OF_INSTRUCTION if task in asked.tasks] if episode.instruction is None else []
+    if left_out:
+        found[0, episode.last] = [unusable(f"{_CHANGES}: {task} is not asked") for task in left_out]
     if "instruction" in asked.tasks and episode.instruction:
         ask((0, episode.last), _INSTRUCTION, episode.instruction)
     if "position" in asked.tasks and episode.position_TP is not None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from preprocessing.convert import ConvertConfig, convert
@@ -22,6 +26,7 @@ from preprocessing.web import prediction_tasks
 from preprocessing.web.convert_web import WebConvertConfig, convert_web
 from preprocessing.web.prediction_tasks import Questions, missing_for, records
 from tests.support.command_line import SAMPLE
+from tests.support.tiny_vd4rl import NPZ, recorded, write
 
 QUESTIONS = 3
 
@@ -98,19 +103,76 @@ def test_the_store_of_questions_is_a_store_of_examples(store: EpisodeStore, tmp_
     assert json.loads(Path(few.store, "manifest.json").read_text())["settings"]["tasks"] == ["steps"]
 
 
-def test_what_a_store_does_not_record_is_not_asked(
-    store: EpisodeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def changed(store: EpisodeStore, folder: Path, column: str, change: Callable[[int, np.ndarray], Any]) -> EpisodeStore:
+    """A copy of the store in which `change` (shard, values) gives a column."""
+    shutil.copytree(store.root, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for number, entry in enumerate(manifest["shards"]):
+        path = folder / entry["file"]
+        table = pq.read_table(path)
+        place, field = table.schema.get_field_index(column), table.schema.field(column)
+        values = pa.array(change(number, table[column].to_numpy()), field.type)
+        table = table.set_column(place, field, values)
+        pq.write_table(table, path, row_group_size=manifest["row_group_rows"])
+        entry["bytes"] = path.stat().st_size
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return EpisodeStore.open(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "lack"),
+    [
+        (lambda _, reward: reward * 100, None),
+        (lambda _, reward: np.linspace(0, 1, len(reward)), "more than two numbers"),
+        (lambda shard, reward: reward * (shard + 1), "more than two numbers"),
+        (lambda _, reward: reward - 1, "no reward is above 0"),
+        (lambda _, reward: reward * 0, "no reward is above 0"),
+        (lambda _, reward: reward + 1, "no reward is 0"),
+        (lambda _, reward: np.where(np.arange(len(reward)) == 1, np.nan, reward), "a reward is not a number"),
+    ],
+    ids=["hundred", "dense", "shards", "penalties", "none", "always", "nan"],
+)
+def test_success_is_asked_of_two_rewards_alone(
+    store: EpisodeStore, tmp_path: Path, change: Callable[[int, np.ndarray], Any], lack: str | None
 ) -> None:
-    monkeypatch.setattr(prediction_tasks, "_has_reward", lambda *_: False)
-    monkeypatch.setattr(prediction_tasks, "_position_columns", lambda *_: [])
-    config = WebConvertConfig(format="episodes", split="val", workers=0)
-    summary = convert_web(store.root, str(tmp_path), config)
+    lacks = missing_for(changed(store, tmp_path / "store", "reward", change))
+    assert set(lacks) == ({"success"} if lack else set()) and (lack or "") in lacks.get("success", "")
+
+
+def test_an_episode_whose_instruction_changes_is_not_asked_for_it(store: EpisodeStore, tmp_path: Path) -> None:
+    """It is counted in quarantine once a task; all else is asked as before."""
+
+    def other_at_its_end(shard: int, ids: np.ndarray) -> np.ndarray:
+        last = store.shards[shard].episode_lengths[0] - 1
+        return np.where(np.arange(len(ids)) == last, next(i for i in store.instruction_ids if i != ids[last]), ids)
+
+    turning = changed(store, tmp_path / "store", "instruction", other_at_its_end)
+    config = WebConvertConfig(format="episodes", split="val", questions=QUESTIONS, workers=0)
+    summary = convert_web(turning.root, str(tmp_path / "out"), config)
+    shards = len(store.shards)
+    assert summary.quarantined == 2 * shards
+    reasons = [json.loads(line) for line in Path(summary.store, "quarantine.jsonl").read_text().splitlines()]
+    assert {line["reason"].partition(": ")[0] for line in reasons} == {"its instruction changes during the episode"}
+    assert all("episode 0, " in line["place"] for line in reasons)
+    for shard in range(shards):
+        before = [one for one in asked_of(store, shard) if one[3].start or one[0].startswith(("where", "how many"))]
+        assert [one for one in asked_of(turning, shard) if one[0]] == before
+    steps = convert_web(turning.root, str(tmp_path / "steps"), replace(config, tasks=("steps",)))
+    assert steps.quarantined == 0
+
+
+def test_what_a_store_does_not_record_is_not_asked(store: EpisodeStore, tmp_path: Path) -> None:
+    written = [recorded(seed, 5) for seed in range(2)]
+    source = write(tmp_path / "walker_walk" / "expert" / NPZ, NPZ, written)
+    walker = convert(str(source), str(tmp_path / "stores"), ConvertConfig(encoder="hash", workers=0)).store
+    config = WebConvertConfig(format="episodes", workers=0)
+    summary = convert_web(walker, str(tmp_path), config)
     assert set(summary.not_asked) == {"position", "success"}
     prompts = {prompt for prompts, _, _ in WebStore.open(summary.store).texts() for prompt in prompts}
     assert prompts == {"what was the robot told to do?", "how many steps lie between the pictures?"}
-    with pytest.raises(ValueError, match=r"--tasks success: .* cannot answer it, no reward is above 0"):
-        convert_web(store.root, str(tmp_path), replace(config, tasks=("success",)))
+    with pytest.raises(ValueError, match=r"--tasks success: .* cannot answer it, its rewards are more than two"):
+        convert_web(walker, str(tmp_path), replace(config, tasks=("success",)))
     with pytest.raises(ValueError, match="is of split 'val': give --split val"):
-        convert_web(store.root, str(tmp_path), replace(config, split="train"))
+        convert_web(store.root, str(tmp_path), config)
     with pytest.raises(ValueError, match="--tasks is for --format episodes"):
         WebConvertConfig(format="jsonl", tasks=("steps",))
