@@ -59,6 +59,10 @@ class WebConvertConfig:
             raise ValueError(f"--tasks is for --format episodes, not for {self.format}")
         if self.questions < 1:
             raise ValueError(f"--questions must be at least 1, got {self.questions}")
+        if self.questions != WebConvertConfig.questions and self.format != "episodes":
+            raise ValueError(f"--questions is for --format episodes, not for {self.format}")
+        if self.images is not None and self.format == "episodes":
+            raise ValueError("--images is for formats with annotations in JSON: episodes have their frames in them")
         if self.pictures < 1:
             raise ValueError(f"--pictures must be at least 1, got {self.pictures}")
         if self.pictures > 1 and self.format not in WITH_EXTRA_FIELDS:

@@ -176,3 +176,7 @@ def test_what_a_store_does_not_record_is_not_asked(store: EpisodeStore, tmp_path
         convert_web(store.root, str(tmp_path), config)
     with pytest.raises(ValueError, match="--tasks is for --format episodes"):
         WebConvertConfig(format="jsonl", tasks=("steps",))
+    with pytest.raises(ValueError, match="--questions is for --format episodes, not for jsonl"):
+        WebConvertConfig(format="jsonl", questions=5)
+    with pytest.raises(ValueError, match="--images is for formats with annotations in JSON"):
+        WebConvertConfig(format="episodes", images="pictures")
