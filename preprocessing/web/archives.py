@@ -84,7 +84,7 @@ def _is_complete(record: WebRecord) -> bool:
 
 
 def _record(place: str, members: Sequence[_Member], extra: ExtraFields) -> WebRecord:
-    pictures = _chosen(members, IMAGE_SUFFIXES)
+    pictures = _chosen(members, IMAGE_SUFFIXES) if extra.most_pictures == 1 else _of_kind(members, IMAGE_SUFFIXES)
     texts = [*_chosen(members, (".json",)), *_chosen(members, (".txt",))]
     used = [*pictures, *texts]
     problem = next((member.problem for member in used if member.problem), None)
@@ -103,9 +103,13 @@ def _record(place: str, members: Sequence[_Member], extra: ExtraFields) -> WebRe
 
 def _chosen(members: Sequence[_Member], suffixes: tuple[str, ...]) -> list[_Member]:
     """The members of a kind: the one whose extension is just that, where there is only one such, else all."""
-    candidates = [member for member in members if f".{member.extension}".endswith(suffixes)]
+    candidates = _of_kind(members, suffixes)
     exact = [member for member in candidates if f".{member.extension}" in suffixes]
     return exact if len(exact) == 1 else candidates
+
+
+def _of_kind(members: Sequence[_Member], suffixes: tuple[str, ...]) -> list[_Member]:
+    return [member for member in members if f".{member.extension}".endswith(suffixes)]
 
 
 def _examples(

@@ -9,15 +9,17 @@ of a single picture does.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
 from preprocessing.web.extra_fields import ExtraFields
-from preprocessing.web.texts import ASKING, PLACEHOLDER
+from preprocessing.web.texts import ASKING, PLACEHOLDER, TEXT_FIELDS
 
 PICTURE_FIELDS = ("image", "images", "pairs")
 _OPENING = re.compile(rf"(?:\s*{PLACEHOLDER})+\s*")
+_GLUED = re.compile(rf"(?<=\w)(?={PLACEHOLDER})|(?<={PLACEHOLDER})(?=\w|{PLACEHOLDER})")
+_NOT_AMONG = "its image is not among its images: name all its pictures in one list"
 _NO_PAIRS = "its pairs are no list of objects with image and text"
 
 
@@ -38,14 +40,25 @@ def pictured(fields: Mapping[str, object], extra: ExtraFields) -> Pictured | Non
         return None
     if fields.get("pairs") is not None:
         return _limited(_of_pairs(fields, extra), extra)
-    listed = fields.get("images") if fields.get("image") in (None, "") else fields["image"]
-    if not isinstance(listed, list | tuple):
+    listed, apart = _listed(fields)
+    if listed is None:
         return None
     if not listed:  # it is about words alone
         others = {name: value for name, value in fields.items() if name not in PICTURE_FIELDS}
         return Pictured(pictures=(), fields=others)
     fields, problem = numbered(fields, len(listed))
-    return _limited(Pictured(pictures=tuple(listed), fields=fields, problem=problem), extra)
+    return _limited(Pictured(pictures=tuple(listed), fields=fields, problem=apart or problem), extra)
+
+
+def _listed(fields: Mapping[str, object]) -> tuple[Sequence[object] | None, str | None]:
+    """The list of a record's pictures, None if it has no list; and why `image` and `images` do not go together."""
+    one, several = fields.get("image"), fields.get("images")
+    several = several if isinstance(several, list | tuple) else None
+    if one in (None, "") or (several and one in ([], ())):
+        return several, None
+    if not several or one == several:
+        return one if isinstance(one, list | tuple) else None, None
+    return several, None if not isinstance(one, list | tuple) and one in several else _NOT_AMONG
 
 
 def too_many(number: int, extra: ExtraFields) -> str | None:
@@ -68,6 +81,11 @@ def _of_pairs(fields: Mapping[str, object], extra: ExtraFields) -> Pictured:
     others = {name: value for name, value in fields.items() if name != "pairs"}
     if not isinstance(pairs, list | tuple) or not pairs or not all(isinstance(pair, Mapping) for pair in pairs):
         return Pictured(pictures=(), fields=others, problem=_NO_PAIRS)
+    given = (name for name in (*PICTURE_FIELDS, *TEXT_FIELDS) if others.get(name) not in (None, "", [], ()))
+    beside = next(given, None)
+    if beside is not None:
+        problem = f"it has {beside!r} beside its pairs, which are all that is read: put it into them or leave it out"
+        return Pictured(pictures=(), fields=others, problem=problem)
     texts = [text.strip() if isinstance(text := pair.get("text"), str) else "" for pair in pairs]
     if not all(texts) or any(pair.get("image") in (None, "") for pair in pairs):
         return Pictured(pictures=(), fields=others, problem="one of its pairs has no image or no text")
@@ -101,8 +119,7 @@ def numbered(fields: Mapping[str, object], pictures: int) -> tuple[Mapping[str, 
     numbers = count(1)
 
     def named(text: str) -> str:
-        apart = text.replace(PLACEHOLDER * 2, f"{PLACEHOLDER} {PLACEHOLDER}")
-        return re.sub(PLACEHOLDER, lambda _: f"image {next(numbers)}", apart)
+        return re.sub(PLACEHOLDER, lambda _: f"image {next(numbers)}", _GLUED.sub(" ", text))
 
     return _with_asked(fields, named), None
 
