@@ -128,12 +128,18 @@ def _originals(examples: Examples, left: np.ndarray, *, same_text: bool, distanc
     return original_N[left]
 
 
+def _bands(bits: int) -> list[tuple[int, int]]:
+    """The bands of a hash, each with its number."""
+    return [(band, bits >> 16 * band & 0xFFFF) for band in range(BANDS)]
+
+
 class _NearPictures:
-    """Pictures that were added, found again by their bands of bits."""
+    """Pictures that were added, found again by their bands of bits: those of an example's first picture, and of several
+    together with those of the last, since many examples may begin with one picture, such as a logo."""
 
     def __init__(self, examples: Examples, distance: int) -> None:
         self._examples, self._distance = examples, distance
-        self._buckets: defaultdict[tuple[int, int, int], list[tuple[int, int]]] = defaultdict(list)
+        self._buckets: defaultdict[tuple[int, ...], list[tuple[int, int]]] = defaultdict(list)
 
     def add(self, picture: int, text: int, example: int) -> None:
         for bucket in self._buckets_of(picture, text):
@@ -148,8 +154,12 @@ class _NearPictures:
         return min(near, key=lambda example: (-scores[example], example))
 
     def _buckets_of(self, picture: int, text: int) -> list[list[tuple[int, int]]]:
-        bits = int(self._examples.bits_P[picture])
-        return [self._buckets[text, band, bits >> 16 * band & 0xFFFF] for band in range(BANDS)]
+        keys = _bands(int(self._examples.bits_P[picture]))
+        further = self._examples.further.get(picture)
+        if further is None:
+            return [self._buckets[text, *first] for first in keys]
+        lasts = _bands(int(further["bits"][-1]))
+        return [self._buckets[text, len(further), *first, *last] for first in keys for last in lasts]
 
     def _first(self, picture: int, bucket: list[tuple[int, int]]) -> int:
         if not bucket:

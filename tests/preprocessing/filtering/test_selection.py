@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from preprocessing.filtering import selection
 from preprocessing.filtering.picture_signature import THUMBNAIL_NUMBERS
-from preprocessing.filtering.selection import NO_PICTURE, Examples, Verdict, select
+from preprocessing.filtering.selection import FURTHER, NO_PICTURE, Examples, Verdict, select
 
 OFF = {"min_score": None, "languages": (), "same_text": None, "distance": 3}
 
@@ -84,3 +89,58 @@ def test_no_two_kept_pictures_are_near_and_every_duplicate_is_near_one_that_is_k
         original = chosen.original_N[copy]
         assert original in kept and np.bitwise_count(bits[copy] ^ bits[original]) <= 1
         assert (-given_.score_N[original], original) < (-given_.score_N[copy], copy)
+
+
+def of_several(scores: list[float], pages: list[list[int]]) -> Examples:
+    """An example a page, which is the hashes of its pictures."""
+    further = {}
+    for number, page in enumerate(pages):
+        if len(page) > 1:
+            further[number] = np.zeros(len(page) - 1, FURTHER)
+            further[number]["bits"] = page[1:]
+    return replace(examples(scores, bits=[page[0] for page in pages]), further=further)
+
+
+_HASHES = st.sampled_from([0, 0b1, 0b111, 0b1111, 1 << 16 | 1 << 32 | 1 << 48, 1 << 63 | 1 << 40 | 1 << 20 | 1])
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.lists(_HASHES, min_size=1, max_size=3)), min_size=1, max_size=25),
+    st.integers(0, 3),
+)
+def test_of_pages_every_copy_is_found_as_by_comparing_all(drawn: list[tuple[int, list[int]]], distance: int) -> None:
+    scores, pages = [score / 4 for score, _ in drawn], [page for _, page in drawn]
+    kept: list[int] = []
+    expected = [-1] * len(pages)
+    for place in sorted(range(len(pages)), key=lambda place: (-scores[place], place)):
+        alike = (
+            other
+            for other in kept
+            if len(pages[other]) == len(pages[place])
+            and all((a ^ b).bit_count() <= distance for a, b in zip(pages[other], pages[place], strict=True))
+        )
+        expected[place] = next(alike, -1)
+        kept += [place] if expected[place] < 0 else []
+    given_ = of_several(scores, pages)
+    given_.text_N[:] = 0
+    for same_text in (False, True):
+        chosen = select(given_, keep=1.0, **OFF | {"same_text": same_text, "distance": distance})
+        assert chosen.original_N.tolist() == expected
+
+
+def test_pages_that_begin_with_one_picture_are_not_all_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = 0
+    near = selection.are_near
+
+    def counting(bits: Any, thumbnail: Any, others: Any, *rest: Any, **settings: Any) -> np.ndarray:
+        nonlocal compared
+        compared += len(others)
+        return near(bits, thumbnail, others, *rest, **settings)
+
+    monkeypatch.setattr(selection, "are_near", counting)
+    count = 400
+    lasts = np.random.default_rng(0).integers(2**63, size=count).tolist()
+    pages = [[5, last] for last in lasts]
+    chosen = select(of_several([0.5] * count, pages), keep=1.0, **OFF | {"same_text": False})
+    assert (chosen.original_N == -1).all() and compared < 10 * count  # of 80 000 pairs
