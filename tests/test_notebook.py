@@ -17,7 +17,9 @@ NO_JUPYTER = """
 import sys, types
 display = types.ModuleType("IPython.display")
 display.Video = lambda path, embed: print("shown", path)
-sys.modules["IPython"], sys.modules["IPython.display"] = types.ModuleType("IPython"), display
+python = types.ModuleType("IPython")
+python.get_ipython = lambda: None  # as where no notebook runs
+sys.modules["IPython"], sys.modules["IPython.display"] = python, display
 """
 
 

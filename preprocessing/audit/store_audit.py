@@ -160,12 +160,18 @@ def _state_moves(store: EpisodeStore, episodes: list[Track], dimension: int) -> 
     column = arm_columns(store).get(dimension)
     is_rt1 = store.contract.action.space().is_rt1
     if is_rt1 and dimension == gripper_place and sensed_gripper is not None:
-        column = sensed_gripper[0]
+        return max(_span_once_settled(track.proprio_TP[:, sensed_gripper[0]]) for track in episodes) > _MOVES
     if column is None:
         return False
     unit = store.manifest.proprio.units[column]
     span = max(float(np.ptp(track.proprio_TP[:, column])) for track in episodes)
     return span > (_MOVES_M if unit == "m" else _MOVES)
+
+
+def _span_once_settled(values_T: np.ndarray) -> float:
+    """A gripper that is always told the same goes there at the start of an episode, and stays."""
+    is_still = np.abs(np.diff(values_T)) < _MOVES / 10
+    return float(np.ptp(values_T[np.argmax(is_still) :])) if is_still.any() else 0.0
 
 
 def _instructions(steps_of_text: dict[str, int], steps_of_flag: dict[str, int]) -> list[Verdict]:

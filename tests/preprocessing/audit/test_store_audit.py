@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pipelines.cli import main
 from pipelines.inspect import inspect
 from preprocessing import dataset_spec
-from preprocessing.audit.store_audit import Audit, audit, blocking, save, saved
+from preprocessing.audit.store_audit import _MOVES, Audit, _span_once_settled, audit, blocking, save, saved
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.store import summary
 from preprocessing.store.episode_store import ROW_GROUP_ROWS, EpisodeStore, fixed_lists, instruction_id
@@ -241,6 +241,13 @@ def test_a_dimension_that_never_changes(tmp_path: Path, monkeypatch: pytest.Monk
     rotation = dataset_spec.Linear(group="rotation_delta", path="action/rotation_delta", unit="rad")
     found = _converted_with(replace(spec, action=(*spec.action, rotation)), tmp_path / "rotation", monkeypatch)
     assert findings(found, "contradicted") == [] and "declared_dimensions_vary" in findings(found, "unknown")
+
+
+def test_a_gripper_that_is_always_told_the_same_goes_there_at_the_start() -> None:
+    for still in ([1.0, 0.7, 0.3, 0.3, 0.3], [1.0, 1.0, 1.0], [1.0, 0.5], [0.5]):
+        assert _span_once_settled(np.array(still, np.float32)) <= _MOVES
+    for moved in ([1.0, 1.0, 0.7, 0.3], [1.0, 0.6, 0.6, 1.0]):
+        assert _span_once_settled(np.array(moved, np.float32)) > _MOVES
 
 
 def test_what_a_spec_declares_uninformative_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
