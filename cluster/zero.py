@@ -203,8 +203,8 @@ _LINEAR = nn.functional.linear
 
 
 def _zero_3_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """DeepSpeed's linear function, always given a matrix: of more axes it adds the bias in place, which activation
-    checkpointing that keeps the product would do again."""
+    """DeepSpeed's linear function, always given a matrix. Given more axes it adds the bias to the product in place, and
+    selective activation checkpointing, which keeps the product, would add it a second time."""
     from deepspeed.runtime.zero.linear import zero3_linear_wrap
 
     if bias is None or input.dim() < 3:

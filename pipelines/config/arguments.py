@@ -154,9 +154,7 @@ def _sentence(complaint: str, arguments: Sequence[str], parser: Any, choices: li
         return f"{choice[2]} cannot be {choice[1]!r}: give one of {choice[3].replace(chr(39), '')}"
     value = re.search(r"Error parsing (\S+): (.*?)(?: Argument helptext: (.*?)(?: \((?:default|required).*)?)?$", text)
     if value:
-        is_class = (
-            not value[1].startswith("-") and not value[1].isupper()
-        )  # of what only all its flags together can say
+        is_class = not value[1].startswith("-") and not value[1].isupper()  # what its flags together cannot be
         named = "" if is_class else f"{value[1]}: "
         return f"{named}{value[2].strip()}{f' ({value[3]})' if value[3] else ''}"
     return f"{text.split('Perhaps you meant')[0].strip() or 'cannot read the arguments'}; --help says more"

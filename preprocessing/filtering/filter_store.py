@@ -241,7 +241,7 @@ def _filtered(
     if not account.kept:
         raise ValueError(
             f"not one of {store.num_examples} examples would be kept ({account.in_words()}): "
-            + (_languages_here(config, marks) or "ask for less")
+            + (_languages_here(config, marks) or "raise --keep, lower --min-score, or give another --scorer")
         )
     _write_decisions(filesystem, folder, marks, chosen, total)
     missing = [index for index in range(total) if report_name(index) not in done]

@@ -74,9 +74,10 @@ def without_picture(fields: Mapping[str, object], examples: Sequence[WebExample]
     pictures = (name for name in fields if name != "image" and name.lower().startswith(_PICTURE_NAMES))
     unread = next((name for name in pictures if fields[name]), None)
     if unread is not None:
-        return tuple(
-            _refused(e, f"its picture is named by {unread!r}, which is not read: name it 'image'") for e in examples
-        )
+        is_list = unread == "images" and isinstance(fields[unread], list | tuple)
+        remedy = "give --pictures N for examples of several" if is_list else "name it 'image'"
+        reason = f"its picture is named by {unread!r}, which is not read: {remedy}"
+        return tuple(_refused(example, reason) for example in examples)
     if fields.get("conversations") is not None:
         return tuple(_refused(example, "its conversation is about no picture") for example in examples)
     reason = "it is a caption without a picture"

@@ -172,7 +172,7 @@ def test_a_filtered_store_is_filtered_again_and_its_scores_stay(store: str, tmp_
     [
         ({"scorer": "file:nowhere.csv"}, "does not exist"),
         ({"scorer": "clip:nowhere"}, "has no config.json"),
-        ({"min_score": 5.0}, "not one of 90 examples would be kept"),
+        ({"min_score": 5.0}, r"not one of 90 examples would be kept .*: raise --keep, lower --min-score"),
         ({"languages": ("xx",)}, r"not one of 90 .*: --languages xx names none of those it has, \w+ \d+"),
     ],
 )

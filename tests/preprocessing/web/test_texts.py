@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from preprocessing.web.records import WebExample
 from preprocessing.web.texts import TEXT_FIELDS, examples_of, without_picture
 
 UNREAD = "its picture is named by 'image_id', which is not read: name it 'image'"
@@ -161,3 +162,11 @@ def test_anything_in_the_place_of_a_text_has_a_reason() -> None:
         assert examples
         for example in examples:
             assert example.problem or {example.prompt, example.answer} <= {"", "what?", "x", "y", "1"}
+
+
+def test_a_list_of_pictures_is_told_of_its_flag() -> None:
+    example = WebExample(prompt="which is red?", answer="the first")
+    (listed,) = without_picture({"images": ["a.png", "b.png"]}, [example])
+    (named,) = without_picture({"images": "a.png"}, [example])
+    assert listed.problem is not None and listed.problem.endswith("give --pictures N for examples of several")
+    assert named.problem is not None and named.problem.endswith("name it 'image'")
