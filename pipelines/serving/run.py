@@ -18,8 +18,8 @@ from starlette.responses import JSONResponse
 
 from pipelines.serving import http_routes, sockets
 from pipelines.serving.frontend import Frontend
-from pipelines.serving.heap import keep_freed_memory
 from pipelines.serving.patience import PatientProtocol
+from preprocessing.conversion.freed_memory import keep_freed_memory
 
 _DRAIN_S = 10.0
 _PING_TIMEOUT_S = 300.0  # a simulator between two episodes may block its own event loop for minutes
@@ -64,7 +64,7 @@ def application(frontend: Frontend) -> Starlette:
 
 def serve(frontend: Frontend, listening: Listening, *, on_ready: Callable[[], None]) -> None:
     """Serve until SIGTERM or Ctrl-C, which is raised again when all that was asked has been answered."""
-    keep_freed_memory()
+    keep_freed_memory(most_arenas=2)
     DrainingServer(configured(frontend, listening), frontend, on_ready).run()
 
 
