@@ -20,6 +20,7 @@ from cluster.engine import TorchEngineConfig
 from pipelines.catalogue import load_recipe
 from pipelines.config.arguments import parse, require_local
 from pipelines.config.experiment import Experiment, InProcess
+from pipelines.config.output_paths import output_folder
 from pipelines.evaluation.closed_loop_config import ClosedLoopConfig
 from pipelines.evaluation.closed_loop_report import POLICY, ClosedLoopReport
 from pipelines.evaluation.closed_loop_setup import prepare
@@ -82,7 +83,7 @@ class DemoArguments:
 def main(arguments: list[str]) -> JsonSummary:
     """Run every stage and print the closing summary."""
     flags = parse(DemoArguments, arguments, prog="rtp demo", description=__doc__ or "")
-    stages = _Stages(Path(require_local(flags.output, "--output")).absolute())
+    stages = _Stages(Path(output_folder(require_local(flags.output, "--output"))))
     stores = stages.preprocess(flags.source)
     trained_at = stages.train(stores, flags.steps)
     evaluation = stages.evaluate(trained_at, stores["val"])

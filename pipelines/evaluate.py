@@ -20,14 +20,13 @@ whether a robot succeeds.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from pipelines.config.arguments import parse
+from pipelines.config.output_paths import output_folder, require_output_file
 from pipelines.evaluation.closed_loop_config import ClosedLoopConfig
 from pipelines.evaluation.config import EvaluationConfig
 from pipelines.evaluation.suites import read_suites
@@ -109,8 +108,10 @@ def main(arguments: list[str]) -> JsonSummary:
         from pipelines.reports.rerun_recording import load_rerun
 
         load_rerun()
-    for path in (flags.output, flags.html, flags.rerun):
-        _require_writable(path)
+    for flag, path in (("--output", flags.output), ("--html", flags.html), ("--rerun", flags.rerun)):
+        require_output_file(path, flag)
+    if flags.closed_loop.video is not None:
+        output_folder(str(flags.closed_loop.video), "--video")
     return _on_stores(flags) if flags.closed_loop.env is None else _in_simulator(flags)
 
 
@@ -191,11 +192,3 @@ def _on_stores(flags: EvaluateArguments) -> JsonSummary:
 
 
 _SEEN = "these scores say what it has by heart, not what it does on new episodes"
-
-
-def _require_writable(path: str | None) -> None:
-    """Raise OSError before hours of work, not after them, where a local file cannot be written."""
-    if path is not None and "://" not in path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        if Path(path).is_dir() or not os.access(Path(path).parent, os.W_OK):
-            raise OSError(f"{path} cannot be written: give a file in a folder that you may write in")

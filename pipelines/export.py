@@ -14,6 +14,7 @@ from typing import Literal
 import tyro
 
 from pipelines.config.arguments import parse
+from pipelines.config.output_paths import output_folder
 from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import print_next_evaluation
 
@@ -55,6 +56,7 @@ def main(arguments: list[str]) -> JsonSummary:
 
     if flags.licence and not is_known_licence(flags.licence):
         log.warning("--licence %s is no SPDX identifier that is known here: the card names it as it is", flags.licence)
+    output_folder(flags.out, "OUT")
     require_new(flags.out)
     if flags.push is not None:
         require_destination(flags.push)

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from pipelines.config.arguments import parse
+from pipelines.config.output_paths import output_folder
 from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import command_line
 from preprocessing.lerobot.export import ExportConfig, ExportSummary, export_store
@@ -44,6 +45,7 @@ def export_lerobot(store: str, out: str, config: ExportConfig) -> ExportSummary:
 def main(arguments: list[str]) -> JsonSummary:
     """Parse the command line, write, and say what was written and what was lost."""
     flags = parse(ExportLeRobotArguments, arguments, prog="rtp export-lerobot", description=__doc__ or "")
+    output_folder(flags.out, "OUT")
     summary = export_lerobot(flags.store, flags.out, flags.config)
     print(f"{summary.output}: {summary.episodes} episodes, {summary.frames} frames, {summary.tasks} tasks")
     print(f"action holds the store's column {summary.action}; features: {', '.join(summary.features)}")

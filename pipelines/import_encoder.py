@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 import tyro
 
 from pipelines.config.arguments import parse, require_local
+from pipelines.config.output_paths import output_folder
 from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import print_next
 
@@ -32,7 +33,7 @@ class ImportEncoderArguments:
 def main(arguments: list[str]) -> JsonSummary:
     """Run the command line and say what was written."""
     flags = parse(ImportEncoderArguments, arguments, prog="rtp import-encoder", description=__doc__ or "")
-    require_local(flags.out, "OUT")
+    output_folder(require_local(flags.out, "OUT"), "OUT")
     from preprocessing.saved_model.import_encoder import import_encoder  # NumPy and pyarrow: --help is at once
 
     imported = import_encoder(flags.source, flags.out, encoder_id=flags.id, say=lambda line: print(line, flush=True))

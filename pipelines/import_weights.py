@@ -14,6 +14,7 @@ from typing import Literal
 import tyro
 
 from pipelines.config.arguments import absolute, parse
+from pipelines.config.output_paths import output_folder
 from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import print_next
 from preprocessing.conversion.embeddings import USE_ENCODER
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> JsonSummary:
     from pipelines.publishing.imported_weights import import_weights  # torch: --help is at once
 
     source = absolute(flags.source)
-    out = absolute(flags.out)
+    out = output_folder(flags.out, "OUT")
     imported = import_weights(
         source,
         out,

@@ -14,6 +14,7 @@ from typing import cast
 import tyro
 
 from pipelines.config.arguments import parse
+from pipelines.config.output_paths import require_output_file
 from pipelines.publishing import model_summary
 from pipelines.publishing.model_summary import MODELS, kind_of_model
 from pipelines.reports.store_page import page
@@ -73,6 +74,7 @@ def inspect(
         raise ValueError("--reference is for the audit's colours: add --audit")
     if html is not None and "://" in html:
         raise ValueError(f"--html {html} must be a local file: copy the page there afterwards")
+    require_output_file(html, "--html")
     if episodes < 0:
         raise ValueError(f"--episodes must be 0 or more, got {episodes}")
     kind = kind_of_model(store)

@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.progress import track
 
 from pipelines.config.arguments import parse, require_local
+from pipelines.config.output_paths import output_folder
 from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import print_next
 from preprocessing.simulation.dmc_environment import dmc_config
@@ -198,7 +199,8 @@ class SimulationResult:
 def main(arguments: list[str]) -> JsonSummary:
     """Run the command line and print the result."""
     flags = parse(SimulateArguments, arguments, prog="rtp simulate", description=__doc__ or "")
-    out = Path(require_local(flags.out, "OUT"))
+    output_folder(require_local(flags.out, "OUT"), "OUT")
+    out = Path(flags.out)
     if flags.config.in_dm_control:
         return simulate_dmc(out, flags.config)
     result = simulate(out, flags.config)

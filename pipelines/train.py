@@ -25,6 +25,7 @@ from pipelines.capacity.estimate import num_samples
 from pipelines.catalogue import load_recipe, recipe_summary, require_first
 from pipelines.config.arguments import UsageError, absolute, parse, take
 from pipelines.config.experiment import Experiment, InProcess
+from pipelines.config.output_paths import output_folder
 from pipelines.config.serialization import from_plain, members, read_yaml
 from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import command_line, print_next_evaluation
@@ -171,7 +172,7 @@ def main(arguments: list[str]) -> JsonSummary:
         experiment=flags.experiment,
         stores=tuple(absolute(path) for path in flags.data),
         validation=tuple(absolute(path) for path in flags.validation),
-        output=absolute(flags.output),
+        output=output_folder(flags.output),
         tracking_uri=tracking_uri(),
         resume=flags.resume,
         init=None if flags.init is None else located(flags.init),

@@ -19,6 +19,7 @@ from cluster.session import RaySession, connect
 from pipelines.catalogue import load_recipe, require_first
 from pipelines.config.arguments import UsageError, absolute, parse, take
 from pipelines.config.experiment import Experiment
+from pipelines.config.output_paths import output_folder
 from pipelines.config.serialization import did_you_mean, flatten, members, read_value, to_plain
 from pipelines.reports.sweep_page import sweep_page
 from pipelines.sweeps.identity import SweepIdentity
@@ -85,7 +86,7 @@ def main(arguments: list[str]) -> JsonSummary:
         experiment=flags.experiment,
         stores=tuple(absolute(path) for path in flags.data),
         validation=tuple(absolute(path) for path in flags.validation),
-        output=absolute(flags.output),
+        output=output_folder(flags.output),
         tracking_uri=tracking_uri(),
     )
     result = tune(

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from cluster.templates.node_groups import IDLE_MINUTES, WAIT_S, NodeGroups, as_yaml
 
 TOKEN_FILE = "~/.ray/auth_token"
+_PROFILE = re.compile(r"[\w+=,.@-]{1,128}|arn:aws[\w-]*:iam::\d+:instance-profile/[\w+=,.@/-]+", re.ASCII)  # IAM's
 _PORTS = "--port=6379 --object-manager-port=8076"
 _ENVIRONMENT = f"export RAY_AUTH_MODE=token RTP_WAIT_FOR_NODES_S={WAIT_S}; ulimit -n 65536;"
 
@@ -145,7 +146,7 @@ class Aws(_RayUp):
     machine_image: str | None = None
     """AMI of all nodes with Docker and NVIDIA's driver; Ray's own default is too old for torch."""
     instance_profile: str | None = None
-    """ARN of an instance profile that may read and write the data's bucket, for all nodes but the head."""
+    """Name or ARN of an instance profile that may read and write the data's bucket, for all nodes but the head."""
 
     file_name: ClassVar[str] = "ray-aws.yaml"
     provider: ClassVar[str] = "AWS"
@@ -161,6 +162,11 @@ class Aws(_RayUp):
                     f"--zones: {zone!r} is no zone of --region {self.region}, such as {self.region}a; "
                     f"several stand with commas and without spaces"
                 )
+        if self.instance_profile is not None and not _PROFILE.fullmatch(self.instance_profile):
+            raise ValueError(
+                f"--instance-profile {self.instance_profile!r} is neither the name of an instance profile, such as "
+                f"robots, nor its ARN, such as arn:aws:iam::123456789012:instance-profile/robots (a role's is another)"
+            )
 
     def _provider(self) -> dict[str, Any]:
         zones = {"availability_zone": self.zones} if self.zones else {}
@@ -171,7 +177,7 @@ class Aws(_RayUp):
         return {
             "InstanceType": instance,
             **({"ImageId": self.machine_image} if self.machine_image else {}),
-            **({"IamInstanceProfile": {"Arn": profile}} if profile else {}),
+            **({"IamInstanceProfile": {"Arn" if ":" in profile else "Name": profile}} if profile else {}),
             "BlockDeviceMappings": [
                 {"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": self.disk_gb, "VolumeType": "gp3"}}
             ],

@@ -63,28 +63,42 @@ def parse(
         if stop.code in (0, None):
             raise
     else:
-        _require_values(parsed if default is None else None, arguments, prog)
+        _require_texts(arguments, prog)
+        _require_values(parsed, default, arguments, prog)
         return parsed
     sentence = _sentence(complaint.getvalue(), arguments, _parser(kind, options), list(choices))
     raise UsageError(f"{prog}: {plain_words(sentence)}")
 
 
-def _require_values(parsed: object, arguments: Sequence[str], prog: str) -> None:
+def _require_texts(arguments: Sequence[str], prog: str) -> None:
+    """Raise UsageError for an empty text, which nothing can be called and no setting means."""
+    for before, word in pairwise(["", *arguments]):
+        name, equals, value = word.partition("=")
+        if word.startswith("--") and equals and not value.strip():
+            named = name
+        elif not word.strip():
+            named = before if before.startswith("--") else "an argument"
+        else:
+            continue
+        raise UsageError(f"{prog}: {named} is empty: give a value, or leave it out (a shell variable may be unset)")
+
+
+def _require_values(parsed: object, default: object, arguments: Sequence[str], prog: str) -> None:
     """Raise UsageError for a flag of several values that is given without any, and so says nothing. Over a recipe's own
     values it says: none."""
-    for word, after in pairwise([*arguments, "--"]):
-        if word.startswith("--") and after.startswith("--") and _dashed(word[2:]) in _left_empty(parsed):
-            raise UsageError(f"{prog}: {word} needs at least one value; leave it out for its default")
+    given = {_dashed(word[2:]): word for word, after in pairwise([*arguments, "--"]) if after.startswith("--")}
+    if flag := next((given[name] for name in _left_empty(parsed, default) if name in given), None):
+        raise UsageError(f"{prog}: {flag} needs at least one value; leave it out for its default")
 
 
-def _left_empty(config: object, prefix: str = "") -> Iterator[str]:
+def _left_empty(config: object, default: object, prefix: str = "") -> Iterator[str]:
     """The flags of several values that have none, as by default; those of a nested config with and without its name."""
     for each in fields(config) if is_dataclass(config) and not isinstance(config, type) else ():
-        value = getattr(config, each.name)
+        value, before = getattr(config, each.name), getattr(default, each.name, each.default)
         if is_dataclass(value):
-            yield from _left_empty(value)
-            yield from _left_empty(value, f"{prefix}{_dashed(each.name)}.")
-        elif value == () == each.default:
+            yield from _left_empty(value, before)
+            yield from _left_empty(value, before, f"{prefix}{_dashed(each.name)}.")
+        elif value == () == before:
             yield prefix + _dashed(each.name)
 
 
@@ -151,12 +165,14 @@ def _sentence(complaint: str, arguments: Sequence[str], parser: Any, choices: li
         return f"{unknown[1].split()[0]!r} is one word too many; --help lists what it takes"
     choice = re.search(r"invalid choice '(.*)' for argument '([^']+)'\. Expected one of \((.+?),?\)", text)
     if choice:
-        return f"{choice[2]} cannot be {choice[1]!r}: give one of {choice[3].replace(chr(39), '')}"
-    value = re.search(r"Error parsing (\S+): (.*?)(?: Argument helptext: (.*?)(?: \((?:default|required).*)?)?$", text)
+        given = choice[3].replace("'", "").split(", ")
+        if "None" in given:  # tyro has them in no order then
+            given = sorted({*given} - {"None"})
+        return f"{choice[2]} cannot be {choice[1]!r}: give one of {', '.join(given)}"
+    value = re.search(r"Error parsing (\S+): (.*?)(?: Argument helptext: .*)?$", text)
     if value:
         is_class = not value[1].startswith("-") and not value[1].isupper()  # what its flags together cannot be
-        named = "" if is_class else f"{value[1]}: "
-        return f"{named}{value[2].strip()}{f' ({value[3]})' if value[3] else ''}"
+        return value[2].strip() if is_class else f"{value[1]}: {value[2].strip()}"
     return f"{text.split('Perhaps you meant')[0].strip() or 'cannot read the arguments'}; --help says more"
 
 

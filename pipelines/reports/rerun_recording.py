@@ -43,6 +43,7 @@ def write_recording(
     """Write at most `limit` episodes spread evenly over `store`, and return their number. Arguments as those of
     `predicted_episodes` (prediction_view.py). The file appears when it is whole."""
     rerun, out = load_rerun(), Path(path).absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.part")
     recording = rerun.RecordingStream("rt-pipelines", recording_id=out.stem)
     try:

@@ -1,8 +1,8 @@
 """What stands in a store's folder before a conversion: nothing, the same conversion begun or finished, or another.
 
 A finished store is never touched. What was interrupted is continued by the same conversion alone, and another one is
-refused lest hours of work vanish. What ended with a refusal is begun anew, so that its remedy can be followed: another
-setting, a mended spec, a source downloaded again.
+refused lest hours of work vanish. A refusal leaves nothing behind, so that its remedy can be followed: another setting,
+a mended spec, a source downloaded again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from preprocessing.store.episode_store import INSTRUCTIONS, QUARANTINE, atomic_w
 from preprocessing.store.file_system import FileSystem, file_system_of, is_local
 from preprocessing.store.json_files import JsonObject, parsed, taken_apart
 from preprocessing.store.json_records import read_record
-from preprocessing.store.manifest_file import ENDED, MANIFEST, PROGRESS, read_manifest
+from preprocessing.store.manifest_file import MANIFEST, PROGRESS, read_manifest
 from preprocessing.store.store_manifest import StoreManifest, WebManifest
 
 M = TypeVar("M", StoreManifest, WebManifest)
@@ -47,11 +47,12 @@ def finished(filesystem: FileSystem, root: str, settings: JsonObject, kind: type
 
 @contextmanager
 def claimed(filesystem: FileSystem, root: str, settings: JsonObject) -> Iterator[None]:
-    """Around a conversion: begin it, or continue what was begun with the same settings. A ValueError in it is noted;
-    that of a filter leaves nothing behind, since whatever mends it changes what is kept, unless others are still at it.
+    """Around a conversion: begin it, or continue what was begun with the same settings.
 
-    Raises ValueError if another conversion was interrupted, or is at work.
+    A ValueError in it leaves nothing behind, unless others are still at it: whatever mends it changes what is written.
+    So does an OSError before anything is written. Raises ValueError if another conversion was interrupted, or works.
     """
+    above = _nearest_folder(filesystem, root)
     try:
         filesystem.makedirs(f"{root}/{PROGRESS}", exist_ok=True)
     except OSError as error:
@@ -64,14 +65,20 @@ def claimed(filesystem: FileSystem, root: str, settings: JsonObject) -> Iterator
         locked(fcntl.LOCK_SH)  # others that do the same work may join: they end with the same bytes
         try:
             yield
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             with suppress(OSError):
-                if _FILTERED not in settings:
-                    _write(filesystem, f"{root}/{PROGRESS}", ENDED, {"error": str(error)})
-                elif locked(fcntl.LOCK_EX | fcntl.LOCK_NB):
+                if _leaves_nothing(filesystem, root, error) and locked(fcntl.LOCK_EX | fcntl.LOCK_NB):
                     _remove(filesystem, root)
-                    _remove_empty(filesystem, root)
+                    _remove_empty(filesystem, root, above)
             raise
+
+
+def _leaves_nothing(filesystem: FileSystem, root: str, error: ValueError | OSError) -> bool:
+    """Whether nothing in `root` is worth keeping after `error`. An object store, which may be away, is not asked."""
+    if isinstance(error, ValueError):
+        return not filesystem.exists(f"{root}/{MANIFEST}")  # else another process was quicker with the same work
+    written = [*os.listdir(root), *os.listdir(f"{root}/{PROGRESS}")] if is_local(filesystem) else ["unknown"]
+    return set(written) <= {PROGRESS, _SETTINGS}
 
 
 def require_claimed(root: str, settings: JsonObject) -> None:
@@ -105,18 +112,17 @@ def _make_room(filesystem: FileSystem, root: str, settings: JsonObject, *, alone
         command = command_of(settings)
         before = parsed(filesystem.cat_file(path), path, remedy=f"delete {root} and run {command} again")
         difference = _difference(before, settings)
-        ended = filesystem.exists(f"{progress}/{ENDED}")
-        if difference and not alone:
+        if not difference:
+            return
+        if not alone:
             raise ValueError(f"another {command} is at work in {root}: wait for it, or give another OUT")
-        if difference and not ended and _any_done(filesystem, progress):
+        if _any_done(filesystem, progress):
             raise ValueError(
                 f"{root} holds an unfinished conversion begun with {difference}: finish it with the settings that it "
                 f"was begun with, delete {root}, or give another OUT"
             )
-        if not difference and not (ended and alone):
-            return
-        if difference:
-            logging.warning("%s is begun anew, its unfinished conversion had %s", root, difference)
+        logging.warning("%s is begun anew, its unfinished conversion had %s", root, difference)
+    if alone and filesystem.exists(progress):
         _remove(filesystem, root)
     filesystem.makedirs(progress, exist_ok=True)
     _write(filesystem, progress, _SETTINGS, settings)
@@ -140,15 +146,27 @@ def command_of(settings: JsonObject) -> str:
     return "rtp filter" if _FILTERED in settings else "rtp store" if _CHANGED in settings else "rtp preprocess"
 
 
-def _remove_empty(filesystem: FileSystem, root: str) -> None:
-    """The folder of a store, its version's and its dataset's, as far as nothing is in them. Object stores have none."""
-    if is_local(filesystem):
-        for folder in (root, os.path.dirname(root), os.path.dirname(os.path.dirname(root))):
-            os.rmdir(folder)
+def _nearest_folder(filesystem: FileSystem, root: str) -> str:
+    """The local folder at or above `root` that is there already; object stores have none."""
+    while is_local(filesystem) and not os.path.isdir(root) and os.path.dirname(root) != root:
+        root = os.path.dirname(root)
+    return root
+
+
+def _remove_empty(filesystem: FileSystem, root: str, above: str) -> None:
+    """The folder of a store, its version's, its dataset's and those above that were made for it, as far as nothing is
+    in them. Object stores have none."""
+    folder, stays = root, min(above, os.path.dirname(os.path.dirname(os.path.dirname(root))), key=len)
+    while is_local(filesystem) and folder != stays:
+        os.rmdir(folder)
+        folder = os.path.dirname(folder)
 
 
 def _remove(filesystem: FileSystem, root: str) -> None:
-    """Everything that conversions write, and nothing else."""
+    """Everything that conversions write, and nothing else; the settings first: what lies there without is nobody's."""
+    progress = f"{root}/{PROGRESS}"
+    if filesystem.exists(f"{progress}/{_SETTINGS}"):
+        filesystem.rm(f"{progress}/{_SETTINGS}")
     ours = [
         name
         for name in names_in(filesystem, root)
@@ -156,7 +174,8 @@ def _remove(filesystem: FileSystem, root: str) -> None:
     ]
     if ours:
         filesystem.rm([f"{root}/{name}" for name in ours])
-    filesystem.rm(f"{root}/{PROGRESS}", recursive=True)
+    if filesystem.exists(progress):
+        filesystem.rm(progress, recursive=True)
 
 
 def _write(filesystem: FileSystem, progress: str, name: str, data: JsonObject) -> None:

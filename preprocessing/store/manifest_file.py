@@ -11,7 +11,6 @@ from preprocessing.store.json_files import JsonObject, parsed
 from preprocessing.store.shard_files import reaching, with_retries
 
 MANIFEST, PROGRESS = "manifest.json", ".progress"
-ENDED = "ended.json"  # in the progress folder: the sentence that a conversion was refused with
 REMEDY = "delete the store and preprocess again"
 
 
@@ -51,17 +50,9 @@ def find_manifest(filesystem: FileSystem, root: str, path: str, split: str | Non
     if stores:
         listed = ", ".join(f"{path.rstrip('/')}/{store[len(root) + 1 :]}" for store in stores)
         raise ValueError(f"{path} holds {len(stores)} stores: give one of {listed}")
-    if begun := [hit for p in patterns for hit in filesystem.glob(p + PROGRESS)]:
-        raise ValueError(f"{path} holds an unfinished store: {_why_unfinished(filesystem, begun[0])}")
+    if any(filesystem.glob(pattern + PROGRESS) for pattern in patterns):
+        raise ValueError(f"{path} holds an unfinished store: run the same command again to finish it")
     if candidates:
         listed = ", ".join(store.rpartition("/")[2] for store in sorted(candidates))
         raise ValueError(f"{path} holds no store of split {split!r}, only {listed}")
     raise ValueError(f"{path} holds no episode store (no {MANIFEST}): make one with rtp preprocess")
-
-
-def _why_unfinished(filesystem: FileSystem, progress: str) -> str:
-    try:
-        ended = parsed(filesystem.cat_file(f"{progress}/{ENDED}"), f"{progress}/{ENDED}", remedy=REMEDY)
-    except FileNotFoundError:
-        return "run the same command again to finish it"
-    return f"the command ended with: {ended.get('error')}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from preprocessing.conversion.shard_report import (
     report_name,
 )
 from preprocessing.source_rights import rights_of
-from preprocessing.store.episode_store import QUARANTINE, ShardWriter, atomic_write
+from preprocessing.store.episode_store import QUARANTINE, EpisodeStore, ShardWriter, atomic_write
 from preprocessing.store.file_system import absolute, file_system_of
 from preprocessing.store.images import image_size, require_whole_image
 from preprocessing.store.json_files import JsonObject
@@ -107,7 +108,7 @@ def convert_web(source: str, out: str, config: WebConvertConfig, reach_ray: Reac
     opened, not_asked = _opened(source, config)
     of_episodes = f"{episodes(opened).name}_questions" if config.format == "episodes" else None
     name = config.dataset or of_episodes or Path(absolute(source)).name
-    root = absolute(f"{str(out).rstrip('/')}/{name}/{config.version}/{config.split}")
+    root = absolute(f"{str(out).rstrip('/')}/{name}/{config.version}/{opened.split}")
     if root == absolute(str(source)).rstrip("/"):
         raise ValueError(f"{out} is where the store itself lies: give another OUT, or another --dataset")
     task = _Task(source=opened, config=config, root=root, pieces=opened.pieces())
@@ -131,7 +132,7 @@ def convert_web(source: str, out: str, config: WebConvertConfig, reach_ray: Reac
     return WebSummary(
         store=root,
         dataset=name,
-        split=config.split,
+        split=opened.split,
         **asdict(manifest.counts),
         duplicates=manifest.duplicates,
         unread=manifest.unread,
@@ -147,7 +148,7 @@ def _opened(source: str, config: WebConvertConfig) -> tuple[WebSource, dict[Task
     opened = WebSource(
         folder=absolute(source),
         format=config.format,
-        split=config.split,
+        split=config.split or _default_split(source, config),
         images=absolute(config.images) if config.images else "",
         extra=ExtraFields(score=config.score, language=config.language, most_pictures=config.pictures),
     )
@@ -162,6 +163,14 @@ def _opened(source: str, config: WebConvertConfig) -> tuple[WebSource, dict[Task
     return replace(opened, questions=questions), {} if config.tasks else lacks
 
 
+def _default_split(source: str, config: WebConvertConfig) -> str:
+    """That of training; of episodes that of the store, where `source` holds one alone."""
+    if config.format == "episodes":
+        with suppress(ValueError):  # it holds several, or what is said when it is opened
+            return EpisodeStore.open(absolute(source)).manifest.split
+    return "train"
+
+
 def _settings(task: _Task, name: str) -> JsonObject:
     """Everything that decides what the store's bytes will be."""
     config = task.config
@@ -171,7 +180,7 @@ def _settings(task: _Task, name: str) -> JsonObject:
         "row_group_rows": WEB_ROW_GROUP_ROWS,
         "dataset": name,
         "version": config.version,
-        "split": config.split,
+        "split": task.source.split,
         "format": config.format,
         "images": config.images,
         **({"pictures": task.most_pictures} if task.most_pictures > 1 else {}),

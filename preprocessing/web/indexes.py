@@ -235,7 +235,7 @@ def _coco(folder: Folder) -> list[Entry]:
         if len(names.get(number, ())) != 1:
             return "", f"it is {'listed with several names' if number in names else 'not listed'} among the images"
         (name,) = names[number]
-        return pictures.locate(name.rpartition("/")[2], name.rpartition("/")[2], path=name)
+        return pictures.locate(name.rpartition("/")[2], name, path=name)
 
     entries = _by_picture([*_each(data["annotations"], annotation, "caption"), *unreadable], locate, list(names))
     return [_with_references(entry) for entry in entries]

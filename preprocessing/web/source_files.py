@@ -14,6 +14,8 @@ from preprocessing.web.extra_fields import NO_EXTRA_FIELDS, ExtraFields
 from preprocessing.web.records import IMAGE_SUFFIXES, parsed
 from preprocessing.web.splits import files_of_split, is_of_split, shortened
 
+_MOST_SHOWN = 80  # characters of a name in a reason
+
 
 @dataclass(frozen=True, kw_only=True)
 class Folder:
@@ -102,12 +104,14 @@ class Pictures:
 
 
 def missing(name: str) -> str:
-    """Why an image cannot be used whose file is not there."""
-    return f"its image {_shown(name.rpartition('/')[2])} is missing"
+    """Why an image cannot be used whose file is not there; of a long path the end is shown."""
+    return f"its image {name if len(name) <= _MOST_SHOWN else f'...{name[-_MOST_SHOWN:]}'} is missing"
 
 
 def below(folder: str, name: str) -> tuple[str, str | None]:
     """The path of an image that the annotation names below `folder`, where it may name one that is elsewhere."""
+    if "://" in name or name.startswith("data:"):
+        return "", f"its image {_shown(name)} is an address: download the picture, and name its file"
     leads_out = name.startswith("/") or ".." in name.split("/")
     return ("", elsewhere(name)) if leads_out else (f"{folder}/{name}", None)
 
@@ -122,4 +126,4 @@ def beside(folder: Folder, path: str) -> str:
 
 
 def _shown(name: object) -> str:
-    return str(name)[:80]
+    return str(name)[:_MOST_SHOWN]

@@ -93,8 +93,9 @@ class WebSource:
             _, read = WHOLE_FILES[self.format]
             yield from read(filesystem, f"{root}/{piece.name}", piece.name, self.extra)
             return
+        images = _root(self.images)[1] if self.images else root
         for entry in _index(self)[piece.start : piece.stop]:
-            yield _with_images(filesystem, entry)
+            yield _with_images(filesystem, entry, images)
 
 
 @lru_cache(maxsize=2)
@@ -120,7 +121,8 @@ def _index(source: WebSource) -> list[Entry]:
     return entries
 
 
-def _with_images(filesystem: FileSystem, entry: Entry) -> WebRecord:
+def _with_images(filesystem: FileSystem, entry: Entry, root: str) -> WebRecord:
+    """The record with its pictures; one that is missing is named by its path below `root`."""
     problem = entry.problem
     images = list[bytes]()
     for path in () if problem else entry.images:
@@ -129,7 +131,7 @@ def _with_images(filesystem: FileSystem, entry: Entry) -> WebRecord:
         except (OSError, ValueError) as error:  # ValueError: a name with a character that no file's can have
             if isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and error.errno not in _NO_FILE:
                 raise
-            problem = missing(path)
+            problem = missing(path.removeprefix(f"{root}/"))
             break
     return WebRecord(
         place=entry.place,

@@ -63,6 +63,9 @@ def _image(value: object) -> tuple[bytes | None, str | None]:
     encoded = value.get("bytes") if isinstance(value, Mapping) else value
     if isinstance(encoded, bytes):
         return encoded, None
+    named = value.get("path") if isinstance(value, Mapping) else value
+    if isinstance(named, str) and "://" in named:
+        return None, "its image is an address, not bytes: download the pictures into the column"
     kind = "path" if isinstance(value, str | Mapping) else type(value).__name__
     return None, f"its image is a {kind}, not bytes"
 

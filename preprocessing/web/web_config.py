@@ -16,9 +16,10 @@ class WebConvertConfig:
     format: Format
     """Layout of SOURCE: vqav2, okvqa, gqa, coco (captions), easy_vqa, jsonl, llava, webdataset (tars), parquet, or
     episodes: a store of robot episodes, about whose frames RT-2's prediction tasks are asked."""
-    split: str = "train"
-    """Split to convert: files and folders that carry its exact name (val is also val2014, never test-dev or val_seen),
-    or all if none is named after a split. Of GQA, val is all questions, val_balanced those alone."""
+    split: str | None = None
+    """Split to convert, by default train: files and folders that carry its exact name (val is also val2014, never
+    test-dev or val_seen), or all if none is named after a split. Of GQA, val is all questions, val_balanced those
+    alone. Of episodes, by default that of the store, where SOURCE holds one alone."""
     images: str | None = None
     """Folder of the images, if they do not lie below SOURCE (formats with annotations in JSON)."""
     dataset: str | None = None

@@ -14,7 +14,8 @@ from preprocessing.store.web_store import WebStore
 
 class WebStoreSummary(TypedDict):
     """What `rtp inspect` says of a store of image-text examples. `unread` and `quarantine` count by extension and by
-    reason; `bytes` are those of the Parquet files."""
+    reason; `bytes` are those of the Parquet files. `tasks` were asked of episodes, `questions` of each about one;
+    `parent` is the store that these are of, or that was filtered, with the fingerprint of its manifest."""
 
     store: str
     kind: str
@@ -26,6 +27,9 @@ class WebStoreSummary(TypedDict):
     unread: dict[str, int]
     bytes: int
     quarantine: dict[str, int]
+    tasks: NotRequired[list[str]]
+    questions: NotRequired[int]
+    parent: NotRequired[dict[str, str]]
     filtered: NotRequired[dict[str, int]]
     languages: NotRequired[dict[str, int]]
 
@@ -45,6 +49,11 @@ def summary(store: WebStore) -> WebStoreSummary:
         "bytes": store.num_bytes,
         "quarantine": dict(Counter(line["reason"] for line in quarantine(store)).most_common()),
     }
+    settings = manifest.settings
+    if "parent" in settings:
+        summary["parent"] = settings["parent"]
+    if "tasks" in settings:
+        summary["tasks"], summary["questions"] = settings["tasks"], settings["questions"]
     if manifest.filtered is not None:
         summary["filtered"], summary["languages"] = manifest.filtered.filtered, manifest.filtered.languages
     return summary
@@ -60,6 +69,11 @@ def text(summary: WebStoreSummary) -> str:
         f"{account(counts, duplicates=summary['duplicates'], unread=summary['unread'], filtered=filtered)}; "
         f"{counts['images']} images, {summary['bytes'] / 1e6:.1f} MB",
     ]
+    if "parent" in summary:
+        lines.append(f"made of: {summary['parent']['store']}, manifest {summary['parent']['manifest']}")
+    if "tasks" in summary:
+        about = f"up to {summary.get('questions')} of each task about an episode"
+        lines.append(f"asked: {', '.join(summary['tasks'])}; {about}")
     lines += [f"filtered: {reason} {count}" for reason, count in filtered.items()]
     lines += [f"language: {code} {count}" for code, count in summary.get("languages", {}).items()]
     return "\n".join([*lines, *(f"quarantine: {reason} {count}" for reason, count in summary["quarantine"].items())])

@@ -41,7 +41,11 @@ def sentence(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["train"], ["name a recipe first", "rt1_metaworld"]),
         (["train", "rt1_metawrld", "--data", "x", "--output", "y"], ["did you mean 'rt1_metaworld'?"]),
         (["train", "rt1_metaworld", "--output", "y"], ["--data"]),
-        (["train", "rt1_metaworld", "--data", "x", "--output", ""], ["a path is empty"]),
+        (["train", "rt1_metaworld", "--data", "x", "--output", ""], ["--output is empty: give a value"]),
+        (["train", "rt1_tiny", "--data", "x", "--output", "y", "--name="], ["--name is empty"]),
+        (["register", "x", "--name", ""], ["rtp register: --name is empty: give a value, or leave it out"]),
+        (["registry", "show", " "], ["an argument is empty"]),
+        (["submit", "--status", ""], ["--status is empty"]),
         (
             ["train", "rt1_metaworld", "--data", "x", "--output", "y", "--optimizer.lrr", "1"],
             ["no option --optimizer.lrr", "did you mean '--optimizer.lr'?"],

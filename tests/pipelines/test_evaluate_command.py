@@ -110,7 +110,7 @@ def test_the_report_goes_where_it_is_asked_to_go_or_nothing_is_measured(
     capsys.readouterr()
     assert main(["evaluate", bundle, "--data", store, *QUICK, "--output", "new"]) == 2
     captured = capsys.readouterr()
-    assert "new cannot be written" in captured.err and captured.out == ""
+    assert "--output new is a folder: give a file in it" in captured.err and captured.out == ""
 
 
 def test_a_folder_that_nobody_may_write_in_costs_the_file_and_not_the_scores(

@@ -155,8 +155,8 @@ def test_source_and_out_may_be_urls(source: str, model: RT1) -> None:
     ("flags", "words"),
     [
         (["{source}", "{tmp}"], ["exists: give a new folder"]),
-        (["", "{tmp}/out"], ["a path is empty"]),
-        (["{source}", ""], ["a path is empty"]),
+        (["", "{tmp}/out"], ["an argument is empty"]),
+        (["{source}", ""], ["an argument is empty"]),
         (["{source}", "{tmp}/out", "--world-vector-limit", "0"], ["world_vector_x: needs finite low < high"]),
         (["{source}", "{tmp}/out", "--scaling", "rt1x"], ["released", "identity"]),
         (["{tmp}/nowhere", "{tmp}/out"], ["nowhere: there is no such file or folder"]),

@@ -36,16 +36,22 @@ def refused(capsys: pytest.CaptureFixture[str], line: str) -> str:
         ("preprocess a b --format jsonl --pictures two", "--pictures: 'two' is no whole number"),
         ("filter a b --keep much", "--keep: 'much' is not a number"),
         ("serve a --port eighty", "--port: 'eighty' is no whole number"),
-        ("evaluate a --data b --episodes few", "--episodes: 'few' is not a whole number"),
+        ("evaluate a --data b --episodes few", "--episodes: 'few' is not a whole number\n"),
         ("simulate out --episodes q", "--episodes: 'q' is no whole number"),
         ("store split a b --shares train x", "--shares: give pairs of a name and a value"),
         ("store delete a --episodes x", "--episodes: 'x' cannot be read as what is asked for"),
         ("mask a --detector owlvit:x --threshold q", "--threshold: 'q' is no number"),
-        ("train rt1_tiny --data x --output y --loop.steps many", "--loop.steps: 'many' is no whole number"),
+        ("train rt1_tiny --data x --output y --loop.steps many", "--loop.steps: 'many' is no whole number\n"),
         ("train rt1_tiny --data x --output y --optimizer.lr fast", "--optimizer.lr: 'fast' is no number"),
         ("filter a b --languages", "--languages needs at least one value; leave it out for its default"),
         ("filter a b --languages --keep 0.1", "--languages needs at least one value"),
         ("store delete a --flag x --episodes", "--episodes needs at least one value"),
+        ("train rt1_tiny --data x --output y --validation", "--validation needs at least one value; leave it out"),
+        ("train rt1_tiny --data x --output y --accept --resume", "--accept needs at least one value"),
+        ("tune rt1_lr_wd --validation --data x --output y", "--validation needs at least one value"),
+        ("doctor rt1_tiny --data", "--data needs at least one value"),
+        ("evaluate a --env metaworld:x --view sid", "--view cannot be 'sid': give one of front, side, top\n"),
+        ("train rt1_tiny --data x --output y --loop.fixed-shapes 1", "give one of auto, on, off\n"),
         ("evaluate a", "rtp evaluate: nothing to evaluate on"),
         ("cluster render kuberay --name X", "--name 'X': give up to 40"),
         ("cluster render aws --region us-west", "--region 'us-west' is no region of AWS, such as us-west-2"),
@@ -63,6 +69,34 @@ def test_one_plain_sentence_and_nothing_left(
     monkeypatch.chdir(tmp_path)
     assert words in refused(capsys, line)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train rt1_tiny --data x --output {}",
+        "tune rt1_lr_wd --data x --output {}",
+        "demo --output {}",
+        "export run {}",
+        "export-lerobot store {}",
+        "import-weights weights {}",
+        "import-encoder encoder {}",
+        "simulate {}",
+        "evaluate run --data x --output {}/scores.json",
+        "evaluate run --data x --html {}/scores.html",
+        "evaluate run --env metaworld:faucet-open --video {}",
+        "inspect store --html {}/page.html",
+    ],
+)
+@pytest.mark.parametrize("place", ["file", "file/in/it"])
+def test_a_file_where_a_folder_is_to_be(
+    line: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    said = refused(capsys, line.format(place))
+    assert "file is a file: give a" in said or f"{tmp_path}/file is a file: give another folder" in said
+    assert [path.name for path in tmp_path.rglob("*")] == ["file"]
 
 
 def test_a_missing_model_of_an_encoder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

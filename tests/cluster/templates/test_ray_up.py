@@ -54,6 +54,13 @@ def test_rights_and_drivers_go_to_the_nodes_that_need_them() -> None:
     assert types["gpu"]["docker"] == {"worker_run_options": ["--shm-size=32g", "--gpus=all"]}
 
 
+@pytest.mark.parametrize("profile", ["robots", "arn:aws:iam::123456789012:instance-profile/team/robots"])
+def test_an_instance_profile_is_passed_as_what_it_is(profile: str) -> None:
+    types = yaml.safe_load(Aws(gpu_nodes=1, instance_profile=profile).render())["available_node_types"]
+    field = "Arn" if ":" in profile else "Name"
+    assert types["gpu"]["node_config"]["IamInstanceProfile"] == {field: profile}
+
+
 def test_what_is_missing_is_said_at_the_top() -> None:
     assert "# project_id is missing below" in FILES["gcp, no project"].render()
     assert "Without --instance-profile" in Aws().render() and "Without" not in FILES["aws"].render()
@@ -64,6 +71,12 @@ def test_what_is_missing_is_said_at_the_top() -> None:
     [
         (Aws, {"gpus": 3}, "name the machine with --gpu-instance .there is a default for 1, 4, 8"),
         (Aws, {"disk_gb": 20}, "--disk-gb must be at least 100"),
+        (
+            Aws,
+            {"instance_profile": "arn:aws:iam::123456789012:role/robots"},
+            "is neither the name of an instance profile",
+        ),
+        (Aws, {"instance_profile": ""}, "--instance-profile '' is neither the name"),
         (Gcp, {"zone": "europe-west4-a"}, "--zone europe-west4-a does not lie in --region us-central1"),
     ],
 )

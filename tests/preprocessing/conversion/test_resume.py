@@ -50,26 +50,48 @@ def test_a_size_that_was_asked_for_may_be_given(
 ) -> None:
     words = ["preprocess", str(two_sizes), str(tmp_path / "out"), "--workers", workers]
     assert main(words) == 2 and "give --image-size HxW" in capsys.readouterr().err
-    assert main(["inspect", str(tmp_path / "out")]) == 2
-    assert "unfinished store: the command ended with: frames of" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
     assert main([*words, "--image-size", "16x24"]) == 0
     convert(str(two_sizes), str(tmp_path / "at once"), ConvertConfig(workers=0, image_size="16x24"))
     assert file_contents(tmp_path / "out") == file_contents(tmp_path / "at once")
 
 
-def test_parts_of_other_shards_are_not_left_behind(
-    two_sizes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_refusal_leaves_nothing_behind_but_what_was_there(
+    two_sizes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for out in ("new/folders/out", "there"):
+        (tmp_path / "there").mkdir(exist_ok=True)
+        with pytest.raises(ValueError, match="differ in size"):
+            convert(str(two_sizes), str(tmp_path / out), HERE)
+    assert not (tmp_path / "new").exists() and list((tmp_path / "there").iterdir()) == []
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):  # the shards of it go with a refusal too
+        patched.setattr("preprocessing.convert.write_manifest", interrupted)
+        convert(str(two_sizes), str(tmp_path / "there"), HERE)
+    assert len(list((tmp_path / "there").rglob("shard-*"))) == 2
     with pytest.raises(ValueError, match="differ in size"):
-        convert(str(two_sizes), str(tmp_path / "out"), HERE)
+        convert(str(two_sizes), str(tmp_path / "there"), HERE)
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_what_lies_there_without_settings_is_not_continued(
+    make_bridge: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when a task still wrote after its conversion had been refused; and settings alone are no work."""
+    source, root = str(make_bridge([3])), tmp_path / "bridge_dataset/1.0.0/train"
+    (root / ".progress").mkdir(parents=True)
+    (root / ".progress/00000.json").write_text("{}")
+    (root / "shard-00000-of-00001.parquet").write_text("of another conversion")
+    assert convert(source, str(tmp_path), HERE).shards_converted == 1
+    EpisodeStore.open(str(tmp_path)).verify()
+    (tmp_path / "begun/bridge_dataset/1.0.0/train/.progress").mkdir(parents=True)
+    (tmp_path / "begun/bridge_dataset/1.0.0/train/.progress/settings.json").write_text('{"limit": 7}')
     with caplog.at_level(logging.WARNING):
-        summary = convert(str(two_sizes), str(tmp_path / "out"), ConvertConfig(workers=0, split="train[:1]"))
-        assert "begun anew" not in caplog.text  # another folder
-        summary = convert(str(two_sizes), str(tmp_path / "out"), ConvertConfig(workers=0, limit=1))
-    assert "is begun anew, its unfinished conversion had another limit (null, now 1)" in caplog.text
-    assert sorted(file_contents(Path(summary.store))) == [
-        *("audit.json", "instructions.parquet", "manifest.json", "quarantine.jsonl", "shard-00000-of-00001.parquet")
-    ]
+        convert(source, str(tmp_path / "begun"), HERE)
+    assert "is begun anew, its unfinished conversion had another" in caplog.text
 
 
 def test_a_source_that_was_mended_is_read_again(make_bridge: Callable[..., Path], tmp_path: Path) -> None:

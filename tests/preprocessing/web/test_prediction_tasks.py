@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,7 @@ from preprocessing.loading.web_reader import WebReader
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.lineage import fingerprint
 from preprocessing.store.web_store import WebStore
-from preprocessing.web import prediction_tasks
+from preprocessing.web import prediction_tasks, web_summary
 from preprocessing.web.convert_web import WebConvertConfig, convert_web
 from preprocessing.web.prediction_tasks import Questions, missing_for, records
 from tests.support.command_line import SAMPLE
@@ -83,8 +84,11 @@ def test_answers_are_what_the_store_records(store: EpisodeStore) -> None:
 
 
 def test_the_store_of_questions_is_a_store_of_examples(store: EpisodeStore, tmp_path: Path) -> None:
-    config = WebConvertConfig(format="episodes", split="val", questions=QUESTIONS, workers=0)
+    config = WebConvertConfig(format="episodes", questions=QUESTIONS, workers=0)
     summary = convert_web(store.root, str(tmp_path), config)
+    assert summary.split == "val" and convert_web(store.root, str(tmp_path), replace(config, split="val")) == replace(
+        summary, shards_converted=0, seconds=ANY
+    )
     made = WebStore.open(summary.store)
     assert (made.name, made.most_pictures, summary.quarantined) == (f"{store.name}_questions", 2, 0)
     assert summary.examples_in == summary.examples_out == made.num_examples
@@ -99,6 +103,9 @@ def test_the_store_of_questions_is_a_store_of_examples(store: EpisodeStore, tmp_
     home = Path(store.root).parents[2]
     with pytest.raises(ValueError, match="is where the store itself lies: give another OUT"):
         convert_web(store.root, str(home), replace(config, dataset=store.name))
+    shown = web_summary.text(web_summary.summary(made))
+    assert f"made of: {store.root}, manifest {fingerprint(store.root)}" in shown
+    assert "asked: instruction, position, steps, success; up to 3 of each task about an episode" in shown
     few = convert_web(store.root, str(tmp_path / "few"), replace(config, tasks=("steps",)))
     assert json.loads(Path(few.store, "manifest.json").read_text())["settings"]["tasks"] == ["steps"]
 
@@ -173,7 +180,7 @@ def test_what_a_store_does_not_record_is_not_asked(store: EpisodeStore, tmp_path
     with pytest.raises(ValueError, match=r"--tasks success: .* cannot answer it, its rewards are more than two"):
         convert_web(walker, str(tmp_path), replace(config, tasks=("success",)))
     with pytest.raises(ValueError, match="is of split 'val': give --split val"):
-        convert_web(store.root, str(tmp_path), config)
+        convert_web(store.root, str(tmp_path), replace(config, split="train"))
     with pytest.raises(ValueError, match="--tasks is for --format episodes"):
         WebConvertConfig(format="jsonl", tasks=("steps",))
     with pytest.raises(ValueError, match="--questions is for --format episodes, not for jsonl"):
