@@ -45,7 +45,7 @@ class Contender:
     """From the newest frame, or the window that ends with it, to an action."""
 
 
-def rt1_pytorch(checkout: Path, num_windows: int) -> Contender:
+def rt1_pytorch(checkout: Path, num_windows: int, device: str = "cpu") -> Contender:
     """Rohan138/rt1-pytorch through its own policy class: `loss(...)` and `act(...)` on NumPy observations."""
     _import_torchvision()
     sys.path.insert(0, str(checkout))
@@ -56,7 +56,7 @@ def rt1_pytorch(checkout: Path, num_windows: int) -> Contender:
         image=gym.spaces.Box(low=0, high=255, shape=(*RT1_FRAME_SIZE, 3), dtype=np.uint8),
         context=gym.spaces.Box(low=0.0, high=1.0, shape=(EMBEDDING_WIDTH,), dtype=np.float32),
     )
-    policy = importlib.import_module("rt1_pytorch.rt1_policy").RT1Policy(observations, actions, device="cpu")
+    policy = importlib.import_module("rt1_pytorch.rt1_policy").RT1Policy(observations, actions, device=device)
     seen, now = _rt1_pytorch_observations(num_windows), _rt1_pytorch_observations(1)
     target = {
         key: np.stack([[space.sample() for _ in range(NUM_STEPS)] for _ in range(num_windows)])

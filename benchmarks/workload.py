@@ -19,8 +19,14 @@ from rt_models.spec import EMBEDDING_WIDTH, check_batch
 
 Batch = dict[str, Tensor]
 
-PRESETS = {"small": RT1Config.small, "rt1_jax": RT1Config.rt1_jax, "rt1": RT1Config.rt1, "rt1x": RT1Config.rt1x}
-FRAME_SIZE = {"small": (96, 96)}
+PRESETS = {
+    "tiny": RT1Config.tiny,
+    "small": RT1Config.small,
+    "rt1_jax": RT1Config.rt1_jax,
+    "rt1": RT1Config.rt1,
+    "rt1x": RT1Config.rt1x,
+}
+FRAME_SIZE = {"tiny": (96, 96), "small": (96, 96)}
 """Rows and columns of the frames: those of the shipped Meta-World episodes."""
 RT1_FRAME_SIZE = (256, 320)
 """Those of RT-1's own camera, for every other preset."""
