@@ -7,6 +7,9 @@ Statistics and sums are float32. `norm_functions.py` says what each kernel compu
 Axes: N images, P positions of an image, C channels, S parts that a sum is split into.
 """
 
+# pyright: reportGeneralTypeIssues=false
+# Where Triton is installed, its types say that a function of a kernel never returns.
+
 from __future__ import annotations
 
 import triton

@@ -3,6 +3,9 @@
 The same arithmetic as `image_inputs.pad_crop` and `resize` and the normalisation of `rt1.ImageTokenizer`, in float32.
 """
 
+# pyright: reportGeneralTypeIssues=false
+# Where Triton is installed, its types say that a function of a kernel never returns.
+
 from __future__ import annotations
 
 from typing import Any
