@@ -4,8 +4,8 @@
 
 The step (forward, backward, Adam) of the preset rt1 in bf16 runs on tensors that have shapes and no memory. Every
 operation that computes counts as one launch that reads its inputs and writes its outputs once; views count nothing.
-Sides: "torch": PyTorch's own operations; "ours": the Triton kernels of rt_models/blocks/norm_kernels.py and
-vision/image_kernels.py where they would run, each counted by the tensors it is given. Adam: one launch ("fused") over
+Sides: "torch": PyTorch's own operations; "ours": the Triton kernels of rt_models/blocks/ and vision/image_kernels.py
+where they would run, each counted by the tensors it is given. Adam: one launch ("fused") over
 16 + 12 bytes a parameter; for "torch" one launch of each of its operations over all parameters.
 
 The least time on a card is the larger of FLOPs by its matrix rate and bytes by its memory rate; launches take a host
@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 from workload import PRESETS, batch
 
+from rt_models.cost.rt1_flops import cost
 from rt_models.vision.image_plan import plan_images
 
 MATRIX_RATE, MEMORY_RATE, LAUNCH_S = 790e12, 4.3e12, 5e-6  # H200: measured product, data sheet; a launch by PyTorch
@@ -106,10 +106,12 @@ def kernels_counted(counts: Counts) -> Iterator[None]:
 
     stand_in = type(sys)("image_kernels")
     stand_in.frames_to_images = frames_to_images  # type: ignore[attr-defined]
-    where = "rt_models.blocks.norm_functions"
+    norms, depthwise = "rt_models.blocks.norm_functions", "rt_models.blocks.depthwise"
     with (
-        patch(f"{where}.runs_kernels", lambda device: True),
-        patch(f"{where}._kernels", lambda: CountedKernels(counts)),
+        patch(f"{norms}.runs_kernels", lambda device: True),
+        patch(f"{norms}._kernels", lambda: CountedKernels(counts)),
+        patch(f"{depthwise}.runs_kernels", lambda device: True),
+        patch(f"{depthwise}._kernels", lambda: CountedKernels(counts)),
         patch("rt_models.vision.image_inputs.runs_kernels", lambda device: True),
         patch.dict(sys.modules, {"rt_models.vision.image_kernels": stand_in}),
     ):
@@ -123,19 +125,21 @@ def count_step(mode: FakeTensorMode, preset: str, segments: int, windows: int, *
     made = plan_images(made, crops=True, capacities=(images,))
     config = PRESETS[preset]()
     config = replace(config, compute=replace(config.compute, precision="bf16"))
-    counts, flops = Counts(), FlopCounterMode(display=False)
+    counts = Counts()
     real = config.build().to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     with patch.object(type(real), "_checks_values", lambda _: False), mode:
         model = without_memory(real, mode)
         fake = {key: mode.from_tensor(value) for key, value in made.items()}
-        with flops, CountOperations(counts):
+        with CountOperations(counts):
             if ours:
                 with kernels_counted(counts):
                     model.loss(fake).backward()
             else:
                 model.loss(fake).backward()
         parameters = sum(each.numel() for each in model.parameters())
-    counts.flops = flops.get_total_flops()
+    # Not torch's counter, which takes the gradients of depthwise convolutions for those of full ones: 12 times as many.
+    count = segments * windows
+    counts.flops = round(count * cost(config).training_flops(images / count))
     # Adam reads weight, gradient and two moments and writes three of them; in pieces it passes over them eleven times.
     counts.launches += 1 if ours else 11
     counts.bytes += parameters * 4 * (7 if ours else 25)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rt_models.blocks.activation_checkpointing import ActivationCheckpointing
+from rt_models.blocks.depthwise import DepthwiseKernels
 from rt_models.config_checks import require_choices
 
 
@@ -18,6 +19,9 @@ class ComputeConfig:
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
     """Order in which images and kernels lie in memory. Channels last is faster on CPUs with oneDNN and on GPUs, where
     it also runs the backbone's norms in Triton kernels of ours while training; contiguous leaves them to torch."""
+    depthwise: DepthwiseKernels = "auto"
+    """Depthwise convolutions on a GPU in channels_last: "auto" in Triton kernels of ours, "cudnn" in the library's. The
+    gain of ours is counted, not measured (docs/measured.md)."""
     activation_checkpointing: ActivationCheckpointing = "off"
     """What a block of the backbone keeps for the backward pass: everything; "selective": what its convolutions, matrix
     products and attention return, so that only cheap operations run again; "blocks": its inputs, so that all of it runs

@@ -187,8 +187,7 @@ class RT1Config:
             embedding_width=EMBEDDING_WIDTH if self.conditioning == "film" else 0,
             width=self.feature_width,
             num_tokens=self.num_image_tokens if self.token_learner else None,
-            memory_format=self.compute.memory_format,
-            checkpointing=self.compute.activation_checkpointing,
+            compute=self.compute,
         )
 
     def build(self) -> RT1:

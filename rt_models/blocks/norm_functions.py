@@ -258,14 +258,15 @@ def _sizes(x: Tensor) -> tuple[int, int]:
     return x.shape[2] * x.shape[3], x.shape[1]
 
 
-def _tile_c(channels: int) -> int:
+def tile_c(channels: int) -> int:
+    """Channels of a tile: a power of two."""
     return min(_TILE_C, max(16, 1 << (channels - 1).bit_length()))
 
 
 def _on_tiles(name: str, x: Tensor, *arguments: Any, **constants: bool) -> None:
     """One program for each tile of positions and channels of each image."""
     positions, channels = _sizes(x)
-    tile = _tile_c(channels)
+    tile = tile_c(channels)
     grid = (len(x) * -(-positions // _TILE_P), -(-channels // tile))
     kernel: Callable[..., Any] = getattr(_kernels(), name)[grid]
     kernel(*arguments, **constants, BP=_TILE_P, BC=tile)
@@ -281,7 +282,7 @@ def _parts(x: Tensor, tile: int) -> int:
 def _sums(name: str, count: int, x: Tensor, *tensors: Tensor, **constants: bool) -> Tensor:
     """float32 (count, N, C): the kernel's sums over the positions of each image."""
     positions, channels = _sizes(x)
-    tile = _tile_c(channels)
+    tile = tile_c(channels)
     parts = _parts(x, tile)
     out = torch.empty(count, len(x), parts, channels, dtype=torch.float32, device=x.device)
     head, tail = (2, tensors[1:]) if name == "silu_reduce" else (3, tensors[2:])
@@ -295,7 +296,7 @@ def _sums(name: str, count: int, x: Tensor, *tensors: Tensor, **constants: bool)
 def _pooled(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """float32 (N, C): means of silu(normalised x) over positions."""
     positions, channels = _sizes(x)
-    tile = _tile_c(channels)
+    tile = tile_c(channels)
     parts = _parts(x, tile)
     out = torch.empty(len(x), parts, channels, dtype=torch.float32, device=x.device)
     grid = (len(x), -(-channels // tile), parts)
@@ -307,7 +308,7 @@ def _pooled(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor)
 def _moments(x: Tensor, s: _Settings) -> tuple[Tensor, ...]:
     """(mean, biased variance, count of numbers), float32, over the real images of this rank or of all."""
     positions, channels = _sizes(x)
-    tile, rows = _tile_c(channels), len(x) * positions
+    tile, rows = tile_c(channels), len(x) * positions
     parts = 1 << max(0, min(8, (_PROGRAMS // -(-channels // tile)).bit_length() - 1))
     partial = torch.empty(2, parts, channels, dtype=torch.float32, device=x.device)
     mean, var = (torch.empty(channels, dtype=torch.float32, device=x.device) for _ in range(2))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rt_models.blocks.activation_checkpointing import ActivationCheckpointing, checkpointed
 from rt_models.blocks.batch_norm import BatchNormConfig
+from rt_models.blocks.depthwise import DepthwiseKernels, Window, depthwise, uses_kernels
 from rt_models.blocks.keyed_random import uniform
 from rt_models.blocks.linear import ZeroLinear
 from rt_models.blocks.norm_functions import norm_affine, norm_silu, norm_silu_gate
@@ -160,6 +161,23 @@ class Conv(nn.Conv2d):
         return F.conv2d(padded, self.weight, self.bias, self.stride, 0, 1, self.groups)
 
 
+class DepthwiseConv(Conv):
+    """A kernel for each channel. `kernels` "auto": on a GPU and in channels_last, in Triton kernels of ours."""
+
+    kernels: DepthwiseKernels = "auto"
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.kernels != "auto" or self.bias is not None or not uses_kernels(input):
+            return super().forward(input)
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        top, bottom = padding(input.shape[-2], kernel, stride, self.rule)
+        left, right = padding(input.shape[-1], kernel, stride, self.rule)
+        height = (input.shape[-2] + top + bottom - kernel) // stride + 1
+        width = (input.shape[-1] + left + right - kernel) // stride + 1
+        window = Window(kernel=kernel, stride=stride, top=top, left=left, height=height, width=width)
+        return depthwise(input, self.weight, window)
+
+
 class StemConv(Conv):
     """The first convolution; what it reads beyond RGB (an object mask) starts with no effect."""
 
@@ -199,7 +217,7 @@ class MBConv(nn.Module):
         width, norm, rule = in_channels * stage.expansion, config.batch_norm.build, config.padding
         self.expand = Conv(in_channels, width, 1, 1, rule) if stage.expansion > 1 else None
         self.expand_norm = norm(width) if stage.expansion > 1 else None
-        self.depthwise = Conv(width, width, stage.kernel, stride, rule, groups=width)
+        self.depthwise = DepthwiseConv(width, width, stage.kernel, stride, rule, groups=width)
         self.depthwise_norm = norm(width)
         self.gate = SqueezeExcite(width, max(1, in_channels // 4))
         self.project = Conv(width, stage.channels, 1, 1, rule)

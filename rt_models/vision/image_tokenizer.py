@@ -6,15 +6,13 @@ image, D width.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from rt_models.blocks.activation_checkpointing import ActivationCheckpointing
 from rt_models.blocks.linear import LecunConv1x1
-from rt_models.vision.efficientnet import EfficientNetConfig, Film
+from rt_models.compute_config import ComputeConfig
+from rt_models.vision.efficientnet import DepthwiseConv, EfficientNetConfig, Film
 from rt_models.vision.image_inputs import Images, Pixels
 from rt_models.vision.token_learner import TokenLearner
 from rt_models.vision.vit import ViTConfig
@@ -39,19 +37,21 @@ class ImageTokenizer(nn.Module):
         embedding_width: int,
         width: int,
         num_tokens: int | None,
-        memory_format: Literal["channels_last", "contiguous"],
-        checkpointing: ActivationCheckpointing,
+        compute: ComputeConfig,
     ) -> None:
         super().__init__()
         self.num_channels, self.mask_value = num_channels, mask_value
-        last = memory_format == "channels_last"
+        last = compute.memory_format == "channels_last"
         self.memory_format = torch.channels_last if last else torch.contiguous_format
         self.backbone = backbone.build(
             in_channels=num_channels,
             image_size=image_size,
             embedding_width=embedding_width,
-            checkpointing=checkpointing,
+            checkpointing=compute.activation_checkpointing,
         )
+        for part in self.backbone.modules():
+            if isinstance(part, DepthwiseConv):
+                part.kernels = compute.depthwise
         self.projection = LecunConv1x1(backbone.out_channels(), width)
         self.film = Film(width, embedding_width) if embedding_width else None
         self.learner = None if num_tokens is None else TokenLearner(width, num_tokens)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rt_models.blocks import norm_functions
 from rt_models.rt1 import RT1Config
+from rt_models.vision.efficientnet import DepthwiseConv
 from rt_models.vision.image_inputs import crop_offsets, pad_crop, resize
 from rt_models.vision.image_plan import plan_images
 from tests.support.rt1_windows import make_batch
@@ -52,6 +53,26 @@ def test_in_bf16_they_are_as_near_to_float32_as_torchs(monkeypatch: pytest.Monke
     theirs = far(step(monkeypatch, triton=False, precision="bf16"), exact)
     print("ours", ours, "torch's", theirs)
     assert ours[1] < 1.2 * theirs[1] and ours[2] < 1.2 * theirs[2] and ours[0] < theirs[0] + 1e-3
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (5, 1), (3, 2), (5, 2)])
+def test_a_depthwise_convolution_is_cudnns(kernel: int, stride: int, precision: torch.dtype) -> None:
+    torch.manual_seed(0)
+    conv = DepthwiseConv(144, 144, kernel, stride, "same", groups=144).cuda()
+    sides = {}
+    for kernels in ("auto", "cudnn"):
+        conv.kernels = kernels  # type: ignore[assignment]
+        conv.zero_grad()
+        generator = torch.Generator("cuda").manual_seed(1)
+        x = torch.randn(3, 144, 75, 38, device="cuda", generator=generator, dtype=precision)
+        x = x.to(memory_format=torch.channels_last).requires_grad_()
+        y = conv.to(precision)(x)
+        y.backward(torch.ones_like(y) * x.detach()[..., : y.shape[2], : y.shape[3]])
+        assert x.grad is not None and conv.weight.grad is not None
+        sides[kernels] = [each.detach().double() for each in (y, x.grad, conv.weight.grad)]
+    bound = 1e-4 if precision == torch.float32 else 2e-2
+    assert [distance < bound for distance in far(sides["auto"], sides["cudnn"])] == [True] * 3
 
 
 @pytest.mark.parametrize("size", [64, 150])

@@ -1,0 +1,149 @@
+"""A depthwise convolution on a GPU in Triton kernels of ours (`depthwise_kernels.py`), with its gradients.
+
+In channels_last cuDNN takes most of a second for each number of images that a depthwise convolution has not seen, and
+runs it far below the rate of the memory (docs/measured.md). Sums are float32 under autocast too, weights are not cast.
+
+Axes: N images, C channels, H and W rows and columns, K the kernel's.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rt_models.blocks.norm_functions import runs_kernels, tile_c
+
+DepthwiseKernels = Literal["auto", "cudnn"]
+
+_TILE_P, _WARPS = 64, 8
+_WEIGHT_P, _WEIGHT_WARPS = 32, 4  # of the weights' gradient, which keeps K sums of each number of a tile
+_WEIGHT_PROGRAMS = 2048  # about as many as fill a large GPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Where a convolution's results lie on its image."""
+
+    kernel: int
+    """Rows and columns of the kernel."""
+    stride: int
+    """Pixels from one result to the next."""
+    top: int
+    """Rows of zeros before the image."""
+    left: int
+    """Columns of zeros before the image."""
+    height: int
+    """Rows of results."""
+    width: int
+    """Columns of results."""
+
+
+def uses_kernels(x_NCHW: Tensor) -> bool:
+    """Whether the kernels take this: on a GPU and in channels_last."""
+    return (
+        runs_kernels(x_NCHW.device)
+        and not torch.compiler.is_compiling()
+        and x_NCHW.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and x_NCHW.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def depthwise(x_NCHW: Tensor, weight_CIKK: Tensor, window: Window) -> Tensor:
+    """(N, C, height, width) in channels_last and in x's type, or in autocast's where it is on."""
+    kind = x_NCHW.device.type
+    if torch.is_autocast_enabled(kind):
+        x_NCHW = x_NCHW.to(torch.get_autocast_dtype(kind))
+    return _Depthwise.apply(x_NCHW, weight_CIKK, window)
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, window: Window) -> Tensor:
+        by_channel = weight.detach().flatten(1).t().float().contiguous()  # (K K, C)
+        y = _like(x, window.height, window.width)
+        tile_h, tile_w = tile(window.height, window.width, _TILE_P)
+        kernel = _kernels().depthwise_forward[_grid(y, tile_h, tile_w)]
+        kernel(x, by_channel, y, *_sizes(x, window), tile_h, tile_w, **_constants(x, window))
+        ctx.save_for_backward(x, by_channel)
+        ctx.window, ctx.weight = window, (weight.shape, weight.dtype)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (x, by_channel), window = ctx.saved_tensors, ctx.window
+        dy = gradients[0].contiguous(memory_format=torch.channels_last)
+        dx = dweight = None
+        if ctx.needs_input_grad[0]:
+            dx = torch.empty_like(x)
+            tile_h, tile_w = tile(x.shape[2], x.shape[3], _TILE_P)
+            kernel = _kernels().depthwise_backward_image[_grid(x, tile_h, tile_w)]
+            kernel(dy, by_channel, dx, *_sizes(x, window), tile_h, tile_w, **_constants(x, window))
+        if ctx.needs_input_grad[1]:
+            shape, dtype = ctx.weight
+            dweight = _dweight(x, dy, window).view(shape).to(dtype)
+        return dx, dweight, None
+
+
+def _dweight(x: Tensor, dy: Tensor, window: Window) -> Tensor:
+    """float32 (C, K, K)"""
+    tile_h, tile_w = tile(window.height, window.width, _WEIGHT_P)
+    tiles, blocks = _grid(dy, tile_h, tile_w)
+    wanted = max(1, _WEIGHT_PROGRAMS // (blocks * window.kernel))
+    tiles_per_part = -(-tiles // wanted)
+    parts = -(-tiles // tiles_per_part)
+    shape = (parts, x.shape[1], window.kernel, window.kernel)
+    partial = torch.empty(shape, dtype=torch.float32, device=x.device)
+    constants = _constants(x, window) | {"BP": _WEIGHT_P, "num_warps": _WEIGHT_WARPS}
+    sizes = (*_sizes(x, window), tile_h, tile_w, tiles, tiles_per_part)
+    _kernels().depthwise_backward_weight[(parts * window.kernel, blocks)](x, dy, partial, *sizes, **constants)
+    return partial.sum(0)
+
+
+@functools.cache
+def tile(height: int, width: int, pixels: int) -> tuple[int, int]:
+    """(rows, columns) of the tiles, of `pixels` at most, that cover an image with the least computed and read.
+
+    A tile computes `pixels` results, also beyond the image, and reads a row and a column more on all sides.
+    """
+
+    def work(size: tuple[int, int]) -> int:
+        rows, columns = size
+        return -(-height // rows) * -(-width // columns) * (pixels + (rows + 2) * (columns + 2))
+
+    return min(((min(pixels // columns, height), columns) for columns in range(1, min(width, pixels) + 1)), key=work)
+
+
+def _kernels() -> Any:
+    from rt_models.blocks import depthwise_kernels
+
+    return depthwise_kernels
+
+
+def _like(x: Tensor, height: int, width: int) -> Tensor:
+    shape = (*x.shape[:2], height, width)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _sizes(x: Tensor, window: Window) -> tuple[int, ...]:
+    channels, height, width = x.shape[1:]
+    return channels // _vector(x), height, width, window.height, window.width, window.top, window.left
+
+
+def _constants(x: Tensor, window: Window) -> dict[str, int]:
+    size = {"K": window.kernel, "S": window.stride, "V": _vector(x)}
+    return size | {"BP": _TILE_P, "BC": tile_c(x.shape[1]), "num_warps": _WARPS}
+
+
+def _vector(x: Tensor) -> int:
+    """Channels that are loaded at once: 16 bytes in bf16."""
+    return 8 if x.shape[1] % 8 == 0 else 1
+
+
+def _grid(images: Tensor, tile_h: int, tile_w: int) -> tuple[int, int]:
+    """One program for each tile of each image, and each block of channels."""
+    n, channels, height, width = images.shape
+    return n * -(-height // tile_h) * -(-width // tile_w), -(-channels // tile_c(channels))

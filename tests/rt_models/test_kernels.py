@@ -1,0 +1,156 @@
+"""The Triton kernels without a GPU: interpreted they compute what torch computes, and they compile for one.
+
+tests/gpu/test_kernels.py runs them on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+pytest.importorskip("triton", reason="needs Triton, which is for Linux")
+
+from rt_models.blocks.depthwise import Window, depthwise, tile
+from rt_models.rt1 import RT1Config
+from rt_models.vision.efficientnet import DepthwiseConv
+from rt_models.vision.image_inputs import crop_offsets, pad_crop, resize
+from rt_models.vision.image_plan import plan_images
+from tests.support.rt1_windows import make_batch
+from tests.support.triton_on_cpu import Launch, interpreted, recorded
+
+TINY = RT1Config.tiny()
+TINY = replace(TINY, backbone=replace(TINY.backbone, stochastic_depth=0.3))
+
+
+@pytest.fixture
+def on_cpu() -> Iterator[None]:
+    with interpreted():
+        yield
+
+
+def channels_last(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    made = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return made.to(dtype).to(memory_format=torch.channels_last).requires_grad_()
+
+
+def far(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours.detach().double() - theirs.detach().double()).norm() / theirs.detach().double().norm())
+
+
+SHAPES = [  # kernel, stride, zeros before and after, channels, rows, columns
+    pytest.param(3, 1, (1, 1), 24, 7, 5, id="3x3"),
+    pytest.param(5, 1, (2, 2), 70, 5, 6, id="5x5, more channels than a tile has"),
+    pytest.param(3, 2, (0, 1), 16, 8, 9, id="3x3, stride 2, as JAX pads"),
+    pytest.param(5, 2, (1, 2), 16, 9, 8, id="5x5, stride 2, as TensorFlow pads"),
+    pytest.param(5, 2, (2, 2), 16, 9, 8, id="5x5, stride 2, as torch pads"),
+    pytest.param(5, 1, (2, 2), 8, 1, 1, id="an image smaller than the kernel"),
+    pytest.param(4, 3, (1, 2), 16, 11, 7, id="4x4, stride 3"),
+]
+
+
+@pytest.mark.parametrize(("kernel", "stride", "zeros", "channels", "height", "width"), SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_depthwise_convolution_and_its_gradients(
+    on_cpu: None,
+    kernel: int,
+    stride: int,
+    zeros: tuple[int, int],
+    channels: int,
+    height: int,
+    width: int,
+    dtype: torch.dtype,
+) -> None:
+    x, weight = channels_last(2, channels, height, width, dtype=dtype), torch.randn(channels, 1, kernel, kernel)
+    weight.requires_grad_()
+    size = [(side + sum(zeros) - kernel) // stride + 1 for side in (height, width)]
+    window = Window(kernel=kernel, stride=stride, top=zeros[0], left=zeros[0], height=size[0], width=size[1])
+    y = depthwise(x, weight, window)
+    slope = channels_last(*y.shape, dtype=dtype, seed=1).detach()
+    y.backward(slope)
+    ours = y, x.grad, weight.grad
+    exact, exact_weight = x.detach().float().requires_grad_(), weight.detach().clone().requires_grad_()
+    expected = F.conv2d(F.pad(exact, (*zeros, *zeros)), exact_weight, stride=stride, groups=channels)
+    expected.backward(slope.float())
+    assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
+    rounding = 1e-6 if dtype == torch.float32 else 6e-3
+    for mine, theirs, bound in zip(
+        ours, (expected, exact.grad, exact_weight.grad), (rounding, rounding, 1e-6), strict=True
+    ):
+        assert mine is not None and theirs is not None and mine.shape == theirs.shape and far(mine, theirs) < bound
+
+
+@pytest.mark.parametrize("pixels", [32, 64])
+def test_tiles_cover_an_image_and_waste_little(pixels: int) -> None:
+    for height in range(1, 40):
+        for width in (1, 2, 10, 19, 38, 75, 150, 151):
+            rows, columns = tile(height, width, pixels)
+            covered = -(-height // rows) * -(-width // columns) * pixels
+            assert 1 <= rows * columns <= pixels
+            assert covered <= max(2 * height * width, pixels), (height, width)
+
+
+def test_a_depthwise_convolution_in_cudnn_or_with_a_bias_is_torchs() -> None:
+    def launches(**settings: Any) -> int:
+        conv = DepthwiseConv(8, 8, 3, 1, "same", groups=8)
+        for name, value in settings.items():
+            setattr(conv, name, value)
+        with recorded() as found:
+            conv(channels_last(1, 8, 6, 6))
+        return len(found)
+
+    bias = torch.nn.Parameter(torch.zeros(8))
+    assert [launches(), launches(kernels="cudnn"), launches(bias=bias)] == [1, 0, 0]
+
+
+@pytest.mark.parametrize("size", [16, 30])
+def test_frames_are_cropped_resized_and_normalised_as_in_torch(on_cpu: None, size: int) -> None:
+    from rt_models.vision.image_kernels import frames_to_images
+
+    frames = torch.randint(256, (3, 20, 24, 3), dtype=torch.uint8)
+    frame_N, key_N = torch.tensor([2, 0, 1, 1]), torch.tensor([9, 8, 7, 6])
+    mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.4])
+    down_N, right_N = crop_offsets(20, key_N, seed=3)
+    expected = (resize(pad_crop(frames[frame_N], key_N, seed=3).float() / 255, size) - mean) / std
+    options: Any = {"size": size, "mean_C": mean, "std_C": std, "dtype": torch.float32}
+    made = frames_to_images(frames, frame_N, down_N, right_N, **options)
+    torch.testing.assert_close(made.permute(0, 2, 3, 1), expected, rtol=1e-4, atol=1e-4)
+
+
+def step(precision: Any, padding: int = 0) -> list[Tensor]:
+    """Loss, all gradients and all running averages of one training step of a tiny RT-1."""
+    torch.manual_seed(0)
+    config: Any = replace(TINY, compute=replace(TINY.compute, precision=precision))
+    model = config.build().to(memory_format=torch.channels_last).train()
+    batch = make_batch(TINY, [0, 4])
+    images = int((batch["frame_index"] >= 0).sum())
+    loss = model.loss(plan_images(batch, crops=True, capacities=(images + padding,)))
+    loss.backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    averages = torch.cat([b.flatten() for name, b in model.named_buffers() if "running" in name])
+    return [loss.reshape(1), gradient, averages]
+
+
+def test_a_training_step_in_float32_is_torchs() -> None:
+    theirs = step("as_is")
+    with interpreted():
+        ours = step("as_is", padding=2)
+    assert [far(mine, torchs) < 1e-5 for mine, torchs in zip(ours, theirs, strict=True)] == [True] * 3
+
+
+def test_every_kernel_of_a_training_step_in_bf16_compiles_for_a_gpu(tmp_path: Path) -> None:
+    with recorded() as launches:
+        step("bf16")
+    distinct: dict[str, Launch] = {}
+    for launch in launches:
+        kinds = [value.dtype if isinstance(value, Tensor) else type(value) for value in launch.arguments]
+        distinct[f"{launch.kernel.fn.__name__} {kinds} {launch.constants}"] = launch
+    assert len({name.split()[0] for name in distinct}) == 13
+    for launch in distinct.values():
+        assert launch.compiled(90, tmp_path).asm["cubin"]
