@@ -9,6 +9,9 @@ zero outside the image. Channels are given as groups of V, from which Triton kno
 Axes: N images, C channels, H and W rows and columns, K the kernel's, S its stride.
 """
 
+# pyright: reportGeneralTypeIssues=false
+# Where Triton is installed, its types say that a function of a kernel never returns.
+
 from __future__ import annotations
 
 import triton

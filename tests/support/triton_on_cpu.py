@@ -76,6 +76,7 @@ class Launch:
     def compiled(self, capability: int, cache: Path) -> Any:
         """For an NVIDIA GPU of this compute capability (90: H100 and H200)."""
         import triton
+        from triton import knobs  # type: ignore[attr-defined]
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
 
@@ -86,7 +87,7 @@ class Launch:
         signature = {name: "constexpr" if name in constants else _type(given[name]) for name in names}
         source = ASTSource(self.kernel, signature, {(names.index(name),): value for name, value in constants.items()})
         options = {name: value for name, value in self.constants.items() if name not in names}
-        with patch.object(triton.knobs.cache, "dir", str(cache)):
+        with patch.object(knobs.cache, "dir", str(cache)):
             return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
