@@ -25,7 +25,7 @@ By name:
 - loader: what 1, 2, 4 and more cores deliver, against what the model takes
 - ray: the training of `loop` on one Ray worker
 - parity: our kernels against torch's, a padded batch against the batch alone
-- sides: `train` in torch's kernels, and compiled; our bare backbone
+- sides: `train` with cuDNN's depthwise convolutions, in torch's kernels, and compiled; our bare backbone
 - loop_sides: `loop` on plain windows, and without CUDA graphs
 - profile: where the device time of a training step goes, by class of kernel
 - shapes: which convolutions pay for a new number of images

@@ -61,7 +61,8 @@ def test_all_sides_are_measured(out: Path) -> None:
 
     cases = {(case, side) for case in ("segments", "plain") for side in ("ours", "graph")}
     assert said("train", "windows_per_s", "case", "side") == cases
-    assert said("sides", "windows_per_s", "side") == {("torch",), ("compiled",)}
+    cudnn = "ours, depthwise by cuDNN"
+    assert said("sides", "windows_per_s", "side") == {(cudnn,), (f"{cudnn}, graph",), ("torch",), ("compiled",)}
     assert said("control", "median_ms", "robots", "side") == {(1, "eager"), (2, "eager")}
     assert said("loop", "samples_per_s", "side") == {("rtp train",), ("bare",)}
     assert said("zero", "step_s", "side", "waits_per_step") == {
@@ -116,6 +117,20 @@ def test_results_of_two_cards_are_kept_apart(gpu: Any, tmp_path: Path) -> None:
     out.write_text('{"stage": "train", "device": "another card", "toy": true}\n')
     with pytest.raises(SystemExit):
         gpu._machine(argparse.Namespace(toy=True, out=out))
+
+
+def test_kernels_that_fail_leave_the_other_sides_to_be_measured(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpu_stages import training
+    from gpu_stages.settings import Settings
+
+    def trained(settings: Any, shape: Any, *, kernels: str, graph: bool) -> Any:
+        if kernels == "ours":
+            raise ZeroDivisionError("no such\ncard")
+        yield {"side": kernels}
+
+    monkeypatch.setattr(training, "trained", trained)
+    lines = [line for line in training.train(Settings(toy=True)) if line["case"] != "backbone"]
+    assert [line.get("failed", line["side"]) for line in lines] == ["no such card", training.CUDNN] * 2
 
 
 def test_aims_are_ratios_of_the_newest_results(gpu: Any) -> None:

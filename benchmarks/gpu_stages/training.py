@@ -13,22 +13,31 @@ from gpu_stages.timing import Step, device, free_memory, median_seconds, on_gpu,
 from torch import Tensor, nn
 from workload import PRESETS, batch
 
+CUDNN = "ours, depthwise by cuDNN"
+
 
 def train(settings: Settings) -> Iterator[Line]:
     """Our Triton kernels, kernel by kernel and as one CUDA graph; then torchvision's EfficientNet-B3 alone."""
     for case, shape in rt1_step.shapes(settings).items():
-        for line in trained(settings, shape, kernels="ours", graph=True):
-            yield {"case": case, **line}
-        free_memory()
+        for kernels in ("ours", CUDNN):
+            try:
+                for line in trained(settings, shape, kernels=kernels, graph=True):
+                    yield {"case": case, **line}
+                break
+            except Exception as error:  # such as Triton's: then cuDNN's depthwise convolutions
+                yield {"case": case, "side": kernels, "failed": " ".join(str(error).split())[:200]}
+            finally:
+                free_memory()
     yield from torchvision_alone(settings)
 
 
 def sides(settings: Settings) -> Iterator[Line]:
-    """torch's own kernels, what torch.compile makes of them, and our backbone without FiLM."""
+    """cuDNN's depthwise convolutions between our kernels, torch's own kernels, what torch.compile makes of them; our
+    backbone without FiLM."""
     cases = list(rt1_step.shapes(settings).items())
-    for kernels in ("torch", "compiled"):
+    for kernels in (CUDNN, "torch", "compiled"):
         for case, shape in cases[:1] if settings.toy else cases:
-            for line in trained(settings, shape, kernels=kernels):
+            for line in trained(settings, shape, kernels=kernels, graph=kernels == CUDNN):
                 yield {"case": case, **line}
             torch._dynamo.reset()
             free_memory()
@@ -36,21 +45,23 @@ def sides(settings: Settings) -> Iterator[Line]:
 
 
 def trained(settings: Settings, shape: Shape, *, kernels: str, graph: bool = False) -> Iterator[Line]:
-    """`kernels`: torch, ours, or compiled."""
-    use_triton(kernels == "ours")
+    """`kernels`: ours, CUDNN, torch or compiled."""
+    use_triton(kernels != "torch")
     backend = "aot_eager" if settings.toy else "inductor"
-    model = rt1(settings, compile=backend if kernels == "compiled" else "off").train()
+    depthwise = "cudnn" if kernels == CUDNN else "auto"
+    model = rt1(settings, depthwise=depthwise, compile=backend if kernels == "compiled" else "off").train()
     made, optimizer = planned(batch(rt1_step.preset(settings), **shape)), adam(model)
 
     def step() -> None:
         train_step(model, optimizer, made)
 
     about = {"windows": rt1_step.num_windows(shape), "images": len(made["image_frame"])}
-    yield {"kernels": kernels, "side": kernels, **about, "first_s": seconds(step)}
-    yield {"kernels": kernels, "side": kernels, **about, **_rates(settings, step, about["windows"])}
+    yield {"side": kernels, **about, "first_s": seconds(step)}
+    yield {"side": kernels, **about, **_rates(settings, step, about["windows"])}
     if graph:
         replay = recorded(step)
-        yield {"kernels": kernels, "side": "graph", **about, **_rates(settings, replay, about["windows"])}
+        side = "graph" if kernels == "ours" else f"{kernels}, graph"
+        yield {"side": side, **about, **_rates(settings, replay, about["windows"])}
 
 
 def _rates(settings: Settings, step: Step, windows: int) -> Line:
