@@ -13,6 +13,7 @@ import select
 import signal
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TextIO
 
 from cluster.interrupts import exit_code_of, raised_as_stopped
@@ -36,6 +37,7 @@ _GOES_ON = {
 }
 
 _NAME_IN_AWS = re.compile(r"arn:aws[\w-]*:")  # such as that of an instance profile
+_ONE_SLASH = re.compile(r"(s3|gs|hf|https?|wss?):/(?!/)")
 _STORE_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs")  # not all of their errors are OSErrors
 
 
@@ -124,27 +126,30 @@ def _run_explained(name: str, arguments: list[str]) -> JsonSummary | int | None:
             raise
         return _fail("a connection was closed at its other end")
     except (FloatingPointError, ChildProcessError) as error:  # no mistake in the command line
-        return _fail(full_disk(error, arguments) or _one_sentence(error), code=1)
+        return _fail(full_disk(error, arguments) or _one_sentence(error, arguments), code=1)
     except (ValueError, OSError, ImportError) as error:
-        return _fail(full_disk(error, arguments) or _one_sentence(error))
+        return _fail(full_disk(error, arguments) or _one_sentence(error, arguments))
     except Exception as error:
         if (sentence := full_disk(error, arguments)) is not None:
             return _fail(sentence)
         if type(error).__module__.partition(".")[0] not in _STORE_CLIENTS:
             raise
-        sentence = f"the object store cannot be reached ({type(error).__name__}: {_one_sentence(error)})"
+        sentence = f"the object store cannot be reached ({type(error).__name__}: {_one_sentence(error, arguments)})"
         return _fail(f"{sentence}: check the address and the credentials")
     except KeyboardInterrupt as interrupt:
         return _fail(f"stopped{_GOES_ON.get(name, '')}", code=exit_code_of(interrupt))
 
 
 def _require_plain_names(arguments: list[str]) -> None:
-    """Raise ValueError for a local path with '::', which fsspec splits: for /a::b/c it would open, and write to, /a."""
+    """Raise ValueError for a local path with '::', which fsspec splits: for /a::b/c it would open, and write to, /a.
+    And for an address with one slash, which would be a folder of that name."""
     end = arguments.index("--") if "--" in arguments else len(arguments)  # the rest runs on another machine
     for path in (os.getcwd(), *arguments[:end]):
         value = path.partition("=")[2] if path.startswith("--") else path
         if "::" in value and "://" not in value and not _NAME_IN_AWS.match(value):
             raise ValueError(f"{value} has '::' in it, which joins two file systems in a URL: rename that folder")
+        if match := _ONE_SLASH.match(value):
+            raise ValueError(f"{value} is no address: write {match[1]}://{value[match.end() :]}")
 
 
 def _run(name: str, arguments: list[str]) -> JsonSummary | None:
@@ -167,11 +172,21 @@ def _usage() -> str:
     return "\n".join([head, "", *lines, "", "start with: rtp demo"])
 
 
-def _one_sentence(error: BaseException) -> str:
+def _one_sentence(error: BaseException, arguments: Sequence[str]) -> str:
     text = plain_words(" ".join(str(error).split())) or type(error).__name__
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.strerror}: {error.filename}"
+        flag = _flag_of(str(error.filename), arguments)
+        return f"{flag} {error.filename}: {error.strerror}" if flag else f"{error.strerror}: {error.filename}"
     return text
+
+
+def _flag_of(path: str, arguments: Sequence[str]) -> str:
+    """The flag that this path was given to, or nothing."""
+    for before, word in pairwise(["", *arguments]):
+        name, _, value = word.partition("=") if word.startswith("--") else (before, "", word)
+        if name.startswith("--") and path in (value, os.path.abspath(value)):
+            return name
+    return ""
 
 
 def _fail(sentence: str, *, code: int = 2) -> int:

@@ -79,6 +79,12 @@ class DemoArguments:
     compare: bool = False
     """Train once more on vectors of the encoder hash and compare the encoders; that nearly doubles the time."""
 
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"--steps must be at least 1, got {self.steps}")
+        if self.rollouts < 0:
+            raise ValueError(f"--rollouts must be 0 or more, got {self.rollouts}")
+
 
 def main(arguments: list[str]) -> JsonSummary:
     """Run every stage and print the closing summary."""

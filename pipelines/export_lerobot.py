@@ -11,13 +11,12 @@ from dataclasses import asdict, dataclass
 from typing import Annotated
 
 import tyro
-from rich.console import Console
-from rich.progress import Progress
 
 from pipelines.config.arguments import parse
 from pipelines.config.output_paths import output_folder
 from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import command_line
+from pipelines.terminal.progress_bar import share_done
 from preprocessing.lerobot.export import ExportConfig, ExportSummary, export_store
 from preprocessing.store.episode_store import EpisodeStore
 
@@ -37,9 +36,8 @@ def export_lerobot(store: str, out: str, config: ExportConfig) -> ExportSummary:
     """Export behind a progress bar."""
     opened = EpisodeStore.open(store)
     total = min(opened.num_episodes, config.limit or opened.num_episodes)
-    with Progress(console=Console(stderr=True)) as bar:
-        line = bar.add_task("export", total=total)
-        return export_store(opened, out, config, lambda done: bar.update(line, completed=done))
+    with share_done("export") as shown:
+        return export_store(opened, out, config, lambda done: shown(done, total))
 
 
 def main(arguments: list[str]) -> JsonSummary:

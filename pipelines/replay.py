@@ -46,6 +46,11 @@ class ReplayArguments:
     compute: Annotated[Compute, tyro.conf.arg(name="")] = field(default_factory=Compute)
 
     def __post_init__(self) -> None:
+        scheme, _, rest = self.served.partition("://")
+        if scheme in ("http", "https"):
+            raise ValueError(
+                f"{self.served}: give the server's address as {'wss' if scheme == 'https' else 'ws'}://{rest}"
+            )
         if self.is_address and self.model is None:
             raise ValueError(f"{self.served} answers, but what is right? Give --model, the model that is served there")
         if not self.is_address and self.model is not None:

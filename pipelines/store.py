@@ -15,14 +15,12 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
-from rich.progress import Progress
 
 from pipelines.config.arguments import parse
 from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import print_next
+from pipelines.terminal.progress_bar import share_done
 from preprocessing.changes import store_changes
-from preprocessing.changes.assemble import Progress as ShardProgress
 from preprocessing.changes.store_changes import Changed
 from preprocessing.store.card import write_card
 from preprocessing.store.web_store import open_store
@@ -129,8 +127,8 @@ def _append(arguments: list[str]) -> JsonSummary:
     )
     if not flags.sources:
         raise ValueError("rtp store append needs the stores to add: rtp store append STORE OTHER ...")
-    with Progress(console=Console(stderr=True)) as bar:
-        return _said(store_changes.append(flags.store, flags.sources, _shown(bar, "append")))
+    with share_done("append") as shown:
+        return _said(store_changes.append(flags.store, flags.sources, shown))
 
 
 def _delete(arguments: list[str]) -> JsonSummary:
@@ -140,8 +138,8 @@ def _delete(arguments: list[str]) -> JsonSummary:
     if not flags.episodes and flags.flag is None:
         raise ValueError("rtp store delete needs --episodes or --flag")
     settings = {"episodes": flags.episodes, "flag": flags.flag, "expect": flags.expect}
-    with Progress(console=Console(stderr=True)) as bar:
-        changed = store_changes.delete(flags.store, **settings, progress=_shown(bar, "delete"))
+    with share_done("delete") as shown:
+        changed = store_changes.delete(flags.store, **settings, progress=shown)
     summary = _said(changed)
     print(f"files of the manifest before are still there: rtp store prune {changed.store} removes them")
     return summary
@@ -151,8 +149,8 @@ def _merge(arguments: list[str]) -> JsonSummary:
     flags = parse(
         MergeArguments, arguments, prog="rtp store merge", description=__doc__ or "", example=_EXAMPLES["merge"]
     )
-    with Progress(console=Console(stderr=True)) as bar:
-        return _said(store_changes.merge(flags.out, flags.stores, split=flags.split, progress=_shown(bar, "merge")))
+    with share_done("merge") as shown:
+        return _said(store_changes.merge(flags.out, flags.stores, split=flags.split, progress=shown))
 
 
 def _split(arguments: list[str]) -> JsonSummary:
@@ -160,8 +158,8 @@ def _split(arguments: list[str]) -> JsonSummary:
         SplitArguments, arguments, prog="rtp store split", description=__doc__ or "", example=_EXAMPLES["split"]
     )
     settings = {"by": flags.by, "seed": flags.seed}
-    with Progress(console=Console(stderr=True)) as bar:
-        made = store_changes.split(flags.store, flags.out, flags.shares, **settings, progress=_shown(bar, "split"))
+    with share_done("split") as shown:
+        made = store_changes.split(flags.store, flags.out, flags.shares, **settings, progress=shown)
     return {"stores": [dict(_said(changed)) for changed in made]}
 
 
@@ -192,11 +190,6 @@ def _card(arguments: list[str]) -> JsonSummary:
     written = write_card(open_store(flags.store))
     print(f"{written}: licence, citation and source are what the source said of itself; look it through before sharing")
     return {"card": written}
-
-
-def _shown(bar: Progress, what: str) -> ShardProgress:
-    line = bar.add_task(what)
-    return lambda done, total: bar.update(line, completed=done, total=total)
 
 
 def _said(changed: Changed) -> JsonSummary:

@@ -66,7 +66,7 @@ def parse(
         _require_texts(arguments, prog)
         _require_values(parsed, default, arguments, prog)
         return parsed
-    sentence = _sentence(complaint.getvalue(), arguments, _parser(kind, options), list(choices))
+    sentence = _sentence(complaint.getvalue(), arguments, _parser(kind, options), choices)
     raise UsageError(f"{prog}: {plain_words(sentence)}")
 
 
@@ -144,13 +144,13 @@ def require_local(path: str, what: str) -> str:
     return path
 
 
-def _sentence(complaint: str, arguments: Sequence[str], parser: Any, choices: list[str]) -> str:
+def _sentence(complaint: str, arguments: Sequence[str], parser: Any, choices: help_page.Choices) -> str:
     """One sentence from tyro's box: an unknown flag before all else, then what is missing."""
     known = [name for action in parser._actions for name in action.option_strings if name != "-h"]
     for word in arguments:
         name = word.partition("=")[0]
         if name.startswith("--") and name != "--" and _dashed(name) not in map(_dashed, [*known, *choices]):
-            return f"there is no option {name}{_hint(name, [*known, *choices])}"
+            return f"there is no option {name}{_hint(name, [*known, *choices, '--json', '--help'], choices)}"
     # The box is drawn in dashes where the locale has no other characters.
     lines = [re.sub(r"[\u2500-\u257f]|^[-+| ]+$", "", line.strip()).strip() for line in complaint.splitlines()]
     text = " ".join(line for line in lines[1:] if line and "full helptext" not in line and not line.endswith("--help"))
@@ -180,6 +180,16 @@ def _dashed(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _hint(flag: str, known: list[str]) -> str:
-    hint = did_you_mean(flag.lstrip("-"), [name.lstrip("-") for name in known])
-    return re.sub(r"'(.*)'", r"'--\1'", hint) if "did you mean" in hint else "; --help lists them"
+def _hint(flag: str, known: list[str], choices: help_page.Choices) -> str:
+    """The nearest of the known flags; below a setting that is a config class, of those of this class."""
+    owner = max((f"{name}." for name in choices if flag.startswith(f"{name}.")), key=len, default="--")
+    hint = did_you_mean(
+        flag.removeprefix(owner), [name.removeprefix(owner) for name in known if name.startswith(owner)]
+    )
+    if "did you mean" in hint:
+        return re.sub(r"'(.*)'", rf"'{owner}\1'", hint)
+    if owner == "--":
+        return "; --help lists them"
+    classes, present = choices[owner[:-1]]
+    others = ", ".join(name for name in classes if name != present)
+    return f": {owner[:-1]} is {present}, which has none; it may also be {others}"

@@ -6,13 +6,18 @@ import os
 from pathlib import Path
 
 from pipelines.config.arguments import UsageError, absolute
+from preprocessing.store.manifest_file import MANIFEST
 
 
 def output_folder(path: str, flag: str = "--output") -> str:
-    """`path` made absolute. Raises UsageError where a file stands in its place, or in that of a folder above it."""
+    """`path` made absolute. Raises UsageError where a file stands in its place, or in that of a folder above it, and
+    where a store lies."""
     path = absolute(path)
-    if "://" not in path:
-        _require_folder(path, _nearest(Path(path)), flag)
+    if "://" in path:
+        return path
+    _require_folder(path, _nearest(Path(path)), flag)
+    if Path(path, MANIFEST).exists():
+        raise UsageError(f"{flag} {path} holds a store: give a folder of its own")
     return path
 
 

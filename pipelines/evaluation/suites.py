@@ -14,12 +14,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 import numpy as np
-import yaml
 
-from pipelines.config.serialization import did_you_mean
+from pipelines.config.serialization import did_you_mean, read_yaml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +36,7 @@ def read_suites(path: str | None) -> dict[str, Suite]:
     """From a YAML file, none without one. Raises ValueError for one that declares no suites."""
     if path is None:
         return {}
-    try:
-        data = yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    data = read_yaml(path)
     if not isinstance(data, dict) or not data:
         raise ValueError(f"{path} declares no suites: give NAME: {{instructions: [...]}}")
     return {str(name): _suite(f"{path}: suite {name!r}", entry) for name, entry in data.items()}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
-import yaml
+from pipelines.config.serialization import read_yaml
 
 Wordings = Mapping[str, tuple[str, ...]]
 """By instruction."""
@@ -15,10 +14,7 @@ def read_wordings(path: str | None) -> Wordings:
     """None without a file. Raises ValueError for a file that says anything else."""
     if path is None:
         return {}
-    try:
-        data = yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    data = read_yaml(path)
     if not isinstance(data, dict) or not data:
         raise ValueError(f"{path} has no instructions: give INSTRUCTION: [OTHER WORDS, ...]")
     for instruction, words in data.items():

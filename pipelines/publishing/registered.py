@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pipelines.publishing.aliases import known_model
 from pipelines.publishing.folder import DESCRIPTION, WEIGHTS, TrainedModel, read_bundle
 from pipelines.tracking.mlflow_run import connect, explained, tracking_uri
 from preprocessing.store.json_files import JsonObject
@@ -51,7 +52,7 @@ def describe_registered(model_uri: str, uri: str | None = None) -> JsonObject:
 def version_of(model_uri: str, uri: str | None = None) -> str:
     """models:/NAME/VERSION, which is fixed, of models:/NAME@ALIAS, which may move.
 
-    Raises ValueError for a name without either, and ConnectionError if the registry does not know it.
+    Raises ValueError, with those there are, for a name without either and for one that the registry does not know.
     """
     name, _, alias = model_uri.removeprefix(_SCHEME).partition("@")
     if not name or not (alias or "/" in name):
@@ -61,7 +62,11 @@ def version_of(model_uri: str, uri: str | None = None) -> str:
     uri = uri or tracking_uri()
     client = connect(uri).MlflowClient()
     with explained(uri):
-        return f"{_SCHEME}{name}/{client.get_model_version_by_alias(name, alias).version}"
+        aliases = known_model(client, name).aliases
+    if alias not in aliases:
+        there = ", ".join(f"@{each}" for each in sorted(aliases)) or "no alias, so give models:/NAME/VERSION"
+        raise ValueError(f"{name} has no alias {alias!r}: it has {there}")
+    return f"{_SCHEME}{name}/{aliases[alias]}"
 
 
 def _downloaded(model_uri: str, part: str, scratch: Path, uri: str | None) -> Path:

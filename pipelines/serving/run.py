@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -37,6 +39,18 @@ class Listening:
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):
             raise ValueError("--tls-certificate and --tls-key go together: give both files, or neither")
+        if self.certificate is None or self.key is None:
+            return
+        for flag, file in (("--tls-certificate", self.certificate), ("--tls-key", self.key)):
+            if not Path(file).is_file():
+                raise ValueError(f"{flag} {file}: there is no such file")
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key)
+        except ssl.SSLError as error:
+            raise ValueError(
+                f"--tls-certificate {self.certificate} and --tls-key {self.key} are no certificate and its private "
+                f"key, both PEM ({error.reason or 'unreadable'})"
+            ) from error
 
     def url(self, scheme: str = "http") -> str:
         """`scheme` is http or ws."""

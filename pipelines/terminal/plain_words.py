@@ -7,7 +7,10 @@ import re
 _GIVEN = r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 _WORDS = (
     (re.compile(rf"invalid literal for int\(\) with base \d+: {_GIVEN}"), r"\1 is no whole number"),
-    (re.compile(r"Could not find valid parse for arguments: \[(.*?)\]"), r"\1 cannot be read as what is asked for"),
+    (
+        re.compile(r"Could not find valid parse for arguments: \[(.*?)\]"),
+        r"\1 cannot be read as what is asked for (several values stand with spaces between them)",
+    ),
     (re.compile(r"Failed to parse key-value pairs!"), "give pairs of a name and a value"),
     (re.compile(rf"could not convert string to float: {_GIVEN}"), r"\1 is no number"),
 )

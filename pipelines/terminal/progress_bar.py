@@ -32,6 +32,25 @@ def counting(what: str, total: int) -> Iterator[Count]:
         yield lambda done: bar.advance(task, done)
 
 
+@contextmanager
+def share_done(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A function that shows how much is done of how much; nothing before its first call, so that a refusal stands
+    alone."""
+    bar = Progress(console=Console(stderr=True))
+
+    def show(done: int, total: int) -> None:
+        if not bar.task_ids:
+            bar.add_task(what)
+            bar.start()
+        bar.update(bar.task_ids[0], completed=done, total=total)
+
+    try:
+        yield show
+    finally:
+        if bar.task_ids:
+            bar.stop()
+
+
 def _lines(what: str, total: int) -> Count:
     console = Console(stderr=True, soft_wrap=True)
     began = printed_at = time.monotonic()

@@ -110,6 +110,8 @@ def delete(
 
 def merge(out: str, stores: Sequence[str], *, split: str | None = None, progress: Progress = _silent) -> Changed:
     """One store below `out` with the episodes of several, in their order."""
+    if split is not None:
+        _require_split_name(split)
     opened = [EpisodeStore.open(store) for store in stores]
     if len({store.root for store in opened}) < max(len(opened), 2):
         raise ValueError("merge takes two stores or more, each once")
@@ -161,13 +163,18 @@ def split(
     return made
 
 
+def _require_split_name(name: str) -> None:
+    if not re.fullmatch(r"[^\W_][\w.+-]*", name):
+        raise ValueError(f"{name!r} cannot be a split: letters, digits and . _ + -, for it names a folder")
+
+
 def _split_counts(shares: Mapping[str, float], episodes: int) -> dict[str, int]:
     """Whole numbers of episodes that sum to all. Raises ValueError for shares that do not, or leave a split empty."""
     for name in shares:
-        if not re.fullmatch(r"[^\W_][\w.+-]*", name):
-            raise ValueError(f"{name!r} cannot be a split: letters, digits and . _ + -, for it names a folder")
+        _require_split_name(name)
     if len(shares) < 2 or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
-        raise ValueError(f"shares must be two or more above 0 that sum to 1, got {dict(shares)}")
+        given = " ".join(f"{name} {share:g}" for name, share in shares.items())
+        raise ValueError(f"shares must be two or more above 0 that sum to 1, got {given}")
     bounds = np.rint(np.cumsum(list(shares.values())) * episodes).astype(int)
     counts = np.diff(bounds, prepend=0).tolist()
     if min(counts) < 1:

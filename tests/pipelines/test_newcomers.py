@@ -52,6 +52,25 @@ def refused(capsys: pytest.CaptureFixture[str], line: str) -> str:
         ("doctor rt1_tiny --data", "--data needs at least one value"),
         ("evaluate a --env metaworld:x --view sid", "--view cannot be 'sid': give one of front, side, top\n"),
         ("train rt1_tiny --data x --output y --loop.fixed-shapes 1", "give one of auto, on, off\n"),
+        (
+            "train rt1_tiny --data x --output y --engine.zero.stage 3",
+            "no option --engine.zero.stage: --engine is TorchEngineConfig, which has none; it may also be DeepSpeedEng",
+        ),
+        ("train rt1_tiny --data x --output y --engine.precison x", "did you mean '--engine.precision'?"),
+        ("list --jsn", "there is no option --jsn: did you mean '--json'?"),
+        ("demo --steps 0", "--steps must be at least 1, got 0"),
+        ("demo --rollouts -1", "--rollouts must be 0 or more, got -1"),
+        ("inspect s3:/bucket/x", "s3:/bucket/x is no address: write s3://bucket/x"),
+        ("train rt1_tiny --data x --output=gs:/b/x", "gs:/b/x is no address: write gs://b/x"),
+        ("replay http://127.0.0.1:1 --data x", "give the server's address as ws://127.0.0.1:1"),
+        ("evaluate a --data x --suites none.yaml", "--suites none.yaml: No such file or directory"),
+        ("train rt1_tiny --data x --output y --config=none.yaml", "--config none.yaml: No such file or directory"),
+        ("store merge out a b --split ../x", "'../x' cannot be a split: letters, digits"),
+        ("store split a b --shares train 0.9 val 0.2 --by all", "--by cannot be 'all': give one of shards, episodes"),
+        (
+            "store delete a --episodes 1,2",
+            "'1,2' cannot be read as what is asked for (several values",
+        ),
         ("evaluate a", "rtp evaluate: nothing to evaluate on"),
         ("cluster render kuberay --name X", "--name 'X': give up to 40"),
         ("cluster render aws --region us-west", "--region 'us-west' is no region of AWS, such as us-west-2"),
@@ -97,6 +116,12 @@ def test_a_file_where_a_folder_is_to_be(
     said = refused(capsys, line.format(place))
     assert "file is a file: give a" in said or f"{tmp_path}/file is a file: give another folder" in said
     assert [path.name for path in tmp_path.rglob("*")] == ["file"]
+
+
+def test_a_store_is_no_place_for_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "manifest.json").touch()
+    said = refused(capsys, f"train rt1_tiny --data x --output {tmp_path}")
+    assert f"--output {tmp_path} holds a store: give a folder of its own" in said
 
 
 def test_a_missing_model_of_an_encoder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

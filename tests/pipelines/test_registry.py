@@ -11,6 +11,7 @@ import pytest
 
 from pipelines.publishing.aliases import holder_of, promote, registered_model, require_names, rollback
 from pipelines.publishing.gates import Gate, Verdict
+from pipelines.publishing.registered import version_of
 from pipelines.registry import show
 from pipelines.tracking.mlflow_run import connect
 
@@ -126,6 +127,18 @@ def test_an_unknown_model_is_answered_with_those_there_are(client: Any) -> None:
     versions(client, 0.5)
     with pytest.raises(ValueError, match=r"no registered model 'amr' at .*: known are arm"):
         show(client, "amr")
+
+
+def test_an_unknown_alias_is_answered_with_those_there_are(client: Any, database: str) -> None:
+    (version,) = versions(client, 0.5)
+    with pytest.raises(ValueError, match="arm has no alias 'champoin': it has no alias, so give models:/NAME/VERSION"):
+        version_of("models:/arm@champoin", database)
+    client.set_registered_model_alias(NAME, ALIAS, version)
+    assert version_of(f"models:/{NAME}@{ALIAS}", database) == f"models:/{NAME}/{version}"
+    with pytest.raises(ValueError, match="arm has no alias 'champoin': it has @champion"):
+        version_of("models:/arm@champoin", database)
+    with pytest.raises(ValueError, match="no registered model 'amr'"):
+        version_of("models:/amr@champion", database)
 
 
 def test_a_version_that_was_deleted_is_not_returned_to(client: Any) -> None:

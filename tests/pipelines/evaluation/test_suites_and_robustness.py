@@ -65,7 +65,7 @@ def test_suites_name_instructions_and_stores_by_pattern(tmp_path: Path) -> None:
         ("seen: []", "says nothing"),
         ("seen: {instruction: [a]}", "no 'instruction': did you mean 'instructions'"),
         ("seen: {instructions: open}", "instructions is a list of texts, got 'open'"),
-        ("seen: {", "is no YAML"),
+        ("seen: {", "is not YAML of plain data"),
     ],
 )
 def test_a_file_that_declares_no_suites_is_one_sentence(tmp_path: Path, text: str, words: str) -> None:

@@ -67,3 +67,13 @@ def test_a_server_with_a_certificate_speaks_tls(
 def test_certificate_and_key_go_together() -> None:
     with pytest.raises(ValueError, match="--tls-certificate and --tls-key go together"):
         Listening(certificate="chain.pem")
+
+
+def test_files_that_are_no_certificate_and_key_are_named(tmp_path: Path) -> None:
+    chain, _ = certificate(tmp_path)
+    with pytest.raises(ValueError, match=r"--tls-key none\.pem: there is no such file"):
+        Listening(certificate=chain, key="none.pem")
+    (tmp_path / "other").mkdir()
+    for other in (chain, certificate(tmp_path / "other")[1]):
+        with pytest.raises(ValueError, match=f"--tls-key {other} are no certificate and its private key, both PEM"):
+            Listening(certificate=chain, key=other)

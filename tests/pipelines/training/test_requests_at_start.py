@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -61,6 +62,13 @@ def test_a_store_that_was_searched_for_is_not_searched_for_again(remote: str, tm
     ready = driver_started(job_of(url, tmp_path))
     assert ready.stores == (url,)
     assert asked(lambda: open_stores(ready)) == OF_A_RANK
+
+
+def test_a_validation_on_training_data_is_said(store: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    driver_started(job_of(store, tmp_path))
+    assert not caplog.messages
+    driver_started(replace(job_of(store, tmp_path), validation=(store,)))
+    assert caplog.messages == [f"{store} is trained on too: its validation_loss says what is known by heart"]
 
 
 def test_a_store_without_an_audit_is_measured_once(remote: str, tmp_path: Path) -> None:
