@@ -33,6 +33,7 @@ from cluster.engine_base import (
     broadcast,
 )
 from cluster.graph_replay import CudaGraphs, CudaRecorder, GraphReplay, replays
+from cluster.quick_imports import quick_imports
 from cluster.shards import ParameterSlice, ShardReader
 from cluster.zero import ZeroConfig, deepspeed_config
 
@@ -123,7 +124,8 @@ class TorchEngine(EngineBase):
         self._model = model_factory().to(self.context.device)
         broadcast(self._model.parameters(), self.context)
         broadcast(self._model.buffers(), self.context)
-        self._optimizer = optimizer_factory(self._model)
+        with quick_imports():  # of torch's compiler, by every optimizer of torch
+            self._optimizer = optimizer_factory(self._model)
         self._entry = self._wrapped = Entry(self._model)
         self._replay: GraphReplay | None = None
         if replays(self._config.cuda_graphs, self.context):
@@ -220,7 +222,8 @@ class DeepSpeedEngine(EngineBase):
         self._entry = Entry(self._model)
         if self._stage < 3:
             self._model.to(self.context.device)  # first: an optimizer is fused where its parameters lie on a GPU
-        self._optimizer = optimizer_factory(self._model)  # before sharding: it may group parameters by their shapes
+        with quick_imports():  # of torch's compiler, by every optimizer of torch
+            self._optimizer = optimizer_factory(self._model)  # before sharding: it may group parameters by shape
         if self._stage == 3:
             zero.shard(self._entry, self.deepspeed_config)
         self._model.to(self.context.device)

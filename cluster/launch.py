@@ -24,6 +24,7 @@ import torch
 from cluster.context import RayContext, WorkerContext
 from cluster.interfaces import chosen, torch_config
 from cluster.placement import Actors, Demand, require_room
+from cluster.quick_imports import end_quick_start, quick_imports
 from cluster.session import RaySession, connect
 
 if TYPE_CHECKING:
@@ -147,8 +148,9 @@ def launch(
 
 
 def _fit(task: _Task[Config, Value], storage_path: str, callbacks: Sequence[UserCallback]) -> dict[str, Value | float]:
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
+    with quick_imports():
+        from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+        from ray.train.torch import TorchTrainer
 
     launch = task.launch
     resources = {"CPU": launch.cpus_per_worker, **({"GPU": 1} if launch.use_gpu else {})}
@@ -194,6 +196,7 @@ def _beside_the_main_thread(fit: Callable[[], T]) -> T:
 
 def _work(arguments: Mapping[str, _Task[Config, Value]]) -> dict[str, Value | float]:
     """One worker."""
+    end_quick_start()
     task, launch = arguments["task"], arguments["task"].launch
     torch.set_num_threads(launch.cpus_per_worker)
     logging.getLogger().setLevel(logging.WARNING)  # Ray's processes are at ERROR (see session.py)

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar
 
+from cluster.quick_imports import end_quick_start
+
 Asked = ParamSpec("Asked")
 Answer = TypeVar("Answer")
 
@@ -25,6 +27,7 @@ class _Worker:
     def __init__(self, factory: Callable[[], Callable[..., Any]]) -> None:
         import torch
 
+        end_quick_start()
         torch.set_num_threads(1)
         self._factory = factory
         self._making = threading.Lock()

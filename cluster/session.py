@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from cluster.quick_imports import quick_imports, quick_start
+
 MEGABYTE = 10**6
 ANSWER_S = 10.0  # in which the head of a cluster must answer
 GPUS_HIDDEN = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
@@ -63,7 +65,8 @@ def connect(session: RaySession) -> Iterator[None]:
 
     Raises ConnectionError (an OSError) within seconds if the address does not answer, ValueError if it is none.
     """
-    import ray
+    with quick_imports():
+        import ray
 
     if ray.is_initialized():
         yield
@@ -192,6 +195,8 @@ _HELPER = "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinat
 def prepare_process() -> None:
     """In every process of our own Ray."""
     import ray
+
+    quick_start()
 
     # Where several people's Rays run on one machine, Ray's helpers would not know theirs.
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cluster.context import WorkerContext
+from cluster.quick_imports import quick_imports
 from cluster.shards import ParameterSlice
 
 Precision = Literal["fp32", "bf16"]
@@ -157,9 +158,10 @@ def connect(context: WorkerContext) -> None:
         os.environ.setdefault(name, str(value))
     if context.device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
-    from deepspeed.ops import __compatible_ops__
-    from deepspeed.utils import logger
+    with quick_imports():
+        import deepspeed
+        from deepspeed.ops import __compatible_ops__
+        from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)
     # DeepSpeed calls collectives under names that torch is about to rename, with a warning at every step.

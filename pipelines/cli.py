@@ -17,6 +17,7 @@ from itertools import pairwise
 from typing import TextIO
 
 from cluster.interrupts import exit_code_of, raised_as_stopped
+from cluster.quick_imports import quick_exit, quick_imports
 from cluster.session import find_lost_nodes_sooner
 from pipelines.catalogue import require_first
 from pipelines.config.serialization import did_you_mean
@@ -43,6 +44,7 @@ _STORE_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs")  # not all of t
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
+    quick_exit()
     try:
         code = _main(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
@@ -155,7 +157,9 @@ def _require_plain_names(arguments: list[str]) -> None:
 def _run(name: str, arguments: list[str]) -> JsonSummary | None:
     if COMMANDS[name].first:
         require_first(name, arguments)
-    return importlib.import_module(f"pipelines.{COMMANDS[name].file(name)}").main(arguments)
+    with quick_imports():
+        command = importlib.import_module(f"pipelines.{COMMANDS[name].file(name)}")
+    return command.main(arguments)
 
 
 def _version() -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -10,8 +12,17 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: as many processes as cores run tests
+
 settings.register_profile("rtp", deadline=None)  # a busy machine makes any example slow, and none wrong
 settings.load_profile("rtp")
+
+gc.disable()  # until all tests are collected, which imports everything
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

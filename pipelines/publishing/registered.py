@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from pipelines.publishing.aliases import known_model
 from pipelines.publishing.folder import DESCRIPTION, WEIGHTS, TrainedModel, read_bundle
@@ -82,6 +81,8 @@ def _downloaded(model_uri: str, part: str, scratch: Path, uri: str | None) -> Pa
 
 def load_registered(model_uri: str, uri: str | None = None) -> Callable[..., list[Prediction]]:
     """A function (images, instructions, robots=None) -> one row per frame as `MlflowPolicy` answers."""
+    import pandas as pd  # MLflow has it loaded; trainings that read no registered model do without
+
     uri = uri or tracking_uri()
     with explained(uri):
         model = connect(uri).pyfunc.load_model(model_uri)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from cluster.quick_imports import quick_imports
 from pipelines.tracking.local_database import address_of, artifact_location, database_of, follow_move, made_absolute
 from pipelines.tracking.outbox import Message, Outbox, Refused
 
@@ -59,7 +60,8 @@ def connect(uri: str) -> ModuleType:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's 7 take four minutes to find a server gone
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    import mlflow
+    with quick_imports():
+        import mlflow
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -76,7 +78,7 @@ def connect(uri: str) -> ModuleType:
     mlflow.set_tracking_uri(with_password(uri))
     mlflow.set_registry_uri(with_password(uri))
     try:
-        with explained(uri):
+        with explained(uri), quick_imports():
             mlflow.MlflowClient()  # opens a database, and nothing of a server
     except ModuleNotFoundError as error:
         raise TrackingError(f"MLflow at {without_password(uri)} needs the package {error.name}: install it") from None

@@ -79,7 +79,7 @@ def require_trainable(experiment: Experiment, *, is_new: bool) -> None:
 
     is_new: the run begins with neither a checkpoint nor another run's weights.
     """
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+    with torch.device("meta"), torch.random.fork_rng(devices=[]), weights_follow():
         model = experiment.model.build()
     freeze(model, experiment.freeze)
     widen_trained(model, experiment.engine.precision)

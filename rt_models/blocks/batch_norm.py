@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from rt_models.config_checks import require_choices, require_share
 
@@ -117,7 +118,7 @@ class BatchNorm(nn.Module):
         count = x_NCHW.numel() // x_NCHW.shape[1]
         return y_NCHW, mean, var * ((count - 1) / count)
 
-    @torch.compiler.disable()
+    @_disable_dynamo  # torch.compiler.disable would import the compiler, a second, into every process
     def _counted(self, x_NCHW: Tensor, num_real: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         arguments = (x_NCHW, self.weight, self.bias, num_real, self.config.eps, self.is_synchronised())
         return _CountedNorm.apply(*arguments)  # type: ignore[return-value]
