@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from rt_models.action_space import RT1_SPACE, ActionSpace, ActionSpec
 from rt_models.action_tokens import encode
+from rt_models.blocks.compiled import compile_blocks
 from rt_models.blocks.sequence import Layout, OutputSteps
 from rt_models.blocks.transformer import OneHotLinear, TransformerConfig
 from rt_models.camera_roles import MAIN_CAMERA, require_cameras
@@ -222,9 +223,12 @@ class RT1(RobotModel):
 
     def compile_parts(self) -> None:
         """torch.compile as `config.compute` says; a copy of a compiled model is not compiled."""
-        if self.config.compute.compile != "off":
-            for part in (*(tokenizer for tokenizer, _ in self.cameras_of_tokenizers()), self.transformer):
-                part.compile(backend=self.config.compute.compile)
+        backend = self.config.compute.compile
+        if backend != "off":
+            tokenizers = [tokenizer for tokenizer, _ in self.cameras_of_tokenizers()]
+            images = [block for tokenizer in tokenizers for block in tokenizer.backbone.blocks]
+            compile_blocks(images, backend, varying={0: (0,), 1: (0,), 2: (0,)})
+            compile_blocks(self.transformer.blocks, backend, varying={0: (0,), 2: (0,)})
 
     def replayable(self, batch: Mapping[str, Tensor]) -> bool:
         compute = self.config.compute

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from rt_models.action_space import ActionSpec
 from rt_models.blocks.activation_checkpointing import ActivationCheckpointing
+from rt_models.blocks.compiled import Compile, compile_blocks, require_compilable
 from rt_models.blocks.linear import LecunLinear
 from rt_models.camera_roles import MAIN_CAMERA, require_cameras
 from rt_models.config_checks import require_choices, require_sizes
@@ -59,6 +60,10 @@ class RT2Config:
     activation_checkpointing: ActivationCheckpointing = "off"
     """What a block keeps for the backward pass: everything; "selective": what its convolutions, matrix products and
     attention return, so that only cheap operations run again; "blocks": its inputs, so that all of it runs again."""
+    compile: Compile = "off"
+    """torch.compile with this backend, block by block: those of the vision encoder once, those of the decoder once, and
+    its last, which computes the answers alone, once more. The steps of decoding run as they are. Not with zero.stage 3,
+    nor with selective checkpointing."""
     cameras: tuple[str, ...] = (MAIN_CAMERA,)
     """Cameras that it reads, by role, in the order of their pictures: image, wrist, left, right and so on."""
     state: StateInput | None = None
@@ -67,6 +72,7 @@ class RT2Config:
     def __post_init__(self) -> None:
         require_sizes(self, "vocab_size", "max_tokens")
         require_choices(self)
+        require_compilable(self.compile, self.activation_checkpointing)
         require_cameras(self.cameras)
         self.num_patches()
 
@@ -133,6 +139,9 @@ class RT2(AnswerModel):
         self.embedding = TokenEmbedding(config.vocab_size, config.decoder.width)
         self.decoder = config.decoder.build(checkpointing=config.activation_checkpointing)
         self.output = LecunLinear(config.decoder.width, config.vocab_size, bias=False)
+        if config.compile != "off":
+            compile_blocks(self.vision.blocks, config.compile, varying={0: (0,), 1: (0,)})
+            compile_blocks(self.decoder.blocks, config.compile, varying={0: (0, 1), 1: (0, 1), 2: (0, 2, 3), 3: (0, 1)})
 
     @property
     def dtype(self) -> torch.dtype:

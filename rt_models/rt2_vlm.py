@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from rt_models.action_space import ActionSpec
 from rt_models.blocks.activation_checkpointing import ActivationCheckpointing, selective_contexts
+from rt_models.blocks.compiled import Compile, compile_blocks, require_compilable
 from rt_models.blocks.initial_values import do_weights_follow
 from rt_models.camera_roles import MAIN_CAMERA, require_cameras
 from rt_models.config_checks import require_choices, require_sizes
@@ -36,6 +37,9 @@ from rt_models.language.vlm_families import FAMILIES, Family, VlmModel
 from rt_models.language.vlm_tuning import FrozenVision, FullTuning, LoRA
 from rt_models.robot_inputs import StateInput
 from rt_models.vision.rt2_image_inputs import PictureConfig, normalised, pictures
+
+LANGUAGE_LAYER = {0: (0, 1), "attention_mask": (0, 2, 3), "position_ids": (0, 1), "position_embeddings": (0, 1)}
+"""Where rows and positions are in the inputs of a layer: `compile_blocks`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,10 @@ class RT2VLMConfig:
     activation_checkpointing: ActivationCheckpointing = "off"
     """What a block keeps for the backward pass: everything; "selective": what its convolutions, matrix products and
     attention return, so that only cheap operations run again; "blocks": its inputs, so that all of it runs again."""
+    compile: Compile = "off"
+    """torch.compile with this backend, layer by layer: those of the language model once, those of the vision encoder
+    once (not Qwen2-VL's). The steps of decoding run as they are. Not with zero.stage 3, nor with selective
+    checkpointing."""
     cameras: tuple[str, ...] = (MAIN_CAMERA,)
     """Cameras that it reads, by role, in the order of their pictures: image, wrist, left, right and so on."""
     state: StateInput | None = None
@@ -68,6 +76,7 @@ class RT2VLMConfig:
     def __post_init__(self) -> None:
         require_sizes(self, "max_tokens")
         require_choices(self)
+        require_compilable(self.compile, self.activation_checkpointing)
         require_cameras(self.cameras)
 
     @staticmethod
@@ -210,6 +219,9 @@ class RT2VLM(AnswerModel):
             selective = {"context_fn": selective_contexts} if config.activation_checkpointing == "selective" else {}
             self.vlm.gradient_checkpointing_enable({"use_reentrant": False, **selective})
             self.vlm.enable_input_require_grads()
+        if config.compile != "off":
+            compile_blocks(self.family.language_layers(self.vlm), config.compile, LANGUAGE_LAYER)
+            compile_blocks(self.family.vision_layers(self.vlm), config.compile, {0: (0,)})
         ids_K = torch.tensor(self.image_ids)
         self.register_buffer("image_ids_K", ids_K, persistent=False)
         is_patch_K = ids_K == self.vlm.config.image_token_id

@@ -189,7 +189,8 @@ def saved_bytes(model: nn.Module, *inputs: Any) -> int:
         saved[storage._cdata] = storage.nbytes()
         return tensor
 
-    with _Made() as made, torch.autograd.graph.saved_tensors_hooks(save, lambda kept: kept):
+    as_it_is = torch.compiler.set_stance("force_eager")  # a compiled block would not run beside `_Made`
+    with as_it_is, _Made() as made, torch.autograd.graph.saved_tensors_hooks(save, lambda kept: kept):
         outputs = model(*inputs)  # the graph lives as long as these
     weights, answers = (
         {tensor.untyped_storage()._cdata for tensor in tensors}

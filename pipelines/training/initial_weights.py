@@ -24,13 +24,14 @@ from pipelines.training.co_fine_tuning import plans_fingerprint
 from pipelines.training.imagenet_start import IMAGENET, load_into_backbone, require_imagenet_usable
 from preprocessing.store.json_files import JsonObject
 from rt_models.blocks.batch_norm import BatchNorm
+from rt_models.blocks.compiled import has_compiled
 from rt_models.blocks.initial_values import weights_follow
 from rt_models.spec import Contract, ContractMismatch
 
 log = logging.getLogger(__name__)
 
 # Settings of a model that only training knows of: fine-tuning may choose its own.
-_TRAINING_ONLY = ("dropout", "noise", "stochastic_depth", "crop", "crop_seed", "loss_on")
+_TRAINING_ONLY = ("dropout", "noise", "stochastic_depth", "crop", "crop_seed", "loss_on", "compile")
 _TRAINING_ONLY_PARTS = ("compute", "batch_norm")
 
 
@@ -75,7 +76,8 @@ def model_factory(
 
 
 def require_trainable(experiment: Experiment, *, is_new: bool) -> None:
-    """Raise ValueError if the trained parameters could not learn with the others frozen.
+    """Raise ValueError if the trained parameters could not learn with the others frozen, or the engine cannot run the
+    model.
 
     is_new: the run begins with neither a checkpoint nor another run's weights.
     """
@@ -83,6 +85,11 @@ def require_trainable(experiment: Experiment, *, is_new: bool) -> None:
         model = experiment.model.build()
     freeze(model, experiment.freeze)
     widen_trained(model, experiment.engine.precision)
+    if has_compiled(model) and getattr(getattr(experiment.engine, "zero", None), "stage", 0) == 3:
+        raise ValueError(
+            "zero.stage 3 gathers weights inside the blocks of a model, which torch.compile cannot trace: set compile "
+            "to off, or another stage"
+        )
     if is_new:
         _require_new_tokens_trained(model)
 

@@ -23,7 +23,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._compile import _disable_dynamo
 
 from rt_models.config_checks import require_choices, require_share
 
@@ -118,9 +117,10 @@ class BatchNorm(nn.Module):
         count = x_NCHW.numel() // x_NCHW.shape[1]
         return y_NCHW, mean, var * ((count - 1) / count)
 
-    @_disable_dynamo  # torch.compiler.disable would import the compiler, a second, into every process
     def _counted(self, x_NCHW: Tensor, num_real: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         arguments = (x_NCHW, self.weight, self.bias, num_real, self.config.eps, self.is_synchronised())
+        if torch.compiler.is_compiling() and not self.is_synchronised():
+            return _normalised(*arguments)[:4]  # what torch.compile fuses it differentiates itself
         return _CountedNorm.apply(*arguments)  # type: ignore[return-value]
 
 
@@ -134,28 +134,11 @@ class _CountedNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, num_real: Tensor | None, eps: float, synchronised: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        wide = x if x.dtype == torch.float64 else x.float()
-        is_real = _is_real(wide, num_real)
-        counted = wide if is_real is None else wide * is_real
-        count = wide.new_full((1,), len(x)) if num_real is None else num_real.to(wide.dtype).reshape(1)
-        total = torch.cat([counted.sum((0, 2, 3)), count * (x.shape[2] * x.shape[3])])
-        if synchronised:
-            dist.all_reduce(total)
-        seen = total[-1:]
-        count = seen.clamp(min=1)  # a batch may have no picture of a camera, on all ranks
-        mean = total[:-1] / count
-        # A second round for the squares: E[x^2] - E[x]^2 in one round cancels where the mean is large.
-        centred = wide - mean[:, None, None]
-        square = (centred if is_real is None else centred * is_real).square().sum((0, 2, 3))
-        if synchronised:
-            dist.all_reduce(square)
-        var = square / count
-        scale = torch.rsqrt(var + eps)
-        ctx.save_for_backward(x, weight, mean, scale, count, is_real)
+        y, mean, var, seen, *kept = _normalised(x, weight, bias, num_real, eps, synchronised)
+        ctx.save_for_backward(x, weight, mean, *kept)
         ctx.synchronised = synchronised
         ctx.mark_non_differentiable(mean, var, seen)
-        y = centred * (scale * weight)[:, None, None] + bias[:, None, None]
-        return y.to(x.dtype), mean, var, seen
+        return y, mean, var, seen
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
@@ -170,6 +153,31 @@ class _CountedNorm(torch.autograd.Function):
         dx = (dy - mean_dy[:, None, None] - normal * mean_dyn[:, None, None]) * (scale * weight)[:, None, None]
         dx = dx if is_real is None else dx * is_real
         return dx.to(x.dtype), dweight.to(weight.dtype), dbias.to(weight.dtype), None, None, None
+
+
+def _normalised(
+    x: Tensor, weight: Tensor, bias: Tensor, num_real: Tensor | None, eps: float, synchronised: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """(output, mean, variance, numbers seen; and for the gradient: scale, count, is_real)."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    is_real = _is_real(wide, num_real)
+    counted = wide if is_real is None else wide * is_real
+    count = wide.new_full((1,), len(x)) if num_real is None else num_real.to(wide.dtype).reshape(1)
+    total = torch.cat([counted.sum((0, 2, 3)), count * (x.shape[2] * x.shape[3])])
+    if synchronised:
+        dist.all_reduce(total)
+    seen = total[-1:]
+    count = seen.clamp(min=1)  # a batch may have no picture of a camera, on all ranks
+    mean = total[:-1] / count
+    # A second round for the squares: E[x^2] - E[x]^2 in one round cancels where the mean is large.
+    centred = wide - mean[:, None, None]
+    square = (centred if is_real is None else centred * is_real).square().sum((0, 2, 3))
+    if synchronised:
+        dist.all_reduce(square)
+    var = square / count
+    scale = torch.rsqrt(var + eps)
+    y = centred * (scale * weight)[:, None, None] + bias[:, None, None]
+    return y.to(x.dtype), mean, var, seen, scale, count, is_real
 
 
 def _is_real(x_NCHW: Tensor, num_real: Tensor | None) -> Tensor | None:

@@ -7,6 +7,7 @@ Axes: B rows, S positions of a row, N pictures, P patches of a picture, D width.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import torch
@@ -35,6 +36,13 @@ class Family:
 
     def vision(self, vlm: VlmModel) -> nn.Module:
         raise NotImplementedError
+
+    def language_layers(self, vlm: VlmModel) -> Iterable[nn.Module]:
+        return getattr(vlm.model, self.language).layers
+
+    def vision_layers(self, vlm: VlmModel) -> Iterable[nn.Module]:
+        """Those that torch.compile can trace."""
+        return self.vision(vlm).encoder.layers
 
     def image_size(self, config: VlmConfig) -> int:
         """Rows and columns of a picture."""
@@ -122,6 +130,9 @@ class Qwen2VL(Family):
 
     def vision(self, vlm: VlmModel) -> nn.Module:
         return vlm.model.visual
+
+    def vision_layers(self, vlm: VlmModel) -> Iterable[nn.Module]:
+        return ()  # its attention takes the pictures' lengths from a tensor, which a graph cannot
 
     def image_size(self, config: VlmConfig) -> int:
         return self.size

@@ -234,7 +234,10 @@ class MBConv(nn.Module):
         return self.project(y)
 
     def kept(self, uniform_N: Tensor | None) -> Tensor | None:
-        """float (N,): what the branch of each frame is multiplied by; None: 1."""
+        """float (N,): what the branch of each frame is multiplied by; None: 1.
+
+        `uniform_N` in [0, 1) decides whether it is dropped; None: never.
+        """
         if uniform_N is None or not self.drop_rate or not self.residual:
             return None
         return (uniform_N >= self.drop_rate).to(uniform_N.dtype) / (1 - self.drop_rate)
@@ -266,9 +269,9 @@ class Block(nn.Module):
         self.mbconv, self.film = mbconv, film
 
     def forward(
-        self, x_NCHW: Tensor, embedding_ND: Tensor, uniform_N: Tensor | None, num_real: Tensor | None = None
+        self, x_NCHW: Tensor, embedding_ND: Tensor, kept_N: Tensor | None, num_real: Tensor | None = None
     ) -> Tensor:
-        """`uniform_N` in [0, 1) decides per frame whether the branch is dropped; None: never."""
+        """`kept_N` as of `MBConv.kept`. It is no number of the block's, so that blocks of a shape are one program."""
         block = self.mbconv
         scale_NC, add_NC = (None, None) if self.film is None else self.film.scale_and_add(embedding_ND)
         return norm_affine(
@@ -276,7 +279,7 @@ class Block(nn.Module):
             block.branch(x_NCHW, num_real),
             num_real,
             residual_NCHW=x_NCHW if block.residual else None,
-            kept_N=block.kept(uniform_N),
+            kept_N=kept_N,
             scale_NC=scale_NC,
             add_NC=add_NC,
         )
@@ -318,7 +321,9 @@ class EfficientNet(nn.Module):
         x = norm_silu(self.stem_norm, self.stem(image_NCHW), num_real)
         for number, block in enumerate(self.blocks):
             uniform_N = uniform(key_N, number) if key_N is not None and self.training else None
-            x = checkpointed(block, self.checkpointing, x, embedding_ND, uniform_N, num_real)
+            assert isinstance(block, Block)
+            kept_N = block.mbconv.kept(uniform_N)
+            x = checkpointed(block, self.checkpointing, x, embedding_ND, kept_N, num_real)
         return norm_silu(self.head_norm, self.head(x), num_real)
 
 

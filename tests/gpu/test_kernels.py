@@ -20,10 +20,12 @@ SMALL = replace(SMALL, backbone=replace(SMALL.backbone, stochastic_depth=0.3))
 ENDS = [0, 4, 5, 6, 7, 8]
 
 
-def step(monkeypatch: pytest.MonkeyPatch, *, triton: bool, precision: str, padding: int = 0) -> list[Tensor]:
+def step(
+    monkeypatch: pytest.MonkeyPatch, *, triton: bool, precision: str, padding: int = 0, compile: str = "off"
+) -> list[Tensor]:
     """Loss, all gradients and all running averages of one training step on the GPU."""
     monkeypatch.setattr(norm_functions, "_has_triton", lambda: triton)
-    compute = replace(SMALL.compute, precision=precision)  # type: ignore[arg-type]
+    compute = replace(SMALL.compute, precision=precision, compile=compile)  # type: ignore[arg-type]
     torch.manual_seed(0)
     model = replace(SMALL, compute=compute).build().cuda().to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     batch = make_batch(SMALL, ENDS, frame_size=(96, 96))
@@ -45,6 +47,13 @@ def test_in_float32_they_are_torchs(monkeypatch: pytest.MonkeyPatch, padding: in
     theirs = step(monkeypatch, triton=False, precision="as_is")
     loss, gradient, averages = far(step(monkeypatch, triton=True, precision="as_is", padding=padding), theirs)
     assert loss < 1e-4 and gradient < 1e-3 and averages < 1e-5  # cuDNN chooses other algorithms for other numbers
+
+
+def test_compiled_blocks_are_torchs_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = step(monkeypatch, triton=False, precision="as_is")
+    ours = step(monkeypatch, triton=False, precision="as_is", padding=5, compile="inductor")
+    loss, gradient, averages = far(ours, theirs)
+    assert loss < 1e-4 and gradient < 1e-3 and averages < 1e-5
 
 
 def test_in_bf16_they_are_as_near_to_float32_as_torchs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,7 @@ from pipelines.train import run_training
 from pipelines.training.job import TrainJob
 from preprocessing.store.web_store import open_store
 from rt_models.blocks.activation_checkpointing import ActivationCheckpointing, checkpointed
+from rt_models.rt1 import ComputeConfig, RT1Config
 
 
 @pytest.fixture(autouse=True)
@@ -257,6 +258,15 @@ def test_saved_bytes_are_those_of_the_tensors_kept_for_backward() -> None:
     assert saved_bytes(model, inputs) == 4 * (4 * 10 + 4 * 20)
     with torch.device("meta"):
         assert saved_bytes(model.to("meta"), torch.zeros(4, 10)) == 4 * (4 * 10 + 4 * 20)
+
+
+def test_saved_bytes_of_a_compiled_model_are_those_of_the_model() -> None:
+    inputs, configs = (
+        (torch.rand(1, 3, 16, 16, 3), torch.zeros(1, 3, 512)),
+        (ComputeConfig(), ComputeConfig(compile="inductor")),
+    )
+    plain, compiled = (replace(RT1Config.tiny(), compute=compute).build() for compute in configs)
+    assert saved_bytes(plain, *inputs) == saved_bytes(compiled, *inputs)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from rt_models.language.generation import generate, predict_actions  # noqa: E40
 from rt_models.language.model_source import is_on_hub, located, source_of  # noqa: E402
 from rt_models.language.prompts import RT2TextConfig  # noqa: E402
 from rt_models.rt2_vlm import RT2VLM, FrozenVision, FullTuning, LoRA, RT2VLMConfig  # noqa: E402
+from tests.support.compiled_graphs import count_graphs  # noqa: E402
 from tests.support.rt2_folders import FAMILIES, save_paligemma  # noqa: E402
 from tests.support.rt2_rows import INSTRUCTIONS, make_batch, prompts_of, row_of  # noqa: E402
 
@@ -177,6 +178,35 @@ def test_checkpointed_blocks_give_the_same_gradients(folders: dict[str, Path]) -
     for name, plain in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], plain, msg=name)
         torch.testing.assert_close(gradients[2][name], plain, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("family", "checkpointing", "kinds"),
+    [
+        ("paligemma", "blocks", 2),
+        pytest.param("smolvlm", "off", 2, marks=pytest.mark.slow),
+        pytest.param("qwen2_vl", "off", 1, marks=pytest.mark.slow),  # its encoder is left as it is
+    ],
+)
+def test_compiled_layers_give_the_same_gradients_by_one_graph_a_kind(
+    family: str, checkpointing: Any, kinds: int, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = count_graphs(monkeypatch, "eager")
+    config = config_of(folders, family, activation_checkpointing=checkpointing)
+    plain, compiled = (replace(config, compile=how).build().train() for how in ("off", "aot_eager"))
+    text = config.build_text()
+    batch = make_batch(text)
+    for rows in (slice(0, 4), slice(1, 3)):
+        some = {key: value if key == "frames" else value[rows] for key, value in batch.items()}
+        ours, theirs = plain.loss(some), compiled.loss(some)
+        torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
+        ours.backward(), theirs.backward()
+        for (name, one), other in zip(plain.named_parameters(), compiled.parameters(), strict=True):
+            torch.testing.assert_close(other.grad, one.grad, rtol=1e-5, atol=1e-5, msg=name)
+    assert len(graphs) == kinds
+    actions = [predict_actions(m.eval(), prompts_of(text, INSTRUCTIONS), text).bins_BA for m in (plain, compiled)]
+    assert actions[0].tolist() == actions[1].tolist()
+    assert len(graphs) <= 2 * kinds  # at evaluation pictures and prompts are compiled; the tokens that follow are not
 
 
 def test_without_pictures_every_parameter_still_takes_part(folders: dict[str, Path]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import torch
 from torch import nn
 
 from cluster.context import LocalContext
-from cluster.engine import TorchEngineConfig
+from cluster.engine import DeepSpeedEngineConfig, TorchEngineConfig
 from cluster.manifest import Manifest
 from cluster.storage import Checkpoint
+from cluster.zero import ZeroConfig
 from pipelines.catalogue import load_recipe
 from pipelines.config.experiment import Experiment
 from pipelines.config.serialization import to_plain
@@ -29,7 +31,7 @@ from pipelines.training.initial_weights import (
 from preprocessing.store.episode_store import EpisodeStore
 from rt_models.blocks.batch_norm import BatchNorm
 from rt_models.language.action_vocabulary import AddedTokens, LeastFrequentTokens, ReservedTokens
-from rt_models.rt1 import RT1Config
+from rt_models.rt1 import ComputeConfig, RT1Config
 from rt_models.rt2_vlm import FrozenVision, FullTuning, LoRA, RT2VLMConfig
 from rt_models.spec import StateInput
 from tests.rt_models.test_spec import ZEROS, contract
@@ -222,6 +224,15 @@ def test_added_tokens_that_nothing_trains_are_refused(
         with pytest.raises(ValueError, match=words):
             require_trainable(experiment, is_new=True)
         require_trainable(experiment, is_new=False)  # another run's weights may have learnt them
+
+
+def test_compiled_blocks_do_not_go_with_weights_in_pieces() -> None:
+    recipe = load_recipe("rt1_tiny")
+    recipe = replace(recipe, model=replace(recipe.model, compute=ComputeConfig(compile="inductor")))
+    for stage in (2, 3):
+        experiment = replace(recipe, engine=DeepSpeedEngineConfig(zero=ZeroConfig(stage=stage)))
+        with pytest.raises(ValueError, match=r"zero\.stage 3 .* set compile to off") if stage == 3 else nullcontext():
+            require_trainable(experiment, is_new=True)
 
 
 # --- weights that are read ---

@@ -97,7 +97,7 @@ def test_stochastic_depth_drops_whole_frames_by_key_at_its_rate_and_keeps_the_me
     x = torch.randn(1, 4, 6, 6, dtype=torch.float64).expand(8000, -1, -1, -1)
     branch = block(x[:1], x, None) - x[:1]
     uniform_N = torch.rand(len(x), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    added = block(x, x, uniform_N) - x
+    added = block(x, x, block.mbconv.kept(uniform_N)) - x
     dropped = uniform_N < 0.25
     assert added[dropped].abs().max() == 0
     torch.testing.assert_close(added[~dropped], (branch / 0.75).expand_as(added[~dropped]))
