@@ -29,9 +29,9 @@ class ComputeConfig:
     again."""
     compile: Compile = "off"
     """torch.compile with this backend, block by block: the blocks of the backbone and of the transformer, once for each
-    shape. Norms and depthwise convolutions inside are then torch.compile's, and our Triton kernels run in the backbone's
-    first and last norm alone; under inductor dropout draws other numbers. Not with zero.stage 3, nor with selective
-    checkpointing."""
+    shape. Norms and depthwise convolutions inside are then torch.compile's, and our Triton kernels run in the first and
+    last norm of the backbone alone; under inductor dropout draws other numbers. Not with zero.stage 3, nor with
+    selective checkpointing."""
 
     def __post_init__(self) -> None:
         require_choices(self, "compute.")

@@ -45,8 +45,8 @@ class Window:
 def uses_kernels(x_NCHW: Tensor) -> bool:
     """Whether the kernels take this: on a GPU and in channels_last."""
     return (
-        runs_kernels(x_NCHW.device)
-        and not torch.compiler.is_compiling()
+        not torch.compiler.is_compiling()  # first: torch.compile cannot trace how Triton is looked for
+        and runs_kernels(x_NCHW.device)
         and x_NCHW.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and x_NCHW.is_contiguous(memory_format=torch.channels_last)
     )
