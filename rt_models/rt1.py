@@ -223,10 +223,8 @@ class RT1(RobotModel):
 
     def compile_parts(self) -> None:
         """torch.compile as `config.compute` says; a copy of a compiled model is not compiled."""
-        backend = self.config.compute.compile
-        if backend != "off":
-            tokenizers = [tokenizer for tokenizer, _ in self.cameras_of_tokenizers()]
-            images = [block for tokenizer in tokenizers for block in tokenizer.backbone.blocks]
+        if (backend := self.config.compute.compile) != "off":
+            images = [block for tokenizer, _ in self.cameras_of_tokenizers() for block in tokenizer.backbone.blocks]
             compile_blocks(images, backend, varying={0: (0,), 1: (0,), 2: (0,)})
             compile_blocks(self.transformer.blocks, backend, varying={0: (0,), 2: (0,)})
 
@@ -348,8 +346,7 @@ class RT1(RobotModel):
     def _batch_logits(
         self, batch: Mapping[str, Tensor], *, augment: bool, output_steps: OutputSteps, also: tuple[str, ...]
     ) -> Tensor:
-        config = self.config
-        masked = config.image_channels == "rgb+mask"
+        config, masked = self.config, self.config.image_channels == "rgb+mask"
         require_batch(
             batch,
             num_steps=config.num_steps,

@@ -56,8 +56,9 @@ def has_compiled(model: nn.Module) -> bool:
 def _program(backend: str) -> Callable[..., Any]:
     # dynamo keeps its graphs, and counts them, by code object. With one for each shape no shape counts against another,
     # no model against one before it, and a program is freed with its model.
-    call = FunctionType(_call.__code__.replace(), globals())
-    return torch.compile(call, backend=backend, dynamic=False, fullgraph=True, recompile_limit=_GRAPHS_OF_A_SHAPE)
+    call: Any = FunctionType(_call.__code__.replace(), globals())
+    compile: Any = torch.compile  # its own types do not know of recompile_limit
+    return compile(call, backend=backend, dynamic=False, fullgraph=True, recompile_limit=_GRAPHS_OF_A_SHAPE)
 
 
 def _call(block: nn.Module, *inputs: Any, **named: Any) -> Any:

@@ -42,7 +42,8 @@ class Family:
 
     def vision_layers(self, vlm: VlmModel) -> Iterable[nn.Module]:
         """Those that torch.compile can trace."""
-        return self.vision(vlm).encoder.layers
+        encoder: Any = self.vision(vlm).encoder
+        return encoder.layers
 
     def image_size(self, config: VlmConfig) -> int:
         """Rows and columns of a picture."""
