@@ -222,7 +222,8 @@ def _join(address: str, session: RaySession) -> None:
         raise ValueError(f"{address!r}{source} is no address of a Ray cluster: give auto or 127.0.0.1:6379") from error
     except (OSError, RuntimeError) as error:
         source = "" if session.address else " (RAY_ADDRESS)"
-        remedy = "" if session.address else "; start it, or unset RAY_ADDRESS to use this machine alone"
+        other = "leave the address out" if session.address else "unset RAY_ADDRESS"
+        remedy = f"; start it, or {other} to use this machine alone"
         raise ConnectionError(f"no Ray cluster answers at {address!r}{source}: {error}{remedy}") from error
 
 

@@ -73,7 +73,8 @@ class Budget:
     def __post_init__(self) -> None:
         limits = [limit for limit in (self.wall_s, self.gpu_hours) if limit is not None]
         if self.trials < 1 or not all(limit > 0 for limit in limits):
-            raise ValueError(f"a budget needs trials >= 1 and limits above 0, got {self}")
+            given = ", ".join(f"{name} {value}" for name, value in vars(self).items() if value is not None)
+            raise ValueError(f"budget: trials must be at least 1 and limits above 0, got {given}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,12 +128,13 @@ class Sweep:
     def __post_init__(self) -> None:
         if not self.space or not self.objectives:
             raise ValueError(f"sweep {self.name} needs at least one setting to vary and one objective")
-        if self.concurrency < 1 or not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"sweep {self.name} needs concurrency >= 1 and different seeds, got {self.seeds}")
-        if self.retries < 0 or min(self.seeds) < 0:
-            raise ValueError(
-                f"sweep {self.name} needs retries and seeds of at least 0, got {self.retries} and {self.seeds}"
-            )
+        if self.concurrency < 1:
+            raise ValueError(f"concurrency must be at least 1 trial, got {self.concurrency}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            given = " ".join(map(str, self.seeds)) or "none"
+            raise ValueError(f"seeds must be one or more different numbers of at least 0, got {given}")
+        if self.retries < 0:
+            raise ValueError(f"retries must be 0 or more, got {self.retries}")
         twice = sorted(set(self.space) & set(self.settings))
         if twice:
             raise ValueError(f"sweep {self.name} both varies and sets {', '.join(twice)}")

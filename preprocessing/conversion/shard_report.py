@@ -81,9 +81,10 @@ class QuarantinedExample:
 @dataclass(frozen=True, kw_only=True)
 class WebShardReport(WebShardEntry):
     """The report of a shard of image-text examples; `unread` counts members of archives by extension, `most_pictures`
-    are those of the row that has most."""
+    are those of the row that has most, `valued` counts examples with a score, and with a language."""
 
     unread: dict[str, int] = field(default_factory=dict)
+    valued: dict[str, int] = field(default_factory=dict)
     most_pictures: int = 0
     quarantine: tuple[QuarantinedExample, ...]
 

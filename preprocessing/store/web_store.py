@@ -99,7 +99,10 @@ class WebStore:
         """The store of this manifest, in error messages `path`."""
         root, data = found.root, found.data
         if data.get("kind") != KIND:
-            raise ValueError(f"{path} is a store of robot episodes, not of image-text examples")
+            raise ValueError(
+                f"{path} is a store of robot episodes, and image-text examples are needed here: rtp preprocess "
+                f"--format makes such stores"
+            )
         if data.get("schema_version") != WEB_SCHEMA_VERSION:
             version = data.get("schema_version")
             raise ValueError(f"{path} is of schema {version}, this code reads {WEB_SCHEMA_VERSION}")

@@ -228,6 +228,7 @@ def _convert_piece(task: _Task, index: int) -> ShardCounts:
         images=account.images,
         duplicates=account.duplicates,
         unread=dict(account.unread),
+        valued=dict(account.valued),
         most_pictures=account.most_pictures,
         quarantine=tuple(account.quarantine),
     )
@@ -246,6 +247,7 @@ class _Account:
         self.counts: list[int] = []
         self.examples_in = self.images = self.most_pictures = self.duplicates = 0
         self.unread: Counter[str] = Counter()
+        self.valued: Counter[str] = Counter()
         self.quarantine: list[QuarantinedExample] = []
 
     def take(self, record: WebRecord) -> pa.Table | None:
@@ -261,6 +263,7 @@ class _Account:
             return None
         self.counts.append(len(kept))
         self.images += len(record.images)
+        self.valued.update(name for e in kept for name in EXTRA_COLUMNS if getattr(e, name) is not None)
         self.most_pictures = max(self.most_pictures, len(record.images))
         column = PICTURES if PICTURES in self._schema.names else PICTURE
         row = {
@@ -334,6 +337,7 @@ def _write_manifest(task: _Task, settings: JsonObject) -> WebManifest:
         in_parallel(lambda index: read_report(WebShardReport, filesystem, temporary, index), len(task.pieces))
     )
     counts = _counts(reports)
+    _require_valued(task.config, reports)
     with atomic_write(filesystem, f"{root}/{QUARANTINE}", temporary=temporary) as file:
         for report in reports:
             lines = ({"shard": report.file, **asdict(example)} for example in report.quarantine)
@@ -357,6 +361,15 @@ def _write_manifest(task: _Task, settings: JsonObject) -> WebManifest:
     with atomic_write(filesystem, f"{root}/{MANIFEST}", temporary=temporary) as file:
         file.write(manifest.to_bytes())
     return manifest
+
+
+def _require_valued(config: WebConvertConfig, reports: list[WebShardReport]) -> None:
+    """Raise ValueError for a field that no example has, whose name may be mistyped."""
+    for column, field_name, what in (("score", config.score, "number"), ("language", config.language, "text")):
+        if field_name and not any(report.valued.get(column) for report in reports):
+            raise ValueError(
+                f"--{column} {field_name}: no example has a {what} in a field of that very name, capitals included"
+            )
 
 
 def _counts(reports: list[WebShardReport]) -> WebCounts:

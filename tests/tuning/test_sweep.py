@@ -20,8 +20,8 @@ TWO = (Objective(metric="a", direction="min"), Objective(metric="b", direction="
     ("changes", "words"),
     [
         ({"space": {}}, "at least one setting"),
-        ({"seeds": (1, 1)}, "different seeds"),
-        ({"concurrency": 0}, "concurrency >= 1"),
+        ({"seeds": (1, 1)}, "different numbers"),
+        ({"concurrency": 0}, "concurrency must be at least 1"),
         ({"settings": {"x": 1}}, "both varies and sets x"),
         ({"objectives": TWO, "scheduler": Asha()}, "compares trials by one"),
         ({"scheduler": Population(), "seeds": (1, 2)}, "one seed"),
@@ -43,7 +43,7 @@ def test_what_cannot_work_is_one_sentence(changes: dict[str, Any], words: str) -
     ],
 )
 def test_settings_out_of_range(make) -> None:
-    with pytest.raises(ValueError, match="need"):
+    with pytest.raises(ValueError, match=r"need|must be"):
         make()
 
 

@@ -262,6 +262,15 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, name: Any, files: dict[str
         convert_web(str(tmp_path / "source"), str(tmp_path / "stores"), WebConvertConfig(format=name, workers=0))
 
 
+@pytest.mark.parametrize(("flag", "field"), [("score", "similarty"), ("score", "answer"), ("language", "Lang")])
+def test_a_field_that_no_example_has_is_named(tmp_path: Path, flag: str, field: str) -> None:
+    line = {"image": "images/a.png", "question": "?", "answer": "this", "similarity": 0.5, "lang": "en"}
+    write_jsonl(tmp_path / "source", [json.dumps(line)], ["a.png"])
+    with pytest.raises(ValueError, match=f"--{flag} {field}: no example has a"):
+        converted(tmp_path / "source", tmp_path / "out", format="jsonl", **{flag: field})
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_link_in_an_archive_is_no_picture(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     with tarfile.open(tmp_path / "source/train.tar", "w") as tar:
