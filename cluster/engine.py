@@ -193,6 +193,11 @@ class DeepSpeedEngineConfig(EngineConfig):
 
     zero: ZeroConfig = field(default_factory=ZeroConfig)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.zero.communication == "bf16" and self.precision != "bf16":
+            raise ValueError("zero.communication bf16 needs engine.precision bf16, under which layers compute in it")
+
     def build(self, context: WorkerContext, *, micro_batch: int, accumulation: int) -> DeepSpeedEngine:
         return DeepSpeedEngine(context, self, micro_batch, accumulation)
 
@@ -204,6 +209,7 @@ class DeepSpeedEngine(EngineBase):
         self, context: WorkerContext, config: DeepSpeedEngineConfig, micro_batch: int, accumulation: int
     ) -> None:
         super().__init__(context, config, accumulation)
+        self._zero = config.zero
         self._stage: Literal[0, 1, 2, 3] = config.zero.stage
         self.deepspeed_config = deepspeed_config(
             config.zero,
@@ -230,6 +236,8 @@ class DeepSpeedEngine(EngineBase):
         if self._stage < 3:
             broadcast(self._model.parameters(), self.context)
         broadcast(self._model.buffers(), self.context)
+        if self._zero.communication == "bf16":
+            zero.send_in_bf16(self._entry, self._zero)
         self._engine = zero.initialize(self._entry, self._optimizer, self.deepspeed_config)
         if self._stage > 0:
             self._optimizer = self._engine.optimizer.optimizer  # over DeepSpeed's flat buffers
@@ -244,19 +252,20 @@ class DeepSpeedEngine(EngineBase):
         self._engine.backward(loss)
 
     def step(self) -> Tensor | None:
-        # DeepSpeed looks at the norm itself and waits for the device with it, so this may too.
         boundary = self._at_boundary()
         self._micro_batches += 1
         norm = self._clip() if boundary and self._stage == 0 else None
-        if norm is not None and not math.isfinite(norm):
+        is_finite = norm is None or math.isfinite(norm)
+        if not is_finite:
             self._optimizer.zero_grad(set_to_none=True)  # the update then does nothing
         self._engine.step()
         if not boundary:
             return None
-        norm = torch.as_tensor(self._engine.get_global_grad_norm() if norm is None else norm, dtype=torch.float32)
-        if math.isfinite(norm):
+        if self._stage > 0:  # DeepSpeed has waited for the device and looked at the norm: not once more, for the update
+            norm, is_finite = self._engine.get_global_grad_norm(), not self._engine.optimizer.overflow
+        if is_finite:
             self._average()
-        return norm
+        return torch.as_tensor(norm, dtype=torch.float32)
 
     def _evaluated_model(self) -> LossModel:
         through_entry = cast(LossModel, _ThroughEntry(self._model, self._engine))

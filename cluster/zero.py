@@ -10,7 +10,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -23,6 +23,7 @@ from cluster.quick_imports import quick_imports
 from cluster.shards import ParameterSlice
 
 Precision = Literal["fp32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 DeepSpeedConfig: TypeAlias = dict[str, object]
 """Plain data, as DeepSpeed reads it from JSON."""
 Stage = Literal[0, 1, 2, 3]
@@ -50,10 +51,17 @@ class ZeroConfig:
     """Stage 3: parameters kept gathered between their uses; fewer save memory and cost time."""
     overlap: bool = True
     """Communicate during the backward pass; on GPUs only, gloo has no overlap."""
+    communication: Precision = "fp32"
+    """What ranks send each other of linear layers and convolutions under engine.precision bf16: gradients, and with
+    stage 3 weights. bf16 is half of it, and rounds the sum of the ranks' gradients. What is kept and saved is fp32."""
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
             raise ValueError(f"zero.stage = {self.stage}: ZeRO has the stages 0, 1, 2 and 3")
+        if self.communication not in PRECISIONS:
+            raise ValueError(f"zero.communication = {self.communication!r}: use fp32 or bf16")
+        if self.communication == "bf16" and self.stage == 0:
+            raise ValueError("zero.communication bf16 needs zero.stage 1, 2 or 3, got 0")
         if self.offload_optimizer != "none" and self.stage == 0:
             raise ValueError("zero.offload_optimizer needs zero.stage 1, 2 or 3, got 0")
         if self.offload_parameters != "none" and self.stage != 3:
@@ -121,7 +129,8 @@ def deepspeed_config(
         "wall_clock_breakdown": False,
     }
     if precision == "bf16":
-        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+        # By default DeepSpeed sends in bf16 what belongs to torch's own linear layers and convolutions: `send_in_bf16`.
+        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
     return config
 
 
@@ -220,6 +229,24 @@ def restore_linear() -> None:
     nn.functional.linear = _LINEAR
 
 
+_SENT = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def send_in_bf16(module: nn.Module, zero: ZeroConfig) -> None:
+    """Before `initialize`: mark the parameters that `zero.communication` bf16 is about, as DeepSpeed marks those of the
+    classes `lower_precision_safe_modules`, which must be named one by one.
+
+    Autocast rounds them to bf16 in the forward pass in any case. Those that stage 3 leaves whole are not marked.
+    """
+    from deepspeed.runtime.torch_autocast import PARAM_COMM_DTYPE_ATTR_NAME
+
+    for part in module.modules():
+        if isinstance(part, _SENT):
+            for parameter in part.parameters(recurse=False):
+                if zero.stage < 3 or shape_of(parameter).numel() > zero.persist_elements:
+                    setattr(parameter, PARAM_COMM_DTYPE_ATTR_NAME, torch.bfloat16)
+
+
 def initialize(module: nn.Module, optimizer: torch.optim.Optimizer, config: DeepSpeedConfig) -> Any:
     """DeepSpeed's engine around the module."""
     import deepspeed
@@ -227,16 +254,25 @@ def initialize(module: nn.Module, optimizer: torch.optim.Optimizer, config: Deep
     return deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)[0]
 
 
-def gathered(tensor: Tensor, *, modified: bool = False) -> AbstractContextManager[object]:
-    """Inside, a parameter that ZeRO-3 sharded is whole on every rank; any other tensor is left as it is.
+@contextmanager
+def gathered(tensor: Tensor, *, modified: bool = False) -> Iterator[None]:
+    """Inside, a parameter that ZeRO-3 sharded is whole on every rank, exactly; any other tensor is left as it is.
 
     modified: afterwards every rank takes its part of rank 0's values.
     """
     if not hasattr(tensor, "ds_id"):
-        return nullcontext()
+        yield
+        return
     import deepspeed
+    from deepspeed.runtime.torch_autocast import PARAM_COMM_DTYPE_ATTR_NAME
 
-    return deepspeed.zero.GatheredParameters([tensor], modifier_rank=0 if modified else None)
+    sent_as = vars(tensor).pop(PARAM_COMM_DTYPE_ATTR_NAME, None)  # else it would come in bf16
+    try:
+        with deepspeed.zero.GatheredParameters([tensor], modifier_rank=0 if modified else None):
+            yield
+    finally:
+        if sent_as is not None:
+            setattr(tensor, PARAM_COMM_DTYPE_ATTR_NAME, sent_as)
 
 
 def shape_of(parameter: Tensor) -> torch.Size:
