@@ -159,7 +159,7 @@ def _run_here(arguments: argparse.Namespace) -> int:
         except (Skipped, ModuleNotFoundError) as error:
             if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in OURS:
                 raise
-            _say(arguments, stage=name, skipped=f"needs {error}" if isinstance(error, Skipped) else str(error))
+            _say(arguments, stage=name, skipped=f"needs {error if isinstance(error, Skipped) else error.name}")
             continue
         except Exception as error:
             traceback.print_exc()
