@@ -110,6 +110,7 @@ def kernels_counted(counts: Counts) -> Iterator[None]:
     with (
         patch(f"{norms}.runs_kernels", lambda device: True),
         patch(f"{norms}._kernels", lambda: CountedKernels(counts)),
+        patch(f"{norms}._sum_kernels", lambda: CountedKernels(counts)),
         patch(f"{depthwise}.runs_kernels", lambda device: True),
         patch(f"{depthwise}._kernels", lambda: CountedKernels(counts)),
         patch("rt_models.vision.image_inputs.runs_kernels", lambda device: True),

@@ -293,9 +293,9 @@ class RT1(RobotModel):
         size, channels, check = self.config.input.image_size, self.config.num_channels(), self._checks_values()
         require_images(image_BTHWC, steps=steps, size=size, channels=channels, check_values=check)
         require_embeddings(embedding_BTD, leading=tuple(image_BTHWC.shape[:2]), check_values=check)
-        tokenizer, wide_BTHWC = tokenizer or self.tokenizer, image_BTHWC.to(self._pixel_dtype())
+        tokenizer, wide_BTHWC = tokenizer or self.tokenizer, image_BTHWC.to(self._wide_dtype())
         with self._autocast(image_BTHWC.device):
-            return tokenizer.of_steps(wide_BTHWC, embedding_BTD.to(self.dtype))
+            return tokenizer.of_steps(wide_BTHWC, embedding_BTD.to(self._wide_dtype()))
 
     def cameras_of_tokenizers(self) -> list[tuple[ImageTokenizer, tuple[str, ...]]]:
         """Each tokenizer with the cameras that it encodes, in the order of the cameras."""
@@ -340,7 +340,7 @@ class RT1(RobotModel):
     def encode_frames(self, frames_NHWC: Tensor, embedding_ND: Tensor) -> Tensor:
         """float (N, K, D) tokens of uint8 frames of any size, without crop; the image half of a control step."""
         require_frames(frames_NHWC, channels=self.config.num_channels())
-        image_NHWC = still_images(frames_NHWC, self.config.input.image_size, self._pixel_dtype())
+        image_NHWC = still_images(frames_NHWC, self.config.input.image_size, self._wide_dtype())
         return self.image_tokens(image_NHWC[:, None], embedding_ND[:, None])[:, 0]
 
     def _batch_logits(
@@ -359,7 +359,7 @@ class RT1(RobotModel):
         in_bf16 = config.compute.precision == "bf16" and batch["step_mask"].is_cuda
         preparation = Preparation(
             config=config.input,
-            pixels=self.tokenizer.pixels(self._pixel_dtype(), torch.bfloat16 if in_bf16 else None),
+            pixels=self.tokenizer.pixels(self._wide_dtype(), torch.bfloat16 if in_bf16 else None),
             augment=augment,
             object_mask=masked,
             stride=config.stride,
@@ -392,7 +392,7 @@ class RT1(RobotModel):
     def _checks_values(self) -> bool:
         return self.check_inputs or self.transformer.output.weight.device.type == "cpu"
 
-    def _pixel_dtype(self) -> torch.dtype:
+    def _wide_dtype(self) -> torch.dtype:
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:

@@ -172,4 +172,4 @@ def test_a_step_is_counted() -> None:
     sides = {side: [line for line in lines if line["side"] == side] for side in ("torch", "ours")}
     assert [line["tflop"] for line in sides["torch"]] == [line["tflop"] for line in sides["ours"]]
     for before, after in zip(sides["torch"], sides["ours"], strict=True):
-        assert 0 < after["launches"] < before["launches"] and 0 < after["gigabytes"] < before["gigabytes"]
+        assert 0 < after["launches"] < 0.6 * before["launches"] and 0 < after["gigabytes"] < before["gigabytes"]

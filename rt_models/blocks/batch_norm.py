@@ -94,14 +94,19 @@ class BatchNorm(nn.Module):
         return self.config.statistics == "synchronised" and dist.is_initialized() and dist.get_world_size() > 1
 
     def follow(self, mean: Tensor, var: Tensor, count: Tensor | None = None) -> None:
-        """Move the running averages towards the statistics of a batch; of nothing, where `count` (1,) is 0, not."""
+        """Move the running averages towards the statistics of a batch.
+
+        Not where `count` (1,) is 0, nor where they are not finite: such an update is left out, and the averages would
+        never be numbers again.
+        """
         if self.updates_averages:
             weight = 1 - self.config.momentum
             dtype = self.running_mean.dtype
             with torch.no_grad():
                 share = weight if count is None else weight * (count > 0).to(dtype)
-                self.running_mean.lerp_(mean.to(dtype), share)
-                self.running_var.lerp_(var.to(dtype), share)
+                is_finite = mean.isfinite() & var.isfinite()
+                for average, found in ((self.running_mean, mean), (self.running_var, var)):
+                    average.lerp_(torch.where(is_finite, found.to(dtype), average), share)
 
     def freeze(self) -> None:
         """From now on the stored averages, in training too, which no longer move."""

@@ -30,9 +30,7 @@ def norm_silu(norm: nn.Module, x_NCHW: Tensor, num_real: Tensor | None = None) -
     """float (N, C, H, W)"""
     if not isinstance(norm, BatchNorm) or not uses_kernels(norm, x_NCHW):
         return silu(norm(x_NCHW, num_real))
-    y_NCHW, *found = _NormSilu.apply(x_NCHW, norm.weight, norm.bias, _settings(norm, x_NCHW, num_real))
-    norm.follow(*found)
-    return y_NCHW
+    return _NormSilu.apply(x_NCHW, norm.weight, norm.bias, _settings(norm, x_NCHW, num_real))
 
 
 def norm_silu_gate(
@@ -44,10 +42,7 @@ def norm_silu_gate(
         gate_NC = expand(silu(reduce(y_NCHW.mean((2, 3))))).sigmoid()
         return y_NCHW * gate_NC[:, :, None, None]
     weights = (reduce.weight, reduce.bias, expand.weight, expand.bias)
-    settings = _settings(norm, x_NCHW, num_real)
-    y_NCHW, *found = _NormSiluGate.apply(x_NCHW, norm.weight, norm.bias, *weights, settings)
-    norm.follow(*found)
-    return y_NCHW
+    return _NormSiluGate.apply(x_NCHW, norm.weight, norm.bias, *weights, _settings(norm, x_NCHW, num_real))
 
 
 def norm_affine(
@@ -69,15 +64,14 @@ def norm_affine(
             y_NCHW = residual_NCHW + y_NCHW
         if scale_NC is None or add_NC is None:
             return y_NCHW
+        scale_NC, add_NC = scale_NC.to(y_NCHW.dtype), add_NC.to(y_NCHW.dtype)
         return torch.addcmul(add_NC[:, :, None, None], y_NCHW, scale_NC[:, :, None, None])
     settings = _settings(norm, x_NCHW, num_real)
     n, c = x_NCHW.shape[:2]
-    kept = x_NCHW.new_ones(n, dtype=torch.float32) if kept_N is None else kept_N.float()
+    kept = x_NCHW.new_ones(n, dtype=torch.float32) if kept_N is None else kept_N
     scale = x_NCHW.new_ones(n, c, dtype=torch.float32) if scale_NC is None else scale_NC.float()
     add = x_NCHW.new_zeros(n, c, dtype=torch.float32) if add_NC is None else add_NC.float()
-    y_NCHW, *found = _NormAffine.apply(x_NCHW, residual_NCHW, norm.weight, norm.bias, scale, add, kept, settings)
-    norm.follow(*found)
-    return y_NCHW
+    return _NormAffine.apply(x_NCHW, residual_NCHW, norm.weight, norm.bias, scale, add, kept, settings)
 
 
 def silu(x: Tensor) -> Tensor:
@@ -109,88 +103,86 @@ def _has_triton() -> bool:
 
 
 class _Settings:
-    """What is no tensor to differentiate by, and the sums over ranks."""
+    """What is no tensor to differentiate by."""
 
-    def __init__(self, eps: float, num_real: Tensor, synchronised: bool) -> None:
-        self.eps, self.num_real, self.synchronised = eps, num_real, synchronised
+    def __init__(self, norm: BatchNorm, num_real: Tensor) -> None:
+        self.norm, self.num_real, self.synchronised = norm, num_real, norm.is_synchronised()
+
+    def following(self) -> tuple[Any, ...]:
+        """The running averages, by how much they move, and the constant that is added to the variance."""
+        norm = self.norm
+        return norm.running_mean, norm.running_var, 1 - norm.config.momentum, norm.config.eps
 
 
 def _settings(norm: BatchNorm, x_NCHW: Tensor, num_real: Tensor | None) -> _Settings:
     if num_real is None:
         num_real = torch.full((1,), len(x_NCHW), dtype=torch.int32, device=x_NCHW.device)
-    return _Settings(norm.config.eps, num_real.to(torch.int32), norm.is_synchronised())
+    return _Settings(norm, num_real.to(torch.int32))
 
 
-# --- the three functions on a GPU; every `sums` below is float32 over positions, image by image ---
+# --- the three functions on a GPU; every reduction below is float32 over positions, image by image ---
 
 
 class _NormSilu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, s: _Settings) -> tuple[Tensor, ...]:
-        mean, var, count = _moments(x, s)
-        rstd = torch.rsqrt(var + s.eps)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, s: _Settings) -> Tensor:
+        stats, rstd = _moments(x, s)
         y = torch.empty_like(x)
-        _on_tiles("silu_forward", x, x, y, mean, rstd, weight, bias, mean, *_sizes(x), GATED=False)
-        ctx.save_for_backward(x, weight, bias, mean, rstd, count, s.num_real)
+        _on_tiles("silu_forward", x, x, y, stats, rstd, weight, bias, stats, *_sizes(x), GATED=False)
+        ctx.save_for_backward(x, weight, bias, stats, rstd, s.num_real)
         ctx.synchronised = s.synchronised
-        ctx.mark_non_differentiable(mean, var, count)
-        return y, mean, var, count
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        x, weight, bias, mean, rstd, count, num_real = ctx.saved_tensors
+        x, weight, bias, stats, rstd, num_real = ctx.saved_tensors
         dy = gradients[0].contiguous(memory_format=torch.channels_last)
-        parts = _sums("silu_reduce", 2, x, dy, mean, rstd, weight, bias, GATED=False)
-        dz, dzn = parts.sum(1)
-        m0, m1 = _means(dz, dzn, count, ctx.synchronised)
+        parts = _parts_of("silu_reduce", 2, x, dy, stats, rstd, weight, bias, GATED=False)
+        own, sums = _added_up(parts, ctx.synchronised)
         dx = torch.empty_like(x)
-        arguments = (x, dy, dx, mean, rstd, weight, bias, mean, mean, m0, m1, num_real, *_sizes(x))
+        arguments = (x, dy, dx, stats, rstd, weight, bias, stats, stats, sums, num_real, *_sizes(x))
         _on_tiles("silu_backward", x, *arguments, GATED=False)
-        return dx, dzn.to(weight.dtype), dz.to(bias.dtype), None
+        return dx, own[1].to(weight.dtype), own[0].to(bias.dtype), None
 
 
 class _NormSiluGate(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, s: _Settings
-    ) -> tuple[Tensor, ...]:
-        mean, var, count = _moments(x, s)
-        rstd = torch.rsqrt(var + s.eps)
-        pooled = _pooled(x, mean, rstd, weight, bias)
+    ) -> Tensor:
+        stats, rstd = _moments(x, s)
+        pooled = _pooled(x, stats, rstd, weight, bias)
         with torch.autocast(x.device.type, enabled=False):
             hidden = F.linear(pooled, w1.flatten(1).float(), b1.float())
-            gate = F.linear(F.silu(hidden), w2.flatten(1).float(), b2.float()).sigmoid()
+            gate = F.linear(F.silu(hidden), w2.flatten(1).float(), b2.float()).sigmoid_()
         y = torch.empty_like(x)
-        _on_tiles("silu_forward", x, x, y, mean, rstd, weight, bias, gate, *_sizes(x), GATED=True)
-        ctx.save_for_backward(x, weight, bias, w1, w2, mean, rstd, count, s.num_real, pooled, hidden, gate)
+        _on_tiles("silu_forward", x, x, y, stats, rstd, weight, bias, gate, *_sizes(x), GATED=True)
+        ctx.save_for_backward(x, weight, bias, w1, w2, stats, rstd, s.num_real, pooled, hidden, gate)
         ctx.synchronised = s.synchronised
-        ctx.mark_non_differentiable(mean, var, count)
-        return y, mean, var, count
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        x, weight, bias, w1, w2, mean, rstd, count, num_real, pooled, hidden, gate = ctx.saved_tensors
+        x, weight, bias, w1, w2, stats, rstd, num_real, pooled, hidden, gate = ctx.saved_tensors
         dy = gradients[0].contiguous(memory_format=torch.channels_last)
-        positions = x.shape[2] * x.shape[3]
-        slope_dy, slope_dy_n, dgate, slope, slope_n = _sums(
-            "silu_reduce", 5, x, dy, mean, rstd, weight, bias, GATED=True
-        )
+        parts = _parts_of("silu_reduce", 5, x, dy, stats, rstd, weight, bias, GATED=True)
+        n, num_parts, channels = parts.shape[1:]
+        dlogit, dhidden, activated = torch.empty_like(gate), torch.empty_like(hidden), torch.empty_like(hidden)
+        _on_cells("gate_logit", gate, parts, gate, dlogit, n, num_parts, channels)
         with torch.autocast(x.device.type, enabled=False):
-            dlogit = dgate * gate * (1 - gate)
-            sigmoid = hidden.sigmoid()
-            activated = hidden * sigmoid
-            dhidden = (dlogit @ w2.flatten(1).float()) * sigmoid * (1 + hidden * (1 - sigmoid))
-            dpool = (dhidden @ w1.flatten(1).float()) / positions
-            gradients_of_gate = (dhidden.T @ pooled, dhidden.sum(0), dlogit.T @ activated, dlogit.sum(0))
-        dz = (slope_dy * gate + slope * dpool).sum(0)
-        dzn = (slope_dy_n * gate + slope_n * dpool).sum(0)
-        m0, m1 = _means(dz, dzn, count, ctx.synchronised)
+            dactivated = dlogit @ w2.flatten(1).float()
+            arguments = (hidden, dactivated, activated, dhidden, hidden.numel())
+            _sum_kernels().gate_hidden[(-(-hidden.numel() // 256),)](*arguments, B=256)
+            dpool = dhidden @ w1.flatten(1).float()
+            dw1, dw2 = dhidden.T @ pooled, dlogit.T @ activated
+        terms = parts.new_empty(2, n, 1, channels)
+        _on_cells("gate_terms", gate, parts, gate, dpool, terms, n, num_parts, channels, _sizes(x)[0])
+        own, sums = _added_up(terms, ctx.synchronised)
         dx = torch.empty_like(x)
-        arguments = (x, dy, dx, mean, rstd, weight, bias, gate, dpool, m0, m1, num_real, *_sizes(x))
+        arguments = (x, dy, dx, stats, rstd, weight, bias, gate, dpool, sums, num_real, *_sizes(x))
         _on_tiles("silu_backward", x, *arguments, GATED=True)
-        dw1, db1, dw2, db2 = gradients_of_gate
-        of_gate = (dw1.view_as(w1).to(w1.dtype), db1.to(w1.dtype), dw2.view_as(w2).to(w2.dtype), db2.to(w2.dtype))
-        return dx, dzn.to(weight.dtype), dz.to(bias.dtype), *of_gate, None
+        of_gate = (dw1.view_as(w1), dhidden.sum(0), dw2.view_as(w2), dlogit.sum(0))
+        return dx, own[1].to(weight.dtype), own[0].to(bias.dtype), *(each.to(w1.dtype) for each in of_gate), None
 
 
 class _NormAffine(torch.autograd.Function):
@@ -205,39 +197,34 @@ class _NormAffine(torch.autograd.Function):
         add: Tensor,
         kept: Tensor,
         s: _Settings,
-    ) -> tuple[Tensor, ...]:
-        mean, var, count = _moments(x, s)
-        rstd = torch.rsqrt(var + s.eps)
+    ) -> Tensor:
+        stats, rstd = _moments(x, s)
         if residual is not None:
             residual = residual.contiguous(memory_format=torch.channels_last)
         y = torch.empty_like(x)
-        arguments = (x, x if residual is None else residual, y, mean, rstd, weight, bias, scale, add, kept, *_sizes(x))
+        arguments = (x, x if residual is None else residual, y, stats, rstd, weight, bias, scale, add, kept, *_sizes(x))
         _on_tiles("affine_forward", x, *arguments, RESIDUAL=residual is not None)
-        ctx.save_for_backward(x, residual, weight, bias, scale, kept, mean, rstd, count, s.num_real)
+        ctx.save_for_backward(x, residual, weight, bias, scale, kept, stats, rstd, s.num_real)
         ctx.synchronised = s.synchronised
-        ctx.mark_non_differentiable(mean, var, count)
-        return y, mean, var, count
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        x, residual, weight, bias, scale, kept, mean, rstd, count, num_real = ctx.saved_tensors
+        x, residual, weight, bias, scale, kept, stats, rstd, num_real = ctx.saved_tensors
         dy = gradients[0].contiguous(memory_format=torch.channels_last)
         has_residual = residual is not None
         other = residual if has_residual else x
-        parts = _sums("affine_reduce", 3 if has_residual else 2, x, other, dy, mean, rstd, RESIDUAL=has_residual)
-        dadd, dy_n = parts[0], parts[1]
-        kept_N1 = kept[:, None]
-        dscale = kept_N1 * (dy_n * weight + dadd * bias)
-        if has_residual:
-            dscale = dscale + parts[2]
-        factor = kept_N1 * scale
-        dz, dzn = (factor * dadd).sum(0), (factor * dy_n).sum(0)
-        m0, m1 = _means(dz, dzn, count, ctx.synchronised)
+        parts = _parts_of("affine_reduce", 3 if has_residual else 2, x, other, dy, stats, rstd, RESIDUAL=has_residual)
+        n, num_parts, channels = parts.shape[1:]
+        dscale, dadd, terms = torch.empty_like(scale), torch.empty_like(scale), parts.new_empty(2, n, 1, channels)
+        ends = (parts, weight, bias, scale, kept, dscale, dadd, terms, n, num_parts, channels)
+        _on_cells("affine_ends", scale, *ends, RESIDUAL=has_residual)
+        own, sums = _added_up(terms, ctx.synchronised)
         dx, dresidual = torch.empty_like(x), torch.empty_like(other)
-        arguments = (x, dy, dx, dresidual, mean, rstd, weight, scale, kept, m0, m1, num_real, *_sizes(x))
+        arguments = (x, dy, dx, dresidual, stats, rstd, weight, scale, kept, sums, num_real, *_sizes(x))
         _on_tiles("affine_backward", x, *arguments, RESIDUAL=has_residual)
-        ends = (dzn.to(weight.dtype), dz.to(bias.dtype), dscale, dadd, None, None)
-        return dx, dresidual if has_residual else None, *ends
+        of_norm = own[1].to(weight.dtype), own[0].to(bias.dtype)
+        return dx, dresidual if has_residual else None, *of_norm, dscale, dadd, None, None
 
 
 # --- launching ---
@@ -245,12 +232,20 @@ class _NormAffine(torch.autograd.Function):
 _TILE_P, _TILE_C = 64, 64
 _REDUCE_P = 32  # positions of a tile that several sums are kept of
 _PROGRAMS = 1024  # about as many as fill a large GPU
+_CELL_N, _CELL_C = 32, 32
+_ADDED_ROWS = 128
 
 
 def _kernels() -> Any:
     from rt_models.blocks import norm_kernels
 
     return norm_kernels
+
+
+def _sum_kernels() -> Any:
+    from rt_models.blocks import norm_sum_kernels
+
+    return norm_sum_kernels
 
 
 def _sizes(x: Tensor) -> tuple[int, int]:
@@ -279,8 +274,8 @@ def _parts(x: Tensor, tile: int) -> int:
     return max(1, min(-(-_PROGRAMS // programs), -(-positions // 256)))
 
 
-def _sums(name: str, count: int, x: Tensor, *tensors: Tensor, **constants: bool) -> Tensor:
-    """float32 (count, N, C): the kernel's sums over the positions of each image."""
+def _parts_of(name: str, count: int, x: Tensor, *tensors: Tensor, **constants: bool) -> Tensor:
+    """float32 (count, N, S, C): the kernel's sums over the positions of each image, in S parts."""
     positions, channels = _sizes(x)
     tile = tile_c(channels)
     parts = _parts(x, tile)
@@ -290,10 +285,30 @@ def _sums(name: str, count: int, x: Tensor, *tensors: Tensor, **constants: bool)
     grid = (len(x), -(-channels // tile), parts)
     kernel: Callable[..., Any] = getattr(_kernels(), name)[grid]
     kernel(*inputs, out, *tail, positions, channels, -(-positions // parts), **constants, BP=_REDUCE_P, BC=tile)
-    return out[:, :, 0] if parts == 1 else out.sum(2)
+    return out
 
 
-def _pooled(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _added_up(terms: Tensor, synchronised: bool) -> tuple[Tensor, Tensor]:
+    """float32 (2, C), twice: the first two terms (_, N, S, C) over images and parts of this rank, and of all ranks."""
+    channels = terms.shape[-1]
+    own = torch.empty(2, channels, dtype=torch.float32, device=terms.device)
+    rows, tile = terms.shape[1] * terms.shape[2], 32
+    _sum_kernels().add_up[(2, -(-channels // tile))](terms, own, rows, channels, BR=_ADDED_ROWS, BC=tile)
+    if not synchronised:
+        return own, own
+    sums = own.clone()
+    dist.all_reduce(sums)
+    return own, sums
+
+
+def _on_cells(name: str, like: Tensor, *arguments: Any, **constants: bool) -> None:
+    """One program for each tile of images and channels of `like` (N, C)."""
+    n, channels = like.shape
+    kernel: Callable[..., Any] = getattr(_sum_kernels(), name)[(-(-n // _CELL_N), -(-channels // _CELL_C))]
+    kernel(*arguments, **constants, BN=_CELL_N, BC=_CELL_C)
+
+
+def _pooled(x: Tensor, stats: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """float32 (N, C): means of silu(normalised x) over positions."""
     positions, channels = _sizes(x)
     tile = tile_c(channels)
@@ -301,41 +316,28 @@ def _pooled(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor)
     out = torch.empty(len(x), parts, channels, dtype=torch.float32, device=x.device)
     grid = (len(x), -(-channels // tile), parts)
     length = -(-positions // parts)
-    _kernels().silu_pool[grid](x, out, mean, rstd, weight, bias, positions, channels, length, BP=_REDUCE_P, BC=tile)
-    return out.sum(1) / positions
+    _kernels().silu_pool[grid](x, out, stats, rstd, weight, bias, positions, channels, length, BP=_REDUCE_P, BC=tile)
+    return out[:, 0] if parts == 1 else out.sum(1)
 
 
-def _moments(x: Tensor, s: _Settings) -> tuple[Tensor, ...]:
-    """(mean, biased variance, count of numbers), float32, over the real images of this rank or of all."""
+def _moments(x: Tensor, s: _Settings) -> tuple[Tensor, Tensor]:
+    """float32 (2 C + 1,) mean, biased variance and count of numbers, over the real images of this rank or of all; and
+    float32 (C,) one over the deviation. The running averages have followed."""
     positions, channels = _sizes(x)
     tile, rows = tile_c(channels), len(x) * positions
     parts = 1 << max(0, min(8, (_PROGRAMS // -(-channels // tile)).bit_length() - 1))
     partial = torch.empty(2, parts, channels, dtype=torch.float32, device=x.device)
-    mean, var = (torch.empty(channels, dtype=torch.float32, device=x.device) for _ in range(2))
+    stats, rstd = (torch.empty(size, dtype=torch.float32, device=x.device) for size in (2 * channels + 1, channels))
     per_part = -(-rows // parts)
-    kernels, columns = _kernels(), -(-channels // tile)
+    kernels, columns, follows = _kernels(), -(-channels // tile), s.norm.updates_averages
     kernels.sums[(parts, columns)](x, partial, s.num_real, positions, channels, per_part, BP=_TILE_P, BC=tile)
-    kernels.moments[(columns,)](x, partial, s.num_real, mean, var, positions, channels, S=parts, BC=tile)
-    count = s.num_real.to(torch.float32) * positions
-    return _over_ranks(mean, var, count) if s.synchronised else (mean, var, count)
-
-
-def _over_ranks(mean: Tensor, var: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    mine = torch.cat([count, mean, var])
-    of_ranks = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(of_ranks, mine)
-    stacked = torch.stack(of_ranks)
-    count_R1, mean_RC, var_RC = stacked[:, :1], *stacked[:, 1:].chunk(2, dim=1)
-    total = count_R1.sum(0)
-    counted = total.clamp(min=1)  # of a camera that no rank has a picture of
-    joint = (count_R1 * mean_RC).sum(0) / counted
-    return joint, (count_R1 * (var_RC + (mean_RC - joint).square())).sum(0) / counted, total
-
-
-def _means(dz: Tensor, dzn: Tensor, count: Tensor, synchronised: bool) -> tuple[Tensor, Tensor]:
-    """Means over all counted numbers, of all ranks if they are synchronised."""
-    both = torch.stack([dz, dzn])
-    if synchronised:
-        dist.all_reduce(both)
-    first, second = both / count.clamp(min=1)
-    return first, second
+    ends = (*s.following(), positions, channels)
+    alone = follows and not s.synchronised
+    kernels.moments[(columns,)](x, partial, s.num_real, stats, rstd, *ends, S=parts, FOLLOW=alone, BC=tile)
+    if s.synchronised:
+        ranks = dist.get_world_size()
+        gathered = torch.empty(ranks * len(stats), dtype=torch.float32, device=x.device)
+        dist.all_gather_into_tensor(gathered, stats)
+        ends = (*s.following(), ranks, channels)
+        kernels.over_ranks[(columns,)](gathered, stats, rstd, *ends, FOLLOW=follows, BC=tile)
+    return stats, rstd

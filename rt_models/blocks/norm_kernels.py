@@ -50,16 +50,64 @@ def sums(x, partial, num_real, P, C, rows_per_part, BP: tl.constexpr, BC: tl.con
 
 
 @triton.jit
-def moments(x, partial, num_real, mean, var, P, C, S: tl.constexpr, BC: tl.constexpr):
-    """mean and biased var (C,) from the partial sums."""
+def _keep(
+    mean, var, count, c, in_c, stats, rstd, running_mean, running_var, share, eps, C, FOLLOW: tl.constexpr
+):  # fmt: skip
+    """Stores the statistics of some channels, and with FOLLOW moves the running averages by `share` towards them, where
+    they are finite and of something: a batch may have no picture of a camera."""
+    tl.store(stats + c, mean, mask=in_c)
+    tl.store(stats + C + c, var, mask=in_c)
+    tl.store(stats + 2 * C, count)
+    tl.store(rstd + c, 1 / tl.sqrt(var + eps), mask=in_c)
+    if FOLLOW:
+        follows = in_c & (count > 0) & (tl.abs(mean) < float("inf")) & (tl.abs(var) < float("inf"))
+        before = tl.load(running_mean + c, mask=follows)
+        tl.store(running_mean + c, before + share * (mean - before), mask=follows)
+        before = tl.load(running_var + c, mask=follows)
+        tl.store(running_var + c, before + share * (var - before), mask=follows)
+
+
+@triton.jit
+def moments(
+    x, partial, num_real, stats, rstd, running_mean, running_var, share, eps, P, C,
+    S: tl.constexpr, FOLLOW: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """stats (2 C + 1,): mean, biased variance and count of numbers from the partial sums; rstd (C,)."""
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     in_c = c < C
-    count = tl.maximum(tl.load(num_real).to(tl.float32) * P, 1.0)
+    count = tl.load(num_real).to(tl.float32) * P
+    divisor = tl.maximum(count, 1.0)
     parts = tl.arange(0, S)[:, None] * C + c[None, :]
-    total = tl.sum(tl.load(partial + parts, mask=in_c[None, :], other=0.0), 0) / count
-    square = tl.sum(tl.load(partial + S * C + parts, mask=in_c[None, :], other=0.0), 0) / count
-    tl.store(mean + c, total + tl.load(x + c, mask=in_c, other=0.0).to(tl.float32), mask=in_c)
-    tl.store(var + c, tl.maximum(square - total * total, 0.0), mask=in_c)
+    total = tl.sum(tl.load(partial + parts, mask=in_c[None, :], other=0.0), 0) / divisor
+    square = tl.sum(tl.load(partial + S * C + parts, mask=in_c[None, :], other=0.0), 0) / divisor
+    mean = total + tl.load(x + c, mask=in_c, other=0.0).to(tl.float32)
+    var = tl.maximum(square - total * total, 0.0)
+    _keep(mean, var, count, c, in_c, stats, rstd, running_mean, running_var, share, eps, C, FOLLOW)
+
+
+@triton.jit
+def over_ranks(
+    gathered, stats, rstd, running_mean, running_var, share, eps, R, C, FOLLOW: tl.constexpr, BC: tl.constexpr
+):  # fmt: skip
+    """The same of all ranks together, from each rank's `stats` in gathered (R, 2 C + 1)."""
+    c = tl.program_id(0) * BC + tl.arange(0, BC)
+    in_c = c < C
+    count = 0.0
+    mean = tl.zeros((BC,), tl.float32)
+    for rank in range(R):
+        mine = gathered + rank * (2 * C + 1)
+        of_rank = tl.load(mine + 2 * C)
+        count += of_rank
+        mean += of_rank * tl.load(mine + c, mask=in_c, other=0.0)
+    divisor = tl.maximum(count, 1.0)
+    mean /= divisor
+    var = tl.zeros((BC,), tl.float32)
+    for rank in range(R):
+        mine = gathered + rank * (2 * C + 1)
+        away = tl.load(mine + c, mask=in_c, other=0.0) - mean
+        var += tl.load(mine + 2 * C) * (tl.load(mine + C + c, mask=in_c, other=0.0) + away * away)
+    var /= divisor
+    _keep(mean, var, count, c, in_c, stats, rstd, running_mean, running_var, share, eps, C, FOLLOW)
 
 
 @triton.jit
@@ -69,6 +117,15 @@ def _normal(x, offsets, c, mask, mean, rstd, C):
     m = tl.load(mean + c, mask=c < C, other=0.0)
     r = tl.load(rstd + c, mask=c < C, other=0.0)
     return (value - m[None, :]) * r[None, :], r
+
+
+@triton.jit
+def _means(sums, stats, c, C):
+    """Of dz and of dz normal over all numbers that count."""
+    count = tl.maximum(tl.load(stats + 2 * C), 1.0)
+    first = tl.load(sums + c, mask=c < C, other=0.0)
+    second = tl.load(sums + C + c, mask=c < C, other=0.0)
+    return first / count, second / count
 
 
 @triton.jit
@@ -87,7 +144,7 @@ def silu_forward(x, y, mean, rstd, weight, bias, gate, P, C, GATED: tl.constexpr
 
 @triton.jit
 def silu_pool(x, pooled, mean, rstd, weight, bias, P, C, length, BP: tl.constexpr, BC: tl.constexpr):
-    """pooled (N, S, C): sums of silu(normal x weight + bias) over the positions of each image, part by part."""
+    """pooled (N, S, C): means of silu(normal x weight + bias) over the positions of each image, as S summands."""
     image, part, parts = tl.program_id(0), tl.program_id(2), tl.num_programs(2)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     w = tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)
@@ -102,7 +159,7 @@ def silu_pool(x, pooled, mean, rstd, weight, bias, P, C, length, BP: tl.constexp
         normal, _ = _normal(x, offsets, c, mask, mean, rstd, C)
         z = normal * w[None, :] + b[None, :]
         total += tl.where(mask, z * tl.sigmoid(z), 0.0)
-    tl.store(pooled + (image * parts + part) * C + c, tl.sum(total, 0), mask=c < C)
+    tl.store(pooled + (image * parts + part) * C + c, tl.sum(total, 0) / P, mask=c < C)
 
 
 @triton.jit
@@ -152,12 +209,15 @@ def silu_reduce(
 
 @triton.jit
 def silu_backward(
-    x, dy, dx, mean, rstd, weight, bias, gate, dpool, mean_dz, mean_dzn, num_real, P, C,
+    x, dy, dx, stats, rstd, weight, bias, gate, dpool, sums, num_real, P, C,
     GATED: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """dx = weight rstd (dz - mean_dz - normal mean_dzn), dz = silu' (dy gate + dpool); 0 in images that pad."""
+    """dx = weight rstd (dz - mean dz - normal mean(dz normal)), dz = silu' (dy gate + dpool / P); 0 in images that pad.
+
+    sums (2, C): of dz and of dz normal over all numbers that count.
+    """
     image, offsets, c, mask = _tile(tl.program_id(0), P, C, BP, BC)
-    normal, r = _normal(x, offsets, c, mask, mean, rstd, C)
+    normal, r = _normal(x, offsets, c, mask, stats, rstd, C)
     w = tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)
     b = tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)
     z = normal * w[None, :] + b[None, :]
@@ -165,10 +225,9 @@ def silu_backward(
     gradient = tl.load(dy + offsets, mask=mask, other=0.0).to(tl.float32)
     if GATED:
         gradient = gradient * tl.load(gate + image * C + c, mask=c < C, other=0.0)[None, :]
-        gradient += tl.load(dpool + image * C + c, mask=c < C, other=0.0)[None, :]
+        gradient += tl.load(dpool + image * C + c, mask=c < C, other=0.0)[None, :] / P
     dz = gradient * sigmoid * (1 + z * (1 - sigmoid))
-    m0 = tl.load(mean_dz + c, mask=c < C, other=0.0)
-    m1 = tl.load(mean_dzn + c, mask=c < C, other=0.0)
+    m0, m1 = _means(sums, stats, c, C)
     value = (dz - m0[None, :] - normal * m1[None, :]) * (w * r)[None, :]
     value = tl.where(image < tl.load(num_real), value, 0.0)
     tl.store(dx + offsets, value.to(dx.dtype.element_ty), mask=mask)
@@ -184,7 +243,7 @@ def affine_forward(
     normal, _ = _normal(x, offsets, c, mask, mean, rstd, C)
     w = tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)
     b = tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)
-    value = (normal * w[None, :] + b[None, :]) * tl.load(kept + image)
+    value = (normal * w[None, :] + b[None, :]) * tl.load(kept + image).to(tl.float32)
     if RESIDUAL:
         value += tl.load(residual + offsets, mask=mask, other=0.0).to(tl.float32)
     value = value * tl.load(scale + image * C + c, mask=c < C, other=0.0)[None, :]
@@ -224,20 +283,19 @@ def affine_reduce(
 
 @triton.jit
 def affine_backward(
-    x, dy, dx, dresidual, mean, rstd, weight, scale, kept, mean_dz, mean_dzn, num_real, P, C,
+    x, dy, dx, dresidual, stats, rstd, weight, scale, kept, sums, num_real, P, C,
     RESIDUAL: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """dresidual = dy scale; dx = weight rstd (dz - mean_dz - normal mean_dzn), dz = kept dy scale; 0 in padding."""
+    """dresidual = dy scale; dx as in silu_backward with dz = kept dy scale."""
     image, offsets, c, mask = _tile(tl.program_id(0), P, C, BP, BC)
-    normal, r = _normal(x, offsets, c, mask, mean, rstd, C)
+    normal, r = _normal(x, offsets, c, mask, stats, rstd, C)
     w = tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)
     gradient = tl.load(dy + offsets, mask=mask, other=0.0).to(tl.float32)
     gradient = gradient * tl.load(scale + image * C + c, mask=c < C, other=0.0)[None, :]
     if RESIDUAL:
         tl.store(dresidual + offsets, gradient.to(dresidual.dtype.element_ty), mask=mask)
-    m0 = tl.load(mean_dz + c, mask=c < C, other=0.0)
-    m1 = tl.load(mean_dzn + c, mask=c < C, other=0.0)
-    dz = gradient * tl.load(kept + image)
+    m0, m1 = _means(sums, stats, c, C)
+    dz = gradient * tl.load(kept + image).to(tl.float32)
     value = (dz - m0[None, :] - normal * m1[None, :]) * (w * r)[None, :]
     value = tl.where(image < tl.load(num_real), value, 0.0)
     tl.store(dx + offsets, value.to(dx.dtype.element_ty), mask=mask)

@@ -9,6 +9,7 @@ Axes: N frames, C channels, HW pixels, D embedding.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -252,13 +253,15 @@ class Film(nn.Module):
         self.mult = ZeroLinear(embedding_width, channels)
 
     def forward(self, x_NCHW: Tensor, embedding_ND: Tensor) -> Tensor:
-        scale_NC, add_NC = self.scale_and_add(embedding_ND)
+        scale_NC, add_NC = (each.to(x_NCHW.dtype) for each in self.scale_and_add(embedding_ND))
         return torch.addcmul(add_NC[:, :, None, None], x_NCHW, scale_NC[:, :, None, None])
 
     def scale_and_add(self, embedding_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """(1 + mult, add), each (N, C)."""
-        mult_NC, add_NC = self.mult(embedding_ND), self.add(embedding_ND)
-        return 1 + mult_NC, add_NC
+        """(1 + mult, add), each (N, C), in the weights' type under autocast too: casts took longer than products."""
+        kind = embedding_ND.device.type
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+            embedding_ND = embedding_ND.to(self.mult.weight.dtype)
+            return 1 + self.mult(embedding_ND), self.add(embedding_ND)
 
 
 class Block(nn.Module):
@@ -319,8 +322,11 @@ class EfficientNet(nn.Module):
         The first `num_real` images, an integer tensor (1,), are frames; the others pad the batch. None: all are frames.
         """
         x = norm_silu(self.stem_norm, self.stem(image_NCHW), num_real)
+        uniform_BN = None
+        if key_N is not None and self.training:  # of all blocks at once: drawn one by one they take 900 kernels
+            uniform_BN = uniform(key_N, torch.arange(len(self.blocks), device=key_N.device)[:, None])
         for number, block in enumerate(self.blocks):
-            uniform_N = uniform(key_N, number) if key_N is not None and self.training else None
+            uniform_N = None if uniform_BN is None else uniform_BN[number]
             assert isinstance(block, Block)
             kept_N = block.mbconv.kept(uniform_N)
             x = checkpointed(block, self.checkpointing, x, embedding_ND, kept_N, num_real)

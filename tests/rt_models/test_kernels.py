@@ -17,12 +17,15 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="needs Triton, which is for Linux")
 
+from rt_models.blocks.batch_norm import BatchNormConfig
 from rt_models.blocks.depthwise import Window, depthwise, tile
+from rt_models.blocks.norm_functions import norm_affine, norm_silu, norm_silu_gate
 from rt_models.rt1 import RT1Config
-from rt_models.vision.efficientnet import DepthwiseConv
+from rt_models.vision.efficientnet import DepthwiseConv, SqueezeExcite
 from rt_models.vision.image_inputs import crop_offsets, pad_crop, resize
 from rt_models.vision.image_plan import plan_images
 from tests.support.rt1_windows import make_batch
+from tests.support.thread_ranks import Ranks
 from tests.support.triton_on_cpu import Launch, interpreted, recorded
 
 TINY = RT1Config.tiny()
@@ -144,6 +147,54 @@ def test_a_training_step_in_float32_is_torchs() -> None:
     assert [far(mine, torchs) < 1e-5 for mine, torchs in zip(ours, theirs, strict=True)] == [True] * 3
 
 
+def normalised(x: Tensor, num_real: int) -> list[Tensor]:
+    """What the three functions make of x, with all their gradients and running averages."""
+    torch.manual_seed(1)
+    norms = [BatchNormConfig().build(x.shape[1]).train() for _ in range(3)]
+    gate = SqueezeExcite(x.shape[1], 4)
+    scale, add = (torch.randn(len(x), x.shape[1]).requires_grad_() for _ in range(2))
+    x = x.detach().clone().requires_grad_()
+    real = torch.tensor([num_real])
+    y = norm_silu(norms[0], x, real)
+    y = norm_silu_gate(norms[1], gate.reduce, gate.expand, y, real)
+    kept = torch.linspace(0.5, 1.5, len(x), dtype=torch.float64)
+    y = norm_affine(norms[2], y, real, residual_NCHW=x, kept_N=kept, scale_NC=scale, add_NC=add)
+    (y[:num_real] * torch.linspace(-1, 2, x.shape[1])[:, None, None]).sum().backward()
+    trained = [*(p for norm in norms for p in norm.parameters()), *gate.parameters()]
+    gradients = [each.grad for each in (x, scale, add, *trained)]
+    return [y[:num_real].detach(), *gradients, *(b for norm in norms for b in norm.buffers())]  # type: ignore[list-item]
+
+
+def test_the_statistics_of_two_ranks_are_joined() -> None:
+    """Two threads as ranks, against torch's operations on two threads."""
+    of_ranks = (channels_last(5, 24, 4, 3).detach(), 5), (channels_last(5, 24, 4, 3, seed=1).detach() + 2, 3)
+    theirs = Ranks(2).run(lambda rank: normalised(*of_ranks[rank]))
+    with interpreted():
+        ours = Ranks(2).run(lambda rank: normalised(*of_ranks[rank]))
+    for mine, torchs in zip(ours, theirs, strict=True):
+        for one, other in zip(mine, torchs, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours[0][-2:], ours[1][-2:])
+
+
+def test_a_batch_without_images_leaves_the_averages_and_gives_no_gradient(on_cpu: None) -> None:
+    norm = BatchNormConfig().build(16).train()
+    x = channels_last(2, 16, 3, 3)
+    norm_silu(norm, x, torch.tensor([0])).sum().backward()
+    assert x.grad is not None and not x.grad.any()
+    assert not norm.running_mean.any() and bool((norm.running_var == 1).all())
+
+
+def test_a_batch_that_is_not_finite_leaves_the_averages(on_cpu: None) -> None:
+    norm = BatchNormConfig().build(16).train()
+    x = channels_last(2, 16, 3, 3).detach()
+    x[0, 3], x[1, 5] = torch.nan, torch.inf
+    norm_silu(norm, x, torch.tensor([2]))
+    still = torch.zeros(16, dtype=torch.bool)
+    still[[3, 5]] = True
+    assert torch.equal(norm.running_mean == 0, still) and torch.equal(norm.running_var == 1, still)
+
+
 def test_every_kernel_of_a_training_step_in_bf16_compiles_for_a_gpu(tmp_path: Path) -> None:
     with recorded() as launches:
         step("bf16")
@@ -151,6 +202,6 @@ def test_every_kernel_of_a_training_step_in_bf16_compiles_for_a_gpu(tmp_path: Pa
     for launch in launches:
         kinds = [value.dtype if isinstance(value, Tensor) else type(value) for value in launch.arguments]
         distinct[f"{launch.kernel.fn.__name__} {kinds} {launch.constants}"] = launch
-    assert len({name.split()[0] for name in distinct}) == 13
+    assert len({name.split()[0] for name in distinct}) == 18
     for launch in distinct.values():
         assert launch.compiled(90, tmp_path).asm["cubin"]

@@ -16,7 +16,12 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-MODULES = ("rt_models.blocks.norm_kernels", "rt_models.blocks.depthwise_kernels", "rt_models.vision.image_kernels")
+MODULES = (
+    "rt_models.blocks.norm_kernels",
+    "rt_models.blocks.norm_sum_kernels",
+    "rt_models.blocks.depthwise_kernels",
+    "rt_models.vision.image_kernels",
+)
 ASKED = (
     "rt_models.blocks.norm_functions.runs_kernels",
     "rt_models.blocks.depthwise.runs_kernels",
@@ -25,6 +30,7 @@ ASKED = (
 """Where it is asked whether Triton compiles for a device."""
 PROGRAMS = "rt_models.blocks.norm_functions._PROGRAMS", "rt_models.blocks.depthwise._WEIGHT_PROGRAMS"
 POINTERS = {
+    torch.float64: "*fp64",
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
     torch.int32: "*i32",

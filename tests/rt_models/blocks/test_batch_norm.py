@@ -92,6 +92,15 @@ def test_frozen_uses_the_stored_averages_and_leaves_them(training: bool) -> None
     assert norm.running_mean.eq(5.0).all()
 
 
+def test_averages_do_not_follow_what_is_not_finite() -> None:
+    norm = BatchNormConfig().build(3).double().train()
+    bad = frames()
+    bad[0, 1] = torch.nan
+    norm(bad)
+    assert norm.running_mean.isfinite().all() and norm.running_var.isfinite().all()
+    assert (norm.running_mean != 0).tolist() == [True, False, True]
+
+
 def test_averages_stay_in_float32_when_the_model_goes_to_bf16() -> None:
     norm = BatchNormConfig().build(3)
     with torch.no_grad():

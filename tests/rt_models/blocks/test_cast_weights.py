@@ -29,7 +29,7 @@ def test_a_cast_model_says_what_it_says_under_autocast(kind: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(cast(*inputs).float(), model(*inputs).float(), rtol=0.02, atol=0.02)
     size, before = (sum(p.nbytes for p in each.parameters()) for each in (cast, model))
-    assert size < 0.75 * before
+    assert size < (0.9 if kind == "rt1" else 0.75) * before  # FiLM, most of a tiny RT-1, is not cast
 
 
 def test_an_output_tied_to_the_embedding_stays_as_it_is() -> None:
