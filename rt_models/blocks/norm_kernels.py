@@ -60,7 +60,8 @@ def _keep(
     tl.store(stats + 2 * C, count)
     tl.store(rstd + c, 1 / tl.sqrt(var + eps), mask=in_c)
     if FOLLOW:
-        follows = in_c & (count > 0) & (tl.abs(mean) < float("inf")) & (tl.abs(var) < float("inf"))
+        share = tl.where(count > 0, share, 0.0)
+        follows = in_c & (mean > -1e38) & (mean < 1e38) & (var < 1e38)
         before = tl.load(running_mean + c, mask=follows)
         tl.store(running_mean + c, before + share * (mean - before), mask=follows)
         before = tl.load(running_var + c, mask=follows)
