@@ -11,7 +11,7 @@ run: $(RUN_READY)  ## the whole path on the shipped robot episodes, some minutes
 	$(VENV)/bin/rtp demo --output runs/demo
 
 test: $(DEV_READY)  ## all tests but the minutes-long ones
-	$(VENV)/bin/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(DEV_READY)  ## lint, format, types
 	$(VENV)/bin/ruff check .

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import torch
 
@@ -29,6 +29,7 @@ from cluster.session import RaySession, connect
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
+    from ray.train.torch import TorchTrainer
 
 T = TypeVar("T")
 Config = TypeVar("Config")
@@ -150,11 +151,10 @@ def launch(
 def _fit(task: _Task[Config, Value], storage_path: str, callbacks: Sequence[UserCallback]) -> dict[str, Value | float]:
     with quick_imports():
         from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
-        from ray.train.torch import TorchTrainer
 
     launch = task.launch
     resources = {"CPU": launch.cpus_per_worker, **({"GPU": 1} if launch.use_gpu else {})}
-    trainer = TorchTrainer(
+    trainer = _trainer_class()(
         _work,
         train_loop_config={"task": task},
         torch_config=torch_config(timeout_s=int(launch.collective_timeout_s)),
@@ -176,6 +176,20 @@ def _fit(task: _Task[Config, Value], storage_path: str, callbacks: Sequence[User
     except TrainingFailedError as error:
         raise _cause(error) from error
     return dict(result.return_value or {})
+
+
+def _trainer_class() -> type[TorchTrainer]:
+    """Ray Train's, without the process that hands out Ray's datasets: of them there are none here."""
+    with quick_imports():
+        from ray.train.torch import TorchTrainer
+        from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+
+    class WithoutDatasets(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+            return [callback for callback in callbacks if not isinstance(callback, DatasetsCallback)]
+
+    return WithoutDatasets
 
 
 def _beside_the_main_thread(fit: Callable[[], T]) -> T:

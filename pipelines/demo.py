@@ -10,6 +10,7 @@ shown and decides nothing: this training is short, and docs/closed_loop.md has o
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import distributions
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cluster.engine import TorchEngineConfig
+from cluster.launch import RayLaunch
 from pipelines.catalogue import load_recipe
 from pipelines.config.arguments import parse, require_local
 from pipelines.config.experiment import Experiment, InProcess
@@ -90,8 +92,9 @@ def main(arguments: list[str]) -> JsonSummary:
     """Run every stage and print the closing summary."""
     flags = parse(DemoArguments, arguments, prog="rtp demo", description=__doc__ or "")
     stages = _Stages(Path(output_folder(require_local(flags.output, "--output"))))
-    stores = stages.preprocess(flags.source)
-    trained_at = stages.train(stores, flags.steps)
+    with _one_ray():
+        stores = stages.preprocess(flags.source)
+        trained_at = stages.train(stores, flags.steps)
     evaluation = stages.evaluate(trained_at, stores["val"])
     words = stages.paraphrase(trained_at, flags, stores["val"])
     registered = stages.register(trained_at, stores["val"])
@@ -301,6 +304,12 @@ def paraphrase_shortfalls(scores: ParaphraseScores) -> list[str]:
             f"the opposite task's instruction is told apart ({scores.opposite_instruction.mean:.3f} accuracy)"
         )
     return missing
+
+
+def _one_ray() -> AbstractContextManager[None]:
+    """The training's Ray, which the conversions before it use too: a start takes some 10 s."""
+    launch = load_recipe(RECIPE).launch
+    return launch.connected() if isinstance(launch, RayLaunch) else nullcontext()
 
 
 def _experiment(steps: int | None) -> Experiment:

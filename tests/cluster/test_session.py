@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -65,27 +66,49 @@ def test_a_connection_on_demand_is_made_when_it_is_asked_for(monkeypatch: pytest
         reach()
 
 
-def test_every_process_of_our_own_ray_knows_which_it_belongs_to() -> None:
-    @ray.remote
-    def known() -> tuple[str | None, str]:
-        return os.environ.get("RAY_ADDRESS"), ray.get_runtime_context().gcs_address
+class TestOurOwnRay:
+    """One for all of these, with two GPUs as it believes."""
 
-    with connect(RaySession(num_cpus=1)):
+    @pytest.fixture(scope="class", autouse=True)
+    def own_ray(self) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RAY_OVERRIDE_RESOURCES", '{"GPU": 2}')
+            patch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+            with connect(RaySession(num_cpus=1)):
+                yield
+
+    def test_every_process_knows_which_it_belongs_to(self) -> None:
+        @ray.remote
+        def known() -> tuple[str | None, str]:
+            return os.environ.get("RAY_ADDRESS"), ray.get_runtime_context().gcs_address
+
         told, own = ray.get(known.remote())
         assert told == own
 
+    def test_a_slow_answer_of_ray_to_itself_prints_no_traceback(self) -> None:
+        helper = "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client"
+        assert importlib.util.find_spec(helper) is not None
 
-def test_a_slow_answer_of_ray_to_itself_prints_no_traceback() -> None:
-    helper = "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client"
-    assert importlib.util.find_spec(helper) is not None
+        @ray.remote
+        def shown() -> bool:
+            logging.getLogger("ray.train").setLevel(logging.WARNING)  # as Ray Train does in its own processes
+            return logging.getLogger(helper).isEnabledFor(logging.WARNING)
 
-    @ray.remote
-    def shown() -> bool:
-        logging.getLogger("ray.train").setLevel(logging.WARNING)  # as Ray Train does in its own processes
-        return logging.getLogger(helper).isEnabledFor(logging.WARNING)
-
-    with connect(RaySession(num_cpus=1)):
         assert not ray.get(shown.remote())
+
+    def test_a_process_that_asks_for_no_gpu_sees_none(self) -> None:
+        @ray.remote(num_cpus=0)
+        def visible() -> str | None:
+            return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+        @ray.remote(num_cpus=0, num_gpus=1)
+        class Trial:
+            def visible(self) -> str | None:
+                return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+        trials: list[Any] = [Trial.remote(), Trial.remote()]
+        assert sorted(ray.get([trial.visible.remote() for trial in trials])) == ["4", "6"]
+        assert ray.get(visible.remote()) == ""
 
 
 def test_sockets_lie_in_a_short_folder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,25 +144,6 @@ def test_a_ray_that_does_not_come_up_is_one_sentence(monkeypatch: pytest.MonkeyP
     ):
         pass
     assert logging.getLogger().level == level
-
-
-def test_a_process_that_asks_for_no_gpu_sees_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"GPU": 2}')
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-
-    @ray.remote(num_cpus=0)
-    def visible() -> str | None:
-        return os.environ.get("CUDA_VISIBLE_DEVICES")
-
-    @ray.remote(num_cpus=0, num_gpus=1)
-    class Trial:
-        def visible(self) -> str | None:
-            return os.environ.get("CUDA_VISIBLE_DEVICES")
-
-    with connect(RaySession(num_cpus=1)):
-        trials: list[Any] = [Trial.remote(), Trial.remote()]
-        assert sorted(ray.get([trial.visible.remote() for trial in trials])) == ["4", "6"]
-        assert ray.get(visible.remote()) == ""
 
 
 def test_ray_learns_of_nodes_that_vanish_in_less_than_its_seven_minutes() -> None:

@@ -13,8 +13,9 @@ from pipelines import demo
 from pipelines.demo import shortfalls
 from pipelines.evaluation.report import EpisodeReport, PerturbedScores
 from pipelines.training.result import TrainingResult
-from tests.support.command_line import SAMPLE, environment, rtp_command
+from tests.support.command_line import environment, rtp_command
 from tests.support.reports import episode_report, interval
+from tests.support.short_sample import short_sample
 
 
 def test_shortfalls_name_what_was_not_shown() -> None:
@@ -29,8 +30,10 @@ def test_shortfalls_name_what_was_not_shown() -> None:
 
 
 def test_a_demo_that_learnt_nothing_says_so_and_fails(tmp_path: Path) -> None:
-    command = rtp_command("demo", "--output", "demo", "--source", SAMPLE, "--steps", 2, "--rollouts", 0, "--json")
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    source, home = short_sample(tmp_path / "source", train=12, val=6), tmp_path / "home"
+    home.mkdir()
+    command = rtp_command("demo", "--output", "demo", "--source", source, "--steps", 2, "--rollouts", 0, "--json")
+    done = subprocess.run(command, cwd=home, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stdout + done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["shortfalls"] and "not shown: the policy beats previous action" in done.stdout
@@ -39,7 +42,7 @@ def test_a_demo_that_learnt_nothing_says_so_and_fails(tmp_path: Path) -> None:
     assert set(result["action"]) >= {"world_vector_x", "gripper_closedness_action"}
     page = Path(result["report"]).read_text()
     assert "<svg" in page and "data:image/jpeg;base64," in page and "not shown" not in page
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "runs"]
+    assert sorted(path.name for path in home.iterdir()) == ["demo", "runs"]
 
 
 def test_a_training_that_was_stopped_is_not_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,9 +43,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(rtp: Rtp, store: str, home: Path) -> str:
+def run(rtp_here: Rtp, store: str, home: Path) -> str:
     flags = ["--data", store, "--output", home / "run", "--loop.steps", 2]
-    return rtp("train", "rt1_tiny", *flags)["output"]
+    return rtp_here("train", "rt1_tiny", *flags)["output"]
 
 
 @pytest.fixture(scope="module")
@@ -354,10 +354,10 @@ def test_two_registrations_at_once_leave_the_better_one(
 
 
 def test_a_registered_model_can_be_evaluated(
-    rtp: Rtp, registered: Registration, run: str, store: str, monkeypatch: pytest.MonkeyPatch
+    rtp_here: Rtp, registered: Registration, run: str, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = ["--data", store, "--bootstrap-samples", 10, "--no-perturbations"]
-    (from_checkpoint,) = rtp("evaluate", run, *flags)["evaluations"]
+    (from_checkpoint,) = rtp_here("evaluate", run, *flags)["evaluations"]
     from pipelines.evaluate import main
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registered.tracking_uri)

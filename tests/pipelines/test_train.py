@@ -40,7 +40,7 @@ def interrupted(command: list[str], output: Path, number: signal.Signals, after:
     return process.wait(timeout=60)
 
 
-def test_killed_preempted_resumed_and_evaluated(rtp: Rtp, store: str, tmp_path: Path) -> None:
+def test_killed_preempted_resumed_and_evaluated(rtp: Rtp, rtp_here: Rtp, store: str, tmp_path: Path) -> None:
     """A run that was killed, then told to leave, and continued ends with the numbers of one that was left alone."""
     common = ["train", "rt1_tiny", "--data", store, "--loop.checkpoint_every", 2]
     output = tmp_path / "disturbed"
@@ -57,17 +57,17 @@ def test_killed_preempted_resumed_and_evaluated(rtp: Rtp, store: str, tmp_path: 
     rtp(*common, "--output", output, "--loop.steps", end, "--resume")
     rtp(*common, "--output", tmp_path / "undisturbed", "--loop.steps", end)
     assert losses(output) == losses(tmp_path / "undisturbed")
-    scores = rtp("evaluate", output, "--data", store, "--bootstrap-samples", 100)
+    scores = rtp_here("evaluate", output, "--data", store, "--bootstrap-samples", 100)
     assert scores["step"] == end
     assert 0 <= scores["evaluations"][0]["token_accuracy"]["mean"] <= 1
 
 
 def test_what_would_change_a_run_silently_is_refused(
-    rtp: Rtp, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    rtp_here: Rtp, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     output = str(tmp_path / "run")
-    rtp("train", "rt1_tiny", "--data", store, "--output", output, "--loop.steps", 1)
+    rtp_here("train", "rt1_tiny", "--data", store, "--output", output, "--loop.steps", 1)
     again = ["train", "rt1_tiny", "--data", store, "--output", output]
     for flags, words in (
         ([], "add --resume to continue it"),

@@ -30,7 +30,7 @@ from pipelines.training.run_files import METRICS, final_samples, read_metrics
 from preprocessing.loading.reader import LoaderConfig
 from tests.support.ranks import run_ranks
 
-STEPS, HALFWAY = 30, 10
+STEPS, HALFWAY = 16, 6
 ENGINES: dict[str, Any] = {
     "torch": TorchEngineConfig(clip_norm=0.5),
     **{f"zero-{s}": DeepSpeedEngineConfig(zero=ZeroConfig(stage=s), clip_norm=0.5) for s in (0, 1, 2, 3)},
@@ -42,7 +42,7 @@ HALF = {"half-for-two": "zero-1", "half-for-one": "zero-1"}  # stopped halfway, 
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("exactness")
     run = TrainingRun(uri=tracking_uri_of(root), experiment="exactness", name="all", params={}, run_id=None)
-    (root / "run_id").write_text(run.run_id)  # one for all: opening a run takes longer than thirty steps
+    (root / "run_id").write_text(run.run_id)  # one for all: opening a run takes longer than its steps
     return root
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from cluster.launch import RayLaunch
+from cluster.session import RaySession, connect
 from cluster.shards import read_weights
 from cluster.storage import CheckpointFolder
 from pipelines.catalogue import load_recipe
@@ -40,6 +42,18 @@ def stores(store: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     config = ConvertConfig(split="train", encoder="hash", workers=0, limit=8)
     train = convert(str(SAMPLE), str(tmp_path_factory.mktemp("train")), config).store
     return ["--data", train, "--validation", store]
+
+
+@pytest.fixture(scope="module")
+def one_ray() -> Iterator[None]:
+    """For all sweeps here; that `rtp tune` starts one of its own is seen in test_interrupts.py."""
+    with connect(RaySession(num_cpus=2, log_to_driver=False)):
+        yield
+
+
+@pytest.fixture(scope="module")
+def rtp(rtp_here: Rtp, one_ray: None) -> Rtp:
+    return rtp_here
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +138,7 @@ def test_a_population_takes_over_weights_and_goes_on_with_other_parameters(
         resume=True,
     )
     clone_checkpoint(donor["output"], job.output, 2)
-    # 2e-5 apart on some processors: a trial has one thread, this process two.
+    # 2e-5 apart on some processors, where a trial has one thread and this process two.
     assert run_training(job).metrics["validation_loss"] == pytest.approx(
         taker["objectives"]["validation_loss"], rel=1e-4
     )

@@ -62,38 +62,75 @@ def train(context: Any, config: RT2VLMConfig, engine_config: Any, folder: str = 
     return {"losses": losses, "bins": bins, "held": held[0]}
 
 
-def test_two_ranks_of_zero_3_lose_what_one_loses_and_hold_half(tmp_path: Path) -> None:
-    config = RT2VLMConfig.paligemma(str(save_paligemma(tmp_path / "model")))
+LORA_STAGES = (2, 3)
+
+
+def train_each(context: Any, runs: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    return [train(context, *run) for run in runs]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RT2VLMConfig:
+    return RT2VLMConfig.paligemma(str(save_paligemma(tmp_path_factory.mktemp("paligemma") / "model")))
+
+
+@pytest.fixture(scope="module")
+def lora(config: RT2VLMConfig) -> RT2VLMConfig:
+    return replace(config, tuning=LoRA(rank=2), text=replace(config.text, vocabulary=AddedTokens()))
+
+
+@pytest.fixture(scope="module")
+def lora_alone(lora: RT2VLMConfig) -> dict[str, Any]:
+    return train(LocalContext("cpu"), lora, TorchEngineConfig())
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks save with LoRA under each stage lies in folders of this one."""
+    folder = tmp_path_factory.mktemp("saved")
+    for stage in LORA_STAGES:
+        (folder / str(stage)).mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def on_two(
+    config: RT2VLMConfig, lora: RT2VLMConfig, saved: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[dict[str, Any]]]:
+    """Of each rank: ZeRO-3 on the whole model, and LoRA under both stages. The same two processes do all of it."""
+    runs: dict[str, tuple[Any, ...]] = {"zero-3": (config, ZERO_3)}
+    for stage in LORA_STAGES:
+        engine = DeepSpeedEngineConfig(zero=ZeroConfig(stage=stage, persist_elements=0))  # type: ignore[arg-type]
+        runs[f"lora-{stage}"] = (lora, engine, str(saved / str(stage)))
+    ranks = run_ranks(train_each, 2, tmp_path_factory.mktemp("ranks"), list(runs.values()))
+    return {name: [rank[number] for rank in ranks] for number, name in enumerate(runs)}
+
+
+def test_two_ranks_of_zero_3_lose_what_one_loses_and_hold_half(config: RT2VLMConfig, on_two: Any) -> None:
     alone = train(LocalContext("cpu"), config, TorchEngineConfig())
-    ranks = run_ranks(train, 2, tmp_path / "ranks", config, ZERO_3)
     assert alone["losses"][-1] < alone["losses"][0]
-    for rank in ranks:
+    for rank in on_two["zero-3"]:
         torch.testing.assert_close(rank["losses"], alone["losses"], rtol=1e-5, atol=1e-5)
         assert rank["bins"] == alone["bins"]
         assert rank["held"] == pytest.approx(alone["held"] / 2, rel=0.01)  # never the whole model, not even at first
 
 
-def test_zero_3_with_selective_checkpointing_loses_the_same(tmp_path: Path) -> None:
-    config = RT2VLMConfig.paligemma(str(save_paligemma(tmp_path / "model")))
+def test_zero_3_with_selective_checkpointing_loses_the_same(config: RT2VLMConfig) -> None:
     plain = train(LocalContext("cpu"), config, ZERO_3)
     selective = train(LocalContext("cpu"), replace(config, activation_checkpointing="selective"), ZERO_3)
     torch.testing.assert_close(selective["losses"], plain["losses"], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_loras_new_rows_are_trained_and_saved_under_zero_as_alone(stage: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", LORA_STAGES)
+def test_loras_new_rows_are_trained_and_saved_under_zero_as_alone(
+    stage: int, lora: RT2VLMConfig, lora_alone: Any, on_two: Any, saved: Path
+) -> None:
     """Tied rows, half of them on each rank; the state that two ranks leave is one model's."""
-    config = RT2VLMConfig.paligemma(str(save_paligemma(tmp_path / "model")), tuning=LoRA(rank=2))
-    config = replace(config, text=replace(config.text, vocabulary=AddedTokens()))
-    alone, saved = train(LocalContext("cpu"), config, TorchEngineConfig()), tmp_path / "saved"
-    saved.mkdir()
-    engine = DeepSpeedEngineConfig(zero=ZeroConfig(stage=stage, persist_elements=0))
-    ranks = run_ranks(train, 2, tmp_path / "ranks", config, engine, str(saved))
-    for rank in ranks:
-        torch.testing.assert_close(rank["losses"], alone["losses"], rtol=1e-5, atol=1e-5)
-        assert rank["bins"] == alone["bins"]
-    model = config.build()
-    model.load_state_dict(read_weights(saved))
+    for rank in on_two[f"lora-{stage}"]:
+        torch.testing.assert_close(rank["losses"], lora_alone["losses"], rtol=1e-5, atol=1e-5)
+        assert rank["bins"] == lora_alone["bins"]
+    model = lora.build()
+    model.load_state_dict(read_weights(saved / str(stage)))
     assert model.vlm.get_input_embeddings().new_rows.abs().max() > 1e-3
-    text = config.build_text()
-    assert predict_actions(model.eval(), prompts_of(text, INSTRUCTIONS), text).bins_BA.tolist() == alone["bins"]
+    text = lora.build_text()
+    assert predict_actions(model.eval(), prompts_of(text, INSTRUCTIONS), text).bins_BA.tolist() == lora_alone["bins"]

@@ -5,10 +5,14 @@ python read_with_tensorflow.py FOLDER OUT SPLIT ... A process of its own keeps T
 
 from __future__ import annotations
 
+import gc
 import pickle
 import sys
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":
+    gc.disable()  # with searches for garbage TensorFlow takes half as long again to import
 
 import tensorflow_datasets as tfds
 

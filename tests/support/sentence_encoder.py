@@ -11,8 +11,12 @@ but the first are written too, to FOLDER/exported: another start of TensorFlow i
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
+
+if __name__ == "__main__":
+    gc.disable()  # with searches for garbage TensorFlow takes half as long again to import
 
 import numpy as np
 import tensorflow as tf

@@ -7,11 +7,15 @@ Writes OUT, a JSON list of {op, attributes, inputs, outputs}; arrays as {dtype, 
 
 from __future__ import annotations
 
+import gc
 import inspect
 import json
 import sys
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":
+    gc.disable()  # with searches for garbage TensorFlow takes half as long again to import
 
 import numpy as np
 import tensorflow as tf

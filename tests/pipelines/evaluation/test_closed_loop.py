@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
-import signal
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -28,65 +25,10 @@ from pipelines.evaluation.simulator_pool import LocalPool, RayPool
 from pipelines.evaluation.statistics import Bootstrap
 from pipelines.evaluation.tables import print_rows
 from pipelines.reports.rollout_page import success_rows
-from preprocessing.simulation.environment import ExpertEpisode, Measure, Observation
+from preprocessing.simulation.environment import Observation
 from tests.rt_models.test_robot_inputs import state
 from tests.rt_models.test_spec import ZEROS, contract
-
-
-@dataclass(frozen=True, kw_only=True)
-class LineConfig:
-    """A point on a line that must get beyond 1; its start depends on the seed. At 13 the simulator fails."""
-
-    task: str = "line"
-    instruction: str = "go right"
-    max_steps: int = 8
-    moved_by: tuple[str, ...] = ("x",)
-    state_names: tuple[str, ...] = ("state/place",)
-    draws: bool = True
-    measure: Measure = "success"
-    has_expert: bool = True
-
-    def without_camera(self) -> LineConfig:
-        return replace(self, draws=False)
-
-    def build(self) -> LineEnvironment:
-        return LineEnvironment(self)
-
-
-class LineEnvironment:
-    def __init__(self, config: LineConfig) -> None:
-        self._config = config
-        self.instruction = config.instruction
-
-    def reset(self, seed: int) -> Observation:
-        self._seed, self._steps = seed, 0
-        self._place = float(np.random.default_rng(seed).uniform(-1, 0.5))
-        return self._observation()
-
-    def step(self, values: Mapping[str, float]) -> Observation:
-        if self._seed == 13:
-            raise RuntimeError("the simulation diverged\nat a joint")
-        if self._seed == 99:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self._steps += 1
-        self._place += values["x"]
-        return self._observation()
-
-    def _observation(self) -> Observation:
-        success = self._place > 1
-        return Observation(
-            frame=b"a picture" if self._config.draws else b"",
-            state_S=np.array([self._place], np.float32),
-            reward=self._place,
-            success=success,
-            is_over=success or self._steps >= self._config.max_steps,
-        )
-
-    def expert_episode(self, seed: int) -> ExpertEpisode:
-        return ExpertEpisode(success=False, steps=8, total_reward=0.5)
-
-    def close(self) -> None:
-        pass
+from tests.support.line_environment import LineConfig
 
 
 class Walker:
