@@ -70,6 +70,8 @@ def inspect(
 
     Raises ValueError if `verify` fails.
     """
+    if store.startswith("models:/"):
+        raise ValueError(f"{store} is a registered model: rtp registry show NAME says where its versions come from")
     if reference is not None and not audit:
         raise ValueError("--reference is for the audit's colours: add --audit")
     if html is not None and "://" in html:

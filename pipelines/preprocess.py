@@ -15,6 +15,7 @@ import tyro
 from cluster.session import on_demand
 from pipelines import preprocess_web
 from pipelines.config.arguments import parse, require_local
+from pipelines.config.output_paths import require_output_file
 from pipelines.preprocess_web import ray_session
 from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import command_line, print_next
@@ -50,7 +51,11 @@ def preprocess(source: str, out: str, config: ConvertConfig, address: str | None
 
 def write_draft(source: str, path: Path) -> JsonSummary:
     """Write the draft of a spec for the dataset in `source`. Raises FileExistsError rather than overwrite."""
+    require_output_file(str(path), "--draft-spec")
+    if path.exists():
+        raise FileExistsError(f"--draft-spec {path} is there already: give another file")
     text = draft(open_source(source))
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("x") as file:
         file.write(text)
     print(f"{path}: fill in every '?', then {command_line('rtp', 'preprocess', source, 'OUT', '--dataset', path)}")

@@ -26,6 +26,10 @@ class Objective:
     direction: Literal["min", "max"]
     """Which way is better."""
 
+    def __post_init__(self) -> None:
+        if self.direction not in ("min", "max"):  # a sweep's own file is read by no type checker
+            raise ValueError(f"objective {self.metric}: direction must be min or max, got {self.direction!r}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ToTheEnd:
@@ -189,6 +193,8 @@ def load_sweep(name: str) -> Sweep:
             spec.loader.exec_module(module)
         except SyntaxError as error:
             raise ValueError(f"{name} is not Python: {error}") from error
+        except ImportError as error:
+            raise ImportError(f"{name} cannot be loaded: {error}") from error
     else:
         module = importlib.import_module(f"tuning.sweeps.{name}")
     make: Callable[[], Sweep] | None = getattr(module, "sweep", None)

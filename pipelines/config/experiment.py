@@ -106,6 +106,10 @@ class Experiment:
     loop: LoopConfig = field(default_factory=LoopConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise ValueError("name is empty: leave it out, or name the run as MLflow is to show it")
+
     def require_sizes(self) -> None:
         """Raise ValueError unless batch and lanes divide evenly among every number of workers the run may have."""
         loop = self.loop

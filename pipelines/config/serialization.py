@@ -50,7 +50,8 @@ def read_yaml(path: str) -> object:
         with Path(path).open() as file:
             return yaml.load(file, Loader=_StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        texts = {RecursionError: "it is nested too deeply", UnicodeDecodeError: "it is no text in UTF-8"}
+        reason = texts.get(type(error)) or " ".join(str(error).split())
         raise ValueError(f"{path} is not YAML of plain data: {reason.rstrip(' ^')}") from error
 
 
@@ -153,10 +154,21 @@ def read_value(hint: object, value: object, *, inherited: Any = None, path: str 
     raise ValueError(f"{path}: expected {expected}, got {shortened(value)}")
 
 
+_KINDS: dict[object, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    tuple: "a list",
+    dict: "a mapping",
+    types.NoneType: "null",
+}
+
+
 def _called(hint: object) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
-    return getattr(hint, "__name__", str(hint))
+    return _KINDS.get(typing.get_origin(hint) or hint) or getattr(hint, "__name__", str(hint))
 
 
 def _read_leaf(hint: object, value: object, path: str) -> tuple[bool, object]:

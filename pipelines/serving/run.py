@@ -9,6 +9,7 @@ import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
 
@@ -159,4 +160,8 @@ class DrainingServer(uvicorn.Server):
 async def _unknown(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     sentence = f"{request.method} {request.url.path:.100}: {error.detail}"
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        sentence += f"; it takes {(error.headers or {}).get('Allow', 'another method')}"
+    elif error.status_code == HTTPStatus.NOT_FOUND:
+        sentence += "; POST /act and /invocations take frames, so do websockets at / and /vla, and GET / is a page"
     return JSONResponse({"error": sentence, "field": ""}, status_code=error.status_code)

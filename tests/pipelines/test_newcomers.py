@@ -76,6 +76,8 @@ def refused(capsys: pytest.CaptureFixture[str], line: str) -> str:
         ("tune rt1_lr_wd --data x --output y --seeds", "different numbers of at least 0, got none\n"),
         ("tune rt1_lr_wd --data x --output y --seeds 1 1", "different numbers of at least 0, got 1 1\n"),
         ("submit --address http://127.0.0.1:1 --status x", "Connection refused; start the cluster, or give --address"),
+        ("preprocess a b --draft-spec .", "--draft-spec . is a folder: give a file in it"),
+        ("inspect models:/arm/1", "models:/arm/1 is a registered model: rtp registry show NAME says"),
         ("evaluate a", "rtp evaluate: nothing to evaluate on"),
         ("cluster render kuberay --name X", "--name 'X': give up to 40"),
         ("cluster render aws --region us-west", "--region 'us-west' is no region of AWS, such as us-west-2"),

@@ -37,6 +37,7 @@ def test_what_cannot_work_is_one_sentence(changes: dict[str, Any], words: str) -
     "make",
     [
         lambda: Budget(trials=0),
+        lambda: Objective(metric="validation_loss", direction="lowest"),  # type: ignore[arg-type]
         lambda: Budget(trials=1, wall_s=0),
         lambda: Asha(grace_steps=0),
         lambda: Population(quantile=0.6),

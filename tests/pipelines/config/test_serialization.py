@@ -58,8 +58,8 @@ def test_a_part_keeps_what_the_overlay_does_not_name() -> None:
     ("data", "message"),
     [
         ({"stepz": 1}, "stepz is not a setting of Whole: did you mean 'steps'?"),
-        ({"steps": "many"}, "steps: expected int, got 'many'"),
-        ({"steps": True}, "steps: expected int, got True"),
+        ({"steps": "many"}, "steps: expected a whole number, got 'many'"),
+        ({"steps": True}, "steps: expected a whole number, got True"),
         ({}, "steps is missing"),
         ({"steps": 1, "part": {"type": "Hot"}}, "part: no config class 'Hot'"),
         ({"steps": 1, "part": {"kind": "c"}}, "part.kind: expected one of a, b, got 'c'"),

@@ -114,6 +114,8 @@ def test_the_server_says_what_it_serves_and_how_it_is(server: RunningServer) -> 
     assert get(f"{server.address}/readyz") == (200, {"ready": True})
     assert b"rtp_requests_total" in get(f"{server.address}/metrics")[1]
     assert get(f"{server.address}/nothing")[0] == 404 and get(f"{server.address}/act")[0] == 405
+    assert "POST /act and /invocations take frames" in str(get(f"{server.address}/nothing")[1])
+    assert "it takes POST" in str(get(f"{server.address}/act")[1])
 
 
 def test_the_page_runs_its_own_script_and_style_and_no_other(server: RunningServer) -> None:
