@@ -169,10 +169,13 @@ def _run_here(arguments: argparse.Namespace) -> int:
 
 
 def _machine(arguments: argparse.Namespace) -> Line:
-    """Ends the process where the file has results of another device."""
+    """Ends the process where there is no GPU, or where the file has results of another device."""
     import torch
-    from gpu_stages.timing import device_name
+    from gpu_stages.timing import device_name, on_gpu
 
+    if not (on_gpu() or arguments.toy):
+        print("torch sees no GPU here: --toy runs the stages at small sizes on the CPU")
+        raise SystemExit(REFUSED)
     here = device_name()
     others = {line["device"] for line in _lines(arguments) if "device" in line} - {here} if arguments.out else set()
     if others:

@@ -114,6 +114,13 @@ def test_a_stage_is_cut_off_at_its_limit(gpu: Any, tmp_path: Path, monkeypatch: 
     assert [line["ended"] for line in gpu._lines(arguments)] == [0, "cut off after 1 s"]
 
 
+def test_real_sizes_need_a_gpu(gpu: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        gpu._machine(argparse.Namespace(toy=False, out=None))
+    assert capsys.readouterr().out == "torch sees no GPU here: --toy runs the stages at small sizes on the CPU\n"
+
+
 def test_results_of_two_cards_are_kept_apart(gpu: Any, tmp_path: Path) -> None:
     out = tmp_path / "results.jsonl"
     out.write_text('{"stage": "train", "device": "another card", "toy": true}\n')

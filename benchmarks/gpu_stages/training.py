@@ -4,10 +4,11 @@ batch that lies on the device, plain windows and segments, and what RT-1's image
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from gpu_stages import rt1_step
-from gpu_stages.rt1_step import Shape, adam, planned, recorded, rt1, train_step, use_triton
+from gpu_stages.rt1_step import Shape, adam, built, planned, recorded, train_step, use_triton
 from gpu_stages.settings import Line, Settings
 from gpu_stages.timing import Step, device, free_memory, median_seconds, on_gpu, peak_gb, seconds
 from torch import Tensor, nn
@@ -47,9 +48,13 @@ def sides(settings: Settings) -> Iterator[Line]:
 def trained(settings: Settings, shape: Shape, *, kernels: str, graph: bool = False) -> Iterator[Line]:
     """`kernels`: ours, CUDNN, torch or compiled."""
     use_triton(kernels != "torch")
-    backend = "aot_eager" if settings.toy else "inductor"
-    depthwise = "cudnn" if kernels == CUDNN else "auto"
-    model = rt1(settings, depthwise=depthwise, compile=backend if kernels == "compiled" else "off").train()
+    config, compute = PRESETS[rt1_step.preset(settings)](), {"depthwise": "cudnn" if kernels == CUDNN else "auto"}
+    if kernels == "compiled" and settings.toy:  # two blocks: each takes seconds to compile
+        backbone, transformer = replace(config.backbone, stages=config.backbone.stages[:1]), config.transformer
+        config = replace(config, backbone=backbone, transformer=replace(transformer, num_layers=1))
+    if kernels == "compiled":
+        compute["compile"] = "aot_eager" if settings.toy else "inductor"
+    model = built(config, precision="bf16", **compute).train()
     made, optimizer = planned(batch(rt1_step.preset(settings), **shape)), adam(model)
 
     def step() -> None:

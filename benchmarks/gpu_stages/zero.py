@@ -50,10 +50,10 @@ def zero(settings: Settings) -> Iterator[Line]:
 
 def _engines() -> dict[str, Any]:
     plain = TorchEngineConfig(precision="bf16" if on_gpu() else "fp32", cuda_graphs="off")
-    sharded = {
-        f"zero-{stage}": DeepSpeedEngineConfig(precision=plain.precision, zero=ZeroConfig(stage=stage))
-        for stage in (1, 3)
-    }
+    zeros = {"zero-1": ZeroConfig(stage=1), "zero-3": ZeroConfig(stage=3)}
+    if on_gpu():
+        zeros["zero-3, bf16 gathered"] = ZeroConfig(stage=3, communication="bf16")
+    sharded = {name: DeepSpeedEngineConfig(precision=plain.precision, zero=zero) for name, zero in zeros.items()}
     return {_PLAIN: plain, _GRAPHS: replace(plain, cuda_graphs="auto"), **sharded}
 
 
