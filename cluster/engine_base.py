@@ -28,7 +28,7 @@ from cluster.shards import (
 from cluster.state_files import Files, host_copy, read_tensors, write_files
 from cluster.zero import Precision, shape_of
 
-_AVERAGED_AT_ONCE = 64  # parameters, so that what is held beside them is small
+AVERAGED_AT_ONCE = 64  # parameters, so that what is held beside them is small
 
 ModelFactory = Callable[[], nn.Module]
 OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
@@ -148,8 +148,8 @@ class EngineBase:
         pairs = [(state[AVERAGE], owner.detach()) for owner, state in states.items() if AVERAGE in state]
         move = 1 - self._config.ema_decay
         share = None if made is None or not pairs else _share(move, made, next(iter(states.values()))["step"])
-        for first in range(0, len(pairs), _AVERAGED_AT_ONCE):
-            averages, weights = map(list, zip(*pairs[first : first + _AVERAGED_AT_ONCE], strict=True))
+        for first in range(0, len(pairs), AVERAGED_AT_ONCE):
+            averages, weights = map(list, zip(*pairs[first : first + AVERAGED_AT_ONCE], strict=True))
             if share is None:
                 torch._foreach_lerp_(averages, weights, move)
                 continue

@@ -72,34 +72,51 @@ class ZeroConfig:
 
 
 def state_bytes(
-    stage: Stage, num_parameters: int, num_ranks: int, *, num_frozen: int = 0, ema: bool = False
+    stage: Stage,
+    num_parameters: int,
+    num_ranks: int,
+    *,
+    num_frozen: int = 0,
+    frozen_bytes: int | None = None,
+    ema: bool = False,
 ) -> dict[str, int]:
     """Bytes of training state that a rank holds between micro-batches: "parameters", "gradients" and "optimizer".
 
-    All of it is fp32 (bf16 is autocast), and the optimizer is Adam with two moments: 16 bytes per parameter. From stage
-    1 DeepSpeed's optimizer also keeps a copy of the weights it updates, 4 bytes, which the paper has for 16-bit weights
-    only. With P parameters and N ranks: stage 0 16P, stage 1 8P + 12P/N, stage 2 4P + 16P/N, stage 3 20P/N.
-    num_frozen: how many of the parameters are not trained, and have weights only.
+    What is trained is fp32 (bf16 is autocast), and the optimizer is Adam with two moments: 16 bytes per parameter. From
+    stage 1 DeepSpeed's optimizer also keeps a copy of the weights it updates, 4 bytes, which the paper has for 16-bit
+    weights only. With P parameters and N ranks: stage 0 16P, stage 1 8P + 12P/N, stage 2 4P + 16P/N, stage 3 20P/N.
+    num_frozen: how many of the parameters are not trained, and have weights only, of `frozen_bytes` together (4 each).
     ema: whether a running average of the weights is kept, 4 bytes more.
     """
     num_trained = num_parameters - num_frozen
-    parameters = -(-num_parameters // (num_ranks if stage == 3 else 1))
+    frozen_bytes = 4 * num_frozen if frozen_bytes is None else frozen_bytes
+    sharers = num_ranks if stage == 3 else 1
+    parameters = 4 * -(-num_trained // sharers) + -(-frozen_bytes // sharers)
     gradients = -(-num_trained // (num_ranks if stage >= 2 else 1))
     optimizer = -(-num_trained // (num_ranks if stage >= 1 else 1))
     copies = 2 + ema + (stage > 0)
-    return {"parameters": 4 * parameters, "gradients": 4 * gradients, "optimizer": 4 * copies * optimizer}
+    return {"parameters": parameters, "gradients": 4 * gradients, "optimizer": 4 * copies * optimizer}
 
 
-def temporary_bytes(zero: ZeroConfig, num_parameters: int, num_ranks: int) -> int:
+def temporary_bytes(zero: ZeroConfig, num_parameters: int, num_ranks: int, *, num_frozen: int = 0) -> int:
     """Bytes that a rank needs beside `state_bytes` while it reduces gradients and updates, without activations.
 
     Measured on CPU ranks (benchmarks/zero_memory.py): all gradients once more in one flat buffer under stage 0, this
-    rank's part of them once under stages 1 and 3 and twice under 2, two buckets, and what stage 3 has gathered.
+    rank's part of them once under stages 1 and 3 and twice under 2, and what `reduction_bytes` counts.
     """
-    part = -(-num_parameters // num_ranks)
-    live = min(zero.live_elements, num_parameters)
-    elements = {0: num_parameters, 1: part, 2: 2 * part, 3: part + live}[zero.stage]
-    return 4 * (elements + (2 * min(zero.bucket_elements, num_parameters) if zero.stage else 0))
+    num_trained = num_parameters - num_frozen
+    part = -(-num_trained // num_ranks)
+    elements = {0: num_trained, 1: part, 2: 2 * part, 3: part}[zero.stage]
+    return 4 * elements + reduction_bytes(zero, num_parameters, num_ranks, num_frozen=num_frozen)
+
+
+def reduction_bytes(zero: ZeroConfig, num_parameters: int, num_ranks: int, *, num_frozen: int = 0) -> int:
+    """The part of `temporary_bytes` that is needed during the backward pass too: two buckets of gradients, and what
+    stage 3 has gathered."""
+    if zero.stage == 0:
+        return 0
+    live = min(zero.live_elements, num_parameters) if zero.stage == 3 else 0
+    return 4 * (live + 2 * min(zero.bucket_elements, num_parameters - num_frozen))
 
 
 def deepspeed_config(

@@ -11,7 +11,8 @@ import socket
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -27,11 +28,20 @@ from pipelines.capacity.diagnosis import (
     run_checks,
     size,
     storage_checks,
+    trains_on_gpu,
     worker_room,
 )
 from pipelines.capacity.estimate import ResourceEstimate, estimate_resources
-from pipelines.capacity.fit import Trial, fit_check, micro_batch_sizes, run_in_process, try_sizes
-from pipelines.capacity.trial_steps import Measured, measure
+from pipelines.capacity.fit import (
+    KEPT_IN_A_TRIAL,
+    Foretold,
+    Trial,
+    fit_check,
+    micro_batch_sizes,
+    run_in_process,
+    try_sizes,
+)
+from pipelines.capacity.trial_steps import Measured, measure, of_one_worker
 from pipelines.catalogue import recipe_names
 from pipelines.config.arguments import UsageError, absolute, parse
 from pipelines.config.experiment import Experiment
@@ -42,7 +52,7 @@ from pipelines.tracking.mlflow_run import tracking_uri
 from pipelines.train import chosen_experiment, class_choices
 from pipelines.train_loop import train
 from pipelines.training.data import resolved, training_contract
-from preprocessing.store.web_store import open_store
+from preprocessing.store.web_store import Store, open_store
 
 EXTRAS = {"use": "tensorflow", "sim": "metaworld", "vlm": "transformers", "jax": "tensorstore"}
 MARKS = {"ok": "ok", "note": "note", "fail": "FAIL"}
@@ -171,7 +181,7 @@ def diagnose(settings: MachineArguments, arguments: Sequence[str] = ()) -> Diagn
             remedy = "start Ray there, or give its address and RAY_AUTH_TOKEN"
             checks.append(Check(name="nodes", found=" ".join(str(error).split()), verdict="fail", remedy=remedy))
     checks += [*storage_checks(output, here, nodes), _tracking()]
-    forecast, problem = _forecast(settings)
+    forecast, problem = _forecast(settings, nodes or [here])
     if isinstance(settings, RunArguments) and forecast is not None:
         checks += run_checks(settings.experiment, forecast, nodes or [here], disk_free(output))
     checks += [problem] if problem else []
@@ -205,11 +215,24 @@ def _fitted(
         return [], Check(name="fit", found="there is no GPU here to try sizes on", verdict="fail")
     words = [word for word in arguments if word not in ("--fit", "--no-fit", "--measure", "--no-measure")]
     run = run_in_process(words, experiment.launch.sizes[-1])
+    foretold = partial(_foretold, experiment, [open_store(absolute(path), split="train") for path in settings.data])
     try:
-        trials = try_sizes(micro_batch_sizes(experiment), experiment.loop.micro_batch, room, run)
+        sizes, first = micro_batch_sizes(experiment), experiment.loop.micro_batch
+        trials = try_sizes(sizes, first, room, run, partial(foretold, on_gpu=forecast.on_gpu))
     except ValueError as error:
         return [], Check(name="fit", found=str(error), verdict="fail")
     return trials, fit_check(trials, room, experiment.loop.micro_batch)
+
+
+def _foretold(experiment: Experiment, stores: Sequence[Store], micro_batch: int, *, on_gpu: bool) -> Foretold:
+    """By count, of the run with this micro-batch and of the process that tries it."""
+    workers = experiment.launch.sizes[-1]
+    resized = replace(experiment.loop, micro_batch=micro_batch, global_batch=micro_batch * workers)
+    run = replace(experiment, loop=replace(experiment.loop, micro_batch=micro_batch))
+    trial = of_one_worker(replace(experiment, loop=resized), workers)
+    of_run, of_trial = (estimate_resources(resolved(each, stores), stores, on_gpu=on_gpu) for each in (run, trial))
+    grown_later = round((1 - KEPT_IN_A_TRIAL) * of_trial.kept)
+    return Foretold(run=of_run.needed(of_run.stage), trial=of_trial.needed(of_trial.stage) - grown_later)
 
 
 def _measured(settings: RunArguments) -> tuple[Measured | None, Check]:
@@ -237,7 +260,7 @@ def _address(settings: MachineArguments) -> str | None:
     return cluster_address(settings.address or getattr(launch, "address", None))
 
 
-def _forecast(settings: MachineArguments) -> tuple[ResourceEstimate | None, Check | None]:
+def _forecast(settings: MachineArguments, machines: Sequence[Machine]) -> tuple[ResourceEstimate | None, Check | None]:
     """The forecast, and what hinders it: stores that cannot be read or mixed, a batch that does not divide."""
     if not isinstance(settings, RunArguments):
         return None, None
@@ -246,7 +269,7 @@ def _forecast(settings: MachineArguments) -> tuple[ResourceEstimate | None, Chec
         experiment = resolved(settings.experiment, stores) if stores else settings.experiment
         if stores:
             training_contract(experiment, stores)
-        return estimate_resources(experiment, stores), None
+        return estimate_resources(experiment, stores, on_gpu=trains_on_gpu(experiment, machines)), None
     except (ValueError, OSError) as error:
         return None, Check(name="run", found=" ".join(str(error).split()), verdict="fail")
 

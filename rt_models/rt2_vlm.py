@@ -222,6 +222,7 @@ class RT2VLM(AnswerModel):
         if config.compile != "off":
             compile_blocks(self.family.language_layers(self.vlm), config.compile, LANGUAGE_LAYER)
             compile_blocks(self.family.vision_layers(self.vlm), config.compile, {0: (0,)})
+        self.train()  # transformers hands out what it reads in evaluation mode, where it checkpoints nothing
         ids_K = torch.tensor(self.image_ids)
         self.register_buffer("image_ids_K", ids_K, persistent=False)
         is_patch_K = ids_K == self.vlm.config.image_token_id

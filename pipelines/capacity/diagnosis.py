@@ -13,7 +13,7 @@ from cluster.launch import RayLaunch
 from cluster.node_info import PARTS, SHARED_MEMORY, Machine
 from cluster.session import MEGABYTE, RaySession
 from cluster.zero import STAGES
-from pipelines.capacity.estimate import ResourceEstimate
+from pipelines.capacity.estimate import CUDA_CONTEXT, ResourceEstimate
 from pipelines.config.experiment import Experiment
 from rt_models.robot_model import RobotModelConfig
 from rt_models.vision.efficientnet import EfficientNetConfig
@@ -176,14 +176,13 @@ def _worker_checks(launch: RayLaunch, machines: Sequence[Machine]) -> Iterator[C
 
 def _memory_check(experiment: Experiment, plan: ResourceEstimate, machines: Sequence[Machine]) -> Check:
     room = worker_room(experiment, plan, machines)
-    needs = plan.worker_bytes if trains_on_gpu(experiment, machines) else plan.host_bytes
-    wanted = needs(plan.stage)
+    wanted = plan.needed(plan.stage)
     without = "" if plan.activations is not None else ", activations not counted"
     there = "no device to compare with" if room is None else f"{size(room)} are there"
     found = f"ZeRO-{plan.stage} wants {size(wanted)} a worker{without}; {there}"
     if room is None or wanted <= room:
         return Check(name="memory", found=found)
-    fitting = [stage for stage in STAGES if stage > plan.stage and needs(stage) <= room]
+    fitting = [stage for stage in STAGES if stage > plan.stage and plan.needed(stage) <= room]
     engine = "" if isinstance(experiment.engine, DeepSpeedEngineConfig) else "--engine DeepSpeedEngineConfig "
     smaller = "lower loop.micro_batch, or use more workers under ZeRO-3, which share the training state"
     remedy = f"{engine}--engine.zero.stage {fitting[0]} fits" if fitting else smaller
@@ -213,13 +212,15 @@ def memory_table(plan: ResourceEstimate) -> list[str]:
     lines = [
         f"memory of one of {plan.workers[0]} workers, estimated:",
         f"  its process {size(plan.process)}, its loader {size(plan.loader)} at most (of the machine, also with a GPU)",
-        f"  activations of a micro-batch {activations}",
+        f"  activations of a micro-batch {activations}, at their most; batches on the device {size(plan.batches)}",
     ]
     for stage in STAGES:
         chosen = "  <- this run" if stage == plan.stage else ""
         held = f"training state {size(plan.state[stage])}, {size(plan.temporary[stage])} more while it updates"
-        lines.append(f"  ZeRO-{stage}: {held}{chosen}")
-    return lines
+        lines.append(f"  ZeRO-{stage}: {held}; together {size(plan.worker_bytes(stage))} at most{chosen}")
+    kept = f"{size(plan.kept)} that malloc keeps after some hundred steps, in holes that batches of other sizes left"
+    beside = f"{size(CUDA_CONTEXT)} for CUDA itself" if plan.on_gpu else kept
+    return [*lines, f"  beside that {beside}; the work space of single kernels is not counted"]
 
 
 def size(count: int) -> str:

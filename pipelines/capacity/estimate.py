@@ -1,26 +1,26 @@
 """What a run will need, before it is started: memory by ZeRO stage, steps and epochs, disk for checkpoints.
 
-Parameters and activations are counted on torch's meta device, which has shapes and no memory. What a process holds
-before it trains is measured (benchmarks/doctor_estimates.py, which compares all of it with real runs). In bytes.
+A training step is taken on torch's meta device, which has shapes and no memory, and counted (step_memory.py). What a
+process holds before it trains is measured (benchmarks/doctor_estimates.py, which compares all of it with real runs). In
+bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from itertools import accumulate
 
-import torch
-from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
-from cluster.engine import DeepSpeedEngineConfig
+from cluster.engine import DeepSpeedEngineConfig, TorchEngineConfig
+from cluster.engine_base import AVERAGED_AT_ONCE
 from cluster.launch import RayLaunch
-from cluster.zero import STAGES, Stage, ZeroConfig, state_bytes, temporary_bytes
+from cluster.zero import STAGES, Stage, ZeroConfig, reduction_bytes, state_bytes, temporary_bytes
+from pipelines.capacity.step_memory import count_step, model_on_meta
 from pipelines.config.experiment import Experiment
 from pipelines.families.models import family_of
+from pipelines.training.device_copies import AHEAD
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.robot_inputs import store_inputs
 from preprocessing.store.web_store import Store, num_samples
@@ -31,6 +31,11 @@ _ASSUMED_STATE = tuple(f"value_{number}" for number in range(8))  # as many as a
 FP32 = 4
 IN_PROCESS, RAY_WORKER = 640 * 10**6, 840 * 10**6
 """Resident bytes of a process before its first step: the interpreter, torch, MLflow's client, Ray and DeepSpeed."""
+
+CUDA_CONTEXT = 500 * 10**6
+"""Of a GPU's memory, for kernels and libraries: the least that an H200 was seen to take."""
+_KEPT_OF_EQUAL = 1.0
+"""What a CPU's allocator keeps of batches of few shapes, over activations: at most so much."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +51,23 @@ class ResourceEstimate:
     """Micro-batches of an update with the most workers."""
     state: Mapping[int, int]
     """Weights, gradients and optimizer state of one of the least workers, by ZeRO stage."""
+    gradients: Mapping[int, int]
+    """The gradients among them."""
     stage: int
     """The one of the recipe."""
     temporary: Mapping[int, int]
-    """What it takes beside while it reduces gradients and updates."""
+    """What it takes beside while it reduces gradients and updates, when activations are given back."""
+    reduction: Mapping[int, int]
+    """The part of that which it takes while the backward pass runs."""
     activations: int | None
-    """Of one micro-batch."""
-    working: float
-    """Peak on a CPU over `activations`."""
+    """Of one micro-batch: the most that forward and backward pass hold at one time beside the training state."""
+    with_gradients: int | None
+    """The same together with the gradients that there are by then, where an update begins without any."""
+    batches: int
+    """Micro-batches on the device: the one at hand and, on a GPU, those that are copied ahead."""
+    on_gpu: bool
+    kept: int
+    """What the allocator of a CPU keeps beside, after some hundred steps: holes that batches of other sizes left."""
     process: int
     """What a worker holds in the machine's memory before its first step."""
     loader: int
@@ -75,56 +89,131 @@ class ResourceEstimate:
         return self.samples / self.samples_per_epoch if self.samples_per_epoch else None
 
     def worker_bytes(self, stage: int) -> int:
-        """Memory of the device that one of the least workers trains on under this stage, its process apart."""
-        return self.state[stage] + self.temporary[stage] + (self.activations or 0)
+        """Memory of the device that one of the least workers trains on under this stage, its process apart: the most
+        at one time."""
+        held, gradients = self.state[stage], self.gradients[stage]
+        if self.with_gradients is None:
+            training = self.activations or 0
+        else:
+            training = self.with_gradients - gradients
+        return held + self.batches + max(training + self.reduction[stage], self.temporary[stage])
+
+    def gpu_bytes(self, stage: int) -> int:
+        """Memory that a worker takes of a GPU."""
+        return CUDA_CONTEXT + self.worker_bytes(stage)
 
     def host_bytes(self, stage: int) -> int:
-        """Memory that a worker takes of the machine where it trains on CPU: all there is."""
-        working = int((self.working - 1) * (self.activations or 0))
-        return self.process + self.loader + working + self.worker_bytes(stage)
+        """Memory that a worker takes of the machine where it trains on CPU: all there is, after some hundred steps."""
+        return self.process + self.loader + self.kept + self.worker_bytes(stage)
+
+    def needed(self, stage: int) -> int:
+        """Memory that a worker takes of what it trains on."""
+        return self.gpu_bytes(stage) if self.on_gpu else self.host_bytes(stage)
 
     def to_json(self) -> dict[str, object]:
-        host = {stage: self.host_bytes(stage) for stage in STAGES}
-        return {**asdict(self), "disk": self.disk, "epochs": self.epochs, "host": host}
+        host, device = ({stage: needs(stage) for stage in STAGES} for needs in (self.host_bytes, self.worker_bytes))
+        return {**asdict(self), "disk": self.disk, "epochs": self.epochs, "host": host, "device": device}
 
 
-def estimate_resources(experiment: Experiment, stores: Sequence[Store]) -> ResourceEstimate:
-    """Raises ValueError if the batch sizes do not fit the number of workers."""
+def estimate_resources(
+    experiment: Experiment, stores: Sequence[Store], *, on_gpu: bool | None = None
+) -> ResourceEstimate:
+    """`on_gpu`: whether it would train on a GPU; None: where the recipe says so.
+
+    Raises ValueError if the batch sizes do not fit the number of workers.
+    """
     family = family_of(experiment.model)
     asked = family.state(experiment.model)
     if asked is not None and not asked.names:  # without stores
         experiment = replace(experiment, model=family.with_state(experiment.model, _ASSUMED_STATE))
-    loop, sizes = experiment.loop, experiment.launch.sizes
+    loop, sizes, engine = experiment.loop, experiment.launch.sizes, experiment.engine
+    if on_gpu is None:
+        on_gpu = isinstance(experiment.launch, RayLaunch) and experiment.launch.use_gpu
     least, most = sizes[0], sizes[-1]
     experiment.require_sizes()
-    model = on_meta(experiment.model.build)
-    count, frozen = _sizes(model, experiment.freeze)
+    model = model_on_meta(experiment)
+    counts = _Counts.of(model)
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
-    ema = experiment.engine.ema_decay > 0
+    ema = engine.ema_decay > 0
     state: dict[Stage, dict[str, int]] = {
-        stage: state_bytes(stage, count, least, num_frozen=frozen, ema=ema) for stage in STAGES
+        stage: state_bytes(
+            stage, counts.all, least, num_frozen=counts.frozen, frozen_bytes=counts.frozen_bytes, ema=ema
+        )
+        for stage in STAGES
     }
-    activations = activation_bytes(experiment, stores)
-    engine = experiment.engine
+    step = count_step(experiment, stores, model, on_gpu=on_gpu)
+    kept_share = min(family.kept_on_cpu, _KEPT_OF_EQUAL if loop.fixed_shapes == "on" else family.kept_on_cpu)
     zero = engine.zero if isinstance(engine, DeepSpeedEngineConfig) else ZeroConfig(stage=0)
+    passing = {stage: _passing(experiment, counts, stage, least, on_gpu=on_gpu) for stage in STAGES}
     return ResourceEstimate(
-        parameters=count,
-        frozen=frozen,
+        parameters=counts.all,
+        frozen=counts.frozen,
         workers=(least, most),
         accumulation=experiment.accumulation(most),
-        state={stage: _on_device(held, stage, zero) for stage, held in state.items()},
+        state={stage: _on_device(held, stage, zero) + buffers for stage, held in state.items()},
+        gradients={stage: held["gradients"] for stage, held in state.items()},
         stage=zero.stage,
-        temporary={stage: temporary_bytes(_at(zero, stage), count, least) for stage in STAGES},
-        activations=None if activations is None else activations * loop.micro_batch,
-        working=family_of(experiment.model).cpu_peak_ratio,
+        temporary={stage: update for stage, (_, update) in passing.items()},
+        reduction={stage: backward for stage, (backward, _) in passing.items()},
+        activations=None if step is None else step.activations,
+        with_gradients=None if step is None or _keeps_gradients(experiment, on_gpu=on_gpu) else step.with_gradients,
+        batches=0 if step is None else step.batch * (1 + AHEAD * on_gpu),
+        on_gpu=on_gpu,
+        kept=int(kept_share * step.activations) if step is not None and not on_gpu else 0,
         process=RAY_WORKER if isinstance(experiment.launch, RayLaunch) else IN_PROCESS,
         loader=loader_bytes(experiment, stores),
-        checkpoint=FP32 * (count + (count - frozen) * (2 + ema)) + buffers * most,
+        checkpoint=FP32 * (counts.all + (counts.all - counts.frozen) * (2 + ema)) + buffers * most,
         checkpoints_kept=loop.keep_last,
         steps=loop.steps,
         samples=loop.steps * loop.global_batch,
         samples_per_epoch=sum(map(num_samples, stores)) or None,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Counts:
+    """Parameters of a model."""
+
+    all: int
+    frozen: int
+    frozen_bytes: int
+    averaged_at_once: int
+    """The most that are trained among so many, one after another, as an average of weights takes at a time."""
+
+    @staticmethod
+    def of(model: nn.Module) -> _Counts:
+        frozen = [p for p in model.parameters() if not p.requires_grad]
+        ends = [0, *accumulate(p.numel() for p in model.parameters() if p.requires_grad)]
+        pieces = range(0, len(ends), AVERAGED_AT_ONCE)
+        return _Counts(
+            all=sum(parameter.numel() for parameter in model.parameters()),
+            frozen=sum(parameter.numel() for parameter in frozen),
+            frozen_bytes=sum(parameter.numel() * parameter.element_size() for parameter in frozen),
+            averaged_at_once=max(ends[min(at + AVERAGED_AT_ONCE, len(ends) - 1)] - ends[at] for at in pieces),
+        )
+
+
+def _keeps_gradients(experiment: Experiment, *, on_gpu: bool) -> bool:
+    """Whether a micro-batch begins with gradients in memory: those of the micro-batches before it, or a graph's."""
+    engine, sizes = experiment.engine, experiment.launch.sizes
+    if not isinstance(engine, TorchEngineConfig):
+        return True  # DeepSpeed's buckets
+    replays = on_gpu and sizes[-1] == 1 and engine.cuda_graphs != "off"
+    return replays or experiment.accumulation(sizes[0]) > 1
+
+
+def _passing(experiment: Experiment, counts: _Counts, stage: Stage, ranks: int, *, on_gpu: bool) -> tuple[int, int]:
+    """(bytes beside the training state during the backward pass, and at an update)."""
+    engine = experiment.engine
+    if isinstance(engine, TorchEngineConfig) and stage == 0:
+        buckets = FP32 * (counts.all - counts.frozen) if ranks > 1 else 0  # DDP's, from the beginning on
+        averaging = FP32 * counts.averaged_at_once if on_gpu and engine.ema_decay > 0 else 0
+        return buckets, buckets + averaging
+    zero = engine.zero if isinstance(engine, DeepSpeedEngineConfig) else ZeroConfig()
+    zero = replace(zero, stage=stage, offload_optimizer="none", offload_parameters="none")
+    needs = (reduction_bytes, temporary_bytes)
+    backward, update = (need(zero, counts.all, ranks, num_frozen=counts.frozen) for need in needs)
+    return backward, update
 
 
 def _on_device(held: Mapping[str, int], stage: Stage, zero: ZeroConfig) -> int:
@@ -134,10 +223,6 @@ def _on_device(held: Mapping[str, int], stage: Stage, zero: ZeroConfig) -> int:
         "parameters": zero.offload_parameters == "cpu" and stage == 3,
     }
     return sum(size for kind, size in held.items() if not offloaded.get(kind, False))
-
-
-def _at(zero: ZeroConfig, stage: Stage) -> ZeroConfig:
-    return replace(zero, stage=stage, offload_optimizer="none", offload_parameters="none")
 
 
 def loader_bytes(experiment: Experiment, stores: Sequence[Store]) -> int:
@@ -154,70 +239,3 @@ def _held_bytes(store: Store, cameras: Sequence[str]) -> int:
     main = [store.contract.image] if MAIN_CAMERA in cameras else []
     recipes = [*main, *store_inputs(store, cameras=cameras, state=False).cameras]
     return files + num_samples(store) * sum(recipe.height * recipe.width * 3 for recipe in recipes)
-
-
-def _sizes(model: nn.Module, freeze: tuple[str, ...]) -> tuple[int, int]:
-    """(all parameters, those that are not trained)."""
-    named = list(model.named_parameters())
-    frozen = [p for name, p in named if not p.requires_grad or any(name.startswith(start) for start in freeze)]
-    return sum(p.numel() for _, p in named), sum(p.numel() for p in frozen)
-
-
-def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
-    """The model with shapes and no memory."""
-    with torch.device("meta"):
-        return build().to("meta")
-
-
-def activation_bytes(experiment: Experiment, stores: Sequence[Store] = ()) -> int | None:
-    """What one sample's forward pass keeps for the backward pass; in bf16 half of fp32's. None if it is unknown."""
-    with torch.random.fork_rng(devices=[]):
-        sample = family_of(experiment.model).sample_forward(experiment.model, stores)
-        if sample is None:
-            return None
-        model, inputs = sample
-        saved = saved_bytes(model, *inputs)
-    return saved // 2 if experiment.engine.precision == "bf16" else saved
-
-
-def saved_bytes(model: nn.Module, *inputs: Any) -> int:
-    """Memory that the backward pass of `model(*inputs)` would need, its weights apart."""
-    saved: dict[int, int] = {}
-
-    def save(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        saved[storage._cdata] = storage.nbytes()
-        return tensor
-
-    as_it_is = torch.compiler.set_stance("force_eager")  # a compiled block would not run beside `_Made`
-    with as_it_is, _Made() as made, torch.autograd.graph.saved_tensors_hooks(save, lambda kept: kept):
-        outputs = model(*inputs)  # the graph lives as long as these
-    weights, answers = (
-        {tensor.untyped_storage()._cdata for tensor in tensors}
-        for tensors in ((*model.parameters(), *model.buffers()), _tensors(outputs))
-    )
-    held = {storage: size for storage, size in made.living().items() if storage not in answers}
-    return sum(size for storage, size in (held | saved).items() if storage not in weights)
-
-
-class _Made(TorchDispatchMode):
-    """The storages that operations made. Selective checkpointing keeps some of them apart from the saved tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        outputs = func(*args, **(kwargs or {}))
-        for tensor in _tensors(outputs):
-            storage = tensor.untyped_storage()
-            self._storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        return outputs
-
-    def living(self) -> dict[int, int]:
-        """Bytes by storage."""
-        return {key: size for key, (reference, size) in self._storages.items() if not reference.expired()}
-
-
-def _tensors(values: object) -> list[Tensor]:
-    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]

@@ -1,8 +1,8 @@
 """`rtp doctor RECIPE --data STORE --fit`: the largest micro-batch that trains here, and the fastest, found by trying.
 
-Every size is tried in a process of its own, so that one which runs out of memory leaves nothing behind. A size whose
-peak, by the line through the last two, would be above the memory is not tried: on a CPU the system would kill whatever
-it likes.
+Every size is tried in a process of its own, so that one which runs out of memory leaves nothing behind. A size that by
+count (estimate.py), set right by the sizes measured so far, would not fit is not tried: on a CPU the system would kill
+whatever it likes. A trial is one worker with plain PyTorch; what a worker of the run holds more is added to its peak.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from pipelines.config.experiment import Experiment
 
 MARGIN = 0.92
 """Share of a device's memory that a run may hold at its peak; allocators need the rest."""
+KEPT_IN_A_TRIAL = 0.2
+"""What a CPU's allocator keeps by the end of a trial's few steps, of all that it comes to keep."""
+_FORETOLD_WITHIN = 0.1  # what the count may be off by before a size was measured
 _OUT_OF_MEMORY = ("out of memory", "MemoryError", "can't allocate memory")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One size. `peak_bytes` and `samples_per_s` are those of one worker; None if it did not train."""
+    """One size. `peak_bytes` and `samples_per_s` are those of one worker of the run; None if it did not train."""
 
     micro_batch: int
     fits: bool
@@ -46,28 +49,57 @@ def _divides(experiment: Experiment, micro_batch: int) -> bool:
     return True
 
 
-def try_sizes(sizes: Sequence[int], first: int, room: int, run: Callable[[int], Trial]) -> list[Trial]:
+@dataclass(frozen=True, kw_only=True)
+class Foretold:
+    """Bytes by count that one worker of the run holds with a size, and the process that tries it."""
+
+    run: int
+    trial: int
+
+
+def try_sizes(
+    sizes: Sequence[int],
+    first: int,
+    room: int,
+    run: Callable[[int], Trial],
+    foretold: Callable[[int], Foretold] | None = None,
+) -> list[Trial]:
     """From `first` on larger ones as long as they fit; if it does not fit, smaller ones until one does.
 
     sizes: ascending; room: bytes that a worker may hold. The trials in the order of their sizes.
     """
     trials: list[Trial] = []
+
+    def attempt(number: int) -> Trial:
+        expected = _expected_peak(trials, number) if foretold is None else _by_count(trials, number, foretold)
+        share = MARGIN if trials else 1 + _FORETOLD_WITHIN
+        if expected is not None and expected > share * room:
+            return Trial(micro_batch=number, fits=False)
+        trial = run(number)
+        if foretold is not None and trial.peak_bytes is not None:
+            counted = foretold(number)
+            trial = replace(trial, peak_bytes=trial.peak_bytes + counted.run - counted.trial)
+        return replace(trial, fits=trial.fits and (trial.peak_bytes or 0) <= MARGIN * room)
+
     for number in (number for number in sizes if number >= first):
-        expected = _expected_peak(trials, number)
-        too_large = expected is not None and expected > MARGIN * room
-        trials.append(Trial(micro_batch=number, fits=False) if too_large else _judged(run(number), room))
+        trials.append(attempt(number))
         if not trials[-1].fits:
             break
     if not any(trial.fits for trial in trials):
         for number in reversed([number for number in sizes if number < first]):
-            trials.insert(0, _judged(run(number), room))
+            trials.insert(0, attempt(number))
             if trials[0].fits:
                 break
     return trials
 
 
-def _judged(trial: Trial, room: int) -> Trial:
-    return replace(trial, fits=trial.fits and (trial.peak_bytes or 0) <= MARGIN * room)
+def _by_count(trials: Sequence[Trial], micro_batch: int, foretold: Callable[[int], Foretold]) -> float:
+    """What is foretold, and what the nearest size that trained held more than was foretold of it."""
+    known = [trial for trial in trials if trial.peak_bytes is not None]
+    if not known:
+        return foretold(micro_batch).run
+    near = min(known, key=lambda trial: abs(trial.micro_batch - micro_batch))
+    return foretold(micro_batch).run + (near.peak_bytes or 0) - foretold(near.micro_batch).run
 
 
 def _expected_peak(trials: Sequence[Trial], micro_batch: int) -> float | None:

@@ -53,7 +53,7 @@ def measure(
     threads, workers = _threads(experiment), sizes[-1]
     with tempfile.TemporaryDirectory(prefix="rtp-measure-") as folder, num_threads(threads):
         job = TrainJob(
-            experiment=_of_one_worker(experiment, workers, steps),
+            experiment=of_one_worker(experiment, workers, steps),
             stores=tuple(stores),
             output=f"{folder}/run",
             tracking_uri=f"sqlite:///{folder}/mlflow.db",
@@ -76,7 +76,8 @@ def measure(
     )
 
 
-def _of_one_worker(experiment: Experiment, workers: int, steps: int) -> Experiment:
+def of_one_worker(experiment: Experiment, workers: int, steps: int = STEPS) -> Experiment:
+    """Its share of every batch, in this process with plain PyTorch."""
     loop, engine = experiment.loop, experiment.engine
     if isinstance(engine, DeepSpeedEngineConfig):
         names = {field.name for field in fields(engine)} & {field.name for field in fields(TorchEngineConfig)}

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipelines.training.co_fine_tuning import CoFineTuningConfig
 from preprocessing.loading.reader import Batch, LoaderConfig, Reader
@@ -151,8 +151,10 @@ class ModelFamily(ABC, Generic[ConfigT, ModelT]):
     """What the policy reads: the text itself, or its vector (512,) by the contract's encoder."""
     requirements: tuple[str, ...] = ()
     """Packages that a registered model needs beside those that every one needs."""
-    cpu_peak_ratio: float = 1.5
-    """Peak of a training step on a CPU over what forward keeps for backward."""
+
+    kept_on_cpu: float = 3.0
+    """What glibc keeps of freed memory after some hundred steps on a CPU, over the most that a step's tensors hold:
+    batches of a different number of images leave holes (benchmarks/doctor_estimates.py)."""
 
     # --- training ---
 
@@ -216,9 +218,23 @@ class ModelFamily(ABC, Generic[ConfigT, ModelT]):
         to compute it in shapes that follow from the capacity."""
         return batch
 
-    def sample_forward(self, config: ConfigT, stores: Sequence[Store]) -> tuple[nn.Module, tuple[Any, ...]] | None:
-        """A model and its inputs for one sample of the stores, on the meta device or the CPU: the memory of a forward
-        pass is estimated with them. None if that takes real data. It may draw random numbers."""
+    def largest_size(self, config: ConfigT, num_rows: int, segment_rows: int, loader: LoaderConfig) -> int:
+        """As `SizedReader.largest_size` of the reader; 0 where its batches are all alike."""
+        return 0
+
+    def batch_on_meta(
+        self, config: ConfigT, num_rows: int, size: int, *, frame_sizes: Mapping[str, tuple[int, int]], places: int
+    ) -> Batch | None:
+        """A planned batch of so many rows and of this size, on the meta device: the memory of a training step is
+        counted with it. None if that is not known.
+
+        frame_sizes: height and width of frames by camera. places: pictures of a camera that a row has room for.
+        """
+        return None
+
+    def left_uncast(self, config: ConfigT) -> ConfigT | None:
+        """Of a model that computes under autocast in bf16 by itself, whatever the engine says, the one that does not;
+        None for any other."""
         return None
 
     # --- evaluation ---

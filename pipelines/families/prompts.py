@@ -29,6 +29,7 @@ from pipelines.families.base import (
     row_pieces,
     selected,
 )
+from pipelines.families.meta_batches import on_meta
 from pipelines.training.co_fine_tuning import CoFineTuningConfig, require_room, sample_shares, texts
 from preprocessing.loading.prompt_reader import PromptReader
 from preprocessing.loading.reader import Batch, LoaderConfig
@@ -41,11 +42,19 @@ from rt_models.control.action import Action
 from rt_models.control.observation import Frame, RobotState
 from rt_models.control.rt2_policy import RT2Policy, act_together
 from rt_models.language.action_vocabulary import LeastFrequentTokens, Tokenizer
-from rt_models.language.answer_loss import plan_answers
+from rt_models.language.answer_loss import ANSWER_MULTIPLE, plan_answers
 from rt_models.language.generation import LanguageModel, generate, predict_actions
 from rt_models.language.prompts import RT2Text, RT2TextConfig
 from rt_models.robot_model import RobotModel, RobotModelConfig
-from rt_models.spec import MAIN_CAMERA, Contract, DatasetContract, StateInput, frames_key, image_index_key
+from rt_models.spec import (
+    MAIN_CAMERA,
+    Contract,
+    DatasetContract,
+    StateInput,
+    frames_key,
+    image_index_key,
+    rt2_batch_fields,
+)
 
 
 class CountedCost(Protocol):
@@ -88,6 +97,7 @@ class PromptConfig(RobotModelConfig, Protocol):
     @property
     def state(self) -> StateInput | None: ...
     def build_text(self) -> RT2Text: ...
+    def longest_row(self) -> int: ...
     def build_tokenizer(self) -> Tokenizer: ...
 
 
@@ -98,9 +108,28 @@ class PromptFamily(ModelFamily[PromptConfigT, ModelT]):
     """A kind of model that reads prompts; the model is a `LanguageModel` (rt_models/language/generation.py)."""
 
     instruction = "text"
+    kept_on_cpu = 0.4  # pictures are most of a row, and every row has as many
 
     def planned(self, config: PromptConfigT, batch: Batch, capacity: int, *, is_training: bool) -> Batch:
         return plan_answers(batch)
+
+    def largest_size(self, config: PromptConfigT, num_rows: int, segment_rows: int, loader: LoaderConfig) -> int:
+        return config.longest_row()
+
+    def batch_on_meta(
+        self,
+        config: PromptConfigT,
+        num_rows: int,
+        size: int,
+        *,
+        frame_sizes: Mapping[str, tuple[int, int]],
+        places: int,
+    ) -> Batch:
+        said = len(config.text.said_fields()) + 1  # a robot's answer and its end; those of the web may be longer
+        answer = -(-said // ANSWER_MULTIPLE) * ANSWER_MULTIPLE
+        lengths = {"B": num_rows, "I": places, "F": num_rows * places, "L": size, "R": answer}
+        lengths["A"] = config.action_spec().size
+        return on_meta(rt2_batch_fields(config.cameras), lengths, config.cameras, frame_sizes)
 
     def completed(self, config: PromptConfigT, stores: Sequence[Store]) -> PromptConfigT:
         """The config with what only the stores can say. Raises OSError or ValueError if it cannot be built."""

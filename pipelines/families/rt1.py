@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipelines.config.compute import wants_cuda_graph
 from pipelines.families.base import Policy, RunT, chosen_space
@@ -28,16 +27,13 @@ from rt_models.cost.rt1_flops import cost
 from rt_models.object_marks import ObjectMarks
 from rt_models.rt1 import RT1, RT1Config
 from rt_models.rt1_attention import frame_attention
-from rt_models.spec import EMBEDDING_WIDTH, Contract, DatasetContract, StateInput
+from rt_models.spec import Contract, DatasetContract, StateInput
 from rt_models.vision.fuse_batch_norm import fuse_batch_norm
 
 
 class RT1Family(WindowFamily[RT1Config, RT1]):
     config_class, model_class = RT1Config, RT1
     label = "an RT-1"
-    # Its batches differ in their number of distinct frames, which leaves holes in glibc's heap: 1.8 after 10 steps,
-    # 3.1 after 60, still growing slowly.
-    cpu_peak_ratio = 3.0
 
     def in_space(self, config: RT1Config, space: ActionSpace) -> RT1Config:
         return replace(config, action_space=chosen_space(config.action_space, space, "model.action_space"))
@@ -86,16 +82,9 @@ class RT1Family(WindowFamily[RT1Config, RT1]):
             cameras=config.cameras,
         )
 
-    def sample_forward(self, config: RT1Config, stores: Sequence[Store]) -> tuple[nn.Module, tuple[Any, ...]]:
-        """Every frame of a window counts, also those that windows of a segment share."""
-        size, steps, values = config.input.image_size, config.num_steps, config.state_size()
-        cameras = (len(config.cameras),) if len(config.cameras) > 1 else ()
-        with torch.device("meta"):
-            model = config.build().to("meta")
-            image = torch.empty(1, steps, *cameras, size, size, config.num_channels())
-            state = (torch.empty(1, steps, values), torch.empty(1, values, dtype=torch.bool)) if values else None
-            inputs = image, torch.empty(1, steps, EMBEDDING_WIDTH), None, state
-        return model, inputs if state else inputs[:2]
+    def left_uncast(self, config: RT1Config) -> RT1Config | None:
+        compute = replace(config.compute, precision="as_is")
+        return replace(config, compute=compute) if compute != config.compute else None
 
     def last_logits(self, model: RT1, batch: Batch) -> Tensor:
         return model.predict(batch, output_steps="last")[:, -1]

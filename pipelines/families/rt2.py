@@ -6,12 +6,9 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-from torch import Tensor, nn
-
 from pipelines.families.prompts import PromptCost, PromptFamily
 from pipelines.training.co_fine_tuning import texts
-from preprocessing.store.web_store import Store, WebStore
+from preprocessing.store.web_store import Store
 from rt_models.cost.rt2_flops import cost
 from rt_models.rt2 import RT2, RT2Config
 
@@ -22,7 +19,6 @@ class RT2Family(PromptFamily[RT2Config, RT2]):
     config_class, model_class = RT2Config, RT2
     label = "an RT-2"
     requirements = ("tokenizers",)
-    cpu_peak_ratio = 1.0  # its batches are alike
 
     def completed(self, config: RT2Config, stores: Sequence[Store]) -> RT2Config:
         return super().completed(with_tokenizer(config, stores), stores)
@@ -33,14 +29,6 @@ class RT2Family(PromptFamily[RT2Config, RT2]):
             random_crop=config.picture.robot_crop == "pad",
             cameras=config.cameras,
         )
-
-    def sample_forward(self, config: RT2Config, stores: Sequence[Store]) -> tuple[nn.Module, tuple[Tensor, ...]]:
-        """A row with all the pictures and tokens it may have. Rows are laid out by what the tokens hold: they are real,
-        on the CPU, which takes some seconds at most."""
-        image = torch.zeros(1, 3, config.picture.image_size, config.picture.image_size)
-        of_web = max((store.most_pictures for store in stores if isinstance(store, WebStore)), default=1)
-        images = image[:, None].repeat(1, len(config.cameras) * max(config.text.frames, of_web), 1, 1, 1)
-        return config.build(), (images, torch.zeros(1, config.longest_row(), dtype=torch.int64))
 
 
 def with_tokenizer(config: RT2Config, stores: Sequence[Store]) -> RT2Config:

@@ -30,16 +30,18 @@ from pipelines.families.base import (
     row_pieces,
     selected,
 )
+from pipelines.families.meta_batches import on_meta
 from preprocessing.conversion.embeddings import embed_texts
 from preprocessing.loading.fixed_shapes import shapes_of_pieces
 from preprocessing.loading.reader import Batch, LoaderConfig
 from preprocessing.loading.window_reader import WindowReader
+from preprocessing.loading.windows import most_images
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.web_store import Store, robot_stores
 from rt_models.action_tokens import encode
 from rt_models.control.constrained_decoding import choose_tokens
 from rt_models.robot_model import RobotModelConfig
-from rt_models.spec import MAIN_CAMERA, Contract, index_key
+from rt_models.spec import MAIN_CAMERA, Contract, batch_fields, index_key, of_role
 from rt_models.vision.image_plan import plan_images
 
 
@@ -97,6 +99,37 @@ class WindowFamily(ModelFamily[WindowConfigT, ModelT]):
         for cameras in self.cameras_encoded_together(config):
             batch = plan_images(batch, crops=is_training, capacities=(capacity,), cameras=cameras)
         return batch
+
+    def largest_size(self, config: WindowConfigT, num_rows: int, segment_rows: int, loader: LoaderConfig) -> int:
+        groups = self.cameras_encoded_together(config)
+        return most_images(
+            num_rows,
+            segment_rows,
+            num_steps=self.num_frames(config),
+            stride=self.stride(config),
+            cameras=len(groups[0]) if len(groups) == 1 else 1,
+            shared=loader.frames != "windows",
+        )
+
+    def batch_on_meta(
+        self,
+        config: WindowConfigT,
+        num_rows: int,
+        size: int,
+        *,
+        frame_sizes: Mapping[str, tuple[int, int]],
+        places: int,
+    ) -> Batch:
+        cameras, state = self.cameras(config), self.state(config)
+        together = len(self.cameras_encoded_together(config)) == 1
+        lengths = {"B": num_rows, "T": self.num_frames(config), "A": config.action_spec().size, "M": len(cameras)}
+        lengths |= {"F": size, "N": size, "P": 0 if state is None else len(state.names)}
+        if together and len(cameras) > 1:
+            lengths |= {of_role("F", role): size // 2 for role in cameras if role != MAIN_CAMERA}
+        fields = batch_fields(cameras, state=state is not None, together=together)
+        if not self.reads_object_masks(config):
+            del fields["object_mask"]
+        return on_meta(fields, lengths, cameras, frame_sizes)
 
     def resolved(self, experiment: RunT, stores: Sequence[Store]) -> RunT:
         if experiment.co_fine_tuning is not None:

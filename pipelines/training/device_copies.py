@@ -10,14 +10,14 @@ import torch
 if TYPE_CHECKING:
     from preprocessing.loading.reader import Batch
 
-_AHEAD = 3  # micro-batches by which this process may be ahead of the GPU: each holds a batch there
+AHEAD = 3  # micro-batches by which this process may be ahead of the GPU: each holds a batch there
 
 
 class DeviceCopies:
     """`copied` every batch, then `used` once its work is in the GPU's queue.
 
     This process never waits for a step to end: as it runs ahead of the GPU, a batch is there before the step that
-    computes it begins. It waits only where it is `_AHEAD` micro-batches ahead, since each of them takes memory.
+    computes it begins. It waits only where it is `AHEAD` micro-batches ahead, since each of them takes memory.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -30,7 +30,7 @@ class DeviceCopies:
         """The batch on the device; on a GPU its values come in the order of the current stream."""
         if self._stream is None:
             return {key: value.to(self._device) for key, value in batch.items()}
-        while len(self._queued) >= _AHEAD:
+        while len(self._queued) >= AHEAD:
             self._queued.popleft()[1].synchronize()
         with torch.cuda.stream(self._stream):
             on_device = {key: value.to(self._device, non_blocking=True) for key, value in batch.items()}

@@ -15,8 +15,6 @@ from preprocessing.loading.fixed_shapes import BatchShapes, SizedReader, choose_
 from preprocessing.loading.loader import Loader
 from preprocessing.loading.reader import Reader
 
-COUNTED = 256  # micro-batches of each rank, from the first of the run, that the capacities are chosen from
-
 
 def sized_reader(experiment: Experiment, context: WorkerContext, reader: Reader) -> SizedReader | None:
     """The reader, if its batches shall have few shapes. Raises ValueError if it cannot pad them."""
@@ -39,7 +37,7 @@ def training_shapes(
     sized = sized_reader(experiment, context, reader)
     if sized is None:
         return None
-    mine = [sized.size(rows, keys, crops=True) for rows, keys in loader.first_samples(COUNTED)]
+    mine = [sized.size(rows, keys, crops=True) for rows, keys in loader.first_samples(sized.counted)]
     sizes = [size for rank in context.gather(mine) for size in rank]
     largest = sized.largest_size(experiment.loop.micro_batch, experiment.loop.segment_windows)
     plan = partial(family_of(experiment.model).planned, experiment.model, is_training=True)

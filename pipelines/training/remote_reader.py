@@ -108,6 +108,10 @@ class RemoteSizedReader(RemoteReader):
         return self._sized.counts
 
     @property
+    def counted(self) -> int:
+        return self._sized.counted
+
+    @property
     def _sized(self) -> SizedReader:
         return cast(SizedReader, self._local)
 

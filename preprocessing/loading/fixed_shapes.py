@@ -18,9 +18,11 @@ from preprocessing.loading.reader import Batch, Reader
 
 
 class SizedReader(Protocol):
-    """A reader whose batches can be padded to a capacity. `counts`: what a size is a number of, in a sentence."""
+    """A reader whose batches can be padded to a capacity. `counts`: what a size is a number of, in a sentence.
+    `counted`: how many micro-batches of each rank, from the first of the run, capacities are chosen from."""
 
     counts: str
+    counted: int
 
     def size(self, rows: np.ndarray, crop_keys: np.ndarray, *, crops: bool) -> int:
         """Of the batch of `rows` (B,): what differs from batch to batch and sets the shapes that its model computes.

@@ -93,6 +93,7 @@ class PromptReader(Reader):
     """
 
     counts = "tokens a row"
+    counted = 256  # some 2 s, as every text is made tokens; more of them changed no capacity that was tried
 
     def __init__(
         self,

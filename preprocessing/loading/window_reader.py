@@ -20,7 +20,7 @@ import torch
 
 from preprocessing.loading.frame_reader import FrameReader, WantedFrames
 from preprocessing.loading.reader import Batch, LoaderConfig, Reader
-from preprocessing.loading.windows import PADDING, StepIndex, window_rows
+from preprocessing.loading.windows import PADDING, StepIndex, most_images, window_rows
 from preprocessing.store.episode_store import EpisodeStore, image_column
 from preprocessing.store.images import ImageSize
 from preprocessing.store.robot_inputs import own_camera
@@ -67,6 +67,7 @@ class WindowReader(Reader):
 
     stores: Sequence[EpisodeStore]
     counts = "images"
+    counted = 1024
 
     def __init__(
         self,
@@ -147,12 +148,14 @@ class WindowReader(Reader):
         return sum(counts) if self._together else max(counts)
 
     def largest_size(self, num_rows: int, segment_rows: int) -> int:
-        """The windows of a segment share all frames but those that its first one reaches back to."""
-        cameras = len(self.cameras) if self._together else 1
-        if self.config.frames == "windows":
-            return cameras * num_rows * self.num_steps
-        of_segment = min(segment_rows + self._span, segment_rows * self.num_steps)
-        return cameras * (num_rows // segment_rows * of_segment)
+        return most_images(
+            num_rows,
+            segment_rows,
+            num_steps=self.num_steps,
+            stride=self._stride,
+            cameras=len(self.cameras) if self._together else 1,
+            shared=self.config.frames != "windows",
+        )
 
     def read(
         self,

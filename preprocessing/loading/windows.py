@@ -59,5 +59,16 @@ def window_rows(index: StepIndex, ends: np.ndarray, num_steps: int, stride: int 
     return np.where(rows_BT >= (ends - step_B)[:, None], rows_BT, PADDING)
 
 
+def most_images(
+    num_rows: int, segment_rows: int, *, num_steps: int, stride: int = 1, cameras: int = 1, shared: bool = True
+) -> int:
+    """Above which no batch of `num_rows` windows, in segments of neighbouring ones, has images: the windows of a
+    segment share all frames but those that its first one reaches back to. Where they are not `shared`, none."""
+    if not shared:
+        return cameras * num_rows * num_steps
+    of_segment = min(segment_rows + (num_steps - 1) * stride, segment_rows * num_steps)
+    return cameras * (num_rows // segment_rows * of_segment)
+
+
 def _starts(lengths: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rt_models.blocks.norm_functions import runs_kernels, tile_c
+from rt_models.blocks.norm_functions import kernels_of, runs_kernels, tile_c
 
 DepthwiseKernels = Literal["auto", "cudnn"]
 
@@ -55,7 +55,7 @@ def uses_kernels(x_NCHW: Tensor) -> bool:
 def depthwise(x_NCHW: Tensor, weight_CIKK: Tensor, window: Window) -> Tensor:
     """(N, C, height, width) in channels_last and in x's type, or in autocast's where it is on."""
     kind = x_NCHW.device.type
-    if torch.is_autocast_enabled(kind):
+    if kind != "meta" and torch.is_autocast_enabled(kind):
         x_NCHW = x_NCHW.to(torch.get_autocast_dtype(kind))
     return _Depthwise.apply(x_NCHW, weight_CIKK, window)
 
@@ -118,9 +118,7 @@ def tile(height: int, width: int, pixels: int) -> tuple[int, int]:
 
 
 def _kernels() -> Any:
-    from rt_models.blocks import depthwise_kernels
-
-    return depthwise_kernels
+    return kernels_of("depthwise_kernels")
 
 
 def _like(x: Tensor, height: int, width: int) -> Tensor:

@@ -13,9 +13,13 @@ Axes: N images, C channels, HW pixels.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -93,8 +97,22 @@ def uses_kernels(norm: BatchNorm, x_NCHW: Tensor) -> bool:
 
 
 def runs_kernels(device: torch.device) -> bool:
-    """Whether Triton compiles for this device."""
-    return device.type == "cuda" and _has_triton()
+    """Whether Triton compiles for this device, or tensors without memory stand for those of one."""
+    return (device.type == "cuda" and _has_triton()) or (device.type == "meta" and _stands_for_gpu.get())
+
+
+_stands_for_gpu: ContextVar[bool] = ContextVar("stands_for_gpu", default=False)
+
+
+@contextlib.contextmanager
+def kernels_on_meta() -> Iterator[None]:
+    """Inside, tensors of the meta device take the kernels' way, so that what these hold can be counted without a GPU.
+    Nothing is computed."""
+    before = _stands_for_gpu.set(True)
+    try:
+        yield
+    finally:
+        _stands_for_gpu.reset(before)
 
 
 @functools.cache
@@ -152,9 +170,9 @@ class _NormSiluGate(torch.autograd.Function):
     ) -> Tensor:
         stats, rstd = _moments(x, s)
         pooled = _pooled(x, stats, rstd, weight, bias)
-        with torch.autocast(x.device.type, enabled=False):
+        with _without_autocast(x.device):
             hidden = F.linear(pooled, w1.flatten(1).float(), b1.float())
-            gate = F.linear(F.silu(hidden), w2.flatten(1).float(), b2.float()).sigmoid_()
+            gate = F.linear(F.silu(hidden), w2.flatten(1).float(), b2.float()).sigmoid()
         y = torch.empty_like(x)
         _on_tiles("silu_forward", x, x, y, stats, rstd, weight, bias, gate, *_sizes(x), GATED=True)
         ctx.save_for_backward(x, weight, bias, w1, w2, stats, rstd, s.num_real, pooled, hidden, gate)
@@ -169,7 +187,7 @@ class _NormSiluGate(torch.autograd.Function):
         n, num_parts, channels = parts.shape[1:]
         dlogit, dhidden, activated = torch.empty_like(gate), torch.empty_like(hidden), torch.empty_like(hidden)
         _on_cells("gate_logit", gate, parts, gate, dlogit, n, num_parts, channels)
-        with torch.autocast(x.device.type, enabled=False):
+        with _without_autocast(x.device):
             dactivated = dlogit @ w2.flatten(1).float()
             arguments = (hidden, dactivated, activated, dhidden, hidden.numel())
             _sum_kernels().gate_hidden[(-(-hidden.numel() // 256),)](*arguments, B=256)
@@ -227,6 +245,11 @@ class _NormAffine(torch.autograd.Function):
         return dx, dresidual if has_residual else None, *of_norm, dscale, dadd, None, None
 
 
+def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    known = torch.amp.is_autocast_available(device.type)  # not of the meta device
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+
+
 # --- launching ---
 
 _TILE_P, _TILE_C = 64, 64
@@ -236,16 +259,27 @@ _CELL_N, _CELL_C = 32, 32
 _ADDED_ROWS = 128
 
 
-def _kernels() -> Any:
-    from rt_models.blocks import norm_kernels
+def kernels_of(module: str) -> Any:
+    """The Triton kernels of a file of this folder."""
+    return Uncomputed() if _stands_for_gpu.get() else importlib.import_module(f"rt_models.blocks.{module}")
 
-    return norm_kernels
+
+def _kernels() -> Any:
+    return kernels_of("norm_kernels")
 
 
 def _sum_kernels() -> Any:
-    from rt_models.blocks import norm_sum_kernels
+    return kernels_of("norm_sum_kernels")
 
-    return norm_sum_kernels
+
+class Uncomputed:
+    """In the place of the kernels: each is started and does nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        return lambda *arguments, **constants: None
 
 
 def _sizes(x: Tensor) -> tuple[int, int]:

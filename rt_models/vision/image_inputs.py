@@ -220,6 +220,9 @@ def still_images(frame_NHWC: Tensor, size: int, dtype: torch.dtype) -> Tensor:
 def _by_kernel(
     frames_FHWC: Tensor, frame_N: Tensor, key_N: Tensor | None, config: InputConfig, pixels: Pixels
 ) -> Tensor:
+    if frame_N.is_meta:
+        shape, last = (len(frame_N), 3, config.image_size, config.image_size), torch.channels_last
+        return torch.empty(shape, dtype=pixels.dtype, device=frame_N.device, memory_format=last)
     from rt_models.vision.image_kernels import frames_to_images
 
     still_N = torch.zeros_like(frame_N)

@@ -13,14 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from cluster.node_info import Gpu, Machine, examine, examine_nodes
 from cluster.session import RaySession, connect
 from cluster.shards import read_weights
 from cluster.zero import STAGES
 from pipelines.capacity.diagnosis import cluster_checks, run_checks
-from pipelines.capacity.estimate import ResourceEstimate, estimate_resources, saved_bytes
+from pipelines.capacity.estimate import ResourceEstimate, estimate_resources
 from pipelines.catalogue import load_recipe, recipe_names
 from pipelines.cli import main
 from pipelines.config.arguments import UsageError
@@ -29,8 +28,6 @@ from pipelines.doctor import MachineArguments, diagnose
 from pipelines.train import run_training
 from pipelines.training.job import TrainJob
 from preprocessing.store.web_store import open_store
-from rt_models.blocks.activation_checkpointing import ActivationCheckpointing, checkpointed
-from rt_models.rt1 import ComputeConfig, RT1Config
 
 
 @pytest.fixture(autouse=True)
@@ -199,7 +196,7 @@ def with_memory(size: int) -> Machine:
 
 def test_memory_that_does_not_suffice_names_what_does(fractal: tuple[Experiment, ResourceEstimate]) -> None:
     assert told(fractal, HERE)["memory"].verdict == "ok"
-    wanted = [fractal[1].worker_bytes(stage) for stage in STAGES]
+    wanted = [fractal[1].gpu_bytes(stage) for stage in STAGES]
     check = told(fractal, with_memory((wanted[1] + wanted[2]) // 2))["memory"]
     assert check.verdict == "fail" and check.remedy == "--engine.zero.stage 2 fits"
     assert "lower loop.micro_batch" in told(fractal, with_memory(10**9))["memory"].remedy
@@ -249,42 +246,3 @@ def test_another_folder_of_the_same_name_is_noticed(tmp_path: Path) -> None:
 def test_a_folder_without_permission_is_noticed(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     assert "cannot be written" in examine(str(tmp_path / "runs")).storage
-
-
-def test_saved_bytes_are_those_of_the_tensors_kept_for_backward() -> None:
-    """Of x -> relu(Wx): x, and relu's result, once; the weights do not count."""
-    model = nn.Sequential(nn.Linear(10, 20, bias=False), nn.ReLU())
-    inputs = torch.zeros(4, 10)
-    assert saved_bytes(model, inputs) == 4 * (4 * 10 + 4 * 20)
-    with torch.device("meta"):
-        assert saved_bytes(model.to("meta"), torch.zeros(4, 10)) == 4 * (4 * 10 + 4 * 20)
-
-
-def test_saved_bytes_of_a_compiled_model_are_those_of_the_model() -> None:
-    inputs, configs = (
-        (torch.rand(1, 3, 16, 16, 3), torch.zeros(1, 3, 512)),
-        (ComputeConfig(), ComputeConfig(compile="inductor")),
-    )
-    plain, compiled = (replace(RT1Config.tiny(), compute=compute).build() for compute in configs)
-    assert saved_bytes(plain, *inputs) == saved_bytes(compiled, *inputs)
-
-
-@pytest.mark.parametrize(
-    ("mode", "held"), [("off", 10 + 2 * 20 + 30), ("selective", 10 + 20 + 30 + 30), ("blocks", 10 + 30)]
-)
-def test_saved_bytes_know_activation_checkpointing(mode: ActivationCheckpointing, held: int) -> None:
-    """Of x -> relu(V silu(Wx)), the outer relu outside the block, in numbers per row of x.
-
-    "selective" keeps both products, though nothing needs the second.
-    """
-
-    class Outer(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.block = nn.Sequential(nn.Linear(10, 20, bias=False), nn.SiLU(), nn.Linear(20, 30, bias=False))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return checkpointed(self.block, mode, x).relu()
-
-    with torch.device("meta"):
-        assert saved_bytes(Outer().train(), torch.zeros(4, 10, requires_grad=True)) == 4 * 4 * held

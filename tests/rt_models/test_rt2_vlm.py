@@ -37,6 +37,12 @@ def config_of(folders: dict[str, Path], family: str, **settings: Any) -> RT2VLMC
     return RT2VLMConfig.paligemma(str(folders[family]), **settings)
 
 
+def test_a_model_that_was_read_from_a_folder_begins_in_training(folders: dict[str, Path]) -> None:
+    """transformers hands it out in evaluation mode, where activation checkpointing would be off."""
+    model = config_of(folders, "paligemma", activation_checkpointing="blocks").build()
+    assert all(part.training for part in model.modules())
+
+
 def native_loss(model: RT2VLM, row: dict[str, Tensor]) -> Tensor:
     """Summed cross-entropy of one row's answer as transformers itself computes it."""
     image_NCHW = row["frames"][row["image_index"][0]].permute(0, 3, 1, 2).double() / 255

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.capacity.fit import MARGIN, Trial, fit_check, micro_batch_sizes, run_in_process, try_sizes
+from pipelines.capacity.fit import MARGIN, Foretold, Trial, fit_check, micro_batch_sizes, run_in_process, try_sizes
 from pipelines.catalogue import load_recipe
 from pipelines.config.experiment import Experiment
 
@@ -47,6 +47,37 @@ def test_what_would_go_beyond_the_memory_is_not_tried() -> None:
     trials = try_sizes(SIZES, 4, 200, run)
     assert ran == [4, 6, 8] and [trial.fits for trial in trials] == [True, True, True, False]
     assert trials[-1] == Trial(micro_batch=12, fits=False)
+
+
+@given(
+    fixed=st.integers(0, 500),
+    each=st.integers(1, 100),
+    room=st.integers(1, 2000),
+    first=st.sampled_from(SIZES),
+    off=st.one_of(st.just(1.0), st.floats(0.91, 1.09)),
+    more=st.integers(0, 300),
+)
+def test_a_count_of_what_will_fit_spares_trials(
+    fixed: int, each: int, room: int, first: int, off: float, more: int
+) -> None:
+    """The run holds `more` than what is tried, and the count is off by less than a tenth."""
+    ran, run = device(fixed, each, out_of_memory=room)
+
+    def foretold(number: int) -> Foretold:
+        of_run = int(off * (fixed + each * number + more))
+        return Foretold(run=of_run, trial=of_run - more)
+
+    trials = try_sizes(SIZES, first, room, run, foretold)
+    fitting = [number for number in SIZES if fixed + each * number + more <= MARGIN * room]
+    found = [trial.micro_batch for trial in trials if trial.fits]
+    assert set(found) <= set(fitting) and (found[-1:] == fitting[-1:] or off != 1)
+    assert all(fixed + each * number + more <= 1.3 * room for number in ran)
+
+
+def test_a_first_size_that_cannot_fit_is_not_tried() -> None:
+    ran, run = device(100, 10)
+    trials = try_sizes(SIZES, 48, 200, run, lambda number: Foretold(run=100 + 10 * number, trial=100 + 10 * number))
+    assert ran == [8] and [trial.micro_batch for trial in trials if trial.fits] == [8]
 
 
 def recipe(global_batch: int, micro_batch: int, segment: int = 1) -> Experiment:

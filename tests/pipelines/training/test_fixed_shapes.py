@@ -22,7 +22,7 @@ from pipelines.config.experiment import Experiment
 from pipelines.families.models import family_of
 from pipelines.train_loop import train
 from pipelines.training.data import build_loader, open_reader, resolved, training_contract
-from pipelines.training.fixed_shapes import COUNTED, training_shapes, validation_shapes
+from pipelines.training.fixed_shapes import training_shapes, validation_shapes
 from pipelines.training.job import TrainJob
 from pipelines.training.run_files import METRICS, final_samples, read_metrics
 from pipelines.training.validation import mean_loss
@@ -129,7 +129,7 @@ def test_little_is_wasted_on_the_sample_by_the_shipped_recipes(recipe: str, most
         loader = build_loader(made, reader, LocalContext("cpu"), None)
         sizes = [reader.size(rows, keys, crops=True) for rows, keys in loader.first_samples(1000)]
         shapes = training_shapes(made, LocalContext("cpu"), reader, loader)
-    assert shapes is not None and len(shapes.capacities.sizes_seen) == COUNTED
+    assert shapes is not None and len(shapes.capacities.sizes_seen) == reader.counted
     padded = [shapes.capacities.holding(size) for size in sizes]
     assert len(set(padded)) <= 3 and 1 - sum(sizes) / sum(padded) < most
 

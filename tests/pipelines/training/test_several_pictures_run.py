@@ -14,12 +14,13 @@ from PIL import Image
 
 from cluster.context import LocalContext
 from cluster.engine import TorchEngineConfig
-from pipelines.capacity.estimate import activation_bytes
+from pipelines.capacity.step_memory import count_step, model_on_meta
 from pipelines.catalogue import load_recipe
 from pipelines.evaluation.config import WebScoreConfig
 from pipelines.evaluation.statistics import Bootstrap
 from pipelines.evaluation.web_scores import score_web
 from pipelines.train_loop import train
+from pipelines.training.co_fine_tuning import CoFineTuningConfig
 from pipelines.training.data import open_reader, resolved, training_contract
 from pipelines.training.job import TrainJob
 from pipelines.training.run_files import METRICS, read_metrics
@@ -92,5 +93,8 @@ def test_two_steps_are_trained_with_and_without_fixed_shapes_and_scored(store: s
 def test_the_memory_of_every_picture_is_foretold(store: str, web: str) -> None:
     robots, questions = EpisodeStore.open(store), WebStore.open(web)
     experiment = resolved(load_recipe("rt2_tiny"), [robots, questions])
-    one, three = activation_bytes(experiment, [robots]), activation_bytes(experiment, [robots, questions])
-    assert questions.most_pictures == 3 and one is not None and three is not None and three > 1.5 * one
+    alone = replace(experiment, co_fine_tuning=CoFineTuningConfig(robot_share=1.0))
+    one = count_step(alone, [robots], model_on_meta(alone), on_gpu=True)
+    three = count_step(experiment, [robots, questions], model_on_meta(experiment), on_gpu=True)
+    assert questions.most_pictures == 3 and one is not None and three is not None
+    assert three.activations > 1.5 * one.activations
