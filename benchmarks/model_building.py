@@ -5,7 +5,8 @@ measurement is a process of its own, which builds the model and reads the traine
 
 - drawn: its first weights are drawn, as a registered model's were, whose folder holds no pretrained weights
 - read: its first weights are the pretrained folder's, as those of a run that is resumed were
-- left: as `rtp` does it now, in both cases: what lies in the memory is left there until the trained weights come
+- left: what lies in the memory is left there until the trained weights come, all at once
+- filled: as `rtp` does it now, in both cases: left, and the trained weights come one tensor at a time
 
 Reported are medians over rounds, and the peak resident set above that of the process before. Linux only.
 """
@@ -28,6 +29,7 @@ from peak_memory import GIBIBYTE, status_bytes
 from rt2_training import save_model
 from safetensors.torch import load_file, save_file
 
+from pipelines.publishing.weights import each_tensor, fill, without_weights
 from rt_models.blocks.initial_values import weights_follow
 from rt_models.language.action_vocabulary import IntegerTokens
 from rt_models.language.prompts import RT2TextConfig
@@ -35,7 +37,7 @@ from rt_models.rt2_vlm import RT2VLMConfig
 
 SIZES = {"tiny": (4_000, 256, 6), "medium": (64_000, 1024, 12)}
 """Vocabulary, width and layers of the language model."""
-SIDES = ("drawn", "read", "left")
+SIDES = ("drawn", "read", "left", "filled")
 WEIGHTS = "trained.safetensors"
 
 
@@ -75,9 +77,12 @@ def measured(folder: str, side: str) -> tuple[float, int]:
 
     config = _config(folder, weights="random" if side == "drawn" else "pretrained")
     before, began = status_bytes("VmRSS"), time.perf_counter()
-    with weights_follow() if side == "left" else nullcontext():
-        model = config.build()
-    model.load_state_dict(load_file(Path(folder, WEIGHTS)))
+    if side == "filled":
+        fill(without_weights(config, None), each_tensor(Path(folder, WEIGHTS), None))
+    else:
+        with weights_follow() if side == "left" else nullcontext():
+            model = config.build()
+        model.load_state_dict(load_file(Path(folder, WEIGHTS)))
     return time.perf_counter() - began, status_bytes("VmHWM") - before
 
 

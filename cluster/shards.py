@@ -14,7 +14,7 @@ other stage.
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -204,14 +204,21 @@ def read_weights(folder: Path, *, averaged: bool = False) -> dict[str, Tensor]:
 
     averaged: the running average, of the weights that have one. Raises ValueError if none has.
     """
+    return dict(each_weight(folder, averaged=averaged))
+
+
+def each_weight(folder: Path, *, averaged: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """What `read_weights` holds, one after the other."""
     reader = ShardReader(folder)
     averages = {name for name in reader.shapes if averaged and AVERAGE in reader.keys(name)}
     if averaged and not averages:
         raise ValueError(f"{folder} holds no averaged weights: the training had ema_decay 0")
-    weights = {name: reader.whole(name, AVERAGE if name in averages else WEIGHT) for name in reader.shapes}
-    weights |= {name: weights[first] for name, first in reader.tied.items()}
+    for name in reader.shapes:
+        weight = reader.whole(name, AVERAGE if name in averages else WEIGHT)
+        yield name, weight
+        yield from ((other, weight) for other, first in reader.tied.items() if first == name)
     buffers = folder / buffer_file(0)
-    return {**weights, **(read_tensors(buffers) if buffers.exists() else {})}
+    yield from (read_tensors(buffers) if buffers.exists() else {}).items()
 
 
 def shard_file(rank: int, world_size: int) -> str:

@@ -162,9 +162,10 @@ def _on_stores(flags: EvaluateArguments) -> JsonSummary:
     stores = [open_store(path, split=flags.split) for path in flags.data]
     for store in stores if flags.evaluation.off_policy else ():
         require_rewards(store)
-    trained = load_trained(flags.model)
-    earlier = None if flags.before is None else load_trained(flags.before)
-    behaviour = None if flags.behaviour is None else load_trained(flags.behaviour)
+    device = flags.evaluation.compute.resolved()
+    trained = load_trained(flags.model, device=device)
+    earlier = None if flags.before is None else load_trained(flags.before, device=device)
+    behaviour = None if flags.behaviour is None else load_trained(flags.behaviour, device=device)
     evaluations = []
     for store in stores:
         evaluation = scored(trained, store, flags.evaluation, f"evaluate {store.name}")

@@ -66,13 +66,13 @@ class ReplayArguments:
 def main(arguments: list[str]) -> JsonSummary:
     """Replay, and say whether all is as predicted."""
     flags = parse(ReplayArguments, arguments, prog="rtp replay", description=__doc__ or "")
-    flags.compute.resolved()
+    device = flags.compute.resolved()
     from pipelines.evaluation.replay import Expectation, replay  # torch: --help is at once
     from pipelines.publishing.trained_model import load_trained, with_instructions
     from preprocessing.store.episode_store import EpisodeStore
 
     store = EpisodeStore.open(flags.data, split=flags.split)
-    trained = with_instructions(load_trained(flags.model or flags.served))
+    trained = with_instructions(load_trained(flags.model or flags.served, device=device))
     with flags.compute.at_work(trained.model):
         expected = Expectation(trained, store)
     lengths = [length for shard in store.shards for length in shard.episode_lengths]
@@ -99,7 +99,8 @@ def _connected(flags: ReplayArguments) -> Iterator[PolicyClient]:
         return
     unhurried = Limits(max_rate_hz=1e6, late_ms=60_000)  # nothing is late here: nobody moves
     service = PolicyService(
-        with_instructions(load_trained(flags.served)), ServiceConfig(limits=unhurried, compute=flags.compute)
+        with_instructions(load_trained(flags.served, device=flags.compute.resolved())),
+        ServiceConfig(limits=unhurried, compute=flags.compute),
     )
     listening = Listening(port=free_port())
     with (

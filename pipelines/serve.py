@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -140,7 +141,8 @@ def _loaded(given: ServeArguments) -> TrainedModel:
     from pipelines.publishing.registered import version_of
     from pipelines.publishing.trained_model import load_trained, with_instructions
 
-    return with_instructions(load_trained(version_of(given.model) if given.follow_alias else given.model))
+    model = version_of(given.model) if given.follow_alias else given.model
+    return with_instructions(load_trained(model, device=given.compute.resolved()))
 
 
 def _beside(service: PolicyService, given: ServeArguments) -> list[Callable[[], Coroutine[None, None, None]]]:
@@ -150,7 +152,8 @@ def _beside(service: PolicyService, given: ServeArguments) -> list[Callable[[], 
 
     if not given.follow_alias:
         return []
-    return [AliasFollower(service=service, version_of=lambda: version_of(given.model), load=load_trained).run]
+    load = partial(load_trained, device=given.compute.resolved())
+    return [AliasFollower(service=service, version_of=lambda: version_of(given.model), load=load).run]
 
 
 _TRY = (

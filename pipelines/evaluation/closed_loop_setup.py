@@ -45,8 +45,10 @@ def prepare(
     """
     if episodes < 1 or seed < 0:
         raise ValueError(f"--episodes must be 1 or more and --seed 0 or more, got {episodes} and {seed}")
-    trained = load_trained(model)
-    against = None if config.against is None else load_trained(config.against)
+    compute = compute or Compute()
+    device = compute.resolved()
+    trained = load_trained(model, device=device)
+    against = None if config.against is None else load_trained(config.against, device=device)
     if config.shuffle_embeddings and family_of(trained.model).instruction == "text":
         raise ValueError(f"{model} reads instructions as text, which has no embedding: leave out --shuffle-embeddings")
     dataset = trained.contract.dataset(config.dataset)
@@ -70,7 +72,7 @@ def prepare(
         config=config,
         demonstrations=_demonstrations(trained, data, environments) if "replay" in config.baselines else {},
         home=home_of(model),
-        compute=compute or Compute(),
+        compute=compute,
         wordings=wordings or {},
         frames=replace(frames, remarks=tuple(remarks)),
     )

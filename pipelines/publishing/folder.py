@@ -11,15 +11,16 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pipelines.config.serialization import to_plain
 from pipelines.families.models import Model, family_of, model_config
 from pipelines.publishing.instructions import Instructions
 from pipelines.publishing.model_origin import ModelOrigin
-from rt_models.blocks.initial_values import weights_follow
+from pipelines.publishing.weights import each_tensor, fill, without_weights
 from rt_models.spec import Contract
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "policy.json"
@@ -38,8 +39,11 @@ class TrainedModel:
     """Texts that it was trained on and their vectors; none where only a checkpoint or an older bundle was read."""
 
 
-def read_bundle(folder: str | Path) -> TrainedModel:
-    """The model that `write_bundle` left in `folder`. Raises ValueError if the files do not hold one."""
+def read_bundle(folder: str | Path, device: torch.device | None = None) -> TrainedModel:
+    """The model that `write_bundle` left in `folder`, on `device`, by default the CPU.
+
+    Raises ValueError if the files do not hold one.
+    """
     folder = Path(folder)
     path = folder / DESCRIPTION
     try:
@@ -48,9 +52,8 @@ def read_bundle(folder: str | Path) -> TrainedModel:
         step, source, origin = described["step"], described["source"], ModelOrigin.from_json(described["metadata"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} does not describe a model ({error!r}): export it again") from error
-    with weights_follow():
-        model = family_of(config).carried(config, folder).build().eval()
-    _load(model, folder)
+    model = without_weights(family_of(config).carried(config, folder), device)
+    _load(model, folder, device)
     instructions = Instructions.read(folder, contract.encoder)
     return TrainedModel(
         model=model, contract=contract, step=step, source=source, origin=origin, instructions=instructions
@@ -71,14 +74,14 @@ def write_portable(trained: TrainedModel, folder: Path, *, source: str) -> None:
     description.write_text(json.dumps(described))
 
 
-def _load(model: Model, folder: Path) -> None:
+def _load(model: Model, folder: Path, device: torch.device | None) -> None:
     path = folder / WEIGHTS
     try:
-        model.load_state_dict(load_file(path))
+        fill(model, each_tensor(path, device))
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read ({error}): export it again") from error
-    except RuntimeError as error:  # torch's, a line for every tensor
-        raise ValueError(f"{path} holds the weights of another model than {DESCRIPTION} describes") from error
+    except KeyError as error:
+        raise ValueError(f"{path} holds the weights of another model than {DESCRIPTION} describes ({error})") from error
 
 
 def write_bundle(trained: TrainedModel, folder: Path) -> None:

@@ -77,7 +77,8 @@ class MlflowPolicy(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         _leave_the_path_to(context.artifacts["policy"])
-        self._model = InferenceModel(read_bundle(context.artifacts["policy"]), Compute.of_environment())
+        compute = Compute.of_environment()
+        self._model = InferenceModel(read_bundle(context.artifacts["policy"], compute.resolved()), compute)
         self._model.begin()  # so that the first robot does not wait for it
         self._contract = self._model.contract
         self._robots: OrderedDict[_Robot, Policy] = OrderedDict()

@@ -109,7 +109,8 @@ def load_policy(
     at another rate, or there is no such GPU.
     """
     compute = Compute(device=device, precision=precision)
-    compute.resolved()  # before the weights are read
+    where = compute.resolved()
     detection = ObjectDetection(detector=detector, detector_threshold=detector_threshold)
-    model = InferenceModel(with_instructions(load_trained(str(source))), compute, detection=detection)
+    trained = with_instructions(load_trained(str(source), device=where))
+    model = InferenceModel(trained, compute, detection=detection)
     return LoadedPolicy(model, dataset, control_hz, other_rate, declared)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from pipelines.publishing.aliases import known_model
 from pipelines.publishing.folder import DESCRIPTION, WEIGHTS, TrainedModel, read_bundle
@@ -29,15 +30,15 @@ def is_registered(source: str) -> bool:
     return source.startswith(_SCHEME)
 
 
-def fetch_registered(model_uri: str, uri: str | None = None) -> TrainedModel:
-    """The bare model behind models:/NAME@ALIAS or models:/NAME/VERSION of the tracking server `uri`.
+def fetch_registered(model_uri: str, uri: str | None = None, device: torch.device | None = None) -> TrainedModel:
+    """The bare model behind models:/NAME@ALIAS or models:/NAME/VERSION of the tracking server `uri`, on `device`.
 
     Raises ConnectionError if the registry does not know it, ValueError if rtp register did not write it.
     """
     scratch = Path(tempfile.mkdtemp(prefix="registered-"))
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)  # a pretrained model's tokenizer is read from it later
     policy = _downloaded(model_uri, "artifacts/policy", scratch, uri)
-    trained = read_bundle(policy)
+    trained = read_bundle(policy, device)
     (policy / WEIGHTS).unlink()
     return replace(trained, source=model_uri)
 

@@ -122,7 +122,7 @@ class PromotionPolicy:
 
     def _of_holder(self, name: str, holder: str | None) -> dict[str, EvaluationReport]:
         try:
-            return self.evaluations(load_trained(f"models:/{name}/{holder}"))
+            return self.evaluations(load_trained(f"models:/{name}/{holder}", device=self.compute.resolved()))
         except (ValueError, OSError) as error:
             raise ValueError(
                 f"version {holder} of {name}, which the alias points at, cannot be compared with ({error}): give gates "
@@ -158,8 +158,8 @@ def register(
     held-out stores do not fit the model; nothing is registered then.
     """
     require_names(name, alias)
-    trained = load_trained(checkpoint)
     policy = guard or PromotionPolicy()
+    trained = load_trained(checkpoint, device=policy.compute.resolved())
     anew = named_anew(trained.origin.stores, policy.stores)
     policy = policy.without(anew.values(), alias)
     stores = _training_stores(checkpoint, trained, anew)

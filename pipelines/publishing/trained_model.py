@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from cluster.object_store import open_files
-from cluster.shards import read_weights
+from cluster.shards import each_weight
 from cluster.storage import Checkpoint, CheckpointFolder
 from pipelines.families.models import ModelConfig, family_of, model_config
 from pipelines.publishing.folder import DESCRIPTION, WEIGHTS, TrainedModel, read_bundle, write_bundle
@@ -26,6 +28,7 @@ from pipelines.publishing.model_card import CARD
 from pipelines.publishing.model_origin import ModelOrigin, Which
 from pipelines.publishing.registered import describe_registered, fetch_registered, is_registered
 from pipelines.publishing.training_stores import open_training_store
+from pipelines.publishing.weights import fill, without_weights
 from pipelines.training.checkpoint_metadata import CheckpointMetadata
 from pipelines.training.run_files import METRICS
 from preprocessing.store.episode_store import EpisodeStore
@@ -33,7 +36,6 @@ from preprocessing.store.file_system import is_local
 from preprocessing.store.manifest_file import MANIFEST as STORE_MANIFEST
 from preprocessing.store.shard_files import reaching
 from preprocessing.store.web_store import robot_stores
-from rt_models.blocks.initial_values import weights_follow
 from rt_models.spec import Contract
 
 log = logging.getLogger(__name__)
@@ -52,29 +54,38 @@ class Description:
     contract: Contract
 
 
-def load_trained(source: str, weights: Which | None = None, *, tracking: str | None = None) -> TrainedModel:
+def load_trained(
+    source: str,
+    weights: Which | None = None,
+    *,
+    tracking: str | None = None,
+    device: torch.device | None = None,
+) -> TrainedModel:
     """Load the newest checkpoint under `source` (a run's output folder, its checkpoints, one of them), the bundle in it
     or the registered model of that name: models:/NAME@ALIAS or models:/NAME/VERSION, on the server `tracking`.
 
-    `weights` are by default the averaged ones where the training kept them (engine.ema_decay). Raises FileNotFoundError
-    or ConnectionError if there is no model and ValueError if it does not hold what its manifest says.
+    The model lies on `device`, by default the CPU. `weights` are by default the averaged ones where the training kept
+    them (engine.ema_decay). Raises FileNotFoundError or ConnectionError if there is no model and ValueError if it does
+    not hold what its manifest says.
     """
     if is_registered(source):
-        return fetch_registered(source, tracking)
+        return fetch_registered(source, tracking, device)
     if _is_bundle(source):
-        return _load_bundle(source)
+        return _load_bundle(source, device)
     folder, checkpoint = find_checkpoint(source)
     metadata = CheckpointMetadata.of(checkpoint)
     keeps_average = metadata.experiment["engine"]["ema_decay"] > 0
     averaged = keeps_average if weights is None else weights == "averaged"
     run, origin = folder.root.removesuffix("/checkpoints"), ModelOrigin.from_json(checkpoint.metadata)
-    with weights_follow():
-        model = model_config(metadata.experiment["model"]).build()
+    model = without_weights(model_config(metadata.experiment["model"]), device)
     with tempfile.TemporaryDirectory(prefix="model-") as scratch:
         engine = folder.fetch(checkpoint, Path(scratch)) / "engine"
-        model.load_state_dict(read_weights(engine, averaged=averaged))
+        try:
+            fill(model, each_weight(engine, averaged=averaged))
+        except KeyError as error:
+            raise ValueError(f"{checkpoint.path} holds the weights of another model than its own ({error})") from error
     return TrainedModel(
-        model=model.eval(),
+        model=model,
         contract=metadata.contract,
         instructions=Instructions(metadata.contract.encoder, {}),
         step=checkpoint.step,
@@ -128,10 +139,10 @@ def _is_bundle(path: str) -> bool:
         return files.exists(f"{root.rstrip('/')}/{DESCRIPTION}")
 
 
-def _load_bundle(path: str) -> TrainedModel:
+def _load_bundle(path: str, device: torch.device | None) -> TrainedModel:
     files, root = open_files(path)
     if is_local(files):
-        bundle = read_bundle(Path(root))
+        bundle = read_bundle(Path(root), device)
         return replace(bundle, origin=bundle.origin.found_from(root))
     scratch = Path(tempfile.mkdtemp(prefix="model-"))
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)  # a pretrained model's tokenizer is read from it later
@@ -140,7 +151,7 @@ def _load_bundle(path: str) -> TrainedModel:
         if name in (WEIGHTS, DESCRIPTION, INSTRUCTIONS) or ("/" in name and not name.startswith("evaluations/")):
             (scratch / name).parent.mkdir(parents=True, exist_ok=True)
             files.get_file(f"{root.rstrip('/')}/{name}", str(scratch / name))
-    bundle = read_bundle(scratch)
+    bundle = read_bundle(scratch, device)
     (scratch / WEIGHTS).unlink()
     return bundle
 

@@ -113,7 +113,7 @@ def scores(job: TrainJob, simulated: SimulatedScore | None) -> dict[str, float]:
     in a simulator; in MLflow too."""
     config = EvaluationConfig(bootstrap_samples=100, perturbations=False)
     by_metric: dict[str, list[float]] = {}
-    trained = load_trained(job.output)
+    trained = load_trained(job.output, device=config.compute.resolved())
     for path in job.validation:
         report = score(trained, open_store(path, split="val"), config)
         for name, interval in report.headlines().items():

@@ -65,7 +65,7 @@ def model_factory(
         if weights_from is not None and weights_from.startswith(IMAGENET):
             load_into_backbone(model, weights_from)
         elif weights_from is not None:
-            saved = load_trained(weights_from, tracking=tracking).model.state_dict()
+            saved = load_trained(weights_from, tracking=tracking, device=device).model.state_dict()
             require_same_shapes(_shapes(saved), _shapes(model.state_dict()), weights_from)
             model.load_state_dict(saved)
         freeze(model, experiment.freeze)
