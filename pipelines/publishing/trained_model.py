@@ -13,6 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from pipelines.training.run_files import METRICS
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.file_system import is_local
 from preprocessing.store.manifest_file import MANIFEST as STORE_MANIFEST
+from preprocessing.store.new_folders import made_for
 from preprocessing.store.shard_files import reaching
 from preprocessing.store.web_store import robot_stores
 from rt_models.spec import Contract
@@ -206,9 +208,10 @@ def publish_bundle(trained: TrainedModel, out: str, card: str = "") -> None:
     files, root = open_files(out)
     trained = replace(trained, origin=trained.origin.seen_from(root if is_local(files) else out))
     parent = Path(root).parent if is_local(files) else None
-    if parent is not None:
-        parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".bundle-", dir=parent) as scratch:
+    with (
+        made_for(parent) if parent is not None else nullcontext(),
+        tempfile.TemporaryDirectory(prefix=".bundle-", dir=parent) as scratch,
+    ):
         folder = Path(scratch, "bundle")
         folder.mkdir()
         write_bundle(trained, folder)

@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,6 +27,7 @@ from preprocessing.rlds import Episode, open_folder
 from preprocessing.store.episode_store import EpisodeStore, image_column
 from preprocessing.store.file_system import is_local
 from preprocessing.store.images import decode_image
+from preprocessing.store.new_folders import made_for
 from rt_models.spec import camera_role
 
 _CAMERA = re.compile(r"observation\.images\.[^/]+")
@@ -302,19 +303,18 @@ def _published(out: str) -> Iterator[Path]:
         raise FileExistsError(f"{out} is there already: name a new folder")
     local = is_local(filesystem)
     parent = Path(root).parent if local else None
-    if parent is not None:
-        parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{Path(root).name}.", dir=parent))
-    try:
-        yield partial
-        if local:
-            partial.chmod(0o755)
-            partial.rename(root)
-        else:
-            files = sorted(
-                (path for path in partial.rglob("*") if path.is_file()), key=lambda path: path.name == "info.json"
-            )
-            for path in files:
-                filesystem.put_file(str(path), f"{root}/{path.relative_to(partial)}")
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with made_for(parent) if parent else nullcontext():
+        partial = Path(tempfile.mkdtemp(prefix=f".{Path(root).name}.", dir=parent))
+        try:
+            yield partial
+            if local:
+                partial.chmod(0o755)
+                partial.rename(root)
+            else:
+                files = sorted(
+                    (path for path in partial.rglob("*") if path.is_file()), key=lambda path: path.name == "info.json"
+                )
+                for path in files:
+                    filesystem.put_file(str(path), f"{root}/{path.relative_to(partial)}")
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)

@@ -102,6 +102,7 @@ def mask_store(store: str, config: MaskConfig, reach_ray: ReachRay = own_ray) ->
     table = pa.Table.from_pylist([{"episode": n, **mark} for n, mark in enumerate(marks)], schema=MARKS_SCHEMA)
     verbs = Counter(mark["verb"] for mark in marks if mark["problem"] is None)
     if not verbs:
+        filesystem.rm(work, recursive=True)
         reason = Counter(mark["problem"] for mark in marks).most_common(1)[0][0]
         raise ValueError(f"not one of {len(marks)} episodes of {opened.root} can be marked ({reason})")
     vectors = embed_texts(opened.manifest.encoder, sorted(verbs))

@@ -21,6 +21,7 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from tensorflow_datasets.core.features import FeaturesDict
 
 from preprocessing.store.json_files import JsonObject
+from preprocessing.store.new_folders import made_for
 from preprocessing.tfds.tfrecord import masked_crc32c
 
 
@@ -70,21 +71,23 @@ class RldsWriter:
         folder = root / self.name / self.version
         if folder.exists():
             raise FileExistsError(f"{folder} exists: remove it or write somewhere else")
-        unfinished = root / f".{self.name}-{self.version}-{uuid.uuid4().hex[:8]}"
-        ours = unfinished if root.exists() else root
-        try:
-            unfinished.mkdir(parents=True)
-            self.features.save_config(str(unfinished))
-            infos = [self._write_split(unfinished, split, plan) for split, plan in splits.items()]
-            (unfinished / "dataset_info.json").write_text(json.dumps(self.info(infos), indent=2, sort_keys=True))
-            if self.metadata:
-                (unfinished / "metadata.json").write_text(json.dumps(self.metadata, indent=2, sort_keys=True))
-            folder.parent.mkdir(exist_ok=True)
-            unfinished.rename(folder)
-        except BaseException:
-            shutil.rmtree(ours, ignore_errors=True)
-            raise
+        with made_for(folder.parent):
+            unfinished = root / f".{self.name}-{self.version}-{uuid.uuid4().hex[:8]}"
+            try:
+                self._write_unfinished(unfinished, splits)
+                unfinished.rename(folder)
+            except BaseException:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                raise
         return folder
+
+    def _write_unfinished(self, folder: Path, splits: Mapping[str, SplitPlan]) -> None:
+        folder.mkdir()
+        self.features.save_config(str(folder))
+        infos = [self._write_split(folder, split, plan) for split, plan in splits.items()]
+        (folder / "dataset_info.json").write_text(json.dumps(self.info(infos), indent=2, sort_keys=True))
+        if self.metadata:
+            (folder / "metadata.json").write_text(json.dumps(self.metadata, indent=2, sort_keys=True))
 
     def serialize(self, episode: Mapping[str, object]) -> bytes:
         """The tf.train.Example of one episode, its features in the order of their names."""

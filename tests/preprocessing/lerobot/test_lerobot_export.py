@@ -206,5 +206,5 @@ def test_an_export_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(LeRobotWriter, "close", fail)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(OSError, match="full"):
-        exported(store, tmp_path / "back")
+        exported(store, tmp_path / "new/er/back")
     assert sorted(tmp_path.iterdir()) == before

@@ -134,6 +134,7 @@ def test_owl_vit_looks_for_what_the_instruction_names_and_goes_on_where_it_was_c
     monkeypatch.setattr(OwlDetector, "detect", lambda *_: unsure)
     with pytest.raises(ValueError, match=r"not one of 5 episodes .*its object is not found"):
         marked(store, detector, threshold=0.06)
+    assert not Path(store.root, module._WORK).exists()
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def test_more_shards_than_episodes_are_refused() -> None:
         SplitPlan(episodes=[], num_episodes=2, num_shards=3)
 
 
-@pytest.mark.parametrize(("root", "announced", "word"), [("", 1, "more"), ("new", 3, "fewer")])
+@pytest.mark.parametrize(("root", "announced", "word"), [("", 1, "more"), ("new/er", 3, "fewer")])
 def test_a_wrong_count_leaves_nothing_behind(tmp_path: Path, root: str, announced: int, word: str) -> None:
     plan = SplitPlan(episodes=[_numbered(0), _numbered(1)], num_episodes=announced)
     with pytest.raises(ValueError, match=f"split train has {word} than the {announced} episodes announced"):
