@@ -142,6 +142,27 @@ def test_kernels_that_fail_leave_the_other_sides_to_be_measured(gpu: Any, monkey
     assert [line.get("failed", line["side"]) for line in lines] == ["no such card", training.CUDNN] * 2
 
 
+@pytest.mark.parametrize(
+    ("kernel", "expected"),
+    [
+        ("silu_reduce", "our kernels"),
+        ("_frames_to_images", "our kernels"),
+        ("depthwise_backward_weight", "depthwise"),
+        ("void cudnn::ops::nchwToNhwcKernel<__nv_bfloat16, float>", "copy, cast, layout"),
+        (
+            "sm90_xmma_fprop_implicit_gemm_bf16bf16_f32_nhwckrsc_nhwc_tilesize128x64",
+            "matrix product, convolution",
+        ),
+        ("void at::native::vectorized_elementwise_kernel<4, at::native::silu_kernel>", "pointwise"),
+        ("void at::native::reduce_kernel<512, 1>", "reduction"),
+    ],
+)
+def test_kernels_are_told_apart_by_their_names(gpu: Any, kernel: str, expected: str) -> None:
+    from gpu_stages.kernels import kernel_class
+
+    assert kernel_class(kernel) == expected
+
+
 def test_aims_are_ratios_of_the_newest_results(gpu: Any) -> None:
     from gpu_stages.aims import aims, table
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from gpu_stages import rt1_step
@@ -117,14 +119,18 @@ def _profiled(step: Step, steps: int = 2) -> Line:
     return {"wall_ms_with_profiler": wall_ms, "busy_ms": busy_ms, "ms_by_class": spent, "longest_ms": top}
 
 
-OURS = "silu_forward silu_pool silu_reduce silu_backward affine_forward affine_reduce affine_backward moments sums"
+OURS = {
+    name
+    for file in (Path(__file__).resolve().parents[2] / "rt_models").glob("*/*_kernels.py")
+    for name in re.findall(r"@triton\.jit\ndef (\w+)\(", file.read_text())
+}
 CLASSES = {
     "depthwise": ("depthwise", "dgrad2d_grouped", "wgrad2d_grouped", "grouped_direct", "conv2d_grouped", "conv2d_c1"),
     "attention": ("flash", "fmha", "attention", "softmax"),
     "optimizer": ("multi_tensor", "fused_adam", "adam"),
     "batch norm": ("batch_norm", "bn_fw", "bn_bw", "batchnorm"),
+    "copy, cast, layout": ("memcpy", "memset", "copy", "catarray", "nchwtonhwc", "nhwctonchw", "transpose"),
     "matrix product, convolution": ("gemm", "cutlass", "xmma", "conv", "cudnn", "nvjet", "cublas", "wgrad", "dgrad"),
-    "copy, cast, layout": ("memcpy", "memset", "copy", "cat", "nchw", "nhwc", "transpose"),
     "reduction": ("reduce",),
     "pointwise": ("elementwise", "vectorized", "triton_poi", "pointwise"),
     "gather, scatter": ("index", "gather", "scatter", "sort", "unique"),
@@ -132,7 +138,7 @@ CLASSES = {
 
 
 def kernel_class(kernel: str) -> str:
-    if kernel in (*OURS.split(), "_frames_to_images"):
-        return "our kernels"
     name = kernel.lower()
+    if kernel in OURS and "depthwise" not in name:
+        return "our kernels"
     return next((label for label, parts in CLASSES.items() if any(part in name for part in parts)), "other")
