@@ -181,6 +181,7 @@ class TorchEngine(EngineBase):
         return {name: value.detach().cpu().clone() for name, value in self._model.state_dict().items()}
 
     def close(self) -> None:
+        self._replay = None  # it holds this engine, and so the weights, until the next search for cycles
         self._optimizer.zero_grad(set_to_none=True)
 
 

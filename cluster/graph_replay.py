@@ -38,7 +38,9 @@ class CudaRecorder:
         """(what `run` returns, where each replay leaves its value; the replay). Nothing is computed yet."""
         graph = torch.cuda.CUDAGraph()
         # Other threads pin memory meanwhile, which concerns this one's recording as little as their copies do.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        # The first block: where a recording fails, torch leaves this thread on the stream that it recorded on.
+        recording = torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")
+        with torch.cuda.stream(torch.cuda.current_stream()), recording:
             result = run()
         self._pool = graph.pool()
         return result, graph.replay
@@ -108,9 +110,10 @@ class GraphReplay:
         try:
             loss, replay = self._recorder(lambda: self._run(own))
         except RuntimeError as error:
+            cause = error.__context__ or error  # the end of a failed recording says only that it failed
             if self._must:
-                raise ValueError(f"engine.cuda_graphs on: this model cannot be recorded ({error})") from error
-            log.warning("training goes on without CUDA graphs: this model cannot be recorded (%s)", error)
+                raise ValueError(f"engine.cuda_graphs on: this model cannot be recorded ({cause})") from error
+            log.warning("training goes on without CUDA graphs: this model cannot be recorded (%s)", cause)
             self._gave_up = True
             return False
         rows = getattr(self._model, "row_losses_B", None)

@@ -186,9 +186,15 @@ def connect(context: WorkerContext) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     with quick_imports():
         import deepspeed
+        from deepspeed.accelerator import get_accelerator
         from deepspeed.ops import __compatible_ops__
         from deepspeed.utils import logger
 
+    if (kind := get_accelerator().device_name()) != context.device.type:
+        raise ValueError(
+            f"DeepSpeed computes on {kind} in this process, for which it decides once: train on {context.device} in "
+            f"another process (or unset DS_ACCELERATOR)"
+        )
     logger.setLevel(logging.WARNING)
     # DeepSpeed calls collectives under names that torch is about to rename, with a warning at every step.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")

@@ -45,15 +45,22 @@ def train(context: WorkerContext, job: TrainJob) -> dict[str, float | str]:
 
     How the run ended, if not by its last step, stands beside the metrics (`Ending`): a run that was asked to stop
     (cluster/stop_file.py) leaves a checkpoint. `rtp train` gives a job that is prepared already; any other is prepared
-    here, on rank 0.
+    here, on rank 0. Raises ValueError, with what to do, where the GPU's memory runs out.
     """
     if not isinstance(job, PreparedJob):
         job = on_rank_0(context, prepared, job)
-    with ExitStack() as parts:
-        loop = _open_loop(context, job, parts)
-        metrics = loop.run()
-        ending = loop.ending()
-        loop.logger.stopped = ending.stopped
+    try:
+        with ExitStack() as parts:
+            loop = _open_loop(context, job, parts)
+            metrics = loop.run()
+            ending = loop.ending()
+            loop.logger.stopped = ending.stopped
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"the memory of {context.device} ran out at {job.experiment.loop.micro_batch} samples a micro-batch: give "
+            f"a smaller --loop.micro-batch (rtp doctor --fit finds the largest), activation checkpointing, or where "
+            f"batches are replayed --engine.cuda-graphs off. {str(error).splitlines()[0]}"
+        ) from error
     return {**metrics, **ending.to_json()}
 
 

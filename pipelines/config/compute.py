@@ -89,11 +89,13 @@ class Compute:
         before, on_gpu = backends.fp32_precision, device.type == "cuda"
         if on_gpu:
             backends.fp32_precision = "ieee" if self.precision == "fp32" else "tf32"
+        # Triton launches its kernels on the process's current GPU, wherever their tensors lie.
+        current = torch.cuda.device(device) if on_gpu else nullcontext()
         try:
             # No cache of cast weights: a CUDA graph captured in the block would read from it after its end.
             in_bf16 = self.precision == "bf16"
             cast = torch.autocast(device.type, torch.bfloat16, cache_enabled=False) if in_bf16 else nullcontext()
-            with cast:
+            with current, cast:
                 yield
         finally:
             if on_gpu:

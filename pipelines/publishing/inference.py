@@ -22,6 +22,7 @@ from pipelines.serving.request_values import camera_frame, described, is_missing
 from rt_models.action_space import ActionSpec
 from rt_models.blocks.cast_weights import cast_weights
 from rt_models.control.action import Action, ActionOutlet
+from rt_models.control.control_step import CAPACITIES
 from rt_models.control.observation import Frame, ObservationInlet, RobotState
 from rt_models.spec import EMBEDDING_WIDTH, MAIN_CAMERA, Contract, DatasetContract, ImageRecipe, ObjectMarks
 
@@ -211,6 +212,21 @@ class InferenceModel:
     def mark(self, policy: Policy, marks: ObjectMarks) -> None:
         """Tell a policy which objects are meant; others than before begin an episode."""
         self._family.mark(policy, marks)
+
+    def warm_up(self, most: int) -> None:
+        """Lay the weights out and answer grey frames: on a GPU once for each size of its CUDA graphs that up to `most`
+        robots at once need."""
+        self.begin()
+        dataset = self.contract.datasets[0]
+        frame, state = self.grey(dataset)
+        instruction = self.any_instruction()
+        on_gpu = self._device.type == "cuda"
+        for below, robots in zip((0, *CAPACITIES), CAPACITIES, strict=False):
+            if below < (most if on_gpu else 1):
+                policies = [self.warm_episode(dataset) for _ in range(robots)]
+                self.act(policies, [frame] * robots, [instruction] * robots, [state] * robots)
+        if on_gpu:
+            torch.cuda.synchronize(self._device)
 
     def grey(self, dataset: DatasetContract) -> tuple[Frame, RobotState]:
         """A frame of each camera and a mean state, for warming up."""

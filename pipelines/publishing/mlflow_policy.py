@@ -79,7 +79,7 @@ class MlflowPolicy(PythonModel):
         _leave_the_path_to(context.artifacts["policy"])
         compute = Compute.of_environment()
         self._model = InferenceModel(read_bundle(context.artifacts["policy"], compute.resolved()), compute)
-        self._model.begin()  # so that the first robot does not wait for it
+        self._model.warm_up(1)  # so that the first robot does not wait for it
         self._contract = self._model.contract
         self._robots: OrderedDict[_Robot, Policy] = OrderedDict()
         self._marked_for: dict[_Robot, Instruction] = {}

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from pipelines.config.compute import Compute
 from pipelines.publishing.control_rate import OtherRate, at_rate, rate_factor
@@ -36,7 +35,6 @@ from pipelines.serving.recording.recorder import Recorder
 from pipelines.serving.refusal import Refusal
 from pipelines.serving.request_values import is_missing
 from pipelines.serving.sessions import Session, Sessions
-from rt_models.control.control_step import CAPACITIES
 from rt_models.control.observation import Frame, RobotState
 from rt_models.spec import MAIN_CAMERA, DatasetContract, ObjectMarks, of_role
 
@@ -128,20 +126,8 @@ class PolicyService:
             model.contract.dataset(self.config.dataset)
 
     def warm_up(self, model: InferenceModel) -> None:
-        """Lay the weights out and answer grey frames, so that the first robot does not wait for it.
-
-        On a GPU once for each size of its CUDA graphs.
-        """
-        model.begin()
-        dataset = model.contract.datasets[0]
-        frame, state = model.grey(dataset)
-        instruction = model.any_instruction()
-        on_gpu = self.config.compute.resolved().type == "cuda"
-        for robots in [size for size in CAPACITIES if size == 1 or (on_gpu and size <= self.config.batching.max_batch)]:
-            policies = [model.warm_episode(dataset) for _ in range(robots)]
-            model.act(policies, [frame] * robots, [instruction] * robots, [state] * robots)
-        if on_gpu:
-            torch.cuda.synchronize()
+        """Lay the weights out and answer grey frames, so that no robot waits for it."""
+        model.warm_up(self.config.batching.max_batch)
 
     # --- one question ---
 

@@ -52,22 +52,23 @@ def uses_kernels(x_NCHW: Tensor) -> bool:
     )
 
 
-def depthwise(x_NCHW: Tensor, weight_CIKK: Tensor, window: Window) -> Tensor:
+def depthwise(x_NCHW: Tensor, weight_CIKK: Tensor, bias_C: Tensor | None, window: Window) -> Tensor:
     """(N, C, height, width) in channels_last and in x's type, or in autocast's where it is on."""
     kind = x_NCHW.device.type
     if kind != "meta" and torch.is_autocast_enabled(kind):
         x_NCHW = x_NCHW.to(torch.get_autocast_dtype(kind))
-    return _Depthwise.apply(x_NCHW, weight_CIKK, window)
+    return _Depthwise.apply(x_NCHW, weight_CIKK, bias_C, window)
 
 
 class _Depthwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, window: Window) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
         by_channel = weight.detach().flatten(1).t().float().contiguous()  # (K K, C)
         y = _like(x, window.height, window.width)
         tile_h, tile_w = tile(window.height, window.width, _TILE_P)
         kernel = _kernels().depthwise_forward[_grid(y, tile_h, tile_w)]
-        kernel(x, by_channel, y, *_sizes(x, window), tile_h, tile_w, **_constants(x, window))
+        given = (x, by_channel, by_channel if bias is None else bias, y)
+        kernel(*given, *_sizes(x, window), tile_h, tile_w, BIAS=bias is not None, **_constants(x, window))
         ctx.save_for_backward(x, by_channel)
         ctx.window, ctx.weight = window, (weight.shape, weight.dtype)
         return y
@@ -76,7 +77,7 @@ class _Depthwise(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (x, by_channel), window = ctx.saved_tensors, ctx.window
         dy = gradients[0].contiguous(memory_format=torch.channels_last)
-        dx = dweight = None
+        dx = dweight = dbias = None
         if ctx.needs_input_grad[0]:
             dx = torch.empty_like(x)
             tile_h, tile_w = tile(x.shape[2], x.shape[3], _TILE_P)
@@ -85,7 +86,9 @@ class _Depthwise(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             shape, dtype = ctx.weight
             dweight = _dweight(x, dy, window).view(shape).to(dtype)
-        return dx, dweight, None
+        if ctx.needs_input_grad[2]:
+            dbias = dy.sum((0, 2, 3), dtype=torch.float32).to(ctx.weight[1])
+        return dx, dweight, dbias, None
 
 
 def _dweight(x: Tensor, dy: Tensor, window: Window) -> Tensor:

@@ -17,6 +17,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+SIZES = ["H", "W", "OH", "OW", "top", "left", "tile_h", "tile_w", "tiles", "tiles_per_part"]
+"""Numbers of which Triton compiles no variants: for those that 16 divides, and for 1."""
+
 
 @triton.jit
 def _pixels(tile, H, W, tile_h, tile_w, BP: tl.constexpr):
@@ -35,12 +38,12 @@ def _offsets(row, column, c, W, C):
     return (row * W + column)[:, None] * C + c[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def depthwise_forward(
-    x, weight, y, groups, H, W, OH, OW, top, left, tile_h, tile_w,
-    K: tl.constexpr, S: tl.constexpr, V: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    x, weight, bias, y, groups, H, W, OH, OW, top, left, tile_h, tile_w,
+    BIAS: tl.constexpr, K: tl.constexpr, S: tl.constexpr, V: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """y (N, OH, OW, C) = x (N, H, W, C) convolved with weight."""
+    """y (N, OH, OW, C) = x (N, H, W, C) convolved with weight, and with BIAS bias (C,) added."""
     C = groups * V
     image, row, column, mask = _pixels(tl.program_id(0), OH, OW, tile_h, tile_w, BP)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
@@ -48,6 +51,8 @@ def depthwise_forward(
     h, w = row * S - top, column * S - left
     first = x + image * H * W * C + _offsets(h, w, c, W, C)
     total = tl.zeros((BP, BC), tl.float32)
+    if BIAS:
+        total += tl.load(bias + c, mask=in_c, other=0).to(tl.float32)[None, :]
     for i in tl.range(K, loop_unroll_factor=1):
         in_row = mask & (h + i >= 0) & (h + i < H)
         for j in tl.static_range(K):
@@ -59,7 +64,7 @@ def depthwise_forward(
     tl.store(place, total.to(y.dtype.element_ty), mask=mask[:, None] & in_c[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def depthwise_backward_image(
     dy, weight, dx, groups, H, W, OH, OW, top, left, tile_h, tile_w,
     K: tl.constexpr, S: tl.constexpr, V: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
@@ -92,7 +97,7 @@ def depthwise_backward_image(
     tl.store(place, total.to(dx.dtype.element_ty), mask=mask[:, None] & in_c[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def depthwise_backward_weight(
     x, dy, partial, groups, H, W, OH, OW, top, left, tile_h, tile_w, tiles, tiles_per_part,
     K: tl.constexpr, S: tl.constexpr, V: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,

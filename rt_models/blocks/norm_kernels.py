@@ -15,6 +15,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+SIZES = ["P", "length", "rows_per_part"]
+"""Numbers of which Triton compiles no variants: for those that 16 divides, and for 1."""
+
 
 @triton.jit
 def _tile(pid, P, C, BP: tl.constexpr, BC: tl.constexpr):
@@ -27,7 +30,7 @@ def _tile(pid, P, C, BP: tl.constexpr, BC: tl.constexpr):
     return image, image.to(tl.int64) * P * C + p[:, None] * C + c[None, :], c, mask
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def sums(x, partial, num_real, P, C, rows_per_part, BP: tl.constexpr, BC: tl.constexpr):
     """partial (2, S, C): sums of x - x[0] and of its square over the rows of real images, part by part."""
     part, parts = tl.program_id(0), tl.num_programs(0)
@@ -68,7 +71,7 @@ def _keep(
         tl.store(running_var + c, before + share * (var - before), mask=follows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def moments(
     x, partial, num_real, stats, rstd, running_mean, running_var, share, eps, P, C,
     S: tl.constexpr, FOLLOW: tl.constexpr, BC: tl.constexpr,
@@ -86,7 +89,7 @@ def moments(
     _keep(mean, var, count, c, in_c, stats, rstd, running_mean, running_var, share, eps, C, FOLLOW)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def over_ranks(
     gathered, stats, rstd, running_mean, running_var, share, eps, R, C, FOLLOW: tl.constexpr, BC: tl.constexpr
 ):  # fmt: skip
@@ -129,7 +132,7 @@ def _means(sums, stats, c, C):
     return first / count, second / count
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def silu_forward(x, y, mean, rstd, weight, bias, gate, P, C, GATED: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr):
     """y = silu(normal x weight + bias), times gate (N, C)."""
     image, offsets, c, mask = _tile(tl.program_id(0), P, C, BP, BC)
@@ -143,7 +146,7 @@ def silu_forward(x, y, mean, rstd, weight, bias, gate, P, C, GATED: tl.constexpr
     tl.store(y + offsets, value.to(y.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def silu_pool(x, pooled, mean, rstd, weight, bias, P, C, length, BP: tl.constexpr, BC: tl.constexpr):
     """pooled (N, S, C): means of silu(normal x weight + bias) over the positions of each image, as S summands."""
     image, part, parts = tl.program_id(0), tl.program_id(2), tl.num_programs(2)
@@ -163,7 +166,7 @@ def silu_pool(x, pooled, mean, rstd, weight, bias, P, C, length, BP: tl.constexp
     tl.store(pooled + (image * parts + part) * C + c, tl.sum(total, 0) / P, mask=c < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def silu_reduce(
     x, dy, out, mean, rstd, weight, bias, P, C, length, GATED: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr
 ):
@@ -208,7 +211,7 @@ def silu_reduce(
         tl.store(out + 4 * stride + place, tl.sum(s4, 0), mask=c < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def silu_backward(
     x, dy, dx, stats, rstd, weight, bias, gate, dpool, sums, num_real, P, C,
     GATED: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
@@ -234,7 +237,7 @@ def silu_backward(
     tl.store(dx + offsets, value.to(dx.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def affine_forward(
     x, residual, y, mean, rstd, weight, bias, scale, add, kept, P, C,
     RESIDUAL: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
@@ -252,7 +255,7 @@ def affine_forward(
     tl.store(y + offsets, value.to(y.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def affine_reduce(
     x, residual, dy, out, mean, rstd, P, C, length, RESIDUAL: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr
 ):
@@ -282,7 +285,7 @@ def affine_reduce(
         tl.store(out + 2 * stride + place, tl.sum(s2, 0), mask=c < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def affine_backward(
     x, dy, dx, dresidual, stats, rstd, weight, scale, kept, sums, num_real, P, C,
     RESIDUAL: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,

@@ -13,6 +13,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+SIZES = ["N", "S", "P", "rows", "size"]
+"""Numbers of which Triton compiles no variants: for those that 16 divides, and for 1."""
+
 
 @triton.jit
 def _cell(N, C, BN: tl.constexpr, BC: tl.constexpr):
@@ -32,7 +35,7 @@ def _summed(parts, number, n, c, mask, N, S, C, BN: tl.constexpr, BC: tl.constex
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def add_up(terms, sums, rows, C, BR: tl.constexpr, BC: tl.constexpr):
     """sums (2, C): terms (2, rows, C) over rows; of more than two terms the first two."""
     number, c = tl.program_id(0), tl.program_id(1) * BC + tl.arange(0, BC)
@@ -44,7 +47,7 @@ def add_up(terms, sums, rows, C, BR: tl.constexpr, BC: tl.constexpr):
     tl.store(sums + number * C + c, tl.sum(total, 0), mask=c < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def gate_logit(parts, gate, dlogit, N, S, C, BN: tl.constexpr, BC: tl.constexpr):
     """dlogit (N, C): the gradient of the gate, the reduction's third sum, before its sigmoid."""
     n, c, mask = _cell(N, C, BN, BC)
@@ -53,7 +56,7 @@ def gate_logit(parts, gate, dlogit, N, S, C, BN: tl.constexpr, BC: tl.constexpr)
     tl.store(dlogit + n[:, None] * C + c[None, :], slope, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def gate_hidden(hidden, dactivated, activated, dhidden, size, B: tl.constexpr):
     """activated = silu(hidden), and the gradient of hidden."""
     place = tl.program_id(0) * B + tl.arange(0, B)
@@ -65,7 +68,7 @@ def gate_hidden(hidden, dactivated, activated, dhidden, size, B: tl.constexpr):
     tl.store(dhidden + place, tl.load(dactivated + place, mask=mask, other=0.0) * slope, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def gate_terms(parts, gate, dpool, terms, N, S, C, P, BN: tl.constexpr, BC: tl.constexpr):
     """terms (2, N, C): each image's sums of dz and of dz normal, dz = silu' (dy gate + dpool / P)."""
     n, c, mask = _cell(N, C, BN, BC)
@@ -78,7 +81,7 @@ def gate_terms(parts, gate, dpool, terms, N, S, C, P, BN: tl.constexpr, BC: tl.c
     tl.store(terms + N * C + place, second, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def affine_ends(
     parts, weight, bias, scale, kept, dscale, dadd, terms, N, S, C,
     RESIDUAL: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr,

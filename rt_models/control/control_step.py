@@ -10,6 +10,7 @@ actions, P values of a state, D width, HWC pixels, A actions, V bins.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 
 import torch
@@ -20,6 +21,8 @@ from rt_models.rt1 import RT1
 CAPACITIES = (1, 8, 32)
 """Robots of a graph; more robots are computed in pieces of the last."""
 _WARM_UP = 3  # passes before a capture: cuDNN chooses its kernels, constants are copied to the device
+
+_ONE_RECORDING = threading.Lock()  # at a time in this process: a server lays out a new model while the old one acts
 
 Inputs = Mapping[str, Tensor]
 """image_RHWC in [0, 1] at model resolution, of several cameras (R, M, H, W, C); embedding_RD; tokens_RTJD of the last T
@@ -62,8 +65,9 @@ class ControlStep:
         robots = len(inputs["image_RHWC"])
         capacity = next(size for size in CAPACITIES if size >= robots)
         with torch.cuda.device(self._model.transformer.output.weight.device):
-            if capacity not in self._graphs:
-                self._graphs[capacity] = StepGraph(self.run, inputs, capacity)
+            with _ONE_RECORDING:
+                if capacity not in self._graphs:
+                    self._graphs[capacity] = StepGraph(self.run, inputs, capacity)
             return self._graphs[capacity](inputs)
 
 
@@ -84,7 +88,8 @@ class StepGraph:
         torch.cuda.current_stream().wait_stream(aside)
         torch.clear_autocast_cache()  # weights cast before the capture would be read after they are gone
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        # On a stream of this device: torch's own is of the GPU that this process first recorded on.
+        with torch.cuda.graph(self._graph, stream=aside, capture_error_mode="thread_local"):
             self._outputs = run(self._inputs)
         torch.clear_autocast_cache()
 

@@ -168,7 +168,7 @@ class DepthwiseConv(Conv):
     kernels: DepthwiseKernels = "auto"
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.kernels != "auto" or self.bias is not None or not uses_kernels(input):
+        if self.kernels != "auto" or not uses_kernels(input):
             return super().forward(input)
         kernel, stride = self.kernel_size[0], self.stride[0]
         top, bottom = padding(input.shape[-2], kernel, stride, self.rule)
@@ -176,7 +176,7 @@ class DepthwiseConv(Conv):
         height = (input.shape[-2] + top + bottom - kernel) // stride + 1
         width = (input.shape[-1] + left + right - kernel) // stride + 1
         window = Window(kernel=kernel, stride=stride, top=top, left=left, height=height, width=width)
-        return depthwise(input, self.weight, window)
+        return depthwise(input, self.weight, self.bias, window)
 
 
 class StemConv(Conv):

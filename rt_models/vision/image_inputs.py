@@ -122,13 +122,15 @@ def prepare(batch: Mapping[str, Tensor], preparation: Preparation, cameras: Sequ
     if keys[0] in batch:  # found on the host: nothing here waits for the device
         frame_N, step_N, place, num_real = (batch[key] for key in keys)
         camera_N, step_N = step_N % len(cameras), step_N // len(cameras)
-        x_NCHW, key_N = _images(batch, cameras[0], frame_N, step_N, preparation)
-        for number, role in enumerate(cameras[1:], start=1):
-            if len(batch[frames_key(role)]):
-                is_its_N = camera_N == number
-                its_x, its_key = _images(batch, role, frame_N * is_its_N, step_N, preparation)
-                x_NCHW = torch.where(is_its_N[:, None, None, None], its_x, x_NCHW)
-                key_N = torch.where(is_its_N, its_key, key_N)
+        with_frames = [each for each in enumerate(cameras) if len(batch[frames_key(each[1])])] or [(0, cameras[0])]
+        first, role = with_frames[0]
+        its_N = frame_N if len(cameras) == 1 else frame_N * (camera_N == first)  # not rows of other cameras' frames
+        x_NCHW, key_N = _images(batch, role, its_N, step_N, preparation)
+        for number, role in with_frames[1:]:
+            is_its_N = camera_N == number
+            its_x, its_key = _images(batch, role, frame_N * is_its_N, step_N, preparation)
+            x_NCHW = torch.where(is_its_N[:, None, None, None], its_x, x_NCHW)
+            key_N = torch.where(is_its_N, its_key, key_N)
     else:
         frame_N, step_N, place, counts = images_of(batch, cameras, crops=preparation.augment)
         step_N, num_real = step_N // len(cameras), None

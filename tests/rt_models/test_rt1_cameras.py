@@ -129,6 +129,23 @@ def test_two_cameras_show_the_same_crop_of_one_frame_differently_and_the_main_on
 # --- absent inputs ---
 
 
+@pytest.mark.parametrize("num_frames", [2, 0])
+def test_a_first_camera_may_have_fewer_frames_than_the_main_one(num_frames: int) -> None:
+    """Rows of the main camera's frames lie beyond the first one's: a GPU would read past them."""
+    from rt_models.vision.image_inputs import Preparation, prepare
+
+    config = replace(SHARED, cameras=("wrist", "image"))
+    batch = make_batch(config, [1, 8], without=(1,) if num_frames else (0, 1))
+    batch |= {"frames_wrist": batch["frames_wrist"][:num_frames]}
+    preparation = Preparation(config=TINY.input, pixels=TINY.build().tokenizer.pixels(torch.float32), augment=True)
+    unplanned = prepare(batch, preparation, config.cameras)
+    planned = plan_images(batch, crops=True, capacities=(12,), cameras=config.cameras)
+    images = prepare(planned, preparation, config.cameras)
+    real = len(unplanned.x_NCHW)
+    assert images.num_real is not None and int(images.num_real) == real
+    assert torch.equal(images.x_NCHW[:real], unplanned.x_NCHW) and torch.equal(images.key_N[:real], unplanned.key_N)
+
+
 def test_the_learned_token_of_a_camera_that_is_not_there_is_trained_and_its_picture_not_seen() -> None:
     for config in (SHARED, SEPARATE):
         batch = make_batch(config, ENDS, without=(1, 2))

@@ -21,7 +21,7 @@ class Ranks:
     def __init__(self, count: int) -> None:
         self.count = count
         self._turn = threading.Lock()
-        self._all = threading.Barrier(count, timeout=60)
+        self._all = threading.Barrier(count, timeout=600)
         self._given: dict[int, Tensor] = {}
         self._rank = threading.local()
 
