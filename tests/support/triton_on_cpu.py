@@ -5,11 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -46,12 +45,8 @@ def interpreted() -> Iterator[None]:
     Triton decides at import whether its own functions are interpreted, so it is imported anew too.
     """
     with ExitStack() as stack:
-        stack.enter_context(patch.dict(sys.modules))
         stack.enter_context(patch.dict(os.environ, TRITON_INTERPRET="1"))
-        for name in list(sys.modules):
-            if name.partition(".")[0] == "triton" and not name.startswith("triton._C"):
-                del sys.modules[name]
-        _imported_anew(stack)
+        stack.enter_context(_forgotten(lambda name: name in MODULES or _is_triton(name)))
         for name in ASKED:
             stack.enter_context(patch(name, lambda device: True))
         for name in PROGRAMS:  # sums in few parts: the interpreter takes a millisecond for each program
@@ -59,16 +54,31 @@ def interpreted() -> Iterator[None]:
         yield
 
 
-def _imported_anew(stack: ExitStack) -> list[ModuleType]:
-    """The modules of kernels, decorated under the present settings; as before when the stack ends."""
-    stack.enter_context(patch.dict(sys.modules))
-    for name in MODULES:
-        sys.modules.pop(name, None)
-    fresh = [importlib.import_module(name) for name in MODULES]
-    for module in fresh:
-        parent, _, name = module.__name__.rpartition(".")
-        stack.enter_context(patch.object(sys.modules[parent], name, module))
-    return fresh
+def _is_triton(module: str) -> bool:
+    return module.partition(".")[0] == "triton" and not module.startswith("triton._C")
+
+
+@contextmanager
+def _forgotten(which: Callable[[str], bool]) -> Iterator[None]:
+    """Within the block these modules are imported anew; afterwards they are what they were."""
+    before = {name: module for name, module in sys.modules.items() if which(name)}
+    _forget(which)
+    try:
+        yield
+    finally:
+        _forget(which)
+        sys.modules.update(before)
+        for name in set(MODULES) & set(before):
+            parent, _, last = name.rpartition(".")
+            setattr(sys.modules[parent], last, before[name])
+
+
+def _forget(which: Callable[[str], bool]) -> None:
+    for name in [name for name in sys.modules if which(name)]:
+        parent, _, last = name.rpartition(".")
+        if name in MODULES and hasattr(sys.modules[parent], last):
+            delattr(sys.modules[parent], last)
+        del sys.modules[name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +128,8 @@ def recorded() -> Iterator[list[Launch]]:
             )
 
     with ExitStack() as stack:
-        for module in _imported_anew(stack):
+        stack.enter_context(_forgotten(lambda name: name in MODULES))
+        for module in map(importlib.import_module, MODULES):
             for name, value in vars(module).copy().items():
                 if type(value).__name__ == "JITFunction":
                     stack.enter_context(patch.object(module, name, Recorder(value)))

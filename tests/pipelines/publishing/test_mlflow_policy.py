@@ -27,6 +27,7 @@ from pipelines.publishing.mlflow_policy import MlflowPolicy
 from pipelines.publishing.model_origin import ModelOrigin
 from pipelines.training.data import training_contract
 from preprocessing.store.episode_store import EpisodeStore
+from rt_models.blocks.linear import ZeroLinear
 from rt_models.control.control_step import CAPACITIES
 from rt_models.rt1 import RT1
 
@@ -249,6 +250,7 @@ def test_in_bf16_the_weights_are_cast_once(
     assert np.isfinite(ask(served, {"image": frames[0], "instruction": text})).all()
     (robot,) = served._robots.values()
     kinds = {type(part): part.weight.dtype for part in robot.model.modules() if isinstance(part, nn.Linear | nn.Conv2d)}  # type: ignore[attr-defined]
+    assert kinds.pop(ZeroLinear) == torch.float32  # FiLM, which autocast does not cast either
     assert kinds and set(kinds.values()) == {torch.bfloat16}
 
 
