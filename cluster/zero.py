@@ -190,9 +190,10 @@ def connect(context: WorkerContext) -> None:
         from deepspeed.ops import __compatible_ops__
         from deepspeed.utils import logger
 
-    if (kind := get_accelerator().device_name()) != context.device.type:
+    accelerator: Any = get_accelerator()
+    if accelerator.device_name() != context.device.type:
         raise ValueError(
-            f"DeepSpeed computes on {kind} in this process, for which it decides once: train on {context.device} in "
+            f"DeepSpeed computes on {accelerator.device_name()} in this process, for which it decides once: train on {context.device} in "
             f"another process (or unset DS_ACCELERATOR)"
         )
     logger.setLevel(logging.WARNING)
