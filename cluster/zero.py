@@ -193,8 +193,8 @@ def connect(context: WorkerContext) -> None:
     accelerator: Any = get_accelerator()
     if accelerator.device_name() != context.device.type:
         raise ValueError(
-            f"DeepSpeed computes on {accelerator.device_name()} in this process, for which it decides once: train on {context.device} in "
-            f"another process (or unset DS_ACCELERATOR)"
+            f"DeepSpeed computes on {accelerator.device_name()} in this process, for which it decides once: train on "
+            f"{context.device} in another process (or unset DS_ACCELERATOR)"
         )
     logger.setLevel(logging.WARNING)
     # DeepSpeed calls collectives under names that torch is about to rename, with a warning at every step.
