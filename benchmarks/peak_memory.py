@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # which checkpointing imports: 150 MB of code that are no activations
 from measure import parser, positive, print_json, start
 from workload import PRESETS, accumulate, add_presets, batch
 
