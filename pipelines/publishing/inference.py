@@ -24,7 +24,7 @@ from rt_models.blocks.cast_weights import cast_weights
 from rt_models.control.action import Action, ActionOutlet
 from rt_models.control.control_step import CAPACITIES
 from rt_models.control.observation import Frame, ObservationInlet, RobotState
-from rt_models.spec import EMBEDDING_WIDTH, MAIN_CAMERA, Contract, DatasetContract, ImageRecipe, ObjectMarks
+from rt_models.spec import EMBEDDING_WIDTH, MAIN_CAMERA, Contract, DatasetContract, ObjectMarks
 
 TOGETHER = 32
 """Robots that are answered in one pass at most: rt_models/control/control_step.py's largest graph."""
@@ -89,9 +89,9 @@ class InferenceModel:
         self._given: Model | None = trained.model  # until it is made ready; not twice in memory
         self.reads_object_masks = self._family.reads_object_masks(self._config)
         """Whether a robot must say which object is meant, with the first frame of an episode."""
-        self._mark_reader = _mark_reader(self.contract.image, detection or ObjectDetection(), self.reads_object_masks)
-        self.plan_tokens = plan_tokens if trained.origin.document.get("plans") else 0
         self._compute, self._device = compute or Compute(), torch.device("cpu")
+        self._mark_reader = self._marking(detection or ObjectDetection())
+        self.plan_tokens = plan_tokens if trained.origin.document.get("plans") else 0
         self._policy_of: Callable[[DatasetContract], Policy] | None = None
         self._policies: dict[str, Policy] = {}
 
@@ -113,6 +113,15 @@ class InferenceModel:
                 f"{source}: by its contract an answer rests on {told[0]} frames, {told[1]} steps from one to the next, "
                 f"by its settings on {mine[0]}, {mine[1]} steps apart: export it again from its run"
             )
+
+    def _marking(self, detection: ObjectDetection) -> MarkReader:
+        """Raises ValueError or OSError if the detector cannot be loaded, or has nothing to look for."""
+        detector = None
+        if detection.detector is not None:
+            if not self.reads_object_masks:
+                raise ValueError(f"this policy reads no object masks: leave out --detector {detection.detector}")
+            detector = detection.build(str(self._compute.resolved()))
+        return MarkReader(recipe=self.contract.image, detector=detector, threshold=detection.detector_threshold)
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -263,10 +272,3 @@ class InferenceModel:
         if not shape_fits or not np.isfinite(embedding).all():
             raise ValueError(f"embedding must be {EMBEDDING_WIDTH} finite numbers, got {described(vector)}")
         return embedding.astype(np.float32)
-
-
-def _mark_reader(recipe: ImageRecipe, detection: ObjectDetection, reads_object_masks: bool) -> MarkReader:
-    """Raises ValueError or OSError if the detector cannot be loaded, or has nothing to look for."""
-    if detection.detector is not None and not reads_object_masks:
-        raise ValueError(f"this policy reads no object masks: leave out --detector {detection.detector}")
-    return MarkReader(recipe=recipe, detector=detection.build(), threshold=detection.detector_threshold)

@@ -24,10 +24,10 @@ class ObjectDetection:
         if not 0 <= self.detector_threshold <= 1:
             raise ValueError(f"--detector-threshold must be between 0 and 1, got {self.detector_threshold}")
 
-    def build(self) -> OwlDetector | None:
-        """Loaded. Raises ValueError or OSError if there is no such model."""
+    def build(self, device: str) -> OwlDetector | None:
+        """Loaded onto this device of torch. Raises ValueError or OSError if there is no such model."""
         if self.detector is None:
             return None
-        detector = OwlDetector(folder=self.detector.partition(":")[2])
+        detector = OwlDetector(folder=self.detector.partition(":")[2], device=device)
         detector.require()
         return detector

@@ -87,7 +87,8 @@ def mask_store(store: str, config: MaskConfig, reach_ray: ReachRay = own_ray) ->
     began = time.monotonic()
     opened = EpisodeStore.open(store)
     if config.kind == "owlvit":
-        OwlDetector(folder=config.path).require()
+        # Tasks of Ray load one each: what is only looked at here takes no GPU's memory.
+        OwlDetector(folder=config.path, device=None if config.workers == 0 else "cpu").require()
     else:
         _boxes(opened, config)
     settings = _settings(opened, config)

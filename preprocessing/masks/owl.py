@@ -28,6 +28,8 @@ class OwlDetector:
     """`folder` holds the model, tokenizer and image processor, as transformers saves them."""
 
     folder: str
+    device: str | None = None
+    """Of torch; None: a GPU where this process may use one, else the CPU."""
 
     def require(self) -> None:
         """Raise ValueError or OSError if there is no such model."""
@@ -40,13 +42,13 @@ class OwlDetector:
             raise ValueError(f"{path} names no model_type: give the folder of an OWL-ViT of transformers") from None
         if kind not in _KINDS:
             raise ValueError(f"{self.folder} holds a model of type {kind}: give one of {', '.join(_KINDS)}")
-        _loaded(self.folder)
+        _loaded(self.folder, self.device)
 
     def detect(self, frame_HWC: np.ndarray, names: Sequence[str]) -> list[Detection]:
         """The best box of each named object in uint8 (H, W, 3)."""
         import torch
 
-        model, tokenizer, processor, device = _loaded(self.folder)
+        model, tokenizer, processor, device = _loaded(self.folder, self.device)
         queries = [_QUERY.format(name) for name in names]
         length = model.config.text_config.max_position_embeddings
         words = tokenizer(queries, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
@@ -75,14 +77,14 @@ def _scale(kind: str, height: int, width: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _loaded(folder: str) -> tuple[Any, Any, Any, str]:
+def _loaded(folder: str, wanted: str | None) -> tuple[Any, Any, Any, str]:
     """(model, tokenizer, image processor, device), once a process."""
     try:
         import torch
         from transformers import AutoImageProcessor, AutoModelForZeroShotObjectDetection, AutoTokenizer
     except ImportError:
         raise ValueError("OWL-ViT needs transformers: pip install 'rt-pipelines[vlm]'") from None
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
         model = AutoModelForZeroShotObjectDetection.from_pretrained(folder, use_safetensors=True, **local)
