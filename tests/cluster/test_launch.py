@@ -17,7 +17,7 @@ import torch.distributed as dist
 from cluster.context import WorkerContext
 from cluster.engine import DeepSpeedEngineConfig
 from cluster.interfaces import interface_of
-from cluster.launch import RayLaunch, launch
+from cluster.launch import RayLaunch, _cause, launch
 from cluster.session import RaySession, connect
 from cluster.storage import CheckpointFolder
 from cluster.zero import ZeroConfig
@@ -114,7 +114,10 @@ def die(context: WorkerContext, config: dict[str, Any]) -> None:
     raise RuntimeError("no memory left")
 
 
-@pytest.mark.parametrize(("how", "words"), [("killed", "died unexpectedly"), ("raised", "no memory left")])
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [("killed", "died unexpectedly"), pytest.param("raised", "no memory left", marks=pytest.mark.slow)],
+)
 def test_a_worker_that_is_not_started_again_is_one_sentence(how: str, words: str) -> None:
     with pytest.raises(ChildProcessError) as caught:
         launch(die, {"how": how}, RayLaunch(num_workers=1))
@@ -123,6 +126,18 @@ def test_a_worker_that_is_not_started_again_is_one_sentence(how: str, words: str
     of_controller = said.startswith("the training's controller failed")  # asking a worker that has just been killed
     assert (of_worker or of_controller) and "--resume" in said
     assert len(said.splitlines()) == 1 and len(said) < 400
+
+
+def test_what_a_worker_raised_is_the_reason_in_one_sentence() -> None:
+    """As Ray Train tells it: the worker's own traceback, by rank."""
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    told = RuntimeError("Traceback (most recent call last):\n  File x\nRuntimeError: no memory left")
+    said = str(_cause(WorkerGroupError("Training failed", {1: told})))
+    assert said.startswith("the worker of rank 1 failed") and "RuntimeError: no memory left;" in said
+    assert "--resume" in said and len(said.splitlines()) == 1
+    mistake = ValueError("the recipe has no data")
+    assert _cause(WorkerGroupError("Training failed", {0: mistake, 1: told})) is mistake
 
 
 def test_too_many_workers_are_refused_at_once() -> None:

@@ -20,13 +20,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostCluster]:
 
 
 @pytest.fixture(scope="module")
-def stores(cluster: HostCluster) -> tuple[str, str]:
-    """URLs of the sample's train and val splits, preprocessed on the cluster."""
+def stores(cluster: HostCluster, local_stores: Path) -> tuple[str, str]:
+    """URLs of the sample's train split, preprocessed on the cluster, and of its val split, copied."""
     source, out = "s3://bucket/source/metaworld_sample/1.0.0", "s3://bucket/stores"
-    for split in ("train", "val"):
-        cluster.rtp("preprocess", source, out, "--split", split, "--encoder", "hash")
-    root = f"{out}/metaworld_sample/1.0.0"
-    return f"{root}/train", f"{root}/val"
+    cluster.rtp("preprocess", source, out, "--split", "train", "--encoder", "hash")
+    root = "metaworld_sample/1.0.0"
+    shutil.copytree(local_stores / root / "val", cluster.services.objects / "stores" / root / "val")
+    return f"{out}/{root}/train", f"{out}/{root}/val"
 
 
 @pytest.fixture(scope="module")

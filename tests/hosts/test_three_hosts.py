@@ -42,7 +42,8 @@ def test_three_nodes_form_one_cluster_and_share_nothing(cluster: HostCluster) ->
 def test_preprocessing_gives_the_bytes_of_one_process(
     cluster: HostCluster, stores: tuple[str, str], local_stores: Path
 ) -> None:
-    assert file_contents(cluster.services.objects / "stores") == file_contents(local_stores)
+    train = "metaworld_sample/1.0.0/train"
+    assert file_contents(cluster.services.objects / "stores" / train) == file_contents(local_stores / train)
 
 
 STEPS = 6

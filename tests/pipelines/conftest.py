@@ -40,23 +40,31 @@ def drawing() -> None:
         pytest.skip("no OpenGL draws without a screen here")
 
 
+@pytest.fixture(scope="session")
+def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new one of MLflow, whose 60 migrations of an empty file take 2 seconds each time."""
+    from mlflow.store.db import utils
+
+    template = tmp_path_factory.mktemp("mlflow") / "template.db"
+    made = utils.create_sqlalchemy_engine_with_retry(f"sqlite:///{template}")
+    utils._initialize_tables(made)
+    made.dispose()
+    return template
+
+
 @pytest.fixture(scope="session", autouse=True)
-def quick_databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """MLflow's new SQLite databases are copies of one: its 60 migrations of an empty one take 2 seconds each time."""
+def quick_databases(mlflow_database: Path) -> Iterator[None]:
+    """The databases that MLflow makes in this process are copies of one."""
     from mlflow.store.db import utils
     from mlflow.store.model_registry import sqlalchemy_store as registry
 
-    template, initialize = tmp_path_factory.mktemp("mlflow") / "template.db", utils._initialize_tables
+    initialize = utils._initialize_tables
 
     def copied(engine: Any) -> None:
         if engine.dialect.name != "sqlite":
             initialize(engine)
             return
-        if not template.exists():
-            made = utils.create_sqlalchemy_engine_with_retry(f"sqlite:///{template}")
-            initialize(made)
-            made.dispose()
-        with closing(sqlite3.connect(template)) as whole, closing(sqlite3.connect(engine.url.database)) as new:
+        with closing(sqlite3.connect(mlflow_database)) as whole, closing(sqlite3.connect(engine.url.database)) as new:
             whole.backup(new)
 
     with pytest.MonkeyPatch.context() as patch:

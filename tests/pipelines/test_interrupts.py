@@ -8,6 +8,7 @@ the whole group is told.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -26,6 +27,13 @@ from tests.support.command_line import REPOSITORY, SAMPLE, environment, rtp_comm
 from tuning.ledger import Ledger
 
 PATIENCE_S = 600  # of a busy machine
+
+
+@pytest.fixture(autouse=True)
+def ready_database(mlflow_database: Path, tmp_path: Path) -> None:
+    """Where commands that are started in `tmp_path` look for MLflow's."""
+    (tmp_path / "runs").mkdir()
+    shutil.copy(mlflow_database, tmp_path / "runs/mlflow.db")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 import signal
 import subprocess
 import time
@@ -40,10 +41,14 @@ def interrupted(command: list[str], output: Path, number: signal.Signals, after:
     return process.wait(timeout=60)
 
 
-def test_killed_preempted_resumed_and_evaluated(rtp: Rtp, rtp_here: Rtp, store: str, tmp_path: Path) -> None:
+def test_killed_preempted_resumed_and_evaluated(
+    rtp: Rtp, rtp_here: Rtp, store: str, mlflow_database: Path, tmp_path: Path
+) -> None:
     """A run that was killed, then told to leave, and continued ends with the numbers of one that was left alone."""
     common = ["train", "rt1_tiny", "--data", store, "--loop.checkpoint_every", 2]
     output = tmp_path / "disturbed"
+    (tmp_path / "runs").mkdir()
+    shutil.copy(mlflow_database, tmp_path / "runs/mlflow.db")
     flags = [*common, "--output", output, "--loop.steps", 5000]
     folder = CheckpointFolder(output / "checkpoints")
     assert interrupted(rtp_command(*flags), output, signal.SIGKILL, 0) == -signal.SIGKILL

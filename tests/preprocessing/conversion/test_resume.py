@@ -8,6 +8,7 @@ import logging
 import shutil
 import socket
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import fsspec
 import pytest
 
+from cluster.session import RaySession, connect
 from pipelines.cli import main
 from preprocessing.audit.store_audit import audit, saved
 from preprocessing.conversion.resume import claimed
@@ -49,9 +51,10 @@ def test_a_size_that_was_asked_for_may_be_given(
     two_sizes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: str
 ) -> None:
     words = ["preprocess", str(two_sizes), str(tmp_path / "out"), "--workers", workers]
-    assert main(words) == 2 and "give --image-size HxW" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-    assert main([*words, "--image-size", "16x24"]) == 0
+    with connect(RaySession(num_cpus=2, log_to_driver=False)) if workers != "0" else nullcontext():  # one for both
+        assert main(words) == 2 and "give --image-size HxW" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+        assert main([*words, "--image-size", "16x24"]) == 0
     convert(str(two_sizes), str(tmp_path / "at once"), ConvertConfig(workers=0, image_size="16x24"))
     assert file_contents(tmp_path / "out") == file_contents(tmp_path / "at once")
 
