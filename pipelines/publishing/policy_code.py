@@ -55,9 +55,10 @@ def _imported(file: Path) -> Iterator[str]:
 
 
 def _file(module: str) -> Path | None:
-    """The file of a module; None for a name in a module."""
-    try:
-        spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:  # its parent is a file
-        return None
-    return None if spec is None or spec.origin is None else Path(spec.origin)
+    """The file of a module; None for a name in a module. Nothing is imported but the module's first package."""
+    package, *inside = module.split(".")
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.submodule_search_locations is not None
+    path = Path(spec.submodule_search_locations[0], *inside)
+    found = (file for file in (path / "__init__.py", path.with_name(f"{path.name}.py")) if file.is_file())
+    return next(found, None)

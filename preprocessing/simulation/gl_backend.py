@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -26,6 +28,10 @@ def gl_backend() -> str | None:
 def choose_gl_backend() -> None:
     """Set MUJOCO_GL to what draws here. MuJoCo reads it once, when it is imported."""
     os.environ["MUJOCO_GL"] = gl_backend() or "disable"
+    if importlib.util.find_spec("triton") is not None:
+        # Triton and Mesa (OSMesa, EGL on a CPU) each bring an LLVM: imported after Mesa has drawn, when a policy needs
+        # it, Triton ends the process.
+        importlib.import_module("triton")
 
 
 def require_gl_backend() -> None:
