@@ -170,7 +170,7 @@ class _NormSiluGate(torch.autograd.Function):
     ) -> Tensor:
         stats, rstd = _moments(x, s)
         pooled = _pooled(x, stats, rstd, weight, bias)
-        with _without_autocast(x.device):
+        with without_autocast(x.device):
             hidden = F.linear(pooled, w1.flatten(1).float(), b1.float())
             gate = F.linear(F.silu(hidden), w2.flatten(1).float(), b2.float()).sigmoid()
         y = torch.empty_like(x)
@@ -187,7 +187,7 @@ class _NormSiluGate(torch.autograd.Function):
         n, num_parts, channels = parts.shape[1:]
         dlogit, dhidden, activated = torch.empty_like(gate), torch.empty_like(hidden), torch.empty_like(hidden)
         _on_cells("gate_logit", gate, parts, gate, dlogit, n, num_parts, channels)
-        with _without_autocast(x.device):
+        with without_autocast(x.device):
             dactivated = dlogit @ w2.flatten(1).float()
             arguments = (hidden, dactivated, activated, dhidden, hidden.numel())
             _sum_kernels().gate_hidden[(-(-hidden.numel() // 256),)](*arguments, B=256)
@@ -245,7 +245,8 @@ class _NormAffine(torch.autograd.Function):
         return dx, dresidual if has_residual else None, *of_norm, dscale, dadd, None, None
 
 
-def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Inside, numbers keep their type."""
     known = torch.amp.is_autocast_available(device.type)  # not of the meta device
     return torch.autocast(device.type, enabled=False) if known else nullcontext()
 

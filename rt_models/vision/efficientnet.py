@@ -9,7 +9,6 @@ Axes: N frames, C channels, HW pixels, D embedding.
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,7 +21,7 @@ from rt_models.blocks.batch_norm import BatchNormConfig
 from rt_models.blocks.depthwise import DepthwiseKernels, Window, depthwise, uses_kernels
 from rt_models.blocks.keyed_random import uniform
 from rt_models.blocks.linear import ZeroLinear
-from rt_models.blocks.norm_functions import norm_affine, norm_silu, norm_silu_gate
+from rt_models.blocks.norm_functions import norm_affine, norm_silu, norm_silu_gate, without_autocast
 from rt_models.config_checks import require_choices, require_share, require_sizes
 
 PaddingRule = Literal["same", "tf_fixed", "torch"]
@@ -258,8 +257,7 @@ class Film(nn.Module):
 
     def scale_and_add(self, embedding_ND: Tensor) -> tuple[Tensor, Tensor]:
         """(1 + mult, add), each (N, C), in the weights' type under autocast too: casts took longer than products."""
-        kind = embedding_ND.device.type
-        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+        with without_autocast(embedding_ND.device):
             embedding_ND = embedding_ND.to(self.mult.weight.dtype)
             return 1 + self.mult(embedding_ND), self.add(embedding_ND)
 
