@@ -119,10 +119,10 @@ def _profiled(step: Step, steps: int = 2) -> Line:
     return {"wall_ms_with_profiler": wall_ms, "busy_ms": busy_ms, "ms_by_class": spent, "longest_ms": top}
 
 
-OURS = {
+OUR_KERNELS = {
     name
     for file in (Path(__file__).resolve().parents[2] / "rt_models").glob("*/*_kernels.py")
-    for name in re.findall(r"@triton\.jit\ndef (\w+)\(", file.read_text())
+    for name in re.findall(r"@triton\.jit(?:\([^)]*\))?\ndef (\w+)\(", file.read_text())
 }
 CLASSES = {
     "depthwise": ("depthwise", "dgrad2d_grouped", "wgrad2d_grouped", "grouped_direct", "conv2d_grouped", "conv2d_c1"),
@@ -139,6 +139,6 @@ CLASSES = {
 
 def kernel_class(kernel: str) -> str:
     name = kernel.lower()
-    if kernel in OURS and "depthwise" not in name:
+    if kernel in OUR_KERNELS and "depthwise" not in name:
         return "our kernels"
     return next((label for label, parts in CLASSES.items() if any(part in name for part in parts)), "other")

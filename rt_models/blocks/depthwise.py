@@ -25,7 +25,7 @@ _WEIGHT_PROGRAMS = 2048  # about as many as fill a large GPU
 
 
 @dataclass(frozen=True, kw_only=True)
-class Window:
+class ConvGeometry:
     """Where a convolution's results lie on its image."""
 
     kernel: int
@@ -52,57 +52,57 @@ def uses_kernels(x_NCHW: Tensor) -> bool:
     )
 
 
-def depthwise(x_NCHW: Tensor, weight_CIKK: Tensor, bias_C: Tensor | None, window: Window) -> Tensor:
+def depthwise(x_NCHW: Tensor, weight_CIKK: Tensor, bias_C: Tensor | None, geometry: ConvGeometry) -> Tensor:
     """(N, C, height, width) in channels_last and in x's type, or in autocast's where it is on."""
     kind = x_NCHW.device.type
     if kind != "meta" and torch.is_autocast_enabled(kind):
         x_NCHW = x_NCHW.to(torch.get_autocast_dtype(kind))
-    return _Depthwise.apply(x_NCHW, weight_CIKK, bias_C, window)
+    return _Depthwise.apply(x_NCHW, weight_CIKK, bias_C, geometry)
 
 
 class _Depthwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
         by_channel = weight.detach().flatten(1).t().float().contiguous()  # (K K, C)
-        y = _like(x, window.height, window.width)
-        tile_h, tile_w = tile(window.height, window.width, _TILE_P)
+        y = _like(x, geometry.height, geometry.width)
+        tile_h, tile_w = tile(geometry.height, geometry.width, _TILE_P)
         kernel = _kernels().depthwise_forward[_grid(y, tile_h, tile_w)]
         given = (x, by_channel, by_channel if bias is None else bias, y)
-        kernel(*given, *_sizes(x, window), tile_h, tile_w, BIAS=bias is not None, **_constants(x, window))
+        kernel(*given, *_sizes(x, geometry), tile_h, tile_w, BIAS=bias is not None, **_constants(x, geometry))
         ctx.save_for_backward(x, by_channel)
-        ctx.window, ctx.weight = window, (weight.shape, weight.dtype)
+        ctx.geometry, ctx.weight = geometry, (weight.shape, weight.dtype)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        (x, by_channel), window = ctx.saved_tensors, ctx.window
+        (x, by_channel), geometry = ctx.saved_tensors, ctx.geometry
         dy = gradients[0].contiguous(memory_format=torch.channels_last)
         dx = dweight = dbias = None
         if ctx.needs_input_grad[0]:
             dx = torch.empty_like(x)
             tile_h, tile_w = tile(x.shape[2], x.shape[3], _TILE_P)
             kernel = _kernels().depthwise_backward_image[_grid(x, tile_h, tile_w)]
-            kernel(dy, by_channel, dx, *_sizes(x, window), tile_h, tile_w, **_constants(x, window))
+            kernel(dy, by_channel, dx, *_sizes(x, geometry), tile_h, tile_w, **_constants(x, geometry))
         if ctx.needs_input_grad[1]:
             shape, dtype = ctx.weight
-            dweight = _dweight(x, dy, window).view(shape).to(dtype)
+            dweight = _dweight(x, dy, geometry).view(shape).to(dtype)
         if ctx.needs_input_grad[2]:
             dbias = dy.sum((0, 2, 3), dtype=torch.float32).to(ctx.weight[1])
         return dx, dweight, dbias, None
 
 
-def _dweight(x: Tensor, dy: Tensor, window: Window) -> Tensor:
+def _dweight(x: Tensor, dy: Tensor, geometry: ConvGeometry) -> Tensor:
     """float32 (C, K, K)"""
-    tile_h, tile_w = tile(window.height, window.width, _WEIGHT_P)
+    tile_h, tile_w = tile(geometry.height, geometry.width, _WEIGHT_P)
     tiles, blocks = _grid(dy, tile_h, tile_w)
-    wanted = max(1, _WEIGHT_PROGRAMS // (blocks * window.kernel))
+    wanted = max(1, _WEIGHT_PROGRAMS // (blocks * geometry.kernel))
     tiles_per_part = -(-tiles // wanted)
     parts = -(-tiles // tiles_per_part)
-    shape = (parts, x.shape[1], window.kernel, window.kernel)
+    shape = (parts, x.shape[1], geometry.kernel, geometry.kernel)
     partial = torch.empty(shape, dtype=torch.float32, device=x.device)
-    constants = _constants(x, window) | {"BP": _WEIGHT_P, "num_warps": _WEIGHT_WARPS}
-    sizes = (*_sizes(x, window), tile_h, tile_w, tiles, tiles_per_part)
-    _kernels().depthwise_backward_weight[(parts * window.kernel, blocks)](x, dy, partial, *sizes, **constants)
+    constants = _constants(x, geometry) | {"BP": _WEIGHT_P, "num_warps": _WEIGHT_WARPS}
+    sizes = (*_sizes(x, geometry), tile_h, tile_w, tiles, tiles_per_part)
+    _kernels().depthwise_backward_weight[(parts * geometry.kernel, blocks)](x, dy, partial, *sizes, **constants)
     return partial.sum(0)
 
 
@@ -129,13 +129,13 @@ def _like(x: Tensor, height: int, width: int) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def _sizes(x: Tensor, window: Window) -> tuple[int, ...]:
+def _sizes(x: Tensor, geometry: ConvGeometry) -> tuple[int, ...]:
     channels, height, width = x.shape[1:]
-    return channels // _vector(x), height, width, window.height, window.width, window.top, window.left
+    return channels // _vector(x), height, width, geometry.height, geometry.width, geometry.top, geometry.left
 
 
-def _constants(x: Tensor, window: Window) -> dict[str, int]:
-    size = {"K": window.kernel, "S": window.stride, "V": _vector(x)}
+def _constants(x: Tensor, geometry: ConvGeometry) -> dict[str, int]:
+    size = {"K": geometry.kernel, "S": geometry.stride, "V": _vector(x)}
     return size | {"BP": _TILE_P, "BC": tile_c(x.shape[1]), "num_warps": _WARPS}
 
 

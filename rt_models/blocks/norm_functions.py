@@ -121,13 +121,13 @@ def _has_triton() -> bool:
 
 
 class _Settings:
-    """What is no tensor to differentiate by."""
+    """What autograd does not differentiate by."""
 
     def __init__(self, norm: BatchNorm, num_real: Tensor) -> None:
         self.norm, self.num_real, self.synchronised = norm, num_real, norm.is_synchronised()
 
-    def following(self) -> tuple[Any, ...]:
-        """The running averages, by how much they move, and the constant that is added to the variance."""
+    def averages(self) -> tuple[Any, ...]:
+        """The running averages, the share by which they move, and the constant that is added to the variance."""
         norm = self.norm
         return norm.running_mean, norm.running_var, 1 - norm.config.momentum, norm.config.eps
 
@@ -366,13 +366,13 @@ def _moments(x: Tensor, s: _Settings) -> tuple[Tensor, Tensor]:
     per_part = -(-rows // parts)
     kernels, columns, follows = _kernels(), -(-channels // tile), s.norm.updates_averages
     kernels.sums[(parts, columns)](x, partial, s.num_real, positions, channels, per_part, BP=_TILE_P, BC=tile)
-    ends = (*s.following(), positions, channels)
+    ends = (*s.averages(), positions, channels)
     alone = follows and not s.synchronised
     kernels.moments[(columns,)](x, partial, s.num_real, stats, rstd, *ends, S=parts, FOLLOW=alone, BC=tile)
     if s.synchronised:
         ranks = dist.get_world_size()
         gathered = torch.empty(ranks * len(stats), dtype=torch.float32, device=x.device)
         dist.all_gather_into_tensor(gathered, stats)
-        ends = (*s.following(), ranks, channels)
+        ends = (*s.averages(), ranks, channels)
         kernels.over_ranks[(columns,)](gathered, stats, rstd, *ends, FOLLOW=follows, BC=tile)
     return stats, rstd

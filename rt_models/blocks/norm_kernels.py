@@ -16,7 +16,8 @@ import triton
 import triton.language as tl
 
 SIZES = ["P", "length", "rows_per_part"]
-"""Numbers of which Triton compiles no variants: for those that 16 divides, and for 1."""
+"""Integers that Triton must not specialise on: it would compile one more variant of a kernel for a 1 and for multiples of
+16, and these change with the batch. On the number of channels it does: how far loads are aligned follows from that."""
 
 
 @triton.jit

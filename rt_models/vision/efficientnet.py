@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rt_models.blocks.activation_checkpointing import ActivationCheckpointing, checkpointed
 from rt_models.blocks.batch_norm import BatchNormConfig
-from rt_models.blocks.depthwise import DepthwiseKernels, Window, depthwise, uses_kernels
+from rt_models.blocks.depthwise import ConvGeometry, DepthwiseKernels, depthwise, uses_kernels
 from rt_models.blocks.keyed_random import uniform
 from rt_models.blocks.linear import ZeroLinear
 from rt_models.blocks.norm_functions import norm_affine, norm_silu, norm_silu_gate, without_autocast
@@ -174,8 +174,8 @@ class DepthwiseConv(Conv):
         left, right = padding(input.shape[-1], kernel, stride, self.rule)
         height = (input.shape[-2] + top + bottom - kernel) // stride + 1
         width = (input.shape[-1] + left + right - kernel) // stride + 1
-        window = Window(kernel=kernel, stride=stride, top=top, left=left, height=height, width=width)
-        return depthwise(input, self.weight, self.bias, window)
+        geometry = ConvGeometry(kernel=kernel, stride=stride, top=top, left=left, height=height, width=width)
+        return depthwise(input, self.weight, self.bias, geometry)
 
 
 class StemConv(Conv):

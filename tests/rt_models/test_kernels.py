@@ -18,7 +18,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="needs Triton, which is for Linux")
 
 from rt_models.blocks.batch_norm import BatchNormConfig
-from rt_models.blocks.depthwise import Window, depthwise, tile
+from rt_models.blocks.depthwise import ConvGeometry, depthwise, tile
 from rt_models.blocks.norm_functions import norm_affine, norm_silu, norm_silu_gate
 from rt_models.rt1 import RT1Config
 from rt_models.vision.efficientnet import DepthwiseConv, SqueezeExcite
@@ -73,9 +73,9 @@ def test_a_depthwise_convolution_and_its_gradients(
     x, weight = channels_last(2, channels, height, width, dtype=dtype), torch.randn(channels, 1, kernel, kernel)
     weight.requires_grad_()
     size = [(side + sum(zeros) - kernel) // stride + 1 for side in (height, width)]
-    window = Window(kernel=kernel, stride=stride, top=zeros[0], left=zeros[0], height=size[0], width=size[1])
+    geometry = ConvGeometry(kernel=kernel, stride=stride, top=zeros[0], left=zeros[0], height=size[0], width=size[1])
     bias = torch.randn(channels).requires_grad_() if stride == 1 else None
-    y = depthwise(x, weight, bias, window)
+    y = depthwise(x, weight, bias, geometry)
     slope = channels_last(*y.shape, dtype=dtype, seed=1).detach()
     y.backward(slope)
     trained = [weight] if bias is None else [weight, bias]
@@ -197,12 +197,14 @@ def test_a_batch_that_is_not_finite_leaves_the_averages(on_cpu: None) -> None:
 
 
 def test_every_kernel_of_a_training_step_in_bf16_compiles_for_a_gpu(tmp_path: Path) -> None:
+    x = channels_last(2, 16, 3, 3, dtype=torch.bfloat16).detach()
     with recorded() as launches:
         step("bf16")
+        Ranks(2).run(lambda _: norm_silu(BatchNormConfig().build(16).train(), x))
     distinct: dict[str, Launch] = {}
     for launch in launches:
         kinds = [value.dtype if isinstance(value, Tensor) else type(value) for value in launch.arguments]
         distinct[f"{launch.kernel.fn.__name__} {kinds} {launch.constants}"] = launch
-    assert len({name.split()[0] for name in distinct}) == 18
+    assert len({name.split()[0] for name in distinct}) == 19
     for launch in distinct.values():
         assert launch.compiled(90, tmp_path).asm["cubin"]
