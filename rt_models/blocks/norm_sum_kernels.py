@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 SIZES = ["N", "S", "P", "rows", "size"]
-"""Integers that Triton must not specialise on: it would compile another variant of a kernel for a 1 and for multiples of
+"""Integers that Triton must not specialise on: it would compile a further variant for a 1 and for multiples of
 16, and these change with the batch. On the number of channels it does: how far loads are aligned follows from that."""
 
 
