@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -31,7 +32,8 @@ def choose_gl_backend() -> None:
     if importlib.util.find_spec("triton") is not None:
         # Triton and Mesa (OSMesa, EGL on a CPU) each bring an LLVM: imported after Mesa has drawn, when a policy needs
         # it, Triton ends the process.
-        importlib.import_module("triton")
+        with contextlib.suppress(Exception):  # one that does not load is for whoever needs it to say
+            importlib.import_module("triton")
 
 
 def require_gl_backend() -> None:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rt_models.blocks.norm_functions import kernels_of, runs_kernels, tile_c
+from rt_models.blocks.norm_functions import Uncomputed, runs_kernels, stands_for_gpu, tile_c
 
 DepthwiseKernels = Literal["auto", "cudnn"]
 
@@ -121,7 +121,11 @@ def tile(height: int, width: int, pixels: int) -> tuple[int, int]:
 
 
 def _kernels() -> Any:
-    return kernels_of("depthwise_kernels")
+    if stands_for_gpu():
+        return Uncomputed()
+    from rt_models.blocks import depthwise_kernels
+
+    return depthwise_kernels
 
 
 def _like(x: Tensor, height: int, width: int) -> Tensor:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -260,21 +259,29 @@ _CELL_N, _CELL_C = 32, 32
 _ADDED_ROWS = 128
 
 
-def kernels_of(module: str) -> Any:
-    """The Triton kernels of a file of this folder."""
-    return Uncomputed() if _stands_for_gpu.get() else importlib.import_module(f"rt_models.blocks.{module}")
-
-
 def _kernels() -> Any:
-    return kernels_of("norm_kernels")
+    if stands_for_gpu():
+        return Uncomputed()
+    from rt_models.blocks import norm_kernels
+
+    return norm_kernels
 
 
 def _sum_kernels() -> Any:
-    return kernels_of("norm_sum_kernels")
+    if stands_for_gpu():
+        return Uncomputed()
+    from rt_models.blocks import norm_sum_kernels
+
+    return norm_sum_kernels
+
+
+def stands_for_gpu() -> bool:
+    """Whether tensors without memory stand for those of a GPU: then no kernel is imported."""
+    return _stands_for_gpu.get()
 
 
 class Uncomputed:
-    """In the place of the kernels: each is started and does nothing."""
+    """In the place of a module of kernels: each is started and does nothing."""
 
     def __getattr__(self, name: str) -> Any:
         return self

@@ -65,8 +65,8 @@ class ControlStep:
         robots = len(inputs["image_RHWC"])
         capacity = next(size for size in CAPACITIES if size >= robots)
         with torch.cuda.device(self._model.transformer.output.weight.device):
-            with _ONE_RECORDING:
-                if capacity not in self._graphs:
+            if capacity not in self._graphs:
+                with _ONE_RECORDING:
                     self._graphs[capacity] = StepGraph(self.run, inputs, capacity)
             return self._graphs[capacity](inputs)
 
