@@ -260,8 +260,8 @@ def send_in_bf16(module: nn.Module, zero: ZeroConfig) -> None:
     """Before `initialize`: mark the parameters that `zero.communication` bf16 is about, as DeepSpeed marks those of the
     classes `lower_precision_safe_modules`, which must be named one by one.
 
-    Autocast rounds them to bf16 in the forward pass in any case, but for FiLM's and on a GPU RT-1's depthwise ones, which
-    it leaves in float32. Those that stage 3 leaves whole are not marked.
+    Autocast rounds them to bf16 in the forward pass in any case, but for FiLM's, and on a GPU RT-1's depthwise ones,
+    which stay float32. Those that stage 3 leaves whole are not marked.
     """
     from deepspeed.runtime.torch_autocast import PARAM_COMM_DTYPE_ATTR_NAME
 

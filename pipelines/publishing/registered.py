@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.publishing.aliases import known_model
 from pipelines.publishing.folder import DESCRIPTION, WEIGHTS, TrainedModel, read_bundle
 from pipelines.tracking.mlflow_run import connect, explained, tracking_uri
 from preprocessing.store.json_files import JsonObject
@@ -62,6 +61,8 @@ def version_of(model_uri: str, uri: str | None = None) -> str:
     uri = uri or tracking_uri()
     client = connect(uri).MlflowClient()
     with explained(uri):
+        from pipelines.publishing.aliases import known_model  # MLflow, which a training without --init does without
+
         aliases = known_model(client, name).aliases
     if alias not in aliases:
         there = ", ".join(f"@{each}" for each in sorted(aliases)) or "no alias, so give models:/NAME/VERSION"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -97,11 +98,14 @@ def test_a_model_computes_in_the_precision_and_comes_back(monkeypatch: pytest.Mo
         assert device == torch.device("meta") == elsewhere.weight.device
 
 
-def test_tf32_is_off_on_a_gpu_unless_it_is_asked_for() -> None:
+def test_tf32_is_off_on_a_gpu_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[object] = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: chosen.append(device) or nullcontext())
     backends: Any = torch.backends
     before, seen = backends.fp32_precision, []
     for precision in ("fp32", "tf32"):
         compute = Compute(device="cuda", precision=precision)  # type: ignore[arg-type]
-        with compute.applied(torch.device("cuda")):
+        with compute.applied(torch.device("cuda", 1)):
             seen.append(backends.fp32_precision)
+    assert chosen == [torch.device("cuda", 1)] * 2  # where Triton then launches
     assert seen == ["ieee", "tf32"] and backends.fp32_precision == before
