@@ -156,7 +156,8 @@ CORE_FRAMES_S = (
 GPU_FRAMES_S = {
     "RT-1, our kernels": 577 * 136 / 96,
     "RT-1, as one CUDA graph": 1110 * 136 / 96,
-    "RT-1 at the roof of memory traffic": 7300.0,
+    # The bytes of a step in 8 segments of 12, 136 images, at the memory rate: 32 ms (measured.md, On one GPU)
+    "RT-1 at the roof of memory traffic": 136 / 0.0321,
     "RT-2, 3 B, one frame a sample": 58.0,
     "RT-2, 7 B, one frame a sample": 58.0 * 2.92 / 7.0,
 }

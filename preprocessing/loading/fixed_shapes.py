@@ -1,8 +1,8 @@
 """Batches of few shapes: what varies from batch to batch is padded to one of three capacities, fixed before the run.
 
-On a GPU every new number of images costs seconds (cuDNN prepares its convolutions anew), and a CUDA graph can be
-replayed for the shapes it was recorded with alone. What varies is the reader's affair (`SizedReader.size`): of windows
-it is the images, of prompts the tokens of the longest row. It is known from a micro-batch's rows, before they are read.
+A CUDA graph can be replayed only for shapes that it was recorded with; with compute.depthwise cudnn each new number of
+images also costs seconds. What varies is the reader's affair (`SizedReader.size`): of windows it is the images, of
+prompts the tokens of the longest row. It is known from a micro-batch's rows, before they are read.
 """
 
 from __future__ import annotations
