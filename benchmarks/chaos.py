@@ -26,7 +26,7 @@ import torch
 from measure import positive
 from ray_nodes import CHECKPOINT_EVERY, Training, running_nodes, store
 
-from cluster.shards import read_weights
+from cluster.shards import each_weight
 from cluster.storage import CheckpointFolder
 from pipelines.training.run_files import METRICS, final_samples, read_metrics, read_samples
 
@@ -162,7 +162,7 @@ def _weights(run: Path) -> dict[str, torch.Tensor]:
     folder = CheckpointFolder(run / "checkpoints")
     latest = folder.latest()
     assert latest is not None, f"{run} holds no checkpoint"
-    return read_weights(folder.fetch(latest, run) / "engine")
+    return dict(each_weight(folder.fetch(latest, run) / "engine"))
 
 
 def _plain(outcome: Outcome) -> dict[str, Any]:

@@ -199,16 +199,12 @@ def restore(
                 state[key] = torch.tensor(value, dtype=torch.float32, device=device)
 
 
-def read_weights(folder: Path, *, averaged: bool = False) -> dict[str, Tensor]:
-    """The model's state dictionary, parameters and buffers, from a checkpoint of any engine and world size.
+def each_weight(folder: Path, *, averaged: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """The model's state dictionary, parameters and buffers, one after the other, from a checkpoint of any engine and
+    world size.
 
     averaged: the running average, of the weights that have one. Raises ValueError if none has.
     """
-    return dict(each_weight(folder, averaged=averaged))
-
-
-def each_weight(folder: Path, *, averaged: bool = False) -> Iterator[tuple[str, Tensor]]:
-    """What `read_weights` holds, one after the other."""
     reader = ShardReader(folder)
     averages = {name for name in reader.shapes if averaged and AVERAGE in reader.keys(name)}
     if averaged and not averages:

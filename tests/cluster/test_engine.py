@@ -16,7 +16,7 @@ from cluster.background import BackgroundSaver
 from cluster.context import LocalContext, WorkerContext
 from cluster.engine import DeepSpeedEngineConfig, TorchEngineConfig
 from cluster.engine_base import set_tf32
-from cluster.shards import read_weights
+from cluster.shards import each_weight
 from cluster.storage import CheckpointFolder
 from cluster.zero import STAGES, ZeroConfig, state_bytes
 from tests.support.ranks import WIDTH, Net, optimizer_of, run_ranks, train
@@ -241,7 +241,7 @@ def test_average_follows_the_weights() -> None:
         expected = {key: expected.get(key, value) * 0.8 + value * 0.2 for key, value in weights.items()}
     with tempfile.TemporaryDirectory() as folder:
         engine.save(Path(folder))
-        average = read_weights(Path(folder), averaged=True)
+        average = dict(each_weight(Path(folder), averaged=True))
     torch.testing.assert_close(average["body.0.weight"], expected["body.0.weight"])
     assert torch.equal(average["frozen.weight"], weights["frozen.weight"])
 
@@ -249,16 +249,16 @@ def test_average_follows_the_weights() -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.usefixtures("two_ranks")
 def test_average_is_the_same_for_every_engine(name: str, saved_by_two: Path, reference: Any) -> None:
-    one, two = (read_weights(f, averaged=True) for f in (reference["last"], saved_by_two / name / LAST))
+    one, two = (dict(each_weight(f, averaged=True)) for f in (reference["last"], saved_by_two / name / LAST))
     two["seen"] = one["seen"]  # a rank's own
     torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-4)
-    assert not torch.equal(two["scale"], read_weights(saved_by_two / name / LAST)["scale"])
+    assert not torch.equal(two["scale"], dict(each_weight(saved_by_two / name / LAST))["scale"])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_evaluated_with_averaged_weights(name: str, two_ranks: Any, saved_by_two: Path) -> None:
     model = Net()
-    model.load_state_dict(read_weights(saved_by_two / name / LAST, averaged=True))
+    model.load_state_dict(dict(each_weight(saved_by_two / name / LAST, averaged=True)))
     with torch.no_grad():
         expected = model.predict(torch.ones(1, WIDTH))
     for rank in two_ranks:
@@ -309,7 +309,7 @@ def test_one_rank_then_two_then_one_train_as_one(name: str, reference: Any, save
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.usefixtures("two_ranks")
 def test_weights_are_read_without_an_engine(name: str, saved_by_two: Path) -> None:
-    weights = read_weights(saved_by_two / name / SAVED)
+    weights = dict(each_weight(saved_by_two / name / SAVED))
     model = Net()
     model.load_state_dict(weights)
     engine = built(CONFIGS[name], LocalContext("cpu"))

@@ -19,8 +19,8 @@ from cluster.shards import (
     ShardReader,
     buffer_file,
     describe,
+    each_weight,
     pieces,
-    read_weights,
     require_same_shapes,
     restore,
     shard_file,
@@ -79,7 +79,7 @@ def test_any_cut_reads_back(cuts: list[int], data: st.DataObject) -> None:
         assert torch.equal(reader.read("table.weight", "exp_avg", start, size), moment.flatten()[start : start + size])
 
         loaded = Tied()
-        loaded.load_state_dict(read_weights(folder))  # strict: the tied name is there too
+        loaded.load_state_dict(dict(each_weight(folder)))  # strict: the tied name is there too
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
 
         other = Tied()
@@ -101,7 +101,7 @@ def test_missing_piece_is_named(tmp_path: Path) -> None:
     write_files(tmp_path, {shard_file(0, 2): pieces(cut(model, [4], 0), optimizer)})
     write_files(tmp_path, {PARAMETERS: describe(model, {n: p.shape for n, p in model.named_parameters()})})
     with pytest.raises(ValueError, match="lacks elements 4 to 5 of weight of shift"):
-        read_weights(tmp_path)
+        dict(each_weight(tmp_path))
 
 
 def test_optimizer_that_cannot_be_cut_is_refused() -> None:
@@ -163,13 +163,13 @@ def test_averages_are_read_where_there_are_some(tmp_path: Path) -> None:
     model = Tied()
     saved(tmp_path, model)
     with pytest.raises(ValueError, match=r"holds no averaged weights: the training had ema_decay 0"):
-        read_weights(tmp_path, averaged=True)
+        dict(each_weight(tmp_path, averaged=True))
     write_files(tmp_path, {"shard-00001-of-00001.safetensors": {"average:0:shift": torch.arange(5.0)}})
-    averaged = read_weights(tmp_path, averaged=True)
+    averaged = dict(each_weight(tmp_path, averaged=True))
     assert averaged["shift"].tolist() == [0, 1, 2, 3, 4] and torch.equal(averaged["gain"], model.gain)
-    assert torch.equal(read_weights(tmp_path)["shift"], model.shift)
+    assert torch.equal(dict(each_weight(tmp_path))["shift"], model.shift)
     write_files(tmp_path, {buffer_file(0): {"count": torch.tensor([7])}})
-    assert read_weights(tmp_path)["count"].tolist() == [7]
+    assert dict(each_weight(tmp_path))["count"].tolist() == [7]
 
 
 def test_a_piece_that_is_not_written_or_empty_is_not_saved() -> None:

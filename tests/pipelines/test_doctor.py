@@ -16,7 +16,7 @@ import torch
 
 from cluster.node_info import Gpu, Machine, examine, examine_nodes
 from cluster.session import RaySession, connect
-from cluster.shards import read_weights
+from cluster.shards import each_weight
 from cluster.zero import STAGES
 from pipelines.capacity.diagnosis import cluster_checks, run_checks
 from pipelines.capacity.estimate import ResourceEstimate, estimate_resources
@@ -82,7 +82,7 @@ def test_what_is_foretold_is_what_the_run_then_takes(
     )
     run_training(job)
     folder = tmp_path / "run/checkpoints/step-00000002/engine"
-    weights = read_weights(folder)
+    weights = dict(each_weight(folder))
     model = experiment.model.build()
     assert code == 0 and plan["epochs"] == pytest.approx(32 / plan["samples_per_epoch"])
     assert plan["parameters"] == sum(weights[name].numel() for name, _ in model.named_parameters())

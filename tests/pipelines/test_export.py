@@ -17,7 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save
 
-from cluster.shards import read_weights
+from cluster.shards import each_weight
 from pipelines.cli import main
 from pipelines.publishing.folder import DESCRIPTION, WEIGHTS
 from pipelines.publishing.instructions import INSTRUCTIONS
@@ -179,7 +179,7 @@ def test_averaged_and_last_weights_are_told_apart(run: str, bundle: Path, home: 
     assert main(["export", run, str(home / "last"), "--weights", "last"]) == 0
     engine = Path(find_checkpoint(run)[1].path) / "engine"
     for folder, averaged in ((bundle, True), (home / "last", False)):
-        expected, exported = read_weights(engine, averaged=averaged), load_file(folder / WEIGHTS)
+        expected, exported = dict(each_weight(engine, averaged=averaged)), load_file(folder / WEIGHTS)
         assert exported.keys() == expected.keys()
         assert all(torch.equal(exported[name], value) for name, value in expected.items())
     assert (bundle / WEIGHTS).read_bytes() != (home / "last" / WEIGHTS).read_bytes()

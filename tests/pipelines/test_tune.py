@@ -14,7 +14,7 @@ import yaml
 
 from cluster.launch import RayLaunch
 from cluster.session import RaySession, connect
-from cluster.shards import read_weights
+from cluster.shards import each_weight
 from cluster.storage import CheckpointFolder
 from pipelines.catalogue import load_recipe
 from pipelines.cli import main
@@ -126,7 +126,7 @@ def test_a_population_takes_over_weights_and_goes_on_with_other_parameters(
     assert cloned is not None and given is not None
     assert cloned.manifest.files == given.manifest.files and cloned.metadata["cloned_from"] == given.path
     ends = [folders[t["number"]].latest() for t in (taker, donor)]
-    weights = [read_weights(Path(end.path) / "engine") for end in ends if end is not None]
+    weights = [dict(each_weight(Path(end.path) / "engine")) for end in ends if end is not None]
     assert any((weights[0][name] != weights[1][name]).any() for name in weights[0])
     # What the taker trained is what the donor's weights train into under the new parameters.
     job = TrainJob(
