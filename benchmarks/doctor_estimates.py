@@ -34,16 +34,16 @@ def main() -> int:
         flags += ["--launch", "InProcess", "--engine", "TorchEngineConfig"]
         flags += ["--loop.micro-batch", str(arguments.micro_batch), "--loop.global-batch", str(arguments.micro_batch)]
         with tempfile.TemporaryDirectory() as folder:
-            plan = _rtp("doctor", *flags, folder=folder)["forecast"]
+            estimate = _rtp("doctor", *flags, folder=folder)["forecast"]
             measured = _rtp("train", *flags, "--output", f"{folder}/run", folder=folder)["memory_gb"] * 1e9
-        state, temporary = (plan[name][str(plan["stage"])] for name in ("state", "temporary"))
-        estimated = plan["host"][str(plan["stage"])]
+        state, temporary = (estimate[name][str(estimate["stage"])] for name in ("state", "temporary"))
+        estimated = estimate["host"][str(estimate["stage"])]
         results[recipe] = {"estimated": estimated, "measured": measured, "off": estimated / measured - 1}
         print(
             f"{recipe:<14} estimated {estimated / 1e9:.2f} GB, measured {measured / 1e9:.2f} GB "
-            f"({100 * results[recipe]['off']:+.0f} %): process {plan['process'] / 1e6:.0f}, loader "
-            f"{plan['loader'] / 1e6:.0f}, activations {(plan['activations'] or 0) / 1e6:.0f}, kept "
-            f"{plan['kept'] / 1e6:.0f}, state {state / 1e6:.0f}, update {temporary / 1e6:.0f} MB",
+            f"({100 * results[recipe]['off']:+.0f} %): process {estimate['process'] / 1e6:.0f}, loader "
+            f"{estimate['loader'] / 1e6:.0f}, activations {(estimate['activations'] or 0) / 1e6:.0f}, kept "
+            f"{estimate['kept'] / 1e6:.0f}, state {state / 1e6:.0f}, update {temporary / 1e6:.0f} MB",
             flush=True,
         )
     print(json.dumps({"benchmark": "doctor_estimates", "steps": arguments.steps, "results": results}))

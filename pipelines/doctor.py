@@ -34,7 +34,7 @@ from pipelines.capacity.diagnosis import (
 from pipelines.capacity.estimate import ResourceEstimate, estimate_resources
 from pipelines.capacity.fit import (
     KEPT_IN_A_TRIAL,
-    Foretold,
+    SizeEstimate,
     Trial,
     fit_check,
     micro_batch_sizes,
@@ -89,13 +89,13 @@ class RunArguments(MachineArguments):
 class Diagnosis:
     """The checks and what they rest on. machine: this one; nodes: of the cluster, if there is one.
 
-    forecast: None without a recipe, or where it cannot be made. measured: with --measure. trials: with --fit.
+    estimate: None without a recipe, or where it cannot be made. measured: with --measure. trials: with --fit.
     """
 
     checks: tuple[Check, ...]
     machine: Machine
     nodes: tuple[Machine, ...]
-    forecast: ResourceEstimate | None
+    estimate: ResourceEstimate | None
     measured: Measured | None
     trials: tuple[Trial, ...] = ()
 
@@ -109,7 +109,7 @@ class Diagnosis:
             "checks": [asdict(check) for check in self.checks],
             "machine": self.machine.to_json(),
             "nodes": [node.to_json() for node in self.nodes],
-            "forecast": None if self.forecast is None else self.forecast.to_json(),
+            "forecast": None if self.estimate is None else self.estimate.to_json(),
             "trials": [asdict(trial) for trial in self.trials],
             "exit_code": int(self.has_failed),
         }
@@ -138,8 +138,8 @@ def main(arguments: list[str]) -> JsonSummary:
         _print_wrapped(f"{MARKS[check.verdict]:>4}  {check.name:13}  ", check.found)
         if check.remedy:
             _print_wrapped(f"{'':21}-> ", check.remedy)
-    if diagnosis.forecast is not None:
-        print("\n".join(memory_table(diagnosis.forecast)))
+    if diagnosis.estimate is not None:
+        print("\n".join(memory_table(diagnosis.estimate)))
     _print_what_next(settings, arguments, diagnosis.has_failed)
     return diagnosis.to_json()
 
@@ -181,58 +181,58 @@ def diagnose(settings: MachineArguments, arguments: Sequence[str] = ()) -> Diagn
             remedy = "start Ray there, or give its address and RAY_AUTH_TOKEN"
             checks.append(Check(name="nodes", found=" ".join(str(error).split()), verdict="fail", remedy=remedy))
     checks += [*storage_checks(output, here, nodes), _tracking()]
-    forecast, problem = _forecast(settings, nodes or [here])
-    if isinstance(settings, RunArguments) and forecast is not None:
-        checks += run_checks(settings.experiment, forecast, nodes or [here], disk_free(output))
+    estimate, problem = _estimate(settings, nodes or [here])
+    if isinstance(settings, RunArguments) and estimate is not None:
+        checks += run_checks(settings.experiment, estimate, nodes or [here], disk_free(output))
     checks += [problem] if problem else []
     measured = None
     if isinstance(settings, RunArguments) and settings.measure:
         measured, check = _measured(settings)
         checks.append(check)
     trials: list[Trial] = []
-    if isinstance(settings, RunArguments) and settings.fit and forecast is not None:
-        trials, check = _fitted(settings, forecast, here, arguments)
+    if isinstance(settings, RunArguments) and settings.fit and estimate is not None:
+        trials, check = _fitted(settings, estimate, here, arguments)
         checks.append(check)
     return Diagnosis(
         checks=tuple(checks),
         machine=here,
         nodes=tuple(nodes),
-        forecast=forecast,
+        estimate=estimate,
         measured=measured,
         trials=tuple(trials),
     )
 
 
 def _fitted(
-    settings: RunArguments, forecast: ResourceEstimate, here: Machine, arguments: Sequence[str]
+    settings: RunArguments, estimate: ResourceEstimate, here: Machine, arguments: Sequence[str]
 ) -> tuple[list[Trial], Check]:
     """Of this machine: a cluster's other nodes are not tried."""
     if not settings.data:
         raise UsageError("--fit trains on real data: give --data STORE")
     experiment = settings.experiment
-    room = worker_room(experiment, forecast, [here])
+    room = worker_room(experiment, estimate, [here])
     if room is None:
         return [], Check(name="fit", found="there is no GPU here to try sizes on", verdict="fail")
     words = [word for word in arguments if word not in ("--fit", "--no-fit", "--measure", "--no-measure")]
     run = run_in_process(words, experiment.launch.sizes[-1])
-    foretold = partial(_foretold, experiment, [open_store(absolute(path), split="train") for path in settings.data])
+    of_size = partial(_size_estimate, experiment, [open_store(absolute(path), split="train") for path in settings.data])
     try:
         sizes, first = micro_batch_sizes(experiment), experiment.loop.micro_batch
-        trials = try_sizes(sizes, first, room, run, partial(foretold, on_gpu=forecast.on_gpu))
+        trials = try_sizes(sizes, first, room, run, partial(of_size, on_gpu=estimate.on_gpu))
     except ValueError as error:
         return [], Check(name="fit", found=str(error), verdict="fail")
     return trials, fit_check(trials, room, experiment.loop.micro_batch)
 
 
-def _foretold(experiment: Experiment, stores: Sequence[Store], micro_batch: int, *, on_gpu: bool) -> Foretold:
-    """By count, of the run with this micro-batch and of the process that tries it."""
+def _size_estimate(experiment: Experiment, stores: Sequence[Store], micro_batch: int, *, on_gpu: bool) -> SizeEstimate:
+    """Of the run with this micro-batch and of the process that tries it."""
     workers = experiment.launch.sizes[-1]
     resized = replace(experiment.loop, micro_batch=micro_batch, global_batch=micro_batch * workers)
     run = replace(experiment, loop=replace(experiment.loop, micro_batch=micro_batch))
     trial = of_one_worker(replace(experiment, loop=resized), workers)
     of_run, of_trial = (estimate_resources(resolved(each, stores), stores, on_gpu=on_gpu) for each in (run, trial))
     grown_later = round((1 - KEPT_IN_A_TRIAL) * of_trial.kept)
-    return Foretold(run=of_run.needed(of_run.stage), trial=of_trial.needed(of_trial.stage) - grown_later)
+    return SizeEstimate(run=of_run.needed(of_run.stage), trial=of_trial.needed(of_trial.stage) - grown_later)
 
 
 def _measured(settings: RunArguments) -> tuple[Measured | None, Check]:
@@ -260,8 +260,8 @@ def _address(settings: MachineArguments) -> str | None:
     return cluster_address(settings.address or getattr(launch, "address", None))
 
 
-def _forecast(settings: MachineArguments, machines: Sequence[Machine]) -> tuple[ResourceEstimate | None, Check | None]:
-    """The forecast, and what hinders it: stores that cannot be read or mixed, a batch that does not divide."""
+def _estimate(settings: MachineArguments, machines: Sequence[Machine]) -> tuple[ResourceEstimate | None, Check | None]:
+    """The estimate, and what hinders it: stores that cannot be read or mixed, a batch that does not divide."""
     if not isinstance(settings, RunArguments):
         return None, None
     try:

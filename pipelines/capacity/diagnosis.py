@@ -1,4 +1,4 @@
-"""Findings in, verdicts out: what of a machine, a cluster and a forecast would let a run fail, and how to mend it."""
+"""Findings in, verdicts out: what of a machine, a cluster and an estimate would let a run fail, and how to mend it."""
 
 from __future__ import annotations
 
@@ -110,15 +110,15 @@ def storage_checks(output: str, here: Machine, nodes: Sequence[Machine]) -> Iter
 
 
 def run_checks(
-    experiment: Experiment, plan: ResourceEstimate, machines: Sequence[Machine], free_disk: int | None
+    experiment: Experiment, estimate: ResourceEstimate, machines: Sequence[Machine], free_disk: int | None
 ) -> Iterator[Check]:
     """Whether the run fits the machines that it would run on."""
-    least, most = plan.workers
-    frozen = f", {plan.frozen / 1e6:.2f} M of them frozen" if plan.frozen else ""
-    yield Check(name="model", found=f"{plan.parameters / 1e6:.2f} M parameters{frozen}")
+    least, most = estimate.workers
+    frozen = f", {estimate.frozen / 1e6:.2f} M of them frozen" if estimate.frozen else ""
+    yield Check(name="model", found=f"{estimate.parameters / 1e6:.2f} M parameters{frozen}")
     loop, launch = experiment.loop, experiment.launch
     workers = f"{least}" if least == most else f"{least} to {most}"
-    product = f"micro-batch {loop.micro_batch} x accumulation {plan.accumulation} x {most} workers"
+    product = f"micro-batch {loop.micro_batch} x accumulation {estimate.accumulation} x {most} workers"
     varies = least != most and _synchronised(experiment.model)
     yield Check(
         name="batch",
@@ -129,15 +129,15 @@ def run_checks(
         if varies
         else "",
     )
-    epochs = f", {plan.epochs:.1f} epochs of {plan.samples_per_epoch}" if plan.epochs is not None else ""
-    yield Check(name="length", found=f"{plan.steps} steps, {plan.samples} samples{epochs}; {workers} workers")
+    epochs = f", {estimate.epochs:.1f} epochs of {estimate.samples_per_epoch}" if estimate.epochs is not None else ""
+    yield Check(name="length", found=f"{estimate.steps} steps, {estimate.samples} samples{epochs}; {workers} workers")
     if isinstance(launch, RayLaunch):
         yield from _worker_checks(launch, machines)
-    yield _memory_check(experiment, plan, machines)
-    short = free_disk is not None and free_disk < plan.disk
+    yield _memory_check(experiment, estimate, machines)
+    short = free_disk is not None and free_disk < estimate.disk
     yield Check(
         name="checkpoints",
-        found=f"{size(plan.checkpoint)} each, {size(plan.disk)} for those kept, the best and one being written"
+        found=f"{size(estimate.checkpoint)} each, {size(estimate.disk)} for those kept, the best and one being written"
         + (f"; {size(free_disk)} free" if free_disk is not None else ""),
         verdict="fail" if short else "ok",
         remedy="free space, or lower loop.keep_last, or give another --output" if short else "",
@@ -174,15 +174,15 @@ def _worker_checks(launch: RayLaunch, machines: Sequence[Machine]) -> Iterator[C
         yield Check(name="GPUs", found=f"{gpus} are there and would not be used", verdict="note", remedy=remedy)
 
 
-def _memory_check(experiment: Experiment, plan: ResourceEstimate, machines: Sequence[Machine]) -> Check:
-    room = worker_room(experiment, plan, machines)
-    wanted = plan.needed(plan.stage)
-    without = "" if plan.activations is not None else ", activations not counted"
+def _memory_check(experiment: Experiment, estimate: ResourceEstimate, machines: Sequence[Machine]) -> Check:
+    room = worker_room(experiment, estimate, machines)
+    wanted = estimate.needed(estimate.stage)
+    without = "" if estimate.activations is not None else ", activations not counted"
     there = "no device to compare with" if room is None else f"{size(room)} are there"
-    found = f"ZeRO-{plan.stage} wants {size(wanted)} a worker{without}; {there}"
+    found = f"ZeRO-{estimate.stage} wants {size(wanted)} a worker{without}; {there}"
     if room is None or wanted <= room:
         return Check(name="memory", found=found)
-    fitting = [stage for stage in STAGES if stage > plan.stage and plan.needed(stage) <= room]
+    fitting = [stage for stage in STAGES if stage > estimate.stage and estimate.needed(stage) <= room]
     engine = "" if isinstance(experiment.engine, DeepSpeedEngineConfig) else "--engine DeepSpeedEngineConfig "
     smaller = "lower loop.micro_batch, or use more workers under ZeRO-3, which share the training state"
     remedy = f"{engine}--engine.zero.stage {fitting[0]} fits" if fitting else smaller
@@ -194,7 +194,7 @@ def trains_on_gpu(experiment: Experiment, machines: Sequence[Machine]) -> bool:
     return launch.use_gpu if isinstance(launch, RayLaunch) else any(machine.gpus for machine in machines)
 
 
-def worker_room(experiment: Experiment, plan: ResourceEstimate, machines: Sequence[Machine]) -> int | None:
+def worker_room(experiment: Experiment, estimate: ResourceEstimate, machines: Sequence[Machine]) -> int | None:
     """Bytes that one worker may take: of the smallest GPU, or its share of host memory. None without a GPU to ask."""
     launch = experiment.launch
     gpus = [gpu.memory for machine in machines for gpu in machine.gpus]
@@ -202,24 +202,25 @@ def worker_room(experiment: Experiment, plan: ResourceEstimate, machines: Sequen
         return min(gpus, default=None)
     if gpus and not isinstance(launch, RayLaunch):
         return gpus[0]
-    per_node = -(-plan.workers[0] // len(machines))
+    per_node = -(-estimate.workers[0] // len(machines))
     return min(machine.memory_free for machine in machines) // per_node
 
 
-def memory_table(plan: ResourceEstimate) -> list[str]:
+def memory_table(estimate: ResourceEstimate) -> list[str]:
     """Lines to read: what a worker holds under each stage."""
-    activations = "not counted" if plan.activations is None else size(plan.activations)
+    activations = "not counted" if estimate.activations is None else size(estimate.activations)
+    process, loader = size(estimate.process), size(estimate.loader)
     lines = [
-        f"memory of one of {plan.workers[0]} workers, estimated:",
-        f"  its process {size(plan.process)}, its loader {size(plan.loader)} at most (of the machine, also with a GPU)",
-        f"  activations of a micro-batch {activations}, at their most; batches on the device {size(plan.batches)}",
+        f"memory of one of {estimate.workers[0]} workers, estimated:",
+        f"  its process {process}, its loader {loader} at most (of the machine, also with a GPU)",
+        f"  activations of a micro-batch {activations}, at their most; batches on the device {size(estimate.batches)}",
     ]
     for stage in STAGES:
-        chosen = "  <- this run" if stage == plan.stage else ""
-        held = f"training state {size(plan.state[stage])}, {size(plan.temporary[stage])} more while it updates"
-        lines.append(f"  ZeRO-{stage}: {held}; together {size(plan.worker_bytes(stage))} at most{chosen}")
-    kept = f"{size(plan.kept)} that malloc keeps after some hundred steps, in holes that batches of other sizes left"
-    beside = f"{size(CUDA_CONTEXT)} for CUDA itself" if plan.on_gpu else kept
+        chosen = "  <- this run" if stage == estimate.stage else ""
+        held = f"training state {size(estimate.state[stage])}, {size(estimate.temporary[stage])} more while it updates"
+        lines.append(f"  ZeRO-{stage}: {held}; together {size(estimate.worker_bytes(stage))} at most{chosen}")
+    kept = "that malloc keeps after some hundred steps, in holes that batches of other sizes left"
+    beside = f"{size(CUDA_CONTEXT)} for CUDA itself" if estimate.on_gpu else f"{size(estimate.kept)} {kept}"
     return [*lines, f"  beside that {beside}; the work space of single kernels is not counted"]
 
 

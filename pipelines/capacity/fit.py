@@ -1,8 +1,9 @@
 """`rtp doctor RECIPE --data STORE --fit`: the largest micro-batch that trains here, and the fastest, found by trying.
 
-Every size is tried in a process of its own, so that one which runs out of memory leaves nothing behind. A size that by
-count (estimate.py), set right by the sizes measured so far, would not fit is not tried: on a CPU the system would kill
-whatever it likes. A trial is one worker with plain PyTorch; what a worker of the run holds more is added to its peak.
+Every size is tried in a process of its own, so that one which runs out of memory leaves nothing behind. A size is not
+tried if its estimate (estimate.py), corrected by the sizes measured so far, does not fit: on a CPU the system would
+kill whatever it likes. A trial is one worker with plain PyTorch; what a worker of the run holds more is added to its
+peak.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ MARGIN = 0.92
 """Share of a device's memory that a run may hold at its peak; allocators need the rest."""
 KEPT_IN_A_TRIAL = 0.2
 """What a CPU's allocator keeps by the end of a trial's few steps, of all that it comes to keep."""
-_FORETOLD_WITHIN = 0.1  # what the count may be off by before a size was measured
+_ESTIMATE_WITHIN = 0.1  # what the estimate may be off by before a size was measured
 _OUT_OF_MEMORY = ("out of memory", "MemoryError", "can't allocate memory")
 
 
@@ -50,8 +51,8 @@ def _divides(experiment: Experiment, micro_batch: int) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Foretold:
-    """Bytes by count that one worker of the run holds with a size, and the process that tries it."""
+class SizeEstimate:
+    """Bytes that one worker of the run is estimated to hold with a size, and the process that tries it."""
 
     run: int
     trial: int
@@ -62,7 +63,7 @@ def try_sizes(
     first: int,
     room: int,
     run: Callable[[int], Trial],
-    foretold: Callable[[int], Foretold] | None = None,
+    estimate: Callable[[int], SizeEstimate],
 ) -> list[Trial]:
     """From `first` on larger ones as long as they fit; if it does not fit, smaller ones until one does.
 
@@ -71,14 +72,13 @@ def try_sizes(
     trials: list[Trial] = []
 
     def attempt(number: int) -> Trial:
-        expected = _expected_peak(trials, number) if foretold is None else _by_count(trials, number, foretold)
-        share = MARGIN if trials else 1 + _FORETOLD_WITHIN
-        if expected is not None and expected > share * room:
+        share = MARGIN if trials else 1 + _ESTIMATE_WITHIN
+        if _expected_peak(trials, number, estimate) > share * room:
             return Trial(micro_batch=number, fits=False)
         trial = run(number)
-        if foretold is not None and trial.peak_bytes is not None:
-            counted = foretold(number)
-            trial = replace(trial, peak_bytes=trial.peak_bytes + counted.run - counted.trial)
+        if trial.peak_bytes is not None:
+            estimated = estimate(number)
+            trial = replace(trial, peak_bytes=trial.peak_bytes + estimated.run - estimated.trial)
         return replace(trial, fits=trial.fits and (trial.peak_bytes or 0) <= MARGIN * room)
 
     for number in (number for number in sizes if number >= first):
@@ -93,22 +93,13 @@ def try_sizes(
     return trials
 
 
-def _by_count(trials: Sequence[Trial], micro_batch: int, foretold: Callable[[int], Foretold]) -> float:
-    """What is foretold, and what the nearest size that trained held more than was foretold of it."""
+def _expected_peak(trials: Sequence[Trial], micro_batch: int, estimate: Callable[[int], SizeEstimate]) -> float:
+    """The estimate, plus what the nearest size that trained held more than its own."""
     known = [trial for trial in trials if trial.peak_bytes is not None]
     if not known:
-        return foretold(micro_batch).run
+        return estimate(micro_batch).run
     near = min(known, key=lambda trial: abs(trial.micro_batch - micro_batch))
-    return foretold(micro_batch).run + (near.peak_bytes or 0) - foretold(near.micro_batch).run
-
-
-def _expected_peak(trials: Sequence[Trial], micro_batch: int) -> float | None:
-    """By the line through the last two that trained; None with fewer."""
-    known = [(trial.micro_batch, trial.peak_bytes) for trial in trials if trial.peak_bytes is not None]
-    if len(known) < 2:
-        return None
-    (near, low), (far, high) = known[-2:]
-    return high + (high - low) / (far - near) * (micro_batch - far)
+    return estimate(micro_batch).run + (near.peak_bytes or 0) - estimate(near.micro_batch).run
 
 
 def run_in_process(arguments: Sequence[str], workers: int) -> Callable[[int], Trial]:

@@ -57,21 +57,21 @@ def test_this_machine_without_a_recipe(capsys: pytest.CaptureFixture[str], tmp_p
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_names() if "paligemma" not in name])
-def test_every_recipe_is_foretold(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_every_recipe_is_estimated(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, found, printed = asked(capsys, name)
-    plan, experiment = found["forecast"], load_recipe(name)
+    estimate, experiment = found["forecast"], load_recipe(name)
     assert code == int("fail" in verdicts(found).values())
-    assert plan["parameters"] > 10_000 and plan["activations"] > 10_000
-    assert plan["samples"] == experiment.loop.steps * experiment.loop.global_batch
+    assert estimate["parameters"] > 10_000 and estimate["activations"] > 10_000
+    assert estimate["samples"] == experiment.loop.steps * experiment.loop.global_batch
     assert all(f"ZeRO-{stage}: training state" in printed for stage in STAGES)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_foretold_is_what_the_run_then_takes(
+def test_what_is_estimated_is_what_the_run_then_takes(
     store: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     code, found, _ = asked(capsys, "rt1_tiny", "--data", store, "--loop.steps", "2")
-    plan = found["forecast"]
+    estimate = found["forecast"]
     experiment = load_recipe("rt1_tiny")
     experiment = replace(experiment, loop=replace(experiment.loop, steps=2))
     job = TrainJob(
@@ -84,9 +84,9 @@ def test_what_is_foretold_is_what_the_run_then_takes(
     folder = tmp_path / "run/checkpoints/step-00000002/engine"
     weights = dict(each_weight(folder))
     model = experiment.model.build()
-    assert code == 0 and plan["epochs"] == pytest.approx(32 / plan["samples_per_epoch"])
-    assert plan["parameters"] == sum(weights[name].numel() for name, _ in model.named_parameters())
-    assert plan["checkpoint"] == pytest.approx(sum(file.stat().st_size for file in folder.iterdir()), rel=0.2)
+    assert code == 0 and estimate["epochs"] == pytest.approx(32 / estimate["samples_per_epoch"])
+    assert estimate["parameters"] == sum(weights[name].numel() for name, _ in model.named_parameters())
+    assert estimate["checkpoint"] == pytest.approx(sum(file.stat().st_size for file in folder.iterdir()), rel=0.2)
 
 
 def test_a_few_measured_steps_say_how_long_the_run_takes_and_leave_nothing(
@@ -111,14 +111,14 @@ def test_measuring_needs_a_store(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_memory_of_a_worker_without_a_gpu_counts_its_process_and_its_loader(store: str) -> None:
     opened = [open_store(store)]
     experiment = load_recipe("rt1_metaworld")
-    plan = estimate_resources(experiment, opened)
+    estimate = estimate_resources(experiment, opened)
     frames = opened[0].num_steps * 96 * 96 * 3  # type: ignore[union-attr]
-    assert frames < plan.loader < 2 * frames
+    assert frames < estimate.loader < 2 * frames
     assert estimate_resources(experiment, []).loader == 1536 * 2**20
-    assert plan.host_bytes(1) > plan.process + plan.loader + plan.worker_bytes(1) > 10**9
+    assert estimate.host_bytes(1) > estimate.process + estimate.loader + estimate.worker_bytes(1) > 10**9
     small = replace(HERE, gpus=(), memory_free=10**9)
-    assert told((experiment, plan), small)["memory"].verdict == "fail"
-    assert told((experiment, plan), replace(small, memory_free=10**10))["memory"].verdict == "ok"
+    assert told((experiment, estimate), small)["memory"].verdict == "fail"
+    assert told((experiment, estimate), replace(small, memory_free=10**10))["memory"].verdict == "ok"
 
 
 @pytest.mark.parametrize(

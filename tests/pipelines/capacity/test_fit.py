@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.capacity.fit import MARGIN, Foretold, Trial, fit_check, micro_batch_sizes, run_in_process, try_sizes
+from pipelines.capacity.fit import MARGIN, SizeEstimate, Trial, fit_check, micro_batch_sizes, run_in_process, try_sizes
 from pipelines.catalogue import load_recipe
 from pipelines.config.experiment import Experiment
 
@@ -32,19 +32,14 @@ def device(fixed: int, each: int, *, out_of_memory: int | None = None) -> tuple[
     return ran, run
 
 
-@given(fixed=st.integers(0, 500), each=st.integers(1, 100), room=st.integers(1, 2000), first=st.sampled_from(SIZES))
-def test_the_largest_that_fits_is_found(fixed: int, each: int, room: int, first: int) -> None:
-    ran, run = device(fixed, each, out_of_memory=room)
-    trials = try_sizes(SIZES, first, room, run)
-    expected = [number for number in SIZES if fixed + each * number <= MARGIN * room]
-    assert [trial.micro_batch for trial in trials if trial.fits][-1:] == expected[-1:]
-    assert [trial.micro_batch for trial in trials] == sorted(trial.micro_batch for trial in trials)
-    assert len(ran) == len(set(ran)) and len(trials) < len(SIZES) + 1
+def exact(number: int) -> SizeEstimate:
+    """Of a device that holds 100 and 10 bytes a sample."""
+    return SizeEstimate(run=100 + 10 * number, trial=100 + 10 * number)
 
 
 def test_what_would_go_beyond_the_memory_is_not_tried() -> None:
     ran, run = device(100, 10)
-    trials = try_sizes(SIZES, 4, 200, run)
+    trials = try_sizes(SIZES, 4, 200, run, exact)
     assert ran == [4, 6, 8] and [trial.fits for trial in trials] == [True, True, True, False]
     assert trials[-1] == Trial(micro_batch=12, fits=False)
 
@@ -52,31 +47,33 @@ def test_what_would_go_beyond_the_memory_is_not_tried() -> None:
 @given(
     fixed=st.integers(0, 500),
     each=st.integers(1, 100),
-    room=st.integers(20, 2000),  # counts are whole numbers, and off by less than one more
+    room=st.integers(20, 2000),  # estimates are whole numbers, and off by less than one more
     first=st.sampled_from(SIZES),
     off=st.one_of(st.just(1.0), st.floats(0.91, 1.09)),
     more=st.integers(0, 300),
 )
-def test_a_count_of_what_will_fit_spares_trials(
+def test_the_largest_that_fits_is_found_and_estimates_spare_trials(
     fixed: int, each: int, room: int, first: int, off: float, more: int
 ) -> None:
-    """The run holds `more` than what is tried, and the count is off by less than a tenth."""
+    """The run holds `more` than what is tried, and the estimate is off by less than a tenth."""
     ran, run = device(fixed, each, out_of_memory=room)
 
-    def foretold(number: int) -> Foretold:
+    def estimate(number: int) -> SizeEstimate:
         of_run = int(off * (fixed + each * number + more))
-        return Foretold(run=of_run, trial=of_run - more)
+        return SizeEstimate(run=of_run, trial=of_run - more)
 
-    trials = try_sizes(SIZES, first, room, run, foretold)
+    trials = try_sizes(SIZES, first, room, run, estimate)
     fitting = [number for number in SIZES if fixed + each * number + more <= MARGIN * room]
     found = [trial.micro_batch for trial in trials if trial.fits]
+    tried = [trial.micro_batch for trial in trials]
+    assert tried == sorted(set(tried)) and len(ran) == len(set(ran))
     assert set(found) <= set(fitting) and (found[-1:] == fitting[-1:] or off != 1)
     assert all(fixed + each * number + more <= 1.3 * room for number in ran)
 
 
 def test_a_first_size_that_cannot_fit_is_not_tried() -> None:
     ran, run = device(100, 10)
-    trials = try_sizes(SIZES, 48, 200, run, lambda number: Foretold(run=100 + 10 * number, trial=100 + 10 * number))
+    trials = try_sizes(SIZES, 48, 200, run, exact)
     assert ran == [8] and [trial.micro_batch for trial in trials if trial.fits] == [8]
 
 

@@ -1,4 +1,4 @@
-"""What a training step holds: foretold on the meta device, counted while one runs, and measured on a GPU before."""
+"""What a training step holds: estimated on the meta device, counted while one runs, and measured on a GPU before."""
 
 from __future__ import annotations
 
@@ -93,10 +93,10 @@ def batch_of_most(experiment: Experiment, stores: list[Store]) -> Batch:
         return reader.read(ids, rows, keys) if shapes is None else shapes.read(ids, rows, keys)
 
 
-def assert_foretold(experiment: Experiment, stores: list[Store], within: float = 0.1) -> None:
+def assert_estimated(experiment: Experiment, stores: list[Store], within: float = 0.1) -> None:
     experiment = resolved(experiment, stores)
-    foretold = estimate_resources(experiment, stores, on_gpu=False).worker_bytes(0)
-    assert foretold == pytest.approx(counted_peak(experiment, stores), rel=within)
+    estimate = estimate_resources(experiment, stores, on_gpu=False).worker_bytes(0)
+    assert estimate == pytest.approx(counted_peak(experiment, stores), rel=within)
 
 
 @pytest.mark.parametrize(
@@ -106,24 +106,24 @@ def test_rt1(mode: ActivationCheckpointing, precision: str, segment: int, robot:
     small = RT1Config.small()
     model = replace(small, compute=replace(small.compute, activation_checkpointing=mode))
     made = in_process("rt1_metaworld", model, precision=precision, segment_windows=segment)
-    assert_foretold(made, [robot], within=0.03)
+    assert_estimated(made, [robot], within=0.03)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_rt1_without_padding_as_on_a_cpu(accumulation: int, robot: EpisodeStore) -> None:
-    assert_foretold(in_process("rt1_metaworld", fixed="off", global_batch=8 * accumulation), [robot])
+    assert_estimated(in_process("rt1_metaworld", fixed="off", global_batch=8 * accumulation), [robot])
 
 
 def test_a_model_whose_backbone_is_frozen(robot: EpisodeStore) -> None:
     made = replace(in_process("rt1_metaworld"), freeze=("tokenizer.",))
-    assert_foretold(made, [robot])
+    assert_estimated(made, [robot])
 
 
 @pytest.mark.parametrize(("mode", "precision"), [("off", "fp32"), ("selective", "fp32"), ("blocks", "bf16")])
 def test_rt2(mode: ActivationCheckpointing, precision: str, robot: EpisodeStore, web: WebStore) -> None:
     found: Any = load_recipe("rt2_tiny").model
     made = in_process("rt2_tiny", replace(found, activation_checkpointing=mode), precision=precision)
-    assert_foretold(made, [robot, web])
+    assert_estimated(made, [robot, web])
 
 
 @pytest.mark.parametrize("tuning", [FullTuning(), LoRA(rank=4)], ids=["full", "lora"])
@@ -137,7 +137,7 @@ def test_a_vlm(
     folder = str(save_paligemma(tmp_path / "model", num_hidden_layers=6, intermediate_size=512))
     dtype = "bfloat16" if precision == "bf16" and isinstance(tuning, LoRA) else "float32"
     model = RT2VLMConfig.paligemma(folder, tuning=tuning, dtype=dtype, activation_checkpointing=mode)
-    assert_foretold(in_process("rt2_tiny", model, precision=precision), [robot, web])
+    assert_estimated(in_process("rt2_tiny", model, precision=precision), [robot, web])
 
 
 MEASURED_GB = [  # an H200 by benchmarks/gpu.py, docs/measured.md: windows, windows a segment, whose kernels, graph
@@ -157,8 +157,8 @@ def test_what_an_h200_held(windows: int, segment: int, kernels: str, graph: Any,
     sizes: Any = {"micro_batch": windows, "global_batch": windows, "segment_windows": segment}
     made = in_process("rt1_fractal", replace(preset, compute=compute), **sizes)
     made = replace(made, engine=TorchEngineConfig(precision="bf16", cuda_graphs=graph))
-    foretold = estimate_resources(made, [], on_gpu=True).worker_bytes(0)
-    assert foretold / 1e9 == pytest.approx(measured, rel=0.1)
+    estimate = estimate_resources(made, [], on_gpu=True).worker_bytes(0)
+    assert estimate / 1e9 == pytest.approx(measured, rel=0.1)
 
 
 class _Outer(nn.Module):

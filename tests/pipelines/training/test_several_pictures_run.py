@@ -90,7 +90,7 @@ def test_two_steps_are_trained_with_and_without_fixed_shapes_and_scored(store: s
     assert report.questions is not None and report.questions.questions == 4
 
 
-def test_the_memory_of_every_picture_is_foretold(store: str, web: str) -> None:
+def test_the_memory_of_every_picture_is_estimated(store: str, web: str) -> None:
     robots, questions = EpisodeStore.open(store), WebStore.open(web)
     experiment = resolved(load_recipe("rt2_tiny"), [robots, questions])
     alone = replace(experiment, co_fine_tuning=CoFineTuningConfig(robot_share=1.0))
