@@ -25,7 +25,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 DASHBOARD_PORT = 8265
-_ELSE = "start the cluster, or give --address its dashboard's URL"
+_REMEDY = "start the cluster, or give --address its dashboard's URL"
 CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S = 10, 60  # a busy head takes its time to answer
 OUTAGE_S = 60.0  # a dashboard that is away for longer is given up; the job goes on without it
 
@@ -65,7 +65,7 @@ class Jobs:
             ) from error
         except (RuntimeError, ValueError, KeyError, requests.RequestException) as error:
             raise ConnectionError(
-                f"no Ray dashboard answers at {self.address}: {_first_line(error)}; {_ELSE}"
+                f"no Ray dashboard answers at {self.address}: {_first_line(error)}; {_REMEDY}"
             ) from error
 
     def submit(
@@ -180,7 +180,7 @@ def _require_listening(address: str) -> None:
     try:
         socket.create_connection((url.hostname or "", url.port or DASHBOARD_PORT), timeout=CONNECT_TIMEOUT_S).close()
     except OSError as error:
-        raise ConnectionError(f"no Ray dashboard answers at {address}: {error.strerror or error}; {_ELSE}") from error
+        raise ConnectionError(f"no Ray dashboard answers at {address}: {error.strerror or error}; {_REMEDY}") from error
 
 
 def _require_same_ray(address: str) -> None:

@@ -253,7 +253,7 @@ def restore_linear() -> None:
     nn.functional.linear = _LINEAR
 
 
-_SENT = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_SENT_IN_BF16 = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def send_in_bf16(module: nn.Module, zero: ZeroConfig) -> None:
@@ -266,7 +266,7 @@ def send_in_bf16(module: nn.Module, zero: ZeroConfig) -> None:
     from deepspeed.runtime.torch_autocast import PARAM_COMM_DTYPE_ATTR_NAME
 
     for part in module.modules():
-        if isinstance(part, _SENT):
+        if isinstance(part, _SENT_IN_BF16):
             for parameter in part.parameters(recurse=False):
                 if zero.stage < 3 or shape_of(parameter).numel() > zero.persist_elements:
                     setattr(parameter, PARAM_COMM_DTYPE_ATTR_NAME, torch.bfloat16)

@@ -26,7 +26,7 @@ from rt_models.control.control_step import CAPACITIES
 from rt_models.control.observation import Frame, ObservationInlet, RobotState
 from rt_models.spec import EMBEDDING_WIDTH, MAIN_CAMERA, Contract, DatasetContract, ObjectMarks
 
-TOGETHER = 32
+TOGETHER = CAPACITIES[-1]
 """Robots that are answered in one pass at most: rt_models/control/control_step.py's largest graph."""
 
 
