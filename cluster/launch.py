@@ -24,7 +24,7 @@ import torch
 from cluster.context import RayContext, WorkerContext
 from cluster.interfaces import chosen, torch_config
 from cluster.placement import Actors, Demand, require_room
-from cluster.quick_imports import end_quick_start, quick_imports
+from cluster.quick_imports import quick_imports, resume_collection
 from cluster.session import RaySession, connect
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def _beside_the_main_thread(fit: Callable[[], T]) -> T:
 
 def _work(arguments: Mapping[str, _Task[Config, Value]]) -> dict[str, Value | float]:
     """One worker."""
-    end_quick_start()
+    resume_collection()
     task, launch = arguments["task"], arguments["task"].launch
     torch.set_num_threads(launch.cpus_per_worker)
     logging.getLogger().setLevel(logging.WARNING)  # Ray's processes are at ERROR (see session.py)

@@ -1,7 +1,7 @@
-"""Imports without searches for garbage: torch, MLflow and Ray make some 400,000 objects that stay until the end.
+"""Imports without garbage collection: torch, MLflow and Ray make some 400,000 objects that live until the process ends.
 
-Python's collector goes through them again and again while they come, and once more when it exits: half of the CPU time
-of a short command (docs/measured.md).
+Python's garbage collector traverses them again and again during the imports, and once more at exit: half of the CPU
+time of a short command (docs/measured.md).
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_MANY = 100  # new modules: what fewer leave is not worth keeping out of later searches with all else that is there
-_FIRST = 200_000  # objects; a worker of a training has more after its imports
+_MANY = 100  # new modules; gc.freeze takes all objects, not only theirs, and fewer modules are not worth that
+_DEFERRED_THRESHOLD = 200_000  # new objects; a training worker has more after its imports
 
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Nothing is searched inside the block, and what a large import leaves is not searched later either."""
+    """No garbage collection inside the block; after a large import later collections leave out the objects it made."""
     if not gc.isenabled():  # inside another block, or somebody's choice
         yield
         return
@@ -33,31 +33,32 @@ def quick_imports() -> Iterator[None]:
 
 
 def quick_exit() -> None:
-    """When the interpreter ends, it does not search what the system takes back at once."""
+    """No collection when the interpreter exits: the system takes back all memory at once."""
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)
 
 
-def quick_start() -> None:
-    """For a process that begins with imports not its own, as Ray's do: the first search waits for them.
+def defer_collection() -> None:
+    """For a process that begins with imports not its own, as Ray's do: the first garbage collection waits for them.
 
-    It comes with `_FIRST` new objects, or with `end_quick_start`; what is there then is not searched later.
+    It waits for `_DEFERRED_THRESHOLD` new objects or for `resume_collection`; later collections leave out the objects
+    that exist by then.
     """
-    if _at_first_search not in gc.callbacks:
-        gc.set_threshold(_FIRST, *gc.get_threshold()[1:])
-        gc.callbacks.append(_at_first_search)
+    if _at_first_collection not in gc.callbacks:
+        gc.set_threshold(_DEFERRED_THRESHOLD, *gc.get_threshold()[1:])
+        gc.callbacks.append(_at_first_collection)
 
 
-def end_quick_start() -> None:
-    """From now on the collector searches as ever; nothing, where it does already."""
-    if _at_first_search in gc.callbacks:
-        gc.callbacks.remove(_at_first_search)
+def resume_collection() -> None:
+    """Collect at the usual thresholds from now on; no effect where collection was not deferred."""
+    if _at_first_collection in gc.callbacks:
+        gc.callbacks.remove(_at_first_collection)
         gc.set_threshold(*_THRESHOLDS)
         gc.freeze()
 
 
-def _at_first_search(phase: str, info: dict[str, int]) -> None:
-    end_quick_start()
+def _at_first_collection(phase: str, info: dict[str, int]) -> None:
+    resume_collection()
 
 
 _THRESHOLDS = gc.get_threshold()

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from cluster.quick_imports import end_quick_start
+from cluster.quick_imports import resume_collection
 
 Asked = ParamSpec("Asked")
 Answer = TypeVar("Answer")
@@ -27,7 +27,7 @@ class _Worker:
     def __init__(self, factory: Callable[[], Callable[..., Any]]) -> None:
         import torch
 
-        end_quick_start()
+        resume_collection()
         torch.set_num_threads(1)
         self._factory = factory
         self._making = threading.Lock()

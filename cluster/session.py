@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cluster.quick_imports import quick_imports, quick_start
+from cluster.quick_imports import defer_collection, quick_imports
 
 MEGABYTE = 10**6
 ANSWER_S = 10.0  # in which the head of a cluster must answer
@@ -196,7 +196,7 @@ def prepare_process() -> None:
     """In every process of our own Ray."""
     import ray
 
-    quick_start()
+    defer_collection()
 
     # Where several people's Rays run on one machine, Ray's helpers would not know theirs.
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address

@@ -1,4 +1,4 @@
-"""Searches for garbage: none while modules come, none of what they leave, and as ever afterwards."""
+"""Garbage collection: none during imports, none of the objects that they leave, and as usual afterwards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cluster.quick_imports import end_quick_start, quick_imports, quick_start
+from cluster.quick_imports import defer_collection, quick_imports, resume_collection
 from tests.support.command_line import environment
 
 MODULES = 150
@@ -29,7 +29,7 @@ def nothing_frozen() -> Iterator[None]:
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The name of a package of many modules, each with objects enough to make the collector search."""
+    """The name of a package of many modules, each with objects enough for a garbage collection."""
     folder = tmp_path / "many_modules"
     folder.mkdir()
     (folder / "__init__.py").write_text("".join(f"from many_modules import m{i}\n" for i in range(MODULES)))
@@ -42,8 +42,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.fixture
-def searches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """One entry for each search for garbage."""
+def collections(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """One entry for each start and end of a garbage collection."""
     found: list[Any] = []
 
     def note(phase: str, info: object) -> None:
@@ -54,26 +54,26 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     gc.callbacks.remove(note)
 
 
-def test_without_it_imports_are_searched(package: str, searches: list[Any]) -> None:
+def test_without_it_garbage_is_collected_during_imports(package: str, collections: list[Any]) -> None:
     __import__(package)
-    assert searches and gc.get_freeze_count() == 0
+    assert collections and gc.get_freeze_count() == 0
 
 
-def test_nothing_is_searched_inside_and_what_came_is_kept_out_of_later_searches(
-    package: str, searches: list[Any]
+def test_none_is_collected_inside_and_later_collections_leave_out_what_was_imported(
+    package: str, collections: list[Any]
 ) -> None:
     with quick_imports():
         with quick_imports():
             __import__(package)
         assert not gc.isenabled(), "the inner block ends no more than itself"
-    assert not searches and gc.isenabled() and gc.get_freeze_count() > MODULES * 1000
+    assert not collections and gc.isenabled() and gc.get_freeze_count() > MODULES * 1000
     cycle: list[Any] = []
     cycle.append(cycle)
     del cycle
-    assert gc.collect() > 0 and searches
+    assert gc.collect() > 0 and collections
 
 
-def test_a_small_import_freezes_nothing_and_a_failed_one_leaves_the_collector_on(searches: list[Any]) -> None:
+def test_a_small_import_freezes_nothing_and_a_failed_one_leaves_the_collector_on(collections: list[Any]) -> None:
     with pytest.raises(ModuleNotFoundError), quick_imports():
         import no_such_module  # type: ignore[import-not-found]  # noqa: F401
     assert gc.isenabled() and gc.get_freeze_count() == 0
@@ -89,19 +89,19 @@ def test_who_has_switched_the_collector_off_finds_it_off(package: str) -> None:
         gc.enable()
 
 
-def test_a_start_lasts_until_so_many_objects_or_until_it_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_collection_is_deferred_until_so_many_objects_or_until_it_is_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
     before = gc.get_threshold()
-    quick_start()
-    quick_start()
+    defer_collection()
+    defer_collection()
     assert gc.get_threshold()[0] > 100_000
     held = [[] for _ in range(gc.get_threshold()[0] + 10)]
     assert gc.get_threshold() == before and gc.get_freeze_count() > len(held) - 1000
     gc.unfreeze()
-    quick_start()
-    end_quick_start()
+    defer_collection()
+    resume_collection()
     assert gc.get_threshold() == before and gc.get_freeze_count() > 0
     gc.unfreeze()
-    end_quick_start()
+    resume_collection()
     assert gc.get_freeze_count() == 0, "once"
 
 

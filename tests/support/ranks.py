@@ -11,10 +11,10 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
-from cluster.quick_imports import end_quick_start, quick_start
+from cluster.quick_imports import defer_collection, resume_collection
 
 if parent_process() is not None:  # a rank, which begins with imports
-    quick_start()
+    defer_collection()
 
 import torch
 import torch.multiprocessing as multiprocessing
@@ -101,7 +101,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, folder: Path, *argu
 
 
 def _rank(rank: int, function: Callable[..., Any], world_size: int, port: int, folder: Path, arguments: Any) -> None:
-    end_quick_start()
+    resume_collection()
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))

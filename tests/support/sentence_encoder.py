@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    gc.disable()  # with searches for garbage TensorFlow takes half as long again to import
+    gc.disable()  # with garbage collection TensorFlow takes half as long again to import
 
 import numpy as np
 import tensorflow as tf

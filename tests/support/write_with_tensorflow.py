@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    gc.disable()  # with searches for garbage TensorFlow takes half as long again to import
+    gc.disable()  # with garbage collection TensorFlow takes half as long again to import
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
