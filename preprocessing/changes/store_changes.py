@@ -221,13 +221,20 @@ def _new_store(
     filesystem, folder = file_system_of(root)
     lineage = change.lineage()
     settings = {"change": [lineage.change, lineage.sentence, [each.manifest for each in lineage.parents]]}
-    if filesystem.exists(f"{folder}/{MANIFEST}"):
-        made = finished(filesystem, folder, _of_change(filesystem, folder, settings), StoreManifest)
-        return _changed(root, made, [], unchanged=True)
     names = [f"shard-{number:05d}-of-{len(pieces):05d}.parquet" for number in range(len(pieces))]
-    with claimed(filesystem, folder, settings):
-        made = assemble(pieces, root, change=change, quarantine=lines, names=names, split=name, progress=progress)
-    return _changed(root, made, pieces)
+    if not filesystem.exists(f"{folder}/{MANIFEST}"):
+        try:
+            with claimed(filesystem, folder, settings):
+                made = assemble(
+                    pieces, root, change=change, quarantine=lines, names=names, split=name, progress=progress
+                )
+            return _changed(root, made, pieces)
+        except (OSError, ValueError):
+            if not filesystem.exists(f"{folder}/{MANIFEST}"):
+                raise
+            # another process was quicker with the same work
+    made = finished(filesystem, folder, _of_change(filesystem, folder, settings), StoreManifest)
+    return _changed(root, made, [], unchanged=True)
 
 
 def _of_change(filesystem: FileSystem, folder: str, settings: JsonObject) -> JsonObject:

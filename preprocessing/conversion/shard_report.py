@@ -81,10 +81,11 @@ class QuarantinedExample:
 @dataclass(frozen=True, kw_only=True)
 class WebShardReport(WebShardEntry):
     """The report of a shard of image-text examples; `unread` counts members of archives by extension, `most_pictures`
-    are those of the row that has most, `valued` counts examples with a score, and with a language."""
+    are those of the row that has most, `valued` counts examples with a score, and with a language (None in a report of
+    an older version)."""
 
     unread: dict[str, int] = field(default_factory=dict)
-    valued: dict[str, int] = field(default_factory=dict)
+    valued: dict[str, int] | None = None
     most_pictures: int = 0
     quarantine: tuple[QuarantinedExample, ...]
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -140,9 +141,15 @@ def filter_store(source: str, out: str, config: FilterConfig, reach_ray: ReachRa
     if filesystem.exists(f"{folder}/{MANIFEST}"):
         made = finished(filesystem, folder, settings, WebManifest)
     else:
-        with claimed(filesystem, folder, settings):
-            made = _filtered(filesystem, folder, root, store, config, settings, reach_ray)
-    if filesystem.exists(f"{folder}/{PROGRESS}"):
+        try:
+            with claimed(filesystem, folder, settings):
+                made = _filtered(filesystem, folder, root, store, config, settings, reach_ray)
+        except (OSError, ValueError):
+            if not filesystem.exists(f"{folder}/{MANIFEST}"):
+                raise
+            # another process was quicker with the same work
+            made = finished(filesystem, folder, settings, WebManifest)
+    with suppress(FileNotFoundError):
         filesystem.rm(f"{folder}/{PROGRESS}", recursive=True)
     assert made.filtered is not None
     return FilterSummary(

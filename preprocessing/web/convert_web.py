@@ -114,20 +114,26 @@ def convert_web(source: str, out: str, config: WebConvertConfig, reach_ray: Reac
     task = _Task(source=opened, config=config, root=root, pieces=opened.pieces())
     settings = _settings(task, name)
     filesystem, folder = file_system_of(root)
+    missing: list[int] = []
     if filesystem.exists(f"{folder}/{MANIFEST}"):
         manifest = finished(filesystem, folder, settings, WebManifest)
-        missing = []
     else:
-        with claimed(filesystem, folder, settings):
-            done = names_in(filesystem, f"{folder}/{PROGRESS}")
-            missing = [i for i in range(len(task.pieces)) if report_name(i) not in done]
-            convert_one = partial(_convert_piece, task)
-            units = ("records", "records")
-            settled = {"total": len(task.pieces), "workers": config.workers, "units": units}
-            claim = Claim(root=root, settings=settings)
-            convert_shards(convert_one, missing, reach_ray=reach_ray, claim=claim, **settled)
-            manifest = _write_manifest(task, settings)
-    if filesystem.exists(f"{folder}/{PROGRESS}"):
+        try:
+            with claimed(filesystem, folder, settings):
+                done = names_in(filesystem, f"{folder}/{PROGRESS}")
+                missing = [i for i in range(len(task.pieces)) if report_name(i) not in done]
+                convert_one = partial(_convert_piece, task)
+                units = ("records", "records")
+                settled = {"total": len(task.pieces), "workers": config.workers, "units": units}
+                claim = Claim(root=root, settings=settings)
+                convert_shards(convert_one, missing, reach_ray=reach_ray, claim=claim, **settled)
+                manifest = _write_manifest(task, settings)
+        except (OSError, ValueError):
+            if not filesystem.exists(f"{folder}/{MANIFEST}"):
+                raise
+            # another process was quicker with the same work
+            manifest = finished(filesystem, folder, settings, WebManifest)
+    with suppress(FileNotFoundError):
         filesystem.rm(f"{folder}/{PROGRESS}", recursive=True)
     return WebSummary(
         store=root,
@@ -364,9 +370,12 @@ def _write_manifest(task: _Task, settings: JsonObject) -> WebManifest:
 
 
 def _require_valued(config: WebConvertConfig, reports: list[WebShardReport]) -> None:
-    """Raise ValueError for a field that no example has, whose name may be mistyped."""
+    """Raise ValueError for a field that no example has, whose name may be mistyped; not where a report does not say."""
+    valued = [report.valued for report in reports if report.valued is not None]
+    if len(valued) < len(reports):
+        return
     for column, field_name, what in (("score", config.score, "number"), ("language", config.language, "text")):
-        if field_name and not any(report.valued.get(column) for report in reports):
+        if field_name and not any(counts.get(column) for counts in valued):
             raise ValueError(
                 f"--{column} {field_name}: no example has a {what} in a field of that very name, capitals included"
             )

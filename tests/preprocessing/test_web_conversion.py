@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from tests.support.tiny_web import (
     converted,
     put,
     write_easy_vqa,
+    write_jsonl,
     write_webdataset,
 )
+
+WEBDATASET: dict[str, Any] = {"format": "webdataset", "workers": 0}
 
 
 @pytest.fixture
@@ -58,6 +62,58 @@ def test_a_finished_store_is_left_alone_and_guards_its_settings(many: Path, tmp_
     assert again.shards_converted == 0
     with pytest.raises(ValueError, match="with another limits"):
         converted(many, tmp_path / "out", format="easy_vqa", max_characters=7)
+
+
+def test_another_process_that_was_quicker_is_no_error(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, claimed = WebConvertConfig(format="easy_vqa", workers=0), web_data.claimed
+
+    def slow(*arguments: Any) -> Any:
+        monkeypatch.setattr(web_data, "claimed", claimed)
+        convert_web(str(many), str(tmp_path / "out"), config)
+        return claimed(*arguments)
+
+    monkeypatch.setattr(web_data, "claimed", slow)
+    summary = convert_web(str(many), str(tmp_path / "out"), config)
+    assert (summary.shards, summary.shards_converted) == (3, 0)
+    assert WebStore.open(summary.store).num_examples == 5 and not Path(summary.store, ".progress").exists()
+
+
+def test_tars_of_the_user_in_the_very_folder_of_the_store_stay(tmp_path: Path) -> None:
+    tars = tmp_path / "cc3m/1.0.0/train"
+    tars.mkdir(parents=True)
+    write_webdataset(tars)
+    for number, path in enumerate(sorted(tars.rglob("*.tar"))):
+        path.rename(tars / f"shard-{number:05d}.tar")
+    before = {path.name: path.read_bytes() for path in tars.rglob("*.tar")}
+    assert len(before) == 2
+    with pytest.raises(ValueError, match="not one of"):
+        convert_web(str(tmp_path / "cc3m"), str(tmp_path), WebConvertConfig(**WEBDATASET, max_characters=1))
+    assert {path.name: path.read_bytes() for path in tars.rglob("*.tar")} == before
+    convert_web(str(tmp_path / "cc3m"), str(tmp_path), WebConvertConfig(**WEBDATASET))
+    assert {path.name: path.read_bytes() for path in tars.rglob("*.tar")} == before
+
+
+def test_reports_of_older_code_do_not_say_which_fields_have_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = {"image": "images/a.png", "question": "?", "answer": "this", "similarity": 0.5}
+    write_jsonl(tmp_path / "source", [json.dumps(line)], ["a.png"])
+    config = WebConvertConfig(format="jsonl", score="similarity", workers=0)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(web_data, "_write_manifest", interrupted)
+        convert_web(str(tmp_path / "source"), str(tmp_path / "out"), config)
+    (report,) = (tmp_path / "out").rglob("00000.json")
+    older = json.loads(report.read_text())
+    del older["valued"]
+    report.write_text(json.dumps(older))
+    summary = convert_web(str(tmp_path / "source"), str(tmp_path / "out"), config)
+    assert (summary.examples_out, summary.shards_converted) == (1, 0)
 
 
 def test_the_two_kinds_of_store_know_each_other(many: Path, tmp_path: Path) -> None:

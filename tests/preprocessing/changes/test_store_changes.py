@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from preprocessing.audit import store_audit
 from preprocessing.changes import assemble as module
+from preprocessing.changes import store_changes
 from preprocessing.changes.store_changes import append, delete, log, merge, prune, split
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.store.episode_store import EpisodeStore
@@ -86,6 +87,22 @@ def test_merge_equals_a_conversion_of_the_union_and_links(stores: list[str], tmp
     assert merge(str(tmp_path / "merged"), [first, rest]).unchanged
     with pytest.raises(ValueError, match="holds a finished store made with another change"):
         merge(str(tmp_path / "merged"), [rest, first])
+
+
+def test_another_process_that_was_quicker_is_no_error(
+    stores: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, *parts = stores
+    claimed = store_changes.claimed
+
+    def slow(*arguments: Any) -> Any:
+        monkeypatch.setattr(store_changes, "claimed", claimed)
+        assert not merge(str(tmp_path / "merged"), parts).unchanged
+        return claimed(*arguments)
+
+    monkeypatch.setattr(store_changes, "claimed", slow)
+    assert merge(str(tmp_path / "merged"), parts).unchanged
+    assert not list((tmp_path / "merged").rglob(".progress"))
 
 
 @pytest.mark.parametrize("by", ["shards", "episodes"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import logging
 import shutil
@@ -292,3 +293,91 @@ def test_a_filter_that_fails_leaves_the_work_of_those_that_joined_it(tmp_path: P
         assert marks.exists()
     fail()
     assert not root.exists()
+
+
+def test_files_of_the_user_stay_and_so_do_their_folders(
+    make_bridge: Callable[..., Path], two_sizes: Path, tmp_path: Path
+) -> None:
+    root, empty = tmp_path / "out/bridge_dataset/1.0.0/train", tmp_path / "empty/bridge_dataset/1.0.0/train"
+    empty.mkdir(parents=True)
+    with pytest.raises(ValueError, match="differ in size"):
+        convert(str(two_sizes), str(tmp_path / "empty"), HERE)
+    assert list(empty.iterdir()) == []
+    root.mkdir(parents=True)
+    mine = {name: root / name for name in ("shard-00000.tar", "shard-1.parquet", "notes.txt")}
+    for name, path in mine.items():
+        path.write_text(name)
+    with pytest.raises(ValueError, match="differ in size"):
+        convert(str(two_sizes), str(tmp_path / "out"), HERE)
+    assert {path.name for path in root.iterdir()} == set(mine)
+    assert convert(str(make_bridge([3], name="whole")), str(tmp_path / "out"), HERE).episodes_out == 1
+    assert all(path.read_text() == name for name, path in mine.items())
+
+
+@pytest.mark.parametrize("name", ["shard-00000-of-00001.parquet", "instructions.parquet", ".progress/mine.txt"])
+def test_a_file_that_would_be_written_over_is_named(
+    make_bridge: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    root = tmp_path / "bridge_dataset/1.0.0/train"
+    (root / name).parent.mkdir(parents=True)
+    (root / name).write_text("of the user")
+    with pytest.raises(ValueError, match=f"{root / name} is of no conversion that is known here: move it away, or"):
+        convert(str(make_bridge([3])), str(tmp_path), HERE)
+    assert [path for path in root.rglob("*") if path.is_file()] == [root / name]
+    assert (root / name).read_text() == "of the user" and (root / ".progress").exists() == name.startswith(".")
+
+
+def test_a_store_that_was_finished_meanwhile_is_left_alone(
+    make_bridge: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a look for the manifest and the claim."""
+    source, root = str(make_bridge([3])), tmp_path / "bridge_dataset/1.0.0/train"
+
+    def slow(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        convert(source, str(tmp_path), HERE)
+        return claimed(*arguments)
+
+    monkeypatch.setattr("preprocessing.convert.claimed", slow)
+    assert convert(source, str(tmp_path), HERE).shards_converted == 0
+    EpisodeStore.open(str(tmp_path)).verify()
+    with pytest.raises(FileExistsError, match="was finished by another process"), claimed(LOCAL, str(root), {}):
+        pytest.fail("a finished store was claimed")
+    assert not (root / ".progress").exists()
+
+
+def test_where_nothing_can_lock_a_refusal_leaves_others_work_and_is_begun_anew(
+    two_sizes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    root, settings = tmp_path / "out/set/1.0.0/train", {"dataset": "set"}
+    with claimed(LOCAL, str(root), settings):
+        (root / "shard-00000-of-00001.parquet").touch()
+        with pytest.raises(ValueError, match="of one alone"), claimed(LOCAL, str(root), settings):
+            raise ValueError("of one alone")
+        assert (root / "shard-00000-of-00001.parquet").exists()
+    with pytest.raises(ValueError, match="differ in size"):
+        convert(str(two_sizes), str(tmp_path), HERE)
+    convert(str(two_sizes), str(tmp_path), replace(HERE, image_size="16x24"))
+    convert(str(two_sizes), str(tmp_path / "at once"), replace(HERE, image_size="16x24"))
+    name = "bridge_dataset"
+    assert file_contents(tmp_path / name) == file_contents(tmp_path / "at once" / name)
+
+
+@pytest.mark.parametrize("size", [None, "8x8"])
+def test_what_older_code_refused_is_begun_anew(
+    make_bridge: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: str | None
+) -> None:
+    source, progress = str(make_bridge([3], [2])), tmp_path / "bridge_dataset/1.0.0/train/.progress"
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("preprocessing.convert.write_manifest", interrupted)
+        convert(source, str(tmp_path), HERE)
+    (progress / "ended.json").write_text('{"error": "a damaged source"}')
+    assert convert(source, str(tmp_path), replace(HERE, image_size=size)).shards_converted == 2

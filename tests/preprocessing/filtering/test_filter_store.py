@@ -102,6 +102,27 @@ def test_stopped_anywhere_and_run_again_the_files_are_the_same(
     assert filtered(store, tmp_path / "whole", keep=0.5).kept == whole.kept and files_of(whole.store) == before
 
 
+def test_another_process_that_was_quicker_is_no_error(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed = module.claimed
+
+    def slow(*arguments: Any) -> Any:
+        monkeypatch.setattr(module, "claimed", claimed)
+        filtered(store, tmp_path / "out", keep=0.5)
+        return claimed(*arguments)
+
+    monkeypatch.setattr(module, "claimed", slow)
+    monkeypatch.setattr(module, "_filtered", _once(module._filtered))
+    summary = filtered(store, tmp_path / "out", keep=0.5)
+    assert not Path(summary.store, ".progress").exists()
+
+
+def _once(work: Callable[..., Any]) -> Callable[..., Any]:
+    calls = iter([work])
+    return lambda *arguments: next(calls)(*arguments)
+
+
 def cut_after_marks(store: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The marks of a filter that was interrupted once it had looked at every shard."""
 
