@@ -9,6 +9,7 @@ Schedules, data and stopping are the training loop's.
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -181,6 +182,7 @@ class TorchEngine(EngineBase):
         return {name: value.detach().cpu().clone() for name, value in self._model.state_dict().items()}
 
     def close(self) -> None:
+        gc.unfreeze()  # an import in mid-training (MLflow's) may have frozen cycles of this engine: they would stay
         self._replay = None  # it holds this engine, and so the weights, until the next search for cycles
         self._optimizer.zero_grad(set_to_none=True)
 
@@ -317,6 +319,7 @@ class DeepSpeedEngine(EngineBase):
         return state if self.context.rank == 0 else None
 
     def close(self) -> None:
+        gc.unfreeze()  # an import in mid-training (MLflow's) may have frozen cycles of this engine: they would stay
         self._engine.destroy()
         zero.restore_linear()
 

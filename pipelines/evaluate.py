@@ -162,10 +162,11 @@ def _on_stores(flags: EvaluateArguments) -> JsonSummary:
     stores = [open_store(path, split=flags.split) for path in flags.data]
     for store in stores if flags.evaluation.off_policy else ():
         require_rewards(store)
-    device = flags.evaluation.compute.resolved()
-    trained = load_trained(flags.model, device=device)
-    earlier = None if flags.before is None else load_trained(flags.before, device=device)
-    behaviour = None if flags.behaviour is None else load_trained(flags.behaviour, device=device)
+    # Beside others each lies on the CPU until it is at work: a GPU need hold but one.
+    is_alone = flags.before is None and flags.behaviour is None
+    trained = load_trained(flags.model, device=flags.evaluation.compute.resolved() if is_alone else None)
+    earlier = None if flags.before is None else load_trained(flags.before)
+    behaviour = None if flags.behaviour is None else load_trained(flags.behaviour)
     evaluations = []
     for store in stores:
         evaluation = scored(trained, store, flags.evaluation, f"evaluate {store.name}")

@@ -66,13 +66,13 @@ class ReplayArguments:
 def main(arguments: list[str]) -> JsonSummary:
     """Replay, and say whether all is as predicted."""
     flags = parse(ReplayArguments, arguments, prog="rtp replay", description=__doc__ or "")
-    device = flags.compute.resolved()
+    flags.compute.resolved()  # a GPU that is not there is said before anything is read
     from pipelines.evaluation.replay import Expectation, replay  # torch: --help is at once
     from pipelines.publishing.trained_model import load_trained, with_instructions
     from preprocessing.store.episode_store import EpisodeStore
 
     store = EpisodeStore.open(flags.data, split=flags.split)
-    trained = with_instructions(load_trained(flags.model or flags.served, device=device))
+    trained = with_instructions(load_trained(flags.model or flags.served))  # on the CPU again when the other is served
     with flags.compute.at_work(trained.model):
         expected = Expectation(trained, store)
     lengths = [length for shard in store.shards for length in shard.episode_lengths]

@@ -7,6 +7,7 @@ be. Not counted is what a kernel takes while it runs (cuDNN's and oneDNN's work 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from preprocessing.store.robot_inputs import store_inputs
 from preprocessing.store.web_store import Store, WebStore, robot_stores
 from rt_models.blocks.norm_functions import kernels_on_meta
 from rt_models.spec import MAIN_CAMERA
+
+log = logging.getLogger(__name__)
 
 _ASSUMED_FRAME = (256, 320)  # RT-1's camera
 
@@ -52,7 +55,8 @@ def count_step(experiment: Experiment, stores: Sequence[Store], model: nn.Module
     casts = experiment.engine.precision == "bf16" or _uncast(experiment) is not experiment.model
     try:
         live = take_step(model, batch, on_gpu=on_gpu, autocast=casts)
-    except (NotImplementedError, RuntimeError):  # torch's, where values of the meta device are asked for
+    except Exception:  # torch's, where values of the meta device are asked for, or whatever a model then raises
+        log.debug("the memory of a step of %s is not counted", type(model).__name__, exc_info=True)
         return None
     size = sum(value.numel() * value.element_size() for value in batch.values())
     return StepMemory(activations=live.peak_beside_gradients, with_gradients=live.peak, batch=size)

@@ -46,9 +46,8 @@ def prepare(
     if episodes < 1 or seed < 0:
         raise ValueError(f"--episodes must be 1 or more and --seed 0 or more, got {episodes} and {seed}")
     compute = compute or Compute()
-    device = compute.resolved()
-    trained = load_trained(model, device=device)
-    against = None if config.against is None else load_trained(config.against, device=device)
+    trained = load_trained(model, device=compute.resolved())
+    against = None if config.against is None else load_trained(config.against)  # on the CPU until it acts
     if config.shuffle_embeddings and family_of(trained.model).instruction == "text":
         raise ValueError(f"{model} reads instructions as text, which has no embedding: leave out --shuffle-embeddings")
     dataset = trained.contract.dataset(config.dataset)

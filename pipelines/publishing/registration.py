@@ -159,7 +159,8 @@ def register(
     """
     require_names(name, alias)
     policy = guard or PromotionPolicy()
-    trained = load_trained(checkpoint, device=policy.compute.resolved())
+    policy.compute.resolved()  # a GPU that is not there is said before anything is read
+    trained = load_trained(checkpoint)  # on the CPU: beside a champion that is scored or acts, the GPU holds no other
     anew = named_anew(trained.origin.stores, policy.stores)
     policy = policy.without(anew.values(), alias)
     stores = _training_stores(checkpoint, trained, anew)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 
-from pipelines.config.serialization import flatten, to_plain
+from pipelines.config.experiment import Experiment
+from pipelines.config.serialization import flatten, from_plain, to_plain
 from pipelines.training.job import TrainJob
 from preprocessing.store.json_files import JsonObject
 from preprocessing.store.lineage import fingerprint
 from preprocessing.store.web_store import open_store
 from tuning.sweep import Sweep
+
+log = logging.getLogger(__name__)
 
 _FREE = ("budget", "concurrency", "retries", "resources")  # of a sweep that is resumed
 _FREE_SETTINGS = ("loader.where", "loader.remote_readers", "launch.wait_for_nodes_s")  # of its experiment
@@ -74,6 +78,7 @@ class SweepIdentity:
         if earlier.fingerprints is not None:  # the same stores may lie elsewhere by now
             self._require_same_stores(earlier, output)
             free += ("stores", "validation")
+        earlier = replace(earlier, experiment=_with_later_settings(earlier.experiment))
         old, new = (flatten(replace(each, mlflow_run_id=None).to_json()) for each in (earlier, self))
         changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
         for key in changed:
@@ -90,3 +95,12 @@ class SweepIdentity:
                 f"--resume continues the sweep in {output}, whose stores were {before}: {now} hold something else; "
                 f"give those, or another --output"
             )
+
+
+def _with_later_settings(experiment: JsonObject) -> JsonObject:
+    """An older record with the settings that there were not yet, at their defaults; as it is if it cannot be read."""
+    try:
+        return to_plain(from_plain(Experiment, experiment))
+    except ValueError as error:
+        log.debug("the experiment of the sweep is compared as it was written: %s", error)
+        return experiment

@@ -53,7 +53,7 @@ def model_factory(
     """Builds the model: fresh, or with the weights of a trained model, or with ImageNet weights in its backbone.
 
     `tracking`: the MLflow server that a registered model comes from.
-    `device`: where pretrained weights are read to; the CPU by default.
+    `device`: where a checkpoint of transformers is read to; the CPU by default, and always for a trained model.
     `resumed`: a checkpoint's weights are put into the model afterwards, so it needs no others.
     """
     is_trained = weights_from is not None and not weights_from.startswith(IMAGENET)
@@ -65,7 +65,8 @@ def model_factory(
         if weights_from is not None and weights_from.startswith(IMAGENET):
             load_into_backbone(model, weights_from)
         elif weights_from is not None:
-            saved = load_trained(weights_from, tracking=tracking, device=device).model.state_dict()
+            # On the CPU: on the device, every rank would have two models at once, and under ZeRO-3 not one need fit.
+            saved = load_trained(weights_from, tracking=tracking).model.state_dict()
             require_same_shapes(_shapes(saved), _shapes(model.state_dict()), weights_from)
             model.load_state_dict(saved)
         freeze(model, experiment.freeze)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +217,18 @@ def test_zero_3_leaves_nothing_behind_in_torch() -> None:
     assert torch.nn.functional.linear is not before  # DeepSpeed's, which rounds differently
     engine.close()
     assert torch.nn.functional.linear is before
+
+
+@pytest.mark.parametrize("name", ["torch", "zero-1"])
+def test_an_engine_that_lived_through_an_import_can_be_found_as_garbage(name: str) -> None:
+    engine = built(CONFIGS[name], LocalContext("cpu"))
+    engine.itself = engine
+    gc.freeze()  # as cluster/quick_imports.py does after MLflow's modules
+    held = weakref.ref(engine)
+    engine.close()
+    del engine
+    gc.collect()
+    assert held() is None
 
 
 @pytest.mark.parametrize("name", CONFIGS)

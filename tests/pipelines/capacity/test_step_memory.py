@@ -17,7 +17,7 @@ from cluster.context import LocalContext
 from cluster.engine import TorchEngineConfig
 from pipelines.capacity.estimate import estimate_resources
 from pipelines.capacity.live_bytes import LiveBytes
-from pipelines.capacity.step_memory import model_on_meta, take_step
+from pipelines.capacity.step_memory import count_step, model_on_meta, take_step
 from pipelines.catalogue import load_recipe
 from pipelines.config.experiment import Experiment, InProcess
 from pipelines.families.models import family_of
@@ -185,6 +185,22 @@ def test_what_forward_keeps_by_mode_of_checkpointing(mode: ActivationCheckpointi
     assert live.live == 64 * 4 * held + 512  # the loss, as an allocator rounds it up
     del loss
     assert live.live == 0
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, AssertionError, NotImplementedError])
+def test_a_model_that_cannot_be_computed_without_values_is_not_counted(
+    error: type[Exception], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = in_process("rt1_tiny")
+    model = model_on_meta(experiment)
+
+    def loss(batch: Batch) -> torch.Tensor:
+        raise error("a value is needed")
+
+    monkeypatch.setattr(model, "loss", loss)
+    with caplog.at_level("DEBUG", logger="pipelines.capacity.step_memory"):
+        assert count_step(experiment, [], model, on_gpu=False) is None
+    assert "is not counted" in caplog.text and "a value is needed" in caplog.text
 
 
 def test_gradients_are_counted_apart() -> None:

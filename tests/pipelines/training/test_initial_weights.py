@@ -4,6 +4,7 @@ import json
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,8 @@ from cluster.zero import ZeroConfig
 from pipelines.catalogue import load_recipe
 from pipelines.config.experiment import Experiment
 from pipelines.config.serialization import to_plain
-from pipelines.publishing.trained_model import Description
+from pipelines.publishing.folder import TrainedModel
+from pipelines.publishing.trained_model import Description, load_trained
 from pipelines.publishing.training_stores import StoreReference, references_json
 from pipelines.training.co_fine_tuning import CoFineTuningConfig, plans_fingerprint
 from pipelines.training.initial_weights import (
@@ -36,6 +38,7 @@ from rt_models.rt2_vlm import FrozenVision, FullTuning, LoRA, RT2VLMConfig
 from rt_models.spec import StateInput
 from tests.rt_models.test_spec import ZEROS, contract
 from tests.support.rt2_rows import make_batch
+from tests.support.untrained import write_untrained
 
 
 def test_parts_are_frozen_by_the_beginning_of_their_names() -> None:
@@ -268,6 +271,26 @@ def test_pretrained_weights_are_read_onto_the_device_and_adapters_drawn_on_the_c
         assert {parameter.device for parameter in model.build(device).parameters()} == {device}
         states.append(torch.get_rng_state())
     assert torch.equal(*states)
+
+
+def test_the_weights_of_init_are_read_on_the_cpu_beside_the_model_on_its_device(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = str(write_untrained(store, tmp_path / "source"))
+    read: list[TrainedModel] = []
+
+    def watched(*given: Any, **settings: Any) -> TrainedModel:
+        read.append(load_trained(*given, **settings))
+        return read[-1]
+
+    monkeypatch.setattr("pipelines.training.initial_weights.load_trained", watched)
+    monkeypatch.setattr("pipelines.training.initial_weights.family_of", lambda config: family)
+    family, given = SimpleNamespace(built=lambda config, device: given.append(device) or config.build()), []
+    model = model_factory(load_recipe("rt1_tiny"), source, device=torch.device("meta"))()
+    assert given == [torch.device("meta")]
+    assert {parameter.device.type for parameter in read[0].model.parameters()} == {"cpu"}
+    for one, other in zip(model.parameters(), read[0].model.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 # --- weights in bf16 ---
