@@ -38,6 +38,17 @@ _OF_STORE = re.compile(
 _OF_PROGRESS = re.compile(r"(settings|ended|folders)\.json|\d{5,}(-[a-z]+)?\.(json|parquet)|[0-9a-f]{32}\.partial")
 
 
+def made_once(filesystem: FileSystem, root: str, settings: JsonObject, kind: type[M], make: Callable[[], M]) -> M:
+    """What `make` makes; or what is there already, also if another process was quicker with the same work."""
+    if not filesystem.exists(f"{root}/{MANIFEST}"):
+        try:
+            return make()
+        except (OSError, ValueError):
+            if not filesystem.exists(f"{root}/{MANIFEST}"):
+                raise
+    return finished(filesystem, root, settings, kind)
+
+
 def finished(filesystem: FileSystem, root: str, settings: JsonObject, kind: type[M]) -> M:
     """The manifest of the finished store at `root`. Raises ValueError if it is another store, or files are amiss."""
     data = read_manifest(filesystem, root).data

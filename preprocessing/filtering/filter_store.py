@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from preprocessing.conversion.resume import claimed, finished, names_in
+from preprocessing.conversion.resume import claimed, made_once, names_in
 from preprocessing.conversion.run_shards import Claim, ReachRay, convert_shards, own_ray
 from preprocessing.conversion.shard_report import ShardCounts, WebShardReport, read_report, report_name
 from preprocessing.filtering.languages import spoken
@@ -30,7 +30,7 @@ from preprocessing.filtering.marks import Marks, MarkTask, mark_shard, marks_nam
 from preprocessing.filtering.scorers import DualEncoder, read_scores, scorer_parts
 from preprocessing.filtering.selection import MOST_BITS, Selection, Verdict, select
 from preprocessing.store.episode_store import QUARANTINE, ShardWriter, atomic_write
-from preprocessing.store.file_system import FileSystem, file_system_of
+from preprocessing.store.file_system import FileSystem, absolute, file_system_of
 from preprocessing.store.json_files import JsonObject
 from preprocessing.store.json_records import to_text
 from preprocessing.store.lineage import fingerprint
@@ -133,22 +133,17 @@ def filter_store(source: str, out: str, config: FilterConfig, reach_ray: ReachRa
     store = opened(WebStore.open(source).root)
     _require_scores(store, config)
     manifest = store.manifest
-    root = f"{_absolute(out)}/{manifest.dataset}/{manifest.version}/{manifest.split}"
-    if _absolute(store.root) == root:
+    root = f"{absolute(str(out).rstrip('/'))}/{manifest.dataset}/{manifest.version}/{manifest.split}"
+    if absolute(store.root.rstrip("/")) == root:
         raise ValueError(f"{out} is where the store itself lies: give another OUT")
     settings = _settings(store, config)
     filesystem, folder = file_system_of(root)
-    if filesystem.exists(f"{folder}/{MANIFEST}"):
-        made = finished(filesystem, folder, settings, WebManifest)
-    else:
-        try:
-            with claimed(filesystem, folder, settings):
-                made = _filtered(filesystem, folder, root, store, config, settings, reach_ray)
-        except (OSError, ValueError):
-            if not filesystem.exists(f"{folder}/{MANIFEST}"):
-                raise
-            # another process was quicker with the same work
-            made = finished(filesystem, folder, settings, WebManifest)
+
+    def make() -> WebManifest:
+        with claimed(filesystem, folder, settings):
+            return _filtered(filesystem, folder, root, store, config, settings, reach_ray)
+
+    made = made_once(filesystem, folder, settings, WebManifest, make)
     with suppress(FileNotFoundError):
         filesystem.rm(f"{folder}/{PROGRESS}", recursive=True)
     assert made.filtered is not None
@@ -167,11 +162,6 @@ def filter_store(source: str, out: str, config: FilterConfig, reach_ray: ReachRa
         shards=len(made.shards),
         seconds=time.monotonic() - began,
     )
-
-
-def _absolute(path: str) -> str:
-    path = str(path).rstrip("/")
-    return path if "://" in path else str(Path(path).absolute())
 
 
 def _require_scores(store: WebStore, config: FilterConfig) -> None:
@@ -258,7 +248,7 @@ def _filtered(
 
 def _with_absolute_path(scorer: str) -> str:
     kind, path = scorer_parts(scorer)
-    return f"{kind}:{_absolute(path)}" if path else kind
+    return f"{kind}:{absolute(path.rstrip('/'))}" if path else kind
 
 
 # --- What was decided ---
