@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -46,7 +47,9 @@ def _trained(checkout: Path, arguments: argparse.Namespace) -> list[dict[str, An
     """The lines of metrics that hold a loss."""
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--loop.steps", str(arguments.steps), "--loop.log-every", "5", "--loop.checkpoint-every", "100000"]
-        flags += ["--launch", "InProcess", "--engine", "TorchEngineConfig", "--data", arguments.store]
+        # A copy, since a checkout leaves an audit there that another one may not read.
+        store = shutil.copytree(arguments.store, f"{folder}/store", ignore=shutil.ignore_patterns("audit.json"))
+        flags += ["--launch", "InProcess", "--engine", "TorchEngineConfig", "--data", str(store)]
         command = [sys.executable, "-m", "pipelines", "train", arguments.recipe, *flags, "--output", f"{folder}/run"]
         environment = {**os.environ, "PYTHONPATH": str(checkout), "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/m.db"}
         subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
