@@ -14,6 +14,7 @@ Axes: N frames, C channels, HW pixels.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -99,14 +100,20 @@ class BatchNorm(nn.Module):
         Not where `count` (1,) is 0, nor where they are not finite: such an update is left out, and the averages would
         never be numbers again.
         """
-        if self.updates_averages:
-            weight = 1 - self.config.momentum
-            dtype = self.running_mean.dtype
-            with torch.no_grad():
-                share = weight if count is None else weight * (count > 0).to(dtype)
-                is_finite = mean.isfinite() & var.isfinite()
-                for average, found in ((self.running_mean, mean), (self.running_var, var)):
-                    average.lerp_(torch.where(is_finite, found.to(dtype), average), share)
+        if not self.updates_averages:
+            return
+        with torch.no_grad():
+            share: float | Tensor = 1 - self.config.momentum
+            if count is not None:
+                share = share * (count > 0).to(self.running_mean.dtype)
+            pairs = ((self.running_mean, mean), (self.running_var, var))
+            if _surely_finite(mean, var):
+                for average, found in pairs:
+                    average.lerp_(found.to(average.dtype), share)
+                return
+            is_finite = mean.isfinite() & var.isfinite()
+            for average, found in pairs:
+                average.lerp_(torch.where(is_finite, found.to(average.dtype), average), share)
 
     def freeze(self) -> None:
         """From now on the stored averages, in training too, which no longer move."""
@@ -183,6 +190,14 @@ def _normalised(
     scale = torch.rsqrt(var + eps)
     y = centred * (scale * weight)[:, None, None] + bias[:, None, None]
     return y.to(x.dtype), mean, var, seen, scale, count, is_real
+
+
+def _surely_finite(mean_C: Tensor, var_C: Tensor) -> bool:
+    """One look at the numbers on a CPU, which costs less than to choose channel by channel; False where a look would
+    wait for a device."""
+    if mean_C.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return math.isfinite(torch.dot(mean_C, var_C))
 
 
 def _is_real(x_NCHW: Tensor, num_real: Tensor | None) -> Tensor | None:

@@ -260,15 +260,11 @@ def borders(height: int) -> tuple[int, int]:
 def pad_crop(frames_NHWC: Tensor, key_N: Tensor, *, seed: int) -> Tensor:
     """uint8 (N, H, W, C): each frame moved by its key's offset, black where it has left."""
     height, width = frames_NHWC.shape[1:3]
+    rows, columns = borders(height)
     down_N, right_N = crop_offsets(height, key_N, seed=seed)
-    rows_NH = torch.arange(height, device=key_N.device) + down_N[:, None]
-    columns_NW = torch.arange(width, device=key_N.device) + right_N[:, None]
-    inside_NH = (rows_NH >= 0) & (rows_NH < height)
-    inside_NW = (columns_NW >= 0) & (columns_NW < width)
-    number_N11 = torch.arange(len(key_N), device=key_N.device)[:, None, None]
-    rows, columns = rows_NH.clamp(0, height - 1)[:, :, None], columns_NW.clamp(0, width - 1)[:, None, :]
-    moved_NHWC = frames_NHWC[number_N11, rows, columns]
-    return moved_NHWC * (inside_NH[:, :, None] & inside_NW[:, None, :])[..., None]
+    padded_NHWC = F.pad(frames_NHWC, (0, 0, columns, columns, rows, rows))
+    crops_NRSHWC = padded_NHWC.unfold(1, height, 1).unfold(2, width, 1).movedim(3, -1)  # views, by their first pixel
+    return crops_NRSHWC[torch.arange(len(key_N), device=key_N.device), down_N + rows, right_N + columns]
 
 
 def crop_offsets(height: int, key_N: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
