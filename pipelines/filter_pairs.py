@@ -18,7 +18,8 @@ from pipelines.preprocess_web import ray_session
 from pipelines.reports.filter_page import PAGE, page
 from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import print_next
-from preprocessing.filtering.filter_store import FilterConfig, FilterSummary, filter_store
+from preprocessing.filtering.filter_config import FilterConfig
+from preprocessing.filtering.filter_store import FilterSummary, filter_store
 from preprocessing.store.episode_store import atomic_write
 from preprocessing.store.file_system import file_system_of
 from preprocessing.store.web_store import WebStore

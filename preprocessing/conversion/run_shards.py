@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -53,12 +54,19 @@ class Claim:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
+def require_gpu_share(share: float) -> None:
+    """Raise ValueError unless tasks can take this share of a GPU, as --gpu-share."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"--gpu-share must be between 0 and 1, got {share}")
+
+
 def convert_shards(
     convert_one: Callable[[int], ShardCounts],
     missing: list[int],
     *,
     total: int,
     workers: int | None,
+    gpu_share: float = 0.0,
     units: tuple[str, str] = ("episodes", "steps"),
     what: str = "preprocess",
     reach_ray: ReachRay = own_ray,
@@ -66,6 +74,7 @@ def convert_shards(
 ) -> None:
     """Convert the shards `missing` of `total` behind a progress bar called `what`; `convert_one` converts a shard.
 
+    gpu_share: of a GPU, that a task of Ray takes where Ray has GPUs.
     claim: what a task on another node must find there before it converts.
     """
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("shards"), TimeElapsedColumn())
@@ -75,7 +84,8 @@ def convert_shards(
         line = bar.add_task(what, total=total, completed=total - len(missing), rate="")
         here = workers == 0
         remote = _ShardRow(convert_one, claim)
-        for counts in map(convert_one, missing) if here else _through_ray(remote, missing, workers, reach_ray):
+        by_ray = partial(_through_ray, remote, missing, workers, gpu_share, reach_ray)
+        for counts in map(convert_one, missing) if here else by_ray():
             episodes += counts.episodes
             steps += counts.rows
             seconds = time.monotonic() - began
@@ -84,7 +94,7 @@ def convert_shards(
 
 
 def _through_ray(
-    convert_row: _ShardRow, missing: list[int], workers: int | None, reach_ray: ReachRay
+    convert_row: _ShardRow, missing: list[int], workers: int | None, gpu_share: float, reach_ray: ReachRay
 ) -> Iterator[ShardCounts]:
     """The counts of the missing shards as they finish. What a user can mend comes back as text, not as a crash."""
     if not missing:
@@ -96,7 +106,8 @@ def _through_ray(
     ray.data.DataContext.get_current().enable_progress_bars = False
     shards = ray.data.from_items([{"index": index} for index in missing], override_num_blocks=len(missing))
     concurrency = min(workers, len(missing)) if workers else None
-    for row in shards.map(convert_row, concurrency=concurrency).iter_rows():
+    num_gpus = gpu_share if ray.cluster_resources().get("GPU") else 0
+    for row in shards.map(convert_row, concurrency=concurrency, num_gpus=num_gpus or None).iter_rows():
         result = json.loads(row["result"])
         if "error" in result:
             raise (OSError if result["of_the_system"] else ValueError)(result["error"])

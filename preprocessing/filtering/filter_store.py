@@ -16,7 +16,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,10 +24,11 @@ import pyarrow.parquet as pq
 from preprocessing.conversion.resume import claimed, made_once, names_in
 from preprocessing.conversion.run_shards import Claim, ReachRay, convert_shards, own_ray
 from preprocessing.conversion.shard_report import ShardCounts, WebShardReport, read_report, report_name
+from preprocessing.filtering.filter_config import FilterConfig
 from preprocessing.filtering.languages import spoken
 from preprocessing.filtering.marks import Marks, MarkTask, mark_shard, marks_name, opened, read_marks
-from preprocessing.filtering.scorers import DualEncoder, read_scores, scorer_parts
-from preprocessing.filtering.selection import MOST_BITS, Selection, Verdict, select
+from preprocessing.filtering.scorers import MODELS, DualEncoder, read_scores, scorer_parts
+from preprocessing.filtering.selection import Selection, Verdict, select
 from preprocessing.store.episode_store import QUARANTINE, ShardWriter, atomic_write
 from preprocessing.store.file_system import FileSystem, absolute, file_system_of
 from preprocessing.store.json_files import JsonObject
@@ -51,52 +51,6 @@ _DECISION_SCHEMA = pa.schema(
     }
 )
 REASONS = {Verdict.LANGUAGE: "its language is not asked for", Verdict.SCORE: "its score is too low"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class FilterConfig:
-    """Settings of a filter."""
-
-    scorer: str = "column"
-    """Where the scores of picture and text come from: column (of the store: rtp preprocess --score FIELD), file:PATH
-    (a .parquet, .jsonl or .csv with a column score, one an example in the store's order), clip:PATH or siglip:PATH (a
-    folder of transformers), or none."""
-    keep: float | None = None
-    """Share of the examples to keep, those with the highest scores; by default 0.1, or all with --min-score or
-    --scorer none."""
-    min_score: float | None = None
-    """Lowest score to keep."""
-    languages: tuple[str, ...] = ()
-    """Languages to keep, such as en de, in any case; en takes en-US along. und is text that is too short to tell. By
-    default all are kept and counted."""
-    duplicates: Literal["pictures", "pairs", "keep"] = "pictures"
-    """What counts as a duplicate: an example whose picture is a copy of another row's, or only one that says the same
-    of it too; of copies the one with the highest score stays. keep leaves them all in."""
-    duplicate_bits: int = 3
-    """Bits of 64, 0 to 3, by which the perceptual hashes of two copies may differ; thumbnails have to agree too."""
-    workers: int | None = None
-    """Shards read at once; by default as many as Ray has CPUs, 0 filters in this process without Ray."""
-
-    def __post_init__(self) -> None:
-        kind, _ = scorer_parts(self.scorer)
-        if self.keep is not None and not 0 < self.keep <= 1:
-            raise ValueError(f"--keep {self.keep} must be above 0 and at most 1: a share of the examples")
-        if kind == "none" and (self.min_score is not None or self.share() < 1):
-            raise ValueError("--scorer none has no scores to choose by: leave out --keep and --min-score")
-        if self.min_score is not None and not np.isfinite(self.min_score):
-            raise ValueError(f"--min-score must be a finite number, got {self.min_score}")
-        if not 0 <= self.duplicate_bits <= MOST_BITS:
-            raise ValueError(f"--duplicate-bits must be 0 to {MOST_BITS}, got {self.duplicate_bits}")
-        if blank := [language for language in self.languages if not language.strip()]:
-            raise ValueError(f"--languages names {blank[0]!r}: give codes such as en de und")
-        if self.workers is not None and self.workers < 0:
-            raise ValueError(f"--workers must be 0 or more, got {self.workers}")
-
-    def share(self) -> float:
-        """The share of the examples that pass by score."""
-        if self.keep is not None:
-            return self.keep
-        return 0.1 if self.min_score is None and self.scorer != "none" else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +126,9 @@ def _require_scores(store: WebStore, config: FilterConfig) -> None:
             f"{store.root} has no column of scores: preprocess its source with --score FIELD, or give "
             f"--scorer file:PATH, clip:PATH or siglip:PATH"
         )
-    if kind in ("clip", "siglip"):
-        DualEncoder(folder=path).require()
+    if kind in MODELS:
+        # Tasks of Ray load one each: what is only looked at here takes no GPU's memory.
+        DualEncoder(folder=path, device=None if config.workers == 0 else "cpu").require()
 
 
 def _settings(store: WebStore, config: FilterConfig) -> JsonObject:
@@ -182,7 +137,7 @@ def _settings(store: WebStore, config: FilterConfig) -> JsonObject:
     kind, path = scorer_parts(config.scorer)
     if kind == "file":
         kept["scores"] = hashlib.sha256(read_scores(path, count=store.num_examples).tobytes()).hexdigest()[:16]
-    if kind in ("clip", "siglip"):
+    if kind in MODELS:
         kept["scorer_files"] = DualEncoder(folder=path).fingerprint()
     return {
         "schema_version": WEB_SCHEMA_VERSION,
@@ -221,7 +176,8 @@ def _filtered(
     marking = MarkTask(store=store.root, root=root, scorer=scorer)
     done = names_in(filesystem, progress)
     missing = [index for index in range(total) if marks_name(index) not in done]
-    convert_shards(partial(mark_shard, marking), missing, what="look", **units)
+    gpu_share = config.gpu_share if scorer_parts(scorer)[0] in MODELS else 0.0
+    convert_shards(partial(mark_shard, marking), missing, what="look", gpu_share=gpu_share, **units)
     marks = read_marks(filesystem, progress, total)
     if scorer_parts(scorer)[0] == "file":
         marks = marks.scored(read_scores(scorer_parts(scorer)[1], count=store.num_examples))

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from preprocessing.conversion.shard_report import ShardCounts
 from preprocessing.filtering.languages import language_of
 from preprocessing.filtering.picture_signature import THUMBNAIL_NUMBERS, signature
-from preprocessing.filtering.scorers import DualEncoder, PairScorer, scorer_parts
+from preprocessing.filtering.scorers import MODELS, DualEncoder, PairScorer, scorer_parts
 from preprocessing.filtering.selection import FURTHER, NO_PICTURE, Examples
 from preprocessing.store.episode_store import atomic_write
 from preprocessing.store.file_system import FileSystem, file_system_of
@@ -88,7 +88,7 @@ def mark_shard(task: MarkTask, index: int) -> ShardCounts:
 
 def _model(scorer: str) -> PairScorer | None:
     kind, path = scorer_parts(scorer)
-    return DualEncoder(folder=path) if kind in ("clip", "siglip") else None
+    return DualEncoder(folder=path) if kind in MODELS else None
 
 
 def _marks(

@@ -24,6 +24,7 @@ from preprocessing.store.images import decode_image
 from preprocessing.store.shard_files import with_retries
 
 SCORERS = ("column", "file:PATH", "clip:PATH", "siglip:PATH", "none")
+MODELS = ("clip", "siglip")
 _MODEL_FILE = "config.json"
 _MODEL_TYPES = ("clip", "siglip")
 
@@ -97,6 +98,8 @@ class DualEncoder:
 
     folder: str
     batch: int = 32
+    device: str | None = None
+    """Of torch; None: a GPU where this process may use one, else the CPU."""
 
     def require(self) -> None:
         """Raise ValueError or OSError if the folder holds no such model."""
@@ -113,7 +116,7 @@ class DualEncoder:
             ) from None
         if kind not in _MODEL_TYPES:
             raise ValueError(f"{self.folder} holds a model of type {kind}: give one of {', '.join(_MODEL_TYPES)}")
-        _loaded(self.folder)
+        _loaded(self.folder, self.device)
 
     def fingerprint(self) -> str:
         """Of everything in the folder, so that other weights under the same name are not taken for these."""
@@ -127,7 +130,7 @@ class DualEncoder:
     def scores(self, pictures: Sequence[bytes], texts: Sequence[str]) -> list[float]:
         import torch
 
-        model, tokenizer, processor, device = _loaded(self.folder)
+        model, tokenizer, processor, device = _loaded(self.folder, self.device)
         found: list[float] = []
         with torch.inference_mode():
             for first in range(0, len(texts), self.batch):
@@ -148,14 +151,14 @@ class DualEncoder:
 
 
 @lru_cache(maxsize=1)
-def _loaded(folder: str) -> tuple[Any, Any, Any, str]:
+def _loaded(folder: str, wanted: str | None) -> tuple[Any, Any, Any, str]:
     """(model, tokenizer, image processor, device), once a process."""
     try:
         import torch
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
     except ImportError:
         raise ValueError("a CLIP or SigLIP needs transformers: pip install 'rt-pipelines[vlm]'") from None
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
         model = AutoModel.from_pretrained(folder, use_safetensors=True, **local).to(device).eval()

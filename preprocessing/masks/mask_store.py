@@ -13,8 +13,8 @@ from functools import partial
 import pyarrow as pa
 
 from preprocessing.conversion.embeddings import embed_texts
+from preprocessing.conversion.run_shards import ReachRay, convert_shards, own_ray, require_gpu_share
 from preprocessing.conversion.shard_report import ShardCounts, report_name
-from preprocessing.convert import ReachRay, convert_shards, own_ray
 from preprocessing.masks.boxes import Boxes, read_boxes
 from preprocessing.masks.overlay import MARKS_SCHEMA, write_overlay
 from preprocessing.masks.owl import OwlDetector
@@ -43,6 +43,9 @@ class MaskConfig:
     """Lowest score, 0 to 1, of a box of the detector."""
     workers: int | None = None
     """Shards worked on at once; by default as many as Ray has CPUs, 0 works in this process without Ray."""
+    gpu_share: float = 0.25
+    """Of a GPU, that a worker with an owlvit takes where Ray has GPUs: 0.25 for four workers on each; 0 computes on
+    CPUs."""
 
     def __post_init__(self) -> None:
         kind, _, path = self.detector.partition(":")
@@ -52,6 +55,7 @@ class MaskConfig:
             raise ValueError(f"--threshold must be between 0 and 1, got {self.threshold}")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"--workers must be 0 or more, got {self.workers}")
+        require_gpu_share(self.gpu_share)
 
     @property
     def kind(self) -> str:
@@ -97,7 +101,14 @@ def mask_store(store: str, config: MaskConfig, reach_ray: ReachRay = own_ray) ->
     _make_room(filesystem, work, settings)
     missing = [index for index in range(total) if not filesystem.exists(f"{work}/{report_name(index)}")]
     task = _MaskTask(store=opened.root, config=config)
-    settled = {"total": total, "workers": config.workers, "units": ("episodes", "episodes"), "what": "mask"}
+    gpu_share = config.gpu_share if config.kind == "owlvit" else 0.0
+    settled = {
+        "total": total,
+        "workers": config.workers,
+        "gpu_share": gpu_share,
+        "units": ("episodes", "episodes"),
+        "what": "mask",
+    }
     convert_shards(partial(_mark_shard, task), missing, reach_ray=reach_ray, **settled)
     marks = [mark for index in range(total) for mark in _read(filesystem, f"{work}/{report_name(index)}")["marks"]]
     table = pa.Table.from_pylist([{"episode": n, **mark} for n, mark in enumerate(marks)], schema=MARKS_SCHEMA)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from preprocessing.convert import ConvertConfig, convert
-from preprocessing.filtering.filter_store import FilterConfig, filter_store
+from preprocessing.filtering.filter_config import FilterConfig
+from preprocessing.filtering.filter_store import filter_store
 from preprocessing.source_rights import rights_of
 from preprocessing.store.card import dataset_card
 from preprocessing.store.episode_store import EpisodeStore

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from preprocessing.filtering import filter_store as module
-from preprocessing.filtering.filter_store import DECISIONS, FilterConfig, FilterSummary, filter_store
+from preprocessing.filtering.filter_config import FilterConfig
+from preprocessing.filtering.filter_store import DECISIONS, FilterSummary, filter_store
 from preprocessing.store.web_store import WebStore
 from preprocessing.web.convert_web import WebConvertConfig, convert_web
 from tests.support.scored_pairs import scored_store

@@ -11,7 +11,8 @@ import pytest
 import torch
 import transformers
 
-from preprocessing.filtering.filter_store import DECISIONS, FilterConfig, filter_store
+from preprocessing.filtering.filter_config import FilterConfig
+from preprocessing.filtering.filter_store import DECISIONS, filter_store
 from preprocessing.filtering.scorers import DualEncoder, _loaded
 from preprocessing.store.images import decode_image
 from tests.support.scored_pairs import encoded, scene, scored_store
@@ -25,7 +26,7 @@ def test_scores_are_cosines_whatever_the_batch(tmp_path: Path, kind: str) -> Non
     folder = save_dual_encoder(tmp_path, kind)
     pictures = [encoded(scene(seed)) for seed in range(3)]
     scores = DualEncoder(folder=str(folder)).scores(pictures, TEXTS)
-    model, tokenizer, processor, _ = _loaded(str(folder))
+    model, tokenizer, processor, _ = _loaded(str(folder), None)
     with torch.inference_mode():
         seen = processor(images=[decode_image(picture) for picture in pictures], return_tensors="pt")
         vision = model.vision_model(**seen).pooler_output

@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from preprocessing.filtering.filter_store import FilterConfig, FilterSummary, filter_store
+from preprocessing.filtering.filter_config import FilterConfig
+from preprocessing.filtering.filter_store import FilterSummary, filter_store
 from preprocessing.loading.reader import LoaderConfig
 from preprocessing.loading.web_reader import WebReader
 from preprocessing.store.web_store import WEB_SCHEMA, WebStore
