@@ -26,6 +26,7 @@ LONG_FILES = (
     "cluster/test_launch.py",
     "pipelines/test_train_exactness.py",
     "pipelines/test_interrupts.py",
+    "test_gpu_benchmarks.py",
     "pipelines/test_register.py",
     "pipelines/test_tune.py",
     "pipelines/test_demo.py",
@@ -45,6 +46,8 @@ LONG_FILES = (
     "cluster/test_storage.py",
     "cluster/test_remote_workers.py",
     "preprocessing/test_tfds_differential.py",
+    "pipelines/capacity/test_step_memory.py",
+    "rt_models/test_triton_kernels.py",
 )
 
 

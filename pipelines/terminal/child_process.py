@@ -12,7 +12,7 @@ from contextlib import contextmanager
 GRACE_S = 10  # between SIGTERM and SIGKILL, in which a server answers its open requests
 
 # Reads until a word comes (nothing to do) or until the pipe closes because this process died (end the group).
-_WATCH = f'read -r word || {{ kill -s TERM -- "-$1"; sleep {GRACE_S}; kill -s KILL -- "-$1"; }} 2>/dev/null'
+_WATCH = 'read -r word || { kill -s TERM -- "-$1"; sleep "$2"; kill -s KILL -- "-$1"; } 2>/dev/null'
 
 
 def run(command: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -31,7 +31,7 @@ def run(command: Sequence[str], environment: Mapping[str, str]) -> int:
 @contextmanager
 def watched(group: int) -> Iterator[None]:
     """Start a shell that ends the process group if this process is killed."""
-    shell = ["/bin/sh", "-c", _WATCH, "watch", str(group)]
+    shell = ["/bin/sh", "-c", _WATCH, "watch", str(group), str(GRACE_S)]
     watch = subprocess.Popen(shell, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         yield

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from pipelines import demo
+from pipelines.cli import main
 from pipelines.demo import shortfalls
 from pipelines.evaluation.report import EpisodeReport, PerturbedScores
 from pipelines.training.result import TrainingResult
-from tests.support.command_line import environment, rtp_command
 from tests.support.reports import episode_report, interval
 from tests.support.short_sample import short_sample
 
@@ -29,14 +28,17 @@ def test_shortfalls_name_what_was_not_shown() -> None:
     assert len(shortfalls(bad)) == 2 and "mean action" in shortfalls(bad)[0] and "blank images" in shortfalls(bad)[1]
 
 
-def test_a_demo_that_learnt_nothing_says_so_and_fails(tmp_path: Path) -> None:
+def test_a_demo_that_learnt_nothing_says_so_and_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, home = short_sample(tmp_path / "source", train=12, val=6), tmp_path / "home"
     home.mkdir()
-    command = rtp_command("demo", "--output", "demo", "--source", source, "--steps", 2, "--rollouts", 0, "--json")
-    done = subprocess.run(command, cwd=home, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stdout + done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert result["shortfalls"] and "not shown: the policy beats previous action" in done.stdout
+    monkeypatch.chdir(home)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert main(["demo", "--output", "demo", "--source", str(source), "--steps", "2", "--rollouts", "0", "--json"]) == 1
+    printed = capsys.readouterr().out
+    result = json.loads(printed.splitlines()[-1])
+    assert result["shortfalls"] and "not shown: the policy beats previous action" in printed
     assert result["registered"]["model_uri"] == "models:/rt1-demo@champion"
     assert "there is no champion yet" in result["registered"]["gates"][0]  # a later demo is compared with this one
     assert set(result["action"]) >= {"world_vector_x", "gripper_closedness_action"}

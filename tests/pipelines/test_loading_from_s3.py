@@ -100,7 +100,7 @@ def test_an_object_that_breaks_every_time_is_named(
 ) -> None:
     shutil.copytree(store, bucket / "store")
     proxy = through(lambda path, _: "reset" if "shard-" in path else None)
-    monkeypatch.setattr("preprocessing.store.file_system.OUTAGE_S", 2.0)
+    monkeypatch.setattr("preprocessing.store.file_system.OUTAGE_S", 1.0)
     with pytest.raises(OSError, match=r"bucket/store/shard-\S+ cannot be reached .*: it was waited for"):
         batches("s3://bucket/store", 1)
     assert len(proxy.faults) >= 6

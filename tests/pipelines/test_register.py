@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import json
-import multiprocessing
+import os
 import shutil
 import signal
 import socket
@@ -34,6 +34,7 @@ from rt_models.action_tokens import decode
 from rt_models.control.rt1_policy import RT1Policy
 from tests.support import clean_environment
 from tests.support.command_line import REPOSITORY, Rtp, environment, rtp_command
+from tests.support.fork_server import fork_server
 from tests.support.http_client import post_until_up
 
 
@@ -328,7 +329,8 @@ def test_a_store_of_another_contract_is_refused_before_anything_is_registered(
     assert connect(registry_of_its_own).MlflowClient().search_registered_models() == []
 
 
-def register_guarded(checkpoint: str, store: str, results: Any) -> None:
+def register_guarded(checkpoint: str, store: str, uri: str, results: Any) -> None:
+    os.environ["MLFLOW_TRACKING_URI"] = uri
     guard = PromotionPolicy.of("champion", ("token_accuracy>=champion",), (store,))
     results.put(register(checkpoint, name="arm", alias="champion", guard=guard))
 
@@ -337,9 +339,10 @@ def test_two_registrations_at_once_leave_the_better_one(
     saying: Callable[[int], str], store: str, registry_of_its_own: str
 ) -> None:
     connect(registry_of_its_own).MlflowClient().search_registered_models()  # the database is made before
-    spawn = multiprocessing.get_context("spawn")
-    results = spawn.Queue()
-    both = [spawn.Process(target=register_guarded, args=(saying(rank), store, results)) for rank in (0, 9)]
+    server = fork_server()
+    results = server.Queue()
+    arguments = [(saying(rank), store, registry_of_its_own, results) for rank in (0, 9)]
+    both = [server.Process(target=register_guarded, args=each) for each in arguments]
     for process in both:
         process.start()
     registrations = [results.get(timeout=300) for _ in both]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from pipelines.publishing.gates import Gate, Verdict
 from pipelines.publishing.registered import version_of
 from pipelines.registry import show
 from pipelines.tracking.mlflow_run import connect
+from tests.support.fork_server import fork_server
 
 NAME, ALIAS = "arm", "champion"
 
@@ -105,9 +105,9 @@ def promote_all(database: str, start: Any, numbers: list[str]) -> None:
 def test_two_processes_at_once_leave_the_best_and_an_unbroken_chain(client: Any, database: str) -> None:
     accuracies = [0.3, 0.8, 0.1, 0.6, 0.9, 0.2, 0.7, 0.4]
     numbers = versions(client, *accuracies)
-    spawn = multiprocessing.get_context("spawn")
-    start = spawn.Event()
-    workers = [spawn.Process(target=promote_all, args=(database, start, numbers[half::2])) for half in (0, 1)]
+    server = fork_server()
+    start = server.Event()
+    workers = [server.Process(target=promote_all, args=(database, start, numbers[half::2])) for half in (0, 1)]
     for worker in workers:
         worker.start()
     start.set()

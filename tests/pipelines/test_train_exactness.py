@@ -30,7 +30,7 @@ from pipelines.training.run_files import METRICS, final_samples, read_metrics
 from preprocessing.loading.reader import LoaderConfig
 from tests.support.ranks import run_ranks
 
-STEPS, HALFWAY = 16, 6
+STEPS, HALFWAY = 10, 4
 ENGINES: dict[str, Any] = {
     "torch": TorchEngineConfig(clip_norm=0.5),
     **{f"zero-{s}": DeepSpeedEngineConfig(zero=ZeroConfig(stage=s), clip_norm=0.5) for s in (0, 1, 2, 3)},
@@ -103,7 +103,7 @@ def on_one(root: Path, store: str, on_two: None) -> None:
 @pytest.mark.usefixtures("on_one")
 def test_one_rank_trains_as_plain_torch(engine: str, root: Path, reference: list[float]) -> None:
     assert losses(root, f"one-{engine}") == pytest.approx(reference, rel=1e-5)
-    assert len(set(reference)) == STEPS and reference[-1] < 0.8 * reference[0]
+    assert len(set(reference)) == STEPS and reference[-1] < 0.9 * reference[0]
     norms = [line["gradient_norm"] for line in read_metrics(root / "reference" / METRICS)]
     assert max(norms) > 0.5  # clipping was at work
 

@@ -189,7 +189,7 @@ def require_same(folder: Path) -> None:
     np.testing.assert_equal([flat(episode) for episode in ours(folder)], [flat(episode) for episode in expected])
 
 
-def test_schemas_that_were_never_released(tmp_path: Path) -> None:
+def draw_datasets(root: Path) -> list[Path]:
     folders: list[Path] = []
 
     @settings(
@@ -201,24 +201,21 @@ def test_schemas_that_were_never_released(tmp_path: Path) -> None:
     )
     @given(schemas, st.integers(0, 2**32))
     def draw(features: Any, seed: int) -> None:
-        folder, rng = tmp_path / str(len(folders)) / "1.0.0", np.random.default_rng(seed)
+        folder, rng = root / str(len(folders)) / "1.0.0", np.random.default_rng(seed)
         folder.mkdir(parents=True)
         features.save_config(str(folder))
         (folder / "episodes.pickle").write_bytes(pickle.dumps([some(features, rng) for _ in range(2)]))
         folders.append(folder)
 
     draw()
-    read_by_tensorflow(folders)
-    for folder in folders:
-        require_same(folder)
+    return folders
 
 
-@pytest.mark.parametrize("chosen", [FEW, pytest.param(None, marks=pytest.mark.slow)], ids=["few", "all"])
-def test_released_schemas(tmp_path: Path, data_dir: Path, chosen: tuple[str, ...] | None) -> None:
+def released_datasets(root: Path, data_dir: Path, chosen: tuple[str, ...] | None) -> list[Path]:
     folders, schemas = [], released_schemas(data_dir)
     assert len(schemas) >= 25
     for name, schema in ((name, schemas[name]) for name in chosen or schemas):
-        folder = tmp_path / name / "1.0.0"
+        folder = root / name / "1.0.0"
         folder.mkdir(parents=True)
         (folder / "features.json").write_text(json.dumps(schema))
         if name in BY_HAND:
@@ -227,6 +224,28 @@ def test_released_schemas(tmp_path: Path, data_dir: Path, chosen: tuple[str, ...
             features, rng = tfds_features.FeaturesDict.from_config(str(folder)), np.random.default_rng(0)
             (folder / "episodes.pickle").write_bytes(pickle.dumps([some(features, rng) for _ in range(2)]))
         folders.append(folder)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def read(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> dict[str, list[Path]]:
+    """Drawn and released datasets that TensorFlow has read: one process, as it takes seconds to import."""
+    root = tmp_path_factory.mktemp("datasets")
+    found = {"drawn": draw_datasets(root), "few": released_datasets(root, data_dir, FEW)}
+    read_by_tensorflow([folder for folders in found.values() for folder in folders])
+    return found
+
+
+@pytest.mark.parametrize("which", ["drawn", "few"])
+def test_what_tensorflow_reads_is_what_we_read(which: str, read: dict[str, list[Path]]) -> None:
+    """Of schemas that were never released, and of some of the released ones."""
+    for folder in read[which]:
+        require_same(folder)
+
+
+@pytest.mark.slow
+def test_all_released_schemas(tmp_path: Path, data_dir: Path) -> None:
+    folders = released_datasets(tmp_path, data_dir, None)
     read_by_tensorflow(folders)
     for folder in folders:
         require_same(folder)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from rt_models.blocks.batch_norm import BatchNormConfig
@@ -18,6 +17,7 @@ from rt_models.rt1 import RT1, ComputeConfig, RT1Config
 from rt_models.vision.efficientnet import EfficientNetConfig
 from rt_models.vision.token_learner import TokenLearner
 from rt_models.vision.vit import ViTConfig
+from tests.support.ranks import fork_ranks
 from tests.support.rt1_windows import make_batch, stirred
 
 TINY = RT1Config.tiny()
@@ -245,8 +245,7 @@ def rank_main(rank: int, folder: str) -> None:
 
 
 def test_two_ranks_with_synchronised_statistics_are_one_in_loss_and_gradient(tmp_path: Path) -> None:
-    mp.get_context("forkserver").set_forkserver_preload(["rt_models.rt1"])
-    mp.start_processes(rank_main, (str(tmp_path),), nprocs=2, start_method="forkserver")
+    fork_ranks(rank_main, 2, (str(tmp_path),))
     whole = rank_gradients(WORLD, slice(None))
     first, second = (dict(np.load(tmp_path / f"{rank}.npz")) for rank in range(2))
     for name, value in whole.items():

@@ -1,4 +1,4 @@
-"""Real ranks for tests: spawned processes with torchrun's environment and a gloo group. And a model small enough."""
+"""Real ranks for tests: processes with torchrun's environment and a gloo group. And a model small enough."""
 
 from __future__ import annotations
 
@@ -7,20 +7,15 @@ import pickle
 import socket
 import sys
 from collections.abc import Callable
-from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
-
-from cluster.quick_imports import defer_collection, resume_collection
-
-if parent_process() is not None:  # a rank, which begins with imports
-    defer_collection()
 
 import torch
 import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
 
 from cluster.context import TorchrunContext
+from tests.support.fork_server import fork_server
 
 WIDTH = 8
 
@@ -96,12 +91,17 @@ def run_ranks(function: Callable[..., Any], world_size: int, folder: Path, *argu
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    multiprocessing.spawn(_rank, (function, world_size, port, folder, arguments), nprocs=world_size)
+    fork_ranks(_rank, world_size, (function, world_size, port, folder, arguments))
     return [pickle.loads((folder / f"result-{rank}").read_bytes()) for rank in range(world_size)]
 
 
+def fork_ranks(function: Callable[..., None], world_size: int, arguments: tuple[Any, ...]) -> None:
+    """Call function(rank, *arguments) on each of `world_size` processes."""
+    fork_server()
+    multiprocessing.start_processes(function, arguments, nprocs=world_size, start_method="forkserver")
+
+
 def _rank(rank: int, function: Callable[..., Any], world_size: int, port: int, folder: Path, arguments: Any) -> None:
-    resume_collection()
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))

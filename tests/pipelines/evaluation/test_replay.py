@@ -47,17 +47,23 @@ def server(opened: EpisodeStore) -> Iterator[RunningServer]:
         yield started
 
 
-@pytest.mark.parametrize("recipe", ["rt1_tiny", "rt2_tiny"])
+@pytest.mark.parametrize(("recipe", "flags", "episodes"), [("rt1_tiny", (), 24), ("rt2_tiny", ("--episodes", "6"), 6)])
 def test_a_served_model_says_what_was_predicted_to_the_last_bin(
-    opened: EpisodeStore, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str
+    opened: EpisodeStore,
+    store: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    recipe: str,
+    flags: tuple[str, ...],
+    episodes: int,
 ) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     write_bundle(untrained(opened, recipe), folder)
-    assert main(["replay", str(folder), "--data", store, "--json"]) == 0
+    assert main(["replay", str(folder), "--data", store, "--json", *flags]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["agrees"] and report["same_tokens"] == report["tokens"] == report["steps"] * 11
-    assert report["steps"] == 254 and report["episodes"] == 24
+    assert report["episodes"] == episodes and (report["steps"] == 254) == (not flags)
 
 
 def test_real_episodes_whose_texts_have_vectors_of_their_own_agree_too(

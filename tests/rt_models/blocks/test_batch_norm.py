@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from rt_models.blocks.batch_norm import BatchNorm, BatchNormConfig, averages_untouched
+from tests.support.ranks import fork_ranks
 
 FRAMES_OF_RANK = (2, 5)  # unequal on purpose: padding leaves ranks with different numbers of frames
 
@@ -52,10 +52,7 @@ def rank_main(rank: int, folder: str, statistics: str) -> None:
 
 
 def test_synchronised_ranks_equal_the_whole_batch_in_value_gradient_and_averages(tmp_path: Path) -> None:
-    # A server that has imported torch once forks the ranks; forking here would be unsafe beside the threads of others.
-    mp.get_context("forkserver").set_forkserver_preload(["rt_models.blocks.batch_norm"])
-    arguments, ranks = (str(tmp_path), "synchronised"), len(FRAMES_OF_RANK)
-    mp.start_processes(rank_main, arguments, nprocs=ranks, start_method="forkserver")
+    fork_ranks(rank_main, len(FRAMES_OF_RANK), (str(tmp_path), "synchronised"))
     whole = run(perturbed(BatchNormConfig()), frames(), cotangents())
     ranks = [dict(np.load(tmp_path / f"{rank}.npz")) for rank in range(len(FRAMES_OF_RANK))]
     for name in ("y", "dx"):
