@@ -37,8 +37,8 @@ def read_boxes(path: str, *, height: int, width: int, episodes: int) -> dict[int
         if not line.strip():
             continue
         try:
-            episode, boxes = _line(json.loads(line), height, width)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            episode, boxes = _line(_fields(line), height, width)
+        except (ValueError, TypeError, KeyError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else error
             raise ValueError(f"{path}:{number} is no line of boxes ({reason})") from None
         if not 0 <= episode < episodes:
@@ -47,6 +47,16 @@ def read_boxes(path: str, *, height: int, width: int, episodes: int) -> dict[int
             raise ValueError(f"{path}:{number} is about episode {episode}, as a line before it: give one an episode")
         found[episode] = boxes
     return found
+
+
+def _fields(line: bytes) -> dict[str, object]:
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{line[:60].decode(errors='replace')!r} is no JSON object")
+    return fields
 
 
 def _line(fields: dict[str, object], height: int, width: int) -> tuple[int, Boxes]:

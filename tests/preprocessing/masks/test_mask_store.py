@@ -148,7 +148,7 @@ def test_owl_vit_looks_for_what_the_instruction_names_and_goes_on_where_it_was_c
         ({"episode": 0, "box": [30, 0, 40, 1]}, "outside of the frame of 16x24"),
         ({"episode": 0, "box": [0, 0, 1, float("nan")]}, "x0 <= x1"),
         ({"episode": 0, "box": [0, 0, 1, 1], "verb": 3}, "not a text"),
-        ([1], "is no line of boxes"),
+        ([1], "'.1.' is no JSON object"),
     ],
 )
 def test_a_line_that_is_wrong_is_named(tmp_path: Path, line: Any, words: str) -> None:
