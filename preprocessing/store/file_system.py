@@ -185,7 +185,8 @@ class RetryingFileSystem:
         while True:
             try:
                 answer = request(*arguments, **options)
-            except Exception as error:
+            except Exception as caught:
+                error = _behind(caught)
                 if name in _REMOVALS and wait_s > _FIRST_WAIT_S and isinstance(error, FileNotFoundError):
                     return None  # type: ignore[return-value]  # it was removed before, and the answer was lost
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -209,6 +210,12 @@ class RetryingFileSystem:
                 return answer
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+
+def _behind(error: Exception) -> Exception:
+    """fsspec says of a web server that does not answer that the file is not there: what it met instead."""
+    met = error.__cause__
+    return met if isinstance(error, FileNotFoundError) and isinstance(met, Exception) and _is_outage(met) else error
 
 
 def _is_outage(error: Exception) -> bool:

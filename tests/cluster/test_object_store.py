@@ -8,6 +8,7 @@ import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import ModuleType
 from unittest.mock import Mock
@@ -17,6 +18,7 @@ import pytest
 import requests
 from aiohttp.http_exceptions import BadStatusLine, ContentLengthError
 from botocore.exceptions import ClientError, EndpointConnectionError
+from fsspec.implementations.http import HTTPFileSystem
 from s3fs.errors import translate_boto_error
 
 from cluster import object_store
@@ -28,6 +30,8 @@ from pipelines.terminal.atomic_files import whole_lines, write_whole
 from pipelines.tracking.outbox import Message, Outbox
 from preprocessing.store import file_system
 from tests.support.away_files import AwayFileSystem, away_files, leave
+from tests.support.http_server import http_server
+from tests.support.servers import free_ports
 from tuning.ledger import Ledger, TrialRecord
 
 
@@ -250,6 +254,29 @@ def test_an_error_whose_code_is_no_status_is_an_outage(module: ModuleType, clock
         error = OSError("cut")
         error.code = code  # type: ignore[attr-defined]
         assert one_request(module, error) == b"answered"
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """Answers 404 to requests for what is called missing, and 501 to all others."""
+
+    def do_HEAD(self) -> None:
+        self.send_error(404 if self.path.endswith("missing") else 501)
+
+    do_GET = do_HEAD
+
+
+@pytest.mark.parametrize("opened", [object_store.open_files, file_system.file_system_of])
+def test_a_web_server_that_does_not_answer_is_away(opened: Callable, clock: list[float]) -> None:
+    """fsspec says that the file is not there."""
+    HTTPFileSystem.clear_instance_cache()  # one object serves all servers, and remembers that one has answered
+    with http_server(Refusing) as address:
+        addresses = f"{address}/store", f"http://127.0.0.1:{free_ports(1)[0]}/store"
+        for url, reason in zip(addresses, ("501", "Connect call failed"), strict=True):
+            files, path = opened(url)
+            with pytest.raises(ConnectionError, match=rf"{url} cannot be reached .*{reason}.*check the address"):
+                files.exists(path)
+        files, path = opened(f"{address}/missing")
+        assert not files.exists(path)
 
 
 @pytest.mark.parametrize("module", [object_store, file_system])
