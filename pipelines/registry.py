@@ -16,7 +16,7 @@ from pipelines.publishing.registry_lock import if_exists
 from pipelines.publishing.training_stores import StoreReference
 from pipelines.terminal.commands import JsonSummary
 from pipelines.terminal.next_step import print_next
-from pipelines.tracking.mlflow_run import connect, explained, tracking_uri
+from pipelines.tracking.mlflow_run import connect_to_registry, explained, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -130,7 +130,7 @@ def main(arguments: list[str]) -> JsonSummary:
     """Show where versions come from, or roll an alias back."""
     flags = parse(RegistryArguments, arguments, prog="rtp registry", description=__doc__ or "")
     uri = tracking_uri()
-    client = connect(uri).MlflowClient()
+    client = connect_to_registry(uri).MlflowClient()
     with explained(uri):
         if flags.action == "show":
             model = show(client, flags.name)

@@ -82,6 +82,8 @@ def _load(model: Model, folder: Path, device: torch.device | None) -> None:
         raise ValueError(f"{path} cannot be read ({error}): export it again") from error
     except KeyError as error:
         raise ValueError(f"{path} holds the weights of another model than {DESCRIPTION} describes ({error})") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def write_bundle(trained: TrainedModel, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -40,7 +41,7 @@ class Instructions:
             with np.load(path, allow_pickle=False) as table:
                 recorded = str(table["encoder"]) if "encoder" in table else encoder
                 vectors = dict(zip(table["texts"].tolist(), table["embeddings"], strict=True))
-        except (ValueError, KeyError, OSError) as error:
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} is no instruction table ({error}): export the model again") from error
         if recorded != encoder:
             raise ValueError(f"{path} holds vectors of {recorded}, the model was trained with those of {encoder}")

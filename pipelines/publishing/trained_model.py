@@ -86,6 +86,8 @@ def load_trained(
             fill(model, each_weight(engine, averaged=averaged))
         except KeyError as error:
             raise ValueError(f"{checkpoint.path} holds the weights of another model than its own ({error})") from error
+        except ValueError as error:
+            raise ValueError(f"{checkpoint.path}: {error}") from error
     return TrainedModel(
         model=model,
         contract=metadata.contract,

@@ -33,12 +33,17 @@ def each_tensor(path: Path, device: torch.device | None) -> Iterator[tuple[str, 
 
 
 def fill(model: Model, weights: Iterable[tuple[str, Tensor]]) -> None:
-    """Overwrite parameters and buffers of the model. Raises KeyError unless names and shapes are the model's own."""
+    """Overwrite parameters and buffers of the model. Raises KeyError unless names and shapes are the model's own, and
+    ValueError for numbers that it cannot act with."""
     own = model.state_dict()
     missing = set(own)
     for name, value in weights:
         if name not in own or own[name].shape != value.shape:
             raise KeyError(name)
+        if own[name].is_floating_point() != value.is_floating_point():
+            raise ValueError(f"{name} is {value.dtype}, the model's is {own[name].dtype}: export it again")
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise ValueError(f"{name} holds NaN or infinity: it has diverged or is damaged, give an earlier checkpoint")
         own[name].copy_(value)
         missing.discard(name)
         del value  # before the next is read

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -93,10 +93,13 @@ class Batcher:
         """Let the job wait. Raises Refusal (503) where too many wait already."""
         older = self._waiting.pop(job.session, None)
         if older is not None:
-            _refuse(older, f"a newer frame of {_called(job.session)} has taken the place of this one", status=409)
+            job.session.begins |= older.reset
+            _refuse(older, f"a newer frame of {job.session.called} has taken the place of this one", status=409)
+        job.session.begins |= job.reset
         if len(self._waiting) >= self._max_waiting:
             raise Refusal(f"{len(self._waiting)} robots are waiting already: ask again later", status=503)
-        self._waiting[job.session] = job
+        self._waiting[job.session] = replace(job, reset=job.session.begins)
+        job.session.begins = False
         self._arrived.set()
 
     def in_model_thread(self, work: Callable[[], None]) -> asyncio.Future[None]:
@@ -140,11 +143,13 @@ class Batcher:
         for session, job in list(self._waiting.items()):
             if job.future.done():
                 del self._waiting[session]
+                session.begins |= job.reset
                 continue
             try:
                 require_timely(now - job.arrived, self._late_ms)
             except Refusal as refusal:
                 del self._waiting[session]
+                session.begins |= job.reset
                 job.future.set_exception(refusal)
         latest = sorted(self._waiting.values(), key=lambda job: job.arrived, reverse=True)[: self._config.max_batch]
         for job in latest:
@@ -172,10 +177,6 @@ def require_timely(age_s: float, late_ms: float) -> None:
     """Raises Refusal (503) for a frame of this age: an action for an old frame is worse than none."""
     if age_s * 1000 > late_ms:
         raise Refusal(f"this frame has waited {age_s * 1000:.0f} ms, longer than {late_ms:g} ms", status=503)
-
-
-def _called(session: Session) -> str:
-    return f"robot {session.name}" if session.name else "this robot"
 
 
 def _refuse(job: Job, reason: str, *, status: int) -> None:

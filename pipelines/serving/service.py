@@ -150,6 +150,7 @@ class PolicyService:
 
     async def answer(self, session: Session, prepared: Prepared) -> Answer:
         """The action for the frame, which joins the robot's history. Raises Refusal."""
+        session.begins |= prepared.question.reset and not prepared.question.stateless
         session.require_rate(time.monotonic(), self.config.limits.max_rate_hz)
         with self._being_asked():
             if prepared.model is not self.model:  # another has taken its place meanwhile
@@ -235,8 +236,12 @@ class PolicyService:
 
     async def _acted(self, session: Session, prepared: Prepared) -> Result:
         question = prepared.question
+        if question.stateless:
+            session = self.sessions.alone(session.name)
+        else:
+            session.take(prepared.arrived)
         job = Job(
-            session=self.sessions.alone(session.name) if question.stateless else session,
+            session=session,
             model=prepared.model,
             dataset=prepared.dataset,
             frames=prepared.frames,

@@ -5,6 +5,7 @@ A websocket connection is a robot for as long as it lasts. Over HTTP a robot is 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,12 +26,27 @@ class Session:
         self._model: InferenceModel | None = None
         self._dataset = ""
         self._policy: Policy | None = None
+        self._newest = -math.inf
+        self.begins = False
+        """Whether the next frame that is taken begins an episode: also where the one that said so was refused."""
 
     def require_rate(self, now: float, rate_hz: float) -> None:
         """Raises Refusal (429) where this robot asks faster than that."""
         self.last_asked = now
         if not self._allowance.take(now, rate_hz):
             raise Refusal(f"robot {self.name} asks more often than {rate_hz:g} times a second: ask less", status=429)
+
+    def take(self, arrived: float) -> None:
+        """Take a frame received at this time into the history. Raises Refusal (409) for one that was received before a
+        frame that has been taken: over HTTP a larger picture is overtaken while it is read."""
+        if arrived < self._newest:
+            raise Refusal(f"a newer frame of {self.called} has been taken before this one was read", status=409)
+        self._newest = arrived
+
+    @property
+    def called(self) -> str:
+        """In the middle of a sentence."""
+        return f"robot {self.name}" if self.name else "this robot"
 
     def policy(self, model: InferenceModel, dataset: DatasetContract) -> Policy:
         """The robot's policy; a new one, without a history, where the model or the dataset is another than before."""

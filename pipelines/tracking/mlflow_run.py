@@ -85,6 +85,17 @@ def connect(uri: str) -> ModuleType:
     return mlflow
 
 
+def connect_to_registry(uri: str) -> ModuleType:
+    """`connect`, to read what has been registered. Nothing is created where nothing is: that is a TrackingError."""
+    database = database_of(uri)
+    if database is not None and not database.exists():
+        raise TrackingError(
+            f"nothing is registered at {uri}, which is not there: run in the folder whose {LOCAL_FOLDER}/mlflow.db has "
+            f"the model, or set MLFLOW_TRACKING_URI"
+        )
+    return connect(uri)
+
+
 def experiment_id(mlflow: ModuleType, uri: str, name: str) -> str:
     """The MLflow experiment of that name; with SQLite its artifacts lie beside the database, never in the cwd."""
     existing = mlflow.get_experiment_by_name(name)

@@ -94,8 +94,9 @@ class RT2Policy:
         prompts = self._prompts(texts, state)
         seen = self._pictures(frame)
         self._require_size(seen, texts)
-        self._see(seen, texts)
-        (answer,) = _answered([self], prompts)
+        histories = self._joined(seen, texts)
+        (answer,) = _answered([self], [histories], prompts)
+        self._history, self._instructions = histories, texts
         given = self._inlet.pictures(frame).values()
         return self._action(*answer, single=all(getattr(picture, "ndim", 4) == 3 for picture in given))
 
@@ -115,13 +116,14 @@ class RT2Policy:
                     sizes = f"{tuple(frame_HWC.shape)} after {tuple(history[-1][role].shape)}"
                     raise ValueError(f"{camera_name(role)}: {sizes}: reset() between")
 
-    def _see(self, seen: Sequence[Pictures], texts: list[str]) -> None:
-        """Remember the newest frames of each robot, whose episode begins where its instruction is new."""
-        self.reset([robot for robot, text in enumerate(texts) if text != self._instructions[robot]])
-        self._instructions = texts
-        for history, pictures in zip(self._history, seen, strict=True):
-            history.append(pictures)
-            del history[: -self._num_frames]
+    def _joined(self, seen: Sequence[Pictures], texts: Sequence[str]) -> list[list[Pictures]]:
+        """The frames of each robot with the newest, whose episode begins where its instruction is new. They become its
+        history once they are answered: a frame that fails, or is tried again, has not been seen."""
+        each = zip(self._history, seen, texts, self._instructions, strict=True)
+        return [
+            [*(history if text == previous else ()), pictures][-self._num_frames :]
+            for history, pictures, text, previous in each
+        ]
 
     def _action(self, tokens_RA: Tensor, values_RA: Tensor, plans: tuple[str, ...], *, single: bool) -> Action:
         seen_R = torch.tensor([len(history) for history in self._history])
@@ -166,24 +168,26 @@ def act_together(
         seen.append(policy._pictures(frame))
         policy._require_size(seen[-1], [instruction])
     of_role = {role: {each[role].shape for (each,) in seen if role in each} for (each,) in seen for role in each}
+    taken = zip(policies, seen, instructions, strict=True)
+    histories = [policy._joined(pictures, [instruction]) for policy, pictures, instruction in taken]
     if any(len(shapes) > 1 for shapes in of_role.values()):
-        taken = zip(policies, frames, instructions, states, strict=True)
-        return [policy.act(frame, instruction, state) for policy, frame, instruction, state in taken]
-    for policy, pictures, instruction in zip(policies, seen, instructions, strict=True):
-        policy._see(pictures, [instruction])
-    answers = _answered(policies, prompts) if prompts else []
+        each = zip(policies, histories, prompts, strict=True)
+        answers = [answer for policy, own, prompt in each for answer in _answered([policy], [own], [prompt])]
+    else:
+        answers = _answered(policies, histories, prompts) if prompts else []
+    for policy, own, instruction in zip(policies, histories, instructions, strict=True):
+        policy._history, policy._instructions = own, [instruction]
     return [policy._action(*answer, single=True) for policy, answer in zip(policies, answers, strict=True)]
 
 
 def _answered(
-    policies: Sequence[RT2Policy], prompts: list[tuple[int, ...]]
+    policies: Sequence[RT2Policy], histories: Sequence[list[list[Pictures]]], prompts: list[tuple[int, ...]]
 ) -> list[tuple[Tensor, Tensor, tuple[str, ...]]]:
-    """(tokens, values, plans), (R, A) each and R texts or none, for the robots of each policy, from what they have seen
-    and `prompts` of each."""
+    """(tokens, values, plans), (R, A) each and R texts or none, for the robots of each policy, from their `histories`
+    up to the newest frame and `prompts` of each."""
     first, robots = policies[0], [policy.num_robots for policy in policies]
     device = first._device()
-    histories = [history for policy in policies for history in policy._history]
-    batch = _images(histories, first._num_frames, first.text.cameras)
+    batch = _images([history for own in histories for history in own], first._num_frames, first.text.cameras)
     batch |= first.text.collate_prompts(prompts)
     masks = [policy._mask_A.expand(policy.num_robots, -1) for policy in policies if policy._mask_A is not None]
     predicted = predict_actions(
