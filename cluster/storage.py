@@ -91,6 +91,12 @@ class CheckpointFolder:
             return None
         return Checkpoint(path=self._path(step), manifest=manifest)
 
+    def damaged(self) -> list[str]:
+        """Paths of those that were published and are not complete any more. A crash leaves none: it writes the manifest
+        last and removes it first."""
+        published = [step for step in self._steps() if self._files.exists(f"{self._folder(step)}/{MANIFEST}")]
+        return [self._path(step) for step in published if self.at(step) is None]
+
     def fetch(self, checkpoint: Checkpoint, local: Path, *, rank: int = 0, world_size: int = 1) -> Path:
         """A local folder with the checkpoint's files: its own path on a file system, else a copy below `local`.
 

@@ -130,7 +130,7 @@ def main(arguments: list[str]) -> JsonSummary:
     """Show where versions come from, or roll an alias back."""
     flags = parse(RegistryArguments, arguments, prog="rtp registry", description=__doc__ or "")
     uri = tracking_uri()
-    client = connect_to_registry(uri).MlflowClient()
+    client = connect_to_registry(uri, flags.name).MlflowClient()
     with explained(uri):
         if flags.action == "show":
             model = show(client, flags.name)

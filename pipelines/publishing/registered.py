@@ -59,7 +59,7 @@ def version_of(model_uri: str, uri: str | None = None) -> str:
     if not alias:
         return model_uri
     uri = uri or tracking_uri()
-    client = connect_to_registry(uri).MlflowClient()
+    client = connect_to_registry(uri, model_uri).MlflowClient()
     with explained(uri):
         from pipelines.publishing.aliases import known_model  # MLflow, which a training without --init does without
 
@@ -74,7 +74,7 @@ def _downloaded(model_uri: str, part: str, scratch: Path, uri: str | None) -> Pa
     """The copy, below `scratch`, of a file or folder of the model."""
     uri = uri or tracking_uri()
     version = version_of(model_uri, uri)
-    mlflow = connect_to_registry(uri)
+    mlflow = connect_to_registry(uri, model_uri)
     with explained(uri):
         if "artifacts" not in [file.path for file in mlflow.artifacts.list_artifacts(artifact_uri=version)]:
             raise ValueError(f"{model_uri} is not a policy: register it with rtp register")
@@ -87,7 +87,7 @@ def load_registered(model_uri: str, uri: str | None = None) -> Callable[..., lis
 
     uri = uri or tracking_uri()
     with explained(uri):
-        model = connect_to_registry(uri).pyfunc.load_model(model_uri)
+        model = connect_to_registry(uri, model_uri).pyfunc.load_model(model_uri)
 
     def predict(
         images: Sequence[Frame], instructions: Sequence[str], robots: Sequence[str] | None = None

@@ -109,7 +109,7 @@ class _Http:
             return replace(question, dataset=unnormalised_by) if isinstance(unnormalised_by, str) else question
 
         prepared = await self._service.prepare(read)
-        session = self._session(robot_of(seen) or robot, prepared.question)
+        session = self._session(robot_of(seen) or mlflow_rows.robot_name(robot), prepared.question)
         answer = await self._service.answer(session, prepared)
         return _act_response(seen, answer, self._frontend.adapter_for("act", as_array=_wants_array(seen)))
 

@@ -85,13 +85,13 @@ def connect(uri: str) -> ModuleType:
     return mlflow
 
 
-def connect_to_registry(uri: str) -> ModuleType:
-    """`connect`, to read what has been registered. Nothing is created where nothing is: that is a TrackingError."""
+def connect_to_registry(uri: str, wanted: str) -> ModuleType:
+    """`connect`, to read the registered model `wanted`. Where no database is none is made: that is a TrackingError."""
     database = database_of(uri)
     if database is not None and not database.exists():
         raise TrackingError(
-            f"nothing is registered at {uri}, which is not there: run in the folder whose {LOCAL_FOLDER}/mlflow.db has "
-            f"the model, or set MLFLOW_TRACKING_URI"
+            f"{wanted} is not registered at {uri}, which is not there: run in the folder whose {LOCAL_FOLDER} has it, "
+            f"or set MLFLOW_TRACKING_URI"
         )
     return connect(uri)
 

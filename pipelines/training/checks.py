@@ -73,8 +73,15 @@ def mixed_units(datasets: Sequence[DatasetContract], names: Sequence[str]) -> li
 
 
 def require_fresh_or_resumed(job: PreparedJob) -> Checkpoint | None:
-    """The checkpoint to go on from."""
-    checkpoint = CheckpointFolder(f"{job.output}/checkpoints").latest()
+    """The checkpoint to go on from. Raises ValueError where the folder holds a run that is not, or cannot be,
+    continued."""
+    folder = CheckpointFolder(f"{job.output}/checkpoints")
+    checkpoint = folder.latest()
+    if checkpoint is None and (damaged := folder.damaged()):
+        raise ValueError(
+            f"{job.output} holds a run of which no checkpoint is whole, the newest is {damaged[-1]}: bring its files "
+            f"back, or give another --output"
+        )
     if checkpoint is not None and not job.resume:
         raise ValueError(
             f"{job.output} already holds a run at step {checkpoint.step}: add --resume to continue it, "

@@ -201,6 +201,8 @@ def test_a_model_that_the_registry_does_not_know_is_one_sentence(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     printed = sentence(capsys, "serve", "models:/nobody@champion")
     assert "nobody" in printed and "runs/mlflow.db" in printed
+    assert "nobody" in sentence(capsys, "registry", "show", "nobody")
+    assert not any(tmp_path.iterdir())  # what is only read makes no database
 
 
 def test_an_object_store_without_credentials_is_one_sentence(

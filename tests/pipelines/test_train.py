@@ -81,6 +81,13 @@ def test_what_would_change_a_run_silently_is_refused(
     ):
         assert main([*again, *flags]) == 2
         assert words in capsys.readouterr().err
+    before = Path(output, "metrics.jsonl").read_bytes()
+    for file in Path(output).glob("checkpoints/*/engine/shard*"):
+        file.unlink()
+    for flags in ([], ["--resume"]):  # it would begin anew in the folder of a run whose checkpoints may come back
+        assert main([*again, *flags]) == 2
+        assert "holds a run of which no checkpoint is whole" in capsys.readouterr().err
+    assert Path(output, "metrics.jsonl").read_bytes() == before
 
 
 def test_a_model_that_reads_object_masks_is_refused_with_the_way_to_train_it(

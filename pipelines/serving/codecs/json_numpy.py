@@ -4,21 +4,18 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping
 
 import numpy as np
 
 from pipelines.serving.codecs.arrays import array_of
+from pipelines.serving.codecs.json_text import parsed
 from pipelines.serving.refusal import Refusal
 
 
 def read(body: bytes | str) -> dict[str, object]:
     """The fields of a request. Raises Refusal, naming the field."""
-    try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise Refusal(f"the request is not JSON ({error!s:.100})") from None
+    fields = parsed(body)
     if not isinstance(fields, dict):
         raise Refusal(f"the request must be an object of fields, got {type(fields).__name__}")
     return {name: _value(value, name[:60]) for name, value in fields.items()}

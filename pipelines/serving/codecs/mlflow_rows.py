@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 from pipelines.publishing.objects_meant import ObjectsMeant
 from pipelines.publishing.robot_declaration import DECLARATIONS
+from pipelines.serving.codecs.json_text import parsed
 from pipelines.serving.question import Answer, Question
 from pipelines.serving.refusal import Refusal
 from pipelines.serving.request_format import COLUMNS, MAX_ROWS, PARAMETERS, is_column
@@ -35,10 +35,7 @@ def read(body: bytes, *, num_frames: int, cameras: Sequence[str] = (MAIN_CAMERA,
     `num_frames` that the policy looks at: where it is more than one, a row must name its robot. `cameras` that it
     reads, by role.
     """
-    try:
-        request = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise Refusal(f"the request is not JSON ({error!s:.100})") from None
+    request = parsed(body)
     if not isinstance(request, dict):
         raise Refusal(f"the request must be an object: {_EXAMPLE}")
     _require("field", request, (*_FORMATS, "params"))

@@ -30,9 +30,11 @@ def test_a_table_of_another_encoder_is_refused_and_an_older_one_read(tmp_path: P
     np.savez(tmp_path / INSTRUCTIONS, texts=np.array(TEXTS), embeddings=np.stack([*KNOWN.values()]))
     assert Instructions.read(tmp_path, "hash-512").vectors.keys() == KNOWN.keys()
     assert Instructions.read(tmp_path / "nowhere", "hash-512").vectors == {}
-    (tmp_path / INSTRUCTIONS).write_bytes(b"PK")
-    with pytest.raises(ValueError, match="is no instruction table"):
-        Instructions.read(tmp_path, "hash-512")
+    whole = (tmp_path / INSTRUCTIONS).read_bytes()
+    for damaged in (b"PK", b"", whole[:100], whole[:-30]):
+        (tmp_path / INSTRUCTIONS).write_bytes(damaged)
+        with pytest.raises(ValueError, match="is no instruction table"):
+            Instructions.read(tmp_path, "hash-512")
 
 
 def test_an_unknown_text_under_hash_is_an_error_that_lists_the_nearest() -> None:

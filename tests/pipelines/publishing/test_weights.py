@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ import torch
 pytest.importorskip("transformers", reason="needs the extra vlm")
 
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipelines.publishing import weights
@@ -88,3 +90,15 @@ def test_weights_of_another_model_are_refused_by_name(bundle: Path) -> None:
         fill(model, [first, *others, ("surplus", torch.zeros(1))])
     with pytest.raises(KeyError, match=first[0]):
         fill(model, [(first[0], torch.zeros(1, 2, 3)), *others])
+
+
+def test_weights_that_no_model_can_act_with_are_refused_by_name(bundle: Path, tmp_path: Path) -> None:
+    model = read_bundle(bundle).model
+    (name, first), *others = model.state_dict().items()
+    for value, words in ((first * torch.nan, "holds NaN or infinity"), (first.to(torch.int8), "is torch.int8")):
+        with pytest.raises(ValueError, match=f"{name} {words}"):
+            fill(model, [(name, value), *others])
+    shutil.copytree(bundle, tmp_path / "bundle")
+    save_file({**load_file(bundle / WEIGHTS), name: first * torch.nan}, tmp_path / "bundle" / WEIGHTS)
+    with pytest.raises(ValueError, match=f"{WEIGHTS}: {name} holds NaN"):
+        load_trained(str(tmp_path / "bundle"))

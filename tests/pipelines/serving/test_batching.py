@@ -130,6 +130,57 @@ def test_a_newer_frame_takes_the_place_of_an_older_one(opened: EpisodeStore, fra
     assert isinstance(second, Refusal) and second.status == 409 and "a newer frame of robot a" in str(second)
 
 
+def test_an_episode_begins_though_its_first_frame_was_refused(
+    opened: EpisodeStore, frames: list[bytes], text: str
+) -> None:
+    """Its place was taken by a newer frame, or it was late: the next one's history is not the last episode's."""
+
+    async def new_episodes(service: PolicyService) -> list[Any]:
+        robot, other = service.sessions.named("a"), service.sessions.named("b")
+        told = []
+        for newer in (asks(frames[2], text), None):
+            await service.ask(robot, asks(frames[0], text))
+            with held(service):
+                asked = [asyncio.create_task(service.ask(other, asks(frames[0], text)))]
+                await asyncio.sleep(0.1)  # its pass has begun
+                asked.append(asyncio.create_task(service.ask(robot, asks(frames[1], text, reset=True))))
+                await waits(service, 1)
+                if newer is not None:
+                    asked.append(asyncio.create_task(service.ask(robot, newer)))
+                await asyncio.sleep(0.2 if newer else 2.2)
+            told += (await asyncio.gather(*asked, return_exceptions=True))[1:]
+            told.append(await service.ask(robot, asks(frames[3], text)))
+        return told
+
+    replaced, newer, after, late, after_late = serve(opened, new_episodes, limits=Limits(late_ms=2000))
+    assert [refusal.status for refusal in (replaced, late)] == [409, 503]
+    assert [answer.action.frames_seen for answer in (newer, after, after_late)] == [1, 2, 1]
+
+
+def test_a_frame_that_is_overtaken_while_it_is_read_is_refused(
+    opened: EpisodeStore, frames: list[bytes], text: str
+) -> None:
+    """A robot's history holds its frames in the order in which they came."""
+
+    def slowly() -> Question:
+        time.sleep(0.5)
+        return Question(frame=frames[0], instruction=text)
+
+    async def overtaken(service: PolicyService) -> list[Any]:
+        robot = service.sessions.named("a")
+        older = asyncio.create_task(service.ask(robot, slowly))
+        await asyncio.sleep(0.1)
+        newer = await service.ask(robot, asks(frames[1], text))
+        told = await asyncio.gather(older, return_exceptions=True)
+        alone = await service.ask(robot, asks(frames[1], text, stateless=True))
+        return [newer, *told, alone, await service.ask(robot, asks(frames[2], text))]
+
+    newer, refused, alone, next_one = serve(opened, overtaken, limits=Limits(late_ms=20_000))
+    assert isinstance(refused, Refusal) and refused.status == 409 and "before this one was read" in str(refused)
+    seen = [answer.action.frames_seen for answer in (newer, alone, next_one)]
+    assert seen == [1, 1, 2]
+
+
 def test_a_frame_that_has_waited_too_long_gets_an_error(opened: EpisodeStore, frames: list[bytes], text: str) -> None:
     async def late(service: PolicyService) -> list[Any]:
         with held(service):

@@ -131,3 +131,19 @@ def test_a_connection_that_goes_on_is_kept(server: RunningServer, monkeypatch: p
             time.sleep(0.4)
         with pytest.raises(RuntimeError, match="no camera frame"):
             robot.infer({"prompt": "x"})
+
+
+def test_half_of_a_character_is_refused_and_hides_no_other_robot(
+    server: RunningServer, frames: list[bytes], text: str
+) -> None:
+    """Python reads it from JSON, but /robots, which names every robot, could not be written any more."""
+    row = {"image": base64.b64encode(frames[0]).decode(), "instruction": text, "robot": "arm \U0001f9be"}
+    assert post(f"{server.address}/invocations", {"dataframe_records": [row]})[0] == 200
+    for field in ("robot", "instruction", "contract", "dataset", "\udc00"):
+        halved = {**row, field: "\ud83e"}
+        for path, body in (("act", halved), ("invocations", {"dataframe_records": [halved]})):
+            status, answer = post(f"{server.address}/{path}", body)
+            assert status == 400 and "surrogates not allowed" in str(answer), (field, path, answer)
+    unnamed = {name: row[name] for name in ("image", "instruction")}
+    assert post(f"{server.address}/act?robot={'a' * 300}", unnamed)[0] == 400
+    assert "arm \U0001f9be" in [robot["name"] for robot in get(f"{server.address}/robots")[1]["robots"]]

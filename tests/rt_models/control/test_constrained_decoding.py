@@ -27,3 +27,11 @@ def test_unconstrained_dimensions_get_their_likeliest_token() -> None:
 def test_logits_of_another_vocabulary_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(11, 256\), got shape \(1, 11, 512\)"):
         choose_tokens(torch.zeros(1, 11, 512), SPEC)
+
+
+def test_logits_that_are_not_finite_are_no_action() -> None:
+    for value in (torch.nan, torch.inf):
+        logits = torch.zeros(2, SPEC.size, SPEC.bins)
+        logits[1, 3, 7] = value
+        with pytest.raises(ValueError, match="the model's logits are not finite"):
+            choose_tokens(logits, SPEC)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from rt_models.action_space import ARM
 from rt_models.action_tokens import decode, encode
+from rt_models.control import rt2_policy
 from rt_models.control.action import Action
-from rt_models.control.rt2_policy import RT2Policy
+from rt_models.control.rt2_policy import RT2Policy, act_together
 from rt_models.language.action_vocabulary import AddedTokens
 from rt_models.language.generation import ExpectedValue, Greedy, Sampling, Strategy, generate, predict_actions
 from rt_models.language.prompts import FIELDS, RT2Text, RT2TextConfig
@@ -259,6 +260,25 @@ def test_a_new_instruction_begins_an_episode_of_its_robot_alone() -> None:
     said = (["go", "go"], ["go", "stop"], ["go", "stop"])
     assert [policy.act(frames, texts).frames_seen.tolist() for texts in said] == [[1, 1], [2, 1], [2, 2]]
     assert policy.for_another_robot().act(frames, ["go", "stop"]).frames_seen.tolist() == [1, 1]
+
+
+def test_a_frame_that_fails_has_not_been_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server tries each robot's frame again where a pass for several has failed."""
+    first, frames = RT2Policy(fresh(), TEXT, num_frames=2), np.zeros((2, 16, 16, 3), np.uint8)
+    policies = [first, first.for_another_robot()]
+
+    def failing(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("out of memory")
+
+    for shown in (list(frames), [frames[0], frames[1][:8]]):  # in one pass; one by one
+        with monkeypatch.context() as patched, pytest.raises(RuntimeError):
+            patched.setattr(rt2_policy, "predict_actions", failing)
+            act_together(policies, shown, ["go", "go"])
+        with monkeypatch.context() as patched, pytest.raises(RuntimeError):
+            patched.setattr(rt2_policy, "predict_actions", failing)
+            first.act(frames[0], "go")
+    actions = act_together(policies, list(frames), ["go", "go"])
+    assert [int(action.frames_seen) for action in actions] == [1, 1]
 
 
 @pytest.mark.parametrize(
