@@ -53,6 +53,8 @@ class Result:
 
     action: Action
     infer_ms: float
+    begins: bool
+    """Whether it is an episode's first, because the robot said so with this frame or one that was refused."""
 
 
 class Batcher:
@@ -168,7 +170,7 @@ class Batcher:
                 if job.future.done():
                     continue
                 if isinstance(outcome, Action):
-                    job.future.set_result(Result(action=outcome, infer_ms=seconds * 1000))
+                    job.future.set_result(Result(action=outcome, infer_ms=seconds * 1000, begins=job.reset))
                 else:
                     job.future.set_exception(outcome)
 

@@ -157,11 +157,12 @@ class PolicyService:
                 model, question = self.model, prepared.question
                 arrived = prepared.arrived
                 prepared = await self.in_reader(lambda: self._read(model, question, arrived))
-            answer = self._named(await self._acted(session, prepared), prepared)
-            self._record(session, prepared, answer)
+            result = await self._acted(session, prepared)
+            answer = self._named(result, prepared)
+            self._record(session, prepared, answer, begins=result.begins)
             return answer
 
-    def _record(self, session: Session, prepared: Prepared, answer: Answer) -> None:
+    def _record(self, session: Session, prepared: Prepared, answer: Answer, *, begins: bool) -> None:
         """Hand a step of a robot's episode to the recorder, which does not wait."""
         if self._recorder is None or prepared.question.stateless or not self.sessions.holds(session):
             return
@@ -170,6 +171,7 @@ class PolicyService:
             session,
             prepared.question,
             answer,
+            begins=begins,
             model=prepared.model,
             dataset=dataset if hz is None or prepared.rate_factor == 1.0 else replace(dataset, control_hz=hz),
             frames=prepared.by_role(),

@@ -81,6 +81,7 @@ class Recorder:
         question: Question,
         answer: Answer,
         *,
+        begins: bool,
         model: InferenceModel,
         dataset: DatasetContract,
         frames: Mapping[str, np.ndarray],
@@ -89,15 +90,15 @@ class Recorder:
         arrived: float,
     ) -> None:
         """One answer of a robot that has a history, which saw `frames`, by role, and felt `state`, if the policy reads
-        one. `dataset` has the rate at which the robot acts, `arrived` is when it asked. Of an instruction that came as
-        a vector alone nothing is kept: a store needs its words."""
+        one. `begins`: it has said that an episode begins. `dataset` has the rate at which the robot acts, `arrived` is
+        when it asked. Of an instruction that came as a vector alone nothing is kept: a store needs its words."""
         if not question.instruction:
             return
         self._put_ends()
         layout = self._layout(model, dataset, instruction, frames)
         episode = self._open.get(session)
         about = (question.instruction, layout, answer.model)
-        if episode is None or question.reset or about != (episode.instruction, episode.layout, episode.model):
+        if episode is None or begins or about != (episode.instruction, episode.layout, episode.model):
             self.ended(session)
             episode = self._open[session] = _OpenEpisode(next(self._numbers), *about)
         values, roles = answer.action.values.values(), tuple(frames)

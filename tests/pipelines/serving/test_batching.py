@@ -138,6 +138,7 @@ def test_an_episode_begins_though_its_first_frame_was_refused(
     async def new_episodes(service: PolicyService) -> list[Any]:
         robot, other = service.sessions.named("a"), service.sessions.named("b")
         told = []
+        service._record = lambda session, *_, begins: recorded[session.name].append(begins)  # type: ignore[method-assign]
         for newer in (asks(frames[2], text), None):
             await service.ask(robot, asks(frames[0], text))
             with held(service):
@@ -152,9 +153,11 @@ def test_an_episode_begins_though_its_first_frame_was_refused(
             told.append(await service.ask(robot, asks(frames[3], text)))
         return told
 
+    recorded: dict[str, list[bool]] = {"a": [], "b": []}
     replaced, newer, after, late, after_late = serve(opened, new_episodes, limits=Limits(late_ms=2000))
     assert [refusal.status for refusal in (replaced, late)] == [409, 503]
     assert [answer.action.frames_seen for answer in (newer, after, after_late)] == [1, 2, 1]
+    assert recorded["a"] == [False, True, False, False, True]
 
 
 def test_a_frame_that_is_overtaken_while_it_is_read_is_refused(
