@@ -213,6 +213,10 @@ def _task(
     shards = tuple(part for shard in whole for part in shard.parts(config.max_shard_mb << 20))
     limits = _limits(shards, config.limit)
     used = [i for i, limit in enumerate(limits) if limit != 0]
+    if not used:
+        raise ValueError(
+            f"split {config.split!r} of {dataset.folder} is declared without episodes: ask another --split"
+        )
     return ShardTask(
         dataset=dataset,
         spec=spec,

@@ -21,7 +21,7 @@ from preprocessing.changes.pieces import Piece, PieceSummary, placed, summary_of
 from preprocessing.store.episode_store import INSTRUCTION_SCHEMA, QUARANTINE, EpisodeStore, atomic_write, fixed_lists
 from preprocessing.store.file_system import FileSystem, file_system_of
 from preprocessing.store.json_files import JsonObject
-from preprocessing.store.lineage import fingerprint
+from preprocessing.store.lineage import FINGERPRINT_DIGITS
 from preprocessing.store.manifest_file import MANIFEST, PROGRESS
 from preprocessing.store.shard_files import with_retries
 from preprocessing.store.statistics import Moments, tiny_ranges
@@ -51,7 +51,9 @@ class Change:
     parents: tuple[EpisodeStore, ...]
 
     def lineage(self) -> Lineage:
-        parents = tuple(ParentStore(store=store.root, manifest=fingerprint(store.root)) for store in self.parents)
+        parents = tuple(
+            ParentStore(store=store.root, manifest=store.manifest_sha256[:FINGERPRINT_DIGITS]) for store in self.parents
+        )
         return Lineage(change=self.kind, sentence=self.sentence, parents=parents)
 
 

@@ -6,8 +6,10 @@ a new manifest in the place of the old one, which is kept; merge and split make 
 
 from __future__ import annotations
 
+import fcntl
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,12 +18,12 @@ import numpy as np
 
 from preprocessing.changes.assemble import EARLIER, Change, Progress, assemble, quarantine_lines, require_alike
 from preprocessing.changes.pieces import Piece
-from preprocessing.conversion.resume import claimed, finished
+from preprocessing.conversion.resume import claimed, finished, lock_of
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.file_system import FileSystem, file_system_of
 from preprocessing.store.json_files import JsonObject, parsed
 from preprocessing.store.json_records import read_record
-from preprocessing.store.lineage import fingerprint
+from preprocessing.store.lineage import FINGERPRINT_DIGITS, fingerprint
 from preprocessing.store.manifest_file import MANIFEST, PROGRESS
 from preprocessing.store.store_manifest import Lineage, StoreManifest
 
@@ -47,7 +49,11 @@ class Changed:
 
 def append(store: str, sources: Sequence[str], progress: Progress = _silent) -> Changed:
     """Add the episodes of other stores to `store`. Those whose files it has already are left out."""
-    first, *others = (EpisodeStore.open(path) for path in (store, *sources))
+    with _alone(store) as first:
+        return _appended(first, [EpisodeStore.open(path) for path in sources], progress)
+
+
+def _appended(first: EpisodeStore, others: Sequence[EpisodeStore], progress: Progress) -> Changed:
     require_alike([first, *others])
     there = {entry.sha256 for entry in first.manifest.shards}
     new = [other for other in others if not {entry.sha256 for entry in other.manifest.shards} <= there]
@@ -82,16 +88,19 @@ def delete(
 
     Raises ValueError if `expect` is given and is not the fingerprint of the store's manifest: numbers may mean others.
     """
-    opened = EpisodeStore.open(store)
-    now = fingerprint(opened.root)
-    if expect is not None and expect != now:
-        raise ValueError(f"{opened.root} has the manifest {now}, not {expect}: its episodes may have other numbers now")
-    wanted = set(episodes)
+    with _alone(store) as opened:
+        now = opened.manifest_sha256[:FINGERPRINT_DIGITS]
+        if expect is not None and expect != now:
+            raise ValueError(
+                f"{opened.root} has the manifest {now}, not {expect}: its episodes may have other numbers now"
+            )
+        return _deleted(opened, set(episodes) | (_flagged(opened, flag) if flag is not None else set()), progress)
+
+
+def _deleted(opened: EpisodeStore, wanted: set[int], progress: Progress) -> Changed:
     absent = sorted(number for number in wanted if not 0 <= number < opened.num_episodes)
     if absent:
         raise ValueError(f"{opened.root} has no episode {absent[0]}: its episodes are 0 to {opened.num_episodes - 1}")
-    if flag is not None:
-        wanted |= _flagged(opened, flag)
     if not wanted:
         return _changed(opened.root, opened.manifest, [], unchanged=True)
     if len(wanted) == opened.num_episodes:
@@ -180,6 +189,17 @@ def _split_counts(shares: Mapping[str, float], episodes: int) -> dict[str, int]:
     if min(counts) < 1:
         raise ValueError(f"{episodes} episodes cannot be split as {dict(shares)}: one split would be empty")
     return dict(zip(shares, counts, strict=True))
+
+
+@contextmanager
+def _alone(path: str) -> Iterator[EpisodeStore]:
+    """The store, as long as no other process changes it in place; object stores cannot lock. Raises ValueError if one
+    is at it."""
+    root = EpisodeStore.open(path).root
+    with lock_of(*file_system_of(root)) as locked:
+        if locked(fcntl.LOCK_EX | fcntl.LOCK_NB) is False:
+            raise ValueError(f"another rtp store is at work in {root}: wait for it, and run the command again")
+        yield EpisodeStore.open(root)
 
 
 # --- Pieces and results ---
@@ -296,15 +316,15 @@ def log(store: str) -> list[Entry]:
 
 def prune(store: str) -> list[str]:
     """Remove the files that the present manifest does not list, such as deleted episodes; the names of them."""
-    opened = EpisodeStore.open(store)
-    filesystem, folder = file_system_of(opened.root)
-    listed = {opened.manifest.instructions.file, *(entry.file for entry in opened.manifest.shards)}
-    names = [path.rstrip("/").rpartition("/")[2] for path in filesystem.ls(folder, detail=False)]
-    gone = sorted(
-        n for n in names if n.startswith(("shard-", "instructions")) and n.endswith(".parquet") and n not in listed
-    )
-    for name in gone:
-        filesystem.rm(f"{folder}/{name}")
-    if filesystem.exists(f"{folder}/{PROGRESS}"):
-        filesystem.rm(f"{folder}/{PROGRESS}", recursive=True)
-    return gone
+    with _alone(store) as opened:
+        filesystem, folder = file_system_of(opened.root)
+        listed = {opened.manifest.instructions.file, *(entry.file for entry in opened.manifest.shards)}
+        names = [path.rstrip("/").rpartition("/")[2] for path in filesystem.ls(folder, detail=False)]
+        gone = sorted(
+            n for n in names if n.startswith(("shard-", "instructions")) and n.endswith(".parquet") and n not in listed
+        )
+        for name in gone:
+            filesystem.rm(f"{folder}/{name}")
+        if filesystem.exists(f"{folder}/{PROGRESS}"):
+            filesystem.rm(f"{folder}/{PROGRESS}", recursive=True)
+        return gone

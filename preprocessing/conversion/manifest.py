@@ -22,7 +22,7 @@ from preprocessing.conversion.shard_conversion import (
 )
 from preprocessing.conversion.shard_report import ShardReport, read_report
 from preprocessing.conversion.simulated_source import simulated_source_of
-from preprocessing.dataset_spec import DatasetSpec
+from preprocessing.dataset_spec import GROUPS, DatasetSpec
 from preprocessing.source_rights import rights_of
 from preprocessing.store.episode_store import INSTRUCTION_SCHEMA, INSTRUCTIONS, QUARANTINE, atomic_write, fixed_lists
 from preprocessing.store.file_system import FileSystem, file_system_of
@@ -58,6 +58,8 @@ _INSTEAD = {  # of a field that cannot be read
     "is_terminal": "no step counts as terminal",
     "reward": "it is left empty",
 }
+_GRIPPER = "gripper_closedness_action"
+_OVERSHOOT, _HALF_OPEN = 1.1, 0.5
 Embed = Callable[[list[str]], np.ndarray]
 
 
@@ -115,7 +117,7 @@ def write_manifest(
         instructions=InstructionsFile(file=INSTRUCTIONS, rows=table.num_rows, sha256=instructions.sha256),
         shards=tuple(report.entry() for report in reports),
         settings=settings,
-        remarks=tuple(_remarks(task, reports, trained_steps=statistics.count)),
+        remarks=tuple(_remarks(task, reports, statistics)),
         rights=rights_of(task.dataset.folder),
     )
     with atomic_write(filesystem, f"{root}/{MANIFEST}", temporary=temporary) as file:
@@ -177,8 +179,8 @@ def _counts(reports: list[ShardReport]) -> EpisodeCounts:
     return EpisodeCounts(episodes_in=records, episodes_out=episodes, quarantined=quarantined, steps=steps)
 
 
-def _remarks(task: ShardTask, reports: list[ShardReport], *, trained_steps: int) -> list[str]:
-    """Sentences about what is odd and costs no episode; `trained_steps` are those that are not terminal."""
+def _remarks(task: ShardTask, reports: list[ShardReport], statistics: ActionStatistics) -> list[str]:
+    """Sentences about what is odd and costs no episode; `statistics` are of the steps that are not terminal."""
     unread = sum((Counter(report.unread) for report in reports), Counter())
     odd = [steps for report in reports for steps in report.states_not_finite]
     total = sum(len(report.episode_lengths) for report in reports)
@@ -197,12 +199,27 @@ def _remarks(task: ShardTask, reports: list[ShardReport], *, trained_steps: int)
             f"the state is not finite at {sum(odd)} steps of {len(odd)} of {total} episodes: it is kept as it is; "
             f"models that read the state, and loader.relabel, refuse this store"
         )
-    if trained_steps == 0:
+    if statistics.count == 0:
         remarks.append(
             "every step is terminal, and rtp train leaves such steps out: where is_terminal means something else, name "
             "it under ignored_marks of the dataset spec and preprocess again"
         )
-    return remarks
+    return remarks + _odd_closedness(task.spec, statistics)
+
+
+def _odd_closedness(spec: DatasetSpec, statistics: ActionStatistics) -> list[str]:
+    """A sentence if the closedness that RT-1's gripper is to hold is on another scale than from -1 to +1: a robot that
+    is told 0 to open stays half closed."""
+    place = GROUPS[_GRIPPER].start
+    if not spec.space.is_rt1 or spec.gripper != "absolute" or spec.units[place] != "closedness" or not statistics.count:
+        return []
+    low, high = statistics.minimum[place], statistics.maximum[place]
+    if max(-low, high) <= _OVERSHOOT and (low < 0 or high - low < _HALF_OPEN):
+        return []
+    return [
+        f"{_GRIPPER} goes from {low:g} to {high:g}, and -1 opens, +1 closes: correct scale and offset in the dataset "
+        f"spec (of 0 and 1 to close: scale 2, offset -1), unless the gripper was never told to open"
+    ]
 
 
 def _instructions(filesystem: FileSystem, folder: str, count: int, embed: Embed | None, encoder_id: str) -> pa.Table:

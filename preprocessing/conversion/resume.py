@@ -77,7 +77,7 @@ def claimed(filesystem: FileSystem, root: str, settings: JsonObject) -> Iterator
         filesystem.makedirs(f"{root}/{PROGRESS}", exist_ok=True)
     except OSError as error:
         raise OSError(f"{root} cannot be made ({error.strerror or error}): give another OUT") from error
-    with _lock_of(filesystem, root) as locked:
+    with lock_of(filesystem, root) as locked:
         alone = locked(fcntl.LOCK_EX | fcntl.LOCK_NB) is not False
         if not alone:
             locked(fcntl.LOCK_SH)
@@ -273,7 +273,7 @@ def _short(value: object) -> str:
 
 
 @contextmanager
-def _lock_of(filesystem: FileSystem, root: str) -> Iterator[Callable[[int], bool | None]]:
+def lock_of(filesystem: FileSystem, root: str) -> Iterator[Callable[[int], bool | None]]:
     """A function that locks a local folder (fcntl.LOCK_...): False if another process has it locked, None where nothing
     can be locked, as in object stores."""
     if not is_local(filesystem):

@@ -33,6 +33,8 @@ from preprocessing.store.file_system import FileSystem
 from preprocessing.tfds.features import Column, Feature, naming
 
 _STEPS = "steps/"
+_FRAME, _TIME = "frame_index", "timestamp"
+_JITTER = 0.5  # of a frame's duration; LeRobot itself loads nothing that is off by more than 0.1 ms
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -131,8 +133,9 @@ class LeRobotDataset:
 
     def _columns(self, paths: Sequence[str]) -> list[str]:
         """The Parquet columns behind step paths; videos are in none."""
-        columns = ["timestamp" if self.feature(path).codec else self._column(path) for path in paths if path != TASK]
-        return list(dict.fromkeys([*columns, "task_index"]))
+        columns = [_TIME if self.feature(path).codec else self._column(path) for path in paths if path != TASK]
+        places = [name for name in (_FRAME, _TIME) if name in self.info.features]
+        return list(dict.fromkeys([*columns, "task_index", *places]))
 
     def _episode(
         self, shard: SourceShard, entry: EpisodeEntry, content: EpisodeRows | str, paths: Sequence[str]
@@ -142,6 +145,7 @@ class LeRobotDataset:
         try:
             if entry.length < 1:
                 raise ValueError("the episode has no steps")
+            _require_every_frame(content.table, self.info.fps)
             steps = {path: self._values(entry, content.table, path) for path in paths}
         except ValueError as error:
             reason = " ".join(str(error).split())
@@ -163,7 +167,7 @@ class LeRobotDataset:
         with naming(path):
             if feature.codec:
                 span = entry.videos[path]
-                times_s = span.start_s + np.asarray(table["timestamp"], np.float64)
+                times_s = span.start_s + np.asarray(table[_TIME], np.float64)
                 return VideoFrames(url=f"{self.folder}/{span.file}", times_s=times_s, fps=self.info.fps)
             return column_values(feature, table[self._column(path)])
 
@@ -243,6 +247,21 @@ def open_lerobot(folder: str) -> LeRobotDataset:
         task_texts=read_tasks(filesystem, folder, root, info),
         groups=_groups(entries, info),
     )
+
+
+def _require_every_frame(table: pa.Table, fps: float) -> None:
+    """Raise ValueError unless an episode's frames are all there, in order, at the rate that the dataset records."""
+    columns = {name: table[name].to_numpy() for name in (_FRAME, _TIME) if name in table.column_names}
+    if _FRAME in columns and len(wrong := np.flatnonzero(np.diff(columns[_FRAME]) != 1)):
+        before, after = columns[_FRAME][wrong[0] : wrong[0] + 2]
+        raise ValueError(f"{_FRAME} goes from {before} to {after} at step {wrong[0] + 1}: frames are missing or moved")
+    if _TIME in columns:
+        gaps_s = np.diff(np.asarray(columns[_TIME], np.float64))
+        if len(wrong := np.flatnonzero(~(np.abs(gaps_s * fps - 1) <= _JITTER))):
+            raise ValueError(
+                f"{_TIME} goes on by {gaps_s[wrong[0]]:.4f} s at step {wrong[0] + 1}, and {fps:g} frames a second are "
+                f"declared"
+            )
 
 
 def _groups(entries: Sequence[EpisodeEntry], info: LeRobotInfo) -> dict[str, tuple[EpisodeEntry, ...]]:

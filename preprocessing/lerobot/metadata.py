@@ -6,6 +6,7 @@ for each episode, `meta/episodes.jsonl` lists them. Units, rotation conventions 
 
 from __future__ import annotations
 
+import glob
 import io
 import json
 import re
@@ -110,7 +111,7 @@ def read_tasks(filesystem: FileSystem, folder: str, root: str, info: LeRobotInfo
 def read_episodes(filesystem: FileSystem, folder: str, root: str, info: LeRobotInfo) -> list[EpisodeEntry]:
     """Every episode, by number."""
     if info.version.startswith("v3."):
-        files = sorted(filesystem.glob(f"{root}/meta/episodes/*/*.parquet"))
+        files = sorted(filesystem.glob(f"{glob.escape(root)}/meta/episodes/*/*.parquet"))
         if not files:
             raise ValueError(f"{folder} has no meta/episodes/*/*.parquet: {_REMEDY}")
         tables = [_table(filesystem, folder, root, file[len(root) + 1 :], _episode_columns(info)) for file in files]
@@ -246,4 +247,4 @@ def _table(filesystem: FileSystem, folder: str, root: str, file: str, columns: S
 
 def _json_lines(filesystem: FileSystem, folder: str, root: str, file: str) -> list[JsonObject]:
     blob = with_retries(lambda: filesystem.cat_file(f"{root}/{file}"), what=f"{folder}/{file}")
-    return [json.loads(line) for line in blob.decode().splitlines() if line.strip()]
+    return [json.loads(line) for line in blob.splitlines() if line.strip()]

@@ -136,7 +136,12 @@ class Feature:
             return example.bytes(key)
         dtype = np.dtype(self.dtype)
         values = example.floats(key) if dtype.kind == "f" else example.ints(key)
-        return values if values.dtype == dtype else values.astype(dtype)
+        if values.dtype == dtype:
+            return values
+        narrowed = values.astype(dtype)
+        if dtype.kind in "iu" and (wrong := np.flatnonzero(narrowed != values)).size:
+            raise ValueError(f"{key} holds {values[wrong[0]]}, which is no {dtype}, the dtype that is declared")
+        return narrowed
 
 
 @contextmanager

@@ -294,6 +294,19 @@ def test_refusals_write_nothing(make_bridge: Callable[..., Path], tmp_path: Path
     assert not Path(out).exists()
 
 
+@pytest.mark.parametrize("lengths", [None, [], ["0"]])
+def test_a_split_without_episodes_is_one_sentence(
+    make_bridge: Callable[..., Path], tmp_path: Path, lengths: list[str] | None
+) -> None:
+    source = make_bridge([2])
+    info = json.loads((source / "dataset_info.json").read_text())
+    info["splits"] = [{"name": "train"} | ({} if lengths is None else {"shardLengths": lengths})]
+    (source / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(ValueError, match=r"split 'train' of .* is declared without episodes"):
+        convert(str(source), str(tmp_path / "out"), ConvertConfig(workers=0, limit=1))
+    assert not (tmp_path / "out").exists()
+
+
 def test_source_and_target_may_be_urls(make_bridge: Callable[..., Path], tmp_path: Path) -> None:
     source, memory = make_bridge([5, 3], [6]), fsspec.filesystem("memory")
     memory.put(str(source), "/source/1.0.0", recursive=True)

@@ -183,3 +183,29 @@ def test_infinities_outside_of_the_action_are_no_fault(tmp_path: Path, data_dir:
     )
     with pytest.raises(ValueError, match="action/world_vector of step 0 is not finite"):
         convert(str(bad), str(tmp_path / "out2"), ConvertConfig(workers=0))
+
+
+@pytest.mark.parametrize(
+    ("closed", "opened", "scaled", "odd"),
+    [
+        (1, -1, {}, False),
+        (1, 0, {}, True),
+        (1, 0, {"scale": 2, "offset": -1}, False),
+        (0, 1, {"scale": -2, "offset": 1}, False),
+        (255, 0, {}, True),
+        (1, 1, {}, False),
+    ],
+)
+def test_a_closedness_on_another_scale_is_remarked_on(
+    tmp_path: Path, closed: float, opened: float, scaled: dict[str, float], odd: bool
+) -> None:
+    steps = episode(np.random.default_rng(0), 4)["steps"]
+    for number, step in enumerate(steps):
+        step["actions"]["move"][6] = closed if number % 2 else opened
+    once = {"operator": tfds_features.Text(), "hz": tfds_features.Scalar(dtype=np.float32)}
+    features = tfds_features.FeaturesDict({"steps": tfds_features.Dataset(STEPS), **once})
+    source = write_dataset(tmp_path / "lab", "lab", features, [[{"steps": steps, "operator": "", "hz": 5.0}]])
+    gripper = {"path": "actions/move", "first": 6, "unit": "closedness"} | scaled
+    spec = with_spec(source, action={"gripper_closedness_action": gripper})
+    summary = convert(str(source), str(tmp_path / "out"), ConvertConfig(dataset=spec, encoder="hash", workers=0))
+    assert any("-1 opens, +1 closes" in remark for remark in summary.remarks) == odd

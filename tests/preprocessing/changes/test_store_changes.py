@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from preprocessing.audit import store_audit
 from preprocessing.changes import assemble as module
 from preprocessing.changes import store_changes
+from preprocessing.changes.pieces import Piece
 from preprocessing.changes.store_changes import append, delete, log, merge, prune, split
 from preprocessing.convert import ConvertConfig, convert
 from preprocessing.store.episode_store import EpisodeStore
@@ -142,20 +144,52 @@ def test_a_change_that_is_cut_leaves_the_store_and_is_run_again(
     assert not [path for path in Path(first).rglob("*") if "partial" in path.name or path.name == ".progress"]
 
 
-def test_two_changes_at_once_do_not_lose_one(stores: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_changes_at_once_the_second_is_refused(stores: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     _, first, rest = stores
     inner = module._write_instructions
 
     def meanwhile(*arguments: Any, **keywords: Any) -> Any:
         monkeypatch.undo()
+        for change in (lambda: delete(first, episodes=[0]), lambda: append(first, [rest]), lambda: prune(first)):
+            with pytest.raises(ValueError, match="another rtp store is at work in"):
+                change()
+        return inner(*arguments, **keywords)
+
+    monkeypatch.setattr(module, "_write_instructions", meanwhile)
+    append(first, [rest])
+    assert EpisodeStore.open(first).num_episodes == 8
+
+
+@pytest.mark.parametrize("step", ["placed", "_write_instructions"])
+def test_two_changes_at_once_do_not_lose_one_where_nothing_can_lock(
+    stores: list[str], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    _, first, rest = stores
+    inner = getattr(module, step)
+    monkeypatch.setattr(store_changes, "lock_of", lambda *_: nullcontext(lambda kind: None))
+
+    def meanwhile(*arguments: Any, **keywords: Any) -> Any:
+        monkeypatch.setattr(module, step, inner)
         delete(first, episodes=[0])
         os.makedirs(Path(first, ".progress"), exist_ok=True)
         return inner(*arguments, **keywords)
 
-    monkeypatch.setattr(module, "_write_instructions", meanwhile)
+    monkeypatch.setattr(module, step, meanwhile)
     with pytest.raises(ValueError, match="changed by another process meanwhile"):
         append(first, [rest])
     assert EpisodeStore.open(first).num_episodes == 2
+
+
+def test_a_store_changed_after_it_was_opened_is_not_taken_for_the_parent(stores: list[str]) -> None:
+    _, first, rest = stores
+    opened = EpisodeStore.open(first)
+    manifest = Path(first, "manifest.json")
+    manifest.write_bytes(manifest.read_bytes() + b"\n")
+    parents = (opened, EpisodeStore.open(rest))
+    pieces = [Piece(store=store, shard=0) for store in parents]
+    change = module.Change(kind="append", sentence="", parents=parents)
+    with pytest.raises(ValueError, match="changed by another process meanwhile"):
+        module.assemble(pieces, first, change=change, quarantine=[])
 
 
 def test_what_cannot_be_done_is_one_sentence(stores: list[str], tmp_path: Path) -> None:

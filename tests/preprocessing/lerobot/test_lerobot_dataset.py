@@ -156,6 +156,49 @@ def test_a_value_that_is_missing_costs_its_episode(tmp_path: Path) -> None:
     assert isinstance(missing, Corrupt) and "action: 1 of 28 values are missing" in missing.reason
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "words"),
+    [
+        ("frame_index", [0, 2, 1, 3], "frame_index goes from 0 to 2 at step 1"),
+        ("frame_index", [0, 1, 5, 6], "frame_index goes from 1 to 5 at step 2"),
+        ("timestamp", [0.0, 0.1, 0.4, 0.5], "timestamp goes on by 0.3000 s at step 2, and 10 frames a second"),
+        ("timestamp", [0.0, 0.1, np.nan, 0.3], "timestamp goes on by nan s at step 2"),
+    ],
+)
+def test_frames_that_are_missing_or_moved_cost_their_episode(
+    tmp_path: Path, column: str, values: list[float], words: str
+) -> None:
+    write_v3(tmp_path / "set", [[episode(seed, 4) for seed in range(3)]])
+    table = pq.read_table(tmp_path / "set" / DATA)
+    place, field = table.schema.get_field_index(column), table.schema.field(column)
+    changed = [*table[column].to_pylist()[:4], *values, *table[column].to_pylist()[8:]]
+    pq.write_table(table.set_column(place, field, pa.array(changed, field.type)), tmp_path / "set" / DATA)
+    first, moved, last = read(open_lerobot(str(tmp_path / "set")))
+    assert isinstance(first, Episode) and isinstance(last, Episode)
+    assert isinstance(moved, Corrupt) and words in moved.reason
+
+
+def test_clocks_that_tremble_a_little_cost_nothing(tmp_path: Path) -> None:
+    write_v3(tmp_path / "set", [[episode(0, 4)]])
+    table = pq.read_table(tmp_path / "set" / DATA)
+    place = table.schema.get_field_index("timestamp")
+    times = pa.array([0.02, 0.11, 0.19, 0.31], pa.float32())
+    pq.write_table(table.set_column(place, "timestamp", times), tmp_path / "set" / DATA)
+    assert episodes_of(tmp_path / "set")[0].num_steps == 4
+
+
+def test_a_folder_s_name_is_no_pattern(tmp_path: Path) -> None:
+    assert len(episodes_of(write_v3(tmp_path / "set [1] *", [[episode(0, 4)]]))) == 1
+
+
+def test_a_task_may_hold_any_sign_that_json_lets_stand(tmp_path: Path) -> None:
+    folder = write_v21(tmp_path / "set", [episode(0, 4)])
+    tasks = [{"task_index": number, "task": f"{text}\u2028\x85é"} for number, text in enumerate(TASKS)]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in tasks)
+    (folder / "meta/tasks.jsonl").write_text(lines)
+    assert episodes_of(folder)[0].steps["task"] == [f"{TASKS[0]}\u2028\x85é".encode()] * 4
+
+
 def test_the_fingerprint_follows_every_number(tmp_path: Path) -> None:
     one = episode(0, 4)
     write_v3(tmp_path / "a", [[one]])

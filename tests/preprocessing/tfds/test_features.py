@@ -56,6 +56,15 @@ def test_tensors_of_steps(drawn: tuple[str, list[np.ndarray]]) -> None:
     np.testing.assert_array_equal(leaves["once"].read(example), values[0])
 
 
+@pytest.mark.parametrize(("dtype", "value"), [("uint8", 300), ("int8", -129), ("uint32", -1), ("uint64", -1)])
+def test_whole_numbers_that_the_declared_dtype_does_not_hold_are_refused(dtype: str, value: int) -> None:
+    message = tf_example_pb2.Example()
+    message.features.feature["steps/x"].int64_list.value.extend([7, value])
+    feature = Feature(key="steps/x", kind="tensor", shape=(), dtype=dtype, outer=(None,))
+    with pytest.raises(ValueError, match=f"steps/x holds {value}, which is no {dtype}"):
+        feature.read(parse(message.SerializeToString()))
+
+
 @pytest.mark.parametrize("encoding", ["zlib", "bytes"])
 @pytest.mark.parametrize("shape", [(2, 3), (None, 3), (None, None)])
 def test_encoded_tensors_of_the_episode(encoding: str, shape: tuple[int | None, ...]) -> None:
