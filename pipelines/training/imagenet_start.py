@@ -7,6 +7,7 @@ FILE is a state dict of torchvision's or timm's `efficientnet_b3` (.pth, .pt or 
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors.torch import load_file
@@ -53,9 +54,17 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     try:
         is_safetensors = path.suffix == ".safetensors"
         state: object = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:  # torch's own words advise to run what the file holds
+        raise ValueError(
+            f"{path} cannot be read as weights (it is damaged, or holds code beside tensors, which is never run): give "
+            f"a state dict alone"
+        ) from error
     except Exception as error:  # reading what is no pickle raises whatever its bytes lead to
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} cannot be read as weights ({reason}): give a state dict alone") from error
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds no state dict: save model.state_dict() of efficientnet_b3")
+    broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise ValueError(f"{path} is damaged: {broken[0]} holds NaN or infinity; fetch it again")
     return state

@@ -95,8 +95,15 @@ def test_a_file_that_is_none_is_one_sentence(name: str, content: bytes | None, w
 @pytest.mark.parametrize("content", [Path("/x"), [1.0], {"epoch": 3}])
 def test_a_file_with_code_or_without_tensors_is_not_run(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"cannot be read as weights|holds no state dict"):
+    with pytest.raises(ValueError, match=r"cannot be read as weights|holds no state dict") as refused:
         load_into_backbone(load_recipe("rt1_tiny").model.build(), f"imagenet:{tmp_path / 'other.pth'}")
+    assert "weights_only" not in str(refused.value)  # torch advises to turn that off
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    torch.save({"whole": torch.ones(2), "broken": torch.tensor([1.0, torch.nan])}, tmp_path / "nan.pth")
+    with pytest.raises(ValueError, match=r"nan\.pth is damaged: broken holds NaN or infinity"):
+        load_into_backbone(load_recipe("rt1_tiny").model.build(), f"imagenet:{tmp_path / 'nan.pth'}")
 
 
 def test_a_path_is_made_absolute_behind_its_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
