@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from preprocessing.conversion.embeddings import Encoder, UseEncoder, embed_texts
 from preprocessing.conversion.fit import require_fit
 from preprocessing.conversion.frame_choice import FrameSizes, camera_names, own_roles
 from preprocessing.conversion.manifest import counted_steps, write_manifest
-from preprocessing.conversion.resume import claimed, finished, names_in, without_verdict
+from preprocessing.conversion.resume import claimed, finished, names_in, remove_progress, without_verdict
 from preprocessing.conversion.run_shards import Claim, ReachRay, convert_shards, own_ray
 from preprocessing.conversion.shard_conversion import ShardTask, convert_shard
 from preprocessing.conversion.shard_report import report_name
@@ -164,8 +163,7 @@ def convert(source: str, out: str, config: ConvertConfig, reach_ray: ReachRay = 
                 raise
             # another process was quicker with the same work
             manifest = finished(filesystem, root, settings, StoreManifest)
-    with suppress(FileNotFoundError):
-        filesystem.rm(f"{root}/{PROGRESS}", recursive=True)
+    remove_progress(filesystem, root)
     asked = str(out).rstrip("/")
     shown = f"{asked}{task.root.removeprefix(absolute(asked))}"  # under the name that the user gave
     return _summary(shown, manifest, len(missing), time.monotonic() - began)

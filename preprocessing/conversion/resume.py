@@ -272,6 +272,13 @@ def _short(value: object) -> str:
     return text if len(text) < 60 else f"{text[:57]}..."
 
 
+def remove_progress(filesystem: FileSystem, root: str) -> None:
+    """Of a finished store. Another process that did the same work may write there at this moment: it removes the rest
+    when it ends."""
+    with suppress(OSError):
+        filesystem.rm(f"{root}/{PROGRESS}", recursive=True)
+
+
 @contextmanager
 def lock_of(filesystem: FileSystem, root: str) -> Iterator[Callable[[int], bool | None]]:
     """A function that locks a local folder (fcntl.LOCK_...): False if another process has it locked, None where nothing

@@ -12,7 +12,6 @@ import hashlib
 import json
 import time
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from preprocessing.conversion.resume import claimed, made_once, names_in
+from preprocessing.conversion.resume import claimed, made_once, names_in, remove_progress
 from preprocessing.conversion.run_shards import Claim, ReachRay, convert_shards, own_ray
 from preprocessing.conversion.shard_report import ShardCounts, WebShardReport, read_report, report_name
 from preprocessing.filtering.filter_config import FilterConfig
@@ -98,8 +97,7 @@ def filter_store(source: str, out: str, config: FilterConfig, reach_ray: ReachRa
             return _filtered(filesystem, folder, root, store, config, settings, reach_ray)
 
     made = made_once(filesystem, folder, settings, WebManifest, make)
-    with suppress(FileNotFoundError):
-        filesystem.rm(f"{folder}/{PROGRESS}", recursive=True)
+    remove_progress(filesystem, folder)
     assert made.filtered is not None
     return FilterSummary(
         store=root,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from preprocessing.conversion.resume import claimed, finished, names_in
+from preprocessing.conversion.resume import claimed, finished, names_in, remove_progress
 from preprocessing.conversion.run_shards import Claim, ReachRay, convert_shards, own_ray
 from preprocessing.conversion.shard_report import (
     QuarantinedExample,
@@ -133,8 +133,7 @@ def convert_web(source: str, out: str, config: WebConvertConfig, reach_ray: Reac
                 raise
             # another process was quicker with the same work
             manifest = finished(filesystem, folder, settings, WebManifest)
-    with suppress(FileNotFoundError):
-        filesystem.rm(f"{folder}/{PROGRESS}", recursive=True)
+    remove_progress(filesystem, folder)
     return WebSummary(
         store=root,
         dataset=name,

@@ -327,6 +327,20 @@ def test_a_file_that_would_be_written_over_is_named(
     assert (root / name).read_text() == "of the user" and (root / ".progress").exists() == name.startswith(".")
 
 
+def test_progress_in_which_another_process_still_writes_fails_nothing(
+    make_bridge: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove = type(LOCAL).rm
+
+    def full(*arguments: Any, **settings: Any) -> None:
+        if any(tmp_path.rglob("manifest.json")):
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", ".progress")
+        remove(*arguments, **settings)
+
+    monkeypatch.setattr(type(LOCAL), "rm", full)
+    assert convert(str(make_bridge([3])), str(tmp_path), HERE).shards_converted == 1
+
+
 def test_a_store_that_was_finished_meanwhile_is_left_alone(
     make_bridge: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
