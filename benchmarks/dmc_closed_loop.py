@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from closed_loop import rtp
 
 TASK = "point_mass-easy"
 LOWER = ("random", "mean action", "copy", "replay")
@@ -107,13 +107,6 @@ def checked(scores: dict[str, Any], lower: list[str]) -> dict[str, bool]:
         claim = f"above {name} by {difference['mean']:.0f} [{difference['low']:.0f}, {difference['high']:.0f}]"
         claims[claim] = difference["low"] > 0 and compared["p_value"] < 0.05
     return claims
-
-
-def rtp(*words: object) -> None:
-    """A command; its seconds go to stderr."""
-    began = time.monotonic()
-    subprocess.run([sys.executable, "-m", "pipelines", *map(str, words)], check=True)
-    print(f"{words[0]}: {time.monotonic() - began:.0f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from workload import PRESETS, batch
 
+from rt_models.blocks.triton_kernels import run_kernels
 from rt_models.cost.rt1_flops import cost
 from rt_models.vision.image_plan import plan_images
 
@@ -82,43 +81,6 @@ class CountOperations(TorchDispatchMode):
         return is_view or str(func).rpartition(".")[0] in FREE
 
 
-class CountedKernels:
-    """In the place of a module of Triton kernels: `kernels.name[grid](...)` counts a launch."""
-
-    def __init__(self, counts: Counts) -> None:
-        self.counts = counts
-
-    def __getattr__(self, name: str) -> Any:
-        return self
-
-    def __getitem__(self, grid: Any) -> Any:
-        return lambda *arguments, **_: self.counts.add(*arguments)
-
-
-@contextmanager
-def kernels_counted(counts: Counts) -> Iterator[None]:
-    """The Triton kernels as if they ran."""
-
-    def frames_to_images(frames: Tensor, frame_N: Tensor, *_: Any, size: int, dtype: Any, **__: Any) -> Tensor:
-        out = torch.empty(len(frame_N), 3, size, size, dtype=dtype, memory_format=torch.channels_last)
-        counts.add(frames, out)
-        return out
-
-    stand_in = type(sys)("image_kernels")
-    stand_in.frames_to_images = frames_to_images  # type: ignore[attr-defined]
-    norms, depthwise = "rt_models.blocks.norm_functions", "rt_models.blocks.depthwise"
-    with (
-        patch(f"{norms}.runs_kernels", lambda device: True),
-        patch(f"{norms}._kernels", lambda: CountedKernels(counts)),
-        patch(f"{norms}._sum_kernels", lambda: CountedKernels(counts)),
-        patch(f"{depthwise}.runs_kernels", lambda device: True),
-        patch(f"{depthwise}._kernels", lambda: CountedKernels(counts)),
-        patch("rt_models.vision.image_inputs.runs_kernels", lambda device: True),
-        patch.dict(sys.modules, {"rt_models.vision.image_kernels": stand_in}),
-    ):
-        yield
-
-
 def count_step(mode: FakeTensorMode, preset: str, segments: int, windows: int, *, ours: bool) -> Counts:
     """Of a step on so many segments of so many windows."""
     made = batch(preset, num_segments=segments, windows_per_segment=windows)
@@ -136,10 +98,8 @@ def count_step(mode: FakeTensorMode, preset: str, segments: int, windows: int, *
         model = without_memory(real, mode)
         fake = {key: mode.from_tensor(value) for key, value in made.items()}
         with CountOperations(counts):
-            if ours:
-                with kernels_counted(counts):
-                    model.loss(fake).backward()
-            else:
+            kernels = (lambda _, arguments, __: counts.add(*arguments)) if ours else "off"
+            with run_kernels(kernels, device="cpu"):
                 model.loss(fake).backward()
         parameters = sum(each.numel() for each in model.parameters())
     # Not torch's counter, which takes the gradients of depthwise convolutions for those of full ones: 12 times as many.

@@ -22,8 +22,8 @@ from cluster.context import WorkerContext
 from cluster.engine import Engine
 from cluster.stop_file import StopRequest
 from pipelines.training.checkpointing import Checkpointer, Start
-from pipelines.training.data import build_loader, open_reader
-from pipelines.training.fixed_shapes import print_shapes, shapes_json, training_shapes
+from pipelines.training.data import open_reader
+from pipelines.training.fixed_shapes import print_shapes, shapes_json, training_loader
 from pipelines.training.initial_weights import model_factory
 from pipelines.training.job import PreparedJob, TrainJob
 from pipelines.training.optimizer_step import OptimizerStep
@@ -79,8 +79,7 @@ def _open_loop(context: WorkerContext, job: PreparedJob, parts: ExitStack) -> Tr
         validator = Validator(experiment, context, validation_reader)
     if experiment.loader.where == "remote":
         reader = parts.enter_context(closing(reading_remotely(reader, job, context)))
-    loader = build_loader(experiment, reader, context, start.position)
-    loader.shapes = training_shapes(experiment, context, reader, loader)
+    loader = training_loader(experiment, reader, context, start.position)
     samples = SampleLog(job.output, context) if experiment.loop.log_samples else None
     metrics = StepMetrics(experiment, context, [store.name for store in stores])
     logger = parts.enter_context(RunLogger(context, job, start.step))

@@ -146,7 +146,7 @@ def test_kernels_that_fail_leave_the_other_sides_to_be_measured(gpu: Any, monkey
     ("kernel", "expected"),
     [
         ("silu_reduce", "our kernels"),
-        ("_frames_to_images", "our kernels"),
+        ("frames_to_images", "our kernels"),
         ("depthwise_backward_weight", "depthwise"),
         ("void cudnn::ops::nchwToNhwcKernel<__nv_bfloat16, float>", "copy, cast, layout"),
         (

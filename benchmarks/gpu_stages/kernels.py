@@ -10,12 +10,14 @@ from pathlib import Path
 
 import torch
 from gpu_stages import rt1_step
-from gpu_stages.rt1_step import adam, planned, recorded, rt1, train_step, use_triton
+from gpu_stages.rt1_step import adam, planned, recorded, rt1, train_step
 from gpu_stages.settings import Line, Settings
 from gpu_stages.timing import Step, device, on_gpu, seconds, synchronise
 from gpu_stages.training import forward_backward
 from torch import Tensor, nn
 from workload import batch
+
+from rt_models.blocks.triton_kernels import run_kernels
 
 
 def shapes(settings: Settings) -> Iterator[Line]:
@@ -57,11 +59,11 @@ def parity(settings: Settings) -> Iterator[Line]:
     for precision in ("as_is", "bf16"):
         found = {}
         for name in ("torch", "ours", "ours, padded"):
-            use_triton(name != "torch")
             model = rt1(settings, precision=precision).train()
             torch.manual_seed(0)
-            loss = model.loss(planned(made, padding=3 if "padded" in name else 0))
-            loss.backward()
+            with run_kernels("off" if name == "torch" else "auto", device="cuda"):
+                loss = model.loss(planned(made, padding=3 if "padded" in name else 0))
+                loss.backward()
             gradient = torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None])
             averages = torch.cat([b.flatten().double() for n, b in model.named_buffers() if "running" in n])
             found[name] = (loss.double().detach().reshape(1), gradient, averages)
@@ -80,7 +82,6 @@ def _distance(a: Tensor, b: Tensor) -> float:
 def profile(settings: Settings) -> Iterator[Line]:
     """Device time of a training step on plain windows, kernel by kernel and as a graph; kernels are told apart by their
     names. Idle: wall time in which no kernel ran; the profiler itself makes the host slower."""
-    use_triton(True)
     model = rt1(settings).train()
     made = planned(batch(rt1_step.preset(settings), **rt1_step.shapes(settings)["plain"]))
     optimizer = adam(model)

@@ -36,8 +36,8 @@ def loader(settings: Settings) -> Iterator[Line]:
 
 def delivered(settings: Settings, store: str, *, segment: int, threads: int) -> Line:
     from cluster.context import LocalContext
-    from pipelines.training.data import build_loader, open_reader, resolved, training_contract
-    from pipelines.training.fixed_shapes import training_shapes
+    from pipelines.training.data import open_reader, resolved, training_contract
+    from pipelines.training.fixed_shapes import training_loader
     from preprocessing.store.episode_store import EpisodeStore
 
     made = experiment(settings, segment=segment)
@@ -47,9 +47,7 @@ def delivered(settings: Settings, store: str, *, segment: int, threads: int) -> 
     skipped, lasting_s = (2, 0.2) if settings.toy else (12, 4.0)
     batches = images = 0
     with closing(open_reader(made, [opened], training_contract(made, [opened]), is_training=True)) as reader:
-        own = build_loader(made, reader, context, None)
-        own.shapes = training_shapes(made, context, reader, own)
-        with closing(iter(own)) as stream:  # type: ignore[type-var]
+        with closing(iter(training_loader(made, reader, context))) as stream:  # type: ignore[type-var]
             for _ in range(skipped):
                 next(stream)
             decodes, began = reader.decodes, time.perf_counter()

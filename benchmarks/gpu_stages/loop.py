@@ -16,10 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from gpu_stages.rt1_step import adam, built, moved, recorded, train_step, use_triton
+from gpu_stages.rt1_step import adam, built, moved, recorded, train_step
 from gpu_stages.settings import FRAME_SIZE, SAMPLE, Line, Settings
 from gpu_stages.timing import Step, device, free_memory, median_seconds, on_gpu, seconds
+
+from cluster.graph_replay import CudaRecorder
 
 if TYPE_CHECKING:
     from pipelines.config.experiment import Experiment
@@ -154,7 +155,6 @@ def _speed(output: str) -> Line:
 
 def bare(made: Experiment, store: str) -> Iterator[Line]:
     """Kernel by kernel, and on a GPU as one CUDA graph for each shape of batch."""
-    use_triton(True)
     config, batches = _batches(made, store)
     model: Any = built(config, precision="bf16" if on_gpu() else "as_is").train()
     optimizer = adam(model)
@@ -167,10 +167,10 @@ def bare(made: Experiment, store: str) -> Iterator[Line]:
     if not on_gpu():
         return
     graphs: dict[int, Step] = {}
-    pool = torch.cuda.graph_pool_handle()
+    recorder = CudaRecorder()
     for step, batch in zip(steps, batches, strict=True):
         images = len(batch["image_frame"])
-        graphs[images] = graphs.get(images) or recorded(step, pool)
+        graphs[images] = graphs.get(images) or recorded(step, recorder)
     replays = [graphs[len(batch["image_frame"])] for batch in batches]
     step_s = median_seconds(lambda: [replay() for replay in replays], 4) / len(replays)
     yield {"side": "bare, graph", "step_s": step_s, "samples_per_s": windows / step_s, "shapes": len(graphs)}
@@ -179,15 +179,14 @@ def bare(made: Experiment, store: str) -> Iterator[Line]:
 def _batches(made: Experiment, store: str) -> tuple[Any, list[Any]]:
     """(the resolved model, the first batches that the loader hands over, on the device)."""
     from cluster.context import LocalContext
-    from pipelines.training.data import build_loader, open_reader, resolved, training_contract
-    from pipelines.training.fixed_shapes import training_shapes
+    from pipelines.training.data import open_reader, resolved, training_contract
+    from pipelines.training.fixed_shapes import training_loader
     from preprocessing.store.episode_store import EpisodeStore
 
     stores, context = [EpisodeStore.open(store)], LocalContext(device())
     made = resolved(made, stores)
     with closing(open_reader(made, stores, training_contract(made, stores), is_training=True)) as reader:
-        loader = build_loader(made, reader, context, None)
-        loader.shapes = training_shapes(made, context, reader, loader)
+        loader = training_loader(made, reader, context)
         with closing(iter(loader)) as stream:  # type: ignore[type-var]
             batches = [moved(batch) for batch in itertools.islice(stream, BATCHES)]
     return made.model, batches

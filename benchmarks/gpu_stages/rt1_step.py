@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,7 @@ from gpu_stages.timing import Step, device, on_gpu
 from torch import nn
 from workload import PRESETS, Batch
 
-from rt_models.blocks import norm_functions
+from cluster.graph_replay import CudaRecorder
 from rt_models.rt1 import RT1, RT1Config
 from rt_models.vision.image_plan import plan_images
 
@@ -56,12 +55,6 @@ def moved(made: Batch) -> Batch:
     return {key: value.to(device()) for key, value in made.items()}
 
 
-def use_triton(wanted: bool) -> None:
-    """Whether models compute with our Triton kernels, where Triton is there."""
-    has = importlib.util.find_spec("triton") is not None
-    norm_functions._has_triton = lambda: wanted and has  # type: ignore[assignment]
-
-
 def adam(model: nn.Module) -> torch.optim.Optimizer:
     """One kernel for all parameters, which a CUDA graph may hold."""
     return torch.optim.Adam(model.parameters(), lr=1e-4, eps=1e-7, fused=on_gpu(), capturable=on_gpu())
@@ -73,8 +66,8 @@ def train_step(model: RT1, optimizer: torch.optim.Optimizer, made: Batch) -> Non
     optimizer.step()
 
 
-def recorded(run: Step, pool: Any = None) -> Step:
-    """The same as one CUDA graph, memory of its own or of `pool`; on a CPU as it is."""
+def recorded(run: Step, recorder: CudaRecorder | None = None) -> Step:
+    """The same as one CUDA graph, whose memory is its own or that of the `recorder`'s others; on a CPU as it is."""
     if not on_gpu():
         return run
     side = torch.cuda.Stream()
@@ -82,7 +75,5 @@ def recorded(run: Step, pool: Any = None) -> Step:
         for _ in range(3):
             run()
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        run()
-    return graph.replay
+    _, replay = (recorder or CudaRecorder())(run)
+    return replay

@@ -8,11 +8,13 @@ from dataclasses import replace
 
 import torch
 from gpu_stages import rt1_step
-from gpu_stages.rt1_step import Shape, adam, built, planned, recorded, train_step, use_triton
+from gpu_stages.rt1_step import Shape, adam, built, planned, recorded, train_step
 from gpu_stages.settings import Line, Settings
 from gpu_stages.timing import Step, device, free_memory, median_seconds, on_gpu, peak_gb, seconds
 from torch import Tensor, nn
 from workload import PRESETS, batch
+
+from rt_models.blocks.triton_kernels import run_kernels
 
 CUDNN = "ours, depthwise by cuDNN"
 
@@ -47,7 +49,6 @@ def sides(settings: Settings) -> Iterator[Line]:
 
 def trained(settings: Settings, shape: Shape, *, kernels: str, graph: bool = False) -> Iterator[Line]:
     """`kernels`: ours, CUDNN, torch or compiled."""
-    use_triton(kernels != "torch")
     config, compute = PRESETS[rt1_step.preset(settings)](), {"depthwise": "cudnn" if kernels == CUDNN else "auto"}
     if kernels == "compiled" and settings.toy:  # two blocks: each takes seconds to compile
         backbone, transformer = replace(config.backbone, stages=config.backbone.stages[:1]), config.transformer
@@ -58,7 +59,8 @@ def trained(settings: Settings, shape: Shape, *, kernels: str, graph: bool = Fal
     made, optimizer = planned(batch(rt1_step.preset(settings), **shape)), adam(model)
 
     def step() -> None:
-        train_step(model, optimizer, made)
+        with run_kernels("off" if kernels == "torch" else "auto", device="cuda"):
+            train_step(model, optimizer, made)
 
     about = {"windows": rt1_step.num_windows(shape), "images": len(made["image_frame"])}
     yield {"side": kernels, **about, "first_s": seconds(step)}
@@ -87,7 +89,6 @@ def torchvision_alone(settings: Settings) -> Iterator[Line]:
 
 def backbone_alone(settings: Settings) -> Iterator[Line]:
     """Ours: the same blocks without FiLM, no head."""
-    use_triton(True)
     config = PRESETS[rt1_step.preset(settings)]()
     net = config.backbone.build(in_channels=3, image_size=config.input.image_size, embedding_width=0)
     net = net.to(device()).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]

@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import torch
 from gpu_stages import rt1_step
-from gpu_stages.rt1_step import planned, use_triton
+from gpu_stages.rt1_step import planned
 from gpu_stages.settings import Line, Settings
 from gpu_stages.timing import Step, device, free_memory, median_seconds, on_gpu, peak_gb, seconds
 from workload import PRESETS, Batch, batch
@@ -33,7 +33,6 @@ def zero(settings: Settings) -> Iterator[Line]:
     """Steps of an engine: forward, backward, clip, update."""
     import deepspeed  # noqa: F401
 
-    use_triton(True)
     made = planned(batch(rt1_step.preset(settings), **rt1_step.shapes(settings)["segments"]))
     times: dict[str, list[float]] = {}
     engines = _engines()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,7 @@ from preprocessing.loading.fixed_shapes import choose_capacities, is_sized
 from preprocessing.loading.reader import Batch
 from preprocessing.store.robot_inputs import store_inputs
 from preprocessing.store.web_store import Store, WebStore, robot_stores
-from rt_models.blocks.norm_functions import kernels_on_meta
+from rt_models.blocks.triton_kernels import run_kernels
 from rt_models.spec import MAIN_CAMERA
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def count_step(experiment: Experiment, stores: Sequence[Store], model: nn.Module
 def take_step(model: nn.Module, batch: Batch, *, on_gpu: bool, autocast: bool) -> LiveBytes:
     """Forward and backward pass, both on the meta device."""
     rules, live = DeviceRules(gpu=on_gpu, autocast=autocast), LiveBytes(model, batch.values())
-    kernels = kernels_on_meta() if on_gpu else nullcontext()
+    kernels = run_kernels((lambda *_: None) if on_gpu else "auto", device="meta")
     as_it_is = torch.compiler.set_stance("force_eager")  # torch.compile would trace what is counted here
     with torch.random.fork_rng(devices=[]), as_it_is, kernels, ConvolutionLayouts(), live, rules:
         rules.backward(model.loss(batch))  # type: ignore[operator]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from cluster.context import WorkerContext
 from pipelines.config.experiment import Experiment
 from pipelines.families.models import family_of
+from pipelines.training.data import build_loader
 from preprocessing.loading.fixed_shapes import BatchShapes, SizedReader, choose_capacities, is_sized, shapes_of_pieces
 from preprocessing.loading.loader import Loader
 from preprocessing.loading.reader import Reader
@@ -42,6 +43,15 @@ def training_shapes(
     largest = sized.largest_size(experiment.loop.micro_batch, experiment.loop.segment_windows)
     plan = partial(family_of(experiment.model).planned, experiment.model, is_training=True)
     return BatchShapes(reader=sized, capacities=choose_capacities(sizes, largest), crops=True, plan=plan)
+
+
+def training_loader(
+    experiment: Experiment, reader: Reader, context: WorkerContext, position: Mapping[str, int] | None = None
+) -> Loader:
+    """Collective. `build_loader`'s, whose batches have few shapes where the run asks for that."""
+    loader = build_loader(experiment, reader, context, position)
+    loader.shapes = training_shapes(experiment, context, reader, loader)
+    return loader
 
 
 def validation_shapes(

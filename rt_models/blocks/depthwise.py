@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rt_models.blocks.norm_functions import Uncomputed, runs_kernels, stands_for_gpu, tile_c
+from rt_models.blocks.triton_kernels import kernel_module, runs_kernels, tile_c
 
 DepthwiseKernels = Literal["auto", "cudnn"]
 
@@ -45,8 +45,7 @@ class ConvGeometry:
 def uses_kernels(x_NCHW: Tensor) -> bool:
     """Whether the kernels take this: on a GPU and in channels_last."""
     return (
-        not torch.compiler.is_compiling()  # first: torch.compile cannot trace how Triton is looked for
-        and runs_kernels(x_NCHW.device)
+        runs_kernels(x_NCHW.device)
         and x_NCHW.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and x_NCHW.is_contiguous(memory_format=torch.channels_last)
     )
@@ -66,7 +65,7 @@ class _Depthwise(torch.autograd.Function):
         by_channel = weight.detach().flatten(1).t().float().contiguous()  # (K K, C)
         y = _like(x, geometry.height, geometry.width)
         tile_h, tile_w = tile(geometry.height, geometry.width, _TILE_P)
-        kernel = _kernels().depthwise_forward[_grid(y, tile_h, tile_w)]
+        kernel = _kernels(x.device).depthwise_forward[_grid(y, tile_h, tile_w)]
         given = (x, by_channel, by_channel if bias is None else bias, y)
         kernel(*given, *_sizes(x, geometry), tile_h, tile_w, BIAS=bias is not None, **_constants(x, geometry))
         ctx.save_for_backward(x, by_channel)
@@ -81,7 +80,7 @@ class _Depthwise(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = torch.empty_like(x)
             tile_h, tile_w = tile(x.shape[2], x.shape[3], _TILE_P)
-            kernel = _kernels().depthwise_backward_image[_grid(x, tile_h, tile_w)]
+            kernel = _kernels(x.device).depthwise_backward_image[_grid(x, tile_h, tile_w)]
             kernel(dy, by_channel, dx, *_sizes(x, geometry), tile_h, tile_w, **_constants(x, geometry))
         if ctx.needs_input_grad[1]:
             shape, dtype = ctx.weight
@@ -102,7 +101,7 @@ def _dweight(x: Tensor, dy: Tensor, geometry: ConvGeometry) -> Tensor:
     partial = torch.empty(shape, dtype=torch.float32, device=x.device)
     constants = _constants(x, geometry) | {"BP": _WEIGHT_P, "num_warps": _WEIGHT_WARPS}
     sizes = (*_sizes(x, geometry), tile_h, tile_w, tiles, tiles_per_part)
-    _kernels().depthwise_backward_weight[(parts * geometry.kernel, blocks)](x, dy, partial, *sizes, **constants)
+    _kernels(x.device).depthwise_backward_weight[(parts * geometry.kernel, blocks)](x, dy, partial, *sizes, **constants)
     return partial.sum(0)
 
 
@@ -120,9 +119,8 @@ def tile(height: int, width: int, pixels: int) -> tuple[int, int]:
     return min(((min(pixels // columns, height), columns) for columns in range(1, min(width, pixels) + 1)), key=work)
 
 
+@kernel_module
 def _kernels() -> Any:
-    if stands_for_gpu():
-        return Uncomputed()
     from rt_models.blocks import depthwise_kernels
 
     return depthwise_kernels

@@ -13,12 +13,8 @@ Axes: N images, C channels, HW pixels.
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -27,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rt_models.blocks.batch_norm import BatchNorm
+from rt_models.blocks.triton_kernels import kernel_module, runs_kernels, tile_c
 
 
 def norm_silu(norm: nn.Module, x_NCHW: Tensor, num_real: Tensor | None = None) -> Tensor:
@@ -86,37 +83,12 @@ def uses_kernels(norm: BatchNorm, x_NCHW: Tensor) -> bool:
     """Whether the Triton kernels take this: training with statistics of the batch, on a GPU, in channels_last."""
     return (
         norm.training
-        and not torch.compiler.is_compiling()
+        and runs_kernels(x_NCHW.device)
         and norm.config.statistics != "frozen"
         and x_NCHW.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and norm.weight.numel() == x_NCHW.shape[1]  # not in pieces on other ranks, as under ZeRO-3
-        and runs_kernels(x_NCHW.device)
         and x_NCHW.is_contiguous(memory_format=torch.channels_last)
     )
-
-
-def runs_kernels(device: torch.device) -> bool:
-    """Whether Triton compiles for this device, or tensors without memory stand for those of one."""
-    return (device.type == "cuda" and _has_triton()) or (device.type == "meta" and _stands_for_gpu.get())
-
-
-_stands_for_gpu: ContextVar[bool] = ContextVar("stands_for_gpu", default=False)
-
-
-@contextlib.contextmanager
-def kernels_on_meta() -> Iterator[None]:
-    """Inside, tensors of the meta device take the kernels' way, so that what these hold can be counted without a GPU.
-    Nothing is computed."""
-    before = _stands_for_gpu.set(True)
-    try:
-        yield
-    finally:
-        _stands_for_gpu.reset(before)
-
-
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 class _Settings:
@@ -189,7 +161,7 @@ class _NormSiluGate(torch.autograd.Function):
         with without_autocast(x.device):
             dactivated = dlogit @ w2.flatten(1).float()
             arguments = (hidden, dactivated, activated, dhidden, hidden.numel())
-            _sum_kernels().gate_hidden[(-(-hidden.numel() // 256),)](*arguments, B=256)
+            _sum_kernels(x.device).gate_hidden[(-(-hidden.numel() // 256),)](*arguments, B=256)
             dpool = dhidden @ w1.flatten(1).float()
             dw1, dw2 = dhidden.T @ pooled, dlogit.T @ activated
         terms = parts.new_empty(2, n, 1, channels)
@@ -252,42 +224,25 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 # --- launching ---
 
-_TILE_P, _TILE_C = 64, 64
+_TILE_P = 64
 _REDUCE_P = 32  # positions of a tile that several sums are kept of
 _PROGRAMS = 1024  # about as many as fill a large GPU
 _CELL_N, _CELL_C = 32, 32
 _ADDED_ROWS = 128
 
 
+@kernel_module
 def _kernels() -> Any:
-    if stands_for_gpu():
-        return Uncomputed()
     from rt_models.blocks import norm_kernels
 
     return norm_kernels
 
 
+@kernel_module
 def _sum_kernels() -> Any:
-    if stands_for_gpu():
-        return Uncomputed()
     from rt_models.blocks import norm_sum_kernels
 
     return norm_sum_kernels
-
-
-def stands_for_gpu() -> bool:
-    """Whether tensors without memory stand for those of a GPU: then no kernel is imported."""
-    return _stands_for_gpu.get()
-
-
-class Uncomputed:
-    """In the place of a module of kernels: each is started and does nothing."""
-
-    def __getattr__(self, name: str) -> Any:
-        return self
-
-    def __getitem__(self, grid: Any) -> Callable[..., None]:
-        return lambda *arguments, **constants: None
 
 
 def _sizes(x: Tensor) -> tuple[int, int]:
@@ -295,17 +250,12 @@ def _sizes(x: Tensor) -> tuple[int, int]:
     return x.shape[2] * x.shape[3], x.shape[1]
 
 
-def tile_c(channels: int) -> int:
-    """Channels of a tile: a power of two."""
-    return min(_TILE_C, max(16, 1 << (channels - 1).bit_length()))
-
-
 def _on_tiles(name: str, x: Tensor, *arguments: Any, **constants: bool) -> None:
     """One program for each tile of positions and channels of each image."""
     positions, channels = _sizes(x)
     tile = tile_c(channels)
     grid = (len(x) * -(-positions // _TILE_P), -(-channels // tile))
-    kernel: Callable[..., Any] = getattr(_kernels(), name)[grid]
+    kernel: Callable[..., Any] = getattr(_kernels(x.device), name)[grid]
     kernel(*arguments, **constants, BP=_TILE_P, BC=tile)
 
 
@@ -325,7 +275,7 @@ def _parts_of(name: str, count: int, x: Tensor, *tensors: Tensor, **constants: b
     head, tail = (2, tensors[1:]) if name == "silu_reduce" else (3, tensors[2:])
     inputs = (x, *tensors[: head - 1])
     grid = (len(x), -(-channels // tile), parts)
-    kernel: Callable[..., Any] = getattr(_kernels(), name)[grid]
+    kernel: Callable[..., Any] = getattr(_kernels(x.device), name)[grid]
     kernel(*inputs, out, *tail, positions, channels, -(-positions // parts), **constants, BP=_REDUCE_P, BC=tile)
     return out
 
@@ -335,7 +285,7 @@ def _added_up(terms: Tensor, synchronised: bool) -> tuple[Tensor, Tensor]:
     channels = terms.shape[-1]
     own = torch.empty(2, channels, dtype=torch.float32, device=terms.device)
     rows, tile = terms.shape[1] * terms.shape[2], 32
-    _sum_kernels().add_up[(2, -(-channels // tile))](terms, own, rows, channels, BR=_ADDED_ROWS, BC=tile)
+    _sum_kernels(terms.device).add_up[(2, -(-channels // tile))](terms, own, rows, channels, BR=_ADDED_ROWS, BC=tile)
     if not synchronised:
         return own, own
     sums = own.clone()
@@ -346,7 +296,7 @@ def _added_up(terms: Tensor, synchronised: bool) -> tuple[Tensor, Tensor]:
 def _on_cells(name: str, like: Tensor, *arguments: Any, **constants: bool) -> None:
     """One program for each tile of images and channels of `like` (N, C)."""
     n, channels = like.shape
-    kernel: Callable[..., Any] = getattr(_sum_kernels(), name)[(-(-n // _CELL_N), -(-channels // _CELL_C))]
+    kernel: Callable[..., Any] = getattr(_sum_kernels(like.device), name)[(-(-n // _CELL_N), -(-channels // _CELL_C))]
     kernel(*arguments, **constants, BN=_CELL_N, BC=_CELL_C)
 
 
@@ -357,8 +307,8 @@ def _pooled(x: Tensor, stats: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor
     parts = _parts(x, tile)
     out = torch.empty(len(x), parts, channels, dtype=torch.float32, device=x.device)
     grid = (len(x), -(-channels // tile), parts)
-    length = -(-positions // parts)
-    _kernels().silu_pool[grid](x, out, stats, rstd, weight, bias, positions, channels, length, BP=_REDUCE_P, BC=tile)
+    sizes = positions, channels, -(-positions // parts)
+    _kernels(x.device).silu_pool[grid](x, out, stats, rstd, weight, bias, *sizes, BP=_REDUCE_P, BC=tile)
     return out[:, 0] if parts == 1 else out.sum(1)
 
 
@@ -371,7 +321,7 @@ def _moments(x: Tensor, s: _Settings) -> tuple[Tensor, Tensor]:
     partial = torch.empty(2, parts, channels, dtype=torch.float32, device=x.device)
     stats, rstd = (torch.empty(size, dtype=torch.float32, device=x.device) for size in (2 * channels + 1, channels))
     per_part = -(-rows // parts)
-    kernels, columns, follows = _kernels(), -(-channels // tile), s.norm.updates_averages
+    kernels, columns, follows = _kernels(x.device), -(-channels // tile), s.norm.updates_averages
     kernels.sums[(parts, columns)](x, partial, s.num_real, positions, channels, per_part, BP=_TILE_P, BC=tile)
     ends = (*s.averages(), positions, channels)
     alone = follows and not s.synchronised

@@ -19,14 +19,14 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rt_models.blocks.keyed_random import integers, mix
-from rt_models.blocks.norm_functions import runs_kernels
+from rt_models.blocks.triton_kernels import kernel_module, runs_kernels
 from rt_models.camera_roles import MAIN_CAMERA, frames_key, index_key, of_role
 from rt_models.config_checks import require_choices
 from rt_models.vision.object_mask import drawn
@@ -37,6 +37,7 @@ int64 (N,) a step it stands at, counted through (B, T); int64 (B, T) the image o
 how many of the N are real. Of M cameras together steps and places are counted through (B, T, M), and the row is one of
 the camera's own frames."""
 _ROWS, _COLUMNS = 1, 2  # streams of random numbers
+_BLOCK = 512  # pixels of an image that a program of the kernel computes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,17 +223,41 @@ def still_images(frame_NHWC: Tensor, size: int, dtype: torch.dtype) -> Tensor:
 def _by_kernel(
     frames_FHWC: Tensor, frame_N: Tensor, key_N: Tensor | None, config: InputConfig, pixels: Pixels
 ) -> Tensor:
-    if frame_N.is_meta:
-        shape, last = (len(frame_N), 3, config.image_size, config.image_size), torch.channels_last
-        return torch.empty(shape, dtype=pixels.dtype, device=frame_N.device, memory_format=last)
-    from rt_models.vision.image_kernels import frames_to_images
-
     still_N = torch.zeros_like(frame_N)
     height = frames_FHWC.shape[1]
     down_N, right_N = (still_N, still_N) if key_N is None else crop_offsets(height, key_N, seed=config.crop_seed)
     mean_C, std_C = pixels.constants(frame_N.device)
-    options = {"size": config.image_size, "mean_C": mean_C, "std_C": std_C, "dtype": pixels.dtype}
-    return frames_to_images(frames_FHWC, frame_N, down_N, right_N, **options)
+    constants = {"mean_C": mean_C, "std_C": std_C, "dtype": pixels.dtype}
+    return frames_to_images(frames_FHWC, frame_N, down_N, right_N, size=config.image_size, **constants)
+
+
+def frames_to_images(
+    frames_FHWC: Tensor,
+    frame_N: Tensor,
+    down_N: Tensor,
+    right_N: Tensor,
+    *,
+    size: int,
+    mean_C: Tensor,
+    std_C: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """float (N, 3, size, size) in channels_last: frames `frame_N` of uint8 (F, H, W, 3), moved by (down, right) pixels,
+    resized bilinearly, divided by 255 and normalised, by a Triton kernel."""
+    height, width = frames_FHWC.shape[1:3]
+    shape, device = (len(frame_N), 3, size, size), frames_FHWC.device
+    out = torch.empty(shape, dtype=dtype, device=device, memory_format=torch.channels_last)
+    kernel = _kernels(device).frames_to_images[(len(frame_N), -(-(size * size) // _BLOCK))]
+    given = (frames_FHWC.contiguous(), out, frame_N, down_N, right_N, mean_C, std_C)
+    kernel(*given, height, width, size, height / size, width / size, BLOCK=_BLOCK)
+    return out
+
+
+@kernel_module
+def _kernels() -> Any:
+    from rt_models.vision import image_kernels
+
+    return image_kernels
 
 
 def distinct_images(

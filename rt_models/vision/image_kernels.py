@@ -8,12 +8,8 @@ The same arithmetic as `image_inputs.pad_crop` and `resize` and the normalisatio
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 
 @triton.jit
@@ -25,7 +21,7 @@ def _tap(frame, y, x, down, right, H, W, inside, channel: tl.constexpr):
 
 
 @triton.jit
-def _frames_to_images(
+def frames_to_images(
     frames, out, frame_N, down_N, right_N, mean_C, std_C, H, W, size, step_y, step_x, BLOCK: tl.constexpr
 ):
     image = tl.program_id(0)
@@ -47,40 +43,3 @@ def _frames_to_images(
         value = (value - tl.load(mean_C + channel)) / tl.load(std_C + channel)
         start = image.to(tl.int64) * size * size * 3
         tl.store(out + start + place * 3 + channel, value.to(out.dtype.element_ty), mask=inside)
-
-
-def frames_to_images(
-    frames_FHWC: Tensor,
-    frame_N: Tensor,
-    down_N: Tensor,
-    right_N: Tensor,
-    *,
-    size: int,
-    mean_C: Tensor,
-    std_C: Tensor,
-    dtype: torch.dtype,
-) -> Tensor:
-    """float (N, 3, size, size) in channels_last: frames `frame_N` of uint8 (F, H, W, 3), moved by (down, right) pixels,
-    resized bilinearly, divided by 255 and normalised."""
-    height, width = frames_FHWC.shape[1:3]
-    out = torch.empty(
-        (len(frame_N), 3, size, size), dtype=dtype, device=frames_FHWC.device, memory_format=torch.channels_last
-    )
-    grid = (len(frame_N), triton.cdiv(size * size, 512))
-    kernel: Any = _frames_to_images
-    kernel[grid](
-        frames_FHWC.contiguous(),
-        out,
-        frame_N,
-        down_N,
-        right_N,
-        mean_C,
-        std_C,
-        height,
-        width,
-        size,
-        height / size,
-        width / size,
-        BLOCK=512,
-    )
-    return out

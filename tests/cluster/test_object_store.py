@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import signal
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -32,6 +31,7 @@ from preprocessing.store import file_system
 from tests.support.away_files import AwayFileSystem, away_files, leave
 from tests.support.http_server import http_server
 from tests.support.servers import free_ports
+from tests.support.waiting import wait_for
 from tuning.ledger import Ledger, TrialRecord
 
 
@@ -54,13 +54,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     monkeypatch.setattr(file_system, "time", Clock)
     monkeypatch.setattr(AwayFileSystem, "clock", staticmethod(Clock.monotonic))
     return now
-
-
-def wait_for(condition) -> None:
-    ends = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < ends
-        time.sleep(0.01)
 
 
 def test_reads_and_writes_wait_for_a_minute(clock: list[float], tmp_path: Path) -> None:

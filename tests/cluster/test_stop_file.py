@@ -11,13 +11,7 @@ import pytest
 from cluster.context import WorkerContext
 from cluster.stop_file import StopFile, StopRequest, StopWatch, stopping_on_signals
 from tests.support.ranks import run_ranks
-
-
-def wait_for(condition) -> None:
-    ends = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < ends
-        time.sleep(0.01)
+from tests.support.waiting import wait_for
 
 
 @pytest.mark.parametrize("output", ["{tmp}/run", "memory://stop/run"])

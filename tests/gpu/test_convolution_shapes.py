@@ -18,9 +18,9 @@ pytest.importorskip("mlflow", reason="needs mlflow")
 from cluster.context import LocalContext
 from cluster.engine import TorchEngineConfig
 from pipelines.catalogue import load_recipe
-from pipelines.training.data import build_loader, open_reader, resolved, training_contract
+from pipelines.training.data import open_reader, resolved, training_contract
 from pipelines.training.device_copies import DeviceCopies
-from pipelines.training.fixed_shapes import training_shapes
+from pipelines.training.fixed_shapes import training_loader
 from preprocessing.store.episode_store import EpisodeStore
 
 STEPS, FIRST = 150, 100
@@ -40,8 +40,7 @@ def test_no_new_convolution_shape_after_the_first_steps(segment: int, store: str
     met = shapes_met(model)
     copies = DeviceCopies(context.device)
     with closing(open_reader(made, stores, training_contract(made, stores), is_training=True)) as reader:
-        loader = build_loader(made, reader, context, None)
-        loader.shapes = training_shapes(made, context, reader, loader)
+        loader = training_loader(made, reader, context)
         assert loader.shapes is not None
         with closing(iter(loader)) as stream:  # type: ignore[type-var]
             for number, batch in enumerate(itertools.islice(stream, STEPS)):

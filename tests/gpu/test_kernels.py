@@ -3,63 +3,66 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from rt_models.blocks import norm_functions
-from rt_models.rt1 import RT1Config
+from cluster.graph_replay import CudaRecorder
+from rt_models.blocks.triton_kernels import run_kernels
+from rt_models.rt1 import RT1, RT1Config
 from rt_models.vision.efficientnet import DepthwiseConv
-from rt_models.vision.image_inputs import crop_offsets, pad_crop, resize
 from rt_models.vision.image_plan import plan_images
-from tests.support.rt1_windows import make_batch
+from tests.support.rt1_windows import frames_both_ways, make_batch, training_step
 
 SMALL = RT1Config.small()
 SMALL = replace(SMALL, backbone=replace(SMALL.backbone, stochastic_depth=0.3))
 ENDS = [0, 4, 5, 6, 7, 8]
 
 
-def step(
-    monkeypatch: pytest.MonkeyPatch, *, triton: bool, precision: str, padding: int = 0, compile: str = "off"
-) -> list[Tensor]:
-    """Loss, all gradients and all running averages of one training step on the GPU."""
-    monkeypatch.setattr(norm_functions, "_has_triton", lambda: triton)
-    compute = replace(SMALL.compute, precision=precision, compile=compile)  # type: ignore[arg-type]
-    torch.manual_seed(0)
-    model = replace(SMALL, compute=compute).build().cuda().to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    batch = make_batch(SMALL, ENDS, frame_size=(96, 96))
-    images = int((batch["frame_index"] >= 0).sum())
-    planned = plan_images(batch, crops=True, capacities=(images + padding,))
-    loss = model.loss({key: value.cuda() for key, value in planned.items()})
-    loss.backward()
-    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    averages = torch.cat([b.flatten() for name, b in model.named_buffers() if "running" in name])
-    return [loss.detach().double().reshape(1), gradient.double(), averages.double()]
+def windows() -> dict[str, Tensor]:
+    return make_batch(SMALL, ENDS, frame_size=(96, 96))
+
+
+def step(*, triton: bool, precision: str, padding: int = 0, compile: str = "off") -> list[Tensor]:
+    compute: Any = replace(SMALL.compute, precision=precision, compile=compile)  # type: ignore[arg-type]
+    with run_kernels("auto" if triton else "off", device="cuda"):
+        return training_step(replace(SMALL, compute=compute), windows(), padding=padding, device="cuda")
 
 
 def far(ours: list[Tensor], theirs: list[Tensor]) -> list[float]:
     return [float((a - b).norm() / b.norm()) for a, b in zip(ours, theirs, strict=True)]
 
 
+def built() -> RT1:
+    return SMALL.build().cuda().to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+
+
+def planned(images: int) -> dict[str, Tensor]:
+    """A batch on the GPU, padded to so many images."""
+    batch = plan_images(windows(), crops=True, capacities=(images,))
+    return {key: value.cuda() for key, value in batch.items()}
+
+
 @pytest.mark.parametrize("padding", [0, 5])
-def test_in_float32_they_are_torchs(monkeypatch: pytest.MonkeyPatch, padding: int) -> None:
-    theirs = step(monkeypatch, triton=False, precision="as_is")
-    loss, gradient, averages = far(step(monkeypatch, triton=True, precision="as_is", padding=padding), theirs)
+def test_in_float32_they_are_torchs(padding: int) -> None:
+    theirs = step(triton=False, precision="as_is")
+    loss, gradient, averages = far(step(triton=True, precision="as_is", padding=padding), theirs)
     assert loss < 1e-4 and gradient < 1e-3 and averages < 1e-5  # cuDNN chooses other algorithms for other numbers
 
 
-def test_compiled_blocks_are_torchs_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs = step(monkeypatch, triton=False, precision="as_is")
-    ours = step(monkeypatch, triton=False, precision="as_is", padding=5, compile="inductor")
+def test_compiled_blocks_are_torchs_in_float32() -> None:
+    theirs = step(triton=False, precision="as_is")
+    ours = step(triton=False, precision="as_is", padding=5, compile="inductor")
     loss, gradient, averages = far(ours, theirs)
     assert loss < 1e-4 and gradient < 1e-3 and averages < 1e-5
 
 
-def test_in_bf16_they_are_as_near_to_float32_as_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = step(monkeypatch, triton=False, precision="as_is")
-    ours = far(step(monkeypatch, triton=True, precision="bf16"), exact)
-    theirs = far(step(monkeypatch, triton=False, precision="bf16"), exact)
+def test_in_bf16_they_are_as_near_to_float32_as_torchs() -> None:
+    exact = step(triton=False, precision="as_is")
+    ours = far(step(triton=True, precision="bf16"), exact)
+    theirs = far(step(triton=False, precision="bf16"), exact)
     print("ours", ours, "torch's", theirs)
     assert ours[1] < 1.2 * theirs[1] and ours[2] < 1.2 * theirs[2] and ours[0] < theirs[0] + 1e-3
 
@@ -86,24 +89,15 @@ def test_a_depthwise_convolution_is_cudnns(kernel: int, stride: int, precision: 
 
 @pytest.mark.parametrize("size", [64, 150])
 def test_frames_are_cropped_resized_and_normalised_as_in_torch(size: int) -> None:
-    from rt_models.vision.image_kernels import frames_to_images
-
     frames = torch.randint(256, (5, 96, 128, 3), dtype=torch.uint8).cuda()
-    frame_N, key_N = torch.tensor([4, 0, 2, 2]).cuda(), torch.tensor([9, 8, 7, 6]).cuda()
-    mean, std = torch.tensor([0.4, 0.5, 0.6]).cuda(), torch.tensor([0.2, 0.3, 0.4]).cuda()
-    down_N, right_N = crop_offsets(96, key_N, seed=3)
-    moved = pad_crop(frames[frame_N], key_N, seed=3)
-    expected = (resize(moved.float() / 255, size) - mean) / std
-    options = {"size": size, "mean_C": mean, "std_C": std, "dtype": torch.float32}
-    made = frames_to_images(frames, frame_N, down_N, right_N, **options)
-    torch.testing.assert_close(made.permute(0, 2, 3, 1), expected, rtol=1e-4, atol=1e-4)
+    made, expected = frames_both_ways(frames, torch.tensor([4, 0, 2, 2]).cuda(), size)
+    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_planned_step_does_not_wait_for_the_device() -> None:
-    model = SMALL.build().cuda().to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    model = built()
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    planned = plan_images(make_batch(SMALL, ENDS, frame_size=(96, 96)), crops=True, capacities=(40,))
-    batch = {key: value.cuda() for key, value in planned.items()}
+    batch = planned(40)
     for number in range(6):
         if number == 2:  # constants are on the device, kernels are compiled
             torch.cuda.set_sync_debug_mode("error")
@@ -120,10 +114,8 @@ def test_a_step_replayed_as_a_graph_is_the_step() -> None:
     losses = {}
     for name in ("eager", "graph"):
         torch.manual_seed(0)
-        model = SMALL.build().cuda().to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        planned = plan_images(make_batch(SMALL, ENDS, frame_size=(96, 96)), crops=True, capacities=(40,))
-        batch = {key: value.cuda() for key, value in planned.items()}
+        model = built()
+        optimizer, batch = torch.optim.SGD(model.parameters(), lr=0.1), planned(40)
 
         def run(model=model, optimizer=optimizer, batch=batch) -> Tensor:  # type: ignore[no-untyped-def]
             optimizer.zero_grad(set_to_none=False)
@@ -140,11 +132,9 @@ def test_a_step_replayed_as_a_graph_is_the_step() -> None:
         if name == "eager":
             losses[name] = [float(run().detach()) for _ in range(4)]
             continue
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            loss = run()
+        loss, replay = CudaRecorder()(run)
         losses[name] = []
         for _ in range(4):
-            graph.replay()
+            replay()
             losses[name].append(float(loss.detach()))
     assert losses["graph"] == pytest.approx(losses["eager"], rel=1e-3)

@@ -17,9 +17,9 @@ from cluster.engine import TorchEngineConfig
 from pipelines.capacity.estimate import estimate_resources
 from pipelines.catalogue import load_recipe
 from pipelines.config.experiment import Experiment, InProcess
-from pipelines.training.data import build_loader, open_reader, resolved, training_contract
+from pipelines.training.data import open_reader, resolved, training_contract
 from pipelines.training.device_copies import DeviceCopies
-from pipelines.training.fixed_shapes import training_shapes
+from pipelines.training.fixed_shapes import training_loader
 from preprocessing.loading.reader import Batch
 from preprocessing.store.episode_store import EpisodeStore
 
@@ -68,8 +68,7 @@ def largest_batch(made: Experiment, stores: list[EpisodeStore]) -> Batch:
     """Of the run's first micro-batches that which has the most images, in pinned memory where there is a GPU."""
     context = LocalContext("cpu")
     with closing(open_reader(made, stores, training_contract(made, stores), is_training=True)) as reader:
-        loader = build_loader(made, reader, context, None)
-        loader.shapes = training_shapes(made, context, reader, loader)
+        loader = training_loader(made, reader, context)
         assert loader.shapes is not None
         most = loader.shapes.capacities.sizes_seen[-1]
         with closing(iter(loader)) as stream:  # type: ignore[type-var]

@@ -26,6 +26,7 @@ from preprocessing.convert import ConvertConfig, convert
 from preprocessing.store.episode_store import EpisodeStore
 from rt_models.rt1 import RT1, RT1Config
 from tests.support.command_line import SAMPLE
+from tests.support.flax_files import nested
 from tests.support.tiny_rt1x import as_flax, tiny_rt1x
 
 
@@ -33,14 +34,7 @@ def write_flax(file: Path, leaves: dict[str, np.ndarray]) -> None:
     def packed(value: Any) -> msgpack.ExtType:
         return msgpack.ExtType(1, msgpack.packb((list(value.shape), value.dtype.name, value.tobytes())))
 
-    tree: dict[str, Any] = {"step": 900_000}
-    for path, value in leaves.items():
-        *folders, name = path.split("/")
-        place = tree
-        for folder in folders:
-            place = place.setdefault(folder, {})
-        place[name] = value
-    file.write_bytes(msgpack.packb(tree, default=packed))
+    file.write_bytes(msgpack.packb({"step": 900_000, **nested(leaves)}, default=packed))
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,7 @@ from rt_models.blocks.depthwise import ConvGeometry, depthwise, tile
 from rt_models.blocks.norm_functions import norm_affine, norm_silu, norm_silu_gate
 from rt_models.rt1 import RT1Config
 from rt_models.vision.efficientnet import DepthwiseConv, SqueezeExcite
-from rt_models.vision.image_inputs import crop_offsets, pad_crop, resize
-from rt_models.vision.image_plan import plan_images
-from tests.support.rt1_windows import make_batch
+from tests.support.rt1_windows import frames_both_ways, make_batch, training_step
 from tests.support.thread_ranks import Ranks
 from tests.support.triton_on_cpu import Launch, interpreted, recorded
 
@@ -115,30 +113,14 @@ def test_depthwise_convolutions_in_cudnn_are_torchs() -> None:
 
 @pytest.mark.parametrize("size", [16, 30])
 def test_frames_are_cropped_resized_and_normalised_as_in_torch(on_cpu: None, size: int) -> None:
-    from rt_models.vision.image_kernels import frames_to_images
-
     frames = torch.randint(256, (3, 20, 24, 3), dtype=torch.uint8)
-    frame_N, key_N = torch.tensor([2, 0, 1, 1]), torch.tensor([9, 8, 7, 6])
-    mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.4])
-    down_N, right_N = crop_offsets(20, key_N, seed=3)
-    expected = (resize(pad_crop(frames[frame_N], key_N, seed=3).float() / 255, size) - mean) / std
-    options: Any = {"size": size, "mean_C": mean, "std_C": std, "dtype": torch.float32}
-    made = frames_to_images(frames, frame_N, down_N, right_N, **options)
-    torch.testing.assert_close(made.permute(0, 2, 3, 1), expected, rtol=1e-4, atol=1e-4)
+    made, expected = frames_both_ways(frames, torch.tensor([2, 0, 1, 1]), size)
+    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
 
 
 def step(precision: Any, padding: int = 0) -> list[Tensor]:
-    """Loss, all gradients and all running averages of one training step of a tiny RT-1."""
-    torch.manual_seed(0)
-    config: Any = replace(TINY, compute=replace(TINY.compute, precision=precision))
-    model = config.build().to(memory_format=torch.channels_last).train()
-    batch = make_batch(TINY, [0, 4])
-    images = int((batch["frame_index"] >= 0).sum())
-    loss = model.loss(plan_images(batch, crops=True, capacities=(images + padding,)))
-    loss.backward()
-    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    averages = torch.cat([b.flatten() for name, b in model.named_buffers() if "running" in name])
-    return [loss.reshape(1), gradient, averages]
+    config = replace(TINY, compute=replace(TINY.compute, precision=precision))
+    return training_step(config, make_batch(TINY, [0, 4]), padding=padding)
 
 
 def test_a_training_step_in_float32_is_torchs() -> None:

@@ -1,9 +1,9 @@
-"""A small synthetic episode cut into windows as the loader hands them over, and models moved off their first values."""
+"""A small synthetic episode cut into windows as the loader hands them over, and what models make of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from rt_models.rt1 import RT1Config
 from rt_models.spec import EMBEDDING_WIDTH, MAIN_CAMERA, check_batch, frames_key, index_key
+from rt_models.vision.image_inputs import crop_offsets, frames_to_images, pad_crop, resize
+from rt_models.vision.image_plan import plan_images
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -75,6 +77,36 @@ def make_batch(
 def rows_of(batch: dict[str, Tensor], rows: slice | Sequence[int]) -> dict[str, Tensor]:
     """Some windows of a batch; its frames stay whole."""
     return {name: value if name.startswith("frames") else value[rows] for name, value in batch.items()}
+
+
+def training_step(
+    config: RT1Config, batch: dict[str, Tensor], *, padding: int = 0, device: str = "cpu"
+) -> list[Tensor]:
+    """Loss (1,), all gradients and all running averages, float64, of a new model's first step in channels_last.
+
+    Its images are found on the host, and `padding` more pad them.
+    """
+    torch.manual_seed(0)
+    model = config.build().to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    images = int((batch["frame_index"] >= 0).sum())
+    planned = plan_images(batch, crops=True, capacities=(images + padding,))
+    loss = model.loss({name: value.to(device) for name, value in planned.items()})
+    loss.backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    averages = torch.cat([b.flatten() for name, b in model.named_buffers() if "running" in name])
+    return [loss.detach().double().reshape(1), gradient.double(), averages.double()]
+
+
+def frames_both_ways(frames_FHWC: Tensor, frame_N: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """(N, size, size, 3) of four of the frames, cropped, resized and normalised: by our kernel, and by torch."""
+    device, height = frames_FHWC.device, frames_FHWC.shape[1]
+    key_N = torch.tensor([9, 8, 7, 6], device=device)
+    mean_C, std_C = (torch.tensor(numbers, device=device) for numbers in ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4)))
+    down_N, right_N = crop_offsets(height, key_N, seed=3)
+    constants: Any = {"size": size, "mean_C": mean_C, "std_C": std_C, "dtype": torch.float32}
+    made_NCHW = frames_to_images(frames_FHWC, frame_N, down_N, right_N, **constants)
+    moved_NHWC = pad_crop(frames_FHWC[frame_N], key_N, seed=3)
+    return made_NCHW.permute(0, 2, 3, 1), (resize(moved_NHWC.float() / 255, size) - mean_C) / std_C
 
 
 def stirred(model: Module, scale: float = 0.1) -> Module:

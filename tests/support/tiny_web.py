@@ -18,6 +18,7 @@ from preprocessing.store.web_store import WebStore
 from preprocessing.web.convert_web import WebConvertConfig, convert_web
 
 Example = tuple[str, str, int]
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
 
 def png(seed: int = 0, *, size: tuple[int, int] = (12, 16), mode: str = "RGB") -> bytes:
@@ -129,6 +130,21 @@ def write_parquet(folder: Path) -> None:
     ]
     (folder / "data").mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows), folder / "data" / "train-00000-of-00001.parquet")
+
+
+def colours_store(folder: Path) -> WebStore:
+    """Three plain pictures with a question and a caption each, and two lines of language only."""
+    source = folder / "colours"
+    source.mkdir()
+    lines: list[dict[str, str]] = []
+    for name, colour in COLOURS.items():
+        Image.new("RGB", (30, 20), colour).save(source / f"{name}.png")
+        lines.append({"image": f"{name}.png", "question": "which colour is it?", "answer": name})
+        lines.append({"image": f"{name}.png", "caption": f"a {name} picture, wider than it is high"})
+    lines += [{"question": "what is two and two?", "answer": "four"}, {"question": "is it?", "answer": "no"}]
+    (source / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    config = WebConvertConfig(format="jsonl", workers=0)
+    return WebStore.open(convert_web(str(source), str(folder / "stores"), config).store)
 
 
 def converted(source: Path, out: Path, **settings: Any) -> tuple[WebStore, list[Example], list[dict[str, Any]]]:

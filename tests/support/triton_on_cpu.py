@@ -15,18 +15,14 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from rt_models.blocks.triton_kernels import run_kernels
+
 MODULES = (
     "rt_models.blocks.norm_kernels",
     "rt_models.blocks.norm_sum_kernels",
     "rt_models.blocks.depthwise_kernels",
     "rt_models.vision.image_kernels",
 )
-ASKED = (
-    "rt_models.blocks.norm_functions.runs_kernels",
-    "rt_models.blocks.depthwise.runs_kernels",
-    "rt_models.vision.image_inputs.runs_kernels",
-)
-"""Where it is asked whether Triton compiles for a device."""
 PROGRAMS = "rt_models.blocks.norm_functions._PROGRAMS", "rt_models.blocks.depthwise._WEIGHT_PROGRAMS"
 POINTERS = {
     torch.float64: "*fp64",
@@ -47,8 +43,7 @@ def interpreted() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(patch.dict(os.environ, TRITON_INTERPRET="1"))
         stack.enter_context(_forgotten(lambda name: name in MODULES or _is_triton(name)))
-        for name in ASKED:
-            stack.enter_context(patch(name, lambda device: True))
+        stack.enter_context(run_kernels("on", device="cpu"))
         for name in PROGRAMS:  # sums in few parts: the interpreter takes a millisecond for each program
             stack.enter_context(patch(name, 8))
         yield
@@ -117,22 +112,11 @@ def _type(value: Any) -> str:
 def recorded() -> Iterator[list[Launch]]:
     """Within the block kernels are not run: each call goes into the list. What they would have computed is not set."""
     launches: list[Launch] = []
+    modules = [importlib.import_module(name) for name in MODULES]
 
-    class Recorder:
-        def __init__(self, kernel: Any) -> None:
-            self.kernel = kernel
+    def started(name: str, arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
+        kernel = next(found for module in modules if (found := getattr(module, name, None)) is not None)
+        launches.append(Launch(kernel=kernel, arguments=arguments, constants=constants))
 
-        def __getitem__(self, grid: Any) -> Any:
-            return lambda *arguments, **constants: launches.append(
-                Launch(kernel=self.kernel, arguments=arguments, constants=constants)
-            )
-
-    with ExitStack() as stack:
-        stack.enter_context(_forgotten(lambda name: name in MODULES))
-        for module in map(importlib.import_module, MODULES):
-            for name, value in vars(module).copy().items():
-                if type(value).__name__ == "JITFunction":
-                    stack.enter_context(patch.object(module, name, Recorder(value)))
-        for name in ASKED:
-            stack.enter_context(patch(name, lambda device: True))
+    with run_kernels(started, device="cpu"):
         yield launches

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -21,18 +20,17 @@ from pipelines.capacity.step_memory import count_step, model_on_meta, take_step
 from pipelines.catalogue import load_recipe
 from pipelines.config.experiment import Experiment, InProcess
 from pipelines.families.models import family_of
-from pipelines.training.data import build_loader, open_reader, resolved, training_contract
-from pipelines.training.fixed_shapes import training_shapes
+from pipelines.training.data import open_reader, resolved, training_contract
+from pipelines.training.fixed_shapes import training_loader
 from pipelines.training.initial_weights import model_factory
 from preprocessing.loading.fixed_shapes import is_sized
 from preprocessing.loading.reader import Batch
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.web_store import Store, WebStore
-from preprocessing.web.convert_web import WebConvertConfig, convert_web
 from rt_models.blocks.activation_checkpointing import ActivationCheckpointing, checkpointed
 from rt_models.rt1 import RT1Config
 from rt_models.rt2_vlm import FullTuning, LoRA, RT2VLMConfig
-from tests.pipelines.training.test_co_fine_tuning import write_web
+from tests.support.tiny_web import colours_store
 
 MODES: tuple[ActivationCheckpointing, ...] = ("off", "selective", "blocks")
 
@@ -43,11 +41,8 @@ def robot(store: str) -> EpisodeStore:
 
 
 @pytest.fixture(scope="module")
-def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebStore]:
-    folder = tmp_path_factory.mktemp("web")
-    write_web(folder / "colours")
-    config = WebConvertConfig(format="jsonl", workers=0)
-    yield WebStore.open(convert_web(str(folder / "colours"), str(folder / "stores"), config).store)
+def web(tmp_path_factory: pytest.TempPathFactory) -> WebStore:
+    return colours_store(tmp_path_factory.mktemp("web"))
 
 
 def in_process(
@@ -83,14 +78,13 @@ def counted_peak(experiment: Experiment, stores: list[Store]) -> int:
 
 def batch_of_most(experiment: Experiment, stores: list[Store]) -> Batch:
     """Of the first micro-batches the one with the most images, or tokens."""
-    contract, context = training_contract(experiment, stores), LocalContext("cpu")
+    contract = training_contract(experiment, stores)
     with closing(open_reader(experiment, stores, contract, is_training=True)) as reader:
-        loader = build_loader(experiment, reader, context, None)
-        shapes = training_shapes(experiment, context, reader, loader)
+        loader = training_loader(experiment, reader, LocalContext("cpu"))
         assert is_sized(reader)
         rows, keys = max(loader.first_samples(reader.counted), key=lambda found: reader.size(*found, crops=True))
         ids = np.arange(len(rows))
-        return reader.read(ids, rows, keys) if shapes is None else shapes.read(ids, rows, keys)
+        return (loader.shapes or reader).read(ids, rows, keys)
 
 
 def assert_estimated(experiment: Experiment, stores: list[Store], within: float = 0.1) -> None:

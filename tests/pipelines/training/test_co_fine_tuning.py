@@ -15,7 +15,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from cluster.context import LocalContext
 from pipelines.catalogue import load_recipe
@@ -27,33 +26,16 @@ from preprocessing.loading.prompt_reader import PromptReader
 from preprocessing.mixture import MixtureConfig
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.web_store import WebStore
-from preprocessing.web.convert_web import WebConvertConfig, convert_web
 from rt_models.action_space import ARM
 from rt_models.language.prompts import RT2TextConfig
 from rt_models.spec import ContractMismatch, check_rt2_batch
 from tests.support.rt2_rows import bins_of
-
-COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
-
-
-def write_web(folder: Path) -> None:
-    """Three plain pictures with a question and a caption each, and two lines of language only."""
-    folder.mkdir()
-    lines: list[dict[str, Any]] = []
-    for name, colour in COLOURS.items():
-        Image.new("RGB", (30, 20), colour).save(folder / f"{name}.png")
-        lines.append({"image": f"{name}.png", "question": "which colour is it?", "answer": name})
-        lines.append({"image": f"{name}.png", "caption": f"a {name} picture, wider than it is high"})
-    lines += [{"question": "what is two and two?", "answer": "four"}, {"question": "is it?", "answer": "no"}]
-    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+from tests.support.tiny_web import colours_store
 
 
 @pytest.fixture(scope="module")
 def web(tmp_path_factory: pytest.TempPathFactory) -> WebStore:
-    folder = tmp_path_factory.mktemp("web")
-    write_web(folder / "colours")
-    config = WebConvertConfig(format="jsonl", workers=0)
-    return WebStore.open(convert_web(str(folder / "colours"), str(folder / "stores"), config).store)
+    return colours_store(tmp_path_factory.mktemp("web"))
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from pipelines.config.experiment import Experiment
 from pipelines.families.models import family_of
 from pipelines.train_loop import train
 from pipelines.training.data import build_loader, open_reader, resolved, training_contract
-from pipelines.training.fixed_shapes import training_shapes, validation_shapes
+from pipelines.training.fixed_shapes import training_loader, training_shapes, validation_shapes
 from pipelines.training.job import TrainJob
 from pipelines.training.run_files import METRICS, final_samples, read_metrics
 from pipelines.training.validation import mean_loss
@@ -30,10 +29,9 @@ from preprocessing.loading.loader import Batch, Loader
 from preprocessing.loading.window_reader import WindowReader
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.web_store import WebStore
-from preprocessing.web.convert_web import WebConvertConfig, convert_web
 from rt_models.spec import AffineTransform, check_batch, check_rt2_batch
-from tests.pipelines.training.test_co_fine_tuning import write_web
 from tests.support.ranks import run_ranks
+from tests.support.tiny_web import colours_store
 
 IDENTITY = AffineTransform(name="same", scale=(1.0,) * 11, offset=(0.0,) * 11)
 MODES = list(itertools.product(("distinct", "windows", "pool"), (1, 4)))
@@ -61,10 +59,7 @@ def opened(made: Experiment, stores: list[Any]) -> Any:
 
 
 def loader_of(made: Experiment, reader: Any, context: LocalContext | None = None) -> Loader:
-    context = context or LocalContext("cpu")
-    loader = build_loader(made, reader, context, None)
-    loader.shapes = training_shapes(made, context, reader, loader)
-    return loader
+    return training_loader(made, reader, context or LocalContext("cpu"))
 
 
 def first(loader: Loader, count: int) -> list[Batch]:
@@ -228,11 +223,8 @@ def test_prompts_have_rows_of_few_lengths_and_the_same_loss(crop: str, robot: An
 
 
 @pytest.fixture(scope="module")
-def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebStore]:
-    folder = tmp_path_factory.mktemp("web")
-    write_web(folder / "colours")
-    config = WebConvertConfig(format="jsonl", workers=0)
-    yield WebStore.open(convert_web(str(folder / "colours"), str(folder / "stores"), config).store)
+def web(tmp_path_factory: pytest.TempPathFactory) -> WebStore:
+    return colours_store(tmp_path_factory.mktemp("web"))
 
 
 def test_a_run_says_what_it_pads(store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

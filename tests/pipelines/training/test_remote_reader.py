@@ -17,8 +17,8 @@ from cluster.placement import Actors
 from cluster.session import RaySession, connect
 from pipelines.catalogue import load_recipe
 from pipelines.config.experiment import Experiment
-from pipelines.training.data import build_loader, open_reader
-from pipelines.training.fixed_shapes import training_shapes
+from pipelines.training.data import open_reader
+from pipelines.training.fixed_shapes import training_loader
 from pipelines.training.job import PreparedJob, TrainJob
 from pipelines.training.preparation import open_stores, prepared
 from pipelines.training.remote_reader import RemoteSizedReader, _opened, reader_actors, reading_remotely
@@ -48,8 +48,7 @@ def batches(job: PreparedJob, count: int, position: int = 0, *, remote: bool, ki
     """With the position after each, under the name position."""
     with closing(open_reader(job.experiment, open_stores(job), job.contract)) as local:
         reader = reading_remotely(local, job, CONTEXT) if remote else local
-        loader = build_loader(job.experiment, reader, CONTEXT, {"sample": position})
-        loader.shapes = training_shapes(job.experiment, CONTEXT, reader, loader)
+        loader = training_loader(job.experiment, reader, CONTEXT, {"sample": position})
         found = []
         with closing(reader), closing(iter(loader)) as stream:  # type: ignore[type-var]
             for number, batch in enumerate(itertools.islice(stream, count)):
