@@ -78,8 +78,7 @@ class Terminate:
     unit: str = "class"
 
     def values(self, steps: Steps) -> np.ndarray:
-        column = np.asarray(steps[self.path])
-        column = column.reshape(len(column), -1)
+        column = flat(steps, self.path)
         if column.shape[1] == 3:
             return np.where(column.any(axis=1), column.argmax(axis=1), ARM)[:, None]
         return np.where(column[:, :1] == 1, TERMINATE, ARM)
@@ -165,10 +164,18 @@ class Columns:
         return _STILL.get(self.kind) if self.neutral == "by kind" else None
 
 
+def flat(steps: Steps, path: str) -> np.ndarray:
+    """(N, W) of a field that has a value or a vector each step. Raises ValueError if it has more, as a chunk of actions
+    does: which of them is the step's own is not known."""
+    column = np.asarray(steps[path])
+    if sum(size > 1 for size in column.shape[1:]) > 1:
+        raise ValueError(f"{path} has values of shape {column.shape[1:]} each step: give a field with one action")
+    return column.reshape(len(column), -1)
+
+
 def _read(part: Linear | Columns, steps: Steps) -> np.ndarray:
     """float64 (N, width) of the source's own values. Raises ValueError if the field has too few."""
-    column = np.asarray(steps[part.path])
-    column = column.reshape(len(column), -1).astype(np.float64)
+    column = flat(steps, part.path).astype(np.float64)
     if column.shape[1] < part.first + part.width:
         raise ValueError(f"{part.path} has {column.shape[1]} values, {part.group} needs {part.first + part.width}")
     return column[:, part.first : part.first + part.width]

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from preprocessing.action_parts import flat
 from preprocessing.dataset_spec import GROUPS, Steps
 from rt_models.action_space import ARM, TERMINATE
 
@@ -30,8 +31,7 @@ class Reordered:
         return len(self.places)
 
     def values(self, steps: Steps) -> np.ndarray:
-        column = np.asarray(steps[self.path], np.float64)
-        return column.reshape(len(column), -1)[:, list(self.places)]
+        return flat(steps, self.path).astype(np.float64)[:, list(self.places)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,5 +45,4 @@ class TerminateAt:
     unit: str = "class"
 
     def values(self, steps: Steps) -> np.ndarray:
-        column = np.asarray(steps[self.path])
-        return np.where(column.reshape(len(column), -1)[:, self.place, None] == 1, TERMINATE, ARM)
+        return np.where(flat(steps, self.path)[:, self.place, None] == 1, TERMINATE, ARM)

@@ -58,6 +58,15 @@ def test_a_scalar_terminates_where_it_is_one() -> None:
     assert values.ravel().tolist() == [1, 0, 1]
 
 
+def test_a_chunk_of_actions_is_not_read_as_its_first_values() -> None:
+    part = Linear(group="world_vector", path="action", unit="m")
+    for shape in ((5, 7), (5, 7, 1), (5, 1, 7)):
+        assert part.values({"action": np.ones(shape)}).shape == (5, 3)
+    for reader in (part, Terminate(path="action")):
+        with pytest.raises(ValueError, match=r"action has values of shape \(2, 7\) each step"):
+            reader.values({"action": np.ones((5, 2, 7))})
+
+
 def test_flags() -> None:
     steps = {"action": np.zeros((3, 7), np.float32)}
     success = Equals(name="failure", path="success", value=False)
