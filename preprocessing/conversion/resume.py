@@ -8,6 +8,7 @@ is noted, and the next run begins anew. Files that no conversion is known to hav
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -275,8 +276,13 @@ def _short(value: object) -> str:
 def remove_progress(filesystem: FileSystem, root: str) -> None:
     """Of a finished store. Another process that did the same work may write there at this moment: it removes the rest
     when it ends."""
-    with suppress(OSError):
+    try:
         filesystem.rm(f"{root}/{PROGRESS}", recursive=True)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            logging.warning("%s/%s is of no more use and cannot be removed (%s)", root, PROGRESS, error)
 
 
 @contextmanager

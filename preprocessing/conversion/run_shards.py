@@ -35,6 +35,7 @@ def own_ray() -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else Ray writes a token that later `ray start`s lack
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # else tasks that ask for no GPU see them all
     ray.init(
         address="local",
         include_dashboard=False,
@@ -74,7 +75,7 @@ def convert_shards(
 ) -> None:
     """Convert the shards `missing` of `total` behind a progress bar called `what`; `convert_one` converts a shard.
 
-    gpu_share: of a GPU, that a task of Ray takes where Ray has GPUs.
+    gpu_share: of a GPU, that a worker of Ray takes where GPUs are free; else it sees none.
     claim: what a task on another node must find there before it converts.
     """
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("shards"), TimeElapsedColumn())
@@ -83,8 +84,7 @@ def convert_shards(
     with Progress(*columns, TimeRemainingColumn(), rate, console=Console(stderr=True)) as bar:
         line = bar.add_task(what, total=total, completed=total - len(missing), rate="")
         here = workers == 0
-        remote = _ShardRow(convert_one, claim)
-        by_ray = partial(_through_ray, remote, missing, workers, gpu_share, reach_ray)
+        by_ray = partial(_through_ray, convert_one, missing, claim, workers, gpu_share, reach_ray)
         for counts in map(convert_one, missing) if here else by_ray():
             episodes += counts.episodes
             steps += counts.rows
@@ -94,7 +94,12 @@ def convert_shards(
 
 
 def _through_ray(
-    convert_row: _ShardRow, missing: list[int], workers: int | None, gpu_share: float, reach_ray: ReachRay
+    convert_one: Callable[[int], ShardCounts],
+    missing: list[int],
+    claim: Claim | None,
+    workers: int | None,
+    gpu_share: float,
+    reach_ray: ReachRay,
 ) -> Iterator[ShardCounts]:
     """The counts of the missing shards as they finish. What a user can mend comes back as text, not as a crash."""
     if not missing:
@@ -105,13 +110,26 @@ def _through_ray(
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its execution plans; the bar above says what matters
     ray.data.DataContext.get_current().enable_progress_bars = False
     shards = ray.data.from_items([{"index": index} for index in missing], override_num_blocks=len(missing))
-    concurrency = min(workers, len(missing)) if workers else None
-    num_gpus = gpu_share if ray.cluster_resources().get("GPU") else 0
-    for row in shards.map(convert_row, concurrency=concurrency, num_gpus=num_gpus or None).iter_rows():
+    most = min(workers or len(missing), len(missing))
+    if on_gpus := min(most, _room_on_gpus(gpu_share)):
+        # Actors: a task with a GPU gets a process of its own, in which its model would be loaded anew.
+        given = {"fn_constructor_args": (convert_one, claim), "num_gpus": gpu_share}
+        converted = shards.map(_ShardRow, concurrency=on_gpus, **given)  # type: ignore[arg-type]
+    else:
+        converted = shards.map(_ShardRow(convert_one, claim), concurrency=most if workers else None)
+    for row in converted.iter_rows():
         result = json.loads(row["result"])
         if "error" in result:
             raise (OSError if result["of_the_system"] else ValueError)(result["error"])
         yield ShardCounts(**result)
+
+
+def _room_on_gpus(share: float) -> int:
+    """How many workers of a CPU and this share of a GPU Ray has room for at this moment."""
+    import ray
+
+    free = ray.available_resources()
+    return min(int(free.get("GPU", 0) / share), int(free.get("CPU", 0))) if share else 0
 
 
 class _ShardRow:

@@ -44,8 +44,8 @@ class MaskConfig:
     workers: int | None = None
     """Shards worked on at once; by default as many as Ray has CPUs, 0 works in this process without Ray."""
     gpu_share: float = 0.25
-    """Of a GPU, that a worker with an owlvit takes where Ray has GPUs: 0.25 for four workers on each; 0 computes on
-    CPUs."""
+    """Of a GPU, that a worker with an owlvit takes where Ray has GPUs free: 0.25 for four workers on each; 0 computes
+    on CPUs."""
 
     def __post_init__(self) -> None:
         kind, _, path = self.detector.partition(":")

@@ -139,7 +139,8 @@ class Feature:
         if values.dtype == dtype:
             return values
         narrowed = values.astype(dtype)
-        if dtype.kind in "iu" and (wrong := np.flatnonzero(narrowed != values)).size:
+        is_narrower = dtype.kind in "iu" and dtype.itemsize < values.dtype.itemsize  # uint64 is stored as int64
+        if is_narrower and (wrong := np.flatnonzero(narrowed != values)).size:
             raise ValueError(f"{key} holds {values[wrong[0]]}, which is no {dtype}, the dtype that is declared")
         return narrowed
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 from cluster.quick_imports import quick_imports
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed decides as it is imported, and the ranks are of CPUs
 
 with quick_imports():
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401

@@ -56,13 +56,21 @@ def test_tensors_of_steps(drawn: tuple[str, list[np.ndarray]]) -> None:
     np.testing.assert_array_equal(leaves["once"].read(example), values[0])
 
 
-@pytest.mark.parametrize(("dtype", "value"), [("uint8", 300), ("int8", -129), ("uint32", -1), ("uint64", -1)])
+@pytest.mark.parametrize(("dtype", "value"), [("uint8", 300), ("int8", -129), ("uint32", -1)])
 def test_whole_numbers_that_the_declared_dtype_does_not_hold_are_refused(dtype: str, value: int) -> None:
     message = tf_example_pb2.Example()
     message.features.feature["steps/x"].int64_list.value.extend([7, value])
     feature = Feature(key="steps/x", kind="tensor", shape=(), dtype=dtype, outer=(None,))
     with pytest.raises(ValueError, match=f"steps/x holds {value}, which is no {dtype}"):
         feature.read(parse(message.SerializeToString()))
+
+
+def test_large_uint64_come_back_though_they_are_stored_as_int64() -> None:
+    value = np.array([7, 2**64 - 1], np.uint64)
+    leaves, example = written(
+        tfds_features.FeaturesDict({"x": tfds_features.Tensor(shape=(2,), dtype=np.uint64)}), {"x": value}
+    )
+    np.testing.assert_array_equal(leaves["x"].read(example), value)
 
 
 @pytest.mark.parametrize("encoding", ["zlib", "bytes"])
