@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from preprocessing.lerobot.video import VideoFrames
-from preprocessing.tfds.features import Column, Feature
+from preprocessing.tfds.features import Column, Feature, naming
 
 
 def column_values(feature: Feature, column: pa.ChunkedArray) -> Column:
@@ -35,6 +35,13 @@ def column_values(feature: Feature, column: pa.ChunkedArray) -> Column:
     if values.dtype.kind not in "biuf" or values.size != count * math.prod(shape):
         raise ValueError(f"{values.size} values in {count} steps do not fit shape {shape}")
     return np.ascontiguousarray(values.reshape(count, *shape).astype(feature.dtype, copy=False))
+
+
+def one_number_a_step(name: str, column: pa.ChunkedArray, dtype: str) -> np.ndarray:
+    """A column (N,) of `dtype`, which some converters write as lists of one value. Raises ValueError naming it."""
+    with naming(name):
+        values = column_values(Feature(key=name, kind="tensor", shape=(), dtype=dtype, outer=(None,)), column)
+    return cast(np.ndarray, values)
 
 
 def _plain(array: pa.Array | pa.ChunkedArray) -> pa.Array:

@@ -15,13 +15,14 @@ from itertools import groupby
 import numpy as np
 import pyarrow as pa
 
-from preprocessing.lerobot.columns import column_values, fingerprint
+from preprocessing.lerobot.columns import column_values, fingerprint, one_number_a_step
 from preprocessing.lerobot.metadata import (
     INFO,
     REWARD,
     TASK,
     EpisodeEntry,
     LeRobotInfo,
+    VideoSpan,
     read_episodes,
     read_info,
     read_tasks,
@@ -34,7 +35,7 @@ from preprocessing.tfds.features import Column, Feature, naming
 
 _STEPS = "steps/"
 _FRAME, _TIME = "frame_index", "timestamp"
-_JITTER = 0.5  # of a frame's duration; LeRobot itself loads nothing that is off by more than 0.1 ms
+_HALF_A_FRAME = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -124,7 +125,8 @@ class LeRobotDataset:
         wanted = tuple(dict.fromkeys((*paths, *optional)))
         entries = self.groups[shard.name][shard.first : shard.stop]
         for file, run in _by_file(entries):
-            rows = Rows(f"{self.folder}/{file}", run, self._columns(wanted))
+            checked = [name for name in (_FRAME, _TIME) if name in self.info.features]
+            rows = Rows(f"{self.folder}/{file}", run, self._columns(wanted), optional=checked)
             for entry, content in rows:
                 yield self._episode(shard, entry, content, wanted)
 
@@ -134,8 +136,7 @@ class LeRobotDataset:
     def _columns(self, paths: Sequence[str]) -> list[str]:
         """The Parquet columns behind step paths; videos are in none."""
         columns = [_TIME if self.feature(path).codec else self._column(path) for path in paths if path != TASK]
-        places = [name for name in (_FRAME, _TIME) if name in self.info.features]
-        return list(dict.fromkeys([*columns, "task_index", *places]))
+        return list(dict.fromkeys([*columns, "task_index"]))
 
     def _episode(
         self, shard: SourceShard, entry: EpisodeEntry, content: EpisodeRows | str, paths: Sequence[str]
@@ -167,12 +168,13 @@ class LeRobotDataset:
         with naming(path):
             if feature.codec:
                 span = entry.videos[path]
-                times_s = span.start_s + np.asarray(table[_TIME], np.float64)
+                times_s = span.start_s + one_number_a_step(_TIME, table[_TIME], "float64")
+                _require_own_part(times_s, span, self.info.fps)
                 return VideoFrames(url=f"{self.folder}/{span.file}", times_s=times_s, fps=self.info.fps)
             return column_values(feature, table[self._column(path)])
 
     def _texts(self, table: pa.Table) -> list[bytes]:
-        numbers = table["task_index"].to_numpy()
+        numbers = one_number_a_step("task_index", table["task_index"], "int64")
         texts = {}
         for number in np.unique(numbers).tolist():
             if number not in self.task_texts:
@@ -250,18 +252,43 @@ def open_lerobot(folder: str) -> LeRobotDataset:
 
 
 def _require_every_frame(table: pa.Table, fps: float) -> None:
-    """Raise ValueError unless an episode's frames are all there, in order, at the rate that the dataset records."""
-    columns = {name: table[name].to_numpy() for name in (_FRAME, _TIME) if name in table.column_names}
-    if _FRAME in columns and len(wrong := np.flatnonzero(np.diff(columns[_FRAME]) != 1)):
-        before, after = columns[_FRAME][wrong[0] : wrong[0] + 2]
-        raise ValueError(f"{_FRAME} goes from {before} to {after} at step {wrong[0] + 1}: frames are missing or moved")
-    if _TIME in columns:
-        gaps_s = np.diff(np.asarray(columns[_TIME], np.float64))
-        if len(wrong := np.flatnonzero(~(np.abs(gaps_s * fps - 1) <= _JITTER))):
+    """Raise ValueError unless an episode's frames are all there, in order, and about as fast as the dataset records.
+
+    A recording that halted for a moment passes: the timestamps as a whole count. A column that is not there is not
+    looked at.
+    """
+    if _FRAME in table.column_names:
+        frames = one_number_a_step(_FRAME, table[_FRAME], "int64")
+        if frames[0] != 0:
+            raise ValueError(f"{_FRAME} begins with {frames[0]}, and an episode's first frame is 0: frames are missing")
+        if len(wrong := np.flatnonzero(np.diff(frames) != 1)):
+            before, after = frames[wrong[0] : wrong[0] + 2]
             raise ValueError(
-                f"{_TIME} goes on by {gaps_s[wrong[0]]:.4f} s at step {wrong[0] + 1}, and {fps:g} frames a second are "
+                f"{_FRAME} goes from {before} to {after} at step {wrong[0] + 1}: frames are missing or moved"
+            )
+    if _TIME in table.column_names and len(table) > 1:
+        times_s = one_number_a_step(_TIME, table[_TIME], "float64")
+        gaps_s = np.diff(times_s)
+        if len(wrong := np.flatnonzero(~(gaps_s > 0))):
+            before, after = times_s[wrong[0] : wrong[0] + 2]
+            raise ValueError(
+                f"{_TIME} goes from {before:.4f} to {after:.4f} s at step {wrong[0] + 1}: it must increase"
+            )
+        if abs(np.median(gaps_s) * fps - 1) > _HALF_A_FRAME:
+            raise ValueError(
+                f"{_TIME} goes on by {np.median(gaps_s):.4f} s a step (the median), and {fps:g} frames a second are "
                 f"declared"
             )
+
+
+def _require_own_part(times_s: np.ndarray, span: VideoSpan, fps: float) -> None:
+    """Raise ValueError if times lie outside an episode's part of a video, where other episodes' frames are."""
+    slack_s = _HALF_A_FRAME / fps
+    if len(outside := np.flatnonzero(~((times_s > span.start_s - slack_s) & (times_s < span.stop_s - slack_s)))):
+        raise ValueError(
+            f"{_TIME} leads to {times_s[outside[0]]:.4f} s of {span.file} at step {outside[0]}, and the episode lies "
+            f"there from {span.start_s:.4f} to {span.stop_s:.4f} s"
+        )
 
 
 def _groups(entries: Sequence[EpisodeEntry], info: LeRobotInfo) -> dict[str, tuple[EpisodeEntry, ...]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import io
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,10 +37,11 @@ _FIELD = re.compile(r"\{(\w+)(?::0(\d)d)?\}")
 
 @dataclass(frozen=True, kw_only=True)
 class VideoSpan:
-    """The part of a video file that shows an episode; `start_s` is the time of its first frame in the file."""
+    """The part of a video file that shows an episode, from the time of its first frame to the end of its last."""
 
     file: str
     start_s: float
+    stop_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +116,7 @@ def read_episodes(filesystem: FileSystem, folder: str, root: str, info: LeRobotI
         files = sorted(filesystem.glob(f"{glob.escape(root)}/meta/episodes/*/*.parquet"))
         if not files:
             raise ValueError(f"{folder} has no meta/episodes/*/*.parquet: {_REMEDY}")
-        tables = [_table(filesystem, folder, root, file[len(root) + 1 :], _episode_columns(info)) for file in files]
+        tables = [_episodes_table(filesystem, folder, root, file[len(root) + 1 :], info) for file in files]
         with taken_apart(f"{folder}/meta/episodes", remedy=_REMEDY):
             entries = [entry for table in tables for entry in _v3_entries(table, info)]
     else:
@@ -124,9 +126,14 @@ def read_episodes(filesystem: FileSystem, folder: str, root: str, info: LeRobotI
     return sorted(entries, key=lambda entry: entry.index)
 
 
-def _episode_columns(info: LeRobotInfo) -> list[str]:
+def _episodes_table(filesystem: FileSystem, folder: str, root: str, file: str, info: LeRobotInfo) -> pa.Table:
     places = [f"videos/{key}/{field}" for key in info.video_keys for field in _VIDEO_FIELDS]
-    return ["episode_index", "length", "data/chunk_index", "data/file_index", *places]
+    columns = ["episode_index", "length", "data/chunk_index", "data/file_index", *places]
+    return _table(filesystem, folder, root, file, columns, optional=[_stop_column(key) for key in info.video_keys])
+
+
+def _stop_column(key: str) -> str:
+    return f"videos/{key}/to_timestamp"
 
 
 _VIDEO_FIELDS = ("chunk_index", "file_index", "from_timestamp")
@@ -146,7 +153,11 @@ def _v3_entries(table: pa.Table, info: LeRobotInfo) -> Iterator[EpisodeEntry]:
 def _v3_span(row: JsonObject, key: str, info: LeRobotInfo) -> VideoSpan:
     chunk, file, start_s = (row[f"videos/{key}/{field}"] for field in _VIDEO_FIELDS)
     place = {"video_key": key, "chunk_index": chunk, "file_index": file}
-    return VideoSpan(file=_filled(info.video_path, place), start_s=float(start_s))
+    stop_s = start_s + row["length"] / info.fps
+    declared_s = row.get(_stop_column(key))
+    if declared_s is not None:  # some converters write the time of the last frame, which ends one frame later
+        stop_s = max(declared_s, min(stop_s, declared_s + 1 / info.fps))
+    return VideoSpan(file=_filled(info.video_path, place), start_s=float(start_s), stop_s=float(stop_s))
 
 
 def _v2_entry(index: int, length: int, info: LeRobotInfo) -> EpisodeEntry:
@@ -156,7 +167,7 @@ def _v2_entry(index: int, length: int, info: LeRobotInfo) -> EpisodeEntry:
         length=length,
         data_file=_filled(info.data_path, place),
         videos={
-            key: VideoSpan(file=_filled(info.video_path, {**place, "video_key": key}), start_s=0.0)
+            key: VideoSpan(file=_filled(info.video_path, {**place, "video_key": key}), start_s=0.0, stop_s=math.inf)
             for key in info.video_keys
         },
     )
@@ -232,14 +243,24 @@ def _bounds(text: str, total: int) -> tuple[int, int]:
 # --- Files ---
 
 
-def _table(filesystem: FileSystem, folder: str, root: str, file: str, columns: Sequence[str] | None = None) -> pa.Table:
+def _table(
+    filesystem: FileSystem,
+    folder: str,
+    root: str,
+    file: str,
+    columns: Sequence[str] | None = None,
+    *,
+    optional: Sequence[str] = (),
+) -> pa.Table:
     path = f"{folder}/{file}"
     blob = with_retries(lambda: filesystem.cat_file(f"{root}/{file}"), what=path)
     try:
-        table = pq.read_table(io.BytesIO(blob), columns=None if columns is None else list(columns))
+        names = pq.read_schema(io.BytesIO(blob)).names
+        wanted = None if columns is None else [name for name in (*columns, *optional) if name in names]
+        table = pq.read_table(io.BytesIO(blob), columns=wanted)
     except (OSError, ValueError) as error:  # Arrow's are both
         raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())}): {_REMEDY}") from None
-    lacking = [name for name in columns or () if name not in table.column_names]
+    lacking = [name for name in columns or () if name not in names]
     if lacking:
         raise ValueError(f"{path} has no column {lacking[0]!r}: {_REMEDY}")
     return table

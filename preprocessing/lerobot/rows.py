@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from preprocessing.lerobot.columns import one_number_a_step
 from preprocessing.lerobot.metadata import EpisodeEntry
 from preprocessing.rlds import open_folder
 from preprocessing.store.file_system import is_local
@@ -33,11 +34,14 @@ class Rows:
     """Iterating gives (entry, its rows, or in words why they cannot be read) for each of `entries`, in their order.
 
     Where an episode lies follows from the column episode_index, which the file itself holds: the numbers of rows in
-    the metadata are only compared with it. LeRobot writes a row group an episode; others do not.
+    the metadata are only compared with it. LeRobot writes a row group an episode; others do not. A file may lack the
+    columns that are `optional`.
     """
 
-    def __init__(self, url: str, entries: Sequence[EpisodeEntry], columns: Sequence[str]) -> None:
-        self._url, self._entries, self._columns = url, entries, list(columns)
+    def __init__(
+        self, url: str, entries: Sequence[EpisodeEntry], columns: Sequence[str], *, optional: Collection[str] = ()
+    ) -> None:
+        self._url, self._entries, self._columns, self._optional = url, entries, list(columns), optional
         self._filesystem, self._path = open_folder(url)
 
     def __iter__(self) -> Iterator[tuple[EpisodeEntry, EpisodeRows | str]]:
@@ -49,7 +53,9 @@ class Rows:
             return
         starts = np.searchsorted(numbers, [entry.index for entry in self._entries], side="left").tolist()
         stops = np.searchsorted(numbers, [entry.index for entry in self._entries], side="right").tolist()
-        window = _Window(file, self._columns, first=min(starts, default=0), stop=max(stops, default=0))
+        there = [name for name in self._optional if name in file.schema_arrow.names]
+        columns = list(dict.fromkeys([*self._columns, *there]))
+        window = _Window(file, columns, first=min(starts, default=0), stop=max(stops, default=0))
         for entry, start, stop in zip(self._entries, starts, stops, strict=True):
             yield entry, self._rows(window, entry, start, stop)
 
@@ -60,7 +66,7 @@ class Rows:
         lacking = [name for name in (*self._columns, _NUMBER) if name not in file.schema_arrow.names]
         if lacking:
             raise ValueError(f"it has no column {lacking[0]!r}")
-        numbers = file.read([_NUMBER], use_threads=False)[_NUMBER].to_numpy()
+        numbers = one_number_a_step(_NUMBER, file.read([_NUMBER], use_threads=False)[_NUMBER], "int64")
         if (np.diff(numbers) < 0).any():
             raise ValueError("its rows are not in the order of episode_index")
         return file, numbers

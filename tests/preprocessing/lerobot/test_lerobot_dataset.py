@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from tests.support.tiny_lerobot import TASKS, TOP, WRIST, TinyEpisode, brightnes
 
 GOLDEN = Path(__file__).parents[2] / "data/lerobot_v3"
 DATA = "data/chunk-000/file-000.parquet"
+ENTRIES = "meta/episodes/chunk-000/file-000.parquet"
 
 
 def read(dataset: LeRobotDataset, split: str = "train") -> list[Episode | Corrupt]:
@@ -32,6 +35,14 @@ def episodes_of(folder: Path, split: str = "train") -> list[Episode]:
     items = read(open_lerobot(str(folder)), split)
     assert all(isinstance(item, Episode) for item in items), [getattr(item, "reason", "") for item in items]
     return [item for item in items if isinstance(item, Episode)]
+
+
+def put(folder: Path, name: str, values: pa.Array | None, file: str = DATA) -> None:
+    """Writes other values into a column of a Parquet file, or takes the column away."""
+    table = pq.read_table(folder / file)
+    place = table.schema.get_field_index(name)
+    changed = table.remove_column(place) if values is None else table.set_column(place, name, values)
+    pq.write_table(changed, folder / file)
 
 
 def assert_same(read_back: Episode, written: TinyEpisode, seed: int) -> None:
@@ -161,30 +172,105 @@ def test_a_value_that_is_missing_costs_its_episode(tmp_path: Path) -> None:
     [
         ("frame_index", [0, 2, 1, 3], "frame_index goes from 0 to 2 at step 1"),
         ("frame_index", [0, 1, 5, 6], "frame_index goes from 1 to 5 at step 2"),
-        ("timestamp", [0.0, 0.1, 0.4, 0.5], "timestamp goes on by 0.3000 s at step 2, and 10 frames a second"),
-        ("timestamp", [0.0, 0.1, np.nan, 0.3], "timestamp goes on by nan s at step 2"),
+        ("frame_index", [1, 2, 3, 4], "frame_index begins with 1, and an episode's first frame is 0"),
+        ("timestamp", [0.0, 0.3, 0.6, 0.9], "timestamp goes on by 0.3000 s a step (the median), and 10 frames"),
+        ("timestamp", [0.0, 0.1, 0.1, 0.2], "timestamp goes from 0.1000 to 0.1000 s at step 2: it must increase"),
+        ("timestamp", [0.0, 0.1, np.nan, 0.3], "timestamp goes from 0.1000 to nan s at step 2"),
+        ("timestamp", [0.0, 0.1, 0.3, 0.4], "timestamp leads to 0.8000 s of videos/"),  # the last one's first
+        ("timestamp", [-0.1, 0.0, 0.1, 0.2], "timestamp leads to 0.3000 s of videos/"),  # the first one's last
     ],
 )
 def test_frames_that_are_missing_or_moved_cost_their_episode(
     tmp_path: Path, column: str, values: list[float], words: str
 ) -> None:
     write_v3(tmp_path / "set", [[episode(seed, 4) for seed in range(3)]])
-    table = pq.read_table(tmp_path / "set" / DATA)
-    place, field = table.schema.get_field_index(column), table.schema.field(column)
-    changed = [*table[column].to_pylist()[:4], *values, *table[column].to_pylist()[8:]]
-    pq.write_table(table.set_column(place, field, pa.array(changed, field.type)), tmp_path / "set" / DATA)
+    whole = pq.read_table(tmp_path / "set" / DATA)[column]
+    changed = [*whole.to_pylist()[:4], *values, *whole.to_pylist()[8:]]
+    put(tmp_path / "set", column, pa.array(changed, whole.type))
     first, moved, last = read(open_lerobot(str(tmp_path / "set")))
     assert isinstance(first, Episode) and isinstance(last, Episode)
     assert isinstance(moved, Corrupt) and words in moved.reason
 
 
+def test_moved_frames_are_seen_where_only_numbers_are_read(tmp_path: Path) -> None:
+    write_v3(tmp_path / "set", [[episode(0, 4)]])
+    put(tmp_path / "set", "frame_index", pa.array([0, 2, 1, 3]))
+    dataset = open_lerobot(str(tmp_path / "set"))
+    (item,) = dataset.read_shard(dataset.shards("train")[0], paths=["action"])
+    assert isinstance(item, Corrupt) and "frame_index goes from 0 to 2" in item.reason
+
+
 def test_clocks_that_tremble_a_little_cost_nothing(tmp_path: Path) -> None:
     write_v3(tmp_path / "set", [[episode(0, 4)]])
-    table = pq.read_table(tmp_path / "set" / DATA)
-    place = table.schema.get_field_index("timestamp")
-    times = pa.array([0.02, 0.11, 0.19, 0.31], pa.float32())
-    pq.write_table(table.set_column(place, "timestamp", times), tmp_path / "set" / DATA)
+    put(tmp_path / "set", "timestamp", pa.array([0.02, 0.11, 0.19, 0.31], pa.float32()))
     assert episodes_of(tmp_path / "set")[0].num_steps == 4
+
+
+def test_a_clock_that_halted_once_costs_nothing_where_no_video_hangs_on_it(tmp_path: Path) -> None:
+    write_v3(tmp_path / "set", [[episode(0, 4)]])
+    put(tmp_path / "set", "timestamp", pa.array([0.0, 0.1, 0.26, 0.36], pa.float32()))
+    dataset = open_lerobot(str(tmp_path / "set"))
+    (shard,) = dataset.shards("train")
+    (item,) = dataset.read_shard(shard, paths=["action", WRIST])
+    assert isinstance(item, Episode) and item.num_steps == 4
+
+
+@pytest.mark.parametrize("write", [write_v3, write_v21])
+def test_a_video_may_be_longer_than_its_steps(tmp_path: Path, write: Callable[..., Path]) -> None:
+    """Frame 2 was shown but not recorded: the episode's part of the file holds all that its timestamps lead to."""
+    one = replace(episode(0, 4), video_NHWC=episode(0, 5).video_NHWC)
+    folder = write(tmp_path / "set", [[one]] if write is write_v3 else [one])
+    times = pa.array([0.0, 0.1, 0.3, 0.4], pa.float32())
+    if write is write_v3:
+        put(folder, "timestamp", times)
+        put(folder, f"videos/{TOP}/to_timestamp", pa.array([0.5]), ENTRIES)
+    else:
+        put(folder, "timestamp", times, "data/chunk-000/episode_000000.parquet")
+    (item,) = episodes_of(folder)
+    levels = [np.asarray(frame).mean() for frame in item.steps[TOP]]
+    assert np.abs(levels - brightness(0, np.array([0, 1, 3, 4]))).max() < 4
+
+
+@pytest.mark.parametrize("ends", [None, pa.array([0.3, 0.7])])
+def test_where_a_video_ends_may_be_left_out_or_be_its_last_frame_s_time(tmp_path: Path, ends: pa.Array | None) -> None:
+    write_v3(tmp_path / "set", [[episode(0, 4), episode(1, 4)]])
+    put(tmp_path / "set", f"videos/{TOP}/to_timestamp", ends, ENTRIES)
+    assert [item.num_steps for item in episodes_of(tmp_path / "set")] == [4, 4]
+    put(tmp_path / "set", "timestamp", pa.array([0.0, 0.1, 0.3, 0.4] * 2, pa.float32()))
+    assert all(isinstance(item, Corrupt) for item in read(open_lerobot(str(tmp_path / "set"))))
+
+
+def test_a_part_of_a_video_that_lacks_frames_costs_its_episode(tmp_path: Path) -> None:
+    write_v3(tmp_path / "set", [[episode(0, 4), episode(1, 4)]])
+    put(tmp_path / "set", f"videos/{TOP}/to_timestamp", pa.array([0.2, 0.8]), ENTRIES)
+    short, whole = read(open_lerobot(str(tmp_path / "set")))
+    assert isinstance(short, Corrupt) and "lies there from 0.0000 to 0.3000 s" in short.reason
+    assert isinstance(whole, Episode)
+
+
+def test_numbers_may_be_lists_of_one_value(tmp_path: Path) -> None:
+    written = [episode(seed, 4) for seed in range(2)]
+    write_v3(tmp_path / "set", [written])
+    for name in ("timestamp", "frame_index", "episode_index", "index", "task_index"):
+        values = pq.read_table(tmp_path / "set" / DATA)[name].combine_chunks()
+        put(tmp_path / "set", name, pa.ListArray.from_arrays(pa.array(range(9), pa.int32()), values))
+    for seed, (item, original) in enumerate(zip(episodes_of(tmp_path / "set"), written, strict=True)):
+        assert_same(item, original, seed)
+
+
+@pytest.mark.parametrize("name", ["timestamp", "frame_index"])
+def test_a_column_that_the_file_lacks_is_in_the_way_only_where_someone_wants_it(tmp_path: Path, name: str) -> None:
+    write_v3(tmp_path / "set", [[episode(0, 4)]])
+    put(tmp_path / "set", name, None)
+    dataset = open_lerobot(str(tmp_path / "set"))
+    (shard,) = dataset.shards("train")
+    (item,) = dataset.read_shard(shard, paths=["action", WRIST])
+    assert isinstance(item, Episode) and item.num_steps == 4
+    (shown,) = dataset.read_shard(shard, paths=["action", TOP])
+    if name == "timestamp":
+        assert isinstance(shown, Corrupt) and "has no column 'timestamp'" in shown.reason
+    else:
+        assert isinstance(shown, Episode)
 
 
 def test_a_folder_s_name_is_no_pattern(tmp_path: Path) -> None:
@@ -227,9 +313,8 @@ def test_a_missing_data_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shift_s", [0.05, 0.5])
 def test_a_video_without_a_frame_at_the_wanted_time_is_refused(tmp_path: Path, shift_s: float) -> None:
     write_v3(tmp_path / "set", [[episode(0, 4)]])
-    listed = tmp_path / "set/meta/episodes/chunk-000/file-000.parquet"
-    (entry,) = pq.read_table(listed).to_pylist()
-    pq.write_table(pa.Table.from_pylist([{**entry, f"videos/{TOP}/from_timestamp": shift_s}]), listed)
+    put(tmp_path / "set", f"videos/{TOP}/from_timestamp", pa.array([shift_s]), ENTRIES)
+    put(tmp_path / "set", f"videos/{TOP}/to_timestamp", pa.array([shift_s + 0.4]), ENTRIES)
     (item,) = episodes_of(tmp_path / "set")
     with pytest.raises(ValueError, match=r"has no frame at"):
         list(item.steps[TOP])
