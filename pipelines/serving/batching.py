@@ -100,8 +100,7 @@ class Batcher:
         job.session.begins |= job.reset
         if len(self._waiting) >= self._max_waiting:
             raise Refusal(f"{len(self._waiting)} robots are waiting already: ask again later", status=503)
-        self._waiting[job.session] = replace(job, reset=job.session.begins)
-        job.session.begins = False
+        self._waiting[job.session] = replace(job, reset=job.session.begun(job.arrived))
         self._arrived.set()
 
     def in_model_thread(self, work: Callable[[], None]) -> asyncio.Future[None]:
@@ -167,12 +166,20 @@ class Batcher:
             seconds = time.perf_counter() - started
             self._observed(len(of_model), seconds)
             for job, outcome in zip(of_model, outcomes, strict=True):
-                if job.future.done():
-                    continue
-                if isinstance(outcome, Action):
+                if isinstance(outcome, Action) and not job.future.done():
                     job.future.set_result(Result(action=outcome, infer_ms=seconds * 1000, begins=job.reset))
-                else:
+                    continue
+                self._pass_reset_on(job)
+                if isinstance(outcome, Exception) and not job.future.done():
                     job.future.set_exception(outcome)
+
+    def _pass_reset_on(self, job: Job) -> None:
+        """Let the robot's next frame begin the episode that this one was to begin."""
+        newer = self._waiting.get(job.session)
+        if newer is None:
+            job.session.begins |= job.reset
+        else:
+            self._waiting[job.session] = replace(newer, reset=newer.reset or job.reset)
 
 
 def require_timely(age_s: float, late_ms: float) -> None:

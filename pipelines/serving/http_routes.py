@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
 from starlette.requests import ClientDisconnect, Request
@@ -108,8 +108,11 @@ class _Http:
             unnormalised_by = seen.get("unnorm_key")
             return replace(question, dataset=unnormalised_by) if isinstance(unnormalised_by, str) else question
 
-        prepared = await self._service.prepare(read)
-        session = self._session(robot_of(seen) or mlflow_rows.robot_name(robot), prepared.question)
+        def name() -> str | None:
+            return robot_of(seen) or mlflow_rows.robot_name(robot)
+
+        prepared = await self._service.prepare(read, lambda: self._service.sessions.known(name() or ""))
+        session = self._session(name(), prepared.question)
         answer = await self._service.answer(session, prepared)
         return _act_response(seen, answer, self._frontend.adapter_for("act", as_array=_wants_array(seen)))
 
@@ -118,8 +121,19 @@ class _Http:
         body = await self._json_body(request)
         wanted = {"num_frames": self._frontend.frames_without_a_name(), "cameras": self._service.model.roles}
         rows = await self._service.in_reader(lambda: mlflow_rows.read(body, **wanted))
+        arrived = time.monotonic()
+        try:
+            answers = await self._answers(rows)
+        except Refusal:  # of one row: the others get no answer either, and those of later turns are not asked
+            for row in rows:
+                if (session := self._service.sessions.known(row.robot or "")) is not None:
+                    session.note_reset(row.question, arrived)
+            raise
+        return JSONResponse({"predictions": [mlflow_rows.prediction(answer) for answer in answers]})
+
+    async def _answers(self, rows: Sequence[mlflow_rows.Row]) -> list[Answer]:
         prepared = [
-            await _of_row(number, self._service.prepare(lambda question=row.question: question))
+            await _of_row(number, self._service.prepare(lambda question=row.question: question, lambda: None))
             for number, row in enumerate(rows)
         ]
         sessions = [self._session(row.robot, row.question) for row in rows]
@@ -130,8 +144,7 @@ class _Http:
                 prepared = [replace(row, arrived=begins) for row in prepared]
             pending = [self._service.answer(sessions[number], prepared[number]) for number in turn]
             answered |= dict(zip(turn, await asyncio.gather(*pending), strict=True))
-        predictions = [mlflow_rows.prediction(answered[number]) for number in range(len(rows))]
-        return JSONResponse({"predictions": predictions})
+        return [answered[number] for number in range(len(rows))]
 
     def _session(self, robot: str | None, question: Question) -> Session:
         mlflow_rows.require_history(robot, question, self._frontend.frames_without_a_name())

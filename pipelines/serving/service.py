@@ -133,24 +133,32 @@ class PolicyService:
 
     async def ask(self, session: Session, read: Callable[[], Question]) -> Answer:
         """The answer to what `read` reads, which is run in another thread. Raises Refusal."""
-        return await self.answer(session, await self.prepare(read))
+        return await self.answer(session, await self.prepare(read, lambda: session))
 
-    async def prepare(self, read: Callable[[], Question]) -> Prepared:
-        """Frame and instruction as the model takes them; no history moves. Raises Refusal."""
+    async def prepare(self, read: Callable[[], Question], robot: Callable[[], Session | None]) -> Prepared:
+        """Frame and instruction as the model takes them; no history moves. `robot` gives whose they are once `read` has
+        run: it remembers the reset of a frame that is refused. Raises Refusal."""
         if self.is_stopping:
             raise Refusal("this server is stopping: connect again", status=503)
         model, arrived = self.model, time.monotonic()
+        asked: list[Question] = []
 
         def timely() -> Prepared:
-            require_timely(time.monotonic() - arrived, self.config.limits.late_ms)  # before it costs more
-            return self._read(model, read(), arrived)
+            asked.append(read())
+            require_timely(time.monotonic() - arrived, self.config.limits.late_ms)  # before pictures are decoded
+            return self._read(model, asked[0], arrived)
 
         with self._being_asked():
-            return await self.in_reader(timely)
+            try:
+                return await self.in_reader(timely)
+            except Refusal:
+                if asked and (session := robot()) is not None:
+                    session.note_reset(asked[0], arrived)
+                raise
 
     async def answer(self, session: Session, prepared: Prepared) -> Answer:
         """The action for the frame, which joins the robot's history. Raises Refusal."""
-        session.begins |= prepared.question.reset and not prepared.question.stateless
+        session.note_reset(prepared.question, prepared.arrived)
         session.require_rate(time.monotonic(), self.config.limits.max_rate_hz)
         with self._being_asked():
             if prepared.model is not self.model:  # another has taken its place meanwhile

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pipelines.families.base import Policy
 from pipelines.publishing.inference import InferenceModel
 from pipelines.serving.limits import Limits
+from pipelines.serving.question import Question
 from pipelines.serving.refusal import Refusal
 from rt_models.spec import DatasetContract
 
@@ -26,7 +27,8 @@ class Session:
         self._model: InferenceModel | None = None
         self._dataset = ""
         self._policy: Policy | None = None
-        self._newest = -math.inf
+        self._newest = -math.inf  # when the newest frame that was taken was received,
+        self._began = -math.inf  # and the newest with which an episode began
         self.begins = False
         """Whether the next frame that is taken begins an episode: also where the one that said so was refused."""
 
@@ -42,6 +44,18 @@ class Session:
         if arrived < self._newest:
             raise Refusal(f"a newer frame of {self.called} has been taken before this one was read", status=409)
         self._newest = arrived
+
+    def note_reset(self, question: Question, arrived: float) -> None:
+        """Let the next frame begin an episode if this question, received at this time, says so, whatever becomes of it:
+        unless one has begun with a frame that was received later, such as the same question asked again."""
+        self.begins |= question.reset and not question.stateless and arrived > self._began
+
+    def begun(self, arrived: float) -> bool:
+        """Whether an episode begins with the frame, received at this time, that is taken now."""
+        begins, self.begins = self.begins, False
+        if begins:
+            self._began = arrived
+        return begins
 
     @property
     def called(self) -> str:
@@ -102,6 +116,10 @@ class Sessions:
         if robot not in self._named:
             self._named[robot] = self._new(robot)
         return self._named[robot]
+
+    def known(self, robot: str) -> Session | None:
+        """The robot of this name, if it has a place."""
+        return self._named.get(robot)
 
     def holds(self, session: Session) -> bool:
         """Whether this robot is remembered now."""

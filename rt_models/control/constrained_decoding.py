@@ -20,15 +20,18 @@ def allowed_tokens(spec: ActionSpec, device: torch.device | None = None) -> Tens
 
 
 def choose_tokens(logits_xAV: Tensor, spec: ActionSpec) -> Tensor:
-    """int64 (..., A): the likeliest allowed token of each dimension, from logits (..., A, V). Raises ValueError where
-    one is not finite: argmax takes NaN for the largest, and its token looks like an action."""
+    """int64 (..., A): the likeliest allowed token of each dimension, from logits (..., A, V), of which a model may have
+    set some to -inf. Raises ValueError where the largest is not finite: argmax takes NaN for the largest, and its token
+    looks like an action."""
     if logits_xAV.shape[-2:] != (spec.size, spec.bins):
         raise ValueError(
             f"logits of {spec.name} end in ({spec.size}, {spec.bins}), got shape {tuple(logits_xAV.shape)}"
         )
-    if not bool(logits_xAV.isfinite().all()):
+    allowed_xAV = logits_xAV.masked_fill(~allowed_tokens(spec, logits_xAV.device), -torch.inf)
+    largest_xA = torch.stack((logits_xAV.amax(dim=-1), allowed_xAV.amax(dim=-1)))
+    if not bool(largest_xA.isfinite().all()):
         raise ValueError(
             "the model's logits are not finite: its weights have diverged or are damaged, or what it was told is far "
             "from all that it was trained on"
         )
-    return logits_xAV.masked_fill(~allowed_tokens(spec, logits_xAV.device), -torch.inf).argmax(dim=-1)
+    return allowed_xAV.argmax(dim=-1)

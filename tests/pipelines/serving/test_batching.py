@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -27,43 +25,7 @@ from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.images import decode_image
 from tests.support.policy_clients import OpenpiRobot
 from tests.support.policy_server import running, untrained
-
-
-def serve(opened: EpisodeStore, work: Callable[[PolicyService], Awaitable[Any]], **config: Any) -> Any:
-    """What `work` gives with a started service."""
-
-    async def started() -> Any:
-        service = PolicyService(untrained(opened), ServiceConfig(**config))
-        await service.start()
-        try:
-            return await work(service)
-        finally:
-            await service.stop()
-
-    return asyncio.run(started())
-
-
-@contextmanager
-def held(service: PolicyService) -> Iterator[None]:
-    """The model's thread is busy inside the block."""
-    let_go = threading.Event()
-    service.batcher.in_model_thread(lambda: let_go.wait(30) and None)
-    try:
-        yield
-    finally:
-        let_go.set()
-
-
-def asks(frame: object, text: str, **fields: Any) -> Callable[[], Question]:
-    return lambda: Question(frame=frame, instruction=text, **fields)
-
-
-async def waits(service: PolicyService, count: int) -> None:
-    """Until so many frames wait for the model."""
-    ends = time.monotonic() + 20
-    while service.batcher.waiting < count:
-        assert time.monotonic() < ends
-        await asyncio.sleep(0.005)
+from tests.support.policy_service import asks, held, serve, waits
 
 
 def test_robots_that_ask_at_once_are_answered_in_few_passes_and_as_if_alone(
@@ -128,36 +90,6 @@ def test_a_newer_frame_takes_the_place_of_an_older_one(opened: EpisodeStore, fra
     first, second, third = serve(opened, twice, limits=Limits(late_ms=20_000))
     assert (first.action.frames_seen, third.action.frames_seen) == (1, 2)
     assert isinstance(second, Refusal) and second.status == 409 and "a newer frame of robot a" in str(second)
-
-
-def test_an_episode_begins_though_its_first_frame_was_refused(
-    opened: EpisodeStore, frames: list[bytes], text: str
-) -> None:
-    """Its place was taken by a newer frame, or it was late: the next one's history is not the last episode's."""
-
-    async def new_episodes(service: PolicyService) -> list[Any]:
-        robot, other = service.sessions.named("a"), service.sessions.named("b")
-        told = []
-        service._record = lambda session, *_, begins: recorded[session.name].append(begins)  # type: ignore[method-assign]
-        for newer in (asks(frames[2], text), None):
-            await service.ask(robot, asks(frames[0], text))
-            with held(service):
-                asked = [asyncio.create_task(service.ask(other, asks(frames[0], text)))]
-                await asyncio.sleep(0.1)  # its pass has begun
-                asked.append(asyncio.create_task(service.ask(robot, asks(frames[1], text, reset=True))))
-                await waits(service, 1)
-                if newer is not None:
-                    asked.append(asyncio.create_task(service.ask(robot, newer)))
-                await asyncio.sleep(0.2 if newer else 2.2)
-            told += (await asyncio.gather(*asked, return_exceptions=True))[1:]
-            told.append(await service.ask(robot, asks(frames[3], text)))
-        return told
-
-    recorded: dict[str, list[bool]] = {"a": [], "b": []}
-    replaced, newer, after, late, after_late = serve(opened, new_episodes, limits=Limits(late_ms=2000))
-    assert [refusal.status for refusal in (replaced, late)] == [409, 503]
-    assert [answer.action.frames_seen for answer in (newer, after, after_late)] == [1, 2, 1]
-    assert recorded["a"] == [False, True, False, False, True]
 
 
 def test_a_frame_that_is_overtaken_while_it_is_read_is_refused(
@@ -329,16 +261,16 @@ def test_a_batch_is_no_larger_than_a_pass_of_the_model() -> None:
 
 
 def test_a_frame_that_has_waited_to_be_read_is_late_too(opened: EpisodeStore, frames: list[bytes], text: str) -> None:
-    def slowly() -> Question:
+    def slowly(role: str, others: Sequence[str]) -> object:
         time.sleep(0.2)
-        return Question(frame=frames[0], instruction=text)
+        return frames[0]
 
     async def crowded(service: PolicyService) -> list[Any]:
         robots = [service.sessions.named(f"robot-{number}") for number in range(24)]
-        asked = [service.ask(robot, slowly) for robot in robots]
+        asked = [service.ask(robot, lambda: Question(camera=slowly, instruction=text)) for robot in robots]
         started = time.monotonic()
         told = await asyncio.gather(*asked, return_exceptions=True)
-        assert time.monotonic() - started < 3  # those that are late are not read first
+        assert time.monotonic() - started < 3  # the pictures of those that are late are not decoded first
         return told
 
     told = serve(opened, crowded, limits=Limits(late_ms=500))

@@ -29,9 +29,15 @@ def test_logits_of_another_vocabulary_are_refused() -> None:
         choose_tokens(torch.zeros(1, 11, 512), SPEC)
 
 
+def test_a_model_may_mask_its_own_logits() -> None:
+    logits = torch.zeros(2, SPEC.size, SPEC.bins)
+    logits[..., 0] = logits[:, 3, :7] = -torch.inf
+    assert choose_tokens(logits, SPEC)[1, 2:4].tolist() == [1, 7]
+
+
 def test_logits_that_are_not_finite_are_no_action() -> None:
-    for value in (torch.nan, torch.inf):
+    for value, bins in ((torch.nan, 7), (torch.inf, 7), (-torch.inf, slice(None))):
         logits = torch.zeros(2, SPEC.size, SPEC.bins)
-        logits[1, 3, 7] = value
+        logits[1, 3, bins] = value
         with pytest.raises(ValueError, match="the model's logits are not finite"):
             choose_tokens(logits, SPEC)
