@@ -14,7 +14,8 @@ import pytest
 from pipelines.publishing.folder import TrainedModel
 from pipelines.publishing.inference import InferenceModel
 from pipelines.serving.hot_swap import AliasFollower, require_same_meaning
-from pipelines.serving.service import PolicyService
+from pipelines.serving.limits import Limits
+from pipelines.serving.service import PolicyService, ServiceConfig
 from preprocessing.store.episode_store import EpisodeStore
 from preprocessing.store.images import decode_image
 from rt_models.action_space import ActionSpace, SpaceDimension
@@ -61,7 +62,8 @@ def test_an_alias_that_moves_under_load_mixes_nothing(opened: EpisodeStore, fram
                 answers.append(client.infer({"image": pixels[len(answers) % 6], "prompt": text}))
         return answers
 
-    with running(one, follow=registry.followed_by) as server, ThreadPoolExecutor(4) as threads:
+    unhurried = ServiceConfig(limits=Limits(max_rate_hz=1e6))  # on a fast machine a robot asks 100 times a second
+    with running(one, unhurried, follow=registry.followed_by) as server, ThreadPoolExecutor(4) as threads:
         robots = [threads.submit(robot, server.websocket) for _ in range(4)]
         time.sleep(0.5)
         moved(server.address, registry, two.source)
