@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipelines.families.models import Model, ModelConfig
+from pipelines.publishing.weights import is_finite
 from rt_models.rt1_weights import load_imagenet
 from rt_models.vision.efficientnet import EfficientNetConfig
 
@@ -64,7 +65,7 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} cannot be read as weights ({reason}): give a state dict alone") from error
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds no state dict: save model.state_dict() of efficientnet_b3")
-    broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    broken = [name for name, value in state.items() if not is_finite(value)]
     if broken:
         raise ValueError(f"{path} is damaged: {broken[0]} holds NaN or infinity; fetch it again")
     return state

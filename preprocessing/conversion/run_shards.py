@@ -75,7 +75,7 @@ def convert_shards(
 ) -> None:
     """Convert the shards `missing` of `total` behind a progress bar called `what`; `convert_one` converts a shard.
 
-    gpu_share: of a GPU, that a worker of Ray takes where GPUs are free; else it sees none.
+    gpu_share: share of a GPU that a worker of Ray takes; where no GPU is free, workers compute on CPUs.
     claim: what a task on another node must find there before it converts.
     """
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("shards"), TimeElapsedColumn())

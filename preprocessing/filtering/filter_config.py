@@ -36,8 +36,8 @@ class FilterConfig:
     workers: int | None = None
     """Shards read at once; by default as many as Ray has CPUs, 0 filters in this process without Ray."""
     gpu_share: float = 0.25
-    """Of a GPU, that a worker with a clip or siglip takes where Ray has GPUs free: 0.25 for four workers on each, which
-    read and prepare pictures meanwhile; 0 computes on CPUs."""
+    """Share of a GPU that a worker with a clip or siglip takes, where Ray has GPUs free. 0.25 puts four workers on
+    each, so that some read and prepare pictures while others compute; 0 computes on CPUs."""
 
     def __post_init__(self) -> None:
         kind, _ = scorer_parts(self.scorer)

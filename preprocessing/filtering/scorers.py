@@ -25,8 +25,8 @@ from preprocessing.store.shard_files import with_retries
 
 SCORERS = ("column", "file:PATH", "clip:PATH", "siglip:PATH", "none")
 MODELS = ("clip", "siglip")
+"""Scorers that are models, which are also the types of model in the config.json of transformers."""
 _MODEL_FILE = "config.json"
-_MODEL_TYPES = ("clip", "siglip")
 
 
 class PairScorer(Protocol):
@@ -114,8 +114,8 @@ class DualEncoder:
             raise ValueError(
                 f"{path} names no model_type: give the folder of a CLIP or SigLIP of transformers"
             ) from None
-        if kind not in _MODEL_TYPES:
-            raise ValueError(f"{self.folder} holds a model of type {kind}: give one of {', '.join(_MODEL_TYPES)}")
+        if kind not in MODELS:
+            raise ValueError(f"{self.folder} holds a model of type {kind}: give one of {', '.join(MODELS)}")
         _loaded(self.folder, self.device)
 
     def fingerprint(self) -> str:

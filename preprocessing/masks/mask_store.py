@@ -44,8 +44,8 @@ class MaskConfig:
     workers: int | None = None
     """Shards worked on at once; by default as many as Ray has CPUs, 0 works in this process without Ray."""
     gpu_share: float = 0.25
-    """Of a GPU, that a worker with an owlvit takes where Ray has GPUs free: 0.25 for four workers on each; 0 computes
-    on CPUs."""
+    """Share of a GPU that a worker with an owlvit takes, where Ray has GPUs free. 0.25 puts four workers on each; 0
+    computes on CPUs."""
 
     def __post_init__(self) -> None:
         kind, _, path = self.detector.partition(":")
@@ -102,14 +102,8 @@ def mask_store(store: str, config: MaskConfig, reach_ray: ReachRay = own_ray) ->
     missing = [index for index in range(total) if not filesystem.exists(f"{work}/{report_name(index)}")]
     task = _MaskTask(store=opened.root, config=config)
     gpu_share = config.gpu_share if config.kind == "owlvit" else 0.0
-    settled = {
-        "total": total,
-        "workers": config.workers,
-        "gpu_share": gpu_share,
-        "units": ("episodes", "episodes"),
-        "what": "mask",
-    }
-    convert_shards(partial(_mark_shard, task), missing, reach_ray=reach_ray, **settled)
+    settled = {"total": total, "workers": config.workers, "units": ("episodes", "episodes"), "what": "mask"}
+    convert_shards(partial(_mark_shard, task), missing, gpu_share=gpu_share, reach_ray=reach_ray, **settled)
     marks = [mark for index in range(total) for mark in _read(filesystem, f"{work}/{report_name(index)}")["marks"]]
     table = pa.Table.from_pylist([{"episode": n, **mark} for n, mark in enumerate(marks)], schema=MARKS_SCHEMA)
     verbs = Counter(mark["verb"] for mark in marks if mark["problem"] is None)

@@ -213,7 +213,7 @@ class RetryingFileSystem:
 
 
 def _behind(error: Exception) -> Exception:
-    """fsspec says of a web server that does not answer that the file is not there: what it met instead."""
+    """The error behind a FileNotFoundError that fsspec raises because a web server does not answer; else `error`."""
     met = error.__cause__
     return met if isinstance(error, FileNotFoundError) and isinstance(met, Exception) and _is_outage(met) else error
 

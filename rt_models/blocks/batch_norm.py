@@ -193,8 +193,10 @@ def _normalised(
 
 
 def _surely_finite(mean_C: Tensor, var_C: Tensor) -> bool:
-    """One look at the numbers on a CPU, which costs less than to choose channel by channel; False where a look would
-    wait for a device."""
+    """Whether all are known to be finite, by one product on a CPU, which costs less than a test of each channel.
+
+    False where the product overflows, or reading it would wait for a device or break a trace of torch.compile.
+    """
     if mean_C.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     return math.isfinite(torch.dot(mean_C, var_C))

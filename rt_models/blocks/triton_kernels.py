@@ -39,6 +39,8 @@ def run_kernels(how: Kernels | Started, *, device: str) -> Iterator[None]:
     "auto": as outside of any such block. "on": run them whatever the device, as Triton's interpreter does. "off": are
     computed by torch's own operators. A function: take the kernels' way without Triton; it is called where a kernel
     would be, and nothing is computed.
+
+    The choice is global: blocks of two threads must not overlap on one type of device.
     """
     before = _chosen.get(device, "auto")
     _chosen[device] = how
